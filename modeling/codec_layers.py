@@ -1,0 +1,488 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Layers that the codecs share: padded and streaming convolutions, SEANet (waveform rate) and ConvNeXt (frame rate) networks.
+
+Every layer maps (batch, channels, length) to (batch, channels, length) and takes two optional arguments:
+
+- `lengths` (batch,): the real length of each item of a right-padded batch at this layer's input. What lies beyond is replaced by the
+  padding that the item would get alone, so a batch gives each item exactly what it gets alone.
+- `cache`: the past of a stream (causal layers only), so that chunks give exactly what the whole gives.
+
+Lengths are Python integers or tensors that never leave their device: nothing here waits for the device.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+
+# Frames of context after which an LSTM's state no longer depends on its start, for windows over long files (10 s at 50 Hz).
+LSTM_CONTEXT = 512
+
+
+class StreamingCache:
+    """The past inputs and recurrent states of one stream, by layer. Start a new one for a new stream."""
+
+    def __init__(self):
+        self.states = {}
+
+    def prepend(self, layer: nn.Module, hidden_states: torch.Tensor, length: int, name: str = "") -> torch.Tensor:
+        """Put the last `length` steps before this chunk in front of it (zeros at the start) and keep the new last ones."""
+        if length == 0:
+            return hidden_states
+        past = self.states.get((layer, name))
+        if past is None:
+            past = hidden_states.new_zeros(*hidden_states.shape[:-1], length)
+        extended = torch.cat([past, hidden_states], dim=-1)
+        self.states[layer, name] = extended[..., -length:]
+        return extended
+
+
+def ceil_divide(length, divisor: int):
+    """Rounded-up quotient, of an integer or an integer tensor."""
+    return -(-length // divisor)
+
+
+def mask_beyond(hidden_states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Zero (batch, ..., length) from each item's length on."""
+    positions = torch.arange(hidden_states.shape[-1], device=hidden_states.device)
+    keep = positions < lengths.unsqueeze(-1)
+    return hidden_states * keep.view(len(lengths), *[1] * (hidden_states.dim() - 2), -1).to(hidden_states.dtype)
+
+
+def pad_ragged(hidden_states, lengths, left: int, right: int, item_right, mode: str) -> torch.Tensor:
+    r"""
+    Pad every item of a right-padded batch as it would be padded alone.
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `(batch, channels, length)`): Padded batch.
+        lengths (`torch.Tensor` of shape `(batch,)`): Real lengths.
+        left, right (`int`): Padding on either side of the batch.
+        item_right (`torch.Tensor` of shape `(batch,)`): Padding that each item would get alone on its right.
+        mode (`str`): `"constant"`, `"reflect"` or `"replicate"`.
+
+    Returns:
+        (batch, channels, left + length + right); what lies beyond an item's padding is not defined.
+    """
+    length = hidden_states.shape[-1]
+    if mode == "constant":
+        return F.pad(mask_beyond(hidden_states, lengths), (left, right))
+    lengths = lengths.unsqueeze(-1)
+    index = torch.arange(-left, length + right, device=hidden_states.device).expand(len(lengths), -1)  # (B, left + T + right)
+    if mode == "replicate":
+        source, real = index.clamp(min=0).minimum(lengths - 1), None
+    else:
+        # An item shorter than its padding is first filled up with zeros, then reflected.
+        filled = lengths.maximum(item_right.clamp(min=left).unsqueeze(-1) + 1)
+        source = torch.where(index < filled, index.abs(), 2 * (filled - 1) - index)
+        real = (source < lengths) & (source >= 0)
+    source = source.clamp(0, length - 1)
+    padded = hidden_states.gather(-1, source.unsqueeze(1).expand(-1, hidden_states.shape[1], -1))
+    return padded if real is None else padded * real.unsqueeze(1).to(padded.dtype)
+
+
+def pad_reflect(hidden_states: torch.Tensor, left: int, right: int) -> torch.Tensor:
+    """Reflection of any length: what is shorter than its padding is first filled up with zeros (as EnCodec does)."""
+    missing = max(max(left, right) + 1 - hidden_states.shape[-1], 0)
+    padded = F.pad(F.pad(hidden_states, (0, missing)), (left, right), mode="reflect")
+    return padded[..., : padded.shape[-1] - missing]
+
+
+class CodecLayer(nn.Module):
+    """A layer that keeps the length; the base of those that do not."""
+
+    def forward(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
+        raise NotImplementedError
+
+    def output_length(self, length):
+        """Length after this layer, of an integer or an integer tensor."""
+        return length
+
+    def input_span(self, first: int, last: int) -> tuple[int, int]:
+        """First and last input step that the output steps from `first` to `last` depend on."""
+        return first, last
+
+
+class CodecSequential(CodecLayer):
+    """Layers in a row, as `layers`."""
+
+    def __init__(self, *layers: CodecLayer):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, lengths, cache)
+            lengths = None if lengths is None else layer.output_length(lengths)
+        return hidden_states
+
+    def output_length(self, length):
+        for layer in self.layers:
+            length = layer.output_length(length)
+        return length
+
+    def input_span(self, first: int, last: int) -> tuple[int, int]:
+        for layer in reversed(self.layers):
+            first, last = layer.input_span(first, last)
+        return first, last
+
+
+class Elu(CodecLayer):
+    """Exponential linear unit."""
+
+    def forward(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
+        return F.elu(hidden_states)
+
+
+class Snake(CodecLayer):
+    """x + sin(alpha x)^2 / alpha with a learnt alpha per channel (arXiv 2006.08195)."""
+
+    def __init__(self, num_channels: int):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1, num_channels, 1))
+
+    def forward(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
+        return hidden_states + torch.sin(self.alpha * hidden_states).square() / (self.alpha + 1e-9)
+
+
+def make_activation(config, num_channels: int) -> CodecLayer:
+    """The configured activation for `num_channels` channels."""
+    return Snake(num_channels) if config.activation == "snake" else Elu()
+
+
+class SlidingWindow(CodecLayer):
+    r"""
+    The padding of a layer that slides a window over its input, so that a length T gives ceil(T / stride) steps.
+
+    Args:
+        config ([`RVQCodecConfig`]): Its `causal` and `pad_mode`.
+        kernel_size, stride, dilation (`int`): The window; it must not be shorter than its stride.
+    """
+
+    def __init__(self, config, kernel_size: int, stride: int = 1, dilation: int = 1):
+        super().__init__()
+        self.span = (kernel_size - 1) * dilation + 1
+        self.stride = stride
+        self.pad_mode = config.pad_mode
+        total = self.span - stride
+        if total < 0:
+            raise ValueError(f"`kernel_size` ({kernel_size}) must be at least the stride ({stride}).")
+        self.pad_right = 0 if config.causal else total // 2
+        self.pad_left = total - self.pad_right
+
+    def pad(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
+        """(batch, channels, T) -> (batch, channels, padded T), in whole strides."""
+        surplus = -hidden_states.shape[-1] % self.stride
+        right = self.pad_right + surplus
+        if cache is not None:
+            return F.pad(cache.prepend(self, hidden_states, self.pad_left), (0, surplus))
+        if self.pad_left + right == 0:
+            return hidden_states
+        if lengths is not None:
+            item_right = self.pad_right + -lengths % self.stride
+            return pad_ragged(hidden_states, lengths, self.pad_left, right, item_right, self.pad_mode)
+        if self.pad_mode == "reflect":
+            return pad_reflect(hidden_states, self.pad_left, right)
+        return F.pad(hidden_states, (self.pad_left, right), mode=self.pad_mode)
+
+    def output_length(self, length):
+        return ceil_divide(length, self.stride)
+
+    def input_span(self, first: int, last: int) -> tuple[int, int]:
+        return first * self.stride - self.pad_left, last * self.stride - self.pad_left + self.span - 1
+
+
+class CodecConv1d(SlidingWindow):
+    """Convolution (batch, in_channels, T) -> (batch, out_channels, ceil(T / stride))."""
+
+    def __init__(
+        self, config, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, dilation: int = 1, groups: int = 1
+    ):
+        super().__init__(config, kernel_size, stride, dilation)
+        self.conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride, dilation=dilation, groups=groups)
+        if config.use_weight_norm and groups == 1:
+            self.conv = weight_norm(self.conv)
+
+    def forward(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
+        return self.conv(self.pad(hidden_states, lengths, cache))
+
+
+class CodecConvTranspose1d(CodecLayer):
+    """Transposed convolution (batch, in_channels, T) -> (batch, out_channels, T * stride); a causal one trims on the right."""
+
+    def __init__(self, config, in_channels: int, out_channels: int, kernel_size: int, stride: int):
+        super().__init__()
+        self.kernel_size, self.stride = kernel_size, stride
+        self.conv = nn.ConvTranspose1d(in_channels, out_channels, kernel_size, stride)
+        if config.use_weight_norm:
+            self.conv = weight_norm(self.conv)
+        total = kernel_size - stride
+        trim_right = math.ceil(total * config.trim_right_ratio) if config.causal else total // 2
+        self.trim_left = total - trim_right
+
+    def forward(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
+        length, past = hidden_states.shape[-1], 0
+        if cache is not None:
+            past = ceil_divide(self.kernel_size, self.stride) - 1
+            hidden_states = cache.prepend(self, hidden_states, past)
+        elif lengths is not None:
+            hidden_states = mask_beyond(hidden_states, lengths)
+        start = self.trim_left + past * self.stride
+        return self.conv(hidden_states)[..., start : start + length * self.stride]
+
+    def output_length(self, length):
+        return length * self.stride
+
+    def input_span(self, first: int, last: int) -> tuple[int, int]:
+        first, last = first + self.trim_left, last + self.trim_left
+        return ceil_divide(first - self.kernel_size + 1, self.stride), last // self.stride
+
+
+class CodecLSTM(CodecLayer):
+    r"""
+    Long short-term memory with a skip connection: y + x, and for two directions y + [x, x] with twice the channels.
+    """
+
+    def __init__(self, num_channels: int, num_layers: int, bidirectional: bool):
+        super().__init__()
+        self.lstm = nn.LSTM(num_channels, num_channels, num_layers, bidirectional=bidirectional)
+
+    def forward(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
+        inputs = hidden_states.permute(2, 0, 1)  # (T, B, C)
+        if not self.lstm.bidirectional:
+            zeros = inputs.new_zeros(self.lstm.num_layers, inputs.shape[1], self.lstm.hidden_size)
+            state = (zeros, zeros) if cache is None else cache.states.get((self, ""), (zeros, zeros))
+            outputs, *state = self._run(inputs, state, range(self.lstm.num_layers), ("",))
+            if cache is not None:
+                cache.states[self, ""] = tuple(state)
+            return (outputs + inputs).permute(1, 2, 0)
+
+        zeros = inputs.new_zeros(1, inputs.shape[1], self.lstm.hidden_size)
+        outputs = inputs
+        for layer in range(self.lstm.num_layers):
+            forwards, *_ = self._run(outputs, (zeros, zeros), (layer,), ("",))
+            backwards, *_ = self._run(self._reverse(outputs, lengths), (zeros, zeros), (layer,), ("_reverse",))
+            outputs = torch.cat([forwards, self._reverse(backwards, lengths)], dim=-1)
+        return (outputs + inputs.repeat(1, 1, 2)).permute(1, 2, 0)
+
+    def _run(self, inputs, state, layers, directions):
+        weights = [
+            getattr(self.lstm, f"{kind}_l{layer}{direction}")
+            for layer in layers
+            for direction in directions
+            for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        ]
+        return torch.lstm(inputs, state, weights, True, len(layers), 0.0, self.training, False, False)
+
+    @staticmethod
+    def _reverse(inputs: torch.Tensor, lengths) -> torch.Tensor:
+        """Turn each item's real steps around; the padding stays behind them."""
+        if lengths is None:
+            return inputs.flip(0)
+        positions = torch.arange(len(inputs), device=inputs.device).unsqueeze(-1)  # (T, 1)
+        source = torch.where(positions < lengths, lengths - 1 - positions, positions)  # (T, B)
+        return inputs.gather(0, source.unsqueeze(-1).expand_as(inputs))
+
+    def input_span(self, first: int, last: int) -> tuple[int, int]:
+        return first - LSTM_CONTEXT, last + LSTM_CONTEXT * self.lstm.bidirectional
+
+
+class ResidualUnit(CodecLayer):
+    """activation, dilated convolution, activation, 1x1 convolution, beside a shortcut (SEANet, arXiv 2009.02095)."""
+
+    def __init__(self, config, num_channels: int, dilation: int):
+        super().__init__()
+        inner = num_channels // config.compress
+        self.block = nn.ModuleList(
+            [
+                make_activation(config, num_channels),
+                CodecConv1d(config, num_channels, inner, config.residual_kernel_size, dilation=dilation),
+                make_activation(config, inner),
+                CodecConv1d(config, inner, num_channels, 1),
+            ]
+        )
+        self.shortcut = CodecConv1d(config, num_channels, num_channels, 1) if config.use_conv_shortcut else None
+
+    def forward(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
+        residual = hidden_states if self.shortcut is None else self.shortcut(hidden_states)
+        for layer in self.block:
+            hidden_states = layer(hidden_states, lengths, cache)
+        return residual + hidden_states
+
+    def input_span(self, first: int, last: int) -> tuple[int, int]:
+        return self.block[1].input_span(first, last)
+
+
+class SEANetEncoder(CodecSequential):
+    """Waveform (batch, 1, T) -> latents (batch, hidden_size, ceil(T / hop_length)) (SoundStream, arXiv 2107.03312)."""
+
+    def __init__(self, config):
+        channels = config.num_filters
+        layers = [CodecConv1d(config, 1, channels, config.kernel_size)]
+        for ratio in config.downsampling_ratios:
+            dilations = (config.dilation_growth_rate**j for j in range(config.num_residual_layers))
+            layers += [ResidualUnit(config, channels, dilation) for dilation in dilations]
+            layers += [make_activation(config, channels)]
+            layers += [CodecConv1d(config, channels, 2 * channels, 2 * ratio, stride=ratio)]
+            channels *= 2
+        if config.encoder_lstm != "none":
+            layers += [CodecLSTM(channels, config.num_lstm_layers, config.encoder_lstm == "bidirectional")]
+            channels *= 2 if config.encoder_lstm == "bidirectional" else 1
+        layers += [make_activation(config, channels)]
+        layers += [CodecConv1d(config, channels, config.hidden_size, config.last_kernel_size)]
+        super().__init__(*layers)
+
+
+class SEANetDecoder(CodecSequential):
+    """Latents (batch, hidden_size, F) -> waveform (batch, 1, F * hop_length)."""
+
+    def __init__(self, config):
+        channels = config.num_filters * 2 ** len(config.downsampling_ratios)
+        layers = [CodecConv1d(config, config.hidden_size, channels, config.last_kernel_size)]
+        if config.decoder_lstm != "none":
+            layers += [CodecLSTM(channels, config.num_lstm_layers, config.decoder_lstm == "bidirectional")]
+            if config.decoder_lstm == "bidirectional":
+                layers += [CodecConv1d(config, 2 * channels, channels, 1)]
+        for ratio in reversed(config.downsampling_ratios):
+            layers += [make_activation(config, channels)]
+            layers += [CodecConvTranspose1d(config, channels, channels // 2, 2 * ratio, stride=ratio)]
+            channels //= 2
+            dilations = (config.dilation_growth_rate**j for j in range(config.num_residual_layers))
+            layers += [ResidualUnit(config, channels, dilation) for dilation in dilations]
+        layers += [make_activation(config, channels), CodecConv1d(config, channels, 1, config.kernel_size)]
+        super().__init__(*layers)
+
+
+class ConvNeXtBlock(CodecLayer):
+    """Depthwise convolution and a two-layer perceptron around a residual (ConvNeXt, arXiv 2201.03545; Vocos, arXiv 2306.00814)."""
+
+    def __init__(self, config, num_channels: int, num_layers: int):
+        super().__init__()
+        self.depthwise = CodecConv1d(config, num_channels, num_channels, config.convnext_kernel_size, groups=num_channels)
+        self.norm = nn.LayerNorm(num_channels, eps=1e-6)
+        self.up = nn.Linear(num_channels, config.convnext_expansion * num_channels)
+        self.down = nn.Linear(config.convnext_expansion * num_channels, num_channels)
+        self.initial_scale = 1 / num_layers
+        self.scale = nn.Parameter(torch.full((num_channels,), self.initial_scale))
+
+    def forward(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
+        update = self.depthwise(hidden_states, lengths, cache).transpose(1, 2)
+        update = self.scale * self.down(F.gelu(self.up(self.norm(update))))
+        return hidden_states + update.transpose(1, 2)
+
+    def input_span(self, first: int, last: int) -> tuple[int, int]:
+        return self.depthwise.input_span(first, last)
+
+
+class ChannelNorm(CodecLayer):
+    """Layer normalisation over the channels."""
+
+    def __init__(self, num_channels: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(num_channels, eps=1e-6)
+
+    def forward(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
+        return self.norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+
+
+class Spectrum(SlidingWindow):
+    r"""
+    Short-time Fourier features (batch, 1, T) -> (batch, 3 * (n_fft / 2 + 1), ceil(T / hop_length)).
+
+    Log magnitude, and real and imaginary part with the magnitude compressed to its power of 0.3. Always computed in float32.
+    """
+
+    def __init__(self, config):
+        super().__init__(config, config.n_fft, config.hop_length)
+        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
+
+    def forward(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
+        padded = self.pad(hidden_states, lengths, cache).squeeze(1).float()
+        spectrum = torch.fft.rfft(padded.unfold(-1, self.span, self.stride) * self.window.float())  # (B, F, bins)
+        real, imaginary = spectrum.real, spectrum.imag
+        power = (real.square() + imaginary.square()).clamp(min=1e-10)
+        compression = power**-0.35
+        features = torch.cat([0.5 * power.log(), real * compression, imaginary * compression], dim=-1)
+        return features.transpose(1, 2).to(hidden_states.dtype)
+
+
+class SpectralEncoder(CodecSequential):
+    """Waveform (batch, 1, T) -> latents (batch, hidden_size, ceil(T / hop_length)), all layers at the frame rate."""
+
+    def __init__(self, config):
+        width = config.encoder_hidden_size
+        super().__init__(
+            Spectrum(config),
+            CodecConv1d(config, 3 * (config.n_fft // 2 + 1), width, 1),
+            ChannelNorm(width),
+            *[ConvNeXtBlock(config, width, config.encoder_num_layers) for _ in range(config.encoder_num_layers)],
+            ChannelNorm(width),
+            CodecConv1d(config, width, config.hidden_size, 1),
+        )
+
+
+class InverseSpectrum(CodecLayer):
+    r"""
+    Log magnitude and phase (batch, n_fft + 2, F) -> waveform (batch, 1, F * hop_length) by windowed overlap-add, in float32.
+
+    Frames are centred on their hop, or, where the codec is causal, start with it (a causal decoder has to predict the rest of its window).
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_fft, self.hop_length = config.n_fft, config.hop_length
+        self.overlap = config.n_fft // config.hop_length
+        self.trim_left = 0 if config.causal else (config.n_fft - config.hop_length) // 2
+        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
+
+    def forward(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
+        num_frames = hidden_states.shape[-1]
+        log_magnitude, phase = hidden_states.float().transpose(1, 2).chunk(2, dim=-1)  # (B, F, bins)
+        spectrum = torch.polar(log_magnitude.clamp(max=5.0).exp(), phase)
+        window = torch.ones_like(self.window, dtype=torch.float32) if self.overlap == 1 else self.window.float()
+        frames = (torch.fft.irfft(spectrum, n=self.n_fft) * window).transpose(1, 2)  # (B, n_fft, F)
+        presence = frames.new_ones(len(frames), 1, num_frames)
+        if lengths is not None:
+            frames, presence = mask_beyond(frames, lengths), mask_beyond(presence, lengths)
+        past = 0
+        if cache is not None:
+            past = self.overlap - 1
+            frames = cache.prepend(self, frames, past, "frames")
+            presence = cache.prepend(self, presence, past, "presence")
+        audio = self._overlap_add(frames)
+        envelope = self._overlap_add(presence * window.square().unsqueeze(-1))
+        start = self.trim_left + past * self.hop_length
+        # The floor only acts where a single frame's window begins, at the very start of a causal signal.
+        audio = audio / envelope.clamp(min=0.1)
+        return audio[:, None, start : start + num_frames * self.hop_length]
+
+    def _overlap_add(self, frames: torch.Tensor) -> torch.Tensor:
+        """(batch, n_fft, F) -> (batch, (F + overlap - 1) * hop_length)."""
+        pieces = frames.transpose(1, 2).unflatten(-1, (self.overlap, self.hop_length))  # (B, F, overlap, hop)
+        shifted = [F.pad(pieces[:, :, k], (0, 0, k, self.overlap - 1 - k)) for k in range(self.overlap)]
+        return torch.stack(shifted).sum(dim=0).flatten(1)
+
+    def output_length(self, length):
+        return length * self.hop_length
+
+    def input_span(self, first: int, last: int) -> tuple[int, int]:
+        first, last = first + self.trim_left, last + self.trim_left
+        return ceil_divide(first - self.n_fft + 1, self.hop_length), last // self.hop_length
+
+
+class SpectralDecoder(CodecSequential):
+    """Latents (batch, hidden_size, F) -> waveform (batch, 1, F * hop_length), all layers at the frame rate (Vocos, arXiv 2306.00814)."""
+
+    def __init__(self, config):
+        width = config.decoder_hidden_size
+        super().__init__(
+            CodecConv1d(config, config.hidden_size, width, config.convnext_kernel_size),
+            ChannelNorm(width),
+            *[ConvNeXtBlock(config, width, config.decoder_num_layers) for _ in range(config.decoder_num_layers)],
+            ChannelNorm(width),
+            CodecConv1d(config, width, config.n_fft + 2, 1),
+            InverseSpectrum(config),
+        )

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Code speech that arrives in chunks, or that is too long for the memory, exactly as the whole would be coded."""
+
+import torch
+
+from .codec_layers import StreamingCache
+
+
+class CodecStream:
+    r"""
+    One stream of speech through a codec, in either direction, with memory that does not grow with its length.
+
+    A codec without look-ahead (`model.is_streamable`) carries the state of its layers from chunk to chunk and answers each whole
+    frame at once. Any other is run in windows with as many frames of context on either side as its layers see, and answers a
+    window late. Either way the codes are those of the whole recording. (A recurrent layer that is not streamed sees all of the
+    past; its context is cut at `codec_layers.LSTM_CONTEXT` frames.)
+
+    Args:
+        model ([`RVQCodecModel`]): The codec, in `eval()` mode.
+        num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
+        window_seconds (`float`, defaults to 4.0): What is coded at once, at most; it bounds the memory.
+
+    Example:
+
+    ```python
+    stream = CodecStream(model)
+    codes = [stream.encode(chunk) for chunk in chunks] + [stream.finish_encode()]  # chunks: (batch, 1, any number of samples)
+    audio = [stream.decode(part) for part in codes] + [stream.finish_decode()]
+    ```
+    """
+
+    def __init__(self, model, num_quantizers: int | None = None, window_seconds: float = 4.0):
+        if model.training:
+            raise ValueError("`model` is in training mode, in which coding changes the codebooks; call `model.eval()` first.")
+        if window_seconds <= 0:
+            raise ValueError(f"`window_seconds` must be positive, but got {window_seconds}.")
+        self.model = model
+        self.num_quantizers = num_quantizers
+        self.window = max(1, round(window_seconds * model.frame_rate))
+        self.num_samples = 0  # pushed so far
+        hop = model.hop_length
+        self._encoder = _Windows(self._encode_frames, model.encoder_context, self.window, hop, 1, model.is_streamable)
+        self._decoder = _Windows(self._decode_frames, model.decoder_context, self.window, 1, hop, model.is_streamable)
+
+    @torch.no_grad()
+    def encode(self, input_values: torch.Tensor) -> torch.Tensor:
+        r"""
+        Push samples.
+
+        Args:
+            input_values (`torch.Tensor` of shape `(batch, 1, num_samples)`): The next samples, as many as there are.
+
+        Returns:
+            Codes of the frames that are complete by now, (batch, num_quantizers, num_frames); perhaps none.
+        """
+        self.num_samples += input_values.shape[-1]
+        return self._encoder.push(input_values.to(self.model.device))
+
+    @torch.no_grad()
+    def finish_encode(self) -> torch.Tensor:
+        """Codes of the frames still held back; the last one may be filled up. Raises `ValueError` if nothing was pushed."""
+        return self._encoder.finish()
+
+    @torch.no_grad()
+    def decode(self, audio_codes: torch.Tensor) -> torch.Tensor:
+        r"""
+        Push codes.
+
+        Args:
+            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): The next frames, as many as there are.
+
+        Returns:
+            Samples that are settled by now, (batch, 1, num_samples); perhaps none.
+        """
+        return self._decoder.push(audio_codes.to(self.model.device))
+
+    @torch.no_grad()
+    def finish_decode(self) -> torch.Tensor:
+        """Samples still held back. The whole is `hop_length` samples a frame; cut it to the length of the original."""
+        return self._decoder.finish()
+
+    def _encode_frames(self, input_values, cache):
+        return self.model.encode(input_values, num_quantizers=self.num_quantizers, padding_cache=cache).audio_codes
+
+    def _decode_frames(self, audio_codes, cache):
+        return self.model.decode(audio_codes, padding_cache=cache).audio_values
+
+
+class _Windows:
+    r"""
+    Run `function` over a growing sequence in windows.
+
+    Args:
+        function: Maps ((batch, channels, n * input_hop), cache) to (batch, channels, n * output_hop).
+        context: Frames that the function sees before and after a frame.
+        window: Frames per call.
+        input_hop, output_hop: Steps per frame on either side.
+        streamable: Whether the function carries its own past in a cache, so that no context is needed.
+    """
+
+    def __init__(self, function, context, window: int, input_hop: int, output_hop: int, streamable: bool):
+        self.function, self.window = function, window
+        self.input_hop, self.output_hop = input_hop, output_hop
+        self.cache = StreamingCache() if streamable else None
+        self.left, self.right = (0, 0) if streamable else context
+        self.pending = None  # inputs from `self.done` frames of left context on
+        self.done = 0  # frames of left context at the start of `pending`, already answered
+        self.example = None  # a result, for the shape and type of an empty one
+
+    def push(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.pending = inputs if self.pending is None else torch.cat([self.pending, inputs], dim=-1)
+        results = []
+        while True:
+            ready = self.pending.shape[-1] // self.input_hop - self.done - self.right
+            # A stream answers at once; windows wait until they are full.
+            count = min(ready, self.window) if self.cache is not None or ready >= self.window else 0
+            if count <= 0:
+                break
+            results.append(self._run(count, (self.done + count + self.right) * self.input_hop))
+        return torch.cat(results, dim=-1) if results else self._empty()
+
+    def finish(self) -> torch.Tensor:
+        if self.pending is None or (self.example is None and self.pending.shape[-1] == 0):
+            raise ValueError("The stream is empty; push at least one sample or frame before finishing it.")
+        results = []
+        while True:
+            rest = -(-self.pending.shape[-1] // self.input_hop) - self.done
+            if rest <= 0:
+                break
+            count = min(rest, self.window)
+            results.append(self._run(count, (self.done + count + self.right) * self.input_hop))
+        return torch.cat(results, dim=-1) if results else self._empty()
+
+    def _run(self, count: int, end: int) -> torch.Tensor:
+        outputs = self.function(self.pending[..., :end], self.cache)
+        result = outputs[..., self.done * self.output_hop : (self.done + count) * self.output_hop]
+        kept = min(self.left, self.done + count)
+        # A copy, so that what is dropped is freed.
+        self.pending = self.pending[..., (self.done + count - kept) * self.input_hop :].clone()
+        self.done = kept
+        self.example = result[..., :0].clone()
+        return result
+
+    def _empty(self) -> torch.Tensor:
+        if self.example is None:
+            with torch.no_grad():
+                probe = self.function(self.pending.new_zeros(*self.pending.shape[:-1], self.input_hop), None)
+            self.example = probe[..., :0].clone()
+        return self.example

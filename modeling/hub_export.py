@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""
+Save a model together with its code, so that `trust_remote_code=True` loads it where this package is not installed.
+
+transformers flattens the code of a repository into one folder and finds imports by regular expression. What it cannot
+follow fails only when a user loads the repository, so everything is checked before the first file is written.
+"""
+
+import ast
+import inspect
+import json
+import shutil
+import tempfile
+from os import PathLike
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, HfApi
+from transformers import FeatureExtractionMixin, PreTrainedModel
+from transformers.dynamic_module_utils import get_relative_imports
+from transformers.modeling_utils import PreTrainedAudioTokenizerBase
+
+
+PACKAGE_NAME = "speech_tokenizers"
+
+
+def save_pretrained_with_code(
+    model: PreTrainedModel, feature_extractor: FeatureExtractionMixin | None, folder: str | PathLike
+) -> list[Path]:
+    r"""
+    Save weights, config and preprocessor as `save_pretrained` does, and beside them the code of their classes.
+
+    `AutoConfig`, `AutoModel`, `AutoFeatureExtractor` and, for a codec, `AutoModelForAudioTokenization` load the folder
+    with `trust_remote_code=True`. The objects may themselves come from such a repository.
+
+    Args:
+        model (`PreTrainedModel`): Model to save.
+        feature_extractor (`FeatureExtractionMixin` or `None`): Its feature extractor.
+        folder (`str` or `PathLike`): Created if absent.
+
+    Returns:
+        `list[Path]`: The code files that were written.
+
+    Raises:
+        ValueError: If the code could not be loaded from a flat folder; see [`find_code_files`].
+    """
+    folder = Path(folder)
+    auto_classes = ["AutoModel"]
+    if isinstance(model, PreTrainedAudioTokenizerBase):
+        auto_classes.append("AutoModelForAudioTokenization")
+    config_auto_map = {"AutoConfig": class_reference(type(model.config))}
+    config_auto_map.update(dict.fromkeys(auto_classes, class_reference(type(model))))
+    exported_classes = [type(model.config), type(model)]
+    if feature_extractor is not None:
+        exported_classes.append(type(feature_extractor))
+        preprocessor_auto_map = {"AutoFeatureExtractor": class_reference(type(feature_extractor))}
+    code_files = find_code_files(exported_classes)
+
+    # The map is written into the saved files, not set on the live objects: a later plain `save_pretrained` of the same
+    # model would otherwise point to code that it does not write.
+    model.save_pretrained(folder)
+    set_auto_map(folder / "config.json", config_auto_map)
+    if feature_extractor is not None:
+        feature_extractor.save_pretrained(folder)
+        set_auto_map(folder / "preprocessor_config.json", preprocessor_auto_map)
+    return [Path(shutil.copyfile(source, folder / name)) for name, source in code_files.items()]
+
+
+def push_to_hub_with_code(
+    model: PreTrainedModel,
+    feature_extractor: FeatureExtractionMixin | None,
+    repo_id: str,
+    *,
+    commit_message: str = "Upload model, feature extractor and code",
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+) -> CommitInfo:
+    r"""
+    Do what [`save_pretrained_with_code`] does, on the Hub and in one commit.
+
+    Args:
+        model (`PreTrainedModel`): Model to push.
+        feature_extractor (`FeatureExtractionMixin` or `None`): Its feature extractor.
+        repo_id (`str`): `namespace/name`; created if absent.
+        commit_message (`str`, *optional*): Title of the commit.
+        private (`bool`, *optional*): Visibility of a repository that is created. Defaults to the namespace's setting.
+        revision (`str`, *optional*): Branch to commit to; created if absent. Defaults to the main branch.
+        create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead of committing.
+        token (`str` or `bool`, *optional*): Access token. Defaults to the one that `hf auth login` stored.
+
+    Returns:
+        `CommitInfo`: The commit, with its address.
+    """
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained_with_code(model, feature_extractor, folder)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+
+def find_code_files(exported_classes: list[type]) -> dict[str, Path]:
+    r"""
+    Find the files that define classes, and the siblings that those import, at any depth.
+
+    Args:
+        exported_classes (`list[type]`): Classes that a repository will name in its `auto_map`.
+
+    Returns:
+        `dict[str, Path]`: Where each file lies now, by the name it will have in the flat folder.
+
+    Raises:
+        ValueError: If a class is not defined in a file; if its name or its file's contains "Tokenizer", which
+            transformers takes for a text tokenizer; if a file imports from a subfolder, from a parent folder, whole
+            modules (`from . import x`) or this package by its absolute name; if a line outside the imports reads like
+            one; or if two different files share a name.
+    """
+    code_files: dict[str, Path] = {}
+    waiting = []
+    for exported_class in exported_classes:
+        reference = class_reference(exported_class)
+        if "Tokenizer" in reference:
+            raise ValueError(
+                f"`{reference}` cannot be exported: transformers treats every name with `Tokenizer` in it as a text "
+                "tokenizer; rename the class or its file."
+            )
+        waiting.append(Path(inspect.getfile(exported_class)))
+
+    while waiting:
+        source = waiting.pop()
+        known = code_files.get(source.name)
+        if known is not None and known.read_bytes() != source.read_bytes():
+            raise ValueError(
+                f"Two different files are named `{source.name}` ({known} and {source}), but a Hub repository is flat; "
+                "rename one."
+            )
+        if known is None:
+            code_files[source.name] = source
+            waiting.extend(source.with_name(f"{sibling}.py") for sibling in find_siblings(source))
+    return dict(sorted(code_files.items()))
+
+
+def find_siblings(source: Path) -> list[str]:
+    r"""
+    List the modules that a file imports from its own folder, in the one form that transformers can follow.
+
+    Raises:
+        ValueError: If the file imports in a way that transformers cannot follow from a flat folder.
+    """
+    siblings = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            absolute = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            absolute = [node.module or ""]
+        elif isinstance(node, ast.ImportFrom):
+            absolute = []
+            problem = None
+            if node.level > 1:
+                problem = "a parent folder"
+            elif node.module is None:
+                problem = "`.` (`from . import name`)"
+            elif "." in node.module:
+                problem = "a subfolder"
+            if problem is not None:
+                raise ValueError(
+                    f"{source.name}, line {node.lineno}, imports from {problem}, which cannot travel to the Hub; "
+                    "write `from .sibling import Name`."
+                )
+            siblings.add(node.module)
+        else:
+            continue
+        for name in absolute:
+            if name.split(".")[0] == PACKAGE_NAME:
+                raise ValueError(
+                    f"{source.name}, line {node.lineno}, imports `{name}` by its absolute name, which is absent where "
+                    "this package is not installed; write `from .sibling import Name`."
+                )
+
+    seen_by_transformers = set(get_relative_imports(source))
+    if seen_by_transformers != siblings:
+        raise ValueError(
+            f"transformers reads the relative imports of {source.name} as {sorted(seen_by_transformers)}, but they are "
+            f"{sorted(siblings)}: no line of a docstring may begin like an import, and no import may leave out the "
+            "space after the module's name."
+        )
+    return sorted(siblings)
+
+
+def class_reference(exported_class: type) -> str:
+    r"""Name a class as an `auto_map` does: `module.Class`, without the packages above the module."""
+    if exported_class.__module__ == "__main__":
+        raise ValueError(
+            f"`{exported_class.__name__}` is defined in a script or notebook and has no file to export; move it to a "
+            "module."
+        )
+    return f"{exported_class.__module__.split('.')[-1]}.{exported_class.__name__}"
+
+
+def set_auto_map(path: Path, auto_map: dict[str, str]) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["auto_map"] = auto_map
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

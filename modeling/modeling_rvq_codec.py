@@ -1,0 +1,449 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The speech-tokenizers authors.
+"""The RVQ codec: speech to codes of a residual vector quantizer, and back."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from transformers import initialization as init
+from transformers.modeling_utils import PreTrainedAudioTokenizerBase
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .codec_layers import (
+    ConvNeXtBlock,
+    InverseSpectrum,
+    SEANetDecoder,
+    SEANetEncoder,
+    Snake,
+    SpectralDecoder,
+    SpectralEncoder,
+    Spectrum,
+    StreamingCache,
+    ceil_divide,
+)
+from .configuration_rvq_codec import RVQCodecConfig
+from .spectral_losses import multi_scale_mel_loss
+from .vector_quantization import ResidualVectorQuantizer, VectorQuantizer
+
+
+@dataclass
+class RVQCodecEncoderOutput(ModelOutput):
+    r"""
+    Args:
+        audio_codes (`torch.LongTensor` of shape `(batch, num_quantizers, num_frames)`): Codebook indices, coarse to fine; 0 where
+            the mask is 0.
+        latents (`torch.FloatTensor` of shape `(batch, num_frames, hidden_size)`): Continuous frames before quantization.
+        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): 1 for frames of real audio.
+    """
+
+    audio_codes: torch.LongTensor | None = None
+    latents: torch.FloatTensor | None = None
+    audio_codes_mask: torch.LongTensor | None = None
+
+
+@dataclass
+class RVQCodecDecoderOutput(ModelOutput):
+    r"""
+    Args:
+        audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): Waveform.
+    """
+
+    audio_values: torch.FloatTensor | None = None
+
+
+@dataclass
+class RVQCodecOutput(ModelOutput):
+    r"""
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): Weighted sum of the three losses below (with `return_loss=True`).
+        audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): Reconstruction, as long as the input.
+        audio_codes (`torch.LongTensor` of shape `(batch, num_quantizers, num_frames)`): Codebook indices.
+        latents (`torch.FloatTensor` of shape `(batch, num_frames, hidden_size)`): Frames before quantization.
+        quantized_latents (`torch.FloatTensor` of shape `(batch, num_frames, hidden_size)`): Frames after quantization.
+        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): 1 for frames of real audio.
+        mel_loss (`torch.FloatTensor` of shape `()`): Multi-scale log-mel distance.
+        waveform_loss (`torch.FloatTensor` of shape `()`): Mean absolute difference of the samples.
+        commitment_loss (`torch.FloatTensor` of shape `()`): Mean squared distance of the residuals from their entries.
+        semantic_features (`torch.FloatTensor` of shape `(batch, num_frames, semantic_dimension)`): Projection of the first
+            codebook's output, where the configuration asks for it.
+    """
+
+    loss: torch.FloatTensor | None = None
+    audio_values: torch.FloatTensor | None = None
+    audio_codes: torch.LongTensor | None = None
+    latents: torch.FloatTensor | None = None
+    quantized_latents: torch.FloatTensor | None = None
+    audio_codes_mask: torch.LongTensor | None = None
+    mel_loss: torch.FloatTensor | None = None
+    waveform_loss: torch.FloatTensor | None = None
+    commitment_loss: torch.FloatTensor | None = None
+    semantic_features: torch.FloatTensor | None = None
+
+
+def shift_steps(values: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """Move each item of (batch, ..., length) right by its shift (left where negative); zeros move in."""
+    length = values.shape[-1]
+    source = torch.arange(length, device=values.device) - shifts.unsqueeze(-1)  # (B, length)
+    shape = (len(shifts), *[1] * (values.dim() - 2), length)
+    moved = values.gather(-1, source.clamp(0, length - 1).view(shape).expand_as(values))
+    return moved * ((source >= 0) & (source < length)).view(shape).to(values.dtype)
+
+
+def real_span(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First real step and number of real steps of each item of a (batch, length) mask whose ones are in one run."""
+    mask = mask.long()
+    return mask.argmax(dim=-1), mask.sum(dim=-1)
+
+
+class RVQCodecPreTrainedModel(PreTrainedAudioTokenizerBase):
+    """Weight initialisation and loading, shared by the family."""
+
+    config_class = RVQCodecConfig
+    base_model_prefix = "rvq_codec"
+    main_input_name = "input_values"
+    input_modalities = "audio"
+    _keep_in_fp32_modules_strict = ["quantizer"]
+    _no_split_modules = ["ResidualUnit", "ConvNeXtBlock"]
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
+            normalised = parametrize.is_parametrized(module, "weight")
+            weight = module.parametrizations.weight.original1 if normalised else module.weight
+            init.kaiming_uniform_(weight, a=math.sqrt(5))
+            if normalised:
+                init.copy_(module.parametrizations.weight.original0, torch.linalg.vector_norm(weight, dim=(1, 2), keepdim=True))
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.LSTM):
+            bound = 1 / math.sqrt(module.hidden_size)
+            for parameter in module.parameters(recurse=False):
+                init.uniform_(parameter, -bound, bound)
+        elif isinstance(module, nn.Linear):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            init.zeros_(module.bias)
+        elif isinstance(module, Snake):
+            init.ones_(module.alpha)
+        elif isinstance(module, ConvNeXtBlock):
+            init.constant_(module.scale, module.initial_scale)
+        elif isinstance(module, (Spectrum, InverseSpectrum)):
+            init.copy_(module.window, torch.hann_window(len(module.window)))
+        elif isinstance(module, VectorQuantizer):
+            init.normal_(module.codebook)
+            init.copy_(module.codebook_sum, module.codebook)
+            init.ones_(module.cluster_size)
+            init.zeros_(module.initialized)
+        elif isinstance(module, ResidualVectorQuantizer):
+            init.zeros_(module.num_updates)
+        else:
+            super()._init_weights(module)
+
+
+class RVQCodecModel(RVQCodecPreTrainedModel):
+    r"""
+    Neural codec with a residual vector quantizer, in the line of SoundStream (arXiv 2107.03312) and EnCodec (arXiv 2210.13438).
+
+    A padded batch gives each item the codes and samples that it gets alone. In `train()` mode `forward` also updates the
+    codebooks (moving averages, over all processes).
+
+    Args:
+        config ([`RVQCodecConfig`]): Sizes and kinds of the networks; see its presets.
+    """
+
+    def __init__(self, config: RVQCodecConfig):
+        super().__init__(config)
+        self.encoder = (SEANetEncoder if config.encoder_type == "seanet" else SpectralEncoder)(config)
+        self.quantizer = ResidualVectorQuantizer(
+            config.num_quantizers,
+            config.codebook_size,
+            config.codebook_dim,
+            config.hidden_size,
+            quantizer_dropout=config.quantizer_dropout,
+            ema_decay=config.ema_decay,
+            kmeans_iterations=config.kmeans_iterations,
+            dead_code_threshold=config.dead_code_threshold,
+        )
+        self.semantic_projection = (
+            None if config.semantic_dimension is None else nn.Linear(config.codebook_dim, config.semantic_dimension)
+        )
+        self.decoder = (SEANetDecoder if config.decoder_type == "seanet" else SpectralDecoder)(config)
+        self.post_init()
+
+    @property
+    def sampling_rate(self) -> int:
+        """Samples per second, in Hz."""
+        return self.config.sampling_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return self.config.hop_length
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second, in Hz."""
+        return self.config.frame_rate
+
+    @property
+    def bits_per_second(self) -> float:
+        """Nominal bit rate with all codebooks, in bit/s."""
+        return self.config.bits_per_second
+
+    @property
+    def is_streamable(self) -> bool:
+        """Whether the layers carry a stream: none looks ahead, not even for its padding."""
+        return self.config.causal and self.config.pad_mode == "constant" and self.config.trim_right_ratio == 1
+
+    @property
+    def encoder_context(self) -> tuple[int, int]:
+        """Frames before and after its own that a code depends on."""
+        first, last = self.encoder.input_span(0, 0)
+        return max(0, ceil_divide(-first, self.hop_length)), max(0, last // self.hop_length)
+
+    @property
+    def decoder_context(self) -> tuple[int, int]:
+        """Frames before and after its own that a hop of samples depends on."""
+        first, last = self.decoder.input_span(0, self.hop_length - 1)
+        return max(0, -first), max(0, last)
+
+    def get_encoded_length(self, num_samples):
+        """Number of frames for a number of samples (integer or integer tensor): the quotient by `hop_length`, rounded up."""
+        return ceil_divide(num_samples, self.hop_length)
+
+    @can_return_tuple
+    def encode(
+        self,
+        input_values: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        num_quantizers: int | None = None,
+        padding_cache: StreamingCache | None = None,
+        **kwargs,
+    ) -> RVQCodecEncoderOutput:
+        r"""
+        Args:
+            input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveform in [-1, 1].
+            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples, padded on either side.
+            num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
+            padding_cache ([`StreamingCache`], *optional*): The past of a stream; each chunk but the last must be a multiple of
+                `hop_length` long. Only for causal codecs. [`CodecStream`] does this for chunks of any length.
+
+        Raises:
+            ValueError: If a shape, `num_quantizers` or the use of the cache is wrong.
+        """
+        input_values = self._check_input(input_values, padding_mask)
+        latents, frame_lengths, frame_starts = self._encode(input_values, padding_mask, padding_cache)
+        audio_codes = self.quantizer.encode(latents, num_quantizers)
+        if frame_lengths is None:
+            mask = torch.ones(latents.shape[:2], dtype=torch.long, device=latents.device)
+        else:
+            positions = torch.arange(latents.shape[1], device=latents.device)
+            mask = (positions < frame_lengths.unsqueeze(-1)).long()
+            audio_codes = shift_steps(audio_codes * mask.unsqueeze(1), frame_starts)
+            latents = shift_steps((latents * mask.unsqueeze(-1)).transpose(1, 2), frame_starts).transpose(1, 2)
+            mask = shift_steps(mask, frame_starts)
+        return RVQCodecEncoderOutput(audio_codes=audio_codes, latents=latents, audio_codes_mask=mask)
+
+    @can_return_tuple
+    def decode(
+        self,
+        audio_codes: torch.Tensor | None = None,
+        latents: torch.Tensor | None = None,
+        audio_codes_mask: torch.Tensor | None = None,
+        num_samples: int | None = None,
+        padding_cache: StreamingCache | None = None,
+        **kwargs,
+    ) -> RVQCodecDecoderOutput:
+        r"""
+        Args:
+            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`, *optional*): What to decode; fewer
+                codebooks than the codec has are its first ones.
+            latents (`torch.Tensor` of shape `(batch, num_frames, hidden_size)`, *optional*): Decode these frames instead. With
+                both given, the codes count.
+            audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for real frames, padded on either side.
+            num_samples (`int`, *optional*): Length of the original, which is up to `hop_length - 1` shorter than its frames.
+            padding_cache ([`StreamingCache`], *optional*): The past of a stream. Only for causal codecs.
+
+        Raises:
+            ValueError: If neither codes nor latents are given, or a shape, a code or `num_samples` does not fit.
+        """
+        if audio_codes is None and latents is None:
+            raise ValueError("`decode` needs `audio_codes` or `latents`, but got neither.")
+        frames = self._check_codes(audio_codes) if audio_codes is not None else self._check_latents(latents)
+        num_frames = frames.shape[-1] if audio_codes is not None else frames.shape[1]
+        if num_samples is not None and self.get_encoded_length(num_samples) != num_frames:
+            low, high = (num_frames - 1) * self.hop_length + 1, num_frames * self.hop_length
+            raise ValueError(f"`num_samples` must lie between {low} and {high} for {num_frames} frames, but got {num_samples}.")
+        starts = lengths = None
+        if audio_codes_mask is not None:
+            starts, lengths = real_span(audio_codes_mask)
+        if audio_codes is not None:
+            codes = frames if starts is None else shift_steps(frames * audio_codes_mask.unsqueeze(1).long(), -starts)
+            hidden_states = self._dequantize(codes)
+        else:
+            hidden_states = frames if starts is None else shift_steps(frames.transpose(1, 2), -starts).transpose(1, 2)
+        audio_values = self._decode(hidden_states, lengths, padding_cache)
+        if lengths is not None:
+            positions = torch.arange(audio_values.shape[-1], device=audio_values.device)
+            audio_values = audio_values * (positions < (lengths * self.hop_length).unsqueeze(-1)).unsqueeze(1)
+            audio_values = shift_steps(audio_values, starts * self.hop_length)
+        return RVQCodecDecoderOutput(audio_values=audio_values[..., :num_samples])
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        num_quantizers: int | None = None,
+        return_loss: bool = True,
+        **kwargs,
+    ) -> RVQCodecOutput:
+        r"""
+        Encode, quantize and decode, with gradients.
+
+        Args:
+            input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveform in [-1, 1].
+            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples, padded on either side.
+            num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
+            return_loss (`bool`, defaults to `True`): Also compute the losses that need no discriminator.
+        """
+        input_values = self._check_input(input_values, padding_mask)
+        latents, frame_lengths, frame_starts = self._encode(input_values, padding_mask)
+        mask = None
+        if frame_lengths is not None:
+            positions = torch.arange(latents.shape[1], device=latents.device)
+            mask = (positions < frame_lengths.unsqueeze(-1)).long()
+        quantized = self.quantizer(latents, num_quantizers, mask)
+        audio_values = self._decode(quantized.quantized_latents, frame_lengths)[..., : input_values.shape[-1]]
+        semantic_features = None
+        if self.semantic_projection is not None:
+            semantic_features = self.semantic_projection(quantized.stage_quantized[0].to(self.semantic_projection.weight.dtype))
+
+        audio_codes, quantized_latents = quantized.audio_codes, quantized.quantized_latents
+        if mask is None:
+            mask = torch.ones(latents.shape[:2], dtype=torch.long, device=latents.device)
+        else:
+            # Back to where the items were in the input.
+            starts, _ = real_span(padding_mask)
+            audio_values = shift_steps(audio_values, starts) * padding_mask.unsqueeze(1)
+            audio_codes = shift_steps(audio_codes * mask.unsqueeze(1), frame_starts)
+            latents, quantized_latents, semantic_features = (
+                None if value is None else shift_steps((value * mask.unsqueeze(-1)).transpose(1, 2), frame_starts).transpose(1, 2)
+                for value in (latents, quantized_latents, semantic_features)
+            )
+            mask = shift_steps(mask, frame_starts)
+
+        loss = mel_loss = waveform_loss = None
+        if return_loss:
+            recorded = input_values.float() if padding_mask is None else input_values.float() * padding_mask.unsqueeze(1)
+            mel_loss = multi_scale_mel_loss(audio_values, recorded, self.sampling_rate, padding_mask=padding_mask)
+            num_real = recorded.numel() if padding_mask is None else padding_mask.sum().clamp(min=1)
+            waveform_loss = (audio_values - recorded).abs().sum() / num_real
+            loss = (
+                self.config.mel_loss_weight * mel_loss
+                + self.config.waveform_loss_weight * waveform_loss
+                + self.config.commitment_loss_weight * quantized.commitment_loss
+            )
+        return RVQCodecOutput(
+            loss=loss,
+            audio_values=audio_values,
+            audio_codes=audio_codes,
+            latents=latents,
+            quantized_latents=quantized_latents,
+            audio_codes_mask=mask,
+            mel_loss=mel_loss,
+            waveform_loss=waveform_loss,
+            commitment_loss=quantized.commitment_loss,
+            semantic_features=semantic_features,
+        )
+
+    def remove_weight_norm(self):
+        """Fold weight normalisation into plain weights, for faster inference. What is saved afterwards has no weight norm."""
+        for module in self.modules():
+            if parametrize.is_parametrized(module, "weight"):
+                parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        self.config.use_weight_norm = False
+
+    def _encode(self, input_values, padding_mask=None, padding_cache=None):
+        """Latents (batch, num_frames, hidden_size) aligned left, and with a mask their lengths and where they belong, in frames."""
+        lengths = frame_lengths = frame_starts = None
+        if padding_mask is not None:
+            starts, lengths = real_span(padding_mask)
+            input_values = shift_steps(input_values, -starts)
+            frame_lengths = self.get_encoded_length(lengths)
+            num_frames = self.get_encoded_length(input_values.shape[-1])
+            frame_starts = torch.where(starts > 0, num_frames - frame_lengths, 0)
+        self._check_streaming(padding_cache, padding_mask)
+        latents = self.encoder(input_values.to(self.dtype), lengths, padding_cache).transpose(1, 2)
+        return latents, frame_lengths, frame_starts
+
+    def _decode(self, latents, lengths=None, padding_cache=None):
+        """Waveform (batch, 1, num_frames * hop_length) in float32 from latents aligned left."""
+        self._check_streaming(padding_cache, lengths)
+        return self.decoder(latents.to(self.dtype).transpose(1, 2), lengths, padding_cache).float()
+
+    def _dequantize(self, audio_codes):
+        if torch.compiler.is_compiling():
+            return self.quantizer.decode(audio_codes)
+        try:
+            return self.quantizer.decode(audio_codes)
+        except IndexError as error:  # raised by the look-up itself: checking beforehand would wait for the device
+            raise ValueError(f"`audio_codes` must lie between 0 and {self.config.codebook_size - 1}, but some do not.") from error
+
+    def _check_input(self, input_values, padding_mask):
+        if input_values.dim() == 2:
+            input_values = input_values.unsqueeze(1)
+        if input_values.dim() != 3 or input_values.shape[1] != 1:
+            shape = tuple(input_values.shape)
+            raise ValueError(f"`input_values` must be mono, (batch, 1, num_samples), but has shape {shape}; average the channels first.")
+        if input_values.shape[-1] == 0:
+            raise ValueError("`input_values` is empty; it needs at least one sample.")
+        if not input_values.is_floating_point():
+            raise TypeError(f"`input_values` must be floating point in [-1, 1], but is {input_values.dtype}; divide integers by their range.")
+        if padding_mask is not None and padding_mask.shape != (input_values.shape[0], input_values.shape[-1]):
+            expected = (input_values.shape[0], input_values.shape[-1])
+            raise ValueError(f"`padding_mask` must have shape {expected}, but has {tuple(padding_mask.shape)}.")
+        return input_values
+
+    def _check_codes(self, audio_codes):
+        if audio_codes.dim() != 3:
+            shape = tuple(audio_codes.shape)
+            raise ValueError(f"`audio_codes` must have shape (batch, num_quantizers, num_frames), but has {shape}.")
+        if not 1 <= audio_codes.shape[1] <= self.config.num_quantizers:
+            raise ValueError(f"`audio_codes` must have 1 to {self.config.num_quantizers} codebooks, but has {audio_codes.shape[1]}.")
+        if audio_codes.shape[-1] == 0:
+            raise ValueError("`audio_codes` is empty; it needs at least one frame.")
+        if audio_codes.is_floating_point():
+            raise TypeError(f"`audio_codes` must be integers, but is {audio_codes.dtype}.")
+        return audio_codes.long()
+
+    def _check_latents(self, latents):
+        if latents.dim() != 3 or latents.shape[-1] != self.config.hidden_size:
+            expected = f"(batch, num_frames, {self.config.hidden_size})"
+            raise ValueError(f"`latents` must have shape {expected}, but has {tuple(latents.shape)}.")
+        if latents.shape[1] == 0:
+            raise ValueError("`latents` is empty; it needs at least one frame.")
+        return latents
+
+    def _check_streaming(self, padding_cache, mask):
+        if padding_cache is None:
+            return
+        if not self.is_streamable:
+            raise ValueError(
+                "`padding_cache` needs a codec with `causal=True`, `pad_mode='constant'` and `trim_right_ratio=1`; use `CodecStream`, "
+                "which codes any codec in windows."
+            )
+        if mask is not None:
+            raise ValueError("`padding_cache` and a mask exclude each other: the items of a stream arrive together.")
+
+
+__all__ = [
+    "RVQCodecDecoderOutput",
+    "RVQCodecEncoderOutput",
+    "RVQCodecModel",
+    "RVQCodecOutput",
+    "RVQCodecPreTrainedModel",
+]
+

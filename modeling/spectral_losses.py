@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Log-mel spectrograms and the multi-scale mel loss, computed in float32 whatever the precision around them."""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class MelScale:
+    r"""
+    One resolution of the multi-scale mel loss.
+
+    Args:
+        n_fft (`int`): Length of the window and of the Fourier transform, in samples.
+        hop_length (`int`): Samples between two frames.
+        num_mels (`int`): Number of mel filters.
+        weight (`float`, *optional*, defaults to 1.0): Weight of this resolution in the sum.
+    """
+
+    n_fft: int
+    hop_length: int
+    num_mels: int
+    weight: float = 1.0
+
+    def __post_init__(self):
+        if not 0 < self.hop_length <= self.n_fft or self.num_mels < 1:
+            raise ValueError(f"A mel scale needs 0 < `hop_length` <= `n_fft` and `num_mels` >= 1, but got {self}.")
+
+
+SPEECHTOKENIZER_MEL_SCALES = (
+    MelScale(1024, 240, 80, 45.0),
+    MelScale(512, 120, 80, 1.0),
+    MelScale(256, 60, 80, 1.0),
+    MelScale(128, 30, 80, 1.0),
+)
+r"""Scales and weights of SpeechTokenizer and DM-Codec. The two shortest windows leave 2 and 13 of 80 filters empty."""
+
+DEFAULT_MEL_SCALES = (
+    MelScale(2048, 512, 128, 0.2),
+    MelScale(1024, 256, 80, 0.2),
+    MelScale(512, 128, 40, 0.2),
+    MelScale(256, 64, 20, 0.2),
+    MelScale(128, 32, 10, 0.2),
+)
+r"""Windows of 8 to 128 ms at 16 kHz, as many filters as each can tell apart; the weights make the loss a mean."""
+
+
+def hertz_to_mel(frequency: float) -> float:
+    r"""The mel scale of HTK, 2595 log10(1 + f / 700)."""
+    return 2595.0 * math.log10(1.0 + frequency / 700.0)
+
+
+@functools.cache
+def mel_filters(
+    sampling_rate: int, n_fft: int, num_mels: int, f_min: float, f_max: float, device: torch.device
+) -> torch.Tensor:
+    r"""Triangular filters of unit area (Slaney) on the HTK mel scale, of shape `(num_mels, n_fft // 2 + 1)`."""
+    with torch.inference_mode(False), torch.no_grad():
+        frequencies = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * (sampling_rate / n_fft)
+        mels = torch.linspace(hertz_to_mel(f_min), hertz_to_mel(f_max), num_mels + 2, dtype=torch.float64)
+        edges = 700.0 * (10.0 ** (mels / 2595.0) - 1.0)
+        widths = edges.diff()
+        rising = (frequencies - edges[:-2, None]) / widths[:-1, None]
+        falling = (edges[2:, None] - frequencies) / widths[1:, None]
+        triangles = torch.minimum(rising, falling).clamp_min(0.0)
+        return (triangles * (2.0 / (edges[2:] - edges[:-2]))[:, None]).float().to(device)
+
+
+@functools.cache
+def hann_window(n_fft: int, device: torch.device) -> torch.Tensor:
+    r"""The periodic Hann window of `n_fft` samples."""
+    with torch.inference_mode(False):
+        return torch.hann_window(n_fft, device=device)
+
+
+def log_mel_spectrogram(
+    audio: torch.Tensor,
+    sampling_rate: int,
+    n_fft: int,
+    hop_length: int,
+    num_mels: int,
+    f_min: float = 0.0,
+    f_max: float | None = None,
+) -> torch.Tensor:
+    r"""
+    Natural logarithm of the mel magnitude spectrogram, floored at 1e-5, as HiFi-GAN and SpeechTokenizer define it.
+
+    The signal is extended by `(n_fft - hop_length) // 2` reflected samples at each end, and frames are not centred, so
+    that there are `num_samples // hop_length` of them. Signals too short to be reflected are extended by zeros.
+
+    Args:
+        audio (`torch.Tensor` of shape `(batch, num_samples)`): Waveform in [-1, 1].
+        sampling_rate (`int`): Its rate in Hz.
+        n_fft (`int`): Length of the window and of the Fourier transform.
+        hop_length (`int`): Samples between two frames.
+        num_mels (`int`): Number of mel filters.
+        f_min (`float`, *optional*, defaults to 0.0): Lower edge of the first filter in Hz.
+        f_max (`float`, *optional*): Upper edge of the last filter in Hz. Defaults to half the sampling rate.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, num_mels, num_frames)`, float32.
+    """
+    f_max = sampling_rate / 2 if f_max is None else f_max
+    with torch.autocast(device_type=audio.device.type, enabled=False):
+        audio = audio.float()
+        extension = (n_fft - hop_length) // 2
+        if audio.shape[-1] > extension:
+            audio = F.pad(audio[:, None], (extension, extension), mode="reflect")[:, 0]
+        else:
+            audio = F.pad(audio, (extension, extension))
+        audio = F.pad(audio, (0, max(0, n_fft - audio.shape[-1])))
+        window = hann_window(n_fft, audio.device)
+        spectrum = torch.fft.rfft(audio.unfold(-1, n_fft, hop_length) * window)  # (B, frames, n_fft // 2 + 1)
+        # The constant under the root keeps the gradient finite where the spectrum is zero.
+        magnitude = torch.sqrt(spectrum.real.square() + spectrum.imag.square() + 1e-9)
+        filters = mel_filters(sampling_rate, n_fft, num_mels, float(f_min), float(f_max), audio.device)
+        return (magnitude @ filters.T).clamp_min(1e-5).log().transpose(1, 2)
+
+
+def multi_scale_mel_loss(
+    decoded: torch.Tensor,
+    recorded: torch.Tensor,
+    sampling_rate: int,
+    scales: tuple[MelScale, ...] = DEFAULT_MEL_SCALES,
+    padding_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    r"""
+    Weighted sum over `scales` of the mean absolute difference of two log-mel spectrograms.
+
+    Args:
+        decoded (`torch.Tensor` of shape `(batch, 1, num_samples)`): The codec's output.
+        recorded (`torch.Tensor` of shape `(batch, 1, num_samples)`): The recording. The longer of both is cut.
+        sampling_rate (`int`): Rate of both in Hz.
+        scales (`tuple` of [`MelScale`], *optional*): Resolutions and weights. Defaults to `DEFAULT_MEL_SCALES`.
+        padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*):
+            1 for real samples. Samples of the padding are silenced, and frames centred on padding do not count.
+
+    Returns:
+        `torch.Tensor`: A scalar, float32.
+    """
+    num_samples = min(decoded.shape[-1], recorded.shape[-1])
+    decoded, recorded = decoded[:, 0, :num_samples], recorded[:, 0, :num_samples]
+    if padding_mask is not None:
+        padding_mask = padding_mask[:, :num_samples].to(recorded.device, torch.float32)
+        decoded, recorded = decoded * padding_mask, recorded * padding_mask
+
+    loss = decoded.new_zeros((), dtype=torch.float32)
+    for scale in scales:
+        sizes = (sampling_rate, scale.n_fft, scale.hop_length, scale.num_mels)
+        difference = (log_mel_spectrogram(decoded, *sizes) - log_mel_spectrogram(recorded, *sizes)).abs()
+        if padding_mask is None:
+            loss = loss + scale.weight * difference.mean()
+        else:
+            # Frame i is centred on sample (i + 1/2) * hop_length of the signal.
+            centres = torch.arange(difference.shape[-1], device=difference.device) * scale.hop_length
+            centres = (centres + scale.hop_length // 2).clamp_max(num_samples - 1)
+            weights = padding_mask[:, centres]  # (B, frames)
+            loss = loss + scale.weight * (difference.mean(1) * weights).sum() / weights.sum().clamp_min(1.0)
+    return loss

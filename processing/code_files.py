@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""
+Files of audio codes: safetensors with one tensor, `audio_codes` of shape `(num_quantizers, num_frames)`, and the metadata that
+decoding needs.
+
+Version 1 of the format keeps the codes in the smallest of uint8, int16 and int32 that holds `codebook_size - 1`. The metadata
+(strings, as safetensors has it) are the fields of [`AudioCodes`] and `format` and `format_version`.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+
+CODE_FILE_FORMAT = "speech-tokenizers audio codes"
+CODE_FILE_VERSION = 1
+CODE_FILE_SUFFIX = ".safetensors"
+
+_INTEGER_FIELDS = ("num_samples", "sampling_rate", "codebook_size", "hop_length")
+
+
+class CodeFileError(ValueError):
+    r"""
+    A file of audio codes that cannot be read or written.
+
+    Args:
+        path (`str` or `Path`): The file.
+        reason (`str`): What is wrong and what to do, in one line.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], reason: str):
+        self.path = Path(path)
+        self.reason = reason
+        super().__init__(f"{path}: {reason}")
+
+    def __reduce__(self):
+        return type(self), (self.path, self.reason)
+
+
+@dataclass(frozen=True)
+class AudioCodes:
+    r"""
+    The codes of one recording.
+
+    Args:
+        audio_codes (`np.ndarray` of shape `(num_quantizers, num_frames)`): Codebook indices, int64.
+        num_samples (`int`): Length of the recording at `sampling_rate`, to which decoding trims.
+        sampling_rate (`int`): Rate of the codec in Hz.
+        codebook_size (`int`): Entries per codebook; all codes are below it.
+        hop_length (`int`): Samples per frame.
+        model_name (`str`): The codec, as it was named to [`speech_tokenizers.load`].
+        model_fingerprint (`str`, *optional*, defaults to `""`):
+            Hash of the codec's codebooks, by which decoding refuses another codec of the same shape. Empty if unknown.
+    """
+
+    audio_codes: np.ndarray
+    num_samples: int
+    sampling_rate: int
+    codebook_size: int
+    hop_length: int
+    model_name: str
+    model_fingerprint: str = ""
+
+    def __post_init__(self):
+        codes = self.audio_codes
+        if codes.ndim != 2 or 0 in codes.shape:
+            raise ValueError(f"`audio_codes` must have shape (num_quantizers, num_frames), but got {codes.shape}.")
+        if not np.issubdtype(codes.dtype, np.integer):
+            raise TypeError(f"`audio_codes` must be integers, but got {codes.dtype}.")
+        for name in _INTEGER_FIELDS:
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
+        if codes.min() < 0 or codes.max() >= self.codebook_size:
+            raise ValueError(
+                f"`audio_codes` must lie between 0 and {self.codebook_size - 1}, but range from {codes.min()} to {codes.max()}."
+            )
+        num_frames = -(-self.num_samples // self.hop_length)
+        if codes.shape[1] != num_frames:
+            raise ValueError(
+                f"`audio_codes` must have {num_frames} frames for {self.num_samples} samples of {self.hop_length} a frame, "
+                f"but got {codes.shape[1]}."
+            )
+
+    @property
+    def num_quantizers(self) -> int:
+        return self.audio_codes.shape[0]
+
+    @property
+    def num_frames(self) -> int:
+        return self.audio_codes.shape[1]
+
+    @property
+    def seconds(self) -> float:
+        return self.num_samples / self.sampling_rate
+
+    @property
+    def bits_per_second(self) -> float:
+        """Nominal bit rate: every code costs log2(codebook_size) bits."""
+        frame_rate = self.sampling_rate / self.hop_length
+        return float(frame_rate * self.num_quantizers * np.log2(self.codebook_size))
+
+
+def save_codes(path: str | os.PathLike[str], audio_codes: np.ndarray, metadata: Mapping[str, str | int]) -> None:
+    r"""
+    Write the codes of one recording. The file appears under its name only once it is complete.
+
+    Args:
+        path (`str` or `Path`): Conventionally ending in `.safetensors`. Missing folders are created.
+        audio_codes (`np.ndarray` or `torch.Tensor` of shape `(num_quantizers, num_frames)`): Codebook indices.
+        metadata (`Mapping`): The other fields of [`AudioCodes`]; misspelt or missing ones are errors.
+
+    Raises:
+        TypeError, ValueError: If the codes and the metadata contradict each other; see [`AudioCodes`].
+        CodeFileError: If the file cannot be written.
+    """
+    codes = AudioCodes(np.asarray(audio_codes), **metadata)  # type: ignore[arg-type]
+    dtype = next(kind for kind in (np.uint8, np.int16, np.int32) if np.iinfo(kind).max >= codes.codebook_size - 1)
+    texts = {name: str(getattr(codes, name)) for name in (*_INTEGER_FIELDS, "model_name", "model_fingerprint")}
+    texts |= {"format": CODE_FILE_FORMAT, "format_version": str(CODE_FILE_VERSION)}
+    content = save({"audio_codes": np.ascontiguousarray(codes.audio_codes, dtype=dtype)}, metadata=texts)
+
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise CodeFileError(path, f"cannot be written ({error.strerror}); choose another output folder.") from error
+
+
+def load_codes(path: str | os.PathLike[str]) -> AudioCodes:
+    r"""
+    Read and check a file that [`save_codes`] wrote.
+
+    Raises:
+        CodeFileError: If the file is missing, corrupt, of another format or version, or contradicts itself.
+    """
+    path = Path(path)
+    try:
+        # Opened once by Python, whose errors tell missing from forbidden.
+        with open(path, "rb"):
+            pass
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            names = list(file.keys())
+            audio_codes = file.get_tensor("audio_codes") if "audio_codes" in names else None
+    except FileNotFoundError as error:
+        raise CodeFileError(path, "no such file; check the spelling.") from error
+    except OSError as error:
+        raise CodeFileError(path, f"cannot be read ({error.strerror}); name a file of codes that you may read.") from error
+    except SafetensorError as error:
+        raise CodeFileError(path, f"is no valid safetensors file ({error}); encode the recording again.") from error
+
+    if metadata.get("format") != CODE_FILE_FORMAT or audio_codes is None:
+        raise CodeFileError(path, "holds no audio codes; name a file that `speech-tokenizers encode` wrote.")
+    if metadata.get("format_version") != str(CODE_FILE_VERSION):
+        raise CodeFileError(
+            path,
+            f"has format version {metadata.get('format_version')}, but this release reads version {CODE_FILE_VERSION}; "
+            "upgrade speech-tokenizers or encode the recording again.",
+        )
+    try:
+        integers = {name: int(metadata[name]) for name in _INTEGER_FIELDS}
+        return AudioCodes(
+            audio_codes if audio_codes.dtype.kind not in "iu" else audio_codes.astype(np.int64),
+            **integers,
+            model_name=metadata["model_name"],
+            model_fingerprint=metadata.get("model_fingerprint", ""),
+        )
+    except KeyError as error:
+        raise CodeFileError(path, f"lacks the metadata {error}; encode the recording again.") from error
+    except (TypeError, ValueError) as error:
+        raise CodeFileError(path, f"contradicts itself: {error} Encode the recording again.") from error

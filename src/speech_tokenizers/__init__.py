@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""
+Neural speech codecs for speech language models.
+
+Names are imported when they are first used, so that `import speech_tokenizers` costs next to nothing; from then on
+`transformers.AutoModel` and its relatives know this package's models.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from speech_tokenizers.auto_registration import register_auto_classes_on_import
+
+
+if TYPE_CHECKING:
+    from speech_tokenizers.checkpoints import DEFAULT_CHECKPOINT, find_checkpoint, list_checkpoints, load
+    from speech_tokenizers.file_coding import decode_file, encode_file, reconstruct_file
+    from speech_tokenizers.modeling.codec_streaming import CodecStream
+    from speech_tokenizers.modeling.configuration_rvq_codec import RVQ_CODEC_PRESETS, RVQCodecConfig
+    from speech_tokenizers.modeling.hub_export import push_to_hub_with_code, save_pretrained_with_code
+    from speech_tokenizers.modeling.modeling_rvq_codec import (
+        RVQCodecDecoderOutput,
+        RVQCodecEncoderOutput,
+        RVQCodecModel,
+        RVQCodecOutput,
+        RVQCodecPreTrainedModel,
+    )
+    from speech_tokenizers.processing.audio_files import (
+        AudioFileError,
+        AudioReader,
+        AudioWriter,
+        find_audio_files,
+        load_audio,
+    )
+    from speech_tokenizers.processing.code_files import AudioCodes, CodeFileError, load_codes, save_codes
+    from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
+
+# Public name -> module that defines it. The block above repeats it for type checkers; tests/test_import_time.py compares the two.
+_MODULES = {
+    "DEFAULT_CHECKPOINT": "checkpoints",
+    "find_checkpoint": "checkpoints",
+    "list_checkpoints": "checkpoints",
+    "load": "checkpoints",
+    "decode_file": "file_coding",
+    "encode_file": "file_coding",
+    "reconstruct_file": "file_coding",
+    "CodecStream": "modeling.codec_streaming",
+    "RVQ_CODEC_PRESETS": "modeling.configuration_rvq_codec",
+    "RVQCodecConfig": "modeling.configuration_rvq_codec",
+    "push_to_hub_with_code": "modeling.hub_export",
+    "save_pretrained_with_code": "modeling.hub_export",
+    "RVQCodecDecoderOutput": "modeling.modeling_rvq_codec",
+    "RVQCodecEncoderOutput": "modeling.modeling_rvq_codec",
+    "RVQCodecModel": "modeling.modeling_rvq_codec",
+    "RVQCodecOutput": "modeling.modeling_rvq_codec",
+    "RVQCodecPreTrainedModel": "modeling.modeling_rvq_codec",
+    "AudioFileError": "processing.audio_files",
+    "AudioReader": "processing.audio_files",
+    "AudioWriter": "processing.audio_files",
+    "find_audio_files": "processing.audio_files",
+    "load_audio": "processing.audio_files",
+    "AudioCodes": "processing.code_files",
+    "CodeFileError": "processing.code_files",
+    "load_codes": "processing.code_files",
+    "save_codes": "processing.code_files",
+    "RVQCodecFeatureExtractor": "processing.feature_extraction_rvq_codec",
+}
+
+__version__ = "0.1.0"
+__all__ = [*_MODULES, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})
+
+
+register_auto_classes_on_import()

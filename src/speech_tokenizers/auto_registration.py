@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""
+Make `AutoConfig`, `AutoModel`, `AutoModelForAudioTokenization` and `AutoFeatureExtractor` know this package's classes.
+
+transformers finds external classes only if they are registered, and registering imports it: seconds that `import
+speech_tokenizers` must not take. So each registration waits until transformers imports the module that holds its mapping.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+
+# model_type -> (config class, model class, feature extractor class), all public names of this package.
+AUTO_CLASSES = {
+    "speech_tokenizers_rvq_codec": ("RVQCodecConfig", "RVQCodecModel", "RVQCodecFeatureExtractor"),
+}
+
+
+def register_auto_classes_on_import() -> None:
+    """Register with the auto modules that transformers has imported already, and with the others as soon as it does."""
+    if any(isinstance(finder, _RegisterAfterImport) for finder in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _RegisterAfterImport())
+    for name, register in _REGISTRATIONS.items():
+        if name in sys.modules:
+            register(sys.modules[name])
+
+
+class _RegisterAfterImport(MetaPathFinder):
+    # Finds what `PathFinder` finds, and runs the registration once the module has executed.
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in _REGISTRATIONS:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                _REGISTRATIONS[fullname](module)
+
+            setattr(spec.loader, "exec_module", exec_module)  # noqa: B010
+        return spec
+
+
+def _facade() -> ModuleType:
+    return importlib.import_module("speech_tokenizers")
+
+
+def _register_configs(configuration_auto: ModuleType) -> None:
+    for model_type, (config_name, _, _) in AUTO_CLASSES.items():
+        configuration_auto.AutoConfig.register(model_type, getattr(_facade(), config_name), exist_ok=True)
+
+
+def _register_feature_extractors(feature_extraction_auto: ModuleType) -> None:
+    for config_name, _, extractor_name in AUTO_CLASSES.values():
+        feature_extraction_auto.AutoFeatureExtractor.register(
+            getattr(_facade(), config_name), getattr(_facade(), extractor_name), exist_ok=True
+        )
+
+
+def _register_models(modeling_auto: ModuleType) -> None:
+    # `AutoModel.register` wants the class itself, whose import needs transformers modules that may be in the middle of importing
+    # this one. transformers' mappings load their own classes by name on first use; ours are added to them in that form.
+    for model_type, (config_name, model_name, _) in AUTO_CLASSES.items():
+        for mapping in (modeling_auto.MODEL_MAPPING, modeling_auto.MODEL_FOR_AUDIO_TOKENIZATION_MAPPING):
+            mapping._config_mapping[model_type] = config_name
+            mapping._reverse_config_mapping[config_name] = model_type
+            mapping._model_mapping[model_type] = model_name
+            mapping._modules[model_type] = _facade()
+
+
+_REGISTRATIONS = {
+    "transformers.models.auto.configuration_auto": _register_configs,
+    "transformers.models.auto.feature_extraction_auto": _register_feature_extractors,
+    "transformers.models.auto.modeling_auto": _register_models,
+}

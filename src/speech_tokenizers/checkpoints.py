@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load a codec and its feature extractor by name."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+
+DEFAULT_CHECKPOINT = "rvq-codec-16khz-4kbps"
+
+
+def list_checkpoints() -> list[str]:
+    """Names of the checkpoints that this installation carries."""
+    folder = resources.files("speech_tokenizers.model_cards")
+    return sorted(entry.name for entry in folder.iterdir() if entry.joinpath("config.json").is_file())
+
+
+def find_checkpoint(name_or_path: str | Path | None = None) -> str:
+    r"""
+    Turn the name of a checkpoint into what `from_pretrained` takes.
+
+    Args:
+        name_or_path (`str` or `Path`, *optional*): A name of [`list_checkpoints`], a local folder, or the id of a Hub repository
+            (`namespace/name`), in this order. Defaults to `DEFAULT_CHECKPOINT`.
+
+    Returns:
+        `str`: A local folder or a Hub id.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    name = str(DEFAULT_CHECKPOINT if name_or_path is None else name_or_path)
+    if name in list_checkpoints():
+        return str(resources.files("speech_tokenizers.model_cards").joinpath(name))
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"`name_or_path` is the folder {name}, which has no config.json; name a saved model's folder.")
+        return name
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        known = ", ".join(list_checkpoints()) or "none"
+        raise ValueError(
+            f"`name_or_path` is {name!r}, which is no folder and no checkpoint of this installation ({known}); "
+            "name one of these, a folder, or a Hub repository as `namespace/name`."
+        )
+    return name
+
+
+def load(name_or_path: str | Path | None = None, dtype: Any = None, **kwargs: Any) -> tuple[Any, Any]:
+    r"""
+    Load a codec, in evaluation mode, and its feature extractor.
+
+    Args:
+        name_or_path (`str` or `Path`, *optional*): See [`find_checkpoint`]. The checkpoints of this installation need no network.
+        dtype (`torch.dtype`, *optional*): Of the weights. Defaults to float32, whatever precision the file has.
+        kwargs: Passed to `AutoModel.from_pretrained`, such as `device_map`, `revision` or `trust_remote_code`.
+
+    Returns:
+        `tuple`: The model ([`RVQCodecModel`] or another codec) and the feature extractor.
+
+    Raises:
+        ValueError: If there is no such checkpoint.
+        OSError: If it cannot be downloaded or is damaged.
+    """
+    import torch
+    from transformers import AutoFeatureExtractor, AutoModel
+
+    checkpoint = find_checkpoint(name_or_path)
+    shared = {
+        name: kwargs[name]
+        for name in ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")
+        if name in kwargs
+    }
+    model = AutoModel.from_pretrained(checkpoint, dtype=torch.float32 if dtype is None else dtype, **kwargs)
+    return model.eval(), AutoFeatureExtractor.from_pretrained(checkpoint, **shared)

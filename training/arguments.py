@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a codec training run is made of, and how a YAML recipe with overrides becomes that."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass
+class ModelArguments:
+    r"""
+    The codec to train: a named preset with changes, or a trained codec to continue from.
+
+    Args:
+        preset (`str`, *optional*): Name in `RVQ_CODEC_PRESETS`.
+        overrides (`dict`): Fields of [`RVQCodecConfig`] that differ from the preset.
+        pretrained (`str`, *optional*): Folder or Hub id of a codec to fine-tune. Replaces `preset` and `overrides`.
+    """
+
+    preset: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    pretrained: str | None = None
+
+    def __post_init__(self):
+        if (self.preset is None) == (self.pretrained is None):
+            raise ValueError("`model` needs either `preset` or `pretrained`, and not both.")
+
+
+@dataclass
+class DataArguments:
+    r"""
+    Where the recordings are and how they become crops.
+
+    Args:
+        train, eval (`str`, *optional*): A folder of audio files, with or without `metadata.jsonl` or `metadata.csv`; such a file
+            itself; a Parquet file or a folder of them; or the id of a dataset on the Hub.
+        train_filter, eval_filter (`dict`): Keep only rows where each named column has this value, or one of these values.
+        train_files, eval_files (`str`, *optional*): A text file that lists, one a line, the `file_name`s to keep.
+        train_split, eval_split (`str`): Split of a Hub dataset.
+        audio_column (`str`): Column of Parquet and Hub datasets that holds the audio.
+        streaming (`bool`): Read the training data as a stream, decoded as it comes, instead of decoding all of it first.
+        shuffle_buffer (`int`): Recordings among which a stream is shuffled.
+        segment_seconds (`float`): Length of a training crop.
+        max_eval_seconds (`float`): Recordings are cut to this length for evaluation.
+        cache_dir (`str`, *optional*): Where decoded audio is kept. Defaults to `audio_cache` in the output folder.
+        target_level_db (`float`, *optional*): Bring every crop to this RMS level (dB relative to full scale) first.
+        gain_db (`list` of two `float`): Range of a random gain. Peaks are kept below full scale.
+        min_level_db (`float`): A crop below this level is drawn again, up to eight times, so that few crops are silence.
+        num_workers (`int`): Worker processes that prepare crops. Crops do not depend on it. Reading decoded audio needs none.
+    """
+
+    train: str | None = None
+    eval: str | None = None
+    train_filter: dict[str, Any] = field(default_factory=dict)
+    eval_filter: dict[str, Any] = field(default_factory=dict)
+    train_files: str | None = None
+    eval_files: str | None = None
+    train_split: str = "train"
+    eval_split: str = "validation"
+    audio_column: str = "audio"
+    streaming: bool = False
+    shuffle_buffer: int = 1000
+    segment_seconds: float = 1.0
+    max_eval_seconds: float = 10.0
+    cache_dir: str | None = None
+    target_level_db: float | None = None
+    gain_db: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    min_level_db: float = -60.0
+    num_workers: int = 0
+
+    def __post_init__(self):
+        if self.segment_seconds <= 0 or self.max_eval_seconds <= 0:
+            raise ValueError("`segment_seconds` and `max_eval_seconds` must be positive.")
+        if len(self.gain_db) != 2 or self.gain_db[0] > self.gain_db[1]:
+            raise ValueError(f"`gain_db` must be a pair [lowest, highest], but got {self.gain_db}.")
+
+
+@dataclass
+class AdversarialArguments:
+    r"""
+    The discriminators and when they act.
+
+    Args:
+        discriminators (`dict`): Sizes by kind: `multi_scale_stft`, `multi_period`, `multi_scale`, each a dict of the arguments of
+            the class in `discriminators.py`. Empty trains without.
+        objective (`str`): `"hinge"` or `"least_squares"`.
+        start_step (`int`): Until this step the discriminators neither run nor learn.
+        warmup_steps (`int`): Steps after that over which the adversarial and feature-matching weights grow from 0.
+        relative_features (`bool`): Divide each feature difference by the mean size of the recording's feature, as EnCodec does.
+    """
+
+    discriminators: dict[str, dict[str, Any]] = field(default_factory=dict)
+    objective: str = "least_squares"
+    start_step: int = 0
+    warmup_steps: int = 0
+    relative_features: bool = False
+
+    def __post_init__(self):
+        if self.objective not in ("hinge", "least_squares"):
+            raise ValueError(f"`objective` must be 'hinge' or 'least_squares', but got {self.objective!r}.")
+
+
+@dataclass
+class OptimizerArguments:
+    r"""
+    AdamW and the schedule of its learning rate, which is a function of the step alone.
+
+    Args:
+        learning_rate (`float`): Peak learning rate.
+        betas (`list` of two `float`): Decay of the first and second moments.
+        weight_decay (`float`): Decoupled weight decay.
+        schedule (`str`): `"cosine"` (to `final_ratio` at the last step), `"exponential"` or `"constant"`.
+        warmup_steps (`int`): Steps of linear warm-up.
+        final_ratio (`float`): Where the cosine ends, relative to the peak.
+        decay_rate (`float`), decay_steps (`int`): The exponential schedule multiplies by `decay_rate` every `decay_steps`.
+        max_grad_norm (`float`, *optional*): Longer gradients are scaled down to this norm.
+    """
+
+    learning_rate: float = 1e-4
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    final_ratio: float = 0.0
+    decay_rate: float = 0.98
+    decay_steps: int = 1000
+    max_grad_norm: float | None = None
+
+    def __post_init__(self):
+        if self.schedule not in ("cosine", "exponential", "constant"):
+            raise ValueError(f"`schedule` must be 'cosine', 'exponential' or 'constant', but got {self.schedule!r}.")
+        if self.learning_rate <= 0:
+            raise ValueError(f"`learning_rate` must be positive, but got {self.learning_rate}.")
+
+
+@dataclass
+class CodecTrainingArguments:
+    r"""
+    Everything a [`CodecTrainer`] needs to know besides the model and the data.
+
+    Args:
+        output_dir (`str`): Folder of checkpoints, log, samples and, in `final`, the trained codec.
+        model, data, adversarial, optimizer, discriminator_optimizer: See their classes.
+        loss_weights (`dict`): Weight of each loss by name. Must name the trainer's losses exactly.
+        mel_scales (`str` or `list`): `"default"`, `"speechtokenizer"`, or a list of dicts of [`MelScale`]'s fields.
+        global_batch_size (`int`): Crops per step, over all processes and accumulated micro-batches.
+        gradient_accumulation_steps (`int`): Micro-batches that a process splits its share into.
+        max_steps (`int`): Steps of the run. An optimizer step of codec and discriminators counts once.
+        weight_ema_decay (`float`, *optional*): Decay of the moving average of the weights that is evaluated and saved.
+        mixed_precision (`str`, *optional*): "no", "bf16" or "fp16". Defaults to what `accelerate launch` says.
+        compile (`bool`): Compile the codec and the discriminators with `torch.compile`.
+        seed (`int`): Seed of weights and data.
+        logging_steps, eval_steps, save_steps (`int`): Intervals; 0 switches evaluation or checkpoints off.
+        save_total_limit (`int`, *optional*): Checkpoints to keep.
+        num_audio_samples (`int`): Recordings whose decoded audio and spectrograms are saved at each evaluation.
+        report_to (`list[str]`): Accelerate's trackers: "tensorboard", "trackio", ...
+        resume_from_checkpoint (`str`, *optional*): "latest" (the newest complete checkpoint, if there is one) or a folder.
+        hub_model_id (`str`, *optional*): Repository for `push_to_hub`.
+    """
+
+    output_dir: str
+    model: ModelArguments
+    data: DataArguments
+    loss_weights: dict[str, float]
+    adversarial: AdversarialArguments = field(default_factory=AdversarialArguments)
+    optimizer: OptimizerArguments = field(default_factory=OptimizerArguments)
+    discriminator_optimizer: OptimizerArguments = field(default_factory=OptimizerArguments)
+    mel_scales: Any = "default"
+    global_batch_size: int = 12
+    gradient_accumulation_steps: int = 1
+    max_steps: int = 100_000
+    weight_ema_decay: float | None = None
+    mixed_precision: str | None = None
+    compile: bool = False
+    seed: int = 0
+    logging_steps: int = 50
+    eval_steps: int = 1000
+    save_steps: int = 1000
+    save_total_limit: int | None = 2
+    num_audio_samples: int = 2
+    report_to: list[str] = field(default_factory=list)
+    resume_from_checkpoint: str | None = None
+    hub_model_id: str | None = None
+
+    def __post_init__(self):
+        for name in ("global_batch_size", "gradient_accumulation_steps", "max_steps", "logging_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
+        if self.weight_ema_decay is not None and not 0 < self.weight_ema_decay < 1:
+            raise ValueError(f"`weight_ema_decay` must lie strictly between 0 and 1, but got {self.weight_ema_decay}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dict of plain values, as a recipe would state them."""
+        return dataclasses.asdict(self)
+
+
+def load_recipe(path_or_name: str, overrides: list[str] = ()) -> CodecTrainingArguments:
+    r"""
+    Read a recipe and change some of it.
+
+    Args:
+        path_or_name (`str`): A YAML file, or the name of a recipe of this package, such as `rvq_codec_16khz_4kbps`.
+        overrides (`list[str]`): `key=value` pairs; dots lead into sections (`data.train=recordings`), values are YAML.
+
+    Raises:
+        ValueError: If the recipe does not exist, or a key is unknown or has a value of the wrong type.
+    """
+    path = Path(path_or_name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = path.with_name(path.name + ".yaml")
+    if not path.is_file() and path.parent == Path("."):
+        path = resources.files(__package__).joinpath("recipes", path.name)
+    if not path.is_file():
+        raise ValueError(f"`{path_or_name}` is neither a YAML file nor a recipe; the recipes are {recipe_names()}.")
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(recipe, dict):
+        raise ValueError(f"`{path_or_name}` must hold a mapping of keys to values.")
+    for override in overrides:
+        override_key(recipe, override)
+    return build_section(CodecTrainingArguments, recipe, "")
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files(__package__).joinpath("recipes")
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def override_key(recipe: dict[str, Any], override: str) -> None:
+    """Set one `dotted.key=value` in the nested dict `recipe`."""
+    dotted_key, separator, value = override.partition("=")
+    if not separator or not dotted_key:
+        raise ValueError(f"An override must read `key=value`, but got {override!r}.")
+    *sections, key = dotted_key.split(".")
+    for section in sections:
+        if not isinstance(recipe.get(section), dict):
+            recipe[section] = {}
+        recipe = recipe[section]
+    recipe[key] = yaml.safe_load(value)
+
+
+def build_section(section: type, values: Any, prefix: str) -> Any:
+    r"""Make the dataclass `section` from a dict, refusing keys that it lacks and values of the wrong type."""
+    if not isinstance(values, dict):
+        raise ValueError(f"`{prefix.rstrip('.')}` must be a mapping of keys to values, but got {values!r}.")
+    hints = typing.get_type_hints(section)
+    check_names(values, hints, "The recipe's key", prefix)
+    required = {
+        f.name
+        for f in dataclasses.fields(section)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    if missing := sorted(required - set(values)):
+        raise ValueError(
+            f"The recipe lacks {', '.join(f'`{prefix}{name}`' for name in missing)}; give it as key=value."
+        )
+    return section(**{key: convert(value, hints[key], f"{prefix}{key}") for key, value in values.items()})
+
+
+def check_names(given: typing.Iterable[str], known: typing.Iterable[str], what: str, prefix: str = "") -> None:
+    """Raises `ValueError`, with the nearest known name, if one of the names `given` is not `known`."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean `{prefix}{near[0]}`?" if near else f"known are {', '.join(known)}."
+            raise ValueError(f"{what} `{prefix}{name}` is unknown; {hint}")
+
+
+def convert(value: Any, hint: Any, key: str) -> Any:
+    """Check a recipe value against a field's annotation. YAML reads 1e-4 as text, which becomes a number here."""
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        return build_section(hint, value, f"{key}.")
+    if isinstance(hint, types.UnionType):
+        if value is None and type(None) in hint.__args__:
+            return None
+        (hint,) = (option for option in hint.__args__ if option is not type(None))
+    origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError(f"`{key}` must be a number, but got {value!r}.") from None
+    if origin is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
+        raise ValueError(f"`{key}` must be of type {origin.__name__}, but got {value!r}.")
+    if origin is list and arguments:
+        return [convert(element, arguments[0], f"{key}[{i}]") for i, element in enumerate(value)]
+    if origin is dict and arguments:
+        return {name: convert(element, arguments[1], f"{key}.{name}") for name, element in value.items()}
+    return value

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training run leaves to read: a log of JSON lines, loss curves, decoded recordings and spectrograms."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from speech_tokenizers.modeling.spectral_losses import log_mel_spectrogram
+
+
+class TrainingLog:
+    r"""
+    A file of JSON lines, one an entry, flushed as written.
+
+    Args:
+        path (`Path`): The file.
+        last_step (`int`): Entries of later steps, left by a run that was cut off, are removed.
+    """
+
+    def __init__(self, path: Path, last_step: int = 0):
+        self.path = path
+        kept = [entry for entry in read_log(path) if entry["step"] <= last_step] if path.exists() else []
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+        os.replace(temporary, path)
+
+    def write(self, entry: dict[str, float | int | str]) -> None:
+        """Append an entry, which must have a `step`."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """Entries of a training log; a last line that a kill cut short is left out."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return entries
+
+
+def has_matplotlib() -> bool:
+    """Whether pictures can be drawn. They are left out where matplotlib is not installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def draw_loss_curves(log_path: Path, picture_path: Path, names: list[str]) -> None:
+    """Draw the named losses, and their values on the evaluation recordings, over the steps of a log into a PNG."""
+    from matplotlib.figure import Figure
+
+    entries = read_log(log_path)
+    names = [name for name in names if any(name in entry for entry in entries)]
+    if not names:
+        return
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4.5 * columns, 3 * rows), layout="constrained")
+    for i, name in enumerate(names):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        for key, label in ((name, "training"), (f"eval_{name}", "evaluation")):
+            points = [(entry["step"], entry[key]) for entry in entries if key in entry]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label)
+        axes.set(title=name, xlabel="step")
+        axes.legend()
+    figure.savefig(picture_path, dpi=100)
+
+
+def save_sample(folder: Path, name: str, recorded: torch.Tensor, decoded: torch.Tensor, sampling_rate: int) -> None:
+    r"""
+    Write a recording and its reconstruction, each `(num_samples,)`, as WAV files, and their spectrograms as one PNG.
+
+    The recording is written once; reconstructions are named after the evaluation by `name`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    recording_path = folder / "recorded.wav"
+    if not recording_path.exists():
+        soundfile.write(recording_path, recorded.cpu().numpy(), sampling_rate)
+    soundfile.write(folder / f"{name}.wav", decoded.clamp(-1, 1).cpu().numpy(), sampling_rate)
+    if has_matplotlib():
+        draw_spectrograms(folder / f"{name}.png", {"recorded": recorded, "decoded": decoded}, sampling_rate)
+
+
+def draw_spectrograms(path: Path, waveforms: dict[str, torch.Tensor], sampling_rate: int) -> None:
+    """Draw the log-mel spectrograms of named waveforms `(num_samples,)`, one above the other, into a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.6 * len(waveforms)), layout="constrained")
+    for i, (title, waveform) in enumerate(waveforms.items()):
+        mel = log_mel_spectrogram(waveform[None].float().cpu(), sampling_rate, 1024, 256, 80)[0].numpy()
+        axes = figure.add_subplot(len(waveforms), 1, i + 1)
+        seconds = len(waveform) / sampling_rate
+        axes.imshow(np.asarray(mel), origin="lower", aspect="auto", extent=(0, seconds, 0, 80), vmin=-9, vmax=1)
+        axes.set(title=title, ylabel="mel filter", xlabel="seconds")
+    figure.savefig(path, dpi=80)
