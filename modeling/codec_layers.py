@@ -241,6 +241,21 @@ class CodecConvTranspose1d(CodecLayer):
         return ceil_divide(first - self.kernel_size + 1, self.stride), last // self.stride
 
 
+class LSTMWeights(nn.Module):
+    """The parameters of an `nn.LSTM` under its names. (The module itself is one that `torch.compile` refuses to trace.)"""
+
+    def __init__(self, num_channels: int, num_layers: int, bidirectional: bool):
+        super().__init__()
+        self.hidden_size, self.num_layers, self.bidirectional = num_channels, num_layers, bidirectional
+        for layer in range(num_layers):
+            width = num_channels * (2 if bidirectional and layer > 0 else 1)
+            for suffix in (f"l{layer}", f"l{layer}_reverse")[: 1 + bidirectional]:
+                self.register_parameter(f"weight_ih_{suffix}", nn.Parameter(torch.empty(4 * num_channels, width)))
+                self.register_parameter(f"weight_hh_{suffix}", nn.Parameter(torch.empty(4 * num_channels, num_channels)))
+                self.register_parameter(f"bias_ih_{suffix}", nn.Parameter(torch.empty(4 * num_channels)))
+                self.register_parameter(f"bias_hh_{suffix}", nn.Parameter(torch.empty(4 * num_channels)))
+
+
 class CodecLSTM(CodecLayer):
     r"""
     Long short-term memory with a skip connection: y + x, and for two directions y + [x, x] with twice the channels.
@@ -248,14 +263,14 @@ class CodecLSTM(CodecLayer):
 
     def __init__(self, num_channels: int, num_layers: int, bidirectional: bool):
         super().__init__()
-        self.lstm = nn.LSTM(num_channels, num_channels, num_layers, bidirectional=bidirectional)
+        self.lstm = LSTMWeights(num_channels, num_layers, bidirectional)
 
     def forward(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
         inputs = hidden_states.permute(2, 0, 1)  # (T, B, C)
         if not self.lstm.bidirectional:
             zeros = inputs.new_zeros(self.lstm.num_layers, inputs.shape[1], self.lstm.hidden_size)
             state = (zeros, zeros) if cache is None else cache.states.get((self, ""), (zeros, zeros))
-            outputs, *state = self._run(inputs, state, range(self.lstm.num_layers), ("",))
+            outputs, *state = self._run(inputs, state, [f"l{layer}" for layer in range(self.lstm.num_layers)])
             if cache is not None:
                 cache.states[self, ""] = tuple(state)
             return (outputs + inputs).permute(1, 2, 0)
@@ -263,19 +278,15 @@ class CodecLSTM(CodecLayer):
         zeros = inputs.new_zeros(1, inputs.shape[1], self.lstm.hidden_size)
         outputs = inputs
         for layer in range(self.lstm.num_layers):
-            forwards, *_ = self._run(outputs, (zeros, zeros), (layer,), ("",))
-            backwards, *_ = self._run(self._reverse(outputs, lengths), (zeros, zeros), (layer,), ("_reverse",))
+            forwards, *_ = self._run(outputs, (zeros, zeros), [f"l{layer}"])
+            backwards, *_ = self._run(self._reverse(outputs, lengths), (zeros, zeros), [f"l{layer}_reverse"])
             outputs = torch.cat([forwards, self._reverse(backwards, lengths)], dim=-1)
         return (outputs + inputs.repeat(1, 1, 2)).permute(1, 2, 0)
 
-    def _run(self, inputs, state, layers, directions):
-        weights = [
-            getattr(self.lstm, f"{kind}_l{layer}{direction}")
-            for layer in layers
-            for direction in directions
-            for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        ]
-        return torch.lstm(inputs, state, weights, True, len(layers), 0.0, self.training, False, False)
+    def _run(self, inputs, state, suffixes):
+        kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        weights = [getattr(self.lstm, f"{kind}_{suffix}") for suffix in suffixes for kind in kinds]
+        return torch.lstm(inputs, state, weights, True, len(suffixes), 0.0, self.training, False, False)
 
     @staticmethod
     def _reverse(inputs: torch.Tensor, lengths) -> torch.Tensor:
@@ -401,7 +412,11 @@ class Spectrum(SlidingWindow):
 
     def forward(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
         padded = self.pad(hidden_states, lengths, cache).squeeze(1).float()
-        spectrum = torch.fft.rfft(padded.unfold(-1, self.span, self.stride) * self.window.float())  # (B, F, bins)
+        hops = padded.unflatten(-1, (-1, self.stride))  # (B, F + overlap - 1, hop_length)
+        overlap = self.span // self.stride
+        num_frames = hops.shape[1] - overlap + 1
+        frames = torch.cat([hops[:, k : k + num_frames] for k in range(overlap)], dim=-1)
+        spectrum = torch.fft.rfft(frames * self.window.float())  # (B, F, bins)
         real, imaginary = spectrum.real, spectrum.imag
         power = (real.square() + imaginary.square()).clamp(min=1e-10)
         compression = power**-0.35

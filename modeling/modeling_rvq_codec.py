@@ -16,6 +16,7 @@ from transformers.utils.generic import can_return_tuple
 from .codec_layers import (
     ConvNeXtBlock,
     InverseSpectrum,
+    LSTMWeights,
     SEANetDecoder,
     SEANetEncoder,
     Snake,
@@ -111,14 +112,16 @@ class RVQCodecPreTrainedModel(PreTrainedAudioTokenizerBase):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
-            normalised = parametrize.is_parametrized(module, "weight")
-            weight = module.parametrizations.weight.original1 if normalised else module.weight
-            init.kaiming_uniform_(weight, a=math.sqrt(5))
-            if normalised:
-                init.copy_(module.parametrizations.weight.original0, torch.linalg.vector_norm(weight, dim=(1, 2), keepdim=True))
+        if isinstance(module, parametrize.ParametrizationList):
+            # Weight norm. Not a branch of the convolution: transformers skips a module whose own parameters (here the bias alone) were
+            # all loaded, and the weight of a parametrized layer belongs to this module.
+            init.kaiming_uniform_(module.original1, a=math.sqrt(5))
+            init.copy_(module.original0, torch.linalg.vector_norm(module.original1, dim=(1, 2), keepdim=True))
+        elif isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
+            if not parametrize.is_parametrized(module, "weight"):
+                init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             init.zeros_(module.bias)
-        elif isinstance(module, nn.LSTM):
+        elif isinstance(module, LSTMWeights):
             bound = 1 / math.sqrt(module.hidden_size)
             for parameter in module.parameters(recurse=False):
                 init.uniform_(parameter, -bound, bound)

@@ -39,21 +39,25 @@ class DataArguments:
     Where the recordings are and how they become crops.
 
     Args:
-        train, eval (`str`, *optional*): A folder of audio files, with or without `metadata.jsonl` or `metadata.csv`; such a file
-            itself; a Parquet file or a folder of them; or the id of a dataset on the Hub.
-        train_filter, eval_filter (`dict`): Keep only rows where each named column has this value, or one of these values.
+        train, eval (`str`, *optional*): A folder of audio files, with or without `metadata.jsonl` or `metadata.csv`;
+            such a file itself; a Parquet file or a folder of them; or the id of a dataset on the Hub.
+        train_filter, eval_filter (`dict`): Keep only rows where each named column has this value, or one of these
+            values.
         train_files, eval_files (`str`, *optional*): A text file that lists, one a line, the `file_name`s to keep.
         train_split, eval_split (`str`): Split of a Hub dataset.
         audio_column (`str`): Column of Parquet and Hub datasets that holds the audio.
-        streaming (`bool`): Read the training data as a stream, decoded as it comes, instead of decoding all of it first.
+        streaming (`bool`): Read the training data as a stream, decoded as it comes, instead of decoding all of it
+            first.
         shuffle_buffer (`int`): Recordings among which a stream is shuffled.
         segment_seconds (`float`): Length of a training crop.
         max_eval_seconds (`float`): Recordings are cut to this length for evaluation.
         cache_dir (`str`, *optional*): Where decoded audio is kept. Defaults to `audio_cache` in the output folder.
         target_level_db (`float`, *optional*): Bring every crop to this RMS level (dB relative to full scale) first.
         gain_db (`list` of two `float`): Range of a random gain. Peaks are kept below full scale.
-        min_level_db (`float`): A crop below this level is drawn again, up to eight times, so that few crops are silence.
-        num_workers (`int`): Worker processes that prepare crops. Crops do not depend on it. Reading decoded audio needs none.
+        min_level_db (`float`): A crop below this level is drawn again, up to eight times, so that few crops are
+            silence.
+        num_workers (`int`): Worker processes that prepare crops. Crops do not depend on it. Reading decoded audio
+            needs none.
     """
 
     train: str | None = None
@@ -88,12 +92,13 @@ class AdversarialArguments:
     The discriminators and when they act.
 
     Args:
-        discriminators (`dict`): Sizes by kind: `multi_scale_stft`, `multi_period`, `multi_scale`, each a dict of the arguments of
-            the class in `discriminators.py`. Empty trains without.
+        discriminators (`dict`): Sizes by kind: `multi_scale_stft`, `multi_period`, `multi_scale`, each a dict of the
+            arguments of the class in `discriminators.py`. Empty trains without.
         objective (`str`): `"hinge"` or `"least_squares"`.
         start_step (`int`): Until this step the discriminators neither run nor learn.
         warmup_steps (`int`): Steps after that over which the adversarial and feature-matching weights grow from 0.
-        relative_features (`bool`): Divide each feature difference by the mean size of the recording's feature, as EnCodec does.
+        relative_features (`bool`): Divide each feature difference by the mean size of the recording's feature, as
+            EnCodec does.
     """
 
     discriminators: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -119,7 +124,8 @@ class OptimizerArguments:
         schedule (`str`): `"cosine"` (to `final_ratio` at the last step), `"exponential"` or `"constant"`.
         warmup_steps (`int`): Steps of linear warm-up.
         final_ratio (`float`): Where the cosine ends, relative to the peak.
-        decay_rate (`float`), decay_steps (`int`): The exponential schedule multiplies by `decay_rate` every `decay_steps`.
+        decay_rate (`float`), decay_steps (`int`): The exponential schedule multiplies by `decay_rate` every
+            `decay_steps`.
         max_grad_norm (`float`, *optional*): Longer gradients are scaled down to this norm.
     """
 
@@ -161,7 +167,8 @@ class CodecTrainingArguments:
         save_total_limit (`int`, *optional*): Checkpoints to keep.
         num_audio_samples (`int`): Recordings whose decoded audio and spectrograms are saved at each evaluation.
         report_to (`list[str]`): Accelerate's trackers: "tensorboard", "trackio", ...
-        resume_from_checkpoint (`str`, *optional*): "latest" (the newest complete checkpoint, if there is one) or a folder.
+        resume_from_checkpoint (`str`, *optional*): "latest" (the newest complete checkpoint, if there is one) or a
+            folder.
         hub_model_id (`str`, *optional*): Repository for `push_to_hub`.
     """
 

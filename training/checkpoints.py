@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """Complete checkpoints in `output_dir`, oldest first. An interrupted save leaves none: its folder starts with a dot."""
+    """
+    Complete checkpoints in `output_dir`, oldest first. An interrupted save leaves none: its folder starts with a dot.
+    """
     found = [folder for folder in output_dir.glob("checkpoint-*") if CHECKPOINT_NAME.fullmatch(folder.name)]
     return sorted(found, key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
 
@@ -57,7 +60,8 @@ def remove_old_checkpoints(output_dir: Path, keep: int | None) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     if keep is not None:
         for folder in list_checkpoints(output_dir)[: -max(keep, 1)]:
-            # Renamed first, so that a kill while deleting does not leave half a checkpoint under a complete one's name.
+            # Renamed first, so that a kill while deleting does not leave half a checkpoint under a complete one's
+            # name.
             doomed = folder.with_name(f".{folder.name}.incomplete")
             os.replace(folder, doomed)
             shutil.rmtree(doomed, ignore_errors=True)
@@ -81,7 +85,10 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the averages towards the model's weights. The first update copies them, since codebooks start with the data."""
+        """
+        Move the averages towards the model's weights. The first update copies them, since codebooks start with the
+        data.
+        """
         decay = 0.0 if self.num_updates == 0 else min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         torch._foreach_lerp_(list(self.averages.values()), list(_weights(model).values()), 1 - decay)
         self.num_updates += 1

@@ -3,6 +3,7 @@
 
 import json
 import math
+import random
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
@@ -28,10 +30,14 @@ from speech_tokenizers.modeling.spectral_losses import (
     multi_scale_mel_loss,
 )
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
-
-from .arguments import CodecTrainingArguments, OptimizerArguments, check_names, load_recipe
-from .checkpoints import WeightAverage, list_checkpoints, remove_old_checkpoints, write_checkpoint
-from .data import (
+from speech_tokenizers.training.arguments import CodecTrainingArguments, OptimizerArguments, check_names, load_recipe
+from speech_tokenizers.training.checkpoints import (
+    WeightAverage,
+    list_checkpoints,
+    remove_old_checkpoints,
+    write_checkpoint,
+)
+from speech_tokenizers.training.data import (
     AudioCropDataset,
     CropSettings,
     DecodedRecordings,
@@ -41,9 +47,15 @@ from .data import (
     decode_all,
     load_recordings,
 )
-from .discriminators import DiscriminatorEnsemble, DiscriminatorOutput
-from .losses import adversarial_loss, discriminator_loss, feature_matching_loss, waveform_loss
-from .reporting import TrainingLog, draw_loss_curves, has_matplotlib, save_sample
+from speech_tokenizers.training.discriminators import DiscriminatorEnsemble, DiscriminatorOutput
+from speech_tokenizers.training.losses import (
+    adversarial_loss,
+    discriminator_loss,
+    feature_matching_loss,
+    waveform_loss,
+)
+from speech_tokenizers.training.reporting import TrainingLog, draw_loss_curves, has_matplotlib, save_sample
+
 
 MEL_SCALES = {"default": DEFAULT_MEL_SCALES, "speechtokenizer": SPEECHTOKENIZER_MEL_SCALES}
 
@@ -59,9 +71,10 @@ class CodecTrainer:
         args ([`CodecTrainingArguments`]): The recipe.
         train_recordings ([`DecodedRecordings`], sequence of arrays or `datasets.IterableDataset`, *optional*):
             What to train on. Defaults to what `args.data` names.
-        eval_recordings ([`DecodedRecordings`] or sequence of `(num_samples,)` arrays, *optional*): What to evaluate on.
-        feature_extractor ([`RVQCodecFeatureExtractor`], *optional*): Saved beside the codec. Defaults to the codec's rates.
-        compute_metrics (callable, *optional*): Called with a recorded and a decoded `(num_samples,)` float array and the sampling
+        eval_recordings ([`DecodedRecordings`] or sequence of `(num_samples,)` arrays, *optional*): What to evaluate
+        on. feature_extractor ([`RVQCodecFeatureExtractor`], *optional*): Saved beside the codec. Defaults to the
+        codec's rates. compute_metrics (callable, *optional*): Called with a recorded and a decoded `(num_samples,)`
+        float array and the sampling
             rate for each evaluated recording; returns a dict of numbers, whose means `evaluate` reports.
 
     Raises:
@@ -122,12 +135,12 @@ class CodecTrainer:
         self.weight_average = None
         if args.weight_ema_decay is not None:
             self.weight_average = WeightAverage(self.unwrapped_model, args.weight_ema_decay)
-            self.accelerator.register_for_checkpointing(self.weight_average)
 
         self.train_recordings, self.eval_recordings = train_recordings, eval_recordings
         self.step = 0
         self.training_seconds = 0.0
         self._window: dict[str, torch.Tensor] = {}
+        self._window_counts: dict[str, int] = {}
         self._window_start, self._window_seconds = 0, 0.0
         self._synchronize = True
         self._stop_requested = False
@@ -154,7 +167,8 @@ class CodecTrainer:
             "commitment": outputs.commitment_loss,
         }
         if self.discriminators_act:
-            # Unwrapped: the discriminators' parameters are frozen here, and data parallelism would wait for their gradients.
+            # Unwrapped: the discriminators' parameters are frozen here, and data parallelism would wait for their
+            # gradients.
             discriminator = self.accelerator.unwrap_model(self.discriminator)
             of_decoded = discriminator(decoded)
             with torch.no_grad():
@@ -210,7 +224,8 @@ class CodecTrainer:
 
     def update(self, module: nn.Module, optimizer, loss: torch.Tensor, args: OptimizerArguments) -> torch.Tensor:
         r"""
-        Add the gradient of `loss`, and at the last micro-batch clip it and take a step; a gradient that is not finite is dropped.
+        Add the gradient of `loss`, and at the last micro-batch clip it and take a step; a gradient that is not finite
+        is dropped.
 
         Returns:
             `torch.Tensor`: The norm of the gradient before clipping, 0 between micro-batches.
@@ -233,8 +248,8 @@ class CodecTrainer:
         Train to `args.max_steps`.
 
         Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint folder; `True` or `"latest"` for the newest complete
-                one, if there is one. Defaults to `args.resume_from_checkpoint`.
+            resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint folder; `True` or `"latest"` for the
+                newest complete one, if there is one. Defaults to `args.resume_from_checkpoint`.
 
         Returns:
             `dict`: The last logged losses.
@@ -303,12 +318,13 @@ class CodecTrainer:
     def _accumulate(self, losses: dict[str, torch.Tensor]) -> None:
         for name, value in losses.items():
             self._window[name] = self._window[name] + value if name in self._window else value
+            self._window_counts[name] = self._window_counts.get(name, 0) + 1
 
     def _log_window(self) -> dict[str, float]:
         """Log the means since the last log, over steps and processes."""
         steps = self.step - self._window_start
         means = self.accelerator.reduce(dict(self._window), reduction="mean") if self._window else {}
-        entry = {name: float(value) / steps for name, value in means.items()}
+        entry = {name: float(value) / self._window_counts[name] for name, value in means.items()}
         audio_seconds = steps * self.args.global_batch_size * self.args.data.segment_seconds
         self.training_seconds += self._window_seconds
         entry |= {
@@ -319,7 +335,8 @@ class CodecTrainer:
         }
         if self.accelerator.device.type == "cuda":
             entry["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        self._window, self._window_start, self._window_seconds = {}, self.step, 0.0
+        self._window, self._window_counts = {}, {}
+        self._window_start, self._window_seconds = self.step, 0.0
         self._write_log(entry)
         if not math.isfinite(entry["loss"]):
             raise FloatingPointError(
@@ -399,7 +416,8 @@ class CodecTrainer:
             accelerator.num_processes,
             self.args.gradient_accumulation_steps,
         )
-        # Its own generator: iterating would otherwise draw from the global one, which a resumed run has in another state.
+        # Its own generator: iterating would otherwise draw from the global one, which a resumed run has in another
+        # state.
         loading = {"generator": torch.Generator(), "pin_memory": accelerator.device.type == "cuda"}
         if crops is not None:
             return torch.utils.data.DataLoader(crops, batch_sampler=sampler, num_workers=data.num_workers, **loading)
@@ -423,8 +441,9 @@ class CodecTrainer:
         Code and decode the evaluation recordings, shared among processes, with the averaged weights if there are any.
 
         Returns:
-            `dict`: Means over recordings of `eval_mel`, `eval_waveform`, `eval_commitment` and of `compute_metrics`; the share of
-            codes used and their perplexity over all recordings, `eval_codes_used_<stage>` and `eval_perplexity_<stage>`.
+            `dict`: Means over recordings of `eval_mel`, `eval_waveform`, `eval_commitment` and of `compute_metrics`;
+            the share of codes used and their perplexity over all recordings, `eval_codes_used_<stage>` and
+            `eval_perplexity_<stage>`.
         """
         if self.eval_recordings is None and self.args.data.eval is not None and self.train_recordings is None:
             self.train_recordings, self.eval_recordings = self.prepare_recordings()
@@ -535,8 +554,12 @@ class CodecTrainer:
         folder = self.output_dir / f"checkpoint-{self.step:08d}"
 
         def write(temporary: Path) -> None:
-            self.accelerator.save_state(str(temporary))
             if self.accelerator.is_main_process:
+                for name, module in self._modules().items():
+                    save_file(
+                        contiguous_state(self.accelerator.unwrap_model(module)), temporary / f"{name}.safetensors"
+                    )
+                torch.save(self._optimization_state(), temporary / "optimization.pt")
                 state = {
                     "step": self.step,
                     "training_seconds": self.training_seconds,
@@ -546,8 +569,8 @@ class CodecTrainer:
                     "global_batch_size": self.args.global_batch_size,
                 }
                 (temporary / "trainer_state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-            rank = self.accelerator.process_index
-            torch.save(self._window, temporary / f"log_window_{rank}.pt")
+            process_state = {"random": random_state(), "window": self._window, "window_counts": self._window_counts}
+            torch.save(process_state, temporary / f"process_{self.accelerator.process_index}.pt")
 
         write_checkpoint(folder, write, self.accelerator.is_main_process, self.accelerator.wait_for_everyone)
         if self.accelerator.is_main_process:
@@ -573,12 +596,50 @@ class CodecTrainer:
                     f"`{name}` is {getattr(self.args, name)}, but the checkpoint was trained with {state[name]}, which decides"
                     " the order of the data; keep it, or start anew from the checkpoint's weights with `model.pretrained`."
                 )
-        self.accelerator.load_state(str(folder))
+        self._load_weights(folder, discriminators_acted=state["step"] > self.args.adversarial.start_step)
         self.step = state["step"]
         self.training_seconds = state["training_seconds"]
         self._window_start, self._window_seconds = state["window_start"], state["window_seconds"]
-        window = folder / f"log_window_{self.accelerator.process_index}.pt"
-        self._window = torch.load(window, map_location=self.accelerator.device) if window.is_file() else {}
+        # A run that continues on more processes than it began has no state for the new ones, and needs none.
+        process_file = folder / f"process_{self.accelerator.process_index}.pt"
+        if process_file.is_file():
+            process_state = torch.load(process_file, map_location="cpu", weights_only=True)
+            set_random_state(process_state["random"])
+            device = self.accelerator.device
+            self._window = {name: value.to(device) for name, value in process_state["window"].items()}
+            self._window_counts = process_state["window_counts"]
+
+    def _modules(self) -> dict[str, nn.Module]:
+        modules = {"codec": self.model, "discriminator": self.discriminator}
+        return {name: module for name, module in modules.items() if module is not None}
+
+    def _optimization_state(self) -> dict[str, Any]:
+        state = {"codec": self.optimizer.state_dict()}
+        if self.discriminator_optimizer is not None:
+            state["discriminator"] = self.discriminator_optimizer.state_dict()
+        if self.weight_average is not None:
+            state["weight_average"] = self.weight_average.state_dict()
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
+        return state
+
+    def _load_weights(self, folder: Path, discriminators_acted: bool) -> None:
+        state = torch.load(folder / "optimization.pt", map_location="cpu", weights_only=True)
+        self.unwrapped_model.load_state_dict(load_file(folder / "codec.safetensors"))
+        self.optimizer.load_state_dict(state["codec"])
+        if self.weight_average is not None and "weight_average" in state:
+            self.weight_average.load_state_dict(state["weight_average"])
+        if self.accelerator.scaler is not None and "scaler" in state:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        # Discriminators that have not learnt anything yet may be exchanged for others.
+        if self.discriminator is not None and discriminators_acted:
+            if "discriminator" not in state:
+                raise ValueError(
+                    f"`{folder}` has no discriminators; set `adversarial.start_step` to its step or later."
+                )
+            discriminator = self.accelerator.unwrap_model(self.discriminator)
+            discriminator.load_state_dict(load_file(folder / "discriminator.safetensors"))
+            self.discriminator_optimizer.load_state_dict(state["discriminator"])
 
     # Stopping
 
@@ -641,6 +702,32 @@ def frozen(module: nn.Module | None) -> Iterator[None]:
 def detached(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same values without their graphs."""
     return {name: value.detach() for name, value in values.items()}
+
+
+def contiguous_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The module's state as safetensors can write it."""
+    return {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def random_state() -> dict[str, Any]:
+    """States of the global generators of Python, NumPy and PyTorch."""
+    numpy_state = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (numpy_state[0], torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put back what `random_state` returned."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Discriminators that tell recorded from decoded speech: over spectrograms, over periods, over scales of the waveform."""
+"""
+Discriminators that tell recorded from decoded speech: over spectrograms, over periods, over scales of the waveform.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,7 +27,8 @@ class DiscriminatorOutput(NamedTuple):
 
 class STFTDiscriminator(nn.Module):
     r"""
-    2-D convolutions over the complex spectrogram at one resolution. (EnCodec, section 3.4: https://huggingface.co/papers/2210.13438)
+    2-D convolutions over the complex spectrogram at one resolution. (EnCodec, section 3.4:
+    https://huggingface.co/papers/2210.13438)
 
     Args:
         num_filters (`int`): Channels of every layer.
@@ -187,7 +190,8 @@ class MultiPeriodDiscriminator(nn.Module):
 
 class MultiScaleDiscriminator(nn.Module):
     r"""
-    [`ScaleDiscriminator`]s on the waveform and on its repeated averages; the first has spectral normalisation, as in HiFi-GAN.
+    [`ScaleDiscriminator`]s on the waveform and on its repeated averages; the first has spectral normalisation, as in
+    HiFi-GAN.
 
     Args:
         num_scales (`int`, *optional*, defaults to 3): Number of scales; each has half the rate of the one before.
@@ -215,8 +219,8 @@ class DiscriminatorEnsemble(nn.Module):
     Several kinds of discriminators as one module.
 
     Args:
-        multi_scale_stft, multi_period, multi_scale (`dict`, *optional*): Arguments of each kind's class, `{}` for its defaults.
-            Kinds left out are not built.
+        multi_scale_stft, multi_period, multi_scale (`dict`, *optional*): Arguments of each kind's class, `{}` for its
+            defaults. Kinds left out are not built.
     """
 
     def __init__(

@@ -4,7 +4,7 @@
 import torch
 import torch.nn.functional as F
 
-from .discriminators import DiscriminatorOutput
+from speech_tokenizers.training.discriminators import DiscriminatorOutput
 
 
 def waveform_loss(decoded: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
@@ -35,7 +35,9 @@ def discriminator_loss(
 
 
 def adversarial_loss(decoded: list[DiscriminatorOutput], objective: str = "least_squares") -> torch.Tensor:
-    r"""What the codec minimises to pass for a recording, summed over discriminators: (1 - D(x'))^2, or -D(x') for hinge."""
+    r"""
+    What the codec minimises to pass for a recording, summed over discriminators: (1 - D(x'))^2, or -D(x') for hinge.
+    """
     if objective == "hinge":
         return torch.stack([-fake.logits.float().mean() for fake in decoded]).sum()
     return torch.stack([(1 - fake.logits.float()).square().mean() for fake in decoded]).sum()
@@ -50,8 +52,9 @@ def feature_matching_loss(
     Args:
         recorded, decoded (`list` of [`DiscriminatorOutput`]): No gradient flows into the former.
         relative (`bool`, *optional*, defaults to `False`):
-            `False` sums over layers and discriminators (HiFi-GAN, whose code also doubles it; put that into the weight). `True`
-            divides each difference by the mean size of the recording's feature and takes the mean of all (EnCodec, equation 2).
+            `False` sums over layers and discriminators (HiFi-GAN, whose code also doubles it; put that into the
+            weight). `True` divides each difference by the mean size of the recording's feature and takes the mean of
+            all (EnCodec, equation 2).
     """
     terms = []
     for real, fake in zip(recorded, decoded, strict=True):
