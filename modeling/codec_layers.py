@@ -43,7 +43,7 @@ class StreamingCache:
 
 def ceil_divide(length, divisor: int):
     """Rounded-up quotient, of an integer or an integer tensor."""
-    return -(-length // divisor)
+    return (length + divisor - 1) // divisor
 
 
 def mask_beyond(hidden_states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -175,7 +175,7 @@ class SlidingWindow(CodecLayer):
 
     def pad(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
         """(batch, channels, T) -> (batch, channels, padded T), in whole strides."""
-        surplus = -hidden_states.shape[-1] % self.stride
+        surplus = ceil_divide(hidden_states.shape[-1], self.stride) * self.stride - hidden_states.shape[-1]
         right = self.pad_right + surplus
         if cache is not None:
             return F.pad(cache.prepend(self, hidden_states, self.pad_left), (0, surplus))

@@ -362,6 +362,7 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             semantic_features=semantic_features,
         )
 
+    @torch.enable_grad()  # without gradients the folded weights would become buffers
     def remove_weight_norm(self):
         """Fold weight normalisation into plain weights, for faster inference. What is saved afterwards has no weight norm."""
         for module in self.modules():

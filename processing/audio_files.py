@@ -12,7 +12,9 @@ import numpy as np
 import soundfile
 import soxr
 
-# What libsndfile decodes; used only to pick files out of a folder. A file that is named outright is tried whatever its suffix.
+
+# What libsndfile decodes; used only to pick files out of a folder. A file that is named outright is tried whatever its
+# suffix.
 AUDIO_SUFFIXES = (
     ".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".sph", ".w64", ".wav", ".wave",
 )  # fmt: skip
@@ -45,7 +47,8 @@ class AudioFileError(ValueError):
         super().__init__(f"{path}: {reason}")
 
     def __reduce__(self):
-        # Data loader workers send exceptions through pickle, which would call `__init__` with the joined message alone.
+        # Data loader workers send exceptions through pickle, which would call `__init__` with the joined message
+        # alone.
         return type(self), (self.path, self.reason)
 
 
@@ -60,8 +63,9 @@ def find_files(patterns: Iterable[str | os.PathLike[str]], suffixes: Iterable[st
         suffixes (iterable of `str`): Lower-case suffixes that count inside folders, such as `.wav`.
 
     Returns:
-        `list[tuple[Path, Path]]`: Each file once, in the order of `patterns` and sorted within each, with its path relative to
-        the folder that was searched (or the fixed part of the glob), from which an output can keep the layout.
+        `list[tuple[Path, Path]]`: Each file once, in the order of `patterns` and sorted within each, with its path
+        relative to the folder that was searched (or the fixed part of the glob), from which an output can keep the
+        layout.
 
     Raises:
         AudioFileError: If a pattern matches nothing.
@@ -89,7 +93,7 @@ def find_files(patterns: Iterable[str | os.PathLike[str]], suffixes: Iterable[st
         else:
             raise AudioFileError(pattern, "no such file or folder; check the spelling.")
         for match, relative in matches:
-            found.setdefault(match.resolve(), (match, relative))
+            found.setdefault(Path(os.path.abspath(match)), (match, relative))
     return list(found.values())
 
 
@@ -133,8 +137,10 @@ class AudioReader:
     Args:
         path (`str` or `Path`): Anything that libsndfile decodes.
         sampling_rate (`int`): Rate of the blocks in Hz.
-        block_seconds (`float`, *optional*, defaults to 10.0): Audio read at a time. Blocks are about this long, never empty.
-        mono (`bool`, *optional*, defaults to `True`): Average the channels; blocks are `(n,)`, else `(num_channels, n)`.
+        block_seconds (`float`, *optional*, defaults to 10.0): Audio read at a time. Blocks are about this long, never
+            empty.
+        mono (`bool`, *optional*, defaults to `True`): Average the channels; blocks are `(n,)`, else `(num_channels,
+            n)`.
 
     Raises:
         AudioFileError: If the file cannot be opened (here) or turns out to be damaged (while iterating).
@@ -162,7 +168,10 @@ class AudioReader:
 
     @property
     def expected_num_samples(self) -> int:
-        """Length at `sampling_rate` that the header announces, e.g. for a progress bar; resampling may differ by a sample."""
+        """
+        Length at `sampling_rate` that the header announces, e.g. for a progress bar; resampling may differ by a
+        sample.
+        """
         return round(self._file.frames * self.sampling_rate / self.file_sampling_rate)
 
     def __enter__(self) -> "AudioReader":
@@ -252,8 +261,8 @@ class AudioWriter:
     r"""
     Write a mono audio file block by block. The file appears under its name only once it is complete.
 
-    Use it as a context manager: leaving the block normally moves the finished file into place, an exception removes what was
-    written and leaves an older file of that name as it was.
+    Use it as a context manager: leaving the block normally moves the finished file into place, an exception removes
+    what was written and leaves an older file of that name as it was.
 
     Args:
         path (`str` or `Path`): `.wav` and `.flac` (16 bits), `.ogg` (Vorbis) or `.opus`. Missing folders are created.
@@ -266,7 +275,9 @@ class AudioWriter:
     def __init__(self, path: str | os.PathLike[str], sampling_rate: int):
         self.path = Path(path)
         if self.path.suffix.lower() not in _WRITABLE_FORMATS:
-            raise AudioFileError(path, f"audio is written as {', '.join(_WRITABLE_FORMATS)}; choose one of these suffixes.")
+            raise AudioFileError(
+                path, f"audio is written as {', '.join(_WRITABLE_FORMATS)}; choose one of these suffixes."
+            )
         self.sampling_rate = sampling_rate
         self.num_samples = 0
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
@@ -274,16 +285,20 @@ class AudioWriter:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Opened here and not by libsndfile, whose message for any failure is "System error".
-            self._stream = open(self._temporary, "w+b")
+            self._stream = open(self._temporary, "w+b")  # noqa: SIM115
         except OSError as error:
-            raise AudioFileError(path, f"cannot be written ({error.strerror}); choose another output folder.") from error
+            raise AudioFileError(
+                path, f"cannot be written ({error.strerror}); choose another output folder."
+            ) from error
         try:
             self._file = soundfile.SoundFile(
                 self._stream, "w", samplerate=sampling_rate, channels=1, format=kind, subtype=subtype
             )
         except soundfile.SoundFileError as error:
             self.discard()
-            raise AudioFileError(path, f"{kind} cannot hold audio at {sampling_rate} Hz ({_reason(error)}).") from error
+            raise AudioFileError(
+                path, f"{kind} cannot hold audio at {sampling_rate} Hz ({_reason(error)})."
+            ) from error
 
     def write(self, block: np.ndarray) -> None:
         r"""
@@ -369,7 +384,9 @@ def _check_riff_is_complete(path: Path, head: bytes, size: int) -> None:
         if name == b"data":
             if length not in _UNKNOWN_RIFF_SIZES and position + 8 + length > size:
                 missing = position + 8 + length - size
-                raise AudioFileError(path, f"truncated: the last {missing} bytes are missing; copy or convert it anew.")
+                raise AudioFileError(
+                    path, f"truncated: the last {missing} bytes are missing; copy or convert it anew."
+                )
             return
         position += 8 + length + length % 2
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Files of audio codes: safetensors with one tensor, `audio_codes` of shape `(num_quantizers, num_frames)`, and the metadata that
-decoding needs.
+Files of audio codes: safetensors with one tensor, `audio_codes` of shape `(num_quantizers, num_frames)`, and the
+metadata that decoding needs.
 
-Version 1 of the format keeps the codes in the smallest of uint8, int16 and int32 that holds `codebook_size - 1`. The metadata
-(strings, as safetensors has it) are the fields of [`AudioCodes`] and `format` and `format_version`.
+Version 1 of the format keeps the codes in the smallest of uint8, int16 and int32 that holds `codebook_size - 1`. The
+metadata (strings, as safetensors has it) are the fields of [`AudioCodes`] and `format` and `format_version`.
 """
 
 import os
@@ -77,12 +77,13 @@ class AudioCodes:
                 raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
         if codes.min() < 0 or codes.max() >= self.codebook_size:
             raise ValueError(
-                f"`audio_codes` must lie between 0 and {self.codebook_size - 1}, but range from {codes.min()} to {codes.max()}."
+                f"`audio_codes` must lie between 0 and {self.codebook_size - 1}, "
+                f"but range from {codes.min()} to {codes.max()}."
             )
         num_frames = -(-self.num_samples // self.hop_length)
         if codes.shape[1] != num_frames:
             raise ValueError(
-                f"`audio_codes` must have {num_frames} frames for {self.num_samples} samples of {self.hop_length} a frame, "
+                f"`audio_codes` must have {num_frames} frames of {self.hop_length} for {self.num_samples} samples, "
                 f"but got {codes.shape[1]}."
             )
 
@@ -156,7 +157,9 @@ def load_codes(path: str | os.PathLike[str]) -> AudioCodes:
     except FileNotFoundError as error:
         raise CodeFileError(path, "no such file; check the spelling.") from error
     except OSError as error:
-        raise CodeFileError(path, f"cannot be read ({error.strerror}); name a file of codes that you may read.") from error
+        raise CodeFileError(
+            path, f"cannot be read ({error.strerror}); name a file of codes that you may read."
+        ) from error
     except SafetensorError as error:
         raise CodeFileError(path, f"is no valid safetensors file ({error}); encode the recording again.") from error
 
@@ -165,7 +168,7 @@ def load_codes(path: str | os.PathLike[str]) -> AudioCodes:
     if metadata.get("format_version") != str(CODE_FILE_VERSION):
         raise CodeFileError(
             path,
-            f"has format version {metadata.get('format_version')}, but this release reads version {CODE_FILE_VERSION}; "
+            f"has format version {metadata.get('format_version')}, but this release reads {CODE_FILE_VERSION}; "
             "upgrade speech-tokenizers or encode the recording again.",
         )
     try:

@@ -18,8 +18,8 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
     r"""
     Turn mono waveforms into the input of an [`RVQCodecModel`].
 
-    The waveform is passed on as it is: no normalisation, and no padding to whole frames, since the codec gives every length
-    back. Only the shorter items of a batch are padded, and `padding_mask` says where.
+    The waveform is passed on as it is: no normalisation, and no padding to whole frames, since the codec gives every
+    length back. Only the shorter items of a batch are padded, and `padding_mask` says where.
 
     Args:
         feature_size (`int`, *optional*, defaults to 1): Number of channels; only 1 (mono) is supported.
@@ -30,9 +30,7 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
 
     model_input_names = ["input_values", "padding_mask"]
 
-    def __init__(
-        self, feature_size: int = 1, sampling_rate: int = 16000, padding_value: float = 0.0, **kwargs
-    ):
+    def __init__(self, feature_size: int = 1, sampling_rate: int = 16000, padding_value: float = 0.0, **kwargs):
         if feature_size != 1:
             raise ValueError(f"`feature_size` must be 1, since the codec is mono, but got {feature_size}.")
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
@@ -51,12 +49,14 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
             raw_audio (`np.ndarray`, `torch.Tensor`, `list[float]` or a list of these):
                 One waveform of shape `(num_samples,)` or `(1, num_samples)`, or a list of them, as floats in [-1, 1].
             padding (`bool`, `str` or `PaddingStrategy`, *optional*, defaults to `True`):
-                `True` or `"longest"`: to the longest of the batch; `"max_length"`: to `max_length`; `False`: not at all.
+                `True` or `"longest"`: to the longest of the batch; `"max_length"`: to `max_length`; `False`: not at
+                all.
             truncation (`bool`, *optional*, defaults to `False`): Cut waveforms longer than `max_length`.
             max_length (`int`, *optional*): In samples.
             return_tensors (`str` or `TensorType`, *optional*): `"pt"` or `"np"`. Defaults to lists of arrays.
             sampling_rate (`int`, *optional*):
-                Rate of `raw_audio` in Hz, to be checked. Pass it: audio at another rate gives wrong codes without an error.
+                Rate of `raw_audio` in Hz, to be checked. Pass it: audio at another rate gives wrong codes without an
+                error.
 
         Returns:
             `BatchFeature`: `input_values` of shape `(batch, 1, num_samples)` and `padding_mask` of shape
@@ -64,7 +64,8 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
 
         Raises:
             TypeError: If the samples are not floats.
-            ValueError: If `sampling_rate` is wrong, or a waveform is empty, has several channels, or holds NaN or infinity.
+            ValueError: If `sampling_rate` is wrong, or a waveform is empty, has several channels, or holds NaN or
+            infinity.
         """
         if sampling_rate is None:
             logger.warning(
@@ -103,9 +104,7 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
             )
             input_values.extend(values[np.newaxis, :] for values in padded["input_values"])
             padding_mask.extend(padded["attention_mask"])
-        return BatchFeature(
-            {"input_values": input_values, "padding_mask": padding_mask}, tensor_type=return_tensors
-        )
+        return BatchFeature({"input_values": input_values, "padding_mask": padding_mask}, tensor_type=return_tensors)
 
 
 def _to_mono_float32(waveform) -> np.ndarray:

@@ -226,7 +226,7 @@ def load_recipe(path_or_name: str, overrides: list[str] = ()) -> CodecTrainingAr
         path = resources.files(__package__).joinpath("recipes", path.name)
     if not path.is_file():
         raise ValueError(f"`{path_or_name}` is neither a YAML file nor a recipe; the recipes are {recipe_names()}.")
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    recipe = parse_yaml(path.read_text(encoding="utf-8"), f"`{path_or_name}`")
     if not isinstance(recipe, dict):
         raise ValueError(f"`{path_or_name}` must hold a mapping of keys to values.")
     for override in overrides:
@@ -250,7 +250,15 @@ def override_key(recipe: dict[str, Any], override: str) -> None:
         if not isinstance(recipe.get(section), dict):
             recipe[section] = {}
         recipe = recipe[section]
-    recipe[key] = yaml.safe_load(value)
+    recipe[key] = parse_yaml(value, f"The value in {override!r}")
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """The value of a YAML text; `what` it is stands in the error if it is none."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{what} is no YAML: {' '.join(str(error).split())}.") from error
 
 
 def build_section(section: type, values: Any, prefix: str) -> Any:

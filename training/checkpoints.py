@@ -2,14 +2,18 @@
 """Training checkpoints that are complete or absent, and the moving average of a model's weights."""
 
 import os
+import random
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 
@@ -120,3 +124,81 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
 def _copy(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> None:
     for name, tensor in target.items():
         tensor.copy_(source[name])
+
+
+def save_states(folder: Path, modules: dict[str, nn.Module], objects: dict[str, Any]) -> None:
+    """Save modules as safetensors, and whatever else has a `state_dict`, under their names in `folder`."""
+    for name, module in modules.items():
+        state = {key: tensor.detach().contiguous() for key, tensor in module.state_dict().items()}
+        save_file(state, folder / f"{name}.safetensors")
+    torch.save({name: value.state_dict() for name, value in objects.items()}, folder / "optimization.pt")
+
+
+def load_states(folder: Path, modules: dict[str, nn.Module], objects: dict[str, Any]) -> None:
+    r"""
+    Load what `save_states` saved.
+
+    Raises:
+        ValueError: If the checkpoint lacks one of the modules or objects.
+    """
+    states = torch.load(folder / "optimization.pt", map_location="cpu", weights_only=True)
+    missing = [name for name in modules if not (folder / f"{name}.safetensors").is_file()]
+    missing += [name for name in objects if name not in states]
+    if missing:
+        raise ValueError(f"`{folder}` has no {', '.join(missing)}; resume with the recipe that it was trained with.")
+    for name, module in modules.items():
+        module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    for name, value in objects.items():
+        value.load_state_dict(states[name])
+
+
+def random_state() -> dict[str, Any]:
+    """States of the global generators of Python, NumPy and PyTorch."""
+    numpy_state = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (numpy_state[0], torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put back what `random_state` returned."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class StopRequest:
+    """Set by a signal that asks the run to end."""
+
+    made = False
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[StopRequest]:
+    """
+    Within this context SIGTERM and the first Ctrl-C set the request instead of killing, so that a checkpoint can be
+    saved.
+    """
+    request, previous = StopRequest(), {}
+
+    def note(number, frame):
+        request.made = True
+        signal.signal(number, previous[number])
+
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            previous[number] = signal.getsignal(number)
+            signal.signal(number, note)
+    except ValueError:  # signals can only be caught in the main thread
+        previous = {}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

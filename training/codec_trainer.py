@@ -3,8 +3,6 @@
 
 import json
 import math
-import random
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,47 +15,43 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
-from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
-from speech_tokenizers.modeling.spectral_losses import (
-    DEFAULT_MEL_SCALES,
-    SPEECHTOKENIZER_MEL_SCALES,
-    MelScale,
-    multi_scale_mel_loss,
-)
+from speech_tokenizers.modeling.spectral_losses import multi_scale_mel_loss
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
-from speech_tokenizers.training.arguments import CodecTrainingArguments, OptimizerArguments, check_names, load_recipe
+from speech_tokenizers.training.arguments import (
+    CodecTrainingArguments,
+    OptimizerArguments,
+    check_names,
+    load_recipe,
+)
 from speech_tokenizers.training.checkpoints import (
     WeightAverage,
     list_checkpoints,
+    load_states,
+    random_state,
     remove_old_checkpoints,
+    save_states,
+    set_random_state,
+    stopping_on_signals,
     write_checkpoint,
 )
-from speech_tokenizers.training.data import (
-    AudioCropDataset,
-    CropSettings,
-    DecodedRecordings,
-    GlobalBatchSampler,
-    StreamedCropDataset,
-    append_rejected,
-    decode_all,
-    load_recordings,
-)
+from speech_tokenizers.training.crops import training_batches
+from speech_tokenizers.training.data import append_rejected, prepare_recordings
 from speech_tokenizers.training.discriminators import DiscriminatorEnsemble, DiscriminatorOutput
 from speech_tokenizers.training.losses import (
     adversarial_loss,
     discriminator_loss,
     feature_matching_loss,
+    parse_mel_scales,
     waveform_loss,
 )
-from speech_tokenizers.training.reporting import TrainingLog, draw_loss_curves, has_matplotlib, save_sample
-
-
-MEL_SCALES = {"default": DEFAULT_MEL_SCALES, "speechtokenizer": SPEECHTOKENIZER_MEL_SCALES}
+from speech_tokenizers.training.optimization import detached, frozen, make_optimizer, set_learning_rate
+from speech_tokenizers.training.reporting import LossWindow, TrainingLog, draw_loss_curves, has_matplotlib, save_sample
+from speech_tokenizers.training.validation import validate
 
 
 class CodecTrainer:
@@ -71,11 +65,10 @@ class CodecTrainer:
         args ([`CodecTrainingArguments`]): The recipe.
         train_recordings ([`DecodedRecordings`], sequence of arrays or `datasets.IterableDataset`, *optional*):
             What to train on. Defaults to what `args.data` names.
-        eval_recordings ([`DecodedRecordings`] or sequence of `(num_samples,)` arrays, *optional*): What to evaluate
-        on. feature_extractor ([`RVQCodecFeatureExtractor`], *optional*): Saved beside the codec. Defaults to the
-        codec's rates. compute_metrics (callable, *optional*): Called with a recorded and a decoded `(num_samples,)`
-        float array and the sampling
-            rate for each evaluated recording; returns a dict of numbers, whose means `evaluate` reports.
+        eval_recordings ([`DecodedRecordings`] or sequence of `(num_samples,)` arrays, *optional*): Held out.
+        feature_extractor ([`RVQCodecFeatureExtractor`], *optional*): Saved beside the codec.
+        compute_metrics (callable, *optional*): Called with a recorded and a decoded `(num_samples,)` float array and
+            the sampling rate for each evaluated recording; returns a dict of numbers, whose means `evaluate` reports.
 
     Raises:
         ValueError: If `args.loss_weights` does not name exactly the losses, or a size does not fit.
@@ -139,11 +132,9 @@ class CodecTrainer:
         self.train_recordings, self.eval_recordings = train_recordings, eval_recordings
         self.step = 0
         self.training_seconds = 0.0
-        self._window: dict[str, torch.Tensor] = {}
-        self._window_counts: dict[str, int] = {}
-        self._window_start, self._window_seconds = 0, 0.0
+        self._window = LossWindow()
         self._synchronize = True
-        self._stop_requested = False
+        self.log: TrainingLog | None = None
 
     # What is minimised
 
@@ -255,7 +246,7 @@ class CodecTrainer:
             `dict`: The last logged losses.
         """
         if self.train_recordings is None:
-            self.train_recordings, self.eval_recordings = self.prepare_recordings()
+            self._prepare_recordings()
         self._resume(self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint)
         self._start_reports()
         self.model.train()
@@ -264,11 +255,11 @@ class CodecTrainer:
         progress = tqdm(
             total=self.args.max_steps, initial=self.step, unit="step", disable=not self.accelerator.is_main_process
         )
-        with self._stopping_on_signals(), progress:
+        with stopping_on_signals() as stop, progress:
             while self.step < self.args.max_steps:
                 started = time.perf_counter()
-                self._accumulate(self._step_over(batches))
-                self._window_seconds += time.perf_counter() - started
+                losses = self._step_over(batches)
+                self._window.add(losses, time.perf_counter() - started)
                 self.step += 1
                 progress.update()
                 if self.weight_average is not None:
@@ -277,7 +268,7 @@ class CodecTrainer:
                 if self.step % self.args.logging_steps == 0 or finished:
                     logged = self._log_window()
                     progress.set_postfix({name: f"{logged[name]:.4g}" for name in ("loss", "mel") if name in logged})
-                stopping = self._stop_agreed()
+                stopping = self._agreed(stop.made)
                 if (self.args.save_steps and self.step % self.args.save_steps == 0) or finished or stopping:
                     self.save_checkpoint()
                 if stopping:
@@ -315,39 +306,34 @@ class CodecTrainer:
                     stack.enter_context(self.accelerator.no_sync(module))
             yield
 
-    def _accumulate(self, losses: dict[str, torch.Tensor]) -> None:
-        for name, value in losses.items():
-            self._window[name] = self._window[name] + value if name in self._window else value
-            self._window_counts[name] = self._window_counts.get(name, 0) + 1
-
     def _log_window(self) -> dict[str, float]:
         """Log the means since the last log, over steps and processes."""
-        steps = self.step - self._window_start
-        means = self.accelerator.reduce(dict(self._window), reduction="mean") if self._window else {}
-        entry = {name: float(value) / self._window_counts[name] for name, value in means.items()}
-        audio_seconds = steps * self.args.global_batch_size * self.args.data.segment_seconds
-        self.training_seconds += self._window_seconds
+        window, self._window = self._window, LossWindow()
+        entry = window.means(self.accelerator)
+        steps_per_second = window.steps / max(window.seconds, 1e-9)
+        self.training_seconds += window.seconds
         entry |= {
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "steps_per_second": steps / max(self._window_seconds, 1e-9),
-            "audio_seconds_per_second": audio_seconds / max(self._window_seconds, 1e-9),
+            "steps_per_second": steps_per_second,
+            "audio_seconds_per_second": (
+                steps_per_second * self.args.global_batch_size * self.args.data.segment_seconds
+            ),
             "training_seconds": self.training_seconds,
         }
         if self.accelerator.device.type == "cuda":
             entry["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        self._window, self._window_counts = {}, {}
-        self._window_start, self._window_seconds = self.step, 0.0
         self._write_log(entry)
         if not math.isfinite(entry["loss"]):
             raise FloatingPointError(
-                f"The loss is {entry['loss']} at step {self.step}; lower `optimizer.learning_rate` and resume from a checkpoint."
+                f"The loss is {entry['loss']} at step {self.step}; lower `optimizer.learning_rate` and resume from a"
+                " checkpoint."
             )
         return entry
 
     def _write_log(self, entry: dict[str, float]) -> None:
-        if self.accelerator.is_main_process:
+        if self.log is not None:
             self.log.write({"step": self.step, **entry})
-        if self.args.report_to:
+        if self.args.report_to and self.accelerator.trackers:
             self.accelerator.log(entry, step=self.step)
 
     def _start_reports(self) -> None:
@@ -361,147 +347,72 @@ class CodecTrainer:
 
     # Data
 
-    def prepare_recordings(self) -> tuple[Any, DecodedRecordings | None]:
-        r"""
-        Training and evaluation recordings as `args.data` names them, decoded once for all epochs and processes.
-
-        What cannot be decoded is listed with the reason in `rejected.jsonl` in the output folder.
-        """
-        data = self.args.data
-        if data.train is None:
-            raise ValueError("`data.train` must name the training recordings; give it as data.train=PATH.")
-        cache_dir = data.cache_dir or self.output_dir / "audio_cache"
-        rejected: list[dict[str, str]] = []
-
-        def decoded(path: str, split: str, filter_by: dict[str, Any], files: str | None) -> DecodedRecordings:
-            recordings = load_recordings(path, filter_by, files, split, data.audio_column)
-            with self.accelerator.main_process_first():
-                result = decode_all(recordings, self.sampling_rate, cache_dir, self.accelerator.is_main_process)
-            rejected.extend(result.rejected)
-            return result
-
-        if data.streaming:
-            train_recordings = load_recordings(
-                data.train, data.train_filter, data.train_files, data.train_split, data.audio_column, streaming=True
-            )
-        else:
-            train_recordings = decoded(data.train, data.train_split, data.train_filter, data.train_files)
-        eval_recordings = None
-        if data.eval is not None:
-            eval_recordings = decoded(data.eval, data.eval_split, data.eval_filter, data.eval_files)
-        if self.accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            (self.output_dir / "rejected.jsonl").unlink(missing_ok=True)
-            if rejected:
-                append_rejected(self.output_dir / "rejected.jsonl", rejected)
-                tqdm.write(f"{len(rejected)} recordings were set aside; see {self.output_dir / 'rejected.jsonl'}.")
-        return train_recordings, eval_recordings
-
     def train_batches(self) -> torch.utils.data.DataLoader:
-        """Micro-batches of this process from the present step on."""
-        data, accelerator = self.args.data, self.accelerator
-        settings = CropSettings(
-            num_samples=round(data.segment_seconds * self.sampling_rate),
-            target_level_db=data.target_level_db,
-            gain_db=tuple(data.gain_db),
-            min_level_db=data.min_level_db,
-        )
-        crops = None if data.streaming else AudioCropDataset(self.train_recordings, settings, self.args.seed)
-        sampler = GlobalBatchSampler(
-            None if crops is None else len(crops),
-            self.args.global_batch_size,
-            self.args.seed,
-            range(self.step, self.args.max_steps),
-            accelerator.process_index,
-            accelerator.num_processes,
-            self.args.gradient_accumulation_steps,
-        )
-        # Its own generator: iterating would otherwise draw from the global one, which a resumed run has in another
-        # state.
-        loading = {"generator": torch.Generator(), "pin_memory": accelerator.device.type == "cuda"}
-        if crops is not None:
-            return torch.utils.data.DataLoader(crops, batch_sampler=sampler, num_workers=data.num_workers, **loading)
-        stream = StreamedCropDataset(
+        """Micro-batches of this process from the present step on. Override to add what other losses need."""
+        return training_batches(
             self.train_recordings,
+            self.args.data,
             self.sampling_rate,
-            settings,
-            sampler,
             self.args.seed,
-            data.shuffle_buffer,
+            self.args.global_batch_size,
+            self.args.gradient_accumulation_steps,
+            range(self.step, self.args.max_steps),
+            self.accelerator,
             self.output_dir / "rejected.jsonl",
         )
-        # One worker at most, which decodes ahead: a second one would read the same stream again.
-        return torch.utils.data.DataLoader(stream, batch_size=None, num_workers=min(1, data.num_workers), **loading)
+
+    def _prepare_recordings(self) -> None:
+        """Find and decode what `args.data` names; what cannot be decoded goes to `rejected.jsonl`."""
+        cache_dir = Path(self.args.data.cache_dir or self.output_dir / "audio_cache")
+        self.train_recordings, self.eval_recordings, rejected = prepare_recordings(
+            self.args.data, self.sampling_rate, cache_dir, self.accelerator
+        )
+        if self.accelerator.is_main_process:
+            path = self.output_dir / "rejected.jsonl"
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            if rejected:
+                append_rejected(path, rejected)
+                tqdm.write(f"{len(rejected)} recordings were set aside; see {path}.")
 
     # Evaluation
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         r"""
-        Code and decode the evaluation recordings, shared among processes, with the averaged weights if there are any.
+        Code and decode the evaluation recordings, with the averaged weights if there are any.
 
         Returns:
-            `dict`: Means over recordings of `eval_mel`, `eval_waveform`, `eval_commitment` and of `compute_metrics`;
-            the share of codes used and their perplexity over all recordings, `eval_codes_used_<stage>` and
-            `eval_perplexity_<stage>`.
+            `dict`: What [`validate`] measures, with `eval_` before each name. Empty without evaluation recordings.
         """
-        if self.eval_recordings is None and self.args.data.eval is not None and self.train_recordings is None:
-            self.train_recordings, self.eval_recordings = self.prepare_recordings()
+        if self.train_recordings is None and self.eval_recordings is None:
+            self._prepare_recordings()
         if self.eval_recordings is None:
             return {}
-        accelerator, model = self.accelerator, self.unwrapped_model
+        model = self.unwrapped_model
         was_training = model.training
         with self.averaged_weights():
             model.eval()
-            sums: dict[str, float] = {}
-            counts = torch.zeros(model.config.num_quantizers, model.config.codebook_size, dtype=torch.float64)
-            for index in range(accelerator.process_index, len(self.eval_recordings), accelerator.num_processes):
-                values, codes = self._evaluate_recording(model, index)
-                for name, value in values.items():
-                    sums[name] = sums.get(name, 0.0) + value
-                for stage, stage_codes in enumerate(codes):
-                    counts[stage] += torch.bincount(stage_codes, minlength=counts.shape[1])
+            values = validate(
+                model,
+                self.eval_recordings,
+                self.accelerator,
+                self.mel_scales,
+                self.args.data.max_eval_seconds,
+                self.compute_metrics,
+                self._keep_sample,
+            )
             model.train(was_training)
-        if accelerator.num_processes > 1:
-            gathered = gather_objects((sums, counts))
-            names = {name for part, _ in gathered for name in part}
-            sums = {name: sum(part.get(name, 0.0) for part, _ in gathered) for name in sorted(names)}
-            counts = torch.stack([part for _, part in gathered]).sum(0)
-        entry = {f"eval_{name}": value / len(self.eval_recordings) for name, value in sums.items()}
-        shares = counts / counts.sum(-1, keepdim=True)
-        perplexities = torch.exp(-torch.xlogy(shares, shares).sum(-1))
-        for stage in range(len(counts)):
-            entry[f"eval_codes_used_{stage + 1}"] = float((counts[stage] > 0).double().mean())
-            entry[f"eval_perplexity_{stage + 1}"] = float(perplexities[stage])
-        if hasattr(self, "log") or not accelerator.is_main_process:
-            self._write_log(entry)
-        if accelerator.is_main_process and hasattr(self, "log") and has_matplotlib():
+        entry = {f"eval_{name}": value for name, value in values.items()}
+        self._write_log(entry)
+        if self.log is not None and has_matplotlib():
             names = ["loss", *self.loss_names, "discriminator"]
             draw_loss_curves(self.log.path, self.output_dir / "loss_curves.png", names)
         return entry
 
-    def _evaluate_recording(self, model: nn.Module, index: int) -> tuple[dict[str, float], torch.Tensor]:
-        """Losses and metrics of one recording, and its codes (num_quantizers, num_frames)."""
-        recording = np.asarray(
-            self.eval_recordings[index][: round(self.args.data.max_eval_seconds * self.sampling_rate)]
-        )
-        scale = 32767.0 if recording.dtype == np.int16 else 1.0
-        recorded = torch.from_numpy(recording.astype(np.float32) / scale).to(self.accelerator.device)[None, None]
-        outputs = model(recorded, return_loss=False)
-        decoded = outputs.audio_values
-        values = {
-            "mel": float(multi_scale_mel_loss(decoded, recorded, self.sampling_rate, self.mel_scales)),
-            "waveform": float(waveform_loss(decoded, recorded)),
-            "commitment": float(outputs.commitment_loss),
-        }
-        if self.compute_metrics is not None:
-            values |= self.compute_metrics(
-                recorded[0, 0].cpu().numpy(), decoded[0, 0].cpu().numpy(), self.sampling_rate
-            )
+    def _keep_sample(self, index: int, recorded: torch.Tensor, decoded: torch.Tensor) -> None:
         if index < self.args.num_audio_samples:
             folder = self.output_dir / "samples" / f"{index:03d}"
-            save_sample(folder, f"step-{self.step:08d}", recorded[0, 0], decoded[0, 0], self.sampling_rate)
-        return values, outputs.audio_codes[0].cpu()
+            save_sample(folder, f"step-{self.step:08d}", recorded, decoded, self.sampling_rate)
 
     # Saving
 
@@ -555,21 +466,15 @@ class CodecTrainer:
 
         def write(temporary: Path) -> None:
             if self.accelerator.is_main_process:
-                for name, module in self._modules().items():
-                    save_file(
-                        contiguous_state(self.accelerator.unwrap_model(module)), temporary / f"{name}.safetensors"
-                    )
-                torch.save(self._optimization_state(), temporary / "optimization.pt")
+                save_states(temporary, self._modules(), self._optimization())
                 state = {
                     "step": self.step,
                     "training_seconds": self.training_seconds,
-                    "window_start": self._window_start,
-                    "window_seconds": self._window_seconds,
                     "seed": self.args.seed,
                     "global_batch_size": self.args.global_batch_size,
                 }
                 (temporary / "trainer_state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-            process_state = {"random": random_state(), "window": self._window, "window_counts": self._window_counts}
+            process_state = {"random": random_state(), "window": self._window.state_dict()}
             torch.save(process_state, temporary / f"process_{self.accelerator.process_index}.pt")
 
         write_checkpoint(folder, write, self.accelerator.is_main_process, self.accelerator.wait_for_everyone)
@@ -593,83 +498,48 @@ class CodecTrainer:
         for name in ("seed", "global_batch_size"):
             if state[name] != getattr(self.args, name):
                 raise ValueError(
-                    f"`{name}` is {getattr(self.args, name)}, but the checkpoint was trained with {state[name]}, which decides"
-                    " the order of the data; keep it, or start anew from the checkpoint's weights with `model.pretrained`."
+                    f"`{name}` is {getattr(self.args, name)}, but the checkpoint was trained with {state[name]}, which"
+                    " decides the order of the data; keep it, or start anew from its weights with `model.pretrained`."
                 )
-        self._load_weights(folder, discriminators_acted=state["step"] > self.args.adversarial.start_step)
-        self.step = state["step"]
-        self.training_seconds = state["training_seconds"]
-        self._window_start, self._window_seconds = state["window_start"], state["window_seconds"]
-        # A run that continues on more processes than it began has no state for the new ones, and needs none.
+        modules, optimization = self._modules(), self._optimization()
+        if state["step"] <= self.args.adversarial.start_step:
+            # Discriminators that have not learnt anything yet may be exchanged for others.
+            modules.pop("discriminator", None)
+            optimization.pop("discriminator_optimizer", None)
+        load_states(folder, modules, optimization)
+        self.step, self.training_seconds = state["step"], state["training_seconds"]
+        # A run that continues on more processes than it began with has no state for the new ones, and needs none.
         process_file = folder / f"process_{self.accelerator.process_index}.pt"
         if process_file.is_file():
             process_state = torch.load(process_file, map_location="cpu", weights_only=True)
             set_random_state(process_state["random"])
-            device = self.accelerator.device
-            self._window = {name: value.to(device) for name, value in process_state["window"].items()}
-            self._window_counts = process_state["window_counts"]
+            self._window.load_state_dict(process_state["window"], self.accelerator.device)
 
     def _modules(self) -> dict[str, nn.Module]:
-        modules = {"codec": self.model, "discriminator": self.discriminator}
-        return {name: module for name, module in modules.items() if module is not None}
+        modules = {"codec": self.unwrapped_model}
+        if self.discriminator is not None:
+            modules["discriminator"] = self.accelerator.unwrap_model(self.discriminator)
+        return modules
 
-    def _optimization_state(self) -> dict[str, Any]:
-        state = {"codec": self.optimizer.state_dict()}
-        if self.discriminator_optimizer is not None:
-            state["discriminator"] = self.discriminator_optimizer.state_dict()
-        if self.weight_average is not None:
-            state["weight_average"] = self.weight_average.state_dict()
-        if self.accelerator.scaler is not None:
-            state["scaler"] = self.accelerator.scaler.state_dict()
-        return state
+    def _optimization(self) -> dict[str, Any]:
+        """What has a `state_dict` besides the modules."""
+        objects = {
+            "codec_optimizer": self.optimizer,
+            "discriminator_optimizer": self.discriminator_optimizer,
+            "weight_average": self.weight_average,
+            "scaler": self.accelerator.scaler,
+        }
+        return {name: value for name, value in objects.items() if value is not None}
 
-    def _load_weights(self, folder: Path, discriminators_acted: bool) -> None:
-        state = torch.load(folder / "optimization.pt", map_location="cpu", weights_only=True)
-        self.unwrapped_model.load_state_dict(load_file(folder / "codec.safetensors"))
-        self.optimizer.load_state_dict(state["codec"])
-        if self.weight_average is not None and "weight_average" in state:
-            self.weight_average.load_state_dict(state["weight_average"])
-        if self.accelerator.scaler is not None and "scaler" in state:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        # Discriminators that have not learnt anything yet may be exchanged for others.
-        if self.discriminator is not None and discriminators_acted:
-            if "discriminator" not in state:
-                raise ValueError(
-                    f"`{folder}` has no discriminators; set `adversarial.start_step` to its step or later."
-                )
-            discriminator = self.accelerator.unwrap_model(self.discriminator)
-            discriminator.load_state_dict(load_file(folder / "discriminator.safetensors"))
-            self.discriminator_optimizer.load_state_dict(state["discriminator"])
+    # Checks
 
-    # Stopping
-
-    @contextmanager
-    def _stopping_on_signals(self) -> Iterator[None]:
-        """SIGTERM and the first Ctrl-C end the run after the step, with a checkpoint."""
-
-        def request_stop(signum, frame):
-            self._stop_requested = True
-            signal.signal(signum, previous[signum])
-
-        try:
-            previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-            for number in previous:
-                signal.signal(number, request_stop)
-        except ValueError:  # not in the main thread
-            previous = {}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _stop_agreed(self) -> bool:
+    def _agreed(self, stop: bool) -> bool:
         """Whether any process was told to stop. Several processes ask each other when they log, to save time."""
         if self.accelerator.num_processes == 1:
-            return self._stop_requested
+            return stop
         if self.step % self.args.logging_steps:
             return False
-        told = torch.tensor(float(self._stop_requested), device=self.accelerator.device)
+        told = torch.tensor(float(stop), device=self.accelerator.device)
         return bool(self.accelerator.reduce(told, reduction="sum") > 0)
 
     def _check_loss_weights(self, weights: dict[str, float]) -> dict[str, float]:
@@ -684,99 +554,6 @@ class CodecTrainer:
                 f"`loss_weights` lacks {', '.join(missing)}; give each loss a weight, 0 to switch it off."
             )
         return dict(weights)
-
-
-@contextmanager
-def frozen(module: nn.Module | None) -> Iterator[None]:
-    """Within this context the module's parameters need no gradient, which spares computing it."""
-    parameters = [] if module is None else [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-
-
-def detached(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same values without their graphs."""
-    return {name: value.detach() for name, value in values.items()}
-
-
-def contiguous_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The module's state as safetensors can write it."""
-    return {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
-
-
-def random_state() -> dict[str, Any]:
-    """States of the global generators of Python, NumPy and PyTorch."""
-    numpy_state = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (numpy_state[0], torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` returned."""
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def gather_objects(value: Any) -> list[Any]:
-    """The values of all processes, by rank."""
-    values = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
-
-
-def make_optimizer(module: nn.Module, args: OptimizerArguments) -> torch.optim.AdamW:
-    """AdamW over the parameters; vectors such as biases and gains are not decayed."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": args.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=tuple(args.betas), fused=True)
-
-
-def learning_rate_factor(args: OptimizerArguments, step: int, total_steps: int) -> float:
-    """Learning rate at a step relative to the peak."""
-    if step < args.warmup_steps:
-        return (step + 1) / args.warmup_steps
-    if args.schedule == "constant":
-        return 1.0
-    if args.schedule == "exponential":
-        return args.decay_rate ** ((step - args.warmup_steps) / args.decay_steps)
-    progress = min(1.0, (step - args.warmup_steps) / max(1, total_steps - args.warmup_steps))
-    return args.final_ratio + (1 - args.final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def set_learning_rate(optimizer, args: OptimizerArguments, step: int, total_steps: int) -> None:
-    """Set the learning rate of a step. It follows from the step, so a resumed run needs no state of a scheduler."""
-    for group in optimizer.param_groups:
-        group["lr"] = args.learning_rate * learning_rate_factor(args, step, total_steps)
-
-
-def parse_mel_scales(scales: Any) -> tuple[MelScale, ...]:
-    """The mel scales that a recipe names or lists."""
-    if isinstance(scales, str):
-        if scales not in MEL_SCALES:
-            raise ValueError(
-                f"`mel_scales` must be one of {sorted(MEL_SCALES)} or a list of scales, but got {scales!r}."
-            )
-        return MEL_SCALES[scales]
-    for scale in scales:
-        check_names(scale, MelScale.__dataclass_fields__, "The field of `mel_scales`")
-    return tuple(MelScale(**scale) for scale in scales)
 
 
 def build_model(args: CodecTrainingArguments) -> RVQCodecModel:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from speech_tokenizers.processing.audio_files import AudioFileError
 from speech_tokenizers.training.arguments import DataArguments
@@ -145,7 +146,7 @@ class StreamedCropDataset(torch.utils.data.IterableDataset):
             return decode_recording(row, self.sampling_rate)
         except AudioFileError as error:
             if self.rejected_path is not None:
-                append_rejected(self.rejected_path, [{"name": _name(row, position), "reason": str(error)}])
+                append_rejected(self.rejected_path, [{"name": recording_name(row, position), "reason": str(error)}])
             return np.zeros(self.settings.num_samples, dtype=np.float32)
 
 
@@ -181,8 +182,8 @@ class GlobalBatchSampler:
     ):
         if global_batch_size % (world_size * accumulation):
             raise ValueError(
-                f"`global_batch_size` ({global_batch_size}) must be a multiple of the number of processes ({world_size}) times"
-                f" `gradient_accumulation_steps` ({accumulation})."
+                f"`global_batch_size` ({global_batch_size}) must be a multiple of the number of processes"
+                f" ({world_size}) times `gradient_accumulation_steps` ({accumulation})."
             )
         self.num_crops, self.global_batch_size, self.seed, self.steps = num_crops, global_batch_size, seed, steps
         self.rank, self.world_size, self.accumulation = rank, world_size, accumulation
@@ -205,3 +206,53 @@ class GlobalBatchSampler:
             for micro in range(self.accumulation):
                 start = (micro * self.world_size + self.rank) * size
                 yield indices[start : start + size]
+
+
+def training_batches(
+    recordings: Any,
+    args: DataArguments,
+    sampling_rate: int,
+    seed: int,
+    global_batch_size: int,
+    accumulation: int,
+    steps: range,
+    accelerator: Accelerator,
+    rejected_path: Path,
+) -> torch.utils.data.DataLoader:
+    r"""
+    The micro-batches of this process for `steps`: dicts with `input_values` of shape `(batch, 1, num_samples)`.
+
+    Args:
+        recordings: A sequence of recordings, or a `datasets.IterableDataset` of undecoded ones.
+        args ([`DataArguments`]): Crops and loudness.
+        sampling_rate (`int`), seed (`int`), global_batch_size (`int`), accumulation (`int`), steps (`range`):
+            See [`GlobalBatchSampler`].
+        accelerator (`Accelerator`): Knows the rank of this process and its device.
+        rejected_path (`Path`): Where a stream notes what it cannot decode.
+    """
+    settings = CropSettings(
+        num_samples=round(args.segment_seconds * sampling_rate),
+        target_level_db=args.target_level_db,
+        gain_db=(args.gain_db[0], args.gain_db[1]),
+        min_level_db=args.min_level_db,
+    )
+    streaming = isinstance(recordings, torch.utils.data.IterableDataset)
+    crops = None if streaming else AudioCropDataset(recordings, settings, seed)
+    sampler = GlobalBatchSampler(
+        None if crops is None else len(crops),
+        global_batch_size,
+        seed,
+        steps,
+        accelerator.process_index,
+        accelerator.num_processes,
+        accumulation,
+    )
+    # Its own generator: iterating would otherwise draw from the global one, which a resumed run has in another state.
+    loading = {"generator": torch.Generator(), "pin_memory": accelerator.device.type == "cuda"}
+    if crops is not None:
+        return torch.utils.data.DataLoader(crops, batch_sampler=sampler, num_workers=args.num_workers, **loading)
+    stream = StreamedCropDataset(
+        recordings, sampling_rate, settings, sampler, seed, args.shuffle_buffer, rejected_path
+    )
+    # One worker at most, which decodes ahead: a second one would read the same stream again.
+    return torch.utils.data.DataLoader(stream, batch_size=None, num_workers=min(1, args.num_workers), **loading)

@@ -7,11 +7,10 @@ No part of this needs torchcodec: audio columns are read undecoded.
 
 import hashlib
 import io
-import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,11 @@ import datasets
 import numpy as np
 import soundfile
 import soxr
-import torch
+from accelerate import Accelerator
 from tqdm import tqdm
 
 from speech_tokenizers.processing.audio_files import AudioFileError, find_audio_files, load_audio
+from speech_tokenizers.training.arguments import DataArguments
 
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
@@ -157,7 +157,7 @@ def decode_recording(row: dict[str, Any], sampling_rate: int) -> np.ndarray:
     return samples if file_rate == sampling_rate else soxr.resample(samples, file_rate, sampling_rate)
 
 
-def _name(row: dict[str, Any], index: int) -> str:
+def recording_name(row: dict[str, Any], index: int) -> str:
     audio = row["audio"]
     path = audio if isinstance(audio, str) else audio.get("path")
     return str(row.get("file_name") or path or f"row {index}")
@@ -263,11 +263,11 @@ def _write_cache(
             rows = [recordings[i] for i in range(first, min(first + 64, len(recordings)))]
             for index, (row, result) in enumerate(zip(rows, pool.map(decoded, rows), strict=True), start=first):
                 if isinstance(result, AudioFileError):
-                    rejected.append({"name": _name(row, index), "reason": str(result)})
+                    rejected.append({"name": recording_name(row, index), "reason": str(result)})
                 else:
                     file.write(np.round(result.clip(-1.0, 1.0) * 32767.0).astype(np.int16).tobytes())
                     starts.append(starts[-1] + len(result))
-                    names.append(_name(row, index))
+                    names.append(recording_name(row, index))
             progress.update(len(rows))
     os.replace(file.name, samples_path)
     index = {"sampling_rate": sampling_rate, "starts": starts, "names": names, "rejected": rejected}
@@ -281,3 +281,42 @@ def append_rejected(path: Path, rejected: Iterable[dict[str, str]]) -> None:
     """Add lines to a JSONL file of rejected recordings."""
     with open(path, "a", encoding="utf-8") as file:
         file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in rejected)
+
+
+def prepare_recordings(
+    args: DataArguments, sampling_rate: int, cache_dir: Path, accelerator: Accelerator
+) -> tuple["DecodedRecordings | datasets.IterableDataset", DecodedRecordings | None, list[dict[str, str]]]:
+    r"""
+    Training and evaluation recordings as a recipe names them, decoded once for all epochs and processes.
+
+    Args:
+        args ([`DataArguments`]): Where they are.
+        sampling_rate (`int`): Rate to decode at.
+        cache_dir (`Path`): Where to keep decoded audio.
+        accelerator (`Accelerator`): Its main process decodes while the others wait.
+
+    Returns:
+        The training recordings, the evaluation recordings if there are any, and what could not be decoded.
+    """
+    if args.train is None:
+        raise ValueError("`data.train` must name the training recordings; give it as data.train=PATH.")
+    rejected: list[dict[str, str]] = []
+
+    def decoded(path: str, split: str, filter_by: dict[str, Any], files: str | None) -> DecodedRecordings:
+        with accelerator.main_process_first():
+            recordings = load_recordings(path, filter_by, files, split, args.audio_column)
+            result = decode_all(recordings, sampling_rate, cache_dir, accelerator.is_main_process)
+        rejected.extend(result.rejected)
+        return result
+
+    train: DecodedRecordings | datasets.IterableDataset
+    if args.streaming:
+        train = load_recordings(
+            args.train, args.train_filter, args.train_files, args.train_split, args.audio_column, streaming=True
+        )
+    else:
+        train = decoded(args.train, args.train_split, args.train_filter, args.train_files)
+    evaluation = None
+    if args.eval is not None:
+        evaluation = decoded(args.eval, args.eval_split, args.eval_filter, args.eval_files)
+    return train, evaluation, rejected

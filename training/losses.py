@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Named losses of codec training: functions of tensors, without weights."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
+from speech_tokenizers.modeling.spectral_losses import DEFAULT_MEL_SCALES, SPEECHTOKENIZER_MEL_SCALES, MelScale
+from speech_tokenizers.training.arguments import check_names
 from speech_tokenizers.training.discriminators import DiscriminatorOutput
+
+
+MEL_SCALES = {"default": DEFAULT_MEL_SCALES, "speechtokenizer": SPEECHTOKENIZER_MEL_SCALES}
 
 
 def waveform_loss(decoded: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
@@ -63,3 +70,16 @@ def feature_matching_loss(
             difference = F.l1_loss(fake_feature.float(), real_feature)
             terms.append(difference / real_feature.abs().mean().clamp_min(1e-6) if relative else difference)
     return torch.stack(terms).mean() if relative else torch.stack(terms).sum()
+
+
+def parse_mel_scales(scales: Any) -> tuple[MelScale, ...]:
+    """The mel scales that a recipe names or lists."""
+    if isinstance(scales, str):
+        if scales not in MEL_SCALES:
+            raise ValueError(
+                f"`mel_scales` must be one of {sorted(MEL_SCALES)} or a list of scales, but got {scales!r}."
+            )
+        return MEL_SCALES[scales]
+    for scale in scales:
+        check_names(scale, MelScale.__dataclass_fields__, "The field of `mel_scales`")
+    return tuple(MelScale(**scale) for scale in scales)

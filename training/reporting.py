@@ -5,12 +5,44 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 import torch
+from accelerate import Accelerator
 
 from speech_tokenizers.modeling.spectral_losses import log_mel_spectrogram
+
+
+class LossWindow:
+    """Sums of named losses over the steps since the last log, kept on the device so that no step waits for it."""
+
+    def __init__(self):
+        self.steps = 0
+        self.seconds = 0.0
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, losses: dict[str, torch.Tensor], seconds: float) -> None:
+        """Add the losses of one step and its duration."""
+        self.steps += 1
+        self.seconds += seconds
+        for name, value in losses.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Mean of each loss over the steps that had it, and over processes."""
+        sums = accelerator.reduce(dict(self.sums), reduction="mean")
+        return {name: float(value) / self.counts[name] for name, value in sums.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        vars(self).update(state)
+        self.sums = {name: value.to(device) for name, value in state["sums"].items()}
 
 
 class TrainingLog:

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from speech_tokenizers.processing.code_files import AudioCodes, CodeFileError, load_codes, save_codes
     from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 
-# Public name -> module that defines it. The block above repeats it for type checkers; tests/test_import_time.py compares the two.
+# Public name -> module that defines it. The block above repeats it for type checkers; tests/test_import_time.py
+# compares the two.
 _MODULES = {
     "DEFAULT_CHECKPOINT": "checkpoints",
     "find_checkpoint": "checkpoints",
@@ -67,7 +68,7 @@ _MODULES = {
 }
 
 __version__ = "0.1.0"
-__all__ = [*_MODULES, "__version__"]  # noqa: PLE0604
+__all__ = [*_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> object:

@@ -3,7 +3,8 @@ r"""
 Make `AutoConfig`, `AutoModel`, `AutoModelForAudioTokenization` and `AutoFeatureExtractor` know this package's classes.
 
 transformers finds external classes only if they are registered, and registering imports it: seconds that `import
-speech_tokenizers` must not take. So each registration waits until transformers imports the module that holds its mapping.
+speech_tokenizers` must not take. So each registration waits until transformers imports the module that holds its
+mapping.
 """
 
 import importlib
@@ -21,7 +22,9 @@ AUTO_CLASSES = {
 
 
 def register_auto_classes_on_import() -> None:
-    """Register with the auto modules that transformers has imported already, and with the others as soon as it does."""
+    """
+    Register with the auto modules that transformers has imported already, and with the others as soon as it does.
+    """
     if any(isinstance(finder, _RegisterAfterImport) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _RegisterAfterImport())
@@ -67,8 +70,9 @@ def _register_feature_extractors(feature_extraction_auto: ModuleType) -> None:
 
 
 def _register_models(modeling_auto: ModuleType) -> None:
-    # `AutoModel.register` wants the class itself, whose import needs transformers modules that may be in the middle of importing
-    # this one. transformers' mappings load their own classes by name on first use; ours are added to them in that form.
+    # `AutoModel.register` wants the class itself, whose import needs transformers modules that may be in the middle of
+    # importing this one. transformers' mappings load their own classes by name on first use; ours are added to them in
+    # that form.
     for model_type, (config_name, model_name, _) in AUTO_CLASSES.items():
         for mapping in (modeling_auto.MODEL_MAPPING, modeling_auto.MODEL_FOR_AUDIO_TOKENIZATION_MAPPING):
             mapping._config_mapping[model_type] = config_name

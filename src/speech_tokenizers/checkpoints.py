@@ -20,8 +20,8 @@ def find_checkpoint(name_or_path: str | Path | None = None) -> str:
     Turn the name of a checkpoint into what `from_pretrained` takes.
 
     Args:
-        name_or_path (`str` or `Path`, *optional*): A name of [`list_checkpoints`], a local folder, or the id of a Hub repository
-            (`namespace/name`), in this order. Defaults to `DEFAULT_CHECKPOINT`.
+        name_or_path (`str` or `Path`, *optional*): A name of [`list_checkpoints`], a local folder, or the id of a Hub
+            repository (`namespace/name`), in this order. Defaults to `DEFAULT_CHECKPOINT`.
 
     Returns:
         `str`: A local folder or a Hub id.
@@ -35,7 +35,9 @@ def find_checkpoint(name_or_path: str | Path | None = None) -> str:
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ValueError(f"`name_or_path` is the folder {name}, which has no config.json; name a saved model's folder.")
+            raise ValueError(
+                f"`name_or_path` is the folder {name}, which has no config.json; name a saved model's folder."
+            )
         return name
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         known = ", ".join(list_checkpoints()) or "none"
@@ -51,7 +53,8 @@ def load(name_or_path: str | Path | None = None, dtype: Any = None, **kwargs: An
     Load a codec, in evaluation mode, and its feature extractor.
 
     Args:
-        name_or_path (`str` or `Path`, *optional*): See [`find_checkpoint`]. The checkpoints of this installation need no network.
+        name_or_path (`str` or `Path`, *optional*): See [`find_checkpoint`]. The checkpoints of this installation need
+            no network.
         dtype (`torch.dtype`, *optional*): Of the weights. Defaults to float32, whatever precision the file has.
         kwargs: Passed to `AutoModel.from_pretrained`, such as `device_map`, `revision` or `trust_remote_code`.
 

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every target does its own set-up: a virtual environment in .venv, filled again only when the requirements change.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+# The public API, which mypy checks.
+TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .checkpoints .cli .file_coding .demo \
+	.modeling.configuration_rvq_codec .modeling.modeling_rvq_codec .modeling.codec_streaming .modeling.hub_export \
+	.processing.audio_files .processing.code_files .processing.feature_extraction_rvq_codec)
+# On a few shared cores, tiny models are faster on one thread than on several that wait for each other.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help demo test test-slow style quality dist clean
+
+help:
+	@echo "make demo       encode and decode a recording; writes demo/"
+	@echo "make test       the tests that need no GPU and little time"
+	@echo "make test-slow  the others that need no GPU"
+	@echo "make style      format the code;  make quality  check format, lint and types"
+	@echo "make dist       build wheel and sdist into dist/"
+	@echo "make clean      remove .venv and what was built"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; set PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+# A set-up target of its own, so that a demo does not install the test tools.
+$(VENV)/installed-demo: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; set PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -e $(INSTALLED) || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+demo: $(VENV)/installed-demo
+	$(BIN)/python -m speech_tokenizers.demo --output demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+style: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quality: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@# mypy finds packages by their place, not by setuptools' mapping: show it the installed layout.
+	rm -rf $(VENV)/types && mkdir -p $(VENV)/types/speech_tokenizers
+	ln -s $(abspath $(wildcard src/speech_tokenizers/*) modeling processing training evaluation model_cards) $(VENV)/types/speech_tokenizers
+	MYPYPATH=$(VENV)/types $(BIN)/mypy $(TYPED)
+
+dist: $(INSTALLED)
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+How a codec uses its codebooks: share of codes used, entropy, perplexity and the bit rate that entropy coding would
+reach.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class StageStatistics:
+    r"""
+    Use of one codebook over a set of clips.
+
+    Args:
+        num_used (`int`): Codes that occur at least once.
+        codebook_size (`int`): Codes that there are.
+        entropy (`float`): Empirical entropy of the codes, in bits a frame; at most log2 of `codebook_size`.
+    """
+
+    num_used: int
+    codebook_size: int
+    entropy: float
+
+    @property
+    def share_used(self) -> float:
+        """Share of the codes that occur, 0 to 1."""
+        return self.num_used / self.codebook_size
+
+    @property
+    def perplexity(self) -> float:
+        """Size of the evenly used codebook that has the same entropy."""
+        return 2.0**self.entropy
+
+
+def stage_statistics(audio_codes: Iterable[np.ndarray], codebook_size: int) -> list[StageStatistics]:
+    r"""
+    Args:
+        audio_codes (iterable of `np.ndarray` of shape `(num_quantizers, num_frames)`): Codes of the clips, equal in
+            `num_quantizers`.
+        codebook_size (`int`): Entries per codebook.
+
+    Returns:
+        `list` of [`StageStatistics`]: One per stage. The entropy is that of the sample: with few frames (below some
+            ten times
+        `codebook_size`) it is too low, and codes may look unused.
+
+    Raises:
+        ValueError: If a code lies outside the codebook, or the clips differ in their number of stages.
+    """
+    counts: np.ndarray | None = None
+    for codes in audio_codes:
+        codes = np.asarray(codes)
+        if codes.size and not (codes.min() >= 0 and codes.max() < codebook_size):
+            raise ValueError(f"Codes must lie in 0 to {codebook_size - 1}, but got {codes.min()} to {codes.max()}.")
+        if counts is None:
+            counts = np.zeros((len(codes), codebook_size), np.int64)
+        if len(codes) != len(counts):
+            raise ValueError(f"Every clip must have {len(counts)} stages, but one has {len(codes)}.")
+        for stage, row in enumerate(codes):
+            counts[stage] += np.bincount(row, minlength=codebook_size)
+    if counts is None or not counts.sum():
+        return []
+    statistics = []
+    for row in counts:
+        shares = row[row > 0] / row.sum()
+        # Adding zero turns the -0.0 of a codebook with a single used code into 0.0.
+        statistics.append(StageStatistics(len(shares), codebook_size, float(-(shares * np.log2(shares)).sum()) + 0.0))
+    return statistics
+
+
+def entropy_bits_per_second(statistics: Iterable[StageStatistics], frame_rate: float) -> float:
+    r"""Bit rate of an ideal entropy coder that treats stages and frames as independent, in bit/s."""
+    return frame_rate * sum(stage.entropy for stage in statistics)
+
+
+def nominal_bits_per_second(num_quantizers: int, codebook_size: int, frame_rate: float) -> float:
+    r"""Bit rate of codes stored with log2 of `codebook_size` bits each, in bit/s."""
+    return frame_rate * num_quantizers * math.log2(codebook_size)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Neural codecs as systems under evaluation: models of the common interface and transformers' own codecs."""
+
+import hashlib
+import inspect
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@dataclass
+class CodedClip:
+    r"""
+    A clip that went through a codec.
+
+    Args:
+        audio_values (`np.ndarray` of shape `(num_samples,)`): Decoded audio at the system's sampling rate, aligned
+            with the recording (the codec's delay is removed) and as long as it.
+        num_bits (`float`): Size of the code, without file headers.
+        encode_seconds, decode_seconds (`float`): Wall-clock time.
+        encode_cpu_seconds, decode_cpu_seconds (`float`): Processor time, which other processes on the machine do not
+            lengthen.
+        audio_codes (`np.ndarray` of shape `(num_quantizers, num_frames)`, *optional*): Codebook indices.
+    """
+
+    audio_values: np.ndarray
+    num_bits: float
+    encode_seconds: float
+    decode_seconds: float
+    encode_cpu_seconds: float
+    decode_cpu_seconds: float
+    audio_codes: np.ndarray | None = None
+
+
+class CodecSystem(Protocol):
+    r"""
+    What the evaluation asks of a codec.
+
+    `name` is what tables show. `key` changes whenever the output could: it decides whether earlier results are used
+    again. `codebook_size` is `None` for codecs without codebooks, and `frame_rate` then too.
+    """
+
+    name: str
+    key: str
+    sampling_rate: int
+    codebook_size: int | None
+    frame_rate: float | None
+
+    def code(self, audio: np.ndarray) -> CodedClip:
+        r"""Encode and decode one clip of shape `(num_samples,)`, in [-1, 1] at `sampling_rate`."""
+        ...
+
+
+class Stopwatch:
+    r"""Context manager that measures wall-clock `seconds` and the process's `cpu_seconds`."""
+
+    def __enter__(self) -> "Stopwatch":
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds, self.cpu_seconds = time.perf_counter() - self._wall, time.process_time() - self._cpu
+
+
+def model_fingerprint(model: nn.Module, **settings: Any) -> str:
+    r"""Short hash of a model's class, configuration, weights and buffers, and of further settings."""
+    digest = hashlib.sha256(f"{type(model).__name__} {sorted(settings.items())}".encode())
+    digest.update(model.config.to_json_string(use_diff=False).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class ModelSystem:
+    r"""
+    A codec model and its feature extractor.
+
+    The model has `encode` and `decode` in the manner of transformers: `encode` takes the feature extractor's output
+    and gives `audio_codes`, `decode` takes those. EnCodec's and X-Codec's `bandwidth`, DAC's `n_quantizers` and
+    EnCodec's scales are translated.
+
+    Args:
+        model (`PreTrainedModel`): An [`RVQCodecModel`], or transformers' EncodecModel, DacModel, MimiModel,
+            XcodecModel and the like.
+        feature_extractor (`SequenceFeatureExtractor`): Its feature extractor; its rate is the system's.
+        name (`str`): What tables show.
+        num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
+        device (`str`, *optional*, defaults to `"cpu"`): Where the model runs.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        feature_extractor: Any,
+        name: str,
+        num_quantizers: int | None = None,
+        device: str = "cpu",
+    ):
+        self.model = model.eval().to(device)
+        self.feature_extractor = feature_extractor
+        self.name = name if num_quantizers is None else f"{name} ({num_quantizers} codebooks)"
+        self.sampling_rate = int(feature_extractor.sampling_rate)
+        self.device = torch.device(device)
+        self.num_quantizers = num_quantizers
+        self.key = f"{self.name}-{model_fingerprint(model, num_quantizers=num_quantizers, device=self.device.type)}"
+        # X-Codec2 and NeuCodec quantize to a grid of levels instead of a codebook.
+        self.codebook_size = getattr(model.config, "codebook_size", None) or math.prod(
+            model.config.quantization_levels
+        )
+        hop_length = getattr(model.config, "hop_length", None)
+        # Mimi's `hop_length` leaves its last downsampling out.
+        frame_rate = getattr(model.config, "frame_rate", None) or self.sampling_rate / hop_length
+        self.frame_rate = float(
+            self.sampling_rate / hop_length if type(frame_rate) is int and hop_length else frame_rate
+        )
+        self._encode_arguments = inspect.signature(model.encode).parameters
+        self._decode_arguments = inspect.signature(model.decode).parameters
+        self._quantizer_arguments = self._choose_quantizers(num_quantizers)
+        # The first call allocates and warms caches; it would count against the first clip.
+        self.code(np.zeros(self.sampling_rate, np.float32))
+
+    def _choose_quantizers(self, num_quantizers: int | None) -> dict[str, Any]:
+        available = getattr(self.model.config, "num_quantizers", None) or getattr(self.model.config, "n_codebooks", 1)
+        if num_quantizers is not None and not 1 <= num_quantizers <= available:
+            raise ValueError(
+                f"`num_quantizers` must lie between 1 and {available} for {self.name}, but got {num_quantizers}."
+            )
+        if "bandwidth" in self._encode_arguments:
+            bandwidths = self.model.config.target_bandwidths
+            if num_quantizers is None:
+                return {"bandwidth": max(bandwidths)}
+            per_stage = math.log2(self.codebook_size) * self.frame_rate / 1000
+            nearest = min(bandwidths, key=lambda bandwidth: abs(bandwidth - num_quantizers * per_stage))
+            if abs(nearest - num_quantizers * per_stage) > per_stage / 2:
+                raise ValueError(
+                    f"`num_quantizers` {num_quantizers} gives {num_quantizers * per_stage:g} kbps, but {self.name} "
+                    f"offers {', '.join(f'{bandwidth:g}' for bandwidth in bandwidths)} kbps."
+                )
+            return {"bandwidth": nearest}
+        if num_quantizers is None:
+            return {}
+        for argument in ("num_quantizers", "n_quantizers"):
+            if argument in self._encode_arguments:
+                return {argument: num_quantizers}
+        raise ValueError(f"`num_quantizers` cannot be chosen for {self.name}; leave it out.")
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    @torch.inference_mode()
+    def code(self, audio: np.ndarray) -> CodedClip:
+        features = self.feature_extractor(audio, sampling_rate=self.sampling_rate, return_tensors="pt")
+        features = {
+            name: value.to(self.device, self.model.dtype if value.is_floating_point() else value.dtype)
+            for name, value in features.items()
+            if name in self._encode_arguments
+        }
+        with Stopwatch() as encoding:
+            encoded = self.model.encode(**features, **self._quantizer_arguments)
+            self._synchronize()
+        extra = {
+            name: encoded[name]
+            for name in ("audio_scales", "last_frame_pad_length", "audio_codes_mask")
+            if name in self._decode_arguments and encoded.get(name) is not None
+        }
+        if "audio_scales" in self._decode_arguments:
+            extra.setdefault("audio_scales", [None] * len(encoded.audio_codes))
+        with Stopwatch() as decoding:
+            decoded = self.model.decode(audio_codes=encoded.audio_codes, **extra)
+            self._synchronize()
+        values = decoded.audio_values.reshape(-1)[: len(audio)].float().cpu().numpy()
+        codes = encoded.audio_codes
+        # EnCodec's codes are (chunks, batch, num_quantizers, num_frames).
+        codes = torch.cat(list(codes), dim=-1)[0] if codes.dim() == 4 else codes[0]
+        return CodedClip(
+            audio_values=np.pad(values, (0, len(audio) - len(values))),
+            num_bits=codes.numel() * math.log2(self.codebook_size),
+            encode_seconds=encoding.seconds,
+            decode_seconds=decoding.seconds,
+            encode_cpu_seconds=encoding.cpu_seconds,
+            decode_cpu_seconds=decoding.cpu_seconds,
+            audio_codes=codes.cpu().numpy(),
+        )

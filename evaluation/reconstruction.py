@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`speech-tokenizers evaluate`: how well codecs reconstruct speech, side by side on the same clips."""
+
+import argparse
+from pathlib import Path
+
+
+METRIC_NAMES = ("pesq", "stoi", "estoi", "mel_distance", "si_sdr", "dnsmos", "speaker_similarity")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    r"""Arguments of `speech-tokenizers evaluate`."""
+    parser.add_argument("models", nargs="*", help="codecs: checkpoint names, local folders or Hub ids")
+    parser.add_argument("--data", type=Path, required=True, help="folder of recordings")
+    parser.add_argument("--list", type=Path, help="text file of paths relative to --data; default: all audio files")
+    parser.add_argument(
+        "--transcripts", type=Path, help="JSON lines with file_name, text; default: DATA/metadata.jsonl"
+    )
+    parser.add_argument("--limit", type=int, help="use only the first so many clips")
+    parser.add_argument(
+        "--peers", nargs="*", default=[], metavar="PEER", help="opus:KBPS, codec2:KBPS, lyra:KBPS=FOLDER"
+    )
+    parser.add_argument(
+        "--num-quantizers",
+        nargs="*",
+        type=int,
+        help="measure the models with these numbers of codebooks; default: all",
+    )
+    parser.add_argument("--metrics", nargs="*", choices=METRIC_NAMES, default=METRIC_NAMES, help="default: all")
+    parser.add_argument(
+        "--recognizer",
+        nargs="*",
+        default=[],
+        metavar="FOLDER",
+        help="for error rates: a Vosk folder, or a folder or Hub id of a transformers speech recogniser",
+    )
+    parser.add_argument("--language", default="en", help="of the speech, for the recogniser; default: en")
+    parser.add_argument("--device", default="cpu", help="where models run; default: cpu")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the models; default: 1")
+    parser.add_argument("--examples", type=int, default=3, help="clips to listen to in the HTML page; default: 3")
+    parser.add_argument("--output", type=Path, required=True, help="folder for results; a later run goes on from them")
+
+
+def run(args: argparse.Namespace) -> int:
+    r"""Run `speech-tokenizers evaluate`; returns the exit code."""
+    # What it needs takes seconds to import, which `--help` should not.
+    from .codec_comparison import compare
+
+    return compare(args)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Encode and decode a recording, say how well and how fast, and draw what happened: `python -m speech_tokenizers.demo`.
+"""
+
+import argparse
+import importlib.util
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from speech_tokenizers.processing.audio_files import load_audio
+from speech_tokenizers.processing.code_files import AudioCodes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("demo"), help="folder for the results (default: demo)"
+    )
+    parser.add_argument("--audio", metavar="FILE", default=None, help="another recording than the package's")
+    parser.add_argument("--model", metavar="NAME", default=None, help="checkpoint name, folder or Hub id")
+
+
+def run(args: argparse.Namespace) -> int:
+    """
+    Write `decoded.wav`, `codes.safetensors` and `demo.png`, and print bit rate, speed and quality. Returns the exit
+    code.
+    """
+    import torch
+    from transformers.utils import logging
+
+    from speech_tokenizers.checkpoints import DEFAULT_CHECKPOINT, load
+    from speech_tokenizers.file_coding import decode_file, encode_file
+
+    logging.disable_progress_bar()
+    name = args.model or DEFAULT_CHECKPOINT
+    audio_path, codes_path, decoded_path = args.audio, args.output / "codes.safetensors", args.output / "decoded.wav"
+    recording = resources.files("speech_tokenizers").joinpath("recordings", "sense_and_sensibility.flac")
+    try:
+        with resources.as_file(recording) as packaged_path:
+            audio_path = packaged_path if args.audio is None else Path(args.audio)
+            model, _ = load(name)
+            recorded = load_audio(audio_path, model.sampling_rate)
+            # The first call of each layer sets it up, which is not what a longer recording would feel.
+            model.decode(model.encode(torch.zeros(1, 1, model.sampling_rate)).audio_codes)
+            start = time.perf_counter()
+            codes = encode_file(model, audio_path, codes_path, model_name=name)
+            encoded = time.perf_counter()
+        decode_file(model, codes, decoded_path)
+        done = time.perf_counter()
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    decoded = load_audio(decoded_path, model.sampling_rate)
+    picture_path = args.output / "demo.png"
+    draw(recorded, decoded, codes, picture_path)
+
+    facts = {
+        "recording": f"{audio_path.name}, {codes.seconds:.1f} s at {codes.sampling_rate} Hz",
+        "codec": f"{name}: {model.frame_rate:g} frames/s, {codes.num_quantizers} codebooks of {codes.codebook_size}",
+        "bit rate": f"{codes.bits_per_second / 1000:.2f} kbit/s; {codes.bits_per_second * codes.seconds / 8000:.1f} kB "
+        f"instead of {len(recorded) * 2 / 1000:.0f} kB as 16-bit audio",
+        "encoding": _speed(encoded - start, codes.seconds),
+        "decoding": _speed(done - encoded, codes.seconds),
+        **measure(recorded, decoded, codes.sampling_rate),
+        "written": f"{decoded_path}, {codes_path}, {picture_path}",
+    }
+    for fact, value in facts.items():
+        print(f"{fact:<10}  {value}")
+    return 0
+
+
+def measure(recorded: np.ndarray, decoded: np.ndarray, sampling_rate: int) -> dict[str, str]:
+    r"""
+    Compare decoded with recorded speech.
+
+    Args:
+        recorded, decoded (`np.ndarray` of shape `(num_samples,)`): Waveforms of equal length.
+        sampling_rate (`int`): In Hz.
+
+    Returns:
+        `dict[str, str]`: By name, a score and its range, or why there is none.
+    """
+    from pystoi import stoi
+
+    scores = {
+        "STOI": f"{stoi(recorded, decoded, sampling_rate):.3f} (intelligibility; 1 is the original)",
+        "ESTOI": f"{stoi(recorded, decoded, sampling_rate, extended=True):.3f} (its stricter variant)",
+    }
+    if importlib.util.find_spec("pesq") is None:
+        scores["PESQ"] = "not measured; `pip install pesq` needs a C compiler"
+    elif sampling_rate != 16000:
+        scores["PESQ"] = f"not measured; it is defined at 16000 Hz, and this codec works at {sampling_rate} Hz"
+    else:
+        from pesq import pesq
+
+        scores["PESQ"] = f"{pesq(sampling_rate, recorded, decoded, 'wb'):.2f} (quality, wide band; 1 to 4.64)"
+    return scores
+
+
+def draw(recorded: np.ndarray, decoded: np.ndarray, codes: AudioCodes, path: Path) -> None:
+    r"""
+    Draw both spectrograms and the codes, one above the other on the same time axis.
+
+    Args:
+        recorded, decoded (`np.ndarray` of shape `(num_samples,)`): Waveforms at the codec's rate.
+        codes ([`AudioCodes`]): What `decoded` was decoded from.
+        path (`Path`): PNG to write.
+    """
+    # Not pyplot: it would choose a window system for the whole process.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 8), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(3, 1, sharex=True, height_ratios=(4, 4, 3))
+    top = spectrogram(recorded).max()
+    for axis, waveform, title in ((axes[0], recorded, "Recorded"), (axes[1], decoded, "Decoded")):
+        image = axis.imshow(
+            spectrogram(waveform) - top,
+            origin="lower",
+            aspect="auto",
+            cmap="magma",
+            vmin=-80,
+            vmax=0,
+            interpolation="bilinear",
+            extent=(0, len(waveform) / codes.sampling_rate, 0, codes.sampling_rate / 2000),
+        )
+        axis.set_title(title, loc="left", fontweight="bold")
+        axis.set_ylabel("Frequency (kHz)")
+    figure.colorbar(image, ax=axes[:2], label="Level (dB below the loudest)", pad=0.01, aspect=40)
+
+    image = axes[2].imshow(
+        codes.audio_codes,
+        aspect="auto",
+        cmap="viridis",
+        vmin=0,
+        vmax=codes.codebook_size - 1,
+        interpolation="nearest",
+        extent=(0, codes.num_frames * codes.hop_length / codes.sampling_rate, codes.num_quantizers + 0.5, 0.5),
+    )
+    axes[2].set_title(f"Codes, {codes.bits_per_second / 1000:g} kbit/s", loc="left", fontweight="bold")
+    axes[2].set_ylabel("Codebook (coarse to fine)")
+    axes[2].set_yticks(range(1, codes.num_quantizers + 1))
+    axes[2].set_xlabel("Time (s)")
+    axes[2].set_xlim(0, codes.seconds)
+    figure.colorbar(image, ax=axes[2], label="Entry", pad=0.01, aspect=17)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _speed(elapsed: float, seconds: float) -> str:
+    import torch
+
+    threads = torch.get_num_threads()
+    return (
+        f"real-time factor {elapsed / seconds:.4f} ({seconds / elapsed:.0f} times faster than real time), "
+        f"{threads} thread{'s' if threads > 1 else ''}"
+    )
+
+
+def spectrogram(waveform: np.ndarray, window_length: int = 512, step: int = 128) -> np.ndarray:
+    r"""
+    Power in decibels.
+
+    Args:
+        waveform (`np.ndarray` of shape `(num_samples,)`): Padded with zeros at the end if shorter than a window.
+        window_length, step (`int`): Of the Hann window, in samples.
+
+    Returns:
+        `np.ndarray` of shape `(window_length // 2 + 1, num_frames)`.
+    """
+    padded = np.pad(waveform, (0, max(0, window_length - len(waveform))))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, window_length)[::step] * np.hanning(window_length)
+    return 10 * np.log10(np.abs(np.fft.rfft(frames, axis=-1)).T ** 2 + 1e-10)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m speech_tokenizers.demo", description=__doc__)
+    add_arguments(parser)
+    return run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

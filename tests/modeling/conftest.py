@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny codecs and signals that the tests of this folder share."""
+
+import functools
+
+import pytest
+import torch
+
+from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
+from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
+
+
+# 40 samples a frame, 400 frames a second, 4 codebooks of 32 entries.
+TINY_CONFIG = {
+    "downsampling_ratios": (2, 4, 5),
+    "num_filters": 4,
+    "hidden_size": 16,
+    "encoder_hidden_size": 16,
+    "decoder_hidden_size": 16,
+    "encoder_num_layers": 2,
+    "decoder_num_layers": 2,
+    "num_quantizers": 4,
+    "codebook_size": 32,
+    "kmeans_iterations": 5,
+}
+
+
+def make_tiny_config(**overrides) -> RVQCodecConfig:
+    return RVQCodecConfig(**{**TINY_CONFIG, **overrides})
+
+
+def make_signal(batch_size: int, num_samples: int, seed: int = 0) -> torch.Tensor:
+    """Harmonics of a random pitch in noise, (batch_size, 1, num_samples), within [-1, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    time = torch.arange(num_samples) / 16000
+    pitch = 80 + 200 * torch.rand(batch_size, 1, 1, generator=generator)
+    level = 0.1 + 0.4 * torch.rand(batch_size, 1, 1, generator=generator)
+    signal = sum(torch.sin(2 * torch.pi * k * pitch * time + k) / k for k in range(1, 6)) / 2
+    signal = level * signal * (0.6 + 0.4 * torch.sin(2 * torch.pi * 9 * time))
+    return signal + 0.05 * torch.randn(batch_size, 1, num_samples, generator=generator).clamp(-3, 3)
+
+
+def make_codec(**overrides) -> RVQCodecModel:
+    r"""
+    Build a tiny codec whose parameters are all away from zero and whose codebooks fit its latents, in evaluation mode.
+
+    A zero bias hides every error in the padding, and codebooks far from the latents hide every error in the latents.
+    """
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = RVQCodecModel(make_tiny_config(**overrides))
+        for name, parameter in model.named_parameters():
+            if name.endswith(("bias", "alpha")):
+                parameter.add_(torch.empty_like(parameter).uniform_(-0.3, 0.3))
+            elif name.endswith(("conv.weight", "original0")):
+                # A signal keeps its level from layer to layer.
+                parameter.mul_(1.2 if model.config.activation == "snake" else 1.7)
+        model.train()
+        model(make_signal(4, 4000, seed=1), return_loss=False)
+    return model.eval()
+
+
+@functools.cache
+def shared_codec(**overrides) -> RVQCodecModel:
+    return make_codec(**overrides)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tiny layers only wait for each other on several threads."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """Function: `RVQCodecConfig` of a tiny codec, with overrides."""
+    return make_tiny_config
+
+
+@pytest.fixture(scope="session")
+def signal():
+    """Function: reproducible waveforms, (batch_size, 1, num_samples)."""
+    return make_signal
+
+
+@pytest.fixture(scope="session")
+def new_codec():
+    """Function: a tiny codec of the caller's own, with overrides of its config."""
+    return make_codec
+
+
+@pytest.fixture(scope="session")
+def codec():
+    """Function: a tiny codec that is shared between tests, which must leave it as it is."""
+    return shared_codec

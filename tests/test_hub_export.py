@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is saved with its code loads where this package is not installed, and computes the same."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
+from speech_tokenizers.modeling.hub_export import find_code_files, find_siblings, save_pretrained_with_code
+from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
+from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
+
+
+CODECS = {
+    "seanet": {"encoder_lstm": "bidirectional", "activation": "snake", "semantic_dimension": 6},
+    "spectral": {"encoder_type": "stft", "decoder_type": "istft", "codebook_dim": 4},
+}
+MODEL_FILES = {
+    "codec_layers.py",
+    "configuration_rvq_codec.py",
+    "modeling_rvq_codec.py",
+    "spectral_losses.py",
+    "vector_quantization.py",
+}
+
+# What a user runs who has transformers only. `find_spec` refuses this package, however it is installed. The exporter is
+# loaded by its path, to save once more what was loaded with its code.
+STRANGER = """
+    import importlib.util
+    import sys
+    from pathlib import Path
+
+    class Refuse:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] == "speech_tokenizers":
+                raise ModuleNotFoundError(f"No module named {name!r}")
+
+    sys.meta_path.insert(0, Refuse())
+
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization
+
+    spec = importlib.util.spec_from_file_location("hub_export", sys.argv[1])
+    hub_export = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hub_export)
+
+    torch.set_num_threads(1)
+    for folder in map(Path, sys.argv[2:]):
+        source = folder / "repository"
+        config = AutoConfig.from_pretrained(source, trust_remote_code=True)
+        feature_extractor = AutoFeatureExtractor.from_pretrained(source, trust_remote_code=True)
+        waveform = load_file(folder / "input.safetensors")["waveform"]
+        inputs = feature_extractor(list(waveform.numpy()), sampling_rate=16000, return_tensors="pt")
+        for auto_class in (AutoModel, AutoModelForAudioTokenization):
+            model = auto_class.from_pretrained(source, trust_remote_code=True)
+            assert type(model).__module__.startswith("transformers_modules."), type(model)
+            with torch.no_grad():
+                outputs = {name: value.contiguous() for name, value in model(**inputs).items()}
+            save_file(outputs, folder / f"{auto_class.__name__}.safetensors")
+        hub_export.save_pretrained_with_code(model, feature_extractor, folder / "again")
+    assert not any(name.split(".")[0] == "speech_tokenizers" for name in sys.modules)
+"""
+
+
+def make_codec(**overrides) -> RVQCodecModel:
+    sizes = {"num_filters": 4, "hidden_size": 8, "encoder_hidden_size": 8, "decoder_hidden_size": 8}
+    layers = {"encoder_num_layers": 1, "decoder_num_layers": 1, "num_quantizers": 2, "codebook_size": 16}
+    torch.manual_seed(0)
+    return RVQCodecModel(RVQCodecConfig(**sizes, **layers, downsampling_ratios=(2, 4), **overrides)).eval()
+
+
+@pytest.fixture(scope="module")
+def visited(tmp_path_factory):
+    """Folder of each codec, with its `repository` and what a process without this package made of it."""
+    root = tmp_path_factory.mktemp("hub")
+    folders = {name: root / name for name in CODECS}
+    for name, folder in folders.items():
+        feature_extractor = RVQCodecFeatureExtractor(padding_side="left")
+        written = save_pretrained_with_code(make_codec(**CODECS[name]), feature_extractor, folder / "repository")
+        assert {path.name for path in written} == MODEL_FILES | {"feature_extraction_rvq_codec.py"}
+        save_file({"waveform": torch.rand(2, 777) - 0.5}, folder / "input.safetensors")
+
+    script = root / "stranger.py"
+    script.write_text(textwrap.dedent(STRANGER))
+    environment = {**os.environ, "HF_HOME": str(root / "cache"), "HF_MODULES_CACHE": str(root / "modules")}
+    environment.update(HF_HUB_OFFLINE="1", PYTHONPATH="", OMP_NUM_THREADS="1")
+    exporter = importlib.util.find_spec("speech_tokenizers.modeling.hub_export").origin
+    command = [sys.executable, str(script), exporter, *map(str, folders.values())]
+    process = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return folders
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_saved_codec_computes_the_same_without_this_package(visited, name):
+    model, feature_extractor = make_codec(**CODECS[name]), RVQCodecFeatureExtractor(padding_side="left")
+    waveform = load_file(visited[name] / "input.safetensors")["waveform"]
+    inputs = feature_extractor(list(waveform.numpy()), sampling_rate=16000, return_tensors="pt")
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the other process: the order of a sum depends on it
+    with torch.no_grad():
+        expected = model(**inputs)
+    torch.set_num_threads(num_threads)
+    for auto_class in ("AutoModel", "AutoModelForAudioTokenization"):
+        outputs = load_file(visited[name] / f"{auto_class}.safetensors")
+        assert outputs.keys() == expected.keys()
+        for key in outputs:
+            assert torch.equal(outputs[key], expected[key]), key
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_what_was_loaded_with_its_code_can_be_saved_with_its_code(visited, name):
+    first, second = visited[name] / "repository", visited[name] / "again"
+    assert sorted(path.name for path in first.iterdir()) == sorted(path.name for path in second.iterdir())
+    for path in first.iterdir():
+        if path.suffix in (".py", ".safetensors"):
+            assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+        else:
+            assert json.loads(path.read_text()) == json.loads((second / path.name).read_text()), path.name
+
+
+def test_auto_maps_are_written_but_the_live_objects_stay_as_they_are(tmp_path):
+    model, feature_extractor = make_codec(), RVQCodecFeatureExtractor()
+    save_pretrained_with_code(model, feature_extractor, tmp_path / "with_code")
+    assert json.loads((tmp_path / "with_code/config.json").read_text())["auto_map"] == {
+        "AutoConfig": "configuration_rvq_codec.RVQCodecConfig",
+        "AutoModel": "modeling_rvq_codec.RVQCodecModel",
+        "AutoModelForAudioTokenization": "modeling_rvq_codec.RVQCodecModel",
+    }
+    assert json.loads((tmp_path / "with_code/preprocessor_config.json").read_text())["auto_map"] == {
+        "AutoFeatureExtractor": "feature_extraction_rvq_codec.RVQCodecFeatureExtractor"
+    }
+    model.save_pretrained(tmp_path / "plain")
+    feature_extractor.save_pretrained(tmp_path / "plain")
+    assert "auto_map" not in (tmp_path / "plain/config.json").read_text()
+    assert "auto_map" not in (tmp_path / "plain/preprocessor_config.json").read_text()
+
+
+def test_a_model_alone_can_be_saved_with_its_code(tmp_path):
+    written = save_pretrained_with_code(make_codec(), None, tmp_path)
+    assert {path.name for path in written} == MODEL_FILES
+    assert not (tmp_path / "preprocessor_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("from ..parent import Name", "imports from a parent folder"),
+        ("from .layers.block import Name", "imports from a subfolder"),
+        ("from . import sibling", "from . import name"),
+        ("from speech_tokenizers.modeling.sibling import Name", "by its absolute name"),
+        ("import speech_tokenizers.modeling.sibling", "by its absolute name"),
+        ("def f():\n    from speech_tokenizers import Name", "by its absolute name"),
+        ('"""\nfrom .nowhere import Name\n"""', "begin like an import"),
+    ],
+)
+def test_imports_that_cannot_travel_are_refused(line, message, tmp_path):
+    path = tmp_path / "modeling_x.py"
+    path.write_text(f"{line}\n")
+    with pytest.raises(ValueError, match=message):
+        find_siblings(path)
+
+
+def load_class(path, name: str) -> type:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def test_names_with_tokenizer_in_them_are_refused(tmp_path):
+    path = tmp_path / "exported_module.py"
+    path.write_text("class FineTokenizerModel:\n    pass\n")
+    with pytest.raises(ValueError, match="rename the class or its file"):
+        find_code_files([load_class(path, "FineTokenizerModel")])
+
+
+def test_two_files_of_one_name_are_refused_unless_they_are_equal(tmp_path):
+    classes = []
+    for folder in ("modeling", "processing"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"exported_{folder}.py").write_text("def f():\n    from .shared_name import A\n\nclass A:\n    pass\n")
+        (tmp_path / folder / "shared_name.py").write_text("A = 1\n")
+        classes.append(load_class(tmp_path / folder / f"exported_{folder}.py", "A"))
+    assert find_code_files(classes).keys() == {"exported_modeling.py", "exported_processing.py", "shared_name.py"}
+
+    (tmp_path / "processing/shared_name.py").write_text("A = 2\n")
+    with pytest.raises(ValueError, match="Two different files are named `shared_name.py`"):
+        find_code_files(classes)
+
+
+def test_a_class_of_a_script_is_refused():
+    with pytest.raises(ValueError, match="has no file to export"):
+        find_code_files([type("Local", (), {"__module__": "__main__"})])

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""transformers' own common tests, on the RVQ codec."""
+
+import copy
+import unittest
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import transformers_common_tests
+from torch import nn
+from torch.nn.utils import parametrize
+
+from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
+from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
+from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
+
+
+if transformers_common_tests.unavailable:
+    pytest.skip(transformers_common_tests.unavailable, allow_module_level=True)
+
+from transformers_common_tests.test_configuration_common import ConfigTester
+from transformers_common_tests.test_modeling_common import ModelTesterMixin
+from transformers_common_tests.test_sequence_feature_extraction_common import SequenceFeatureExtractionTestMixin
+
+
+NOT_TOKENS = "A codec takes waveforms and has no token embeddings."
+NO_LAYER_OUTPUTS = "The codec is a convolutional network; it returns latents, not a hidden state per layer."
+
+
+class RVQCodecModelTester:
+    batch_size = 3
+    is_training = True
+
+    def __init__(self, **overrides):
+        self.overrides = overrides
+
+    def get_config(self) -> RVQCodecConfig:
+        sizes = {
+            "downsampling_ratios": [2, 4],
+            "num_filters": 4,
+            "hidden_size": 12,
+            "encoder_hidden_size": 12,
+            "decoder_hidden_size": 12,
+            "encoder_num_layers": 2,
+            "decoder_num_layers": 2,
+            "num_quantizers": 3,
+            "codebook_size": 16,
+            "kmeans_iterations": 2,
+        }
+        return RVQCodecConfig(**{**sizes, **self.overrides})
+
+    def prepare_config_and_inputs_for_common(self):
+        generator = torch.Generator().manual_seed(0)
+        waveform = torch.rand(self.batch_size, 1, 160, generator=generator) * 2 - 1
+        return self.get_config(), {"input_values": waveform}
+
+
+class RVQCodecMixins(ModelTesterMixin):
+    all_model_classes = (RVQCodecModel,)
+    is_encoder_decoder = False
+    has_attentions = False
+    test_resize_embeddings = False
+    # Runs a test that transformers keeps from configurations without its own copyright line.
+    test_can_init_all_missing_weights_before_2023 = True
+    overrides: dict = {}
+
+    def setUp(self):
+        self.model_tester = RVQCodecModelTester(**self.overrides)
+
+    @unittest.skip(NO_LAYER_OUTPUTS)
+    def test_hidden_states_output(self):
+        pass
+
+    @unittest.skip(NO_LAYER_OUTPUTS)
+    def test_retain_grad_hidden_states_attentions(self):
+        pass
+
+    @unittest.skip(NOT_TOKENS)
+    def test_model_get_set_embeddings(self):
+        pass
+
+    def test_init_weights_can_init_buffers(self):
+        # The test compares the buffers of two initialisations, and codebooks are drawn at random.
+        with mock.patch("torch.randn", torch.zeros), mock.patch("transformers.initialization.normal_", torch.nn.init.zeros_):
+            super().test_init_weights_can_init_buffers()
+
+    def test_weight_norm_is_initialised_after_loading_on_the_meta_device(self):
+        r"""
+        The common test leaves the tensors of parametrizations out, and a plain `init.normal_(module.weight)` would
+        have no effect on them.
+        """
+        config = self.model_tester.get_config()
+        built = RVQCodecModel(config)
+        state = {name: value for name, value in built.state_dict().items() if "parametrizations" not in name}
+        loaded = RVQCodecModel.from_pretrained(None, config=copy.deepcopy(config), state_dict=state)
+        normalised = {
+            name: module for name, module in loaded.named_modules() if parametrize.is_parametrized(module, "weight")
+        }
+        self.assertEqual(bool(normalised), config.use_weight_norm)
+        for name, module in normalised.items():
+            magnitude, direction = (
+                module.parametrizations.weight.original0,
+                module.parametrizations.weight.original1,
+            )
+            norm = torch.linalg.vector_norm(direction, dim=(1, 2), keepdim=True)
+            torch.testing.assert_close(magnitude, norm, msg=name)
+            # kaiming_uniform_ with a = sqrt(5), torch's own initialisation of convolutions
+            bound = (direction.shape[1] * direction.shape[2]) ** -0.5
+            self.assertLessEqual(direction.abs().max(), bound, name)
+            self.assertGreater(direction.abs().max(), 0.5 * bound, name)
+            self.assertGreater(len(direction.unique()), 0.9 * direction.numel(), name)
+
+
+class RVQCodecMixinsTest(RVQCodecMixins, unittest.TestCase):
+    overrides = {"semantic_dimension": 10, "codebook_dim": 6}
+
+    def test_config(self):
+        tester = ConfigTester(
+            self, config_class=RVQCodecConfig, has_text_modality=False, common_properties=["hidden_size"], hidden_size=37
+        )
+        tester.run_common_tests()
+
+
+class SnakeRVQCodecMixinsTest(RVQCodecMixins, unittest.TestCase):
+    overrides = {"activation": "snake", "encoder_lstm": "bidirectional", "decoder_lstm": "none"}
+
+
+class SpectralRVQCodecMixinsTest(RVQCodecMixins, unittest.TestCase):
+    overrides = {"encoder_type": "stft", "decoder_type": "istft"}
+
+
+class FeatureExtractorTester:
+    """Waveforms of several lengths, as `SequenceFeatureExtractionTestMixin` wants them."""
+
+    batch_size, min_seq_length, max_seq_length = 7, 400, 2000
+    seq_length_diff = (max_seq_length - min_seq_length) // (batch_size - 1)
+    feature_size, padding_value, sampling_rate = 1, 0.0, 16000
+
+    def prepare_feat_extract_dict(self):
+        return {
+            "feature_size": self.feature_size,
+            "padding_value": self.padding_value,
+            "sampling_rate": self.sampling_rate,
+        }
+
+    def prepare_inputs_for_common(self, equal_length=False, numpify=False):
+        generator = np.random.default_rng(0)
+        lengths = range(self.min_seq_length, self.max_seq_length, self.seq_length_diff)
+        lengths = [self.max_seq_length] * self.batch_size if equal_length else lengths
+        waveforms = [generator.uniform(-1, 1, size=length).tolist() for length in lengths]
+        return [np.asarray(waveform) for waveform in waveforms] if numpify else waveforms
+
+
+class RVQCodecFeatureExtractorMixinsTest(SequenceFeatureExtractionTestMixin, unittest.TestCase):
+    feature_extraction_class = RVQCodecFeatureExtractor
+
+    def setUp(self):
+        self.feat_extract_tester = FeatureExtractorTester()
+
+
+class FaultyRVQCodecModel(RVQCodecModel):
+    """A parameter that `_init_weights` does not know."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.gain = nn.Parameter(torch.full((4,), 1.25))
+
+
+class DetachedRVQCodecModel(RVQCodecModel):
+    """A tensor that is neither parameter nor buffer."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.gain = torch.ones(1)
+
+    def forward(self, input_values, **kwargs):
+        return super().forward(self.gain * input_values, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "name", "message"),
+    [
+        (FaultyRVQCodecModel, "test_can_init_all_missing_weights", "not properly handled in `_init_weights"),
+        (DetachedRVQCodecModel, "test_all_tensors_are_parameter_or_buffer", "meta"),
+    ],
+)
+def test_the_common_tests_see_a_planted_fault(model_class, name, message):
+    class Mixins(RVQCodecMixins, unittest.TestCase):
+        all_model_classes = (model_class,)
+
+    result = unittest.TestResult()
+    Mixins(name).run(result)
+    ((_, trace),) = result.failures + result.errors
+    assert message in trace

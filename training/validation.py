@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses, metrics and code use of a codec on whole held-out recordings, while it trains."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from speech_tokenizers.modeling.spectral_losses import MelScale, multi_scale_mel_loss
+from speech_tokenizers.training.losses import waveform_loss
+
+
+@torch.no_grad()
+def validate(
+    model: nn.Module,
+    recordings: Sequence[np.ndarray],
+    accelerator: Accelerator,
+    mel_scales: tuple[MelScale, ...],
+    max_seconds: float,
+    compute_metrics: Callable[[np.ndarray, np.ndarray, int], Mapping[str, float]] | None = None,
+    keep_sample: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
+) -> dict[str, float]:
+    r"""
+    Code and decode recordings, one at a time and shared among processes.
+
+    Args:
+        model ([`RVQCodecModel`]): In evaluation mode.
+        recordings (sequence of `np.ndarray` of shape `(num_samples,)`): int16 or float32.
+        accelerator (`Accelerator`): Tells which recordings are this process's.
+        mel_scales (`tuple` of [`MelScale`]): For the mel loss.
+        max_seconds (`float`): Recordings are cut to this length.
+        compute_metrics (callable, *optional*): Numbers of a recorded and a decoded float array at a sampling rate.
+        keep_sample (callable, *optional*): Called with the index, the recorded and the decoded waveform,
+        `(num_samples,)`.
+
+    Returns:
+        `dict`: Means over recordings of `mel`, `waveform`, `commitment` and the metrics; share of codes used and
+        perplexity of each stage over all recordings, `codes_used_<stage>` and `perplexity_<stage>`.
+    """
+    sums: dict[str, float] = {}
+    counts = torch.zeros(model.config.num_quantizers, model.config.codebook_size, dtype=torch.float64)
+    for index in range(accelerator.process_index, len(recordings), accelerator.num_processes):
+        recording = np.asarray(recordings[index][: round(max_seconds * model.sampling_rate)])
+        scale = 32767.0 if recording.dtype == np.int16 else 1.0
+        recorded = torch.from_numpy(recording.astype(np.float32) / scale).to(accelerator.device)[None, None]
+        outputs = model(recorded, return_loss=False)
+        decoded = outputs.audio_values
+        values = {
+            "mel": float(multi_scale_mel_loss(decoded, recorded, model.sampling_rate, mel_scales)),
+            "waveform": float(waveform_loss(decoded, recorded)),
+            "commitment": float(outputs.commitment_loss),
+        }
+        if compute_metrics is not None:
+            arrays = recorded[0, 0].cpu().numpy(), decoded[0, 0].cpu().numpy()
+            values |= compute_metrics(*arrays, model.sampling_rate)
+        if keep_sample is not None:
+            keep_sample(index, recorded[0, 0], decoded[0, 0])
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value
+        for stage, codes in enumerate(outputs.audio_codes[0].cpu()):
+            counts[stage] += torch.bincount(codes, minlength=counts.shape[1])
+
+    if accelerator.num_processes > 1:
+        gathered: list = [None] * accelerator.num_processes
+        torch.distributed.all_gather_object(gathered, (sums, counts))
+        names = sorted({name for part, _ in gathered for name in part})
+        sums = {name: sum(part.get(name, 0.0) for part, _ in gathered) for name in names}
+        counts = torch.stack([part for _, part in gathered]).sum(0)
+
+    means = {name: value / len(recordings) for name, value in sums.items()}
+    shares = counts / counts.sum(-1, keepdim=True)
+    perplexities = torch.exp(-torch.xlogy(shares, shares).sum(-1))
+    for stage in range(len(counts)):
+        means[f"codes_used_{stage + 1}"] = float((counts[stage] > 0).double().mean())
+        means[f"perplexity_{stage + 1}"] = float(perplexities[stage])
+    return means
