@@ -41,7 +41,9 @@ def describe_model(folder: Path) -> dict[str, Any]:
         "frames": f"{config.frame_rate:g} a second, {config.hop_length} samples each",
         "codebooks": f"{config.num_quantizers} of {config.codebook_size} entries",
         "bit rate": f"{config.bits_per_second:g} bit/s, or {config.frame_rate * bits:g} bit/s for each codebook used",
-        "encoder, decoder": f"{config.encoder_type}, {config.decoder_type}, {'causal' if config.causal else 'not causal'}",
+        "encoder": config.encoder_type,
+        "decoder": config.decoder_type,
+        "look-ahead": "none" if config.causal else "yes (not causal)",
     }
     if weights.is_file():
         with safe_open(weights, "pt") as tensors:
