@@ -48,7 +48,7 @@ def mel_power_spectrogram(
     it.
 
     Returns:
-        `np.ndarray` of shape `(num_frames, num_mels)`, `num_frames = 1 + num_samples // hop_length`.
+        `np.ndarray` of shape `(num_frames, num_mels)`, `num_frames = 1 + num_samples // hop_length` for even `n_fft`.
     """
     padded = np.pad(audio, n_fft // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop_length]

@@ -412,9 +412,9 @@ def describe(report: dict[str, Any]) -> str:
     r"""The report in Markdown."""
     host = report["machine"]
     lines = [
-        f"{host['processor']}, {host['cores']} cores ({', '.join(host['flags'])}; torch uses {host['capability']}), torch "
-        f"{host['torch']}, {report['threads']} thread(s), load {host['load_average']:.1f} at the start. Medians of "
-        f"{report['repeats']} interleaved repeats; seconds are {report['clock']} time."
+        f"{host['processor']}, {host['cores']} cores ({', '.join(host['flags'])}; torch uses {host['capability']}), "
+        f"torch {host['torch']}, {report['threads']} thread(s), load {host['load_average']:.1f} at the start. "
+        f"Medians of {report['repeats']} interleaved repeats; seconds are {report['clock']} time."
     ]
     headings = {
         "encodec": "Against transformers' EncodecModel, same architecture",
@@ -450,8 +450,8 @@ def describe(report: dict[str, Any]) -> str:
                 )
         if section == "memory":
             lines.append(
-                f"{values['model']}, {values['minutes']:g} minutes: {values['extra_bytes'] / 1e6:.0f} MB beyond the loaded "
-                f"model ({values['with_model_bytes'] / 1e6:.0f} MB with Python and torch); encoded in "
+                f"{values['model']}, {values['minutes']:g} minutes: {values['extra_bytes'] / 1e6:.0f} MB beyond the "
+                f"loaded model ({values['with_model_bytes'] / 1e6:.0f} MB with Python and torch); encoded in "
                 f"{values['encode_seconds']:.0f} s, decoded in {values['decode_seconds']:.0f} s."
             )
         if section == "training":

@@ -86,7 +86,9 @@ def pad_ragged(hidden_states, lengths, left: int, right: int, item_right, mode: 
 
 def pad_reflect(hidden_states: torch.Tensor, left: int, right: int) -> torch.Tensor:
     """Reflection of any length: what is shorter than its padding is first filled up with zeros (as EnCodec does)."""
-    missing = max(max(left, right) + 1 - hidden_states.shape[-1], 0)
+    missing = max(left, right) + 1 - hidden_states.shape[-1]
+    if missing <= 0:
+        return F.pad(hidden_states, (left, right), mode="reflect")
     padded = F.pad(F.pad(hidden_states, (0, missing)), (left, right), mode="reflect")
     return padded[..., : padded.shape[-1] - missing]
 
@@ -178,7 +180,8 @@ class SlidingWindow(CodecLayer):
         surplus = ceil_divide(hidden_states.shape[-1], self.stride) * self.stride - hidden_states.shape[-1]
         right = self.pad_right + surplus
         if cache is not None:
-            return F.pad(cache.prepend(self, hidden_states, self.pad_left), (0, surplus))
+            extended = cache.prepend(self, hidden_states, self.pad_left)
+            return F.pad(extended, (0, surplus)) if surplus else extended
         if self.pad_left + right == 0:
             return hidden_states
         if lengths is not None:
@@ -224,14 +227,24 @@ class CodecConvTranspose1d(CodecLayer):
         self.trim_left = total - trim_right
 
     def forward(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
-        length, past = hidden_states.shape[-1], 0
+        length = hidden_states.shape[-1]
         if cache is not None:
-            past = ceil_divide(self.kernel_size, self.stride) - 1
-            hidden_states = cache.prepend(self, hidden_states, past)
-        elif lengths is not None:
+            return self._stream(hidden_states, length, cache)
+        if lengths is not None:
             hidden_states = mask_beyond(hidden_states, lengths)
-        start = self.trim_left + past * self.stride
-        return self.conv(hidden_states)[..., start : start + length * self.stride]
+        return self.conv(hidden_states)[..., self.trim_left : self.trim_left + length * self.stride]
+
+    def _stream(self, hidden_states, length: int, cache: StreamingCache) -> torch.Tensor:
+        # One product and a sum of shifted pieces: PyTorch's own kernel is slow on a few frames.
+        overlap = ceil_divide(self.kernel_size, self.stride)
+        hidden_states = cache.prepend(self, hidden_states, overlap - 1)
+        weight, missing = self.conv.weight, overlap * self.stride - self.kernel_size
+        if missing:
+            weight = F.pad(weight, (0, missing))
+        pieces = hidden_states.transpose(1, 2) @ weight.flatten(1)  # (B, F, C_out * overlap * stride)
+        pieces = pieces.unflatten(-1, (-1, overlap, self.stride))
+        shifted = [pieces[:, overlap - 1 - k : overlap - 1 - k + length, :, k] for k in range(overlap)]
+        return sum(shifted).transpose(1, 2).flatten(2) + self.conv.bias.unsqueeze(-1)
 
     def output_length(self, length):
         return length * self.stride
@@ -286,7 +299,23 @@ class CodecLSTM(CodecLayer):
     def _run(self, inputs, state, suffixes):
         kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         weights = [getattr(self.lstm, f"{kind}_{suffix}") for suffix in suffixes for kind in kinds]
+        if len(inputs) == 1:
+            return self._step(inputs, state, weights)
         return torch.lstm(inputs, state, weights, True, len(suffixes), 0.0, self.training, False, False)
+
+    @staticmethod
+    def _step(inputs, state, weights):
+        # A single step, as streams take it: the kernel behind `torch.lstm` prepares the weights anew at each call.
+        hidden_states, hidden_state, cell_state = inputs[0], [], []
+        for layer, (hidden, cell) in enumerate(zip(*state, strict=True)):
+            weight_ih, weight_hh, bias_ih, bias_hh = weights[4 * layer : 4 * layer + 4]
+            gates = F.linear(hidden_states, weight_ih, bias_ih) + F.linear(hidden, weight_hh, bias_hh)
+            opened, kept, candidate, shown = gates.chunk(4, dim=-1)
+            cell = kept.sigmoid() * cell + opened.sigmoid() * candidate.tanh()
+            hidden_states = shown.sigmoid() * cell.tanh()
+            hidden_state.append(hidden_states)
+            cell_state.append(cell)
+        return hidden_states.unsqueeze(0), torch.stack(hidden_state), torch.stack(cell_state)
 
     @staticmethod
     def _reverse(inputs: torch.Tensor, lengths) -> torch.Tensor:

@@ -27,7 +27,7 @@ RVQ_CODEC_PRESETS = {
     # SEANet on both sides: the better choice where a GPU trains and runs it.
     "seanet-16khz": {"activation": "snake", "num_filters": 32, "encoder_lstm": "none", "decoder_lstm": "none"},
     # No look-ahead: encodes and decodes frame by frame with one frame (20 ms) of latency.
-    "streaming-16khz": {"activation": "elu", "num_filters": 32, "causal": True},
+    "streaming-16khz": {"num_filters": 32, "encoder_lstm": "none", "decoder_lstm": "none", "causal": True},
     # EnCodec's architecture (arXiv 2210.13438) at 16 kHz.
     "encodec-16khz": {"activation": "elu", "num_filters": 32, "causal": True, "pad_mode": "reflect"},
     # SpeechTokenizer's and DM-Codec's network (arXiv 2308.16692, 2410.15017), 103.7 M parameters.

@@ -28,8 +28,8 @@ def nearest_entries(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tens
     Index of the nearest codebook entry in Euclidean distance: (..., dim), (codebook_size, dim) -> (...), long.
     """
     # |v|^2 is the same for every entry and left out.
-    scores = vectors @ codebook.t() - 0.5 * codebook.square().sum(dim=-1)
-    return scores.argmax(dim=-1)
+    scores = torch.addmm(codebook.square().sum(dim=-1), vectors.flatten(0, -2), codebook.t(), beta=-0.5)
+    return scores.argmax(dim=-1).view(vectors.shape[:-1])
 
 
 def kmeans(vectors: torch.Tensor, means: torch.Tensor, iterations: int) -> tuple[torch.Tensor, torch.Tensor]:

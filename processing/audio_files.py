@@ -92,8 +92,8 @@ def find_files(patterns: Iterable[str | os.PathLike[str]], suffixes: Iterable[st
                 raise AudioFileError(pattern, "no file matches this pattern.")
         else:
             raise AudioFileError(pattern, "no such file or folder; check the spelling.")
-        for match, relative in matches:
-            found.setdefault(Path(os.path.abspath(match)), (match, relative))
+        for entry in matches:
+            found.setdefault(Path(os.path.abspath(entry[0])), entry)
     return list(found.values())
 
 
@@ -236,8 +236,8 @@ class AudioReader:
             raise AudioFileError(self.path, "is a folder; name an audio file.")
         try:
             size = self.path.stat().st_size
-            with open(self.path, "rb") as file:
-                _check_riff_is_complete(self.path, file.read(1 << 16), size)
+            with open(self.path, "rb") as stream:
+                _check_riff_is_complete(self.path, stream.read(1 << 16), size)
         except FileNotFoundError as error:
             raise AudioFileError(self.path, "no such file; check the spelling.") from error
         except OSError as error:

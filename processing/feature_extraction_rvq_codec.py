@@ -92,7 +92,8 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
         # `pad` would stack unpadded waveforms of unequal length, so without padding each goes through it alone.
         strategy = self._get_padding_strategies(padding=True if padding is None else padding, max_length=max_length)
         groups = [[waveform] for waveform in waveforms] if strategy == PaddingStrategy.DO_NOT_PAD else [waveforms]
-        input_values, padding_mask = [], []
+        input_values: list[np.ndarray] = []
+        padding_mask: list[np.ndarray] = []
         for group in groups:
             padded = self.pad(
                 {"input_values": group},

@@ -30,8 +30,8 @@ MODEL_FILES = {
     "vector_quantization.py",
 }
 
-# What a user runs who has transformers only. `find_spec` refuses this package, however it is installed. The exporter is
-# loaded by its path, to save once more what was loaded with its code.
+# What a user runs who has transformers only. `find_spec` refuses this package, however it is installed. The exporter
+# is loaded by its path, to save once more what was loaded with its code.
 STRANGER = """
     import importlib.util
     import sys
@@ -188,7 +188,9 @@ def test_two_files_of_one_name_are_refused_unless_they_are_equal(tmp_path):
     classes = []
     for folder in ("modeling", "processing"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / f"exported_{folder}.py").write_text("def f():\n    from .shared_name import A\n\nclass A:\n    pass\n")
+        (tmp_path / folder / f"exported_{folder}.py").write_text(
+            "def f():\n    from .shared_name import A\n\nclass A:\n    pass\n"
+        )
         (tmp_path / folder / "shared_name.py").write_text("A = 1\n")
         classes.append(load_class(tmp_path / folder / f"exported_{folder}.py", "A"))
     assert find_code_files(classes).keys() == {"exported_modeling.py", "exported_processing.py", "shared_name.py"}

@@ -30,7 +30,7 @@ def folder(tmp_path, monkeypatch):
 def test_python_blocks_run(folder):
     names = {}
     for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
-        exec(compile(block, "README.md", "exec"), names)  # noqa: S102
+        exec(compile(block, "README.md", "exec"), names)
 
     assert names["decoded"].audio_values.shape[-1] == 65280  # the longest recording, in whole frames
     assert names["audio"].shape == names["waveform"].shape

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     facts = {
         "recording": f"{audio_path.name}, {codes.seconds:.1f} s at {codes.sampling_rate} Hz",
         "codec": f"{name}: {model.frame_rate:g} frames/s, {codes.num_quantizers} codebooks of {codes.codebook_size}",
-        "bit rate": f"{codes.bits_per_second / 1000:.2f} kbit/s; {codes.bits_per_second * codes.seconds / 8000:.1f} kB "
+        "bit rate": f"{codes.bits_per_second / 1000:g} kbit/s; {codes.bits_per_second * codes.seconds / 8000:.1f} kB "
         f"instead of {len(recorded) * 2 / 1000:.0f} kB as 16-bit audio",
         "encoding": _speed(encoded - start, codes.seconds),
         "decoding": _speed(done - encoded, codes.seconds),

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+import argparse
+import json
+
+import pytest
+import torch
+
+from speech_tokenizers.evaluation import benchmark, speed_and_memory
+from speech_tokenizers.evaluation.speed_and_memory import (
+    compare_times,
+    encodec_of_same_shape,
+    interleave,
+    num_parameters,
+    synthetic_sound,
+)
+from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
+from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
+
+
+def run(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    benchmark.add_arguments(parser)
+    return benchmark.run(parser.parse_args(arguments))
+
+
+def test_speed_ups_are_medians_of_the_rounds_ratios():
+    rows = compare_times({"base": [2.0, 4.0, 9.0], "fast": [1.0, 1.0, 3.0]}, "base", 10.0)
+    assert [row["speed_up"] for row in rows] == [1.0, 3.0]
+    assert rows[1]["speed_up_range"] == [2.0, 4.0]
+    assert rows[1]["real_time_factor"] == 0.1
+
+
+def test_functions_take_turns():
+    calls = []
+    times = interleave({name: lambda name=name: calls.append(name) for name in "ab"}, 3)
+    assert calls == ["a", "b"] * 4  # once untimed
+    assert [len(seconds) for seconds in times.values()] == [3, 3]
+
+
+def test_both_encodecs_have_the_same_layers():
+    sizes = {"num_filters": 4, "hidden_size": 16, "num_quantizers": 3}
+    config = RVQCodecConfig.from_preset(speed_and_memory.ENCODEC_PRESET, **sizes)
+    ours, theirs = RVQCodecModel(config), encodec_of_same_shape(config)
+    assert num_parameters(theirs.encoder) == num_parameters(ours.encoder)
+    assert num_parameters(theirs.decoder) == num_parameters(ours.decoder)
+    assert theirs.config.num_quantizers == 3
+    audio = torch.from_numpy(synthetic_sound(8000, 16000))[None, None]
+    with torch.inference_mode():
+        codes = theirs.eval().encode(audio, bandwidth=theirs.config.target_bandwidths[-1]).audio_codes
+        assert codes.shape[1:] == ours.eval().encode(audio).audio_codes.shape
+
+
+def test_the_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
+    small = {"encoder_hidden_size": 16, "decoder_hidden_size": 32, "encoder_num_layers": 1, "decoder_num_layers": 1}
+    preset = speed_and_memory.RVQCodecConfig.from_preset
+
+    def shrunken(name, **overrides):
+        sizes = small if name == speed_and_memory.FAST_PRESET else {"num_filters": 4, "hidden_size": 16}
+        return preset(name, **{**sizes, **overrides})
+
+    monkeypatch.setattr(speed_and_memory.RVQCodecConfig, "from_preset", shrunken)
+    sections = ["encodec", "decoders", "bf16", "streaming", "memory", "training"]
+    arguments = ["--seconds", "0.5", "--repeats", "1", "--memory-minutes", "0.1", "--output", str(tmp_path)]
+    assert run("--sections", *sections, *arguments) == 0
+    report = json.loads((tmp_path / "benchmark.json").read_text())["sections"]
+    assert [row["name"] for row in report["encodec"]["encode"]] == [
+        "transformers fp32",
+        "fp32",
+        "fp32, weight norm folded",
+        "bf16",
+    ]
+    assert len(report["decoders"]["decode"]) == 3
+    assert 0 <= report["bf16"]["code_agreement"] <= 1
+    assert report["streaming"]["wall"]["p95_ms"] > 0
+    if "skipped" not in report["memory"]:
+        assert report["memory"]["num_frames"] == 6 * 50
+        assert report["memory"]["num_samples"] == 6 * 16000
+        assert report["memory"]["extra_bytes"] > 0
+    if not torch.cuda.is_available():
+        assert report["training"] == {"skipped": "needs a CUDA device"}
+    printed = capsys.readouterr().out
+    assert (tmp_path / "benchmark.md").read_text() in printed
+    assert "of codes equal" in printed
+
+
+def test_a_missing_recording_is_one_line_and_exit_code_two(tmp_path, capsys):
+    assert run("--sections", "bf16", "--audio", str(tmp_path / "missing.wav")) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("num_samples", [1, 16000])
+def test_synthetic_sound_stays_in_range(num_samples):
+    sound = synthetic_sound(num_samples, 16000)
+    assert sound.shape == (num_samples,)
+    assert abs(sound).max() < 1

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+import argparse
+import json
+
+import pytest
+from huggingface_hub import ModelCard
+
+from speech_tokenizers.evaluation import model_card
+from speech_tokenizers.evaluation.model_card import build_card, loss_table
+from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
+from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "tiny-codec"
+    config = RVQCodecConfig.from_preset(
+        "fast-16khz",
+        hidden_size=16,
+        encoder_hidden_size=16,
+        decoder_hidden_size=16,
+        encoder_num_layers=1,
+        decoder_num_layers=1,
+        num_quantizers=4,
+        codebook_size=32,
+    )
+    RVQCodecModel(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def report():
+    def system(name, scores, **more):
+        return {"system": name, "scores": scores, "failures": {}, **more}
+
+    score = {"value": 2.3456, "low": 2.2, "high": 2.5, "num_clips": 7}
+    stage = {"num_used": 30, "codebook_size": 32, "entropy": 4.5, "share_used": 0.9375, "perplexity": 22.6}
+    systems = [
+        system("recording", {}),
+        system(
+            "tiny-codec",
+            {"pesq": score, "stoi": None, "wer_transcript[ear]": {**score, "value": 30.0}},
+            stages=[stage] * 4,
+            kbps_nominal=1.0,
+        ),
+    ]
+    systems[1]["failures"] = {"stoi": {"too short": 8}}
+    for entry in systems:
+        entry["groups"] = {"north": entry | {}}
+    return {
+        "date": "2026-01-01",
+        "data": {"num_clips": 8, "seconds": 60.0, "groups": {"north": 8}, "key": "0123"},
+        "settings": {"threads": 1, "device": "cpu", "dnsmos_windows": 2},
+        "recognizers": ["ear"],
+        "titles": {"pesq": "PESQ-wb", "stoi": "STOI"},
+        "higher_is_better": {"pesq": True, "stoi": True},
+        "skipped": {"dnsmos": "no package"},
+        "systems": systems,
+    }
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    losses = ({"step": 10 * n, "loss": 5.0 - n, "eval_mel": 3.0 - n / 2} for n in range(5))
+    entries = [{**entry, "training_seconds": 180.0 * entry["step"]} for entry in losses]
+    lines = [json.dumps(entry) for entry in entries] + ['{"step": 50, "lo']  # a kill cut the last line
+    (path / "training_log.jsonl").write_text("\n".join(lines))
+    (path / "recipe.yaml").write_text("seed: 0\n")
+    (path / "loss_curves.png").write_bytes(b"png")
+    return path
+
+
+def test_a_full_card_holds_what_was_measured(folder, report, run_folder):
+    card = build_card(
+        folder,
+        "tiny-codec",
+        report=report,
+        run_folder=run_folder,
+        training_command="speech-tokenizers train x",
+        data="Recordings of **nobody**.",
+        limits="It knows no music.",
+    )
+    text = str(card)
+    for wanted in (
+        "1 kbps",
+        "4 integers of 5 bits",
+        "speech-tokenizers train x",
+        "Recordings of **nobody**.",
+        "seed: 0",
+        "Trained for 40 steps in 2.0 hours",
+        "| 40 | 1 | 1 |",
+        "2.35 [2.20, 2.50]",
+        "failed (8)",
+        "tiny-codec, stoi: 8 × too short",
+        "Skipped dnsmos: no package",
+        "| 1 | 30 of 32 | 93.8% | 4.50 | 23 |",
+        "It knows no music.",
+        "![Loss over the steps](loss_curves.png)",
+    ):
+        assert wanted in text, wanted
+    assert (folder / "loss_curves.png").read_bytes() == b"png"
+    assert (folder / "training_log.jsonl").exists()
+
+
+def test_the_metadata_survives_and_leaves_out_what_failed(folder, report, tmp_path):
+    build_card(folder, "tiny-codec", report=report).save(tmp_path / "README.md")
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert {result.metric_type: result.metric_value for result in data.eval_results} == {
+        "pesq": 2.3456,
+        "wer_transcript": 30.0,
+    }
+    assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "feature-extraction", "apache-2.0")
+
+
+def test_what_is_not_known_is_left_out(folder):
+    text = str(build_card(folder, "tiny-codec"))
+    for heading in ("## Training", "## Measured", "## Speed", "## Limits", "None", "More information"):
+        assert heading not in text
+    assert "## Use" in text
+    assert "\n\n\n" not in text
+
+
+def test_a_system_that_was_not_measured_is_refused(folder, report):
+    with pytest.raises(ValueError, match="one of recording, tiny-codec, but got 'other'"):
+        build_card(folder, "other", report=report)
+
+
+def test_loss_table_ends_with_the_last_entry():
+    table = loss_table([{"step": n, "loss": float(n)} for n in range(100)], num_rows=4)
+    assert [row["step"] for row in table["rows"]] == [0, 33, 66, 99]
+    assert table["names"] == ["loss"]
+    assert loss_table([]) is None
+
+
+def test_the_command_writes_the_card(folder, report, tmp_path, capsys):
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(report))
+    parser = argparse.ArgumentParser()
+    model_card.add_arguments(parser)
+    assert model_card.run(parser.parse_args([str(folder), "--results", str(results)])) == 0
+    assert "# tiny-codec" in (folder / "README.md").read_text()
+    assert model_card.run(parser.parse_args([str(tmp_path), "--results", str(results)])) == 2
+    assert capsys.readouterr().err.startswith("error: ")

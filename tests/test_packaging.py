@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wheel and sdist are complete, and an installed wheel works without the source tree."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import speech_tokenizers
+
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory) -> dict[str, Path]:
+    """The sdist of the source tree, and the wheel that is built from that sdist."""
+    folder = tmp_path_factory.mktemp("dist")
+    # Building leaves files behind, so it happens in a copy.
+    source = folder / "source"
+    ignored = shutil.ignore_patterns(".git", ".venv", "build", "dist", "demo", "outputs", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    build(source, "sdist", folder)
+    (sdist,) = folder.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+    (unpacked,) = (folder / "unpacked").iterdir()
+    build(unpacked, "wheel", folder)
+    (wheel,) = folder.glob("*.whl")
+    return {"sdist": sdist, "wheel": wheel, "unpacked": unpacked}
+
+
+def build(source: Path, kind: str, output: Path) -> None:
+    program = f"import sys, setuptools.build_meta as backend; backend.build_{kind}(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", program, str(output)], cwd=source, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def clean_python(distributions, tmp_path_factory) -> Path:
+    """Interpreter of a new environment that has the wheel, and borrows everything else from the running one."""
+    environment = tmp_path_factory.mktemp("clean") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    python = environment / "bin" / "python"
+    install = ["install", "--quiet", "--no-deps", "--no-index", str(distributions["wheel"])]
+    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), *install], check=True)
+    # A folder named in a .pth file is searched for modules, but its own .pth files, such as this editable install's,
+    # do not act.
+    (site_packages,) = (environment / "lib").glob("python*/site-packages")
+    (site_packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+def run(python: Path, *arguments: str, cwd: Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    result = subprocess.run([str(python), *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_an_installed_wheel_imports_from_itself_alone(clean_python, tmp_path):
+    names = ["modeling", "processing", "training", "evaluation", "model_cards", "training.recipes"]
+    program = "import importlib, sys\nfor name in sys.argv[1:]: print(importlib.import_module(name).__file__)"
+    packages = ["speech_tokenizers", *(f"speech_tokenizers.{name}" for name in names)]
+    files = run(clean_python, "-c", program, *packages, cwd=tmp_path).split()
+    assert all(Path(file).is_relative_to(clean_python.parent.parent) for file in files)
+
+
+def test_an_installed_wheel_loads_a_codec_and_runs_the_command(clean_python, tmp_path, tiny_checkpoint, write_audio):
+    program = (
+        "import sys, speech_tokenizers\n"
+        "model, extractor = speech_tokenizers.load(sys.argv[1])\n"
+        "print(type(model).__name__, type(extractor).__name__)\n"
+        "print(*speech_tokenizers.list_checkpoints())\n"
+        "for name in speech_tokenizers.list_checkpoints(): speech_tokenizers.load(name)\n"
+    )
+    lines = run(clean_python, "-c", program, str(tiny_checkpoint), cwd=tmp_path).splitlines()
+    assert lines[0] == "RVQCodecModel RVQCodecFeatureExtractor"
+    assert lines[1].split() == speech_tokenizers.list_checkpoints()
+    path = write_audio(tmp_path / "a.wav")
+    command = ["-m", "speech_tokenizers", "reconstruct", str(path), "-o", "b.wav", "--model", str(tiny_checkpoint)]
+    run(clean_python, *command, cwd=tmp_path)
+    assert (tmp_path / "b.wav").is_file()
+    script = clean_python.parent / "speech-tokenizers"
+    assert "encode" in subprocess.run([str(script), "--help"], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_wheel_holds_the_code_and_its_data_and_nothing_else(distributions):
+    names = zipfile.ZipFile(distributions["wheel"]).namelist()
+    for needed in (
+        "speech_tokenizers/py.typed",
+        "speech_tokenizers/recordings/sense_and_sensibility.flac",
+        "speech_tokenizers/recordings/README.md",
+        "speech_tokenizers/modeling/modeling_rvq_codec.py",
+    ):
+        assert needed in names
+    recipes = [path.name for path in (ROOT / "training/recipes").glob("*.yaml")]
+    assert {f"speech_tokenizers/training/recipes/{name}" for name in recipes} <= set(names)
+    for checkpoint in speech_tokenizers.list_checkpoints():
+        files = [path for path in (ROOT / "model_cards" / checkpoint).rglob("*") if path.is_file()]
+        expected = {f"speech_tokenizers/{path.relative_to(ROOT)}" for path in files}
+        assert expected <= set(names)
+    top_level = {name.split("/")[0] for name in names}
+    assert {name for name in top_level if not name.endswith(".dist-info")} == {"speech_tokenizers"}
+    assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
+    assert [name for name in names if name.endswith("licenses/LICENSE")]
+
+
+def test_the_sdist_can_be_tested(distributions):
+    unpacked = distributions["unpacked"]
+    for needed in (
+        "Makefile",
+        "constraints.txt",
+        "LICENSE",
+        "README.md",
+        "tests/test_packaging.py",
+        "tests/conftest.py",
+    ):
+        assert (unpacked / needed).is_file()
+
+
+def test_every_package_folder_is_installed():
+    declared = set(PROJECT["tool"]["setuptools"]["package-dir"].values())
+    found = {
+        str(path.parent.relative_to(ROOT))
+        for top in ("src", "modeling", "processing", "training", "evaluation", "model_cards")
+        for path in (ROOT / top).rglob("__init__.py")
+    }
+    assert declared == found
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == set(PROJECT["tool"]["setuptools"]["package-dir"])
+
+
+def test_the_version_is_the_installed_one():
+    assert importlib.metadata.version("speech-tokenizers") == speech_tokenizers.__version__
+
+
+def test_torchaudio_is_no_dependency():
+    requirements = PROJECT["project"]["dependencies"] + sum(PROJECT["project"]["optional-dependencies"].values(), [])
+    assert not [requirement for requirement in requirements if "torchaudio" in requirement]
+
+
+def test_the_ci_script_runs_the_tests():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "make test" in script.read_text()

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Synthetic recordings and a recipe of a tiny codec that the tests of this folder share."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+
+from speech_tokenizers.training.arguments import CodecTrainingArguments, build_section
+from speech_tokenizers.training.codec_trainer import CodecTrainer, build_model
+
+
+SAMPLING_RATE = 16000
+
+# 160 samples a frame, 2 codebooks of 16 entries, two discriminators that act from step 3 on.
+TINY_RECIPE = {
+    "seed": 3,
+    "model": {
+        "preset": "fast-16khz",
+        "overrides": {
+            "downsampling_ratios": [4, 5, 8],
+            "hidden_size": 16,
+            "encoder_hidden_size": 16,
+            "decoder_hidden_size": 16,
+            "encoder_num_layers": 1,
+            "decoder_num_layers": 1,
+            "num_quantizers": 2,
+            "codebook_size": 16,
+            "kmeans_iterations": 3,
+            "quantizer_dropout": 0.3,
+        },
+    },
+    "data": {"segment_seconds": 0.1, "gain_db": [-6.0, 0.0], "max_eval_seconds": 1.0},
+    "loss_weights": {
+        "mel": 15.0,
+        "waveform": 1.0,
+        "commitment": 0.25,
+        "adversarial": 1.0,
+        "feature_matching": 2.0,
+    },
+    "mel_scales": [{"n_fft": 256, "hop_length": 64, "num_mels": 20}],
+    "adversarial": {
+        "objective": "hinge",
+        "start_step": 3,
+        "warmup_steps": 4,
+        "discriminators": {
+            "multi_scale_stft": {"num_filters": 2, "n_ffts": [128]},
+            "multi_scale": {"num_scales": 1, "width": 16},
+        },
+    },
+    "optimizer": {"learning_rate": 1e-3, "warmup_steps": 3, "max_grad_norm": 1.0},
+    "discriminator_optimizer": {"learning_rate": 1e-3, "schedule": "exponential", "decay_steps": 10},
+    "global_batch_size": 4,
+    "max_steps": 6,
+    "weight_ema_decay": 0.9,
+    "logging_steps": 1,
+    "eval_steps": 0,
+    "save_steps": 0,
+}
+
+
+def synthetic_speech(seed: int, num_samples: int) -> np.ndarray:
+    """Harmonics of a gliding fundamental with a syllabic envelope and some noise, (num_samples,), float32."""
+    generator = np.random.default_rng(seed)
+    seconds = np.arange(num_samples) / SAMPLING_RATE
+    phase = 2 * np.pi * np.cumsum(100 + 20 * (seed % 5) + 20 * np.sin(2 * np.pi * seconds)) / SAMPLING_RATE
+    voice = sum(np.sin(k * phase) / k for k in range(1, 9))
+    envelope = 0.55 + 0.45 * np.sin(2 * np.pi * 3 * seconds + seed)
+    return (0.2 * voice * envelope + 0.01 * generator.standard_normal(num_samples)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """Tiny trainings are the same everywhere on the CPU only. Each test chooses its precision anew."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def recordings() -> list[np.ndarray]:
+    return [synthetic_speech(seed, 4000 + 700 * seed) for seed in range(6)]
+
+
+@pytest.fixture(scope="session")
+def audio_folder(tmp_path_factory, recordings) -> Path:
+    """A folder of the recordings as WAV files, without metadata."""
+    folder = tmp_path_factory.mktemp("audio")
+    for i, recording in enumerate(recordings):
+        soundfile.write(folder / f"{i}.wav", recording, SAMPLING_RATE)
+    return folder
+
+
+def merged(base: dict, changes: dict) -> dict:
+    result = copy.deepcopy(base)
+    for key, value in changes.items():
+        # Discriminators and lists are replaced, sections are changed.
+        if (
+            isinstance(value, dict)
+            and isinstance(result.get(key), dict)
+            and key not in ("discriminators", "loss_weights")
+        ):
+            result[key] = merged(result[key], value)
+        else:
+            result[key] = value
+    return result
+
+
+@pytest.fixture
+def make_args(tmp_path):
+    """Arguments of the tiny recipe with changes."""
+
+    def make(**changes) -> CodecTrainingArguments:
+        recipe = merged({**TINY_RECIPE, "output_dir": str(tmp_path / "run")}, changes)
+        return build_section(CodecTrainingArguments, recipe, "")
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(make_args, recordings):
+    """A trainer of the tiny recipe with changes, with the same initial weights each time."""
+
+    def make(trainer_class=CodecTrainer, train=recordings, **changes) -> CodecTrainer:
+        args = make_args(**changes)
+        torch.manual_seed(args.seed)
+        return trainer_class(build_model(args), args, train, recordings[:2])
+
+    return make
+
+
+@pytest.fixture
+def recipe_file(tmp_path, audio_folder):
+    """The tiny recipe as a YAML file, reading the folder of recordings."""
+
+    def write(**changes) -> Path:
+        recipe = merged({**TINY_RECIPE, "output_dir": str(tmp_path / "run")}, changes)
+        recipe["data"] |= {"train": str(audio_folder), "cache_dir": str(tmp_path / "cache")}
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        return path
+
+    return write
