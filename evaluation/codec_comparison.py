@@ -324,7 +324,9 @@ def load_systems(args: argparse.Namespace) -> tuple[list[Callable[[], CodecSyste
 
     def load_model(name: str, num_quantizers: int | None) -> CodecSystem:
         model, feature_extractor = speech_tokenizers.load(name)
-        return ModelSystem(model, feature_extractor, Path(name).name, num_quantizers, args.device)
+        # Checkpoints of different runs may lie in folders of one name.
+        unique = sum(Path(other).name == Path(name).name for other in args.models) == 1
+        return ModelSystem(model, feature_extractor, Path(name).name if unique else name, num_quantizers, args.device)
 
     loaders: list[Callable[[], CodecSystem]] = [RecordingSystem]
     skipped = {}

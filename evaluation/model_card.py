@@ -7,6 +7,7 @@ import argparse
 import importlib.resources
 import json
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -84,6 +85,11 @@ def loss_table(entries: list[dict[str, Any]], num_rows: int = 8) -> dict[str, An
     return {"names": names, "rows": rows}
 
 
+def without_folders(recipe: str) -> str:
+    r"""The text of a recipe with absolute paths cut to their last part, since they hold on one machine only."""
+    return re.sub(r"""(?m)((?::|-)\s+['"]?)/(?:[^/\n'"]+/)*(?=[^/\n'"]*['"]?$)""", r"\1", recipe)
+
+
 def describe_training(run_folder: Path, card_folder: Path, command: str | None) -> dict[str, Any]:
     r"""
     What a training run left, for the template; its log, recipe and loss curve are copied into the card's folder.
@@ -100,9 +106,11 @@ def describe_training(run_folder: Path, card_folder: Path, command: str | None) 
         if (run_folder / name).is_file():
             if (run_folder / name).resolve() != (card_folder / name).resolve():
                 shutil.copyfile(run_folder / name, card_folder / name)
+            if name == "recipe.yaml":
+                recipe = without_folders((card_folder / name).read_text(encoding="utf-8"))
+                (card_folder / name).write_text(recipe, encoding="utf-8")
+                described["recipe"] = recipe.rstrip()
             copied.append(name)
-    if "recipe.yaml" in copied:
-        described["recipe"] = (card_folder / "recipe.yaml").read_text(encoding="utf-8").rstrip()
     if "loss_curves.png" in copied:
         described["curve"] = "loss_curves.png"
     if "training_log.jsonl" in copied:

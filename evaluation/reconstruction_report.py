@@ -161,7 +161,7 @@ def plot_scores(report: dict[str, Any]) -> "Figure":
             errors = [[max(0.0, score["value"] - score["low"])], [max(0.0, score["high"] - score["value"])]]
             axes.barh(position, score["value"], xerr=errors, capsize=2, color=f"C{position % 10}")
         axes.set_yticks(range(len(systems)), [system["system"] for system in systems], fontsize=8)
-        axes.invert_yaxis()
+        axes.set_ylim(len(systems) - 0.5, -0.5)
         higher = report["higher_is_better"].get(name, False)
         axes.set_title(f"{titles[name]} ({'higher' if higher else 'lower'} is better)", fontsize=9)
     return figure
@@ -178,7 +178,7 @@ def plot_spectrograms(waveforms: dict[str, np.ndarray], sampling_rate: int) -> "
         frames = np.lib.stride_tricks.sliding_window_view(np.pad(audio, 256), 512)[::128] * window
         decibels = 20 * np.log10(np.abs(np.fft.rfft(frames)).T + 1e-4)
         extent = (0.0, len(audio) / sampling_rate, 0.0, sampling_rate / 2000)
-        axes.imshow(decibels, origin="lower", aspect="auto", extent=extent, vmin=-60, vmax=40, cmap="magma")
+        axes.imshow(decibels, origin="lower", aspect="auto", extent=extent, vmin=-50, vmax=30, cmap="magma")
         axes.set_ylabel("kHz", fontsize=8)
         axes.set_title(name, fontsize=8, loc="left")
     return figure

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Layers that the codecs share: padded and streaming convolutions, SEANet (waveform rate) and ConvNeXt (frame rate) networks.
+Layers that the codecs share: padded and streaming convolutions, SEANet (waveform rate) and ConvNeXt (frame rate)
+networks.
 
 Every layer maps (batch, channels, length) to (batch, channels, length) and takes two optional arguments:
 
-- `lengths` (batch,): the real length of each item of a right-padded batch at this layer's input. What lies beyond is replaced by the
+- `lengths` (batch,): the real length of each item of a right-padded batch at this layer's input. What lies beyond is
+replaced by the
   padding that the item would get alone, so a batch gives each item exactly what it gets alone.
 - `cache`: the past of a stream (causal layers only), so that chunks give exactly what the whole gives.
 
@@ -19,7 +21,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 
-# Frames of context after which an LSTM's state no longer depends on its start, for windows over long files (10 s at 50 Hz).
+# Frames of context after which an LSTM's state no longer depends on its start, for windows over long files (10 s at
+# 50 Hz).
 LSTM_CONTEXT = 512
 
 
@@ -30,7 +33,7 @@ class StreamingCache:
         self.states = {}
 
     def prepend(self, layer: nn.Module, hidden_states: torch.Tensor, length: int, name: str = "") -> torch.Tensor:
-        """Put the last `length` steps before this chunk in front of it (zeros at the start) and keep the new last ones."""
+        """Put the last `length` steps before this chunk in front of it (at first zeros) and keep the new last ones."""
         if length == 0:
             return hidden_states
         past = self.states.get((layer, name))
@@ -71,7 +74,9 @@ def pad_ragged(hidden_states, lengths, left: int, right: int, item_right, mode: 
     if mode == "constant":
         return F.pad(mask_beyond(hidden_states, lengths), (left, right))
     lengths = lengths.unsqueeze(-1)
-    index = torch.arange(-left, length + right, device=hidden_states.device).expand(len(lengths), -1)  # (B, left + T + right)
+    index = torch.arange(-left, length + right, device=hidden_states.device).expand(
+        len(lengths), -1
+    )  # (B, left + T + right)
     if mode == "replicate":
         source, real = index.clamp(min=0).minimum(lengths - 1), None
     else:
@@ -202,7 +207,14 @@ class CodecConv1d(SlidingWindow):
     """Convolution (batch, in_channels, T) -> (batch, out_channels, ceil(T / stride))."""
 
     def __init__(
-        self, config, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, dilation: int = 1, groups: int = 1
+        self,
+        config,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
     ):
         super().__init__(config, kernel_size, stride, dilation)
         self.conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride, dilation=dilation, groups=groups)
@@ -214,7 +226,7 @@ class CodecConv1d(SlidingWindow):
 
 
 class CodecConvTranspose1d(CodecLayer):
-    """Transposed convolution (batch, in_channels, T) -> (batch, out_channels, T * stride); a causal one trims on the right."""
+    """Transposed convolution (batch, in_channels, T) -> (batch, out_channels, T * stride)."""
 
     def __init__(self, config, in_channels: int, out_channels: int, kernel_size: int, stride: int):
         super().__init__()
@@ -255,7 +267,7 @@ class CodecConvTranspose1d(CodecLayer):
 
 
 class LSTMWeights(nn.Module):
-    """The parameters of an `nn.LSTM` under its names. (The module itself is one that `torch.compile` refuses to trace.)"""
+    """The parameters of an `nn.LSTM` under its names. (The module itself is one that `torch.compile` cannot trace.)"""
 
     def __init__(self, num_channels: int, num_layers: int, bidirectional: bool):
         super().__init__()
@@ -264,7 +276,9 @@ class LSTMWeights(nn.Module):
             width = num_channels * (2 if bidirectional and layer > 0 else 1)
             for suffix in (f"l{layer}", f"l{layer}_reverse")[: 1 + bidirectional]:
                 self.register_parameter(f"weight_ih_{suffix}", nn.Parameter(torch.empty(4 * num_channels, width)))
-                self.register_parameter(f"weight_hh_{suffix}", nn.Parameter(torch.empty(4 * num_channels, num_channels)))
+                self.register_parameter(
+                    f"weight_hh_{suffix}", nn.Parameter(torch.empty(4 * num_channels, num_channels))
+                )
                 self.register_parameter(f"bias_ih_{suffix}", nn.Parameter(torch.empty(4 * num_channels)))
                 self.register_parameter(f"bias_hh_{suffix}", nn.Parameter(torch.empty(4 * num_channels)))
 
@@ -397,11 +411,13 @@ class SEANetDecoder(CodecSequential):
 
 
 class ConvNeXtBlock(CodecLayer):
-    """Depthwise convolution and a two-layer perceptron around a residual (ConvNeXt, arXiv 2201.03545; Vocos, arXiv 2306.00814)."""
+    """Depthwise convolution and a two-layer perceptron beside the identity (ConvNeXt, arXiv 2201.03545)."""
 
     def __init__(self, config, num_channels: int, num_layers: int):
         super().__init__()
-        self.depthwise = CodecConv1d(config, num_channels, num_channels, config.convnext_kernel_size, groups=num_channels)
+        self.depthwise = CodecConv1d(
+            config, num_channels, num_channels, config.convnext_kernel_size, groups=num_channels
+        )
         self.norm = nn.LayerNorm(num_channels, eps=1e-6)
         self.up = nn.Linear(num_channels, config.convnext_expansion * num_channels)
         self.down = nn.Linear(config.convnext_expansion * num_channels, num_channels)
@@ -432,7 +448,8 @@ class Spectrum(SlidingWindow):
     r"""
     Short-time Fourier features (batch, 1, T) -> (batch, 3 * (n_fft / 2 + 1), ceil(T / hop_length)).
 
-    Log magnitude, and real and imaginary part with the magnitude compressed to its power of 0.3. Always computed in float32.
+    Log magnitude, and real and imaginary part with the magnitude compressed to its power of 0.3. Always computed in
+    float32.
     """
 
     def __init__(self, config):
@@ -470,9 +487,11 @@ class SpectralEncoder(CodecSequential):
 
 class InverseSpectrum(CodecLayer):
     r"""
-    Log magnitude and phase (batch, n_fft + 2, F) -> waveform (batch, 1, F * hop_length) by windowed overlap-add, in float32.
+    Log magnitude and phase (batch, n_fft + 2, F) -> waveform (batch, 1, F * hop_length) by windowed overlap-add, in
+    float32.
 
-    Frames are centred on their hop, or, where the codec is causal, start with it (a causal decoder has to predict the rest of its window).
+    Frames are centred on their hop, or, where the codec is causal, start with it (a causal decoder has to predict the
+    rest of its window).
     """
 
     def __init__(self, config):
@@ -518,7 +537,7 @@ class InverseSpectrum(CodecLayer):
 
 
 class SpectralDecoder(CodecSequential):
-    """Latents (batch, hidden_size, F) -> waveform (batch, 1, F * hop_length), all layers at the frame rate (Vocos, arXiv 2306.00814)."""
+    """Latents (batch, hidden_size, F) -> waveform (batch, 1, F * hop_length), at the frame rate (arXiv 2306.00814)."""
 
     def __init__(self, config):
         width = config.decoder_hidden_size

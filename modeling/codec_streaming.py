@@ -10,10 +10,12 @@ class CodecStream:
     r"""
     One stream of speech through a codec, in either direction, with memory that does not grow with its length.
 
-    A codec without look-ahead (`model.is_streamable`) carries the state of its layers from chunk to chunk and answers each whole
-    frame at once. Any other is run in windows with as many frames of context on either side as its layers see, and answers a
-    window late. Either way the codes are those of the whole recording. (A recurrent layer that is not streamed sees all of the
-    past; its context is cut at `codec_layers.LSTM_CONTEXT` frames.)
+    A codec without look-ahead (`model.is_streamable`) carries the state of its layers from chunk to chunk and answers
+    each whole
+    frame at once. Any other is run in windows with as many frames of context on either side as its layers see, and
+    answers a
+    window late. Either way the codes are those of the whole recording. (A recurrent layer that is not streamed sees
+    all of the past; its context is cut at `codec_layers.LSTM_CONTEXT` frames.)
 
     Args:
         model ([`RVQCodecModel`]): The codec, in `eval()` mode.
@@ -24,14 +26,16 @@ class CodecStream:
 
     ```python
     stream = CodecStream(model)
-    codes = [stream.encode(chunk) for chunk in chunks] + [stream.finish_encode()]  # chunks: (batch, 1, any number of samples)
+    codes = [stream.encode(chunk) for chunk in chunks] + [stream.finish_encode()]  # chunks: (batch, 1, any length)
     audio = [stream.decode(part) for part in codes] + [stream.finish_decode()]
     ```
     """
 
     def __init__(self, model, num_quantizers: int | None = None, window_seconds: float = 4.0):
         if model.training:
-            raise ValueError("`model` is in training mode, in which coding changes the codebooks; call `model.eval()` first.")
+            raise ValueError(
+                "`model` is in training mode, in which coding changes the codebooks; call `model.eval()` first."
+            )
         if window_seconds <= 0:
             raise ValueError(f"`window_seconds` must be positive, but got {window_seconds}.")
         self.model = model
@@ -58,7 +62,7 @@ class CodecStream:
 
     @torch.no_grad()
     def finish_encode(self) -> torch.Tensor:
-        """Codes of the frames still held back; the last one may be filled up. Raises `ValueError` if nothing was pushed."""
+        """Codes of the frames still held back, the last one filled up. Raises `ValueError` if nothing was pushed."""
         return self._encoder.finish()
 
     @torch.no_grad()
@@ -67,7 +71,8 @@ class CodecStream:
         Push codes.
 
         Args:
-            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): The next frames, as many as there are.
+            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): The next frames, as many as
+                there are.
 
         Returns:
             Samples that are settled by now, (batch, 1, num_samples); perhaps none.

@@ -8,9 +8,11 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 
-# Every preset is 16 kHz speech at 50 frames per second and 8 codebooks of 1024 entries: 4 kbps at most, 0.5 kbps at least.
+# Every preset is 16 kHz speech at 50 frames per second and 8 codebooks of 1024 entries: 4 kbps at most, 0.5 kbps at
+# least.
 RVQ_CODEC_PRESETS = {
-    # The embedded checkpoint's shape. Both networks work at the frame rate, so a CPU decodes some hundred times faster than real time.
+    # The embedded checkpoint's shape. Both networks work at the frame rate, so a CPU decodes some hundred times
+    # faster than real time.
     "fast-16khz": {
         "encoder_type": "stft",
         "decoder_type": "istft",
@@ -51,13 +53,13 @@ class RVQCodecConfig(PreTrainedConfig):
 
     Args:
         sampling_rate (`int`, defaults to 16000): Samples per second of the waveform, in Hz.
-        encoder_type (`str`, defaults to `"seanet"`): `"seanet"` (strided convolutions on the waveform; SoundStream, arXiv
-            2107.03312) or `"stft"` (ConvNeXt blocks on the short-time Fourier transform, at the frame rate).
-        decoder_type (`str`, defaults to `"seanet"`): `"seanet"` (transposed convolutions) or `"istft"` (ConvNeXt blocks and an
-            inverse-STFT head at the frame rate; Vocos, arXiv 2306.00814).
+        encoder_type (`str`, defaults to `"seanet"`): `"seanet"` (strided convolutions on the waveform; SoundStream,
+            arXiv 2107.03312) or `"stft"` (ConvNeXt blocks on the short-time Fourier transform, at the frame rate).
+        decoder_type (`str`, defaults to `"seanet"`): `"seanet"` (transposed convolutions) or `"istft"` (ConvNeXt
+            blocks and an inverse-STFT head at the frame rate; Vocos, arXiv 2306.00814).
         hidden_size (`int`, defaults to 128): Dimension of the latents between encoder, quantizer and decoder.
-        downsampling_ratios (`list[int]`, defaults to `(2, 4, 5, 8)`): Strides of the encoder in order; the decoder has them in
-            reverse. Their product is `hop_length`.
+        downsampling_ratios (`list[int]`, defaults to `(2, 4, 5, 8)`): Strides of the encoder in order; the decoder
+            has them in reverse. Their product is `hop_length`.
         num_filters (`int`, defaults to 32): SEANet's channels at the sampling rate; they double with each stride.
         kernel_size (`int`, defaults to 7): Kernel of SEANet's outer convolutions at the sampling rate.
         last_kernel_size (`int`, defaults to 7): Kernel of SEANet's convolutions at the frame rate.
@@ -65,37 +67,42 @@ class RVQCodecConfig(PreTrainedConfig):
         num_residual_layers (`int`, defaults to 1): Residual units per stride.
         dilation_growth_rate (`int`, defaults to 2): Residual unit number j has dilation `dilation_growth_rate**j`.
         compress (`int`, defaults to 2): Channel reduction inside residual units.
-        use_conv_shortcut (`bool`, defaults to `True`): A 1x1 convolution as the residual units' shortcut instead of the identity.
+        use_conv_shortcut (`bool`, defaults to `True`): A 1x1 convolution as the residual units' shortcut instead of
+            the identity.
         activation (`str`, defaults to `"elu"`): `"elu"` or `"snake"` (x + sin(alpha x)^2 / alpha; arXiv 2006.08195).
-        encoder_lstm, decoder_lstm (`str`, default to `"unidirectional"`): SEANet's recurrent layers: `"none"`, `"unidirectional"`
-            or `"bidirectional"`.
+        encoder_lstm, decoder_lstm (`str`, default to `"unidirectional"`): SEANet's recurrent layers: `"none"`,
+            `"unidirectional"` or `"bidirectional"`.
         num_lstm_layers (`int`, defaults to 2): Layers of each LSTM.
         causal (`bool`, defaults to `False`): No layer looks ahead.
-        pad_mode (`str`, defaults to `"constant"`): Padding of convolutions: `"constant"` (zeros), `"reflect"` or `"replicate"`.
-            Streaming needs `"constant"`, since the others look at samples that have not arrived.
-        trim_right_ratio (`float`, defaults to 1.0): Share of a causal transposed convolution's surplus trimmed on the right.
+        pad_mode (`str`, defaults to `"constant"`): Padding of convolutions: `"constant"` (zeros), `"reflect"` or
+            `"replicate"`. Streaming needs `"constant"`, since the others look at samples that have not arrived.
+        trim_right_ratio (`float`, defaults to 1.0): Share of a causal transposed convolution's surplus trimmed on the
+            right.
         use_weight_norm (`bool`, defaults to `True`): Weight normalisation of SEANet's convolutions.
         encoder_hidden_size, decoder_hidden_size (`int`, default to 256 and 512): Width of the ConvNeXt blocks.
         encoder_num_layers, decoder_num_layers (`int`, default to 4 and 8): Number of ConvNeXt blocks.
         convnext_kernel_size (`int`, defaults to 7): Kernel of the blocks' depthwise convolutions, in frames.
         convnext_expansion (`int`, defaults to 3): Inner width of a block relative to its width.
-        n_fft (`int`, *optional*): Window of the STFT encoder and decoder, in samples; a multiple of `hop_length`. Defaults to
-            four hops.
+        n_fft (`int`, *optional*): Window of the STFT encoder and decoder, in samples; a multiple of `hop_length`.
+            Defaults to four hops.
         num_quantizers (`int`, defaults to 8): Codebooks.
         codebook_size (`int`, defaults to 1024): Entries per codebook.
-        codebook_dim (`int`, *optional*): Dimension of an entry. Where it differs from `hidden_size`, a linear layer before and
-            one after the quantizer map between the two (factorised codes). Defaults to `hidden_size`.
-        quantizer_dropout (`float`, defaults to 0.0): Probability that a training batch uses only the first k codebooks, k
-            uniform, so that every bit rate is trained (SoundStream, section III-C).
+        codebook_dim (`int`, *optional*): Dimension of an entry. Where it differs from `hidden_size`, a linear layer
+            before and one after the quantizer map between the two (factorised codes). Defaults to `hidden_size`.
+        quantizer_dropout (`float`, defaults to 0.0): Probability that a training batch uses only the first k
+            codebooks, k uniform, so that every bit rate is trained (SoundStream, section III-C).
         ema_decay (`float`, defaults to 0.99): Decay of the codebooks' moving averages.
-        kmeans_iterations (`int`, defaults to 50): Lloyd iterations that initialise a codebook from its first training batch; 0
-            keeps the random initialisation.
-        dead_code_threshold (`float`, defaults to 0.1): An entry used less than this share of the uniform use is replaced by a
-            latent of the batch. (EnCodec states an absolute count, 2, which depends on the batch size.) 0 switches it off.
-        semantic_dimension (`int`, *optional*): Adds a linear layer from the first codebook's output to this dimension, for
+        kmeans_iterations (`int`, defaults to 50): Lloyd iterations that initialise a codebook from its first training
+            batch; 0 keeps the random initialisation.
+        dead_code_threshold (`float`, defaults to 0.1): An entry used less than this share of the uniform use is
+            replaced by a
+            latent of the batch. (EnCodec states an absolute count, 2, which depends on the batch size.) 0 switches it
+            off.
+        semantic_dimension (`int`, *optional*): Adds a linear layer from the first codebook's output to this
+            dimension, for
             distillation (SpeechTokenizer, arXiv 2308.16692).
-        mel_loss_weight, waveform_loss_weight, commitment_loss_weight (`float`, default to 15.0, 1.0, 0.25): Weights of the terms
-            in the loss that `forward` returns.
+        mel_loss_weight, waveform_loss_weight, commitment_loss_weight (`float`, default to 15.0, 1.0, 0.25): Weights
+            of the terms in the loss that `forward` returns.
     """
 
     model_type = "speech_tokenizers_rvq_codec"
@@ -193,14 +200,31 @@ class RVQCodecConfig(PreTrainedConfig):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, but got {getattr(self, name)!r}.")
-        positive = (
-            "sampling_rate hidden_size num_filters kernel_size last_kernel_size residual_kernel_size num_residual_layers "
-            "dilation_growth_rate compress num_lstm_layers encoder_hidden_size decoder_hidden_size encoder_num_layers "
-            "decoder_num_layers convnext_kernel_size convnext_expansion num_quantizers codebook_dim"
-        ).split()
+        positive = [
+            "sampling_rate",
+            "hidden_size",
+            "num_filters",
+            "kernel_size",
+            "last_kernel_size",
+            "residual_kernel_size",
+            "num_residual_layers",
+            "dilation_growth_rate",
+            "compress",
+            "num_lstm_layers",
+            "encoder_hidden_size",
+            "decoder_hidden_size",
+            "encoder_num_layers",
+            "decoder_num_layers",
+            "convnext_kernel_size",
+            "convnext_expansion",
+            "num_quantizers",
+            "codebook_dim",
+        ]
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
+        if self.semantic_dimension is not None and self.semantic_dimension < 1:
+            raise ValueError(f"`semantic_dimension` must be at least 1, but got {self.semantic_dimension}.")
         for name in ("mel_loss_weight", "waveform_loss_weight", "commitment_loss_weight", "kmeans_iterations"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, but got {getattr(self, name)}.")
@@ -218,9 +242,13 @@ class RVQCodecConfig(PreTrainedConfig):
         if self.n_fft % self.hop_length:
             raise ValueError(f"`n_fft` ({self.n_fft}) must be a multiple of `hop_length` ({self.hop_length}).")
         if not self.causal and (self.n_fft - self.hop_length) % 2:
-            raise ValueError(f"`n_fft` ({self.n_fft}) must exceed `hop_length` ({self.hop_length}) by an even number of samples.")
+            raise ValueError(
+                f"`n_fft` ({self.n_fft}) must exceed `hop_length` ({self.hop_length}) by an even number of samples."
+            )
         if self.causal and "bidirectional" in (self.encoder_lstm, self.decoder_lstm):
-            raise ValueError("`causal=True` contradicts a bidirectional LSTM, which reads the future; use 'unidirectional'.")
+            raise ValueError(
+                "`causal=True` contradicts a bidirectional LSTM, which reads the future; use 'unidirectional'."
+            )
 
 
 __all__ = ["RVQ_CODEC_PRESETS", "RVQCodecConfig"]

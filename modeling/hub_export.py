@@ -188,9 +188,9 @@ def find_siblings(source: Path) -> list[str]:
     seen_by_transformers = set(get_relative_imports(source))
     if seen_by_transformers != siblings:
         raise ValueError(
-            f"transformers reads the relative imports of {source.name} as {sorted(seen_by_transformers)}, but they are "
-            f"{sorted(siblings)}: no line of a docstring may begin like an import, and no import may leave out the "
-            "space after the module's name."
+            f"transformers reads the relative imports of {source.name} as {sorted(seen_by_transformers)}, but they "
+            f"are {sorted(siblings)}: no line of a docstring may begin like an import, and no import may leave out "
+            "the space after the module's name."
         )
     return sorted(siblings)
 

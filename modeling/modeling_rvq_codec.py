@@ -35,9 +35,10 @@ from .vector_quantization import ResidualVectorQuantizer, VectorQuantizer
 class RVQCodecEncoderOutput(ModelOutput):
     r"""
     Args:
-        audio_codes (`torch.LongTensor` of shape `(batch, num_quantizers, num_frames)`): Codebook indices, coarse to fine; 0 where
-            the mask is 0.
-        latents (`torch.FloatTensor` of shape `(batch, num_frames, hidden_size)`): Continuous frames before quantization.
+        audio_codes (`torch.LongTensor` of shape `(batch, num_quantizers, num_frames)`): Codebook indices, coarse to
+            fine; 0 where the mask is 0.
+        latents (`torch.FloatTensor` of shape `(batch, num_frames, hidden_size)`): Continuous frames before
+            quantization.
         audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): 1 for frames of real audio.
     """
 
@@ -69,8 +70,8 @@ class RVQCodecOutput(ModelOutput):
         mel_loss (`torch.FloatTensor` of shape `()`): Multi-scale log-mel distance.
         waveform_loss (`torch.FloatTensor` of shape `()`): Mean absolute difference of the samples.
         commitment_loss (`torch.FloatTensor` of shape `()`): Mean squared distance of the residuals from their entries.
-        semantic_features (`torch.FloatTensor` of shape `(batch, num_frames, semantic_dimension)`): Projection of the first
-            codebook's output, where the configuration asks for it.
+        semantic_features (`torch.FloatTensor` of shape `(batch, num_frames, semantic_dimension)`): Projection of the
+            first codebook's output, where the configuration asks for it.
     """
 
     loss: torch.FloatTensor | None = None
@@ -113,8 +114,8 @@ class RVQCodecPreTrainedModel(PreTrainedAudioTokenizerBase):
     @torch.no_grad()
     def _init_weights(self, module):
         if isinstance(module, parametrize.ParametrizationList):
-            # Weight norm. Not a branch of the convolution: transformers skips a module whose own parameters (here the bias alone) were
-            # all loaded, and the weight of a parametrized layer belongs to this module.
+            # Weight norm. Not a branch of the convolution: transformers skips a module whose own parameters (here the
+            # bias alone) were all loaded, and the weight of a parametrized layer belongs to this module.
             init.kaiming_uniform_(module.original1, a=math.sqrt(5))
             init.copy_(module.original0, torch.linalg.vector_norm(module.original1, dim=(1, 2), keepdim=True))
         elif isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
@@ -147,9 +148,11 @@ class RVQCodecPreTrainedModel(PreTrainedAudioTokenizerBase):
 
 class RVQCodecModel(RVQCodecPreTrainedModel):
     r"""
-    Neural codec with a residual vector quantizer, in the line of SoundStream (arXiv 2107.03312) and EnCodec (arXiv 2210.13438).
+    Neural codec with a residual vector quantizer, in the line of SoundStream (arXiv 2107.03312) and EnCodec (arXiv
+    2210.13438).
 
-    A padded batch gives each item the codes and samples that it gets alone. In `train()` mode `forward` also updates the
+    A padded batch gives each item the codes and samples that it gets alone. In `train()` mode `forward` also updates
+    the
     codebooks (moving averages, over all processes).
 
     Args:
@@ -213,7 +216,7 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         return max(0, -first), max(0, last)
 
     def get_encoded_length(self, num_samples):
-        """Number of frames for a number of samples (integer or integer tensor): the quotient by `hop_length`, rounded up."""
+        """Frames for a number of samples (integer or integer tensor): the quotient by `hop_length`, rounded up."""
         return ceil_divide(num_samples, self.hop_length)
 
     @can_return_tuple
@@ -227,10 +230,13 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
     ) -> RVQCodecEncoderOutput:
         r"""
         Args:
-            input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveform in [-1, 1].
-            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples, padded on either side.
+            input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveform in
+                [-1, 1].
+            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples, padded on
+                either side.
             num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
-            padding_cache ([`StreamingCache`], *optional*): The past of a stream; each chunk but the last must be a multiple of
+            padding_cache ([`StreamingCache`], *optional*): The past of a stream; each chunk but the last must be a
+            multiple of
                 `hop_length` long. Only for causal codecs. [`CodecStream`] does this for chunks of any length.
 
         Raises:
@@ -261,12 +267,14 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
     ) -> RVQCodecDecoderOutput:
         r"""
         Args:
-            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`, *optional*): What to decode; fewer
-                codebooks than the codec has are its first ones.
-            latents (`torch.Tensor` of shape `(batch, num_frames, hidden_size)`, *optional*): Decode these frames instead. With
-                both given, the codes count.
-            audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for real frames, padded on either side.
-            num_samples (`int`, *optional*): Length of the original, which is up to `hop_length - 1` shorter than its frames.
+            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`, *optional*): What to decode;
+                fewer codebooks than the codec has are its first ones.
+            latents (`torch.Tensor` of shape `(batch, num_frames, hidden_size)`, *optional*): Decode these frames
+                instead. With both given, the codes count.
+            audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for real frames, padded on
+                either side.
+            num_samples (`int`, *optional*): Length of the original, which is up to `hop_length - 1` shorter than its
+                frames.
             padding_cache ([`StreamingCache`], *optional*): The past of a stream. Only for causal codecs.
 
         Raises:
@@ -278,7 +286,9 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         num_frames = frames.shape[-1] if audio_codes is not None else frames.shape[1]
         if num_samples is not None and self.get_encoded_length(num_samples) != num_frames:
             low, high = (num_frames - 1) * self.hop_length + 1, num_frames * self.hop_length
-            raise ValueError(f"`num_samples` must lie between {low} and {high} for {num_frames} frames, but got {num_samples}.")
+            raise ValueError(
+                f"`num_samples` must lie between {low} and {high} for {num_frames} frames, but got {num_samples}."
+            )
         starts = lengths = None
         if audio_codes_mask is not None:
             starts, lengths = real_span(audio_codes_mask)
@@ -307,8 +317,10 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         Encode, quantize and decode, with gradients.
 
         Args:
-            input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveform in [-1, 1].
-            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples, padded on either side.
+            input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveform in
+                [-1, 1].
+            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples, padded on
+                either side.
             num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
             return_loss (`bool`, defaults to `True`): Also compute the losses that need no discriminator.
         """
@@ -322,7 +334,9 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         audio_values = self._decode(quantized.quantized_latents, frame_lengths)[..., : input_values.shape[-1]]
         semantic_features = None
         if self.semantic_projection is not None:
-            semantic_features = self.semantic_projection(quantized.stage_quantized[0].to(self.semantic_projection.weight.dtype))
+            semantic_features = self.semantic_projection(
+                quantized.stage_quantized[0].to(self.semantic_projection.weight.dtype)
+            )
 
         audio_codes, quantized_latents = quantized.audio_codes, quantized.quantized_latents
         if mask is None:
@@ -333,14 +347,18 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             audio_values = shift_steps(audio_values, starts) * padding_mask.unsqueeze(1)
             audio_codes = shift_steps(audio_codes * mask.unsqueeze(1), frame_starts)
             latents, quantized_latents, semantic_features = (
-                None if value is None else shift_steps((value * mask.unsqueeze(-1)).transpose(1, 2), frame_starts).transpose(1, 2)
+                None
+                if value is None
+                else shift_steps((value * mask.unsqueeze(-1)).transpose(1, 2), frame_starts).transpose(1, 2)
                 for value in (latents, quantized_latents, semantic_features)
             )
             mask = shift_steps(mask, frame_starts)
 
         loss = mel_loss = waveform_loss = None
         if return_loss:
-            recorded = input_values.float() if padding_mask is None else input_values.float() * padding_mask.unsqueeze(1)
+            recorded = (
+                input_values.float() if padding_mask is None else input_values.float() * padding_mask.unsqueeze(1)
+            )
             mel_loss = multi_scale_mel_loss(audio_values, recorded, self.sampling_rate, padding_mask=padding_mask)
             num_real = recorded.numel() if padding_mask is None else padding_mask.sum().clamp(min=1)
             waveform_loss = (audio_values - recorded).abs().sum() / num_real
@@ -364,14 +382,14 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
 
     @torch.enable_grad()  # without gradients the folded weights would become buffers
     def remove_weight_norm(self):
-        """Fold weight normalisation into plain weights, for faster inference. What is saved afterwards has no weight norm."""
+        """Fold weight normalisation into plain weights, which are faster. What is saved afterwards has none."""
         for module in self.modules():
             if parametrize.is_parametrized(module, "weight"):
                 parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         self.config.use_weight_norm = False
 
     def _encode(self, input_values, padding_mask=None, padding_cache=None):
-        """Latents (batch, num_frames, hidden_size) aligned left, and with a mask their lengths and where they belong, in frames."""
+        """Latents (batch, num_frames, hidden_size) aligned left; with a mask, lengths and starts in frames."""
         lengths = frame_lengths = frame_starts = None
         if padding_mask is not None:
             starts, lengths = real_span(padding_mask)
@@ -394,18 +412,24 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         try:
             return self.quantizer.decode(audio_codes)
         except IndexError as error:  # raised by the look-up itself: checking beforehand would wait for the device
-            raise ValueError(f"`audio_codes` must lie between 0 and {self.config.codebook_size - 1}, but some do not.") from error
+            raise ValueError(
+                f"`audio_codes` must lie between 0 and {self.config.codebook_size - 1}, but some do not."
+            ) from error
 
     def _check_input(self, input_values, padding_mask):
         if input_values.dim() == 2:
             input_values = input_values.unsqueeze(1)
         if input_values.dim() != 3 or input_values.shape[1] != 1:
             shape = tuple(input_values.shape)
-            raise ValueError(f"`input_values` must be mono, (batch, 1, num_samples), but has shape {shape}; average the channels first.")
+            raise ValueError(
+                f"`input_values` must be mono, (batch, 1, num_samples), but has shape {shape}; average channels."
+            )
         if input_values.shape[-1] == 0:
             raise ValueError("`input_values` is empty; it needs at least one sample.")
         if not input_values.is_floating_point():
-            raise TypeError(f"`input_values` must be floating point in [-1, 1], but is {input_values.dtype}; divide integers by their range.")
+            raise TypeError(
+                f"`input_values` must be floating point in [-1, 1], but is {input_values.dtype}; scale it first."
+            )
         if padding_mask is not None and padding_mask.shape != (input_values.shape[0], input_values.shape[-1]):
             expected = (input_values.shape[0], input_values.shape[-1])
             raise ValueError(f"`padding_mask` must have shape {expected}, but has {tuple(padding_mask.shape)}.")
@@ -416,7 +440,9 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             shape = tuple(audio_codes.shape)
             raise ValueError(f"`audio_codes` must have shape (batch, num_quantizers, num_frames), but has {shape}.")
         if not 1 <= audio_codes.shape[1] <= self.config.num_quantizers:
-            raise ValueError(f"`audio_codes` must have 1 to {self.config.num_quantizers} codebooks, but has {audio_codes.shape[1]}.")
+            raise ValueError(
+                f"`audio_codes` must have 1 to {self.config.num_quantizers} codebooks, but has {audio_codes.shape[1]}."
+            )
         if audio_codes.shape[-1] == 0:
             raise ValueError("`audio_codes` is empty; it needs at least one frame.")
         if audio_codes.is_floating_point():
@@ -436,8 +462,8 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             return
         if not self.is_streamable:
             raise ValueError(
-                "`padding_cache` needs a codec with `causal=True`, `pad_mode='constant'` and `trim_right_ratio=1`; use `CodecStream`, "
-                "which codes any codec in windows."
+                "`padding_cache` needs `causal=True`, `pad_mode='constant'` and `trim_right_ratio=1`; use `CodecStream`"
+                ", which codes any codec in windows."
             )
         if mask is not None:
             raise ValueError("`padding_cache` and a mask exclude each other: the items of a stream arrive together.")
@@ -450,4 +476,3 @@ __all__ = [
     "RVQCodecOutput",
     "RVQCodecPreTrainedModel",
 ]
-

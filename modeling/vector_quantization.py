@@ -72,10 +72,11 @@ def _gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
 class VectorQuantizer(nn.Module):
     r"""
-    One codebook, learnt as exponential moving averages of the vectors it codes (van den Oord et al. 2017, appendix A.1).
+    One codebook, learnt as exponential moving averages of the vectors it codes (van den Oord et al. 2017, appendix
+    A.1).
 
-    Entries that fall out of use are moved onto vectors of the current batch, and their averages with them: a new entry with the old
-    averages would be undone by the next update, which is what happens in the EnCodec lineage.
+    Entries that fall out of use are moved onto vectors of the current batch, and their averages with them: a new
+    entry with the old averages would be undone by the next update, which is what happens in the EnCodec lineage.
 
     Args:
         codebook_size (`int`): Number of entries.
@@ -112,7 +113,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def initialize(self, vectors: torch.Tensor, generator: torch.Generator):
-        """Start the codebook at the cluster means of `vectors` (num_vectors, codebook_dim), pooled over all processes."""
+        """Start at the cluster means of `vectors` (num_vectors, codebook_dim), pooled over all processes."""
         self.initialized.fill_(True)
         if self.kmeans_iterations == 0:
             return
@@ -130,7 +131,8 @@ class VectorQuantizer(nn.Module):
         Args:
             vectors (`torch.Tensor` of shape `(num_vectors, codebook_dim)`): This process's share of the batch.
             codes (`torch.Tensor` of shape `(num_vectors,)`): Their entries.
-            generator (`torch.Generator`): Draws the replacements of unused entries; in the same state on every process.
+            generator (`torch.Generator`): Draws the replacements of unused entries; in the same state on every
+                process.
         """
         assignment = F.one_hot(codes, len(self.codebook)).to(vectors.dtype)  # (N, K)
         statistics = torch.cat([assignment.sum(dim=0).unsqueeze(-1), assignment.t() @ vectors], dim=-1)  # (K, 1 + D)
@@ -163,17 +165,18 @@ class ResidualVectorQuantizer(nn.Module):
     r"""
     Code each latent frame as a sum of entries from successive codebooks.
 
-    With r_0 = z, stage k picks the entry e_k nearest to r_{k-1} and leaves r_k = r_{k-1} - sg(e_k), where sg stops gradients; the
-    output is sum_k e_k. (SoundStream, Algorithm 1: arXiv 2107.03312)
+    With r_0 = z, stage k picks the entry e_k nearest to r_{k-1} and leaves r_k = r_{k-1} - sg(e_k), where sg stops
+    gradients; the output is sum_k e_k. (SoundStream, Algorithm 1: arXiv 2107.03312)
 
-    Random draws (initialisation, replaced entries, quantizer dropout) are seeded by the number of updates so far: they are the same
-    on every process and after a resume, and leave PyTorch's global generators alone.
+    Random draws (initialisation, replaced entries, quantizer dropout) are seeded by the number of updates so far:
+    they are the same on every process and after a resume, and leave PyTorch's global generators alone.
 
     Args:
         num_quantizers (`int`): Number of codebooks, coarse to fine.
         codebook_size (`int`): Entries per codebook; a frame costs `num_quantizers * log2(codebook_size)` bits.
         codebook_dim (`int`): Dimension of an entry.
-        hidden_size (`int`): Dimension of the latents; linear layers lead to `codebook_dim` and back where the two differ.
+        hidden_size (`int`): Dimension of the latents; linear layers lead to `codebook_dim` and back where the two
+            differ.
         quantizer_dropout (`float`): Probability of a training batch with fewer codebooks.
         codebook_options: Passed to each [`VectorQuantizer`].
     """
@@ -209,7 +212,7 @@ class ResidualVectorQuantizer(nn.Module):
         return torch.stack(codes, dim=1)
 
     def decode(self, audio_codes: torch.Tensor) -> torch.Tensor:
-        """(batch, num_quantizers, num_frames), long -> (batch, num_frames, hidden_size), from the first codebooks on."""
+        """(batch, num_quantizers, num_frames), long -> (batch, num_frames, hidden_size)."""
         self._check(audio_codes.shape[1])
         quantized = self.quantizers[0].decode(audio_codes[:, 0])
         for quantizer, codes in zip(self.quantizers[1:], audio_codes.unbind(dim=1)[1:], strict=False):
@@ -270,5 +273,7 @@ class ResidualVectorQuantizer(nn.Module):
         if num_quantizers is None:
             return len(self.quantizers)
         if not 1 <= num_quantizers <= len(self.quantizers):
-            raise ValueError(f"`num_quantizers` must lie between 1 and {len(self.quantizers)}, but got {num_quantizers}.")
+            raise ValueError(
+                f"`num_quantizers` must lie between 1 and {len(self.quantizers)}, but got {num_quantizers}."
+            )
         return num_quantizers

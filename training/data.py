@@ -189,10 +189,13 @@ class DecodedRecordings(Sequence):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Recording `index` as int16 of shape `(num_samples,)`, a view of the file."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def __getitem__(self, index):
+        """Recording `index` as int16 of shape `(num_samples,)`, a view of the file; a list of them for a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"There are {len(self)} recordings, but got the index {index}.")
+        index %= len(self)
         return self._samples[self.starts[index] : self.starts[index + 1]]
 
     def __reduce__(self):

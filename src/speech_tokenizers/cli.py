@@ -420,6 +420,6 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
         _of_module("speech_tokenizers.evaluation.reconstruction"),
     ),
     "benchmark": ("measure speed and memory", _of_module("speech_tokenizers.evaluation.benchmark")),
-    "card": ("write a checkpoint's card from what was measured", _of_module("speech_tokenizers.evaluation.model_card")),
+    "card": ("write the card of a checkpoint", _of_module("speech_tokenizers.evaluation.model_card")),
     "demo": ("encode and decode a recording that comes with the package", _of_module("speech_tokenizers.demo")),
 }

@@ -7,24 +7,12 @@ from huggingface_hub import ModelCard
 
 from speech_tokenizers.evaluation import model_card
 from speech_tokenizers.evaluation.model_card import build_card, loss_table
-from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
-from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, make_rvq_codec):
     path = tmp_path / "tiny-codec"
-    config = RVQCodecConfig.from_preset(
-        "fast-16khz",
-        hidden_size=16,
-        encoder_hidden_size=16,
-        decoder_hidden_size=16,
-        encoder_num_layers=1,
-        decoder_num_layers=1,
-        num_quantizers=4,
-        codebook_size=32,
-    )
-    RVQCodecModel(config).save_pretrained(path)
+    make_rvq_codec()[0].save_pretrained(path)
     return path
 
 
@@ -67,7 +55,9 @@ def run_folder(tmp_path):
     entries = [{**entry, "training_seconds": 180.0 * entry["step"]} for entry in losses]
     lines = [json.dumps(entry) for entry in entries] + ['{"step": 50, "lo']  # a kill cut the last line
     (path / "training_log.jsonl").write_text("\n".join(lines))
-    (path / "recipe.yaml").write_text("seed: 0\n")
+    (path / "recipe.yaml").write_text(
+        "seed: 0\ndata:\n  train: /home/me/my speech\n  eval: '/data/eval.txt'\n  rate: 1/2\n"
+    )
     (path / "loss_curves.png").write_bytes(b"png")
     return path
 
@@ -100,6 +90,9 @@ def test_a_full_card_holds_what_was_measured(folder, report, run_folder):
         "![Loss over the steps](loss_curves.png)",
     ):
         assert wanted in text, wanted
+    recipe = "seed: 0\ndata:\n  train: my speech\n  eval: 'eval.txt'\n  rate: 1/2\n"
+    assert (folder / "recipe.yaml").read_text() == recipe
+    assert recipe in text
     assert (folder / "loss_curves.png").read_bytes() == b"png"
     assert (folder / "training_log.jsonl").exists()
 

@@ -7,15 +7,11 @@ import json
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from speech_tokenizers.evaluation import codec_comparison, reconstruction
 from speech_tokenizers.evaluation.codec_comparison import METRICS, Clip, ResultsFile, measure_clip, read_clips
 from speech_tokenizers.evaluation.reconstruction_metrics import ClipMetric, MetricFailure
 from speech_tokenizers.evaluation.reconstruction_report import table_rows
-from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
-from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
-from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 
 
 @pytest.fixture
@@ -35,20 +31,13 @@ def data(tmp_path):
     return folder
 
 
-def save_model(folder, seed: int = 0) -> None:
-    torch.manual_seed(seed)
-    config = RVQCodecConfig.from_preset(
-        "fast-16khz",
-        hidden_size=16,
-        encoder_hidden_size=16,
-        decoder_hidden_size=16,
-        encoder_num_layers=1,
-        decoder_num_layers=1,
-        num_quantizers=4,
-        codebook_size=32,
-    )
-    RVQCodecModel(config).save_pretrained(folder)
-    RVQCodecFeatureExtractor(sampling_rate=16000, hop_length=320).save_pretrained(folder)
+@pytest.fixture
+def save_model(make_rvq_codec):
+    def save(folder, seed: int = 0) -> None:
+        for part in make_rvq_codec(seed):
+            part.save_pretrained(folder)
+
+    return save
 
 
 def run(tmp_path, *arguments: str) -> int:
@@ -79,7 +68,7 @@ def measured(monkeypatch):
     return calls
 
 
-def test_results_table_and_page_are_written(tmp_path, data, measured):
+def test_results_table_and_page_are_written(tmp_path, data, save_model, measured):
     save_model(tmp_path / "tiny")
     assert run(tmp_path, str(tmp_path / "tiny"), "--num-quantizers", "2", "4", "--examples", "1") == 0
     assert measured == ["recording"] * 3 + ["tiny (2 codebooks)"] * 3 + ["tiny (4 codebooks)"] * 3
@@ -109,7 +98,7 @@ def test_results_table_and_page_are_written(tmp_path, data, measured):
     assert "| tiny (2 codebooks) |" in (tmp_path / "out" / "results.md").read_text()
 
 
-def test_a_second_run_measures_only_what_is_new(tmp_path, data, measured):
+def test_a_second_run_measures_only_what_is_new(tmp_path, data, save_model, measured):
     save_model(tmp_path / "tiny")
     assert run(tmp_path, str(tmp_path / "tiny"), "--examples", "1") == 0
     first = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -127,7 +116,7 @@ def test_a_second_run_measures_only_what_is_new(tmp_path, data, measured):
     assert again["systems"][1]["scores"] == first["systems"][1]["scores"]
 
 
-def test_changed_weights_are_measured_anew(tmp_path, data, measured):
+def test_changed_weights_are_measured_anew(tmp_path, data, save_model, measured):
     save_model(tmp_path / "tiny")
     assert run(tmp_path, str(tmp_path / "tiny")) == 0
     measured.clear()
@@ -148,7 +137,7 @@ class Fickle(ClipMetric):
         return 3.0
 
 
-def test_a_metric_that_fails_is_shown_as_failed(tmp_path, data, monkeypatch):
+def test_a_metric_that_fails_is_shown_as_failed(tmp_path, data, save_model, monkeypatch):
     monkeypatch.setitem(METRICS, "mel_distance", Fickle)
     save_model(tmp_path / "tiny")
     assert run(tmp_path, str(tmp_path / "tiny")) == 0
@@ -173,7 +162,7 @@ class Echo:
         return "a b" if len(audio) == 16000 else "a c"
 
 
-def test_error_rates_are_against_transcript_and_recording(tmp_path, data, monkeypatch):
+def test_error_rates_are_against_transcript_and_recording(tmp_path, data, save_model, monkeypatch):
     monkeypatch.setattr(codec_comparison, "load_recognizer", lambda name, language: Echo())
     save_model(tmp_path / "tiny")
     assert run(tmp_path, str(tmp_path / "tiny"), "--recognizer", "echo") == 0
@@ -216,7 +205,7 @@ def test_wrong_usage_is_one_line_and_exit_code_two(tmp_path, data, capsys, argum
     assert message in error
 
 
-def test_a_peer_that_is_not_installed_is_skipped_with_the_reason(tmp_path, data, monkeypatch, capsys):
+def test_a_peer_that_is_not_installed_is_skipped_with_the_reason(tmp_path, data, save_model, monkeypatch, capsys):
     monkeypatch.setattr("shutil.which", lambda program: None)
     save_model(tmp_path / "tiny")
     assert run(tmp_path, str(tmp_path / "tiny"), "--peers", "opus:6") == 0

@@ -2,9 +2,9 @@
 r"""
 The RVQ codec computes what the network of SpeechTokenizer and DM-Codec computes.
 
-`tests/fixtures/speechtokenizer_*.safetensors` hold random weights (`state.*`, under the names of the original code) and
-what the original code, DM-Codec at commit 25c742a, computed from them (`io.*`); the fixture with Snake has no encoder, to
-keep it small. The SpeechTokenizer code at commit 30c96fb computes the same to the bit.
+`tests/fixtures/speechtokenizer_*_small.safetensors` hold random weights (`state.*`, under the names of the original
+code) and what the original code, DM-Codec at commit 25c742a, computed from them (`io.*`); the one with Snake has no
+encoder, to keep it small. The SpeechTokenizer code at commit 30c96fb computes the same to the bit.
 """
 
 import json

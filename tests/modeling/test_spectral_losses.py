@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mel loss against SpeechTokenizer's own numbers, a naive version, and its promises about padding and precision."""
+"""The mel loss: SpeechTokenizer's own numbers, a naive version, and what it promises about padding and precision."""
 
 from pathlib import Path
 

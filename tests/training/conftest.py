@@ -50,7 +50,7 @@ TINY_RECIPE = {
         "warmup_steps": 4,
         "discriminators": {
             "multi_scale_stft": {"num_filters": 2, "n_ffts": [128]},
-            "multi_scale": {"num_scales": 1, "width": 16},
+            "multi_period": {"periods": [3], "channels": [2, 4]},
         },
     },
     "optimizer": {"learning_rate": 1e-3, "warmup_steps": 3, "max_grad_norm": 1.0},

@@ -34,6 +34,9 @@ def test_folder_without_metadata(audio_folder, recordings, tmp_path):
     for ours, original in zip(decoded, recordings, strict=True):
         assert ours.dtype == np.int16
         np.testing.assert_allclose(ours / 32767.0, original, atol=1e-4)
+    assert [len(recording) for recording in decoded[-2:]] == [len(recordings[4]), len(recordings[5])]
+    with pytest.raises(IndexError, match="6 recordings"):
+        decoded[6]
     assert decoded.seconds == pytest.approx(sum(map(len, recordings)) / 16000)
 
 

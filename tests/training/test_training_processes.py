@@ -44,8 +44,8 @@ def start(arguments: list[str], **variables: str) -> subprocess.Popen:
 
 def test_killed_run_continues_bit_for_bit(recipe_file, tmp_path):
     # Everything that has a state takes part: discriminators, both schedules, quantizer dropout, dead codes, averages.
-    recipe = str(recipe_file(max_steps=75, save_steps=4, adversarial={"start_step": 8}))
-    train_from_recipe(recipe, [f"output_dir={tmp_path / 'whole'}"])
+    recipe = str(recipe_file(max_steps=75, save_steps=5, adversarial={"start_step": 8}))
+    train_from_recipe(recipe, [f"output_dir={tmp_path / 'whole'}", "save_steps=0"])
     expected = losses_by_step(tmp_path / "whole")
 
     log = tmp_path / "killed" / "training_log.jsonl"
@@ -90,7 +90,8 @@ def test_two_processes_equal_one(recipe_file, tmp_path):
     recipe = str(
         recipe_file(
             max_steps=6,
-            adversarial={"start_step": 2, "warmup_steps": 0},
+            # Not the hinge loss: its first gradients cancel, and Adam makes whole steps of the rounding errors left.
+            adversarial={"start_step": 2, "warmup_steps": 0, "objective": "least_squares"},
             optimizer={"learning_rate": 1e-4},
             discriminator_optimizer={"learning_rate": 1e-4},
         )

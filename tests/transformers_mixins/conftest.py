@@ -23,7 +23,13 @@ import transformers
 
 
 # Marks of the common tests, none of which has a meaning here.
-FOREIGN_MARKERS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test")
+FOREIGN_MARKERS = (
+    "accelerate_tests",
+    "flash_attn_test",
+    "flash_attn_3_test",
+    "flash_attn_4_test",
+    "torch_compile_test",
+)
 
 CACHE_FOLDER = Path(__file__).parents[2] / ".cache"
 PACKAGE_NAME = "transformers_common_tests"

@@ -83,7 +83,10 @@ class RVQCodecMixins(ModelTesterMixin):
 
     def test_init_weights_can_init_buffers(self):
         # The test compares the buffers of two initialisations, and codebooks are drawn at random.
-        with mock.patch("torch.randn", torch.zeros), mock.patch("transformers.initialization.normal_", torch.nn.init.zeros_):
+        with (
+            mock.patch("torch.randn", torch.zeros),
+            mock.patch("transformers.initialization.normal_", torch.nn.init.zeros_),
+        ):
             super().test_init_weights_can_init_buffers()
 
     def test_weight_norm_is_initialised_after_loading_on_the_meta_device(self):
@@ -98,7 +101,7 @@ class RVQCodecMixins(ModelTesterMixin):
         normalised = {
             name: module for name, module in loaded.named_modules() if parametrize.is_parametrized(module, "weight")
         }
-        self.assertEqual(bool(normalised), config.use_weight_norm)
+        assert bool(normalised) == config.use_weight_norm
         for name, module in normalised.items():
             magnitude, direction = (
                 module.parametrizations.weight.original0,
@@ -108,9 +111,9 @@ class RVQCodecMixins(ModelTesterMixin):
             torch.testing.assert_close(magnitude, norm, msg=name)
             # kaiming_uniform_ with a = sqrt(5), torch's own initialisation of convolutions
             bound = (direction.shape[1] * direction.shape[2]) ** -0.5
-            self.assertLessEqual(direction.abs().max(), bound, name)
-            self.assertGreater(direction.abs().max(), 0.5 * bound, name)
-            self.assertGreater(len(direction.unique()), 0.9 * direction.numel(), name)
+            assert direction.abs().max() <= bound, name
+            assert direction.abs().max() > 0.5 * bound, name
+            assert len(direction.unique()) > 0.9 * direction.numel(), name
 
 
 class RVQCodecMixinsTest(RVQCodecMixins, unittest.TestCase):
@@ -118,7 +121,11 @@ class RVQCodecMixinsTest(RVQCodecMixins, unittest.TestCase):
 
     def test_config(self):
         tester = ConfigTester(
-            self, config_class=RVQCodecConfig, has_text_modality=False, common_properties=["hidden_size"], hidden_size=37
+            self,
+            config_class=RVQCodecConfig,
+            has_text_modality=False,
+            common_properties=["hidden_size"],
+            hidden_size=37,
         )
         tester.run_common_tests()
 
