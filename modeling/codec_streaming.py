@@ -107,10 +107,11 @@ class _Windows:
         self.function, self.window = function, window
         self.input_hop, self.output_hop = input_hop, output_hop
         self.cache = StreamingCache() if streamable else None
-        self.left, self.right = (0, 0) if streamable else context
-        self.pending = None  # inputs from `self.done` frames of left context on
+        left, right = (0, 0) if streamable else context
+        self.left, self.right = int(left), int(right)
+        self.pending: torch.Tensor | None = None  # inputs from `self.done` frames of left context on
         self.done = 0  # frames of left context at the start of `pending`, already answered
-        self.example = None  # a result, for the shape and type of an empty one
+        self.example: torch.Tensor | None = None  # a result, for the shape and type of an empty one
 
     def push(self, inputs: torch.Tensor) -> torch.Tensor:
         self.pending = inputs if self.pending is None else torch.cat([self.pending, inputs], dim=-1)
@@ -137,6 +138,7 @@ class _Windows:
         return torch.cat(results, dim=-1) if results else self._empty()
 
     def _run(self, count: int, end: int) -> torch.Tensor:
+        assert self.pending is not None
         outputs = self.function(self.pending[..., :end], self.cache)
         result = outputs[..., self.done * self.output_hop : (self.done + count) * self.output_hop]
         kept = min(self.left, self.done + count)
@@ -148,6 +150,7 @@ class _Windows:
 
     def _empty(self) -> torch.Tensor:
         if self.example is None:
+            assert self.pending is not None
             with torch.no_grad():
                 probe = self.function(self.pending.new_zeros(*self.pending.shape[:-1], self.input_hop), None)
             self.example = probe[..., :0].clone()

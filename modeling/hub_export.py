@@ -175,7 +175,7 @@ def find_siblings(source: Path) -> list[str]:
                     f"{source.name}, line {node.lineno}, imports from {problem}, which cannot travel to the Hub; "
                     "write `from .sibling import Name`."
                 )
-            siblings.add(node.module)
+            siblings.add(str(node.module))
         else:
             continue
         for name in absolute:

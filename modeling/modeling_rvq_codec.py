@@ -165,7 +165,7 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         self.quantizer = ResidualVectorQuantizer(
             config.num_quantizers,
             config.codebook_size,
-            config.codebook_dim,
+            config.codebook_dim or config.hidden_size,
             config.hidden_size,
             quantizer_dropout=config.quantizer_dropout,
             ema_decay=config.ema_decay,
@@ -289,14 +289,14 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             raise ValueError(
                 f"`num_samples` must lie between {low} and {high} for {num_frames} frames, but got {num_samples}."
             )
-        starts = lengths = None
+        lengths = None
         if audio_codes_mask is not None:
             starts, lengths = real_span(audio_codes_mask)
-        if audio_codes is not None:
-            codes = frames if starts is None else shift_steps(frames * audio_codes_mask.unsqueeze(1).long(), -starts)
-            hidden_states = self._dequantize(codes)
-        else:
-            hidden_states = frames if starts is None else shift_steps(frames.transpose(1, 2), -starts).transpose(1, 2)
+            if audio_codes is not None:
+                frames = shift_steps(frames * audio_codes_mask.unsqueeze(1).long(), -starts)
+            else:
+                frames = shift_steps(frames.transpose(1, 2), -starts).transpose(1, 2)
+        hidden_states = self._dequantize(frames) if audio_codes is not None else frames
         audio_values = self._decode(hidden_states, lengths, padding_cache)
         if lengths is not None:
             positions = torch.arange(audio_values.shape[-1], device=audio_values.device)
@@ -339,7 +339,7 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             )
 
         audio_codes, quantized_latents = quantized.audio_codes, quantized.quantized_latents
-        if mask is None:
+        if mask is None or padding_mask is None:
             mask = torch.ones(latents.shape[:2], dtype=torch.long, device=latents.device)
         else:
             # Back to where the items were in the input.
@@ -462,8 +462,8 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             return
         if not self.is_streamable:
             raise ValueError(
-                "`padding_cache` needs `causal=True`, `pad_mode='constant'` and `trim_right_ratio=1`; use `CodecStream`"
-                ", which codes any codec in windows."
+                "`padding_cache` needs `causal=True`, `pad_mode='constant'` and `trim_right_ratio=1`; "
+                "use `CodecStream`, which codes any codec in windows."
             )
         if mask is not None:
             raise ValueError("`padding_cache` and a mask exclude each other: the items of a stream arrive together.")

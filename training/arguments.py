@@ -5,8 +5,10 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -208,22 +210,24 @@ class CodecTrainingArguments:
         return dataclasses.asdict(self)
 
 
-def load_recipe(path_or_name: str, overrides: list[str] = ()) -> CodecTrainingArguments:
+def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> CodecTrainingArguments:
     r"""
     Read a recipe and change some of it.
 
     Args:
         path_or_name (`str`): A YAML file, or the name of a recipe of this package, such as `rvq_codec_16khz_4kbps`.
-        overrides (`list[str]`): `key=value` pairs; dots lead into sections (`data.train=recordings`), values are YAML.
+        overrides (sequence of `str`): `key=value` pairs; dots lead into sections (`data.train=recordings`), values are
+            YAML.
 
     Raises:
         ValueError: If the recipe does not exist, or a key is unknown or has a value of the wrong type.
     """
-    path = Path(path_or_name)
-    if path.suffix not in (".yaml", ".yml"):
-        path = path.with_name(path.name + ".yaml")
-    if not path.is_file() and path.parent == Path("."):
-        path = resources.files(__package__).joinpath("recipes", path.name)
+    named = Path(path_or_name)
+    if named.suffix not in (".yaml", ".yml"):
+        named = named.with_name(named.name + ".yaml")
+    path: Path | Traversable = named
+    if not path.is_file() and named.parent == Path("."):
+        path = resources.files("speech_tokenizers.training").joinpath("recipes", named.name)
     if not path.is_file():
         raise ValueError(f"`{path_or_name}` is neither a YAML file nor a recipe; the recipes are {recipe_names()}.")
     recipe = parse_yaml(path.read_text(encoding="utf-8"), f"`{path_or_name}`")
@@ -236,7 +240,7 @@ def load_recipe(path_or_name: str, overrides: list[str] = ()) -> CodecTrainingAr
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
-    folder = resources.files(__package__).joinpath("recipes")
+    folder = resources.files("speech_tokenizers.training").joinpath("recipes")
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
@@ -293,7 +297,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     """Check a recipe value against a field's annotation. YAML reads 1e-4 as text, which becomes a number here."""
     if hint is Any:
         return value
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return build_section(hint, value, f"{key}.")
     if isinstance(hint, types.UnionType):
         if value is None and type(None) in hint.__args__:

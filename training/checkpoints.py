@@ -154,7 +154,8 @@ def load_states(folder: Path, modules: dict[str, nn.Module], objects: dict[str, 
 
 def random_state() -> dict[str, Any]:
     """States of the global generators of Python, NumPy and PyTorch."""
-    numpy_state = np.random.get_state()
+    numpy_state = np.random.get_state(legacy=True)
+    assert isinstance(numpy_state, tuple)
     return {
         "python": random.getstate(),
         "numpy": (numpy_state[0], torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]),
@@ -185,7 +186,8 @@ def stopping_on_signals() -> Iterator[StopRequest]:
     Within this context SIGTERM and the first Ctrl-C set the request instead of killing, so that a checkpoint can be
     saved.
     """
-    request, previous = StopRequest(), {}
+    request = StopRequest()
+    previous: dict[int, Any] = {}
 
     def note(number, frame):
         request.made = True
@@ -200,5 +202,5 @@ def stopping_on_signals() -> Iterator[StopRequest]:
     try:
         yield request
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for caught, handler in previous.items():
+            signal.signal(caught, handler)

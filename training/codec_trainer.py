@@ -5,7 +5,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,8 @@ class CodecTrainer:
                 if module is not None:
                     module.compile()
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, args.optimizer))
-        self.discriminator, self.discriminator_optimizer = None, None
+        self.discriminator: Any = None
+        self.discriminator_optimizer: Any = None
         if discriminator is not None:
             self.discriminator, self.discriminator_optimizer = self.accelerator.prepare(
                 discriminator, make_optimizer(discriminator, args.discriminator_optimizer)
@@ -424,8 +425,10 @@ class CodecTrainer:
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """Within this context the codec has its averaged weights, if the recipe asks for an average."""
-        averages = self.weight_average is not None and self.weight_average.num_updates > 0
-        with self.weight_average.applied_to(self.unwrapped_model) if averages else nullcontext():
+        average = self.weight_average
+        with (
+            nullcontext() if average is None or average.num_updates == 0 else average.applied_to(self.unwrapped_model)
+        ):
             yield
 
     def save_model(self, output_dir: str | Path | None = None) -> Path:
@@ -560,16 +563,16 @@ def build_model(args: CodecTrainingArguments) -> RVQCodecModel:
     """The codec that a recipe names, new or trained."""
     if args.model.pretrained is not None:
         return RVQCodecModel.from_pretrained(args.model.pretrained, dtype=torch.float32)
-    return RVQCodecModel(RVQCodecConfig.from_preset(args.model.preset, **args.model.overrides))
+    return RVQCodecModel(RVQCodecConfig.from_preset(str(args.model.preset), **args.model.overrides))
 
 
-def train_from_recipe(path_or_name: str, overrides: list[str] = ()) -> CodecTrainer:
+def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> CodecTrainer:
     r"""
     Train as a recipe says, save the codec in `final` in the output folder, and return the trainer.
 
     Args:
         path_or_name (`str`): See [`load_recipe`].
-        overrides (`list[str]`): `key=value` pairs.
+        overrides (sequence of `str`): `key=value` pairs.
     """
     args = load_recipe(path_or_name, overrides)
     set_seed(args.seed)

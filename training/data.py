@@ -273,10 +273,10 @@ def _write_cache(
                     names.append(recording_name(row, index))
             progress.update(len(rows))
     os.replace(file.name, samples_path)
-    index = {"sampling_rate": sampling_rate, "starts": starts, "names": names, "rejected": rejected}
+    contents = {"sampling_rate": sampling_rate, "starts": starts, "names": names, "rejected": rejected}
     # The index is written last: where it exists, the samples are complete.
     temporary = index_path.with_suffix(f".tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(index), encoding="utf-8")
+    temporary.write_text(json.dumps(contents), encoding="utf-8")
     os.replace(temporary, index_path)
 
 

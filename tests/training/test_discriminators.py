@@ -117,7 +117,7 @@ def test_waveform_discriminators_equal_hifigan(kind, build):
 
 def test_sizes_are_chosen_and_kinds_left_out():
     ensemble = DiscriminatorEnsemble(
-        multi_scale_stft={"num_filters": 2, "n_ffts": [64, 128]},
+        multi_scale_stft={"num_filters": 2, "n_ffts": [64, 128], "bins_per_position": 4},
         multi_period={"periods": [2, 3], "channels": [2, 4]},
         multi_scale={"num_scales": 2, "width": 16},
     )
