@@ -29,7 +29,7 @@ from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFe
 ENCODEC_PRESET = "encodec-16khz"
 FAST_PRESET = "fast-16khz"
 STREAMING_PRESET = "streaming-16khz"
-TRAINING_PRESET = "speechtokenizer-16khz"
+TRAINING_RECIPE = "speechtokenizer_16khz"
 # Processor features without which bfloat16 arithmetic is emulated, on Linux.
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
@@ -322,38 +322,35 @@ def measure_file_memory(args: argparse.Namespace) -> dict[str, Any]:
     return {"model": args.model or f"{FAST_PRESET} (random weights)", "minutes": args.memory_minutes, **measured}
 
 
+def train_briefly(*overrides: str) -> list[dict[str, Any]]:
+    r"""
+    Entries of the log of eight training steps by `TRAINING_RECIPE` on synthetic sound; raises `RuntimeError` if it
+    fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(10):
+            soundfile.write(Path(folder) / f"{number}.wav", synthetic_sound(4 * 16000, 16000, number), 16000)
+        output = Path(folder) / "run"
+        settings = [f"output_dir={output}", f"data.train={folder}", "data.num_workers=0", "max_steps=8"]
+        settings += ["logging_steps=4", "eval_steps=0", "save_steps=0", *overrides]
+        command = [sys.executable, "-m", "speech_tokenizers", "train", TRAINING_RECIPE, *settings]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["no output"]
+            raise RuntimeError(f"The training run failed: {lines[-1]}")
+        lines = (output / "training_log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
 def measure_training(args: argparse.Namespace) -> dict[str, Any]:
     r"""
     Peak GPU memory of adversarial training steps of 10 x 3 s at SpeechTokenizer's size, by the train command itself.
     """
     if not torch.cuda.is_available():
         return {"skipped": "needs a CUDA device"}
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(10):
-            soundfile.write(Path(folder) / f"{number}.wav", synthetic_sound(4 * 16000, 16000, number), 16000)
-        output = Path(folder) / "run"
-        settings = [
-            f"output_dir={output}",
-            f"model.preset={TRAINING_PRESET}",
-            f"data.train={folder}",
-            f"data.eval={folder}",
-            "data.segment_seconds=3.0",
-            "global_batch_size=10",
-            "adversarial.start_step=0",
-            "max_steps=8",
-            "logging_steps=4",
-            "eval_steps=0",
-            "save_steps=0",
-        ]
-        command = [sys.executable, "-m", "speech_tokenizers", "train", "rvq_codec_16khz_4kbps_gpu", *settings]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        logs = sorted(output.glob("*log*.jsonl"))
-        if done.returncode or not logs:
-            return {"failed": (done.stderr.strip().splitlines() or ["no training log"])[-1]}
-        entries = [json.loads(line) for line in logs[0].read_text(encoding="utf-8").splitlines()]
-    last = [entry for entry in entries if "peak_memory_gb" in entry][-1]
+    last = [entry for entry in train_briefly() if "peak_memory_gb" in entry][-1]
     return {
-        "preset": TRAINING_PRESET,
+        "recipe": TRAINING_RECIPE,
         "device": torch.cuda.get_device_name(),
         "peak_memory_gb": last["peak_memory_gb"],
         "steps_per_second": last["steps_per_second"],
@@ -426,8 +423,8 @@ def describe(report: dict[str, Any]) -> str:
     }
     for section, values in report["sections"].items():
         lines += ["", f"### {headings[section]}", ""]
-        if "skipped" in values or "failed" in values:
-            lines.append(next(f"{key}: {values[key]}" for key in ("skipped", "failed") if key in values))
+        if "skipped" in values:
+            lines.append(f"skipped: {values['skipped']}")
             continue
         for side in ("encode", "decode"):
             if side in values:
@@ -456,7 +453,7 @@ def describe(report: dict[str, Any]) -> str:
             )
         if section == "training":
             lines.append(
-                f"{values['preset']}, 10 x 3 s on {values['device']}: peak {values['peak_memory_gb']:.2f} GB, "
+                f"{values['recipe']}, 10 x 3 s on {values['device']}: peak {values['peak_memory_gb']:.2f} GB, "
                 f"{values['steps_per_second']:.2f} steps a second."
             )
     return "\n".join(lines) + "\n"
