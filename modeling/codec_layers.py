@@ -225,6 +225,16 @@ class CodecConv1d(SlidingWindow):
         return self.conv(self.pad(hidden_states, lengths, cache))
 
 
+class PointwiseConv1d(CodecConv1d):
+    """A 1x1 convolution as one matrix product, which is faster at the frame rate: many channels, few steps."""
+
+    def __init__(self, config, in_channels: int, out_channels: int):
+        super().__init__(config, in_channels, out_channels, 1)
+
+    def forward(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
+        return F.linear(hidden_states.transpose(1, 2), self.conv.weight.squeeze(-1), self.conv.bias).transpose(1, 2)
+
+
 class CodecConvTranspose1d(CodecLayer):
     """Transposed convolution (batch, in_channels, T) -> (batch, out_channels, T * stride)."""
 
@@ -477,11 +487,11 @@ class SpectralEncoder(CodecSequential):
         width = config.encoder_hidden_size
         super().__init__(
             Spectrum(config),
-            CodecConv1d(config, 3 * (config.n_fft // 2 + 1), width, 1),
+            PointwiseConv1d(config, 3 * (config.n_fft // 2 + 1), width),
             ChannelNorm(width),
             *[ConvNeXtBlock(config, width, config.encoder_num_layers) for _ in range(config.encoder_num_layers)],
             ChannelNorm(width),
-            CodecConv1d(config, width, config.hidden_size, 1),
+            PointwiseConv1d(config, width, config.hidden_size),
         )
 
 
@@ -546,6 +556,6 @@ class SpectralDecoder(CodecSequential):
             ChannelNorm(width),
             *[ConvNeXtBlock(config, width, config.decoder_num_layers) for _ in range(config.decoder_num_layers)],
             ChannelNorm(width),
-            CodecConv1d(config, width, config.n_fft + 2, 1),
+            PointwiseConv1d(config, width, config.n_fft + 2),
             InverseSpectrum(config),
         )

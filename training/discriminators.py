@@ -69,7 +69,7 @@ class STFTDiscriminator(nn.Module):
             hidden = hidden.movedim(-1, 2).flatten(1, 2).contiguous(memory_format=torch.channels_last)
         features = []
         for layer in self.layers:
-            hidden = F.leaky_relu(layer(hidden), 0.2)
+            hidden = F.leaky_relu(layer(hidden), 0.2, inplace=True)  # keeps one tensor a layer, not two
             features.append(hidden)
         return DiscriminatorOutput(self.head(hidden), features)
 
@@ -104,7 +104,7 @@ class PeriodDiscriminator(nn.Module):
         )  # (B, 1, T / period, period)
         features = []
         for layer in self.layers:
-            hidden = F.leaky_relu(layer(hidden), 0.1)
+            hidden = F.leaky_relu(layer(hidden), 0.1, inplace=True)
             features.append(hidden)
         logits = self.head(hidden)
         return DiscriminatorOutput(logits.flatten(1), [*features, logits])
@@ -146,7 +146,7 @@ class ScaleDiscriminator(nn.Module):
         """
         hidden, features = audio, []
         for layer in self.layers:
-            hidden = F.leaky_relu(layer(hidden), 0.1)
+            hidden = F.leaky_relu(layer(hidden), 0.1, inplace=True)
             features.append(hidden)
         logits = self.head(hidden)
         return DiscriminatorOutput(logits.flatten(1), [*features, logits])
