@@ -422,13 +422,15 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         if input_values.dim() != 3 or input_values.shape[1] != 1:
             shape = tuple(input_values.shape)
             raise ValueError(
-                f"`input_values` must be mono, (batch, 1, num_samples), but has shape {shape}; average channels."
+                f"`input_values` must be mono, (batch, 1, num_samples), but has shape {shape}; "
+                "average the channels first."
             )
         if input_values.shape[-1] == 0:
             raise ValueError("`input_values` is empty; it needs at least one sample.")
         if not input_values.is_floating_point():
             raise TypeError(
-                f"`input_values` must be floating point in [-1, 1], but is {input_values.dtype}; scale it first."
+                f"`input_values` must be floating point in [-1, 1], but is {input_values.dtype}; "
+                "divide integers by their range."
             )
         if padding_mask is not None and padding_mask.shape != (input_values.shape[0], input_values.shape[-1]):
             expected = (input_values.shape[0], input_values.shape[-1])
@@ -462,8 +464,8 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             return
         if not self.is_streamable:
             raise ValueError(
-                "`padding_cache` needs `causal=True`, `pad_mode='constant'` and `trim_right_ratio=1`; "
-                "use `CodecStream`, which codes any codec in windows."
+                "`padding_cache` needs a codec with `causal=True`, `pad_mode='constant'` and "
+                "`trim_right_ratio=1`; use `CodecStream`, which codes any codec in windows."
             )
         if mask is not None:
             raise ValueError("`padding_cache` and a mask exclude each other: the items of a stream arrive together.")

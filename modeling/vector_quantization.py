@@ -27,7 +27,10 @@ def nearest_entries(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tens
     r"""
     Index of the nearest codebook entry in Euclidean distance: (..., dim), (codebook_size, dim) -> (...), long.
     """
-    # |v|^2 is the same for every entry and left out.
+    # Seen from the codebook's centre, since a common offset larger than the spread would drown the differences in
+    # rounding. |v|^2 is the same for every entry and left out.
+    centre = codebook.mean(dim=0)
+    vectors, codebook = vectors - centre, codebook - centre
     scores = torch.addmm(codebook.square().sum(dim=-1), vectors.flatten(0, -2), codebook.t(), beta=-0.5)
     return scores.argmax(dim=-1).view(vectors.shape[:-1])
 
