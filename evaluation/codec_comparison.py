@@ -232,6 +232,8 @@ def measure_clip(
             record["scores"][metric.score_name] = metric.score_clip(decoded, recorded, SAMPLING_RATE)
         except MetricFailure as failure:
             record["failures"][metric.score_name] = str(failure)
+        except (RuntimeError, ValueError) as failure:
+            record["failures"][metric.score_name] = f"{type(failure).__name__}: {failure}"
     for recognizer in recognizers:
         record["texts"][recognizer.key] = recognizer.transcribe(decoded)
     if example is not None:
@@ -343,6 +345,21 @@ def load_systems(args: argparse.Namespace) -> tuple[list[Callable[[], CodecSyste
     return loaders, skipped
 
 
+def set_aside_unreadable(clips: list[Clip]) -> tuple[list[Clip], int]:
+    r"""The clips that can be read, and how many cannot, each of which is named with the reason."""
+    readable = []
+    for clip in clips:
+        try:
+            clip.load()
+        except AudioFileError as error:
+            print(f"set aside: {error}", file=sys.stderr)
+        else:
+            readable.append(clip)
+    if not readable:
+        raise ValueError("No clip can be read.")
+    return readable, len(clips) - len(readable)
+
+
 def compare(args: argparse.Namespace) -> int:
     r"""What `speech-tokenizers evaluate` does; returns the exit code."""
     torch.set_num_threads(args.threads)
@@ -350,7 +367,7 @@ def compare(args: argparse.Namespace) -> int:
         if not args.models and not args.peers:
             raise ValueError("Name at least one model or one of --peers.")
         args.output.mkdir(parents=True, exist_ok=True)
-        clips = read_clips(args.data, args.list, args.transcripts, args.limit)
+        clips, unreadable = set_aside_unreadable(read_clips(args.data, args.list, args.transcripts, args.limit))
         loaders, skipped = load_systems(args)
         metrics, missing = build_metrics(args.metrics)
         recognizers: list[Recognizer] = []
@@ -397,12 +414,8 @@ def compare(args: argparse.Namespace) -> int:
                 example = folder / examples[clip.key] if clip.key in examples else None
                 if example is not None and (example.exists() or "coding_failure" in known):
                     example = None
-                try:
-                    if open_metrics or open_recognizers or example is not None or "seconds" not in known:
-                        results.append(measure_clip(system, clip, known, open_metrics, open_recognizers, example))
-                except AudioFileError as error:
-                    print(f"error: {error}", file=sys.stderr)
-                    return 1
+                if open_metrics or open_recognizers or example is not None or "seconds" not in known:
+                    results.append(measure_clip(system, clip, known, open_metrics, open_recognizers, example))
                 progress.update()
             summary = summarize(system, clips, results, metrics, recognizers, args.language)
             summary["groups"] = {
@@ -452,7 +465,7 @@ def compare(args: argparse.Namespace) -> int:
     written = write_reports(report, args.output, {examples[clip.key]: clip for clip in clips if clip.key in examples})
     print((args.output / "results.md").read_text(encoding="utf-8"))
     print("written: " + ", ".join(str(path) for path in written))
-    return 0
+    return int(unreadable > 0)
 
 
 def installed_version(package: str) -> str | None:

@@ -189,8 +189,8 @@ def measure_decoders(args: argparse.Namespace) -> dict[str, Any]:
     for model in (seanet, encodec):
         model.remove_weight_norm()
     names = {
-        f"SEANet of {ENCODEC_PRESET}, width {encodec.config.num_filters * 2**strides}, LSTM": encodec,
         f"SEANet, width {width}, no LSTM": seanet,
+        f"SEANet of {ENCODEC_PRESET}, width {encodec.config.num_filters * 2**strides}, LSTM": encodec,
         f"inverse STFT of {FAST_PRESET}, width {width}": fast,
     }
     times = interleave({name: lambda model=model: model.decode(codes) for name, model in names.items()}, args.repeats)

@@ -226,7 +226,6 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         padding_mask: torch.Tensor | None = None,
         num_quantizers: int | None = None,
         padding_cache: StreamingCache | None = None,
-        **kwargs,
     ) -> RVQCodecEncoderOutput:
         r"""
         Args:
@@ -263,7 +262,6 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         audio_codes_mask: torch.Tensor | None = None,
         num_samples: int | None = None,
         padding_cache: StreamingCache | None = None,
-        **kwargs,
     ) -> RVQCodecDecoderOutput:
         r"""
         Args:
@@ -291,6 +289,11 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             )
         lengths = None
         if audio_codes_mask is not None:
+            expected = (frames.shape[0], num_frames)
+            if audio_codes_mask.shape != expected:
+                raise ValueError(
+                    f"`audio_codes_mask` must have shape {expected}, but has {tuple(audio_codes_mask.shape)}."
+                )
             starts, lengths = real_span(audio_codes_mask)
             if audio_codes is not None:
                 frames = shift_steps(frames * audio_codes_mask.unsqueeze(1).long(), -starts)
@@ -311,7 +314,6 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         padding_mask: torch.Tensor | None = None,
         num_quantizers: int | None = None,
         return_loss: bool = True,
-        **kwargs,
     ) -> RVQCodecOutput:
         r"""
         Encode, quantize and decode, with gradients.

@@ -117,10 +117,12 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def initialize(self, vectors: torch.Tensor, generator: torch.Generator):
         """Start at the cluster means of `vectors` (num_vectors, codebook_dim), pooled over all processes."""
+        vectors = _gather_rows(vectors)
+        if len(vectors) == 0:
+            return
         self.initialized.fill_(True)
         if self.kmeans_iterations == 0:
             return
-        vectors = _gather_rows(vectors)
         means, counts = kmeans(vectors, self._sample(vectors, len(self.codebook), generator), self.kmeans_iterations)
         self.codebook.copy_(means)
         self.cluster_size.copy_(counts)
@@ -148,6 +150,8 @@ class VectorQuantizer(nn.Module):
         dead = self.cluster_size < self.dead_code_threshold * uniform_use
         if dead.any():
             candidates = _gather_rows(vectors)
+            if len(candidates) == 0:
+                return
             self.codebook_sum[dead] = self._sample(candidates, int(dead.sum()), generator) * uniform_use
             self.cluster_size[dead] = uniform_use
 
@@ -241,8 +245,11 @@ class ResidualVectorQuantizer(nn.Module):
             projected = self.project_in(latents.to(self.quantizers[0].codebook.dtype))
             weight = torch.ones_like(projected[..., :1]) if mask is None else mask.unsqueeze(-1).to(projected.dtype)
             denominator = weight.sum().clamp(min=1) * projected.shape[-1]
-            generator = None
+            generator = learnt = None
             if self.training:
+                # A frame that is not finite would stay in the averages for ever.
+                learnt = projected.detach().isfinite().all(dim=-1)  # (B, F)
+                learnt = learnt if mask is None else learnt & mask.bool()
                 generator = torch.Generator().manual_seed(int(self.num_updates))
                 self.num_updates += 1
                 if num_quantizers is None and torch.rand((), generator=generator) < self.quantizer_dropout:
@@ -251,13 +258,13 @@ class ResidualVectorQuantizer(nn.Module):
             residual, total, stages, codes, commitment = projected, 0.0, [], [], []
             for quantizer in self.quantizers[:used]:
                 if self.training:
-                    rows = residual.detach()[mask.bool()] if mask is not None else residual.detach().flatten(0, 1)
+                    rows = residual.detach()[learnt]
                     if not quantizer.initialized:
                         quantizer.initialize(rows, generator)
                 code = quantizer.encode(residual.detach())
                 entry = quantizer.decode(code)
                 if self.training:
-                    quantizer.update(rows, code[mask.bool()] if mask is not None else code.flatten(), generator)
+                    quantizer.update(rows, code[learnt], generator)
                 commitment.append(((residual - entry).square() * weight).sum() / denominator)
                 stages.append(residual + (entry - residual).detach())
                 total = total + entry

@@ -207,3 +207,20 @@ print(peak() - before)
         check=True,
     )
     assert float(result.stdout) < 40
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "`data.train` must name the training recordings"),
+        (["data.train=/nowhere"], "/nowhere"),
+        (["model.overrides.nonsense=3"], "nonsense"),
+        (["model.overrides.n_fft=700"], "must be a multiple of `hop_length`"),
+        (["optimizer.lr=3"], "`optimizer.lr` is unknown"),
+    ],
+)
+def test_a_training_that_cannot_start_is_one_line_and_exit_code_two(tmp_path, capsys, overrides, message):
+    assert main(["train", "rvq_codec_16khz_4kbps", f"output_dir={tmp_path}", *overrides]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("speech-tokenizers train: error: ")
+    assert message in error[-1]

@@ -54,3 +54,19 @@ def test_command_lines_parse():
 def test_the_checkpoint_it_names_is_here():
     assert f"speech-tokenizers evaluate {DEFAULT_CHECKPOINT}" in README
     assert DEFAULT_CHECKPOINT in list_checkpoints()
+
+
+def test_nothing_is_left_to_fill_in():
+    cards = list((Path(__file__).parents[1] / "model_cards").glob("*/README.md"))
+    assert len(cards) == len(list_checkpoints())
+    for text in [README, *(path.read_text(encoding="utf-8") for path in cards)]:
+        assert "@@" not in text
+        assert "More information needed" not in text
+
+
+@pytest.mark.parametrize("name", list_checkpoints())
+def test_a_checkpoint_is_a_complete_repository(name):
+    folder = Path(__file__).parents[1] / "model_cards" / name
+    for file in ("README.md", "config.json", "preprocessor_config.json", "model.safetensors"):
+        assert (folder / file).is_file()
+    assert (folder / "model.safetensors").stat().st_size <= 30e6

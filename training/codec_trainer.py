@@ -226,7 +226,9 @@ class CodecTrainer:
         if not self._synchronize:
             return loss.new_zeros(())
         max_norm = math.inf if args.max_grad_norm is None else args.max_grad_norm
-        norm = self.accelerator.clip_grad_norm_(module.parameters(), max_norm)
+        # This optimizer's alone: `accelerator.clip_grad_norm_` would unscale both, one of them in mid-accumulation.
+        self.accelerator.unscale_gradients(optimizer)
+        norm = nn.utils.clip_grad_norm_(module.parameters(), max_norm)
         # With a gradient scaler (fp16) the optimizer skips such steps by itself and adapts its scale.
         if self.accelerator.scaler is not None or torch.isfinite(norm):
             optimizer.step()
@@ -570,6 +572,8 @@ def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Codec
     r"""
     Train as a recipe says, save the codec in `final` in the output folder, and return the trainer.
 
+    A run that was told to stop (SIGINT, SIGTERM) leaves a checkpoint and no `final`.
+
     Args:
         path_or_name (`str`): See [`load_recipe`].
         overrides (sequence of `str`): `key=value` pairs.
@@ -578,7 +582,10 @@ def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Codec
     set_seed(args.seed)
     trainer = CodecTrainer(build_model(args), args)
     trainer.train()
-    trainer.save_model()
+    if trainer.step < args.max_steps:
+        tqdm.write(f"Stopped at step {trainer.step} of {args.max_steps}; the same command continues.")
+    else:
+        trainer.save_model()
     return trainer
 
 
@@ -587,9 +594,10 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         sys.exit(main.__doc__)
     try:
-        train_from_recipe(sys.argv[1], sys.argv[2:])
-    except ValueError as error:
+        trainer = train_from_recipe(sys.argv[1], sys.argv[2:])
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    sys.exit(trainer.step < trainer.args.max_steps)
 
 
 if __name__ == "__main__":

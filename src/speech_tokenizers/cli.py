@@ -196,14 +196,21 @@ def _run_reconstruct(args: argparse.Namespace) -> int:
 
 
 def _run_train(args: argparse.Namespace) -> int:
-    from speech_tokenizers.training.codec_trainer import load_recipe, train_from_recipe
+    from huggingface_hub.errors import StrictDataclassError  # what a contradictory configuration raises
+
+    from speech_tokenizers.training.arguments import load_recipe
 
     try:
-        load_recipe(args.recipe, args.overrides)
-    except (ValueError, TypeError, OSError) as error:
+        load_recipe(args.recipe, args.overrides)  # before the imports that take seconds
+        from speech_tokenizers.training.codec_trainer import train_from_recipe
+
+        trainer = train_from_recipe(args.recipe, args.overrides)
+    except (ValueError, TypeError, OSError, StrictDataclassError) as error:
         raise UsageError(_one_line(error)) from error
-    train_from_recipe(args.recipe, args.overrides)
-    return 0
+    except FloatingPointError as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 1
+    return int(trainer.step < trainer.args.max_steps)
 
 
 def _run_info(args: argparse.Namespace) -> int:

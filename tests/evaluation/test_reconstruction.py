@@ -190,6 +190,14 @@ def test_a_codec_that_fails_on_a_clip_fails_every_metric_there(tmp_path, data):
     assert record["scores"] == {}
 
 
+def test_a_clip_that_cannot_be_read_is_set_aside_and_the_others_are_measured(tmp_path, data, save_model, capsys):
+    save_model(tmp_path / "tiny")
+    (data / "north" / "0.wav").write_bytes(b"RIFF and nothing else")
+    assert run(tmp_path, str(tmp_path / "tiny")) == 1
+    assert "set aside: " in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["data"]["num_clips"] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

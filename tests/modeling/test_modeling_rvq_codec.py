@@ -286,9 +286,9 @@ def test_a_length_that_does_not_fit_the_frames_is_refused(codec, num_samples):
 )
 def test_a_cache_needs_a_codec_that_can_stream(codec, signal, overrides):
     model = codec(**overrides)
-    with pytest.raises(ValueError, match=r"`padding_cache` needs a codec with `causal=True`"):
+    with pytest.raises(ValueError, match=r"`padding_cache` needs .*`causal=True`"):
         model.encode(signal(1, 400), padding_cache=StreamingCache())
-    with pytest.raises(ValueError, match=r"`padding_cache` needs a codec with `causal=True`"):
+    with pytest.raises(ValueError, match=r"`padding_cache` needs .*`causal=True`"):
         model.decode(torch.zeros(1, 4, 3, dtype=torch.long), padding_cache=StreamingCache())
 
 

@@ -272,3 +272,18 @@ def test_autocast_does_not_touch_the_codes(quantizer):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(quantizer.encode(latents), expected)
         assert torch.equal(quantizer(latents).audio_codes, expected)
+
+
+def test_a_frame_that_is_not_finite_teaches_the_codebooks_nothing():
+    quantizer = ResidualVectorQuantizer(2, 8, 4, 4, kmeans_iterations=5).train()
+    latents = torch.randn(2, 40, 4, generator=torch.Generator().manual_seed(0))
+    quantizer(latents)
+    before = [entry.codebook.clone() for entry in quantizer.quantizers]
+
+    quantizer(torch.full_like(latents, float("nan")))
+    assert all(entry.codebook.isfinite().all() for entry in quantizer.quantizers)
+
+    quantizer(latents)
+    for entry, codebook in zip(quantizer.quantizers, before, strict=True):
+        assert entry.codebook.isfinite().all()
+        assert not torch.equal(entry.codebook, codebook)
