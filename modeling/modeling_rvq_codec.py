@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
+from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .codec_layers import (
     ConvNeXtBlock,
@@ -108,6 +109,8 @@ class RVQCodecPreTrainedModel(PreTrainedAudioTokenizerBase):
     base_model_prefix = "rvq_codec"
     main_input_name = "input_values"
     input_modalities = "audio"
+    # The loss is a mean, which `Trainer` has to divide among accumulated batches itself.
+    accepts_loss_kwargs = False
     _keep_in_fp32_modules_strict = ["quantizer"]
     _no_split_modules = ["ResidualUnit", "ConvNeXtBlock"]
 
@@ -314,6 +317,7 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         padding_mask: torch.Tensor | None = None,
         num_quantizers: int | None = None,
         return_loss: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> RVQCodecOutput:
         r"""
         Encode, quantize and decode, with gradients.
@@ -325,7 +329,13 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
                 either side.
             num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
             return_loss (`bool`, defaults to `True`): Also compute the losses that need no discriminator.
+            kwargs: What transformers passes to any model, such as `output_attentions`, of which a codec has none.
+
+        Raises:
+            TypeError: If another argument is given.
         """
+        if unknown := sorted(set(kwargs) - set(TransformersKwargs.__annotations__)):
+            raise TypeError(f"`forward` has no argument {', '.join(unknown)}.")
         input_values = self._check_input(input_values, padding_mask)
         latents, frame_lengths, frame_starts = self._encode(input_values, padding_mask)
         mask = None

@@ -308,3 +308,16 @@ def test_streams_refuse_what_they_cannot_do(new_codec):
         stream.decode(torch.full((1, 4, 1000), 99))
     with pytest.raises(ValueError, match="training mode"):
         CodecStream(model.train())
+
+
+def test_a_misspelt_argument_is_refused(codec):
+    model, waveform = codec(), torch.zeros(1, 1, 400)
+    for call in (model, model.encode):
+        with pytest.raises(TypeError, match="num_quantiser"):
+            call(waveform, num_quantiser=2)
+
+
+def test_a_mask_of_another_shape_is_refused(codec):
+    codes = torch.zeros(2, 2, 5, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"`audio_codes_mask` must have shape \(2, 5\)"):
+        codec().decode(codes, audio_codes_mask=torch.ones(2, 4))
