@@ -6,8 +6,7 @@ networks.
 Every layer maps (batch, channels, length) to (batch, channels, length) and takes two optional arguments:
 
 - `lengths` (batch,): the real length of each item of a right-padded batch at this layer's input. What lies beyond is
-replaced by the
-  padding that the item would get alone, so a batch gives each item exactly what it gets alone.
+  replaced by the padding that the item would get alone, so a batch gives each item exactly what it gets alone.
 - `cache`: the past of a stream (causal layers only), so that chunks give exactly what the whole gives.
 
 Lengths are Python integers or tensors that never leave their device: nothing here waits for the device.

@@ -11,11 +11,9 @@ class CodecStream:
     One stream of speech through a codec, in either direction, with memory that does not grow with its length.
 
     A codec without look-ahead (`model.is_streamable`) carries the state of its layers from chunk to chunk and answers
-    each whole
-    frame at once. Any other is run in windows with as many frames of context on either side as its layers see, and
-    answers a
-    window late. Either way the codes are those of the whole recording. (A recurrent layer that is not streamed sees
-    all of the past; its context is cut at `codec_layers.LSTM_CONTEXT` frames.)
+    each whole frame at once. Any other is run in windows with as many frames of context on either side as its layers
+    see, and answers a window late. Either way the codes are those of the whole recording. (A recurrent layer that is
+    not streamed sees all of the past; its context is cut at `codec_layers.LSTM_CONTEXT` frames.)
 
     Args:
         model ([`RVQCodecModel`]): The codec, in `eval()` mode.

@@ -58,8 +58,8 @@ class RVQCodecConfig(PreTrainedConfig):
         decoder_type (`str`, defaults to `"seanet"`): `"seanet"` (transposed convolutions) or `"istft"` (ConvNeXt
             blocks and an inverse-STFT head at the frame rate; Vocos, arXiv 2306.00814).
         hidden_size (`int`, defaults to 128): Dimension of the latents between encoder, quantizer and decoder.
-        downsampling_ratios (`list[int]`, defaults to `(2, 4, 5, 8)`): Strides of the encoder in order; the decoder
-            has them in reverse. Their product is `hop_length`.
+        downsampling_ratios (`list[int]`, defaults to `(2, 4, 5, 8)`): Strides of the encoder in order; the decoder has
+            them in reverse. Their product is `hop_length`.
         num_filters (`int`, defaults to 32): SEANet's channels at the sampling rate; they double with each stride.
         kernel_size (`int`, defaults to 7): Kernel of SEANet's outer convolutions at the sampling rate.
         last_kernel_size (`int`, defaults to 7): Kernel of SEANet's convolutions at the frame rate.
@@ -95,14 +95,12 @@ class RVQCodecConfig(PreTrainedConfig):
         kmeans_iterations (`int`, defaults to 50): Lloyd iterations that initialise a codebook from its first training
             batch; 0 keeps the random initialisation.
         dead_code_threshold (`float`, defaults to 0.1): An entry used less than this share of the uniform use is
-            replaced by a
-            latent of the batch. (EnCodec states an absolute count, 2, which depends on the batch size.) 0 switches it
-            off.
-        semantic_dimension (`int`, *optional*): Adds a linear layer from the first codebook's output to this
-            dimension, for
-            distillation (SpeechTokenizer, arXiv 2308.16692).
-        mel_loss_weight, waveform_loss_weight, commitment_loss_weight (`float`, default to 15.0, 1.0, 0.25): Weights
-            of the terms in the loss that `forward` returns.
+            replaced by a latent of the batch. (EnCodec states an absolute count, 2, which depends on the batch size.)
+            0 switches it off.
+        semantic_dimension (`int`, *optional*): Adds a linear layer from the first codebook's output to this dimension,
+            for distillation (SpeechTokenizer, arXiv 2308.16692).
+        mel_loss_weight, waveform_loss_weight, commitment_loss_weight (`float`, default to 15.0, 1.0, 0.25): Weights of
+            the terms in the loss that `forward` returns.
     """
 
     model_type = "speech_tokenizers_rvq_codec"

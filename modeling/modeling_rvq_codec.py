@@ -155,8 +155,7 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
     2210.13438).
 
     A padded batch gives each item the codes and samples that it gets alone. In `train()` mode `forward` also updates
-    the
-    codebooks (moving averages, over all processes).
+    the codebooks (moving averages, over all processes).
 
     Args:
         config ([`RVQCodecConfig`]): Sizes and kinds of the networks; see its presets.

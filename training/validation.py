@@ -39,6 +39,8 @@ def validate(
         `dict`: Means over recordings of `mel`, `waveform`, `commitment` and the metrics; share of codes used and
         perplexity of each stage over all recordings, `codes_used_<stage>` and `perplexity_<stage>`.
     """
+    if not len(recordings):
+        raise ValueError("There is no recording to evaluate on; see rejected.jsonl for those that were set aside.")
     sums: dict[str, float] = {}
     counts = torch.zeros(model.config.num_quantizers, model.config.codebook_size, dtype=torch.float64)
     for index in range(accelerator.process_index, len(recordings), accelerator.num_processes):
