@@ -56,7 +56,7 @@ class DataArguments:
         cache_dir (`str`, *optional*): Where decoded audio is kept. Defaults to `audio_cache` in the output folder.
         target_level_db (`float`, *optional*): Bring every crop to this RMS level (dB relative to full scale) first.
         gain_db (`list` of two `float`): Range of a random gain. Peaks are kept below full scale.
-        min_level_db (`float`): A crop below this level is drawn again, up to eight times, so that few crops are
+        min_level_db (`float`): A crop below this level is drawn again, eight times in all, so that few crops are
             silence.
         num_workers (`int`): Worker processes that prepare crops. Crops do not depend on it. Reading decoded audio
             needs none.

@@ -317,7 +317,7 @@ def test_a_misspelt_argument_is_refused(codec):
             call(waveform, num_quantiser=2)
 
 
-def test_a_mask_of_another_shape_is_refused(codec):
+def test_a_mask_of_another_shape_is_refused_in_decoding(codec):
     codes = torch.zeros(2, 2, 5, dtype=torch.long)
     with pytest.raises(ValueError, match=r"`audio_codes_mask` must have shape \(2, 5\)"):
         codec().decode(codes, audio_codes_mask=torch.ones(2, 4))
