@@ -583,7 +583,7 @@ def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Codec
     trainer = CodecTrainer(build_model(args), args)
     trainer.train()
     if trainer.step < args.max_steps:
-        tqdm.write(f"Stopped at step {trainer.step} of {args.max_steps}; the same command continues.")
+        tqdm.write(f"Stopped at step {trainer.step} of {args.max_steps}; `resume_from_checkpoint=latest` continues.")
     else:
         trainer.save_model()
     return trainer

@@ -82,7 +82,7 @@ def test_sigterm_leaves_a_checkpoint(recipe_file, tmp_path):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 1, output
-    assert "the same command continues" in output
+    assert "`resume_from_checkpoint=latest` continues" in output
     assert list((tmp_path / "run").glob("checkpoint-*"))
     assert not (tmp_path / "run" / "final").exists()  # what is there is finished
 
