@@ -3,6 +3,7 @@
 """Configuration of the RVQ codec and its named presets."""
 
 import math
+from typing import ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -32,17 +33,6 @@ RVQ_CODEC_PRESETS = {
     "streaming-16khz": {"num_filters": 32, "encoder_lstm": "none", "decoder_lstm": "none", "causal": True},
     # EnCodec's architecture (arXiv 2210.13438) at 16 kHz.
     "encodec-16khz": {"activation": "elu", "num_filters": 32, "causal": True, "pad_mode": "reflect"},
-    # SpeechTokenizer's and DM-Codec's network (arXiv 2308.16692, 2410.15017), 103.7 M parameters.
-    "speechtokenizer-16khz": {
-        "activation": "elu",
-        "num_filters": 64,
-        "hidden_size": 1024,
-        "semantic_dimension": 768,
-        "encoder_lstm": "bidirectional",
-        "decoder_lstm": "unidirectional",
-        "pad_mode": "reflect",
-        "dead_code_threshold": 0.0,
-    },
 }
 
 
@@ -97,13 +87,12 @@ class RVQCodecConfig(PreTrainedConfig):
         dead_code_threshold (`float`, defaults to 0.1): An entry used less than this share of the uniform use is
             replaced by a latent of the batch. (EnCodec states an absolute count, 2, which depends on the batch size.)
             0 switches it off.
-        semantic_dimension (`int`, *optional*): Adds a linear layer from the first codebook's output to this dimension,
-            for distillation (SpeechTokenizer, arXiv 2308.16692).
         mel_loss_weight, waveform_loss_weight, commitment_loss_weight (`float`, default to 15.0, 1.0, 0.25): Weights of
             the terms in the loss that `forward` returns.
     """
 
     model_type = "speech_tokenizers_rvq_codec"
+    presets: ClassVar[dict[str, dict]] = RVQ_CODEC_PRESETS
 
     sampling_rate: int = 16000
     encoder_type: str = "seanet"
@@ -140,7 +129,6 @@ class RVQCodecConfig(PreTrainedConfig):
     ema_decay: float | int = 0.99
     kmeans_iterations: int = 50
     dead_code_threshold: float | int = 0.1
-    semantic_dimension: int | None = None
     mel_loss_weight: float | int = 15.0
     waveform_loss_weight: float | int = 1.0
     commitment_loss_weight: float | int = 0.25
@@ -154,21 +142,21 @@ class RVQCodecConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_preset(cls, name: str, **overrides) -> "RVQCodecConfig":
+    def from_preset(cls, name: str, **overrides) -> Self:
         r"""
         Args:
-            name (`str`): One of `RVQ_CODEC_PRESETS`.
+            name (`str`): One of `presets`.
             overrides: Fields that differ from the preset.
 
         Raises:
             ValueError: If there is no such preset, or an override is not a field.
         """
-        if name not in RVQ_CODEC_PRESETS:
-            raise ValueError(f"`name` must be one of {sorted(RVQ_CODEC_PRESETS)}, but got {name!r}.")
+        if name not in cls.presets:
+            raise ValueError(f"`name` must be one of {sorted(cls.presets)}, but got {name!r}.")
         unknown = sorted(set(overrides) - set(cls.__dataclass_fields__))
         if unknown:
             raise ValueError(f"`overrides` names no field of {cls.__name__}: {unknown}.")
-        return cls(**{**RVQ_CODEC_PRESETS[name], **overrides})
+        return cls(**{**cls.presets[name], **overrides})
 
     @property
     def hop_length(self) -> int:
@@ -221,8 +209,6 @@ class RVQCodecConfig(PreTrainedConfig):
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
-        if self.semantic_dimension is not None and self.semantic_dimension < 1:
-            raise ValueError(f"`semantic_dimension` must be at least 1, but got {self.semantic_dimension}.")
         for name in ("mel_loss_weight", "waveform_loss_weight", "commitment_loss_weight", "kmeans_iterations"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, but got {getattr(self, name)}.")

@@ -29,7 +29,7 @@ from .codec_layers import (
 )
 from .configuration_rvq_codec import RVQCodecConfig
 from .spectral_losses import multi_scale_mel_loss
-from .vector_quantization import ResidualVectorQuantizer, VectorQuantizer
+from .vector_quantization import FreezableModule, ResidualVectorQuantizer, VectorQuantizer
 
 
 @dataclass
@@ -71,8 +71,8 @@ class RVQCodecOutput(ModelOutput):
         mel_loss (`torch.FloatTensor` of shape `()`): Multi-scale log-mel distance.
         waveform_loss (`torch.FloatTensor` of shape `()`): Mean absolute difference of the samples.
         commitment_loss (`torch.FloatTensor` of shape `()`): Mean squared distance of the residuals from their entries.
-        semantic_features (`torch.FloatTensor` of shape `(batch, num_frames, semantic_dimension)`): Projection of the
-            first codebook's output, where the configuration asks for it.
+        stage_latents (`tuple` of `torch.FloatTensor` of shape `(batch, num_frames, codebook_dim)`): What each codebook
+            that was used adds to the quantized frames; gradients pass straight through to the latents.
     """
 
     loss: torch.FloatTensor | None = None
@@ -84,7 +84,7 @@ class RVQCodecOutput(ModelOutput):
     mel_loss: torch.FloatTensor | None = None
     waveform_loss: torch.FloatTensor | None = None
     commitment_loss: torch.FloatTensor | None = None
-    semantic_features: torch.FloatTensor | None = None
+    stage_latents: tuple[torch.FloatTensor, ...] | None = None
 
 
 def shift_steps(values: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
@@ -173,9 +173,6 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             ema_decay=config.ema_decay,
             kmeans_iterations=config.kmeans_iterations,
             dead_code_threshold=config.dead_code_threshold,
-        )
-        self.semantic_projection = (
-            None if config.semantic_dimension is None else nn.Linear(config.codebook_dim, config.semantic_dimension)
         )
         self.decoder = (SEANetDecoder if config.decoder_type == "seanet" else SpectralDecoder)(config)
         self.post_init()
@@ -343,13 +340,8 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             mask = (positions < frame_lengths.unsqueeze(-1)).long()
         quantized = self.quantizer(latents, num_quantizers, mask)
         audio_values = self._decode(quantized.quantized_latents, frame_lengths)[..., : input_values.shape[-1]]
-        semantic_features = None
-        if self.semantic_projection is not None:
-            semantic_features = self.semantic_projection(
-                quantized.stage_quantized[0].to(self.semantic_projection.weight.dtype)
-            )
-
         audio_codes, quantized_latents = quantized.audio_codes, quantized.quantized_latents
+        stage_latents = quantized.stage_quantized
         if mask is None or padding_mask is None:
             mask = torch.ones(latents.shape[:2], dtype=torch.long, device=latents.device)
         else:
@@ -357,11 +349,9 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             starts, _ = real_span(padding_mask)
             audio_values = shift_steps(audio_values, starts) * padding_mask.unsqueeze(1)
             audio_codes = shift_steps(audio_codes * mask.unsqueeze(1), frame_starts)
-            latents, quantized_latents, semantic_features = (
-                None
-                if value is None
-                else shift_steps((value * mask.unsqueeze(-1)).transpose(1, 2), frame_starts).transpose(1, 2)
-                for value in (latents, quantized_latents, semantic_features)
+            latents, quantized_latents, *stage_latents = (
+                shift_steps((value * mask.unsqueeze(-1)).transpose(1, 2), frame_starts).transpose(1, 2)
+                for value in (latents, quantized_latents, *stage_latents)
             )
             mask = shift_steps(mask, frame_starts)
 
@@ -388,8 +378,25 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             mel_loss=mel_loss,
             waveform_loss=waveform_loss,
             commitment_loss=quantized.commitment_loss,
-            semantic_features=semantic_features,
+            stage_latents=tuple(stage_latents),
         )
+
+    def freeze(self, frozen: bool = True):
+        r"""
+        Keep weights and codebooks as they are, also in `train()` mode, while gradients still flow through the codec to
+        its input and to latents that it decodes: the codec as part of a loss.
+
+        Differentiate in `train()` mode on a GPU: cuDNN has no backward pass for LSTMs in evaluation mode. A frozen
+        quantizer stays in evaluation mode, so both modes compute the same.
+
+        Args:
+            frozen (`bool`, defaults to `True`): `False` lets everything learn again.
+        """
+        self.requires_grad_(not frozen)
+        for module in self.modules():
+            if isinstance(module, FreezableModule):
+                module.frozen = frozen
+        self.train(self.training)
 
     @torch.enable_grad()  # without gradients the folded weights would become buffers
     def remove_weight_norm(self):

@@ -73,7 +73,16 @@ def _gather_rows(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
 
 
-class VectorQuantizer(nn.Module):
+class FreezableModule(nn.Module):
+    """A module that stays in evaluation mode, in which nothing is updated, while its `frozen` is true."""
+
+    frozen = False
+
+    def train(self, mode: bool = True):
+        return super().train(mode and not self.frozen)
+
+
+class VectorQuantizer(FreezableModule):
     r"""
     One codebook, learnt as exponential moving averages of the vectors it codes (van den Oord et al. 2017, appendix
     A.1).
@@ -168,15 +177,15 @@ class VectorQuantizer(nn.Module):
         return vectors[order[:count].to(vectors.device)]
 
 
-class ResidualVectorQuantizer(nn.Module):
+class ResidualVectorQuantizer(FreezableModule):
     r"""
     Code each latent frame as a sum of entries from successive codebooks.
 
     With r_0 = z, stage k picks the entry e_k nearest to r_{k-1} and leaves r_k = r_{k-1} - sg(e_k), where sg stops
     gradients; the output is sum_k e_k. (SoundStream, Algorithm 1: arXiv 2107.03312)
 
-    Random draws (initialisation, replaced entries, quantizer dropout) are seeded by the number of updates so far: they
-    are the same on every process and after a resume, and leave PyTorch's global generators alone.
+    Random draws (initialisation, replaced entries, quantizer dropout) are seeded by the number of training batches so
+    far: they are the same on every process and after a resume, and leave PyTorch's global generators alone.
 
     Args:
         num_quantizers (`int`): Number of codebooks, coarse to fine.
@@ -257,18 +266,18 @@ class ResidualVectorQuantizer(nn.Module):
 
             residual, total, stages, codes, commitment = projected, 0.0, [], [], []
             for quantizer in self.quantizers[:used]:
-                if self.training:
+                if quantizer.training:
                     rows = residual.detach()[learnt]
                     if not quantizer.initialized:
                         quantizer.initialize(rows, generator)
                 code = quantizer.encode(residual.detach())
                 entry = quantizer.decode(code)
-                if self.training:
+                if quantizer.training:
                     quantizer.update(rows, code[learnt], generator)
                 commitment.append(((residual - entry).square() * weight).sum() / denominator)
                 stages.append(residual + (entry - residual).detach())
                 total = total + entry
-                residual = residual - entry  # entries are buffers: every stage sends its gradient to the encoder
+                residual = self.remainder(residual, entry)
                 codes.append(code)
 
             quantized = total + (projected - projected.detach())  # straight-through, and exactly the sum of entries
@@ -278,6 +287,10 @@ class ResidualVectorQuantizer(nn.Module):
                 commitment_loss=torch.stack(commitment).mean(),
                 stage_quantized=tuple(stages),
             )
+
+    def remainder(self, residual: torch.Tensor, entry: torch.Tensor) -> torch.Tensor:
+        """What a stage leaves to the next. Entries are buffers, so every stage sends its gradient to the encoder."""
+        return residual - entry
 
     def _check(self, num_quantizers: int | None) -> int:
         if num_quantizers is None:

@@ -13,11 +13,15 @@ from speech_tokenizers.auto_registration import register_auto_classes_on_import
 
 
 if TYPE_CHECKING:
+    from speech_tokenizers.checkpoint_conversion import CheckpointError, convert_checkpoint
     from speech_tokenizers.checkpoints import DEFAULT_CHECKPOINT, find_checkpoint, list_checkpoints, load
     from speech_tokenizers.file_coding import decode_file, encode_file, reconstruct_file
     from speech_tokenizers.modeling.codec_streaming import CodecStream
+    from speech_tokenizers.modeling.configuration_dm_codec import DM_CODEC_PRESETS, DMCodecConfig
     from speech_tokenizers.modeling.configuration_rvq_codec import RVQ_CODEC_PRESETS, RVQCodecConfig
+    from speech_tokenizers.modeling.configuration_speech_encoder_ctc import SpeechEncoderCTCConfig
     from speech_tokenizers.modeling.hub_export import push_to_hub_with_code, save_pretrained_with_code
+    from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel, DMCodecOutput
     from speech_tokenizers.modeling.modeling_rvq_codec import (
         RVQCodecDecoderOutput,
         RVQCodecEncoderOutput,
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
         RVQCodecOutput,
         RVQCodecPreTrainedModel,
     )
+    from speech_tokenizers.modeling.modeling_speech_encoder_ctc import SpeechEncoderForCTC
     from speech_tokenizers.processing.audio_files import (
         AudioFileError,
         AudioReader,
@@ -33,11 +38,15 @@ if TYPE_CHECKING:
         load_audio,
     )
     from speech_tokenizers.processing.code_files import AudioCodes, CodeFileError, load_codes, save_codes
+    from speech_tokenizers.processing.feature_extraction_dm_codec import DMCodecFeatureExtractor
     from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
+    from speech_tokenizers.processing.word_alignment import TimedWord, load_word_aligner, match_words
 
 # Public name -> module that defines it. The block above repeats it for type checkers; tests/test_import_time.py
 # compares the two.
 _MODULES = {
+    "CheckpointError": "checkpoint_conversion",
+    "convert_checkpoint": "checkpoint_conversion",
     "DEFAULT_CHECKPOINT": "checkpoints",
     "find_checkpoint": "checkpoints",
     "list_checkpoints": "checkpoints",
@@ -46,15 +55,21 @@ _MODULES = {
     "encode_file": "file_coding",
     "reconstruct_file": "file_coding",
     "CodecStream": "modeling.codec_streaming",
+    "DM_CODEC_PRESETS": "modeling.configuration_dm_codec",
+    "DMCodecConfig": "modeling.configuration_dm_codec",
     "RVQ_CODEC_PRESETS": "modeling.configuration_rvq_codec",
     "RVQCodecConfig": "modeling.configuration_rvq_codec",
+    "SpeechEncoderCTCConfig": "modeling.configuration_speech_encoder_ctc",
     "push_to_hub_with_code": "modeling.hub_export",
     "save_pretrained_with_code": "modeling.hub_export",
+    "DMCodecModel": "modeling.modeling_dm_codec",
+    "DMCodecOutput": "modeling.modeling_dm_codec",
     "RVQCodecDecoderOutput": "modeling.modeling_rvq_codec",
     "RVQCodecEncoderOutput": "modeling.modeling_rvq_codec",
     "RVQCodecModel": "modeling.modeling_rvq_codec",
     "RVQCodecOutput": "modeling.modeling_rvq_codec",
     "RVQCodecPreTrainedModel": "modeling.modeling_rvq_codec",
+    "SpeechEncoderForCTC": "modeling.modeling_speech_encoder_ctc",
     "AudioFileError": "processing.audio_files",
     "AudioReader": "processing.audio_files",
     "AudioWriter": "processing.audio_files",
@@ -64,7 +79,11 @@ _MODULES = {
     "CodeFileError": "processing.code_files",
     "load_codes": "processing.code_files",
     "save_codes": "processing.code_files",
+    "DMCodecFeatureExtractor": "processing.feature_extraction_dm_codec",
     "RVQCodecFeatureExtractor": "processing.feature_extraction_rvq_codec",
+    "TimedWord": "processing.word_alignment",
+    "load_word_aligner": "processing.word_alignment",
+    "match_words": "processing.word_alignment",
 }
 
 __version__ = "0.1.0"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Make `AutoConfig`, `AutoModel`, `AutoModelForAudioTokenization` and `AutoFeatureExtractor` know this package's classes.
+Make `AutoConfig`, `AutoModel`, `AutoModelForAudioTokenization`, `AutoModelForCTC` and `AutoFeatureExtractor` know this
+package's classes.
 
 transformers finds external classes only if they are registered, and registering imports it: seconds that `import
 speech_tokenizers` must not take. So each registration waits until transformers imports the module that holds its
@@ -18,7 +19,10 @@ from types import ModuleType
 # model_type -> (config class, model class, feature extractor class), all public names of this package.
 AUTO_CLASSES = {
     "speech_tokenizers_rvq_codec": ("RVQCodecConfig", "RVQCodecModel", "RVQCodecFeatureExtractor"),
+    "speech_tokenizers_dm_codec": ("DMCodecConfig", "DMCodecModel", "DMCodecFeatureExtractor"),
 }
+# model_type -> (config class, model class) of recognisers, whose feature extractors are transformers' own.
+CTC_CLASSES = {"speech_tokenizers_speech_encoder_ctc": ("SpeechEncoderCTCConfig", "SpeechEncoderForCTC")}
 
 
 def register_auto_classes_on_import() -> None:
@@ -58,7 +62,7 @@ def _facade() -> ModuleType:
 
 
 def _register_configs(configuration_auto: ModuleType) -> None:
-    for model_type, (config_name, _, _) in AUTO_CLASSES.items():
+    for model_type, (config_name, *_) in {**AUTO_CLASSES, **CTC_CLASSES}.items():
         configuration_auto.AutoConfig.register(model_type, getattr(_facade(), config_name), exist_ok=True)
 
 
@@ -73,12 +77,15 @@ def _register_models(modeling_auto: ModuleType) -> None:
     # `AutoModel.register` wants the class itself, whose import needs transformers modules that may be in the middle of
     # importing this one. transformers' mappings load their own classes by name on first use; ours are added to them in
     # that form.
-    for model_type, (config_name, model_name, _) in AUTO_CLASSES.items():
-        for mapping in (modeling_auto.MODEL_MAPPING, modeling_auto.MODEL_FOR_AUDIO_TOKENIZATION_MAPPING):
-            mapping._config_mapping[model_type] = config_name
-            mapping._reverse_config_mapping[config_name] = model_type
-            mapping._model_mapping[model_type] = model_name
-            mapping._modules[model_type] = _facade()
+    codec_mappings = (modeling_auto.MODEL_MAPPING, modeling_auto.MODEL_FOR_AUDIO_TOKENIZATION_MAPPING)
+    ctc_mappings = (modeling_auto.MODEL_FOR_CTC_MAPPING,)
+    for classes, mappings in ((AUTO_CLASSES, codec_mappings), (CTC_CLASSES, ctc_mappings)):
+        for model_type, (config_name, model_name, *_) in classes.items():
+            for mapping in mappings:
+                mapping._config_mapping[model_type] = config_name
+                mapping._reverse_config_mapping[config_name] = model_type
+                mapping._model_mapping[model_type] = model_name
+                mapping._modules[model_type] = _facade()
 
 
 _REGISTRATIONS = {

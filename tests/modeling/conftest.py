@@ -6,7 +6,9 @@ import functools
 import pytest
 import torch
 
+from speech_tokenizers.modeling.configuration_dm_codec import DMCodecConfig
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
+from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 
 
@@ -26,7 +28,10 @@ TINY_CONFIG = {
 
 
 def make_tiny_config(**overrides) -> RVQCodecConfig:
-    return RVQCodecConfig(**{**TINY_CONFIG, **overrides})
+    """A [`DMCodecConfig`] where the overrides name one of its own fields, else an [`RVQCodecConfig`]."""
+    of_dm_codec = set(DMCodecConfig.__dataclass_fields__) - set(RVQCodecConfig.__dataclass_fields__)
+    config_class = DMCodecConfig if of_dm_codec & overrides.keys() else RVQCodecConfig
+    return config_class(**{**TINY_CONFIG, **overrides})
 
 
 def make_signal(batch_size: int, num_samples: int, seed: int = 0) -> torch.Tensor:
@@ -48,7 +53,8 @@ def make_codec(**overrides) -> RVQCodecModel:
     """
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        model = RVQCodecModel(make_tiny_config(**overrides))
+        config = make_tiny_config(**overrides)
+        model = DMCodecModel(config) if isinstance(config, DMCodecConfig) else RVQCodecModel(config)
         for name, parameter in model.named_parameters():
             if name.endswith(("bias", "alpha")):
                 parameter.add_(torch.empty_like(parameter).uniform_(-0.3, 0.3))
@@ -76,7 +82,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def tiny_config():
-    """Function: `RVQCodecConfig` of a tiny codec, with overrides."""
+    """Function: configuration of a tiny codec, with overrides."""
     return make_tiny_config
 
 

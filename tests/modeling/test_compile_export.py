@@ -12,7 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # One stride is enough to trace every kind of layer, and halves the time that it takes.
 CODECS = {
     "seanet": {"encoder_lstm": "none", "decoder_lstm": "none", "downsampling_ratios": (10,)},
+    # DM-Codec and SpeechTokenizer as converted, with a bidirectional decoder to boot.
     "seanet-lstm": {
+        "semantic_dimension": 6,
+        "contextual_dimension": 10,
         "encoder_lstm": "bidirectional",
         "decoder_lstm": "bidirectional",
         "activation": "snake",
@@ -21,6 +24,7 @@ CODECS = {
     },
     "seanet-causal": {"causal": True, "pad_mode": "replicate", "downsampling_ratios": (10,)},
     "spectral": {"encoder_type": "stft", "decoder_type": "istft", "codebook_dim": 6},
+    "spectral-dm-codec": {"encoder_type": "stft", "decoder_type": "istft", "semantic_dimension": 6},
     "spectral-causal": {"encoder_type": "stft", "decoder_type": "istft", "causal": True},
 }
 # Each trace takes seconds: `make test` runs the two that hold every layer, with masks, and the others are slow.
@@ -72,7 +76,9 @@ def test_coding_compiles_as_one_graph(codec, signal, name, masked):
     torch.testing.assert_close(decode(expected.audio_codes, frame_mask), decoded, **TOLERANCE)
 
 
-@pytest.mark.parametrize("name", [pytest.param("seanet", marks=pytest.mark.slow), "spectral"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("seanet", "spectral")), "spectral-dm-codec"]
+)
 @torch.no_grad()
 def test_the_forward_pass_with_its_losses_compiles_as_one_graph(codec, signal, name):
     torch.compiler.reset()

@@ -37,7 +37,7 @@ def test_presets_survive_a_file(name, tmp_path):
 
 @pytest.mark.parametrize("name", RVQ_CODEC_PRESETS)
 def test_presets_build_a_codec(name):
-    small = {"num_filters": 4, "hidden_size": 8, "codebook_size": 8, "semantic_dimension": 4}
+    small = {"num_filters": 4, "hidden_size": 8, "codebook_size": 8}
     model = RVQCodecModel(RVQCodecConfig.from_preset(name, **small, encoder_hidden_size=8, decoder_hidden_size=8))
     assert model.config.hidden_size == 8
     assert model.hop_length == 320
@@ -49,14 +49,6 @@ def test_preset_overrides_are_fields():
         RVQCodecConfig.from_preset("fast-16khz", num_quantisers=4)
     with pytest.raises(ValueError, match="`name` must be one of .*'fast-16khz'.*, but got 'quick'"):
         RVQCodecConfig.from_preset("quick")
-
-
-def test_the_network_of_speechtokenizer_is_a_preset():
-    config = RVQCodecConfig.from_preset("speechtokenizer-16khz")
-    assert (config.num_filters, config.hidden_size, config.semantic_dimension) == (64, 1024, 768)
-    assert (config.encoder_lstm, config.decoder_lstm) == ("bidirectional", "unidirectional")
-    assert (config.pad_mode, config.activation) == ("reflect", "elu")
-    assert (config.num_quantizers, config.codebook_size) == (8, 1024)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +69,6 @@ def test_the_network_of_speechtokenizer_is_a_preset():
         ({"codebook_size": 1}, r"`codebook_size` must be at least 2, but got 1"),
         ({"codebook_dim": 0}, r"`codebook_dim` must be at least 1"),
         ({"hidden_size": -3}, r"`hidden_size` must be at least 1"),
-        ({"semantic_dimension": 0}, r"`semantic_dimension` must be at least 1"),
         ({"n_fft": 500}, r"`n_fft` \(500\) must be a multiple of `hop_length` \(320\)"),
         ({"downsampling_ratios": (3, 5), "n_fft": 30}, r"by an even number of samples"),
         ({"quantizer_dropout": 1.5}, r"`quantizer_dropout` must lie between 0 and 1"),

@@ -27,7 +27,7 @@ def either(request, codec):
 
 
 def test_outputs_have_their_documented_shapes_and_types(codec, signal):
-    model = codec(semantic_dimension=6)
+    model = codec()
     with torch.no_grad():
         encoded = model.encode(signal(2, 777))
         outputs = model(signal(2, 777))
@@ -37,7 +37,8 @@ def test_outputs_have_their_documented_shapes_and_types(codec, signal):
     assert encoded.audio_codes_mask.tolist() == [[1] * 20] * 2
     assert outputs.audio_values.shape == (2, 1, 777)
     assert outputs.quantized_latents.shape == (2, 20, 16)
-    assert outputs.semantic_features.shape == (2, 20, 6)
+    assert [latents.shape for latents in outputs.stage_latents] == [(2, 20, 16)] * 4
+    torch.testing.assert_close(sum(outputs.stage_latents), outputs.quantized_latents)
     for name in ("loss", "mel_loss", "waveform_loss", "commitment_loss"):
         assert outputs[name].shape == (), name
     assert isinstance(model, PreTrainedAudioTokenizerBase)
