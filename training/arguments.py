@@ -21,8 +21,9 @@ class ModelArguments:
     The codec to train: a named preset with changes, or a trained codec to continue from.
 
     Args:
-        preset (`str`, *optional*): Name in `RVQ_CODEC_PRESETS`.
-        overrides (`dict`): Fields of [`RVQCodecConfig`] that differ from the preset.
+        preset (`str`, *optional*): Name in `RVQ_CODEC_PRESETS` or `DM_CODEC_PRESETS`, which also decides between
+            [`RVQCodecModel`] and [`DMCodecModel`].
+        overrides (`dict`): Fields of the configuration that differ from the preset.
         pretrained (`str`, *optional*): Folder or Hub id of a codec to fine-tune. Replaces `preset` and `overrides`.
     """
 
@@ -115,6 +116,97 @@ class AdversarialArguments:
 
 
 @dataclass
+class SpeechTeacherArguments:
+    r"""
+    The speech model that a codec learns from.
+
+    Args:
+        model (`str`): Folder or Hub id of any speech encoder that `AutoModel` knows.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        layer (`int` or `str`): `"average"` of all layers, `"last"`, or a layer counted from 1 (DM-Codec, Table 6).
+        window (`str`): For Whisper, `"padded"` or `"tight"`; see [`WaveformEncoder`].
+    """
+
+    model: str
+    revision: str | None = None
+    layer: Any = "average"
+    window: str = "padded"
+
+
+@dataclass
+class LanguageTeacherArguments:
+    r"""
+    The language model that a codec learns from, and how its vectors meet the codec's frames.
+
+    Args:
+        model (`str`): Folder or Hub id of any text model that `AutoModel` knows.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        layer (`int` or `str`): `"average"` of all layers, `"last"`, or a layer counted from 1.
+        alignment (`str`): `"ctc"`: each frame gets the vector of the word that is spoken in it; `"interpolate"`: the
+            tokens are spread evenly over the recording; `"pad"`: token k is frame k, and padding tokens fill the rest,
+            as DM-Codec was published.
+        silence (`str`): With `"ctc"`, the vector of frames without a word: `"zero"`, `"mean"` of the recording's
+            words, or `"ignore"`: such frames do not count.
+        text_column (`str`): Column of the transcripts.
+        words_column (`str`): Column of word times, lists of `{"word", "start", "end"}` in seconds, where the data has
+            them.
+        word_times (`str`, *optional*): JSON lines with `file_name` and `words`, as `speech-tokenizers align` writes
+            them.
+        aligner (`str`, *optional*): Folder or Hub id of a CTC recogniser, or a Vosk folder: finds the word times of
+            recordings that have none.
+        recognizer (`str`, *optional*): Folder or Hub id of a speech-to-text model, which transcribes recordings
+            without a transcript.
+    """
+
+    model: str
+    revision: str | None = None
+    layer: Any = "average"
+    alignment: str = "ctc"
+    silence: str = "zero"
+    text_column: str = "text"
+    words_column: str = "words"
+    word_times: str | None = None
+    aligner: str | None = None
+    recognizer: str | None = None
+
+    def __post_init__(self):
+        if self.alignment not in ("ctc", "interpolate", "pad"):
+            raise ValueError(f"`alignment` must be 'ctc', 'interpolate' or 'pad', but got {self.alignment!r}.")
+        if self.silence not in ("zero", "mean", "ignore"):
+            raise ValueError(f"`silence` must be 'zero', 'mean' or 'ignore', but got {self.silence!r}.")
+
+
+@dataclass
+class DistillationArguments:
+    r"""
+    What a [`DMCodecModel`] learns from besides its recordings.
+
+    Args:
+        speech_teacher ([`SpeechTeacherArguments`], *optional*): Adds the loss `semantic_distillation`.
+        language_teacher ([`LanguageTeacherArguments`], *optional*): Adds the loss `contextual_distillation`.
+        axis (`str`): `"dimension"` or `"time"`; see [`distillation_loss`].
+        centered (`bool`): Subtract from the teachers' features their means over the training data. As published they
+            are not, and then a constant, which is the bias of the projection, has most of the cosine. Needs `cache`.
+        cache (`bool`): Compute the teachers' features of all recordings once and keep them on disk; otherwise at each
+            step, the speech teacher hearing the crop alone.
+        cache_dir (`str`, *optional*): Where they are kept. Defaults to `teacher_cache` in the output folder.
+    """
+
+    speech_teacher: SpeechTeacherArguments | None = None
+    language_teacher: LanguageTeacherArguments | None = None
+    axis: str = "dimension"
+    centered: bool = False
+    cache: bool = True
+    cache_dir: str | None = None
+
+    def __post_init__(self):
+        if self.axis not in ("dimension", "time"):
+            raise ValueError(f"`axis` must be 'dimension' or 'time', but got {self.axis!r}.")
+        if self.centered and not self.cache:
+            raise ValueError("`centered` needs the means of all features, which `cache=false` does not compute.")
+
+
+@dataclass
 class OptimizerArguments:
     r"""
     AdamW and the schedule of its learning rate, which is a function of the step alone.
@@ -129,6 +221,9 @@ class OptimizerArguments:
         decay_rate (`float`), decay_steps (`int`): The exponential schedule multiplies by `decay_rate` every
             `decay_steps`.
         max_grad_norm (`float`, *optional*): Longer gradients are scaled down to this norm.
+        learning_rate_scales (`dict`): Learning rate of parts of the model relative to the rest, by the submodule's
+            name, such as `{"encoder": 0, "quantizer": 0}` to train a codec's decoder alone; the innermost part named
+            counts. A part of scale 0 is frozen: its parameters need no gradient, its codebooks are not updated.
     """
 
     learning_rate: float = 1e-4
@@ -140,12 +235,15 @@ class OptimizerArguments:
     decay_rate: float = 0.98
     decay_steps: int = 1000
     max_grad_norm: float | None = None
+    learning_rate_scales: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.schedule not in ("cosine", "exponential", "constant"):
             raise ValueError(f"`schedule` must be 'cosine', 'exponential' or 'constant', but got {self.schedule!r}.")
         if self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` must be positive, but got {self.learning_rate}.")
+        if any(scale < 0 for scale in self.learning_rate_scales.values()):
+            raise ValueError(f"`learning_rate_scales` must not be negative, but got {self.learning_rate_scales}.")
 
 
 @dataclass
@@ -155,7 +253,7 @@ class CodecTrainingArguments:
 
     Args:
         output_dir (`str`): Folder of checkpoints, log, samples and, in `final`, the trained codec.
-        model, data, adversarial, optimizer, discriminator_optimizer: See their classes.
+        model, data, adversarial, distillation, optimizer, discriminator_optimizer: See their classes.
         loss_weights (`dict`): Weight of each loss by name. Must name the trainer's losses exactly.
         mel_scales (`str` or `list`): `"default"`, `"speechtokenizer"`, or a list of dicts of [`MelScale`]'s fields.
         global_batch_size (`int`): Crops per step, over all processes and accumulated micro-batches.
@@ -179,6 +277,7 @@ class CodecTrainingArguments:
     data: DataArguments
     loss_weights: dict[str, float]
     adversarial: AdversarialArguments = field(default_factory=AdversarialArguments)
+    distillation: DistillationArguments = field(default_factory=DistillationArguments)
     optimizer: OptimizerArguments = field(default_factory=OptimizerArguments)
     discriminator_optimizer: OptimizerArguments = field(default_factory=OptimizerArguments)
     mel_scales: Any = "default"
@@ -297,12 +396,12 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     """Check a recipe value against a field's annotation. YAML reads 1e-4 as text, which becomes a number here."""
     if hint is Any:
         return value
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return build_section(hint, value, f"{key}.")
     if isinstance(hint, types.UnionType):
         if value is None and type(None) in hint.__args__:
             return None
         (hint,) = (option for option in hint.__args__ if option is not type(None))
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return build_section(hint, value, f"{key}.")
     origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:

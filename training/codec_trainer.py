@@ -17,11 +17,14 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import nn
 from tqdm import tqdm
+from transformers import FEATURE_EXTRACTOR_MAPPING, SequenceFeatureExtractor
 
+from speech_tokenizers.checkpoints import load
+from speech_tokenizers.modeling.configuration_dm_codec import DM_CODEC_PRESETS, DMCodecConfig
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
+from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 from speech_tokenizers.modeling.spectral_losses import multi_scale_mel_loss
-from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 from speech_tokenizers.training.arguments import (
     CodecTrainingArguments,
     OptimizerArguments,
@@ -42,6 +45,7 @@ from speech_tokenizers.training.checkpoints import (
 from speech_tokenizers.training.crops import training_batches
 from speech_tokenizers.training.data import append_rejected, prepare_recordings
 from speech_tokenizers.training.discriminators import DiscriminatorEnsemble, DiscriminatorOutput
+from speech_tokenizers.training.distillation import DISTILLATION_LOSS_NAMES, Distillation
 from speech_tokenizers.training.losses import (
     adversarial_loss,
     discriminator_loss,
@@ -49,6 +53,7 @@ from speech_tokenizers.training.losses import (
     parse_mel_scales,
     waveform_loss,
 )
+from speech_tokenizers.training.objectives import CodecObjective
 from speech_tokenizers.training.optimization import detached, frozen, make_optimizer, set_learning_rate
 from speech_tokenizers.training.reporting import LossWindow, TrainingLog, draw_loss_curves, has_matplotlib, save_sample
 from speech_tokenizers.training.validation import validate
@@ -58,7 +63,7 @@ class CodecTrainer:
     r"""
     Train a codec and its discriminators, each with its own optimizer, on one or more processes.
 
-    To add losses, extend `loss_names` and `codec_losses`; each has its weight in `args.loss_weights`.
+    Further losses come as `objectives`; each loss has its weight in `args.loss_weights`.
 
     Args:
         model ([`RVQCodecModel`]): The codec. In training mode its forward updates its codebooks.
@@ -66,9 +71,12 @@ class CodecTrainer:
         train_recordings ([`DecodedRecordings`], sequence of arrays or `datasets.IterableDataset`, *optional*):
             What to train on. Defaults to what `args.data` names.
         eval_recordings ([`DecodedRecordings`] or sequence of `(num_samples,)` arrays, *optional*): Held out.
-        feature_extractor ([`RVQCodecFeatureExtractor`], *optional*): Saved beside the codec.
+        feature_extractor (`SequenceFeatureExtractor`, *optional*): Saved beside the codec. Defaults to that of its
+            family.
         compute_metrics (callable, *optional*): Called with a recorded and a decoded `(num_samples,)` float array and
             the sampling rate for each evaluated recording; returns a dict of numbers, whose means `evaluate` reports.
+        objectives (sequence of [`CodecObjective`], *optional*): What else the codec is trained for, such as
+            [`Distillation`].
 
     Raises:
         ValueError: If `args.loss_weights` does not name exactly the losses, or a size does not fit.
@@ -82,13 +90,15 @@ class CodecTrainer:
         args: CodecTrainingArguments,
         train_recordings=None,
         eval_recordings=None,
-        feature_extractor: RVQCodecFeatureExtractor | None = None,
+        feature_extractor: SequenceFeatureExtractor | None = None,
         compute_metrics: Callable[[np.ndarray, np.ndarray, int], Mapping[str, float]] | None = None,
+        objectives: Sequence[CodecObjective] = (),
     ):
         self.args = args
+        self.objectives = list(objectives)
         self.sampling_rate = model.sampling_rate
         self.output_dir = Path(args.output_dir)
-        self.feature_extractor = feature_extractor or RVQCodecFeatureExtractor(
+        self.feature_extractor = feature_extractor or FEATURE_EXTRACTOR_MAPPING[type(model.config)](
             sampling_rate=model.sampling_rate, hop_length=model.hop_length
         )
         self.compute_metrics = compute_metrics
@@ -98,7 +108,8 @@ class CodecTrainer:
         # Buffers are not broadcast: the quantizer itself keeps codebooks equal on all processes.
         parallel = DistributedDataParallelKwargs(
             broadcast_buffers=False,
-            find_unused_parameters=getattr(model.config, "semantic_dimension", None) is not None,
+            # Projections that a model has for objectives of an earlier training.
+            find_unused_parameters=not self.objectives and isinstance(model, DMCodecModel),
         )
         self.accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
@@ -142,7 +153,8 @@ class CodecTrainer:
     @property
     def loss_names(self) -> tuple[str, ...]:
         """Names of the losses that `codec_losses` returns and `args.loss_weights` weights."""
-        return ("mel", "waveform", "commitment", *self.adversarial_loss_names)
+        further = (name for objective in self.objectives for name in objective.loss_names)
+        return ("mel", "waveform", "commitment", *self.adversarial_loss_names, *further)
 
     def codec_losses(self, outputs: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         r"""
@@ -168,6 +180,8 @@ class CodecTrainer:
             adversarial = self.args.adversarial
             losses["adversarial"] = adversarial_loss(of_decoded, adversarial.objective)
             losses["feature_matching"] = feature_matching_loss(of_recorded, of_decoded, adversarial.relative_features)
+        for objective in self.objectives:
+            losses |= objective.losses(outputs, batch)
         return losses
 
     def discriminator_loss(self, recorded: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
@@ -250,6 +264,8 @@ class CodecTrainer:
         """
         if self.train_recordings is None:
             self._prepare_recordings()
+        for objective in self.objectives:
+            objective.prepare(self.train_recordings, self.unwrapped_model, self.accelerator, self.output_dir)
         self._resume(self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint)
         self._start_reports()
         self.model.train()
@@ -351,7 +367,7 @@ class CodecTrainer:
     # Data
 
     def train_batches(self) -> torch.utils.data.DataLoader:
-        """Micro-batches of this process from the present step on. Override to add what other losses need."""
+        """Micro-batches of this process from the present step on, with what the objectives need."""
         return training_batches(
             self.train_recordings,
             self.args.data,
@@ -362,7 +378,14 @@ class CodecTrainer:
             range(self.step, self.args.max_steps),
             self.accelerator,
             self.output_dir / "rejected.jsonl",
+            self._targets if self.objectives else None,
         )
+
+    def _targets(self, recording: int, first_sample: int, num_samples: int) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {}
+        for objective in self.objectives:
+            found |= objective.targets(recording, first_sample, num_samples)
+        return found
 
     def _prepare_recordings(self) -> None:
         """Find and decode what `args.data` names; what cannot be decoded goes to `rejected.jsonl`."""
@@ -548,7 +571,9 @@ class CodecTrainer:
         return bool(self.accelerator.reduce(told, reduction="sum") > 0)
 
     def _check_loss_weights(self, weights: dict[str, float]) -> dict[str, float]:
-        check_names(weights, self.loss_names, "The loss in `loss_weights`")
+        # A recipe keeps its weights when its teachers, like its discriminators, are switched off.
+        known = dict.fromkeys((*self.loss_names, *DISTILLATION_LOSS_NAMES))
+        check_names(weights, known, "The loss in `loss_weights`")
         needed = [
             name
             for name in self.loss_names
@@ -564,8 +589,17 @@ class CodecTrainer:
 def build_model(args: CodecTrainingArguments) -> RVQCodecModel:
     """The codec that a recipe names, new or trained."""
     if args.model.pretrained is not None:
-        return RVQCodecModel.from_pretrained(args.model.pretrained, dtype=torch.float32)
-    return RVQCodecModel(RVQCodecConfig.from_preset(str(args.model.preset), **args.model.overrides))
+        return load(args.model.pretrained)[0]
+    preset = str(args.model.preset)
+    if preset in DM_CODEC_PRESETS:
+        return DMCodecModel(DMCodecConfig.from_preset(preset, **args.model.overrides))
+    return RVQCodecModel(RVQCodecConfig.from_preset(preset, **args.model.overrides))
+
+
+def build_objectives(args: CodecTrainingArguments) -> list[CodecObjective]:
+    """What a recipe trains for besides reconstruction."""
+    teachers = args.distillation.speech_teacher, args.distillation.language_teacher
+    return [Distillation(args.distillation)] if any(teacher is not None for teacher in teachers) else []
 
 
 def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> CodecTrainer:
@@ -580,7 +614,7 @@ def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Codec
     """
     args = load_recipe(path_or_name, overrides)
     set_seed(args.seed)
-    trainer = CodecTrainer(build_model(args), args)
+    trainer = CodecTrainer(build_model(args), args, objectives=build_objectives(args))
     trainer.train()
     if trainer.step < args.max_steps:
         tqdm.write(f"Stopped at step {trainer.step} of {args.max_steps}; `resume_from_checkpoint=latest` continues.")

@@ -2,7 +2,7 @@
 """Training crops that a seed and a position determine, and which process gets which of them."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,11 @@ class CropSettings:
     gain_db: tuple[float, float] = (0.0, 0.0)
     min_level_db: float = -60.0
 
-    def cut(self, recording: np.ndarray, generator: np.random.Generator) -> torch.Tensor:
-        """A random crop of an int16 or float32 recording `(n,)`, as float32 of shape `(1, num_samples)`."""
+    def cut(self, recording: np.ndarray, generator: np.random.Generator) -> tuple[torch.Tensor, int]:
+        """
+        A random crop of an int16 or float32 recording `(n,)`, as float32 of shape `(1, num_samples)`, and its first
+        sample's index.
+        """
         last_start = max(0, len(recording) - self.num_samples)
         for _ in range(8):
             start = int(generator.integers(last_start + 1))
@@ -50,7 +53,7 @@ class CropSettings:
             gain = max(0.99 / peak, min(gain, 1.0))
         padded = np.zeros((1, self.num_samples), dtype=np.float32)
         padded[0, : len(crop)] = crop * np.float32(gain)
-        return torch.from_numpy(padded)
+        return torch.from_numpy(padded), start
 
 
 class AudioCropDataset(torch.utils.data.Dataset):
@@ -65,10 +68,19 @@ class AudioCropDataset(torch.utils.data.Dataset):
         recordings ([`DecodedRecordings`] or a sequence of `(num_samples,)` arrays): int16 or float32 audio.
         settings ([`CropSettings`] or `int`): How to cut; an integer is a length in samples.
         seed (`int`, *optional*, defaults to 0): Seed of the crops.
+        targets (callable, *optional*): Called with the index of a crop's recording, the index of its first sample and
+            its number of samples; returns a dict of tensors to add to the crop.
     """
 
-    def __init__(self, recordings: Sequence[np.ndarray], settings: CropSettings | int, seed: int = 0):
+    def __init__(
+        self,
+        recordings: Sequence[np.ndarray],
+        settings: CropSettings | int,
+        seed: int = 0,
+        targets: Callable[[int, int, int], dict[str, torch.Tensor]] | None = None,
+    ):
         self.recordings = recordings
+        self.targets = targets
         self.settings = CropSettings(settings) if isinstance(settings, int) else settings
         self.seed = seed
         self.epoch = 0
@@ -86,10 +98,13 @@ class AudioCropDataset(torch.utils.data.Dataset):
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """`{"input_values": (1, num_samples)}`."""
+        """`{"input_values": (1, num_samples)}`, and what `targets` adds."""
         later_epochs, crop = divmod(index, len(self))
         generator = np.random.default_rng((self.seed, self.epoch + later_epochs, crop))
-        return {"input_values": self.settings.cut(self.recordings[self.recording_of_crop[crop]], generator)}
+        recording = int(self.recording_of_crop[crop])
+        input_values, first_sample = self.settings.cut(self.recordings[recording], generator)
+        added = {} if self.targets is None else self.targets(recording, first_sample, self.settings.num_samples)
+        return {"input_values": input_values, **added}
 
 
 class StreamedCropDataset(torch.utils.data.IterableDataset):
@@ -138,7 +153,7 @@ class StreamedCropDataset(torch.utils.data.IterableDataset):
             for wanted in batch:
                 position, row = next((p, r) for p, r in rows if p == wanted)
                 generator = np.random.default_rng((self.seed, position))
-                crops.append(self.settings.cut(self._decode(row, position), generator))
+                crops.append(self.settings.cut(self._decode(row, position), generator)[0])
             yield {"input_values": torch.stack(crops)}
 
     def _decode(self, row: dict[str, Any], position: int) -> np.ndarray:
@@ -218,6 +233,7 @@ def training_batches(
     steps: range,
     accelerator: Accelerator,
     rejected_path: Path,
+    targets: Callable[[int, int, int], dict[str, torch.Tensor]] | None = None,
 ) -> torch.utils.data.DataLoader:
     r"""
     The micro-batches of this process for `steps`: dicts with `input_values` of shape `(batch, 1, num_samples)`.
@@ -229,6 +245,7 @@ def training_batches(
             See [`GlobalBatchSampler`].
         accelerator (`Accelerator`): Knows the rank of this process and its device.
         rejected_path (`Path`): Where a stream notes what it cannot decode.
+        targets (callable, *optional*): See [`AudioCropDataset`]; a stream has none.
     """
     settings = CropSettings(
         num_samples=round(args.segment_seconds * sampling_rate),
@@ -237,7 +254,7 @@ def training_batches(
         min_level_db=args.min_level_db,
     )
     streaming = isinstance(recordings, torch.utils.data.IterableDataset)
-    crops = None if streaming else AudioCropDataset(recordings, settings, seed)
+    crops = None if streaming else AudioCropDataset(recordings, settings, seed, targets)
     sampler = GlobalBatchSampler(
         None if crops is None else len(crops),
         global_batch_size,

@@ -175,6 +175,7 @@ class DecodedRecordings(Sequence):
             total.
         names (`list[str]`): Name of each recording.
         rejected (`list[dict]`): `{"name", "reason"}` of what could not be decoded.
+        metadata (`datasets.Dataset`): The other columns of the recordings that could be decoded, a row each.
     """
 
     path: Path
@@ -182,6 +183,7 @@ class DecodedRecordings(Sequence):
     starts: np.ndarray
     names: list[str]
     rejected: list[dict[str, str]]
+    metadata: datasets.Dataset
 
     def __post_init__(self):
         object.__setattr__(self, "_samples", np.memmap(self.path, dtype=np.int16, mode="r"))
@@ -199,7 +201,14 @@ class DecodedRecordings(Sequence):
         return self._samples[self.starts[index] : self.starts[index + 1]]
 
     def __reduce__(self):
-        return type(self), (self.path, self.sampling_rate, self.starts, self.names, self.rejected)
+        return type(self), (
+            self.path,
+            self.sampling_rate,
+            self.starts,
+            self.names,
+            self.rejected,
+            self.metadata,
+        )
 
     @property
     def seconds(self) -> float:
@@ -228,11 +237,18 @@ def decode_all(
     index = json.loads(index_path.read_text(encoding="utf-8"))
     if not index["names"]:
         raise ValueError(f"Not one recording could be decoded; the first reason: {index['rejected'][0]}.")
-    return DecodedRecordings(samples_path, sampling_rate, np.array(index["starts"]), index["names"], index["rejected"])
+    return DecodedRecordings(
+        samples_path,
+        sampling_rate,
+        np.array(index["starts"]),
+        index["names"],
+        index["rejected"],
+        recordings.select(index["rows"]).remove_columns("audio"),
+    )
 
 
 def _fingerprint(recordings: datasets.Dataset, sampling_rate: int) -> str:
-    digest = hashlib.sha256(str(sampling_rate).encode())
+    digest = hashlib.sha256(f"{sampling_rate} Hz, with rows".encode())
     for index, row in enumerate(recordings.select_columns(["audio"])):
         audio = row["audio"] if isinstance(row["audio"], dict) else {"path": row["audio"], "bytes": None}
         if audio["bytes"] is not None:
@@ -254,7 +270,7 @@ def _write_cache(
         except AudioFileError as error:
             return error
 
-    starts, names, rejected = [0], [], []
+    starts, names, rows_kept, rejected = [0], [], [], []
     folder = samples_path.parent
     with (
         tempfile.NamedTemporaryFile(dir=folder, prefix=".decoding-", delete=False) as file,
@@ -271,13 +287,31 @@ def _write_cache(
                     file.write(np.round(result.clip(-1.0, 1.0) * 32767.0).astype(np.int16).tobytes())
                     starts.append(starts[-1] + len(result))
                     names.append(recording_name(row, index))
+                    rows_kept.append(index)
             progress.update(len(rows))
     os.replace(file.name, samples_path)
-    contents = {"sampling_rate": sampling_rate, "starts": starts, "names": names, "rejected": rejected}
+    contents = {"sampling_rate": sampling_rate, "starts": starts, "names": names, "rows": rows_kept}
+    contents["rejected"] = rejected
     # The index is written last: where it exists, the samples are complete.
     temporary = index_path.with_suffix(f".tmp-{os.getpid()}")
     temporary.write_text(json.dumps(contents), encoding="utf-8")
     os.replace(temporary, index_path)
+
+
+def parse_filter(pairs: Iterable[str]) -> dict[str, list[str]]:
+    r"""
+    Filters of a command line, `COLUMN=VALUE[,VALUE]` each, as [`load_recordings`] takes them.
+
+    Raises:
+        ValueError: If one has no `=`.
+    """
+    filter_by = {}
+    for pair in pairs:
+        column, equals, values = pair.partition("=")
+        if not equals:
+            raise ValueError(f"a filter must be COLUMN=VALUE[,VALUE], but got {pair!r}.")
+        filter_by[column] = values.split(",")
+    return filter_by
 
 
 def append_rejected(path: Path, rejected: Iterable[dict[str, str]]) -> None:

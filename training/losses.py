@@ -83,3 +83,45 @@ def parse_mel_scales(scales: Any) -> tuple[MelScale, ...]:
     for scale in scales:
         check_names(scale, MelScale.__dataclass_fields__, "The field of `mel_scales`")
     return tuple(MelScale(**scale) for scale in scales)
+
+
+def distillation_loss(
+    features: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor | None = None, axis: str = "dimension"
+) -> torch.Tensor:
+    r"""
+    How far a codec's features are from a teacher's; the longer of the two is cut to the shorter.
+
+    `"dimension"`: the mean over feature dimensions d of -log sigmoid(cos(Q'[:, d], S[:, d])), the cosine taken over
+    time (DM-Codec's L_L and L_S, SpeechTokenizer's D-axis loss); at least log(1 + 1/e) = 0.3133. `"time"`: the mean
+    absolute difference, plus the mean over frames of -log sigmoid of the cosine over dimensions.
+
+    Args:
+        features (`torch.Tensor` of shape `(batch, num_frames, dim)`): The codec's, with gradients.
+        targets (`torch.Tensor` of shape `(batch, num_frames, dim)`): The teacher's.
+        mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for frames that count. An item without any
+            adds nothing to the mean over the batch, whose size stays the divisor, so that the mean over processes and
+            accumulated batches is that over all.
+        axis (`str`, *optional*, defaults to `"dimension"`): See above.
+
+    Raises:
+        ValueError: If a shape is wrong. Nothing is broadcast.
+    """
+    if features.dim() != 3 or targets.dim() != 3 or features.shape[::2] != targets.shape[::2]:
+        raise ValueError(
+            "`features` and `targets` must both be (batch, num_frames, dim) with equal batch and dim, but are "
+            f"{tuple(features.shape)} and {tuple(targets.shape)}."
+        )
+    num_frames = min(features.shape[1], targets.shape[1])
+    if mask is None:
+        mask = torch.ones(features.shape[:2], device=features.device)
+    if mask.dim() != 2 or mask.shape[0] != features.shape[0] or mask.shape[1] < num_frames:
+        raise ValueError(f"`mask` must be (batch, num_frames), but is {tuple(mask.shape)}.")
+    features, targets = features[:, :num_frames].float(), targets[:, :num_frames].float()
+    mask = mask[:, :num_frames].float()
+    if axis == "dimension":
+        weight = mask.unsqueeze(-1)
+        distances = -F.logsigmoid(F.cosine_similarity(features * weight, targets * weight, dim=1))  # (B, D)
+        return (distances.mean(dim=-1) * mask.any(dim=1)).mean()
+    difference = (features - targets).abs().mean(dim=-1)  # (B, F)
+    distances = -F.logsigmoid(F.cosine_similarity(features, targets, dim=-1))
+    return (((difference + distances) * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).mean()

@@ -1,25 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizers, learning rates that follow from the step, and freezing."""
+"""Optimizers, learning rates that follow from the step and the part of the model, and freezing."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from speech_tokenizers.training.arguments import OptimizerArguments
+from speech_tokenizers.modeling.vector_quantization import VectorQuantizer
+from speech_tokenizers.training.arguments import OptimizerArguments, check_names
 
 
 def make_optimizer(module: nn.Module, args: OptimizerArguments) -> torch.optim.AdamW:
-    """AdamW over the parameters; vectors such as biases and gains are not decayed."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": args.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    r"""
+    AdamW over the parameters; vectors such as biases and gains are not decayed.
+
+    Parts of `module` whose `args.learning_rate_scales` is 0 are frozen. Codebooks learn without gradients; where they
+    alone are left to learn, the parameters keep their gradients and get a learning rate of 0 instead, so that any
+    trainer finds something to differentiate.
+
+    Raises:
+        ValueError: If `args.learning_rate_scales` names a part that `module` does not have.
+    """
+    names = [name for name, _ in module.named_modules() if name]
+    check_names(args.learning_rate_scales, names, "The part in `learning_rate_scales`")
+    scales = {
+        parameter: learning_rate_scale(name, args.learning_rate_scales)
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+    if any(scales.values()):
+        for parameter, scale in scales.items():
+            parameter.requires_grad_(scale > 0)
+    for name, part in module.named_modules():
+        if isinstance(part, VectorQuantizer) and learning_rate_scale(name, args.learning_rate_scales) == 0:
+            part.frozen = True
+            part.eval()
+
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter, scale in scales.items():
+        if parameter.requires_grad:
+            groups.setdefault((scale, parameter.dim() > 1), []).append(parameter)
+    options = [
+        {
+            "params": parameters,
+            "lr": args.learning_rate * scale,
+            "learning_rate_scale": scale,
+            "weight_decay": args.weight_decay if is_decayed else 0.0,
+        }
+        for (scale, is_decayed), parameters in sorted(groups.items(), key=lambda group: group[0], reverse=True)
     ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=tuple(args.betas), fused=True)
+    return torch.optim.AdamW(options, lr=args.learning_rate, betas=tuple(args.betas), fused=True)
+
+
+def learning_rate_scale(name: str, scales: Mapping[str, float]) -> float:
+    """Scale of the module or parameter `name`: that of the innermost part named in `scales` which holds it, or 1."""
+    parts = [part for part in scales if f"{name}.".startswith(f"{part}.")]
+    return scales[max(parts, key=len)] if parts else 1.0
 
 
 def learning_rate_factor(args: OptimizerArguments, step: int, total_steps: int) -> float:
@@ -37,7 +75,8 @@ def learning_rate_factor(args: OptimizerArguments, step: int, total_steps: int) 
 def set_learning_rate(optimizer, args: OptimizerArguments, step: int, total_steps: int) -> None:
     """Set the learning rate of a step. It follows from the step, so a resumed run needs no state of a scheduler."""
     for group in optimizer.param_groups:
-        group["lr"] = args.learning_rate * learning_rate_factor(args, step, total_steps)
+        scale = group.get("learning_rate_scale", 1.0)  # absent where an older checkpoint was loaded
+        group["lr"] = args.learning_rate * scale * learning_rate_factor(args, step, total_steps)
 
 
 @contextmanager

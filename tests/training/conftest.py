@@ -10,9 +10,20 @@ import soundfile
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    HubertConfig,
+    HubertModel,
+    Wav2Vec2FeatureExtractor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
 
 from speech_tokenizers.training.arguments import CodecTrainingArguments, build_section
-from speech_tokenizers.training.codec_trainer import CodecTrainer, build_model
+from speech_tokenizers.training.codec_trainer import CodecTrainer, build_model, build_objectives
 
 
 SAMPLING_RATE = 16000
@@ -128,7 +139,7 @@ def make_trainer(make_args, recordings):
     def make(trainer_class=CodecTrainer, train=recordings, **changes) -> CodecTrainer:
         args = make_args(**changes)
         torch.manual_seed(args.seed)
-        return trainer_class(build_model(args), args, train, recordings[:2])
+        return trainer_class(build_model(args), args, train, recordings[:2], objectives=build_objectives(args))
 
     return make
 
@@ -145,3 +156,75 @@ def recipe_file(tmp_path, audio_folder):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def speech_teacher_folder(tmp_path_factory) -> Path:
+    """An untrained HuBERT of two layers, 24 features, 100 frames a second."""
+    folder = tmp_path_factory.mktemp("teachers") / "hubert"
+    config = HubertConfig(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=(8, 8, 8),
+        conv_kernel=(10, 4, 4),
+        conv_stride=(8, 5, 4),
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        HubertModel(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whisper_folder(tmp_path_factory) -> Path:
+    """An untrained Whisper of two layers and 16 features, whose window is two seconds."""
+    folder = tmp_path_factory.mktemp("teachers") / "whisper"
+    config = WhisperConfig(
+        vocab_size=20,
+        d_model=16,
+        encoder_layers=2,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        max_source_positions=100,
+        max_target_positions=8,
+        num_mel_bins=16,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        WhisperModel(config).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=16, chunk_length=2).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def language_teacher_folder(tmp_path_factory) -> Path:
+    """An untrained BERT of two layers and 12 features, which reads 16 tokens at once."""
+    folder = tmp_path_factory.mktemp("teachers") / "bert"
+    folder.mkdir()
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "two", "three", "four", "##teen", ",", "."]
+    tokenizer = BertTokenizerFast(vocab={piece: index for index, piece in enumerate(pieces)}, model_max_length=16)
+    tokenizer.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(pieces),
+        hidden_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=16,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertModel(config).save_pretrained(folder)
+    return folder

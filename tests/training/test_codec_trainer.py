@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoFeatureExtractor, AutoModel
 
-from speech_tokenizers.training.codec_trainer import CodecTrainer
+from speech_tokenizers.training.codec_trainer import CodecTrainer, build_model
 from speech_tokenizers.training.optimization import learning_rate_factor
 from speech_tokenizers.training.reporting import read_log
 
@@ -55,17 +55,24 @@ def test_unknown_discriminator_is_an_error(make_trainer):
         make_trainer(adversarial={"discriminators": {"multi_periods": {}}})
 
 
-def test_subclass_adds_a_named_loss(make_trainer):
-    class WithLatentNorm(CodecTrainer):
-        @property
-        def loss_names(self):
-            return (*super().loss_names, "latent_norm")
+def test_objective_adds_a_named_loss(make_args, recordings):
+    class LatentNorm:
+        loss_names = ("latent_norm",)
 
-        def codec_losses(self, outputs, batch):
-            return {**super().codec_losses(outputs, batch), "latent_norm": outputs.latents.square().mean()}
+        def prepare(self, recordings, model, accelerator, folder):
+            self.recordings = recordings
+
+        def targets(self, recording, first_sample, num_samples):
+            return {"mean": torch.tensor(self.recordings[recording][first_sample : first_sample + num_samples].mean())}
+
+        def losses(self, outputs, batch):
+            assert batch["mean"].shape == (4,)
+            return {"latent_norm": outputs.latents.square().mean()}
 
     weights = {**RECONSTRUCTION, "adversarial": 1.0, "feature_matching": 1.0, "latent_norm": 0.5}
-    logged = make_trainer(WithLatentNorm, loss_weights=weights, max_steps=1).train()
+    args = make_args(loss_weights=weights, max_steps=1)
+    logged = CodecTrainer(build_model(args), args, recordings, objectives=[LatentNorm()]).train()
+    assert logged["latent_norm"] > 0
     assert logged["loss"] == pytest.approx(
         logged["mel"] + logged["waveform"] + 0.1 * logged["commitment"] + 0.5 * logged["latent_norm"], rel=1e-5
     )

@@ -60,31 +60,38 @@ def test_short_recordings_are_followed_by_silence():
 def test_level_gain_and_peak():
     recording = 0.1 * np.sin(np.arange(16000)).astype(np.float32)
     generator = np.random.default_rng(0)
-    levelled = CropSettings(8000, target_level_db=-20.0).cut(recording, generator)
+    levelled = CropSettings(8000, target_level_db=-20.0).cut(recording, generator)[0]
     assert levelled.square().mean().sqrt().item() == pytest.approx(0.1, rel=1e-3)
     gains = [
-        CropSettings(16000, gain_db=(-6.0, 6.0)).cut(recording, np.random.default_rng(i)).abs().max().item() / 0.1
+        CropSettings(16000, gain_db=(-6.0, 6.0)).cut(recording, np.random.default_rng(i))[0].abs().max().item() / 0.1
         for i in range(200)
     ]
     assert 0.5 < min(gains) < 0.55
     assert 1.85 < max(gains) < 2.0
-    loud = CropSettings(8000, gain_db=(40.0, 40.0)).cut(recording, generator)
+    loud = CropSettings(8000, gain_db=(40.0, 40.0)).cut(recording, generator)[0]
     assert loud.abs().max().item() == pytest.approx(0.99, rel=1e-3)
 
 
 def test_silent_crops_are_drawn_again():
     recording = np.zeros(16000, np.float32)
     recording[8000:] = 0.1
-    silent = sum(not CropSettings(1000).cut(recording, np.random.default_rng(i)).any().item() for i in range(100))
+    silent = sum(not CropSettings(1000).cut(recording, np.random.default_rng(i))[0].any().item() for i in range(100))
     assert silent < 5
-    assert not CropSettings(1000).cut(np.zeros(16000, np.float32), np.random.default_rng(0)).any()
+    assert not CropSettings(1000).cut(np.zeros(16000, np.float32), np.random.default_rng(0))[0].any()
+
+
+def test_a_crop_starts_where_it_says():
+    recording = np.arange(5000, dtype=np.float32) / 10000
+    crop, first_sample = CropSettings(1000).cut(recording, np.random.default_rng(3))
+    assert first_sample > 0
+    assert crop[0].numpy() == pytest.approx(recording[first_sample : first_sample + 1000])
 
 
 def test_int16_and_float32_recordings_give_the_same_crops():
     samples = np.random.default_rng(0).integers(-20000, 20000, 5000).astype(np.int16)
     settings = CropSettings(1000, gain_db=(-6.0, 6.0))
-    ours = settings.cut(samples, np.random.default_rng(1))
-    floats = settings.cut((samples / 32767.0).astype(np.float32), np.random.default_rng(1))
+    ours, _ = settings.cut(samples, np.random.default_rng(1))
+    floats, _ = settings.cut((samples / 32767.0).astype(np.float32), np.random.default_rng(1))
     torch.testing.assert_close(ours, floats, atol=1e-6, rtol=0)
 
 

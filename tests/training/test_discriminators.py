@@ -53,20 +53,6 @@ def test_stft_discriminator_equals_encodec():
     torch.testing.assert_close(feature_loss, reference["loss_feature"], atol=1e-5, rtol=1e-5)
 
 
-def hashed_uniform(key: str, count: int, seed: int = 21) -> np.ndarray:
-    """Numbers in [-1, 1) that a name and a seed determine: FNV-1a, then splitmix64."""
-    mask = 2**64 - 1
-    name_hash = 0xCBF29CE484222325
-    for byte in key.encode():
-        name_hash = ((name_hash ^ byte) * 0x100000001B3) & mask
-    base = np.uint64(name_hash ^ (seed * 0x9E3779B97F4A7C15 & mask))
-    z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + base
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53 * 2 - 1
-
-
 def original_keys(model: torch.nn.Module) -> dict[str, str]:
     """Our keys -> HiFi-GAN's."""
     keys = {}
@@ -83,7 +69,7 @@ def original_keys(model: torch.nn.Module) -> dict[str, str]:
 # 71 million weights: a quarter of a minute of hashing and convolving.
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "build"), [("mpd", MultiPeriodDiscriminator), ("msd", MultiScaleDiscriminator)])
-def test_waveform_discriminators_equal_hifigan(kind, build):
+def test_waveform_discriminators_equal_hifigan(kind, build, hashed_uniform):
     reference = load_file(FIXTURES / "hifigan_discriminators.safetensors")
     model, weights = build(), {}
     for key, original in original_keys(model).items():
@@ -92,7 +78,7 @@ def test_waveform_discriminators_equal_hifigan(kind, build):
             weights[key] = reference[f"{kind}_sn.{original}"]
             continue
         scale, offset = {"bias": (0.05, 0.0), "weight_g": (0.1, 1.5)}.get(original.rsplit(".", 1)[1], (1.0, 0.0))
-        values = offset + scale * hashed_uniform(f"{kind}.{original}", tensor.numel())
+        values = offset + scale * hashed_uniform(f"{kind}.{original}", tensor.numel(), seed=21)
         weights[key] = torch.from_numpy(values.astype(np.float32)).view(tensor.shape)
     model.load_state_dict(weights)
     model.eval()

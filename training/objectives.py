@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What else a codec may be trained for."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+
+
+class CodecObjective(Protocol):
+    r"""
+    Further named losses of a [`CodecTrainer`]. Each has its weight in `args.loss_weights`.
+
+    `loss_names` lists what `losses` returns.
+    """
+
+    loss_names: tuple[str, ...]
+
+    def prepare(self, recordings: Any, model: Any, accelerator: Accelerator, folder: Path) -> None:
+        r"""
+        Called once before training.
+
+        Args:
+            recordings: What is trained on: [`DecodedRecordings`], a sequence of arrays, or a stream.
+            model (`PreTrainedModel`): The codec.
+            accelerator (`Accelerator`): The trainer's.
+            folder (`Path`): Where to keep what takes long to compute.
+        """
+        ...
+
+    def targets(self, recording: int, first_sample: int, num_samples: int) -> dict[str, torch.Tensor]:
+        """What a crop brings along for `losses`, by names that only this objective uses. Called in workers."""
+        ...
+
+    def losses(self, outputs: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Scalar losses by name, of what the codec made of a batch."""
+        ...
