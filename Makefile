@@ -6,9 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 # The public API, which mypy checks.
-TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .checkpoints .cli .file_coding .demo \
-	.modeling.configuration_rvq_codec .modeling.modeling_rvq_codec .modeling.codec_streaming .modeling.hub_export \
-	.processing.audio_files .processing.code_files .processing.feature_extraction_rvq_codec)
+TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .checkpoint_conversion .checkpoints .cli .file_coding .demo \
+	.modeling.configuration_rvq_codec .modeling.modeling_rvq_codec .modeling.configuration_dm_codec \
+	.modeling.modeling_dm_codec .modeling.codec_streaming .modeling.hub_export \
+	.processing.audio_files .processing.code_files .processing.feature_extraction_rvq_codec \
+	.processing.feature_extraction_dm_codec)
 # On a few shared cores, tiny models are faster on one thread than on several that wait for each other.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false

@@ -7,10 +7,8 @@ import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
-import json
-import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +16,28 @@ import numpy as np
 import soundfile
 import torch
 from tqdm import tqdm
+from transformers.utils import logging
 
-from speech_tokenizers.processing.audio_files import AudioFileError, find_audio_files, load_audio
+from speech_tokenizers.processing.optional_packages import MissingPackageError, require_package
+from speech_tokenizers.processing.speech_recognition import Recognizer, load_recognizer
 
+from .clip_results import SCORES_VERSION, ClipCounts, ResultsFile, metric_counts, recognition_counts
+from .clips import SAMPLING_RATE, Clip, read_clips, set_aside_unreadable
 from .codebook import entropy_bits_per_second, nominal_bits_per_second, stage_statistics
 from .codec_systems import CodecSystem, CodedClip, ModelSystem
 from .neural_metrics import DNSMOS, SpeakerSimilarity
-from .peers import ProgramError, estimate_delay, load_peer, resample
-from .recognition import Recognizer, count_errors, load_recognizer, text_normalizer
+from .peers import DecodedFiles, ProgramError, estimate_delay, load_peer, resample
 from .reconstruction_metrics import (
     PESQ,
     STOI,
     ClipMetric,
     MelDistance,
     MetricFailure,
-    MissingPackageError,
     ScaleInvariantSDR,
 )
 from .reconstruction_report import write_reports
-from .summaries import bootstrap
 
 
-SAMPLING_RATE = 16000  # the rate at which every metric listens
-# Raise it when a metric changes: earlier results are then measured anew.
-SCORES_VERSION = 1
 DNSMOS_WINDOWS = 2
 
 METRICS: dict[str, Callable[[], ClipMetric]] = {
@@ -54,33 +50,6 @@ METRICS: dict[str, Callable[[], ClipMetric]] = {
     "speaker_similarity": SpeakerSimilarity,
 }
 r"""What the command measures, by `score_name`, in the order of its tables."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Clip:
-    r"""
-    One recording of the evaluation.
-
-    Args:
-        name (`str`): Path relative to the data folder.
-        path (`Path`): Where it is.
-        key (`str`): Hash of its bytes.
-        text (`str`, *optional*): What is said, where known.
-    """
-
-    name: str
-    path: Path
-    key: str
-    text: str | None = None
-
-    @property
-    def group(self) -> str:
-        """Name of the folder it lies in."""
-        return Path(self.name).parent.name or "."
-
-    def load(self) -> np.ndarray:
-        """Waveform of shape `(num_samples,)` at 16 kHz."""
-        return load_audio(self.path, SAMPLING_RATE)
 
 
 class RecordingSystem:
@@ -96,83 +65,6 @@ class RecordingSystem:
         return CodedClip(audio, 16.0 * len(audio), 0.0, 0.0, 0.0, 0.0)
 
 
-class ResultsFile:
-    r"""
-    Results by system and clip in a file of JSON lines, to which a line is appended as soon as it is known.
-
-    A line that a crash cut short is passed over. Where a pair has several lines the last one counts.
-
-    Args:
-        path (`Path`): The file; it need not exist.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.records: dict[tuple[str, str], dict[str, Any]] = {}
-        self._ends_in_newline = True
-        if path.exists():
-            data = path.read_bytes()
-            self._ends_in_newline = data.endswith(b"\n") or not data
-            for line in data.splitlines():
-                try:
-                    record = json.loads(line)
-                except (json.JSONDecodeError, UnicodeDecodeError):
-                    continue
-                if record.get("version") == SCORES_VERSION:
-                    self.records[record["system_key"], record["clip_key"]] = record
-
-    def get(self, system: CodecSystem, clip: Clip) -> dict[str, Any]:
-        r"""What is known of a pair so far; an empty record where nothing is."""
-        empty = {"scores": {}, "failures": {}, "texts": {}}
-        return self.records.get((system.key, clip.key), empty)
-
-    def append(self, record: dict[str, Any]) -> None:
-        r"""Add a record in one write, so that a line is there whole or is told by its missing end."""
-        line = json.dumps(record).encode() + b"\n"
-        if not self._ends_in_newline:
-            line = b"\n" + line
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(descriptor, line)
-        finally:
-            os.close(descriptor)
-        self._ends_in_newline = True
-        self.records[record["system_key"], record["clip_key"]] = record
-
-
-def read_clips(folder: Path, list_file: Path | None, transcripts: Path | None, limit: int | None) -> list[Clip]:
-    r"""
-    Args:
-        folder (`Path`): Folder of recordings.
-        list_file (`Path`, *optional*): Text file with a path relative to `folder` on each line. Defaults to every
-            audio file.
-        transcripts (`Path`, *optional*): JSON lines with `file_name` and `text`. Defaults to `metadata.jsonl` in
-            `folder`, if any.
-        limit (`int`, *optional*): Take only the first so many.
-    """
-    if list_file is None:
-        paths = find_audio_files([folder])
-    else:
-        lines = list_file.read_text(encoding="utf-8").splitlines()
-        paths = [folder / line.strip() for line in lines if line.strip()]
-    texts = {}
-    if transcripts is None and (folder / "metadata.jsonl").is_file():
-        transcripts = folder / "metadata.jsonl"
-    if transcripts is not None:
-        for line in transcripts.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            texts[row["file_name"]] = row.get("text")
-    clips = []
-    for path in paths[:limit]:
-        if not path.is_file():
-            raise AudioFileError(path, "no such file; check the spelling.")
-        name = path.relative_to(folder).as_posix()
-        clips.append(Clip(name, path, hashlib.sha256(path.read_bytes()).hexdigest()[:16], texts.get(name)))
-    if not clips:
-        raise ValueError(f"There is no clip to evaluate in {list_file or folder}.")
-    return clips
-
-
 def build_metrics(names: Iterable[str]) -> tuple[list[ClipMetric], dict[str, str]]:
     r"""The metrics of `names`, and for each whose package is missing, what to install."""
     metrics, skipped = [], {}
@@ -184,8 +76,20 @@ def build_metrics(names: Iterable[str]) -> tuple[list[ClipMetric], dict[str, str
     return metrics, skipped
 
 
+def load_recognizers(names: Iterable[str], language: str) -> tuple[list[Recognizer], dict[str, str]]:
+    r"""The recognisers of `names`, and for each whose packages are missing, what to install."""
+    recognizers, skipped = [], {}
+    for name in names:
+        try:
+            require_package("jiwer", "The error rate")
+            recognizers.append(load_recognizer(name, language))
+        except MissingPackageError as error:
+            skipped[f"error rates by {name}"] = str(error)
+    return recognizers, skipped
+
+
 def measure_clip(
-    system: CodecSystem,
+    system: CodecSystem | DecodedFiles,
     clip: Clip,
     known: dict[str, Any],
     metrics: list[ClipMetric],
@@ -215,7 +119,10 @@ def measure_clip(
         **{field: dict(known[field]) for field in ("scores", "failures", "texts")},
     }
     try:
-        coded = system.code(resample(recorded, SAMPLING_RATE, system.sampling_rate))
+        if isinstance(system, DecodedFiles):
+            coded = system.read(clip.name, len(recorded))
+        else:
+            coded = system.code(resample(recorded, SAMPLING_RATE, system.sampling_rate))
     except (ProgramError, RuntimeError, ValueError) as error:
         reason = f"coding failed: {' '.join(str(error).split()) or type(error).__name__}"
         record["failures"] |= {metric.score_name: reason for metric in metrics}
@@ -224,7 +131,8 @@ def measure_clip(
     decoded = resample(coded.audio_values, system.sampling_rate, SAMPLING_RATE).astype(np.float32)
     decoded = np.pad(decoded[: len(recorded)], (0, max(0, len(recorded) - len(decoded))))
     fields = ["num_bits", "encode_seconds", "decode_seconds", "encode_cpu_seconds", "decode_cpu_seconds"]
-    record |= {field: float(getattr(coded, field)) for field in fields}
+    record |= {field: float(value) for field in fields if (value := getattr(coded, field)) is not None}
+    record["is_coded"] = True
     record["residual_delay"] = estimate_delay(decoded, recorded, SAMPLING_RATE // 20)
     record["audio_codes"] = None if coded.audio_codes is None else coded.audio_codes.tolist()
     for metric in metrics:
@@ -243,16 +151,17 @@ def measure_clip(
 
 
 def summarize(
-    system: CodecSystem,
-    clips: list[Clip],
+    system: CodecSystem | DecodedFiles,
+    clips: Sequence[Clip],
     results: ResultsFile,
-    metrics: list[ClipMetric],
-    recognizers: list[Recognizer],
+    metrics: Sequence[ClipMetric],
+    recognizers: Sequence[Recognizer],
     language: str,
 ) -> dict[str, Any]:
     r"""Means, intervals, failures, code use, bit rates and speed of one system over `clips`, as plain JSON values."""
     records = [results.get(system, clip) for clip in clips]
-    coded = [record for record in records if "num_bits" in record]
+    # Records of earlier versions have no `is_coded`, but always a size.
+    coded = [record for record in records if record.get("is_coded") or "num_bits" in record]
     seconds = sum(record["seconds"] for record in coded)
     summary: dict[str, Any] = {
         "system": system.name,
@@ -263,48 +172,20 @@ def summarize(
         "scores": {},
         "failures": {},
     }
-
-    def add(name: str, estimate: Any, failures: Iterable[str]) -> None:
+    for name, score in score_clips(system, clips, results, metrics, recognizers, language).items():
+        estimate = score.estimate()
         summary["scores"][name] = None if estimate is None else dataclasses.asdict(estimate)
-        if counted := collections.Counter(failures):
-            summary["failures"][name] = dict(counted)
-
-    for metric in metrics:
-        name = metric.score_name
-        if not (metric.uses_recording and isinstance(system, RecordingSystem)):
-            values = [record["scores"][name] for record in records if name in record["scores"]]
-            add(
-                name, bootstrap(values), [record["failures"][name] for record in records if name in record["failures"]]
-            )
-
-    normalize = text_normalizer(language) if recognizers else str
-    recording = RecordingSystem()
-    for recognizer in recognizers:
-        references = {
-            "transcript": [clip.text for clip in clips],
-            "recording": [results.get(recording, clip)["texts"].get(recognizer.key) for clip in clips],
-        }
-        for against, texts in references.items():
-            if against == "recording" and isinstance(system, RecordingSystem):
-                continue
-            for unit, rate in (("word", "wer"), ("character", "cer")):
-                pairs = [
-                    (record["texts"][recognizer.key], text)
-                    for record, text in zip(records, texts, strict=True)
-                    if recognizer.key in record["texts"] and text is not None and normalize(text).strip()
-                ]
-                counts = [count_errors(normalize(said), normalize(true), unit) for said, true in pairs]
-                estimate = bootstrap([100.0 * errors for errors, _ in counts], [length for _, length in counts])
-                lost = [record["coding_failure"] for record in records if "coding_failure" in record]
-                if estimate is not None or lost:
-                    add(f"{rate}_{against}[{recognizer.name}]", estimate, lost)
+        if score.failures:
+            summary["failures"][name] = dict(score.failures)
 
     if coded and not isinstance(system, RecordingSystem):
-        summary["kbps_measured"] = sum(record["num_bits"] for record in coded) / seconds / 1000
+        if all("num_bits" in record for record in coded):
+            summary["kbps_measured"] = sum(record["num_bits"] for record in coded) / seconds / 1000
         for side in ("encode", "decode"):
             for clock in ("", "_cpu"):
-                spent = sum(record[f"{side}{clock}_seconds"] for record in coded)
-                summary[f"real_time_factor_{side}{clock}"] = spent / seconds
+                spent = [record.get(f"{side}{clock}_seconds") for record in coded]
+                if None not in spent:
+                    summary[f"real_time_factor_{side}{clock}"] = sum(spent) / seconds
         summary["residual_delay_samples"] = float(np.median([record["residual_delay"] for record in coded]))
         if system.codebook_size is not None:
             stages = stage_statistics((np.array(record["audio_codes"]) for record in coded), system.codebook_size)
@@ -320,7 +201,41 @@ def summarize(
     return summary
 
 
-def load_systems(args: argparse.Namespace) -> tuple[list[Callable[[], CodecSystem]], dict[str, str]]:
+def score_clips(
+    system: CodecSystem | DecodedFiles,
+    clips: Sequence[Clip],
+    results: ResultsFile,
+    metrics: Sequence[ClipMetric],
+    recognizers: Sequence[Recognizer],
+    language: str,
+) -> dict[str, ClipCounts]:
+    r"""
+    Every score of one system over `clips`, as counts by clip. Error rates are named `wer_transcript[NAME]` (against
+    the data's text), `wer_recording[NAME]` (against what the recogniser NAME hears in the recording), and so on.
+    """
+    records = [results.get(system, clip) for clip in clips]
+    is_recording = isinstance(system, RecordingSystem)
+    scores = {
+        metric.score_name: metric_counts(metric, clips, records)
+        for metric in metrics
+        if not (metric.uses_recording and is_recording)
+    }
+    recording = RecordingSystem()
+    for recognizer in recognizers:
+        true_texts = {
+            "transcript": [clip.text for clip in clips],
+            "recording": [results.get(recording, clip)["texts"].get(recognizer.key) for clip in clips],
+        }
+        for against, texts in true_texts.items():
+            if against == "recording" and is_recording:
+                continue
+            for rate, score in recognition_counts(recognizer.key, clips, records, texts, language).items():
+                if score.counts or score.failures:
+                    scores[f"{rate}_{against}[{recognizer.name}]"] = score
+    return scores
+
+
+def load_systems(args: argparse.Namespace) -> tuple[list[Callable[[], CodecSystem | DecodedFiles]], dict[str, str]]:
     r"""Functions that load each system asked for, and the peers that cannot run here with the reason."""
     import speech_tokenizers
 
@@ -330,7 +245,7 @@ def load_systems(args: argparse.Namespace) -> tuple[list[Callable[[], CodecSyste
         unique = sum(Path(other).name == Path(name).name for other in args.models) == 1
         return ModelSystem(model, feature_extractor, Path(name).name if unique else name, num_quantizers, args.device)
 
-    loaders: list[Callable[[], CodecSystem]] = [RecordingSystem]
+    loaders: list[Callable[[], CodecSystem | DecodedFiles]] = [RecordingSystem]
     skipped = {}
     for name in args.models:
         for num_quantizers in args.num_quantizers or [None]:
@@ -345,50 +260,149 @@ def load_systems(args: argparse.Namespace) -> tuple[list[Callable[[], CodecSyste
     return loaders, skipped
 
 
-def set_aside_unreadable(clips: list[Clip]) -> tuple[list[Clip], int]:
-    r"""The clips that can be read, and how many cannot, each of which is named with the reason."""
-    readable = []
-    for clip in clips:
-        try:
-            clip.load()
-        except AudioFileError as error:
-            print(f"set aside: {error}", file=sys.stderr)
-        else:
-            readable.append(clip)
-    if not readable:
-        raise ValueError("No clip can be read.")
-    return readable, len(clips) - len(readable)
+@dataclasses.dataclass
+class CodecComparison:
+    r"""
+    Clips, what to measure on them, and the folder in which results are kept; a later one of the same folder goes on
+    from them.
+
+    Args:
+        clips (`list` of [`Clip`]): Readable recordings.
+        metrics (`list` of [`ClipMetric`]), recognizers (`list` of [`Recognizer`]): What to measure.
+        output (`Path`): Folder for `results.jsonl` and decoded examples.
+        language (`str`, *optional*, defaults to `"en"`): Of the speech.
+        num_examples (`int`, *optional*, defaults to 0): Clips whose decoded versions are kept, evenly spread.
+    """
+
+    clips: list[Clip]
+    metrics: list[ClipMetric]
+    recognizers: list[Recognizer]
+    output: Path
+    language: str = "en"
+    num_examples: int = 0
+
+    def __post_init__(self):
+        self.results = ResultsFile(self.output / "results.jsonl")
+        chosen = np.linspace(0, len(self.clips) - 1, min(self.num_examples, len(self.clips))).round().astype(int)
+        self.examples = {self.clips[number].key: f"{number:03d}.wav" for number in chosen}
+
+    def measure(self, system: CodecSystem | DecodedFiles, progress: tqdm) -> dict[str, Any]:
+        r"""
+        Measure on each clip what is not yet known of a system.
+
+        Returns:
+            `dict`: Its summary over all clips, and under `groups` over those of each folder.
+        """
+        folder = self._example_folder(system)
+        for clip in self.clips:
+            known = self.results.get(system, clip)
+            open_metrics = [
+                metric
+                for metric in self.metrics
+                if not (metric.uses_recording and isinstance(system, RecordingSystem))
+                and metric.score_name not in known["scores"]
+                and metric.score_name not in known["failures"]
+            ]
+            open_recognizers = [
+                recognizer
+                for recognizer in self.recognizers
+                if recognizer.key not in known["texts"] and "coding_failure" not in known
+            ]
+            example = folder / self.examples[clip.key] if clip.key in self.examples else None
+            if example is not None and (example.exists() or "coding_failure" in known):
+                example = None
+            if open_metrics or open_recognizers or example is not None or "seconds" not in known:
+                self.results.append(measure_clip(system, clip, known, open_metrics, open_recognizers, example))
+            progress.update()
+        groups = sorted({clip.group for clip in self.clips})
+        return {
+            **self._summarize(system, self.clips),
+            "groups": {
+                group: self._summarize(system, [clip for clip in self.clips if clip.group == group])
+                for group in groups
+            },
+            "audio": {
+                name: f"audio/{folder.name}/{name}" for name in self.examples.values() if (folder / name).exists()
+            },
+        }
+
+    def scores(self, system: CodecSystem | DecodedFiles) -> dict[str, ClipCounts]:
+        r"""Every score of a system that was measured, as counts by clip; see [`score_clips`]."""
+        return score_clips(system, self.clips, self.results, self.metrics, self.recognizers, self.language)
+
+    def describe(self) -> dict[str, Any]:
+        r"""What tables need to know besides the systems' summaries, as plain JSON values."""
+        records = [self.results.get(RecordingSystem(), clip) for clip in self.clips]
+        return {
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "data": {
+                "num_clips": len(self.clips),
+                "seconds": sum(record.get("seconds", 0.0) for record in records),
+                "groups": dict(collections.Counter(clip.group for clip in self.clips)),
+                "key": hashlib.sha256("".join(clip.key for clip in self.clips).encode()).hexdigest()[:16],
+            },
+            "recognizers": [recognizer.name for recognizer in self.recognizers],
+            "titles": {metric.score_name: metric.title for metric in self.metrics},
+            "higher_is_better": {metric.score_name: metric.higher_is_better for metric in self.metrics},
+            "versions": {name: version for name in PACKAGES if (version := installed_version(name))},
+        }
+
+    def _summarize(self, system: CodecSystem | DecodedFiles, clips: list[Clip]) -> dict[str, Any]:
+        return summarize(system, clips, self.results, self.metrics, self.recognizers, self.language)
+
+    def _example_folder(self, system: CodecSystem | DecodedFiles) -> Path:
+        return self.output / "audio" / hashlib.sha256(system.key.encode()).hexdigest()[:12]
+
+
+PACKAGES = (
+    "speech-tokenizers",
+    "torch",
+    "transformers",
+    "pesq",
+    "pystoi",
+    "speechmos",
+    "resemblyzer",
+    "jiwer",
+    "vosk",
+)
+
+
+def prepare_comparison(args: argparse.Namespace) -> tuple[CodecComparison, dict[str, str], int]:
+    r"""
+    The comparison that `add_measuring_arguments` describe; what cannot be measured here with the reason; and how many
+    clips cannot be read.
+
+    Raises:
+        ValueError: If there is nothing to measure on.
+        OSError: If a file or a model is not found.
+    """
+    args.output.mkdir(parents=True, exist_ok=True)
+    clips = read_clips(args.data, args.list, args.transcripts, args.limit, args.pattern)
+    clips, num_unreadable = set_aside_unreadable(clips)
+    metrics, skipped = build_metrics(args.metrics)
+    recognizers, unavailable = load_recognizers(args.recognizer, args.language)
+    comparison = CodecComparison(clips, metrics, recognizers, args.output, args.language, args.examples)
+    return comparison, skipped | unavailable, num_unreadable
 
 
 def compare(args: argparse.Namespace) -> int:
     r"""What `speech-tokenizers evaluate` does; returns the exit code."""
     torch.set_num_threads(args.threads)
+    logging.disable_progress_bar()
     try:
         if not args.models and not args.peers:
             raise ValueError("Name at least one model or one of --peers.")
-        args.output.mkdir(parents=True, exist_ok=True)
-        clips, unreadable = set_aside_unreadable(read_clips(args.data, args.list, args.transcripts, args.limit))
         loaders, skipped = load_systems(args)
-        metrics, missing = build_metrics(args.metrics)
-        recognizers: list[Recognizer] = []
-        for name in args.recognizer:
-            try:
-                count_errors("", "a")
-                recognizers.append(load_recognizer(name, args.language))
-            except MissingPackageError as error:
-                skipped[f"error rates by {name}"] = str(error)
+        comparison, unavailable, num_unreadable = prepare_comparison(args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    skipped |= missing
+    skipped |= unavailable
     for name, reason in skipped.items():
         print(f"skipped {name}: {reason}", file=sys.stderr)
 
-    results = ResultsFile(args.output / "results.jsonl")
-    chosen = np.linspace(0, len(clips) - 1, min(args.examples, len(clips))).round().astype(int)
-    examples = {clips[number].key: f"{number:03d}.wav" for number in chosen}
     summaries = []
-    with tqdm(total=len(loaders) * len(clips), unit="clip", disable=None) as progress:
+    with tqdm(total=len(loaders) * len(comparison.clips), unit="clip", disable=None) as progress:
         for load in loaders:
             try:
                 system = load()
@@ -396,76 +410,21 @@ def compare(args: argparse.Namespace) -> int:
                 print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
                 return 2
             progress.set_description(system.name)
-            folder = args.output / "audio" / hashlib.sha256(system.key.encode()).hexdigest()[:12]
-            for clip in clips:
-                known = results.get(system, clip)
-                open_metrics = [
-                    metric
-                    for metric in metrics
-                    if not (metric.uses_recording and isinstance(system, RecordingSystem))
-                    and metric.score_name not in known["scores"]
-                    and metric.score_name not in known["failures"]
-                ]
-                open_recognizers = [
-                    recognizer
-                    for recognizer in recognizers
-                    if recognizer.key not in known["texts"] and "coding_failure" not in known
-                ]
-                example = folder / examples[clip.key] if clip.key in examples else None
-                if example is not None and (example.exists() or "coding_failure" in known):
-                    example = None
-                if open_metrics or open_recognizers or example is not None or "seconds" not in known:
-                    results.append(measure_clip(system, clip, known, open_metrics, open_recognizers, example))
-                progress.update()
-            summary = summarize(system, clips, results, metrics, recognizers, args.language)
-            summary["groups"] = {
-                group: summarize(
-                    system,
-                    [clip for clip in clips if clip.group == group],
-                    results,
-                    metrics,
-                    recognizers,
-                    args.language,
-                )
-                for group in sorted({clip.group for clip in clips})
-            }
-            summary["audio"] = {
-                name: f"audio/{folder.name}/{name}" for name in examples.values() if (folder / name).exists()
-            }
-            summaries.append(summary)
+            summaries.append(comparison.measure(system, progress))
 
-    packages = (
-        "speech-tokenizers",
-        "torch",
-        "transformers",
-        "pesq",
-        "pystoi",
-        "speechmos",
-        "resemblyzer",
-        "jiwer",
-        "vosk",
-    )
-    report = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "data": {
-            "list": args.list.name if args.list else None,
-            "num_clips": len(clips),
-            "seconds": summaries[0]["seconds"],
-            "groups": dict(collections.Counter(clip.group for clip in clips)),
-            "key": hashlib.sha256("".join(clip.key for clip in clips).encode()).hexdigest()[:16],
-        },
+    report = comparison.describe()
+    report["data"] = {"list": args.list.name if args.list else None, **report["data"]}
+    report |= {
         "settings": {"threads": args.threads, "device": args.device, "dnsmos_windows": DNSMOS_WINDOWS},
-        "recognizers": [recognizer.name for recognizer in recognizers],
-        "titles": {metric.score_name: metric.title for metric in metrics},
-        "higher_is_better": {metric.score_name: metric.higher_is_better for metric in metrics},
-        "versions": {name: version for name in packages if (version := installed_version(name))},
         "skipped": skipped,
         "systems": summaries,
     }
-    written = write_reports(report, args.output, {examples[clip.key]: clip for clip in clips if clip.key in examples})
+    by_key = {clip.key: clip for clip in comparison.clips}
+    examples = {name: by_key[key] for key, name in comparison.examples.items()}
+    written = write_reports(report, args.output, examples)
     print((args.output / "results.md").read_text(encoding="utf-8"))
     print("written: " + ", ".join(str(path) for path in written))
-    return int(unreadable > 0)
+    return int(num_unreadable > 0)
 
 
 def installed_version(package: str) -> str | None:

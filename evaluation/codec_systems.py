@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from speech_tokenizers.modeling.vector_quantization import ResidualVectorQuantizer
+
 
 @dataclass
 class CodedClip:
@@ -21,19 +23,19 @@ class CodedClip:
     Args:
         audio_values (`np.ndarray` of shape `(num_samples,)`): Decoded audio at the system's sampling rate, aligned
             with the recording (the codec's delay is removed) and as long as it.
-        num_bits (`float`): Size of the code, without file headers.
-        encode_seconds, decode_seconds (`float`): Wall-clock time.
-        encode_cpu_seconds, decode_cpu_seconds (`float`): Processor time, which other processes on the machine do not
-            lengthen.
+        num_bits (`float`, *optional*): Size of the code, without file headers, where known.
+        encode_seconds, decode_seconds (`float`, *optional*): Wall-clock time, where known.
+        encode_cpu_seconds, decode_cpu_seconds (`float`, *optional*): Processor time, which other processes on the
+            machine do not lengthen.
         audio_codes (`np.ndarray` of shape `(num_quantizers, num_frames)`, *optional*): Codebook indices.
     """
 
     audio_values: np.ndarray
-    num_bits: float
-    encode_seconds: float
-    decode_seconds: float
-    encode_cpu_seconds: float
-    decode_cpu_seconds: float
+    num_bits: float | None = None
+    encode_seconds: float | None = None
+    decode_seconds: float | None = None
+    encode_cpu_seconds: float | None = None
+    decode_cpu_seconds: float | None = None
     audio_codes: np.ndarray | None = None
 
 
@@ -77,6 +79,14 @@ def model_fingerprint(model: nn.Module, **settings: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+def join_chunks(audio_codes: torch.Tensor) -> torch.Tensor:
+    r"""
+    Codes of the only clip of a batch, `(num_quantizers, num_frames)`. EnCodec's are `(num_chunks, batch,
+    num_quantizers, num_frames)`.
+    """
+    return torch.cat(list(audio_codes), dim=-1)[0] if audio_codes.dim() == 4 else audio_codes[0]
+
+
 class ModelSystem:
     r"""
     A codec model and its feature extractor.
@@ -104,7 +114,8 @@ class ModelSystem:
     ):
         self.model = model.eval().to(device)
         self.feature_extractor = feature_extractor
-        self.name = name if num_quantizers is None else f"{name} ({num_quantizers} codebooks)"
+        used = f"{num_quantizers} codebook{'s' if num_quantizers != 1 else ''}"
+        self.name = name if num_quantizers is None else f"{name} ({used})"
         self.sampling_rate = int(feature_extractor.sampling_rate)
         self.device = torch.device(device)
         self.num_quantizers = num_quantizers
@@ -154,14 +165,50 @@ class ModelSystem:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    @torch.inference_mode()
-    def code(self, audio: np.ndarray) -> CodedClip:
+    def _features(self, audio: np.ndarray) -> dict[str, torch.Tensor]:
         features = self.feature_extractor(audio, sampling_rate=self.sampling_rate, return_tensors="pt")
-        features = {
+        return {
             name: value.to(self.device, self.model.dtype if value.is_floating_point() else value.dtype)
             for name, value in features.items()
             if name in self._encode_arguments
         }
+
+    @torch.inference_mode()
+    def encode(self, audio: np.ndarray) -> np.ndarray:
+        r"""Codes of shape `(num_quantizers, num_frames)` of a clip of shape `(num_samples,)`."""
+        encoded = self.model.encode(**self._features(audio), **self._quantizer_arguments)
+        return join_chunks(encoded.audio_codes).cpu().numpy()
+
+    @torch.inference_mode()
+    def dequantize(self, audio_codes: np.ndarray) -> np.ndarray:
+        r"""
+        The frames that codes stand for: what the decoder is given.
+
+        Args:
+            audio_codes (`np.ndarray` of shape `(num_quantizers, num_frames)`): Codes of the first codebooks.
+
+        Returns:
+            `np.ndarray` of shape `(num_frames, dimension)`.
+
+        Raises:
+            ValueError: If the model has no residual quantizer.
+        """
+        codes = torch.from_numpy(np.ascontiguousarray(audio_codes)).to(self.device)[None]
+        quantizer = getattr(self.model, "quantizer", None)
+        if isinstance(quantizer, ResidualVectorQuantizer):
+            return quantizer.decode(codes)[0].float().cpu().numpy()
+        if hasattr(quantizer, "from_codes"):  # DAC
+            frames = quantizer.from_codes(codes)[0]
+        elif hasattr(quantizer, "decode"):
+            # EnCodec's has the stages first.
+            frames = quantizer.decode(codes.transpose(0, 1) if "bandwidth" in self._encode_arguments else codes)
+        else:
+            raise ValueError(f"{self.name} has no residual quantizer whose entries could be looked up.")
+        return frames[0].T.float().cpu().numpy()
+
+    @torch.inference_mode()
+    def code(self, audio: np.ndarray) -> CodedClip:
+        features = self._features(audio)
         with Stopwatch() as encoding:
             encoded = self.model.encode(**features, **self._quantizer_arguments)
             self._synchronize()
@@ -176,9 +223,7 @@ class ModelSystem:
             decoded = self.model.decode(audio_codes=encoded.audio_codes, **extra)
             self._synchronize()
         values = decoded.audio_values.reshape(-1)[: len(audio)].float().cpu().numpy()
-        codes = encoded.audio_codes
-        # EnCodec's codes are (chunks, batch, num_quantizers, num_frames).
-        codes = torch.cat(list(codes), dim=-1)[0] if codes.dim() == 4 else codes[0]
+        codes = join_chunks(encoded.audio_codes)
         return CodedClip(
             audio_values=np.pad(values, (0, len(audio) - len(values))),
             num_bits=codes.numel() * math.log2(self.codebook_size),

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from .reconstruction_metrics import ClipMetric, MetricFailure, check_clips, check_rate, require_package
+from speech_tokenizers.processing.optional_packages import require_package
+
+from .reconstruction_metrics import ClipMetric, MetricFailure, check_clips, check_rate
 
 
 def slaney_mel(frequencies: np.ndarray) -> np.ndarray:

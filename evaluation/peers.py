@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Codecs of other kinds to compare with: Opus, Codec2 and Lyra v2.
+Codecs of other kinds to compare with: Opus, Codec2, Lyra v2, and any codec of which decoded files are at hand.
 
 Metrics that compare samples need the decoded clip aligned with the recording, so each codec's delay is removed:
 Opus states it in its header and `opusdec` skips it; Lyra v2 has none; Codec2's is a constant that was measured
@@ -18,9 +18,11 @@ import numpy as np
 import soundfile
 import soxr
 
+from speech_tokenizers.processing.audio_files import AUDIO_SUFFIXES, load_audio
+from speech_tokenizers.processing.optional_packages import require_package
+from speech_tokenizers.processing.speech_recognition import folder_fingerprint
+
 from .codec_systems import CodecSystem, CodedClip, Stopwatch
-from .recognition import folder_fingerprint
-from .reconstruction_metrics import require_package
 
 
 def estimate_delay(decoded: np.ndarray, recorded: np.ndarray, max_delay: int) -> int:
@@ -273,16 +275,73 @@ class LyraSystem:
         )
 
 
-def load_peer(description: str) -> CodecSystem:
+class DecodedFiles:
+    r"""
+    A codec that cannot be run here, but has decoded the same clips into files.
+
+    Args:
+        name (`str`): What tables show.
+        folder (`str`): Holds the decoded files, laid out and named as the recordings; suffixes may differ.
+        replace (`tuple` of two `str`, *optional*): What the recordings' names have where those of the decoded files
+            have something else, such as `("Original", "EnCodec")`.
+
+    Raises:
+        ValueError: If there is no such folder.
+    """
+
+    codebook_size = None
+    frame_rate = None
+    sampling_rate = 16000
+
+    def __init__(self, name: str, folder: str, replace: tuple[str, str] | None = None):
+        self.name, self.folder, self.replace = name, Path(folder), replace
+        if not self.folder.is_dir():
+            raise ValueError(f"The decoded files of {name} are looked for in {folder}, which is no folder.")
+        self.key = f"files-{name}-{replace}-{folder_fingerprint(self.folder)}"
+
+    def find(self, clip_name: str) -> Path:
+        r"""
+        The decoded version of a clip.
+
+        Raises:
+            ProgramError: If there is none.
+        """
+        path = self.folder / (clip_name if self.replace is None else clip_name.replace(*self.replace))
+        for candidate in (path, *(path.with_suffix(suffix) for suffix in AUDIO_SUFFIXES)):
+            if candidate.is_file():
+                return candidate
+        raise ProgramError(f"there is no decoded file {path}")
+
+    def read(self, clip_name: str, num_samples: int) -> CodedClip:
+        r"""The decoded version of a clip, cut or extended to `num_samples`; its size and speed are not known."""
+        return CodedClip(fit_length(load_audio(self.find(clip_name), self.sampling_rate), num_samples))
+
+
+def load_decoded_files(description: str) -> DecodedFiles:
+    r"""The [`DecodedFiles`] of `NAME=FOLDER` or `NAME=FOLDER:OLD=NEW`."""
+    name, _, rest = description.partition("=")
+    folder, replacement = rest, ""
+    # A folder's name may have a colon in it.
+    if not Path(rest).is_dir() and ":" in rest:
+        folder, _, replacement = rest.rpartition(":")
+    old, _, new = replacement.partition("=")
+    if not name or not folder or bool(replacement) != bool(old and new):
+        raise ValueError(f"Decoded files are `files:NAME=FOLDER` or `files:NAME=FOLDER:OLD=NEW`, not {description!r}.")
+    return DecodedFiles(name, folder, (old, new) if replacement else None)
+
+
+def load_peer(description: str) -> CodecSystem | DecodedFiles:
     r"""
     Args:
-        description (`str`): `opus:KBPS`, `codec2:KBPS` or `lyra:KBPS=FOLDER`.
+        description (`str`): `opus:KBPS`, `codec2:KBPS`, `lyra:KBPS=FOLDER` or `files:NAME=FOLDER[:OLD=NEW]`.
 
     Raises:
         ValueError: If the description is not one of these.
         ProgramError: If the codec's program is not installed.
     """
     kind, _, rest = description.partition(":")
+    if kind == "files":
+        return load_decoded_files(rest)
     rate, _, folder = rest.partition("=")
     try:
         kbps = float(rate)
@@ -295,7 +354,8 @@ def load_peer(description: str) -> CodecSystem:
     if kind == "lyra" and kbps and folder:
         return LyraSystem(kbps, folder)
     raise ValueError(
-        f"A peer is `opus:KBPS` (from 6), `codec2:KBPS` or `lyra:KBPS=FOLDER`, e.g. `opus:6`, but got {description!r}."
+        "A peer is `opus:KBPS` (from 6), `codec2:KBPS`, `lyra:KBPS=FOLDER` or `files:NAME=FOLDER[:OLD=NEW]`, "
+        f"e.g. `opus:6`, but got {description!r}."
     )
 
 

@@ -2,6 +2,7 @@
 """`speech-tokenizers evaluate`: how well codecs reconstruct speech, side by side on the same clips."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -12,13 +13,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     r"""Arguments of `speech-tokenizers evaluate`."""
     parser.add_argument("models", nargs="*", help="codecs: checkpoint names, local folders or Hub ids")
     parser.add_argument("--data", type=Path, required=True, help="folder of recordings")
-    parser.add_argument("--list", type=Path, help="text file of paths relative to --data; default: all audio files")
     parser.add_argument(
-        "--transcripts", type=Path, help="JSON lines with file_name, text; default: DATA/metadata.jsonl"
-    )
-    parser.add_argument("--limit", type=int, help="use only the first so many clips")
-    parser.add_argument(
-        "--peers", nargs="*", default=[], metavar="PEER", help="opus:KBPS, codec2:KBPS, lyra:KBPS=FOLDER"
+        "--peers",
+        nargs="*",
+        default=[],
+        metavar="PEER",
+        help="opus:KBPS, codec2:KBPS, lyra:KBPS=FOLDER, or files:NAME=FOLDER[:OLD=NEW] for a codec that has decoded "
+        "the same clips into the files of FOLDER; where recordings have OLD in their names, these have NEW",
     )
     parser.add_argument(
         "--num-quantizers",
@@ -26,7 +27,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="measure the models with these numbers of codebooks; default: all",
     )
-    parser.add_argument("--metrics", nargs="*", choices=METRIC_NAMES, default=METRIC_NAMES, help="default: all")
+    add_measuring_arguments(parser, METRIC_NAMES)
+
+
+def add_measuring_arguments(parser: argparse.ArgumentParser, metrics: Sequence[str]) -> None:
+    r"""
+    The arguments that say on which clips of the data to measure what.
+
+    Args:
+        metrics (sequence of `str`): Those that are measured by default.
+    """
+    parser.add_argument("--list", type=Path, help="text file of paths relative to the data; default: all audio files")
+    parser.add_argument("--pattern", metavar="GLOB", help="use only recordings whose path in the data matches")
+    parser.add_argument(
+        "--transcripts", type=Path, help="JSON lines with file_name, text; default: metadata.jsonl of the data"
+    )
+    parser.add_argument("--limit", type=int, help="use only the first so many clips")
+    parser.add_argument(
+        "--metrics", nargs="*", choices=METRIC_NAMES, default=metrics, help=f"default: {' '.join(metrics)}"
+    )
     parser.add_argument(
         "--recognizer",
         nargs="*",

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How near decoded speech is to the recording: PESQ, STOI, mel distance and SI-SDR as `evaluate` metrics."""
 
-import importlib.util
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -12,32 +11,11 @@ import numpy as np
 import torch
 
 from speech_tokenizers.modeling.spectral_losses import DEFAULT_MEL_SCALES, MelScale, multi_scale_mel_loss
+from speech_tokenizers.processing.optional_packages import require_package
 
 
 class MetricFailure(ValueError):
     r"""A metric has no value for this clip; the message says why."""
-
-
-class MissingPackageError(ImportError):
-    r"""
-    An optional package is not installed.
-
-    Args:
-        package (`str`): Name of the package.
-        purpose (`str`): What needs it.
-        command (`str`, *optional*): What installs it. Defaults to the extra `evaluation`.
-    """
-
-    def __init__(self, package: str, purpose: str, command: str = "pip install 'speech-tokenizers[evaluation]'"):
-        super().__init__(f"{purpose} needs the package `{package}`; install it with `{command}`.")
-
-
-def require_package(package: str, purpose: str, **kwargs: str) -> str:
-    r"""Folder of an installed package, which is not imported; raises `MissingPackageError` where it is missing."""
-    spec = importlib.util.find_spec(package)
-    if spec is None:
-        raise MissingPackageError(package, purpose, **kwargs)
-    return list(spec.submodule_search_locations or [""])[0]
 
 
 class ClipMetric(evaluate.Metric):

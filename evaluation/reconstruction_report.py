@@ -16,7 +16,7 @@ import soundfile
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .codec_comparison import Clip
+    from .clips import Clip
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -31,12 +31,19 @@ def score_titles(report: dict[str, Any]) -> dict[str, str]:
     r"""Title of each score in the report, error rates included, in the order of the columns."""
     titles = dict(report["titles"])
     for name in report["recognizers"]:
-        for rate in ("wer", "cer"):
+        for rate in ("wer", "wil", "cer"):
             for against in ("transcript", "recording"):
                 key = f"{rate}_{against}[{name}]"
                 if any(key in system["scores"] for system in report["systems"]):
                     titles[key] = f"{rate.upper()} % ({name}, to {against})"
     return titles
+
+
+def score_digits(name: str) -> int:
+    r"""Digits after the point that a table shows of a score."""
+    if name[:3] in ("wer", "wil", "cer", "si_"):
+        return 1
+    return 3 if name in ("stoi", "estoi", "speaker_similarity") else 2
 
 
 def format_score(system: dict[str, Any], name: str) -> str:
@@ -49,7 +56,7 @@ def format_score(system: dict[str, Any], name: str) -> str:
     score = system["scores"][name]
     if score is None:
         return f"failed ({failed})" if failed else "–"
-    digits = 1 if name[:3] in ("wer", "cer", "si_") else 3 if name in ("stoi", "estoi", "speaker_similarity") else 2
+    digits = score_digits(name)
     text = f"{score['value']:.{digits}f} [{score['low']:.{digits}f}, {score['high']:.{digits}f}]"
     return f"{text}, n={score['num_clips']}, {failed} failed" if failed else text
 
@@ -103,8 +110,8 @@ def notes(report: dict[str, Any]) -> list[str]:
         lines.append(f"DNSMOS: {settings['dnsmos_windows']} windows of 9.01 s a clip.")
     if report["recognizers"]:
         lines.append(
-            "WER and CER: errors per word and character, against the transcript of the data and against what the same "
-            "recogniser hears in the recording."
+            "WER and CER: errors per word and character; WIL: word information lost; each against the transcript of "
+            "the data and against what the same recogniser hears in the recording."
         )
     return lines + [f"Skipped {name}: {reason}" for name, reason in report["skipped"].items()]
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nothing here reaches a network, and a tiny checkpoint on disk that the tests of the command line share."""
 
+import json
 import os
 
 
@@ -56,3 +57,53 @@ def write_audio():
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def hashed_uniform():
+    """Function: numbers in [-1, 1) that a name and a seed determine (FNV-1a, then splitmix64), as float64."""
+
+    def hashed(key: str, count: int, seed: int) -> np.ndarray:
+        mask = 2**64 - 1
+        name_hash = 0xCBF29CE484222325
+        for byte in key.encode():
+            name_hash = ((name_hash ^ byte) * 0x100000001B3) & mask
+        base = np.uint64(name_hash ^ (seed * 0x9E3779B97F4A7C15 & mask))
+        z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + base
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+        return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53 * 2 - 1
+
+    return hashed
+
+
+@pytest.fixture(scope="session")
+def load_original():
+    r"""
+    Function: a small codec of the original code by the name of its fixture, as ours (a new one at each call), its
+    original state dict, its original config, and what the original code computed (by the names that it has there).
+    """
+
+    def load(name: str, projection: str = "shared"):
+        import torch
+        from safetensors import safe_open
+
+        from speech_tokenizers.checkpoint_conversion import codec_config_of, rename_state
+        from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
+
+        path = Path(__file__).parent / "fixtures" / f"speechtokenizer_{name}.safetensors"
+        with safe_open(path, framework="pt") as file:
+            fields = json.loads(file.metadata()["config"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        state = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
+        for key in [key for key in state if key.endswith(".embed")]:
+            # Left out of the file, since these two follow from the others.
+            size = state[key.replace("embed", "cluster_size")]
+            state[key.replace("embed", "embed_avg")] = state[key] * size.unsqueeze(-1)
+            state[key.replace("embed", "inited")] = torch.ones(1)
+        model = DMCodecModel(codec_config_of(fields, projection, path)).eval()
+        model.load_state_dict(rename_state(state, fields, model, path))
+        return model, state, fields, {key[3:]: value for key, value in tensors.items() if key.startswith("io.")}
+
+    return load

@@ -17,23 +17,30 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from speech_tokenizers.modeling.configuration_dm_codec import DMCodecConfig
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
 from speech_tokenizers.modeling.hub_export import find_code_files, find_siblings, save_pretrained_with_code
+from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
+from speech_tokenizers.processing.feature_extraction_dm_codec import DMCodecFeatureExtractor
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 
 
 CODECS = {
-    "seanet": {"encoder_lstm": "bidirectional", "activation": "snake", "semantic_dimension": 6},
+    "seanet": {"encoder_lstm": "bidirectional", "activation": "snake"},
     "spectral": {"encoder_type": "stft", "decoder_type": "istft", "codebook_dim": 4},
+    "dm-codec": {"encoder_lstm": "bidirectional", "semantic_dimension": 6, "contextual_dimension": 4},
 }
-MODEL_FILES = {
+RVQ_MODEL_FILES = {
     "codec_layers.py",
     "configuration_rvq_codec.py",
     "modeling_rvq_codec.py",
     "spectral_losses.py",
     "vector_quantization.py",
 }
+RVQ_FILES = RVQ_MODEL_FILES | {"feature_extraction_rvq_codec.py"}
+DM_FILES = RVQ_FILES | {"configuration_dm_codec.py", "modeling_dm_codec.py", "feature_extraction_dm_codec.py"}
+FILES = {"seanet": RVQ_FILES, "spectral": RVQ_FILES, "dm-codec": DM_FILES}
 
 # What a user runs who has transformers only. `find_spec` refuses this package, however it is installed. The exporter
 # is loaded by its path, to save once more what was loaded with its code.
@@ -57,6 +64,10 @@ STRANGER = """
     hub_export = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hub_export)
 
+    def flatten(outputs):
+        outputs = {**outputs, "stage_latents": torch.stack(outputs.stage_latents)}
+        return {name: value.contiguous() for name, value in outputs.items()}
+
     torch.set_num_threads(1)
     for folder in map(Path, sys.argv[2:]):
         source = folder / "repository"
@@ -68,7 +79,7 @@ STRANGER = """
             model = auto_class.from_pretrained(source, trust_remote_code=True)
             assert type(model).__module__.startswith("transformers_modules."), type(model)
             with torch.no_grad():
-                outputs = {name: value.contiguous() for name, value in model(**inputs).items()}
+                outputs = flatten(model(**inputs))
             save_file(outputs, folder / f"{auto_class.__name__}.safetensors")
         hub_export.save_pretrained_with_code(model, feature_extractor, folder / "again")
 
@@ -81,7 +92,7 @@ STRANGER = """
             AutoFeatureExtractor.from_pretrained(repo_id, revision=revision, trust_remote_code=True)
             assert type(downloaded).__module__.startswith("transformers_modules.user."), type(downloaded)
             with torch.no_grad():
-                for name, value in downloaded(**inputs).items():
+                for name, value in flatten(downloaded(**inputs)).items():
                     assert torch.equal(value, outputs[name]), name
     assert not any(name.split(".")[0] == "speech_tokenizers" for name in sys.modules)
 """
@@ -91,7 +102,15 @@ def make_codec(**overrides) -> RVQCodecModel:
     sizes = {"num_filters": 4, "hidden_size": 8, "encoder_hidden_size": 8, "decoder_hidden_size": 8}
     layers = {"encoder_num_layers": 1, "decoder_num_layers": 1, "num_quantizers": 2, "codebook_size": 16}
     torch.manual_seed(0)
-    return RVQCodecModel(RVQCodecConfig(**sizes, **layers, downsampling_ratios=(2, 4), **overrides)).eval()
+    is_dm_codec = "semantic_dimension" in overrides
+    config = (DMCodecConfig if is_dm_codec else RVQCodecConfig)(
+        **sizes, **layers, downsampling_ratios=(2, 4), **overrides
+    )
+    return (DMCodecModel if is_dm_codec else RVQCodecModel)(config).eval()
+
+
+def make_feature_extractor(name: str) -> RVQCodecFeatureExtractor:
+    return (DMCodecFeatureExtractor if name == "dm-codec" else RVQCodecFeatureExtractor)(padding_side="left")
 
 
 class FakeHub:
@@ -233,9 +252,9 @@ def visited(hub, tmp_path_factory):
     root = tmp_path_factory.mktemp("hub")
     folders = {name: root / name for name in CODECS}
     for name, folder in folders.items():
-        feature_extractor = RVQCodecFeatureExtractor(padding_side="left")
+        feature_extractor = make_feature_extractor(name)
         written = save_pretrained_with_code(make_codec(**CODECS[name]), feature_extractor, folder / "repository")
-        assert {path.name for path in written} == MODEL_FILES | {"feature_extraction_rvq_codec.py"}
+        assert {path.name for path in written} == FILES[name]
         save_file({"waveform": torch.rand(2, 777) - 0.5}, folder / "input.safetensors")
 
     script = root / "stranger.py"
@@ -253,13 +272,14 @@ def visited(hub, tmp_path_factory):
 
 @pytest.mark.parametrize("name", CODECS)
 def test_a_saved_codec_computes_the_same_without_this_package(visited, name):
-    model, feature_extractor = make_codec(**CODECS[name]), RVQCodecFeatureExtractor(padding_side="left")
+    model, feature_extractor = make_codec(**CODECS[name]), make_feature_extractor(name)
     waveform = load_file(visited[name] / "input.safetensors")["waveform"]
     inputs = feature_extractor(list(waveform.numpy()), sampling_rate=16000, return_tensors="pt")
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the other process: the order of a sum depends on it
     with torch.no_grad():
         expected = model(**inputs)
+        expected = {**expected, "stage_latents": torch.stack(expected.stage_latents)}
     torch.set_num_threads(num_threads)
     for auto_class in ("AutoModel", "AutoModelForAudioTokenization"):
         outputs = load_file(visited[name] / f"{auto_class}.safetensors")
@@ -307,7 +327,7 @@ def test_auto_maps_are_written_but_the_live_objects_stay_as_they_are(tmp_path):
 
 def test_a_model_alone_can_be_saved_with_its_code(tmp_path):
     written = save_pretrained_with_code(make_codec(), None, tmp_path)
-    assert {path.name for path in written} == MODEL_FILES
+    assert {path.name for path in written} == RVQ_MODEL_FILES
     assert not (tmp_path / "preprocessor_config.json").exists()
 
 

@@ -31,7 +31,7 @@ def test_import_loads_nothing_heavy():
     assert not set(HEAVY) & set(loaded)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["encode", "--help"], ["info", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["encode", "--help"], ["info", "--help"], ["convert", "--help"]])
 def test_help_loads_nothing_heavy(arguments):
     program = (
         "import sys, json\n"

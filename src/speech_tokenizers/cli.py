@@ -104,6 +104,29 @@ def _add_info_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run_info)
 
 
+def _add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="weights of a SpeechTokenizer or DM-Codec, or what its trainer saved (.pt or .safetensors)",
+    )
+    parser.add_argument("--config", type=Path, help="its config.json; by default the one beside the checkpoint")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, type=Path, help="the folder to write")
+    parser.add_argument(
+        "--projection",
+        choices=("semantic", "contextual", "shared"),
+        default="semantic",
+        help="what its projection was trained for: features of a speech model (SpeechTokenizer, the default), of a "
+        "language model, or both (DM-Codec)",
+    )
+    parser.add_argument(
+        "--with-code", action="store_true", help="write the code too, for use without this package installed"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a model in the folder")
+    parser.set_defaults(run=_run_convert)
+
+
 def _of_module(name: str) -> Callable[[argparse.ArgumentParser], None]:
     # A command whose module offers `add_arguments(parser)` and `run(args) -> int`.
     def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -231,6 +254,25 @@ def _run_info(args: argparse.Namespace) -> int:
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:<{width}}  {value}")
+    return 0
+
+
+def _run_convert(args: argparse.Namespace) -> int:
+    from transformers.utils import logging
+
+    from speech_tokenizers.checkpoint_conversion import convert_checkpoint
+
+    logging.disable_progress_bar()
+    try:
+        model, ignored_fields = convert_checkpoint(
+            args.checkpoint, args.output, args.config, args.projection, args.with_code, args.overwrite
+        )
+    except (ValueError, OSError) as error:
+        raise UsageError(_one_line(error)) from error
+    if ignored_fields:
+        print(f"ignored fields of the config, which do not shape the network: {', '.join(ignored_fields)}")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{args.output}: {type(model).__name__}, {parameters / 1e6:.2f} million parameters, equal to the original's")
     return 0
 
 
@@ -421,10 +463,16 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "decode": ("files of codes to speech", _add_decode_arguments),
     "reconstruct": ("speech through the codec and back", _add_reconstruct_arguments),
     "info": ("describe a checkpoint, a file of codes or an audio file", _add_info_arguments),
+    "convert": ("turn a checkpoint of SpeechTokenizer or DM-Codec into one of this package", _add_convert_arguments),
     "train": ("train a codec by a recipe", _add_train_arguments),
+    "align": ("find when words are spoken", _of_module("speech_tokenizers.file_alignment")),
     "evaluate": (
         "measure reconstruction beside other codecs",
         _of_module("speech_tokenizers.evaluation.reconstruction"),
+    ),
+    "ablate": (
+        "train a recipe in several variants and compare them",
+        _of_module("speech_tokenizers.training.ablation"),
     ),
     "benchmark": ("measure speed and memory", _of_module("speech_tokenizers.evaluation.benchmark")),
     "card": ("write the card of a checkpoint", _of_module("speech_tokenizers.evaluation.model_card")),

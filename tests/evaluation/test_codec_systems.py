@@ -115,3 +115,28 @@ def test_a_number_of_codebooks_that_a_codec_lacks_is_refused(make_rvq_codec):
         ModelSystem(*make_rvq_codec(), "codec", 5)
     with pytest.raises(ValueError, match="offers 0.5, 1, 2 kbps"):
         ModelSystem(*make_encodec(), "codec", 3)
+
+
+@pytest.mark.parametrize("make_codec", ["ours", make_encodec, make_dac, make_mimi], indirect=True)
+def test_codes_are_looked_up_as_the_decoder_does(make_codec):
+    model, feature_extractor = make_codec()
+    for name, buffer in model.named_buffers():
+        if "embed" in name:  # zeros before they are trained
+            buffer.normal_()
+    system = ModelSystem(model, feature_extractor, "codec")
+    audio = 0.1 * np.random.default_rng(0).standard_normal(system.sampling_rate).astype(np.float32)
+    codes = system.encode(audio)
+    assert (codes == system.code(audio).audio_codes).all()
+    frames = system.dequantize(codes)
+    assert frames.shape[0] == codes.shape[1]
+    # A frame depends on its own codes alone, and one stage less is another frame.
+    assert system.dequantize(codes[:, 3:5]) == pytest.approx(frames[3:5], abs=1e-6)
+    assert system.dequantize(codes[:1]).shape == frames.shape
+    assert np.abs(system.dequantize(codes[:1]) - frames).max() > 1e-4
+
+
+def test_a_model_without_quantizer_cannot_be_looked_up(make_rvq_codec):
+    system = ModelSystem(*make_rvq_codec(), "codec")
+    system.model = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="codec has no residual quantizer"):
+        system.dequantize(np.zeros((4, 2), int))

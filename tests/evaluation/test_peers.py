@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 
 from speech_tokenizers.evaluation import peers
 from speech_tokenizers.evaluation.peers import ProgramError, estimate_delay, fit_length, load_peer, ogg_payload_bytes
@@ -50,6 +51,37 @@ def test_a_rate_that_a_codec_lacks_is_refused():
         load_peer("codec2:5")
     with pytest.raises(ValueError, match="Lyra v2 has"):
         load_peer("lyra:5=folder")
+
+
+@pytest.mark.parametrize("description", ["files:", "files:Other", "files:=folder", "files:Other=folder:Original="])
+def test_a_wrong_description_of_decoded_files_is_refused(description):
+    with pytest.raises(ValueError, match="Decoded files are"):
+        load_peer(description)
+
+
+def test_decoded_files_are_found_by_the_recordings_names(tmp_path):
+    (tmp_path / "part").mkdir()
+    soundfile.write(tmp_path / "part" / "Other_1.flac", np.full(320, 0.5), 16000)
+    soundfile.write(tmp_path / "Other_2.wav", np.full(400, 0.25), 8000)
+    peer = load_peer(f"files:Other={tmp_path}:Original=Other")
+    assert peer.name == "Other"
+    # Codecs fill up their last frame: the end is cut off, or silence added.
+    coded = peer.read("part/Original_1.wav", 300)
+    assert coded.audio_values == pytest.approx(np.full(300, 0.5), abs=1e-3)
+    assert coded.num_bits is coded.encode_seconds is None
+    assert len(peer.read("Original_2.wav", 900).audio_values) == 900
+    with pytest.raises(ProgramError, match="there is no decoded file .*Other_3.wav"):
+        peer.read("Original_3.wav", 10)
+    assert load_peer(f"files:Other={tmp_path / 'part'}").find("Other_1.opus").name == "Other_1.flac"
+    with pytest.raises(ValueError, match="which is no folder"):
+        load_peer("files:Other=no/such/folder")
+
+
+def test_other_decoded_files_have_another_key(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(320), 16000)
+    before = load_peer(f"files:Other={tmp_path}").key
+    soundfile.write(tmp_path / "a.wav", np.ones(320) / 2, 16000)
+    assert load_peer(f"files:Other={tmp_path}").key != before
 
 
 def test_a_missing_program_is_named_with_its_package(monkeypatch):

@@ -9,7 +9,9 @@ import pytest
 import soundfile
 
 from speech_tokenizers.evaluation import codec_comparison, reconstruction
-from speech_tokenizers.evaluation.codec_comparison import METRICS, Clip, ResultsFile, measure_clip, read_clips
+from speech_tokenizers.evaluation.clip_results import ResultsFile
+from speech_tokenizers.evaluation.clips import Clip, read_clips
+from speech_tokenizers.evaluation.codec_comparison import METRICS, measure_clip
 from speech_tokenizers.evaluation.reconstruction_metrics import ClipMetric, MetricFailure
 from speech_tokenizers.evaluation.reconstruction_report import table_rows
 
@@ -172,6 +174,47 @@ def test_error_rates_are_against_transcript_and_recording(tmp_path, data, save_m
     assert tiny["scores"]["wer_transcript[echo]"]["value"] == pytest.approx(100 / 3)
     assert tiny["scores"]["wer_recording[echo]"]["value"] == 0.0
     assert "wer_recording[echo]" not in recording["scores"]
+
+
+def test_word_information_lost_is_summed_over_clips(tmp_path, data, save_model, monkeypatch):
+    monkeypatch.setattr(codec_comparison, "load_recognizer", lambda name, language: Echo())
+    save_model(tmp_path / "tiny")
+    assert run(tmp_path, str(tmp_path / "tiny"), "--recognizer", "echo") == 0
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    # 2, 1 and 1 hits of two true and two recognised words each.
+    lost = report["systems"][1]["scores"]["wil_transcript[echo]"]
+    assert lost["value"] == pytest.approx(100 * (1 - 4 / 6 * 4 / 6))
+    assert 0.0 <= lost["low"] < lost["value"] < lost["high"] <= 75.0
+    assert "WIL % (echo, to transcript)" in (tmp_path / "out" / "results.md").read_text()
+
+
+def test_files_that_another_codec_decoded_are_scored_beside_ours(tmp_path, data, save_model):
+    save_model(tmp_path / "tiny")
+    for name in ("north/0.wav", "south/2.wav"):
+        recorded = soundfile.read(data / name)[0]
+        (tmp_path / "decoded" / name).parent.mkdir(parents=True)
+        soundfile.write((tmp_path / "decoded" / name).with_suffix(".flac"), 0.5 * recorded[:-100], 16000)
+    assert run(tmp_path, str(tmp_path / "tiny"), "--peers", f"files:Half={tmp_path / 'decoded'}") == 0
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    half = report["systems"][2]
+    # Half as loud, and 100 samples short at the end.
+    assert half["scores"]["si_sdr"]["num_clips"] == 2
+    assert half["scores"]["si_sdr"]["value"] > 15
+    assert list(half["failures"]["si_sdr"].values()) == [1]
+    assert "there is no decoded file" in next(iter(half["failures"]["si_sdr"]))
+    # What it costs is not known.
+    assert "kbps_measured" not in half
+    assert "real_time_factor_encode" not in half
+    rows = table_rows(report)
+    assert rows[3][-5:] == ["–"] * 5
+    assert rows[2][-5] == "1.00"
+
+
+def test_a_pattern_picks_the_recordings(tmp_path, data):
+    assert [clip.name for clip in read_clips(data, None, None, None, "north/*")] == ["north/0.wav", "north/1.wav"]
+    assert [clip.name for clip in read_clips(data, None, None, None, "2.*")] == ["south/2.wav"]
+    with pytest.raises(ValueError, match="no clip to evaluate"):
+        read_clips(data, None, None, None, "*.flac")
 
 
 def test_a_codec_that_fails_on_a_clip_fails_every_metric_there(tmp_path, data):

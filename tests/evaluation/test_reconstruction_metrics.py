@@ -9,11 +9,10 @@ from speech_tokenizers.evaluation.reconstruction_metrics import (
     STOI,
     MelDistance,
     MetricFailure,
-    MissingPackageError,
     ScaleInvariantSDR,
-    require_package,
 )
 from speech_tokenizers.modeling.spectral_losses import MelScale
+from speech_tokenizers.processing.optional_packages import MissingPackageError, require_package
 
 
 def make_speech(seconds: float = 2.0, seed: int = 0) -> np.ndarray:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""transformers' own common tests, on the RVQ codec."""
+"""transformers' own common tests, on the RVQ codec and on DM-Codec."""
 
 import copy
 import unittest
@@ -12,8 +12,11 @@ import transformers_common_tests
 from torch import nn
 from torch.nn.utils import parametrize
 
+from speech_tokenizers.modeling.configuration_dm_codec import DMCodecConfig
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
+from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
+from speech_tokenizers.processing.feature_extraction_dm_codec import DMCodecFeatureExtractor
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 
 
@@ -33,8 +36,8 @@ class RVQCodecModelTester:
     batch_size = 3
     is_training = True
 
-    def __init__(self, **overrides):
-        self.overrides = overrides
+    def __init__(self, config_class, **overrides):
+        self.config_class, self.overrides = config_class, overrides
 
     def get_config(self) -> RVQCodecConfig:
         sizes = {
@@ -49,7 +52,7 @@ class RVQCodecModelTester:
             "codebook_size": 16,
             "kmeans_iterations": 2,
         }
-        return RVQCodecConfig(**{**sizes, **self.overrides})
+        return self.config_class(**{**sizes, **self.overrides})
 
     def prepare_config_and_inputs_for_common(self):
         generator = torch.Generator().manual_seed(0)
@@ -67,7 +70,7 @@ class RVQCodecMixins(ModelTesterMixin):
     overrides: dict = {}
 
     def setUp(self):
-        self.model_tester = RVQCodecModelTester(**self.overrides)
+        self.model_tester = RVQCodecModelTester(self.all_model_classes[0].config_class, **self.overrides)
 
     @unittest.skip(NO_LAYER_OUTPUTS)
     def test_hidden_states_output(self):
@@ -95,9 +98,10 @@ class RVQCodecMixins(ModelTesterMixin):
         have no effect on them.
         """
         config = self.model_tester.get_config()
-        built = RVQCodecModel(config)
+        (model_class,) = self.all_model_classes
+        built = model_class(config)
         state = {name: value for name, value in built.state_dict().items() if "parametrizations" not in name}
-        loaded = RVQCodecModel.from_pretrained(None, config=copy.deepcopy(config), state_dict=state)
+        loaded = model_class.from_pretrained(None, config=copy.deepcopy(config), state_dict=state)
         normalised = {
             name: module for name, module in loaded.named_modules() if parametrize.is_parametrized(module, "weight")
         }
@@ -116,18 +120,23 @@ class RVQCodecMixins(ModelTesterMixin):
             assert len(direction.unique()) > 0.9 * direction.numel(), name
 
 
+def run_config_tests(test: unittest.TestCase, config_class: type, **fields) -> None:
+    tester = ConfigTester(
+        test,
+        config_class=config_class,
+        has_text_modality=False,
+        common_properties=["hidden_size"],
+        hidden_size=37,
+        **fields,
+    )
+    tester.run_common_tests()
+
+
 class RVQCodecMixinsTest(RVQCodecMixins, unittest.TestCase):
-    overrides = {"semantic_dimension": 10, "codebook_dim": 6}
+    overrides = {"codebook_dim": 6}
 
     def test_config(self):
-        tester = ConfigTester(
-            self,
-            config_class=RVQCodecConfig,
-            has_text_modality=False,
-            common_properties=["hidden_size"],
-            hidden_size=37,
-        )
-        tester.run_common_tests()
+        run_config_tests(self, RVQCodecConfig)
 
 
 class SnakeRVQCodecMixinsTest(RVQCodecMixins, unittest.TestCase):
@@ -136,6 +145,20 @@ class SnakeRVQCodecMixinsTest(RVQCodecMixins, unittest.TestCase):
 
 class SpectralRVQCodecMixinsTest(RVQCodecMixins, unittest.TestCase):
     overrides = {"encoder_type": "stft", "decoder_type": "istft"}
+
+
+class DMCodecMixinsTest(RVQCodecMixins, unittest.TestCase):
+    all_model_classes = (DMCodecModel,)
+    overrides = {
+        "semantic_dimension": 10,
+        "contextual_dimension": 9,
+        "contextual_stage": "mean",
+        "encoder_lstm": "bidirectional",
+        "pad_mode": "reflect",
+    }
+
+    def test_config(self):
+        run_config_tests(self, DMCodecConfig, semantic_dimension=10, contextual_dimension=10, share_projection=True)
 
 
 class FeatureExtractorTester:
@@ -165,6 +188,10 @@ class RVQCodecFeatureExtractorMixinsTest(SequenceFeatureExtractionTestMixin, uni
 
     def setUp(self):
         self.feat_extract_tester = FeatureExtractorTester()
+
+
+class DMCodecFeatureExtractorMixinsTest(RVQCodecFeatureExtractorMixinsTest):
+    feature_extraction_class = DMCodecFeatureExtractor
 
 
 class FaultyRVQCodecModel(RVQCodecModel):

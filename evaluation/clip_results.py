@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was measured on each clip: kept in a file, and summed up to scores with intervals."""
+
+import collections
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .clips import Clip
+from .codec_systems import CodecSystem
+from .recognition import match_texts, text_normalizer, word_information_lost
+from .reconstruction_metrics import ClipMetric
+from .summaries import Estimate, Statistic, bootstrap_sums, ratio
+
+
+# Raise it when a metric changes: earlier results are then measured anew.
+SCORES_VERSION = 1
+
+
+class ResultsFile:
+    r"""
+    Results by system and clip in a file of JSON lines, to which a line is appended as soon as it is known.
+
+    A line that a crash cut short is passed over. Where a pair has several lines the last one counts.
+
+    Args:
+        path (`Path`): The file; it need not exist.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.records: dict[tuple[str, str], dict[str, Any]] = {}
+        self._ends_in_newline = True
+        if path.exists():
+            data = path.read_bytes()
+            self._ends_in_newline = data.endswith(b"\n") or not data
+            for line in data.splitlines():
+                try:
+                    record = json.loads(line)
+                except (json.JSONDecodeError, UnicodeDecodeError):
+                    continue
+                if record.get("version") == SCORES_VERSION:
+                    self.records[record["system_key"], record["clip_key"]] = record
+
+    def get(self, system: CodecSystem, clip: Clip) -> dict[str, Any]:
+        r"""What is known of a pair so far; an empty record where nothing is."""
+        empty = {"scores": {}, "failures": {}, "texts": {}}
+        return self.records.get((system.key, clip.key), empty)
+
+    def append(self, record: dict[str, Any]) -> None:
+        r"""Add a record in one write, so that a line is there whole or is told by its missing end."""
+        line = json.dumps(record).encode() + b"\n"
+        if not self._ends_in_newline:
+            line = b"\n" + line
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+        self._ends_in_newline = True
+        self.records[record["system_key"], record["clip_key"]] = record
+
+
+@dataclass
+class ClipCounts:
+    r"""
+    One score of one system, as what each clip adds to the sums that the score is a function of.
+
+    Args:
+        statistic (`Callable`): From the sums to the score.
+        counts (`dict` of `str` to sequence of `float`): A row for each clip that has one, by the clip's name.
+        failures (`collections.Counter`): How many clips have none, by the reason.
+    """
+
+    statistic: Statistic
+    counts: dict[str, Sequence[float]] = field(default_factory=dict)
+    failures: collections.Counter = field(default_factory=collections.Counter)
+
+    def estimate(self) -> Estimate | None:
+        r"""The score with its bootstrap interval over clips; `None` where there is none."""
+        return bootstrap_sums(np.array(list(self.counts.values())), self.statistic) if self.counts else None
+
+    def table(self, names: Iterable[str]) -> np.ndarray:
+        r"""The rows of these clips, of shape `(num_clips, num_counts)`."""
+        return np.array([self.counts[name] for name in names], np.float64)
+
+
+def metric_counts(metric: ClipMetric, clips: Sequence[Clip], records: Sequence[dict[str, Any]]) -> ClipCounts:
+    r"""The mean of a metric over the clips where it worked."""
+    score = ClipCounts(ratio)
+    for clip, record in zip(clips, records, strict=True):
+        if metric.score_name in record["scores"]:
+            score.counts[clip.name] = (record["scores"][metric.score_name], 1.0)
+        if metric.score_name in record["failures"]:
+            score.failures[record["failures"][metric.score_name]] += 1
+    return score
+
+
+def recognition_counts(
+    recognizer_key: str,
+    clips: Sequence[Clip],
+    records: Sequence[dict[str, Any]],
+    true_texts: Sequence[str | None],
+    language: str,
+) -> dict[str, ClipCounts]:
+    r"""
+    Word error rate, word information lost and character error rate, each in percent, of what a recogniser heard.
+
+    Args:
+        recognizer_key (`str`): Its `key`.
+        clips (sequence of [`Clip`]), records (sequence of `dict`): The clips, and what is known of each.
+        true_texts (sequence of `str` or `None`): What each is compared with. Clips with no word there are left out.
+        language (`str`): Chooses the normaliser of both texts.
+
+    Returns:
+        `dict` of `str` to [`ClipCounts`]: By `wer`, `wil` and `cer`.
+    """
+    normalize = text_normalizer(language)
+    scores = {"wer": ClipCounts(ratio), "wil": ClipCounts(word_information_lost), "cer": ClipCounts(ratio)}
+    for clip, record, text in zip(clips, records, true_texts, strict=True):
+        if "coding_failure" in record:
+            for score in scores.values():
+                score.failures[record["coding_failure"]] += 1
+        true = normalize(text or "").strip()
+        if recognizer_key not in record["texts"] or not true:
+            continue
+        said = normalize(record["texts"][recognizer_key])
+        words, characters = match_texts(said, true), match_texts(said, true, "character")
+        scores["wer"].counts[clip.name] = (100.0 * words.errors, words.reference_length)
+        scores["wil"].counts[clip.name] = (words.hits, words.reference_length, words.hypothesis_length)
+        scores["cer"].counts[clip.name] = (100.0 * characters.errors, characters.reference_length)
+    return scores

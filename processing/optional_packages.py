@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packages that only some functions need."""
+
+import importlib.util
+
+
+class MissingPackageError(ImportError):
+    r"""
+    An optional package is not installed.
+
+    Args:
+        package (`str`): Name of the package.
+        purpose (`str`): What needs it.
+        command (`str`, *optional*): What installs it. Defaults to the extra `evaluation`.
+    """
+
+    def __init__(self, package: str, purpose: str, command: str = "pip install 'speech-tokenizers[evaluation]'"):
+        super().__init__(f"{purpose} needs the package `{package}`; install it with `{command}`.")
+
+
+def require_package(package: str, purpose: str, **kwargs: str) -> str:
+    r"""Folder of an installed package, which is not imported; raises `MissingPackageError` where it is missing."""
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise MissingPackageError(package, purpose, **kwargs)
+    return list(spec.submodule_search_locations or [""])[0]

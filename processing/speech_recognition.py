@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speech to text with an offline recogniser that the caller names."""
+
+import ctypes
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModelForCTC,
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
+    AutoTokenizer,
+)
+
+from .optional_packages import require_package
+
+
+# Longer recordings go through a CTC model in windows of this length, whose ends are dropped.
+_WINDOW_SECONDS, _MARGIN_SECONDS = 28, 1
+
+
+class Recognizer(Protocol):
+    r"""
+    A deterministic recogniser of 16 kHz speech.
+
+    `name` is what tables show; `key` also tells its weights apart.
+    """
+
+    name: str
+    key: str
+
+    def transcribe(self, audio: np.ndarray) -> str:
+        r"""Text of one clip of shape `(num_samples,)`, in [-1, 1] at 16 kHz."""
+        ...
+
+
+def folder_fingerprint(folder: Path) -> str:
+    r"""Short hash of the names, sizes and first and last 64 kB of a folder's files."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(65536))
+            file.seek(max(0, size - 65536))
+            digest.update(file.read(65536))
+    return digest.hexdigest()[:12]
+
+
+class TransformersRecognizer:
+    r"""
+    Any speech-to-text model of transformers, greedy: sequence to sequence (Whisper, Moonshine) or CTC (wav2vec 2.0,
+    HuBERT, [`SpeechEncoderForCTC`]).
+
+    Args:
+        name_or_path (`str`): A local folder or a Hub id.
+        language (`str`, *optional*, defaults to `"en"`): Told to models that know several.
+        device (`str`, *optional*, defaults to `"cpu"`): Where the model runs.
+    """
+
+    def __init__(self, name_or_path: str, language: str = "en", device: str = "cpu"):
+        folder = Path(name_or_path)
+        self.name = folder.name
+        self.key = f"{self.name}-{folder_fingerprint(folder)}" if folder.is_dir() else name_or_path
+        if (folder / "processor_config.json").is_file() or not folder.is_dir():
+            self.processor = AutoProcessor.from_pretrained(name_or_path)
+            self.features, self.tokenizer = self.processor.feature_extractor, self.processor.tokenizer
+        else:
+            self.features = AutoFeatureExtractor.from_pretrained(name_or_path)
+            self.tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        config = AutoConfig.from_pretrained(name_or_path)
+        self.is_ctc = any(name.endswith("ForCTC") for name in config.architectures or ())
+        loader: Any = AutoModelForCTC if self.is_ctc else AutoModelForSpeechSeq2Seq
+        self.model = loader.from_pretrained(name_or_path, dtype=torch.float32).eval().to(device)
+        multilingual = getattr(getattr(self.model, "generation_config", None), "is_multilingual", False)
+        self.generate_kwargs = {"language": language, "task": "transcribe"} if multilingual else {}
+
+    @torch.no_grad()
+    def transcribe(self, audio: np.ndarray) -> str:
+        if self.is_ctc:
+            ids = self.logits(audio).argmax(-1)
+        else:
+            ids = self._generate(audio)
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)[0].strip()
+
+    @torch.no_grad()
+    def logits(self, audio: np.ndarray) -> torch.Tensor:
+        r"""
+        Args:
+            audio (`np.ndarray` of shape `(num_samples,)`): In [-1, 1] at 16 kHz.
+
+        Returns:
+            `torch.Tensor` of shape `(1, num_frames, vocabulary)`: What a CTC model gives.
+        """
+        hop = getattr(self.model.config, "inputs_to_logits_ratio", None)
+        if hop is None or len(audio) <= _WINDOW_SECONDS * 16000:
+            return self._window_logits(audio)
+        # Whisper's encoder hears no more, and the work of the others grows with the square of the length. Frames near
+        # a cut are taken from the window that also hears what follows.
+        window, margin = (seconds * 16000 // hop for seconds in (_WINDOW_SECONDS, _MARGIN_SECONDS))
+        parts = []
+        for first in range(0, -(-len(audio) // hop), window - 2 * margin):
+            is_last = (first + window) * hop >= len(audio)
+            part = self._window_logits(audio[first * hop : (first + window) * hop])
+            parts.append(part[:, margin if first else 0 : None if is_last else window - margin])
+            if is_last:
+                break
+        return torch.cat(parts, dim=1)
+
+    def _window_logits(self, audio: np.ndarray) -> torch.Tensor:
+        inputs = self.features(audio, sampling_rate=16000, return_tensors="pt").to(self.model.device)
+        return self.model(**inputs).logits
+
+    def _generate(self, audio: np.ndarray) -> torch.Tensor:
+        feature_kwargs, generate_kwargs = {}, self.generate_kwargs
+        if len(audio) > getattr(self.features, "n_samples", float("inf")):
+            # Whisper's extractor would cut the rest off; with time stamps its `generate` walks through the recording.
+            feature_kwargs = {"truncation": False, "padding": "longest", "return_attention_mask": True}
+            generate_kwargs = {**generate_kwargs, "return_timestamps": True}
+        inputs = self.features(audio, sampling_rate=16000, return_tensors="pt", **feature_kwargs)
+        return self.model.generate(**inputs.to(self.model.device), do_sample=False, num_beams=1, **generate_kwargs)
+
+
+class VoskRecognizer:
+    r"""
+    A folder with a Vosk (Kaldi) model, run by the package `vosk`.
+
+    Args:
+        folder (`str`): Folder that holds `am`, `conf` and `graph`.
+    """
+
+    def __init__(self, folder: str):
+        require_package("vosk", "The Vosk recogniser")
+        import vosk
+
+        vosk.SetLogLevel(-2)  # else words that its grammar does not know are warned of
+        self.name = Path(folder).name
+        self.key = f"{self.name}-{folder_fingerprint(Path(folder))}"
+        self.vosk, self.model = vosk, vosk.Model(folder)
+
+    def transcribe(self, audio: np.ndarray) -> str:
+        return " ".join(result["text"] for result in self.results(audio) if result["text"])
+
+    def results(self, audio: np.ndarray, phrase: str | None = None) -> list[dict[str, Any]]:
+        r"""
+        Args:
+            audio (`np.ndarray` of shape `(num_samples,)`): In [-1, 1] at 16 kHz.
+            phrase (`str`, *optional*): The only words that may be heard, best in this order; other sounds become
+                `[unk]`. Lower case, without punctuation. By default any words.
+
+        Returns:
+            `list[dict]`: Vosk's results, parted by pauses: `text`, and in `result` the words with times in seconds.
+        """
+        if os.name == "posix":
+            # Kaldi dithers with the C library's random numbers; from one seed a clip has one text, whatever came
+            # before it.
+            ctypes.CDLL(None).srand(0)
+        grammar = [] if phrase is None else [json.dumps([phrase, "[unk]"])]
+        recognizer = self.vosk.KaldiRecognizer(self.model, 16000, *grammar)
+        recognizer.SetWords(True)
+        # A final silence lets the decoder close the last word.
+        samples = np.concatenate([np.clip(audio, -1, 1) * 32767, np.zeros(4800)]).astype(np.int16)
+        results = []
+        for start in range(0, len(samples), 8000):
+            if recognizer.AcceptWaveform(samples[start : start + 8000].tobytes()):
+                results.append(json.loads(recognizer.Result()))
+        return [*results, json.loads(recognizer.FinalResult())]
+
+
+def is_vosk_folder(name_or_path: str) -> bool:
+    r"""Whether a folder holds a Vosk model, that is, `am` and `graph`."""
+    folder = Path(name_or_path)
+    return (folder / "am").is_dir() and (folder / "graph").is_dir()
+
+
+def load_recognizer(name_or_path: str, language: str = "en", device: str = "cpu") -> Recognizer:
+    r"""
+    Args:
+        name_or_path (`str`): A Vosk folder (it holds `am` and `graph`), or a folder or Hub id of a transformers model.
+        language (`str`, *optional*, defaults to `"en"`): Language of the speech.
+        device (`str`, *optional*, defaults to `"cpu"`): Where a transformers model runs.
+    """
+    if is_vosk_folder(name_or_path):
+        return VoskRecognizer(name_or_path)
+    return TransformersRecognizer(name_or_path, language, device)

@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When each word of a text is spoken."""
+
+import unicodedata
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from .ctc_alignment import forced_alignment, greedy_labels, speech_frames, spread_labels
+from .ctc_labels import CTCLabels
+from .speech_recognition import TransformersRecognizer, VoskRecognizer, is_vosk_folder
+
+
+# Costs of aligning two word sequences. A substitution costs less than a deletion and an insertion together, so that
+# unequal words keep their places, but more than one of them, so that equal words further on are still found.
+_GAP, _SUBSTITUTION = 1.0, 1.5
+# A digit is spoken as a word of about this many letters.
+_LETTERS_PER_DIGIT = 4
+
+
+class TimedWord(NamedTuple):
+    r"""
+    A word and when it is spoken.
+
+    Args:
+        word (`str`): As it is written.
+        start (`float`): Seconds from the start of the recording.
+        end (`float`): Seconds; not before `start`.
+    """
+
+    word: str
+    start: float
+    end: float
+
+
+class TimedLabel(NamedTuple):
+    r"""
+    A character or phone, and when it is spoken.
+
+    Args:
+        label (`str`): As the recogniser's vocabulary writes it.
+        start (`float`): Seconds from the start of the recording.
+        end (`float`): Seconds; not before `start`.
+    """
+
+    label: str
+    start: float
+    end: float
+
+
+class WordAligner(Protocol):
+    r"""
+    A recogniser that tells when words are spoken.
+
+    `name` is what tables show; `key` also tells its weights apart.
+    """
+
+    name: str
+    key: str
+
+    def align(self, audio: np.ndarray, text: str | None = None) -> list[TimedWord]:
+        r"""
+        Args:
+            audio (`np.ndarray` of shape `(num_samples,)`): In [-1, 1] at 16 kHz.
+            text (`str`, *optional*): What is said. By default it is recognised.
+
+        Returns:
+            `list[TimedWord]`: One entry for each whitespace-separated word of the text, in order.
+        """
+        ...
+
+
+class VoskWordAligner:
+    r"""
+    Word times by Vosk: a given text as the only phrase of its grammar, which [`match_words`] completes; or what it
+    hears.
+
+    Args:
+        folder (`str`): See [`VoskRecognizer`].
+    """
+
+    def __init__(self, folder: str):
+        self.recognizer = VoskRecognizer(folder)
+        self.name, self.key = self.recognizer.name, self.recognizer.key
+
+    def align(self, audio: np.ndarray, text: str | None = None) -> list[TimedWord]:
+        r"""See [`WordAligner`]."""
+        seconds = len(audio) / 16000
+        phrase = None if text is None else " ".join(piece for word in text.split() for piece in _pieces(word))
+        results = self.recognizer.results(audio, phrase) if phrase != "" else []
+        heard = [
+            TimedWord(word["word"], word["start"], word["end"])
+            for result in results
+            for word in result.get("result", [])
+        ]
+        return match_words(text, heard, seconds) if text is not None else _within(heard, seconds)
+
+
+class CTCWordAligner:
+    r"""
+    Word times by any `AutoModelForCTC` with a `Wav2Vec2CTCTokenizer` (characters) or a `Wav2Vec2PhonemeCTCTokenizer`
+    (phones): a given text by forced alignment, else the words of the best path.
+
+    A CTC marks a label in few frames and leaves the others blank; [`spread_labels`] says who gets those.
+
+    Args:
+        name_or_path (`str`): A local folder or a Hub id.
+        device (`str`, *optional*, defaults to `"cpu"`): Where the model runs.
+
+    Raises:
+        ValueError: If the model is no CTC.
+    """
+
+    def __init__(self, name_or_path: str, device: str = "cpu"):
+        self.recognizer = TransformersRecognizer(name_or_path, device=device)
+        if not self.recognizer.is_ctc:
+            raise ValueError(
+                f"`name_or_path` must be a CTC model or a Vosk folder, but {name_or_path} is a "
+                f"{type(self.recognizer.model).__name__}, whose words have no times."
+            )
+        self.name, self.key = self.recognizer.name, self.recognizer.key
+        self.labels = CTCLabels(self.recognizer.tokenizer)
+
+    def align(self, audio: np.ndarray, text: str | None = None) -> list[TimedWord]:
+        r"""See [`WordAligner`]; for a model of phones, `text` holds phones (`AO1 R | DH AH0`)."""
+        return self.align_labels(audio, text)[0]
+
+    def align_labels(self, audio: np.ndarray, text: str | None = None) -> tuple[list[TimedWord], list[TimedLabel]]:
+        r"""
+        Like `align`, with the characters or phones too.
+
+        Raises:
+            ValueError: If the recording is too short for the text.
+        """
+        log_probs = self.recognizer.logits(audio)[0].float().log_softmax(-1).cpu().numpy()
+        if text is None:
+            words, starts, ends = self._heard(log_probs)
+        else:
+            words = self._labelled(text)
+            log_probs = self._for_alignment(log_probs)
+            starts, ends = forced_alignment(log_probs, [x for _, word in words for x in word], self.labels.blank)
+        labels = [label for _, word in words for label in word]
+        word_ends = np.zeros(len(labels), dtype=bool)
+        word_ends[np.cumsum([len(word) for _, word in words if word], dtype=int) - 1] = True
+        edges = self._frame_edges(len(log_probs), len(audio))
+        starts, ends = spread_labels(log_probs, labels, starts, ends, word_ends, speech_frames(audio, edges))
+        times = (edges / 16000).tolist()
+
+        timed_words: list[TimedWord] = []
+        timed_labels: list[TimedLabel] = []
+        for name, word in words:
+            first, last = len(timed_labels), len(timed_labels) + len(word) - 1
+            if word:
+                timed_words.append(TimedWord(name, times[starts[first]], times[ends[last]]))
+            else:
+                before = timed_words[-1].end if timed_words else 0.0
+                timed_words.append(TimedWord(name, before, before))
+            for index, label in enumerate(word, start=first):
+                timed_labels.append(TimedLabel(self._label_name(label), times[starts[index]], times[ends[index]]))
+        return timed_words, timed_labels
+
+    @property
+    def _wildcard(self) -> int:
+        # The label of words that cannot be spelt, such as numbers: any label.
+        return len(self.recognizer.tokenizer)
+
+    def _label_name(self, label: int) -> str:
+        return self.recognizer.tokenizer.unk_token if label == self._wildcard else self.labels.name(label)
+
+    def _labelled(self, text: str) -> list[tuple[str, list[int]]]:
+        return [
+            (word, labels or ([self._wildcard] if normalized_word(word) else []))
+            for word, labels in self.labels.words(text)
+        ]
+
+    def _for_alignment(self, log_probs: np.ndarray) -> np.ndarray:
+        # A word boundary has no sound: its label counts as blank, so that words may follow each other at once.
+        log_probs = log_probs[:, : self._wildcard].copy()
+        if self.labels.delimiter is not None:
+            blank = log_probs[:, self.labels.blank]
+            log_probs[:, self.labels.blank] = np.logaddexp(blank, log_probs[:, self.labels.delimiter])
+        spoken = [label for label in range(log_probs.shape[1]) if label not in self.labels.special_ids]
+        return np.concatenate([log_probs, log_probs[:, spoken].max(axis=1, keepdims=True)], axis=1)
+
+    def _heard(self, log_probs: np.ndarray) -> tuple[list[tuple[str, list[int]]], np.ndarray, np.ndarray]:
+        labels, starts, ends = greedy_labels(log_probs, self.labels.blank)
+        words: list[list[int]] = [[]]
+        for label in labels.tolist():
+            if label == self.labels.delimiter:
+                words.append([])
+            elif label not in self.labels.special_ids:
+                words[-1].append(label)
+        is_spoken = ~np.isin(labels, list(self.labels.special_ids))
+        return [(self.labels.join(word), word) for word in words if word], starts[is_spoken], ends[is_spoken]
+
+    def _frame_edges(self, num_frames: int, num_samples: int) -> np.ndarray:
+        # Samples between which frames lie, of shape (num_frames + 1,).
+        config = self.recognizer.model.config
+        hop = getattr(config, "inputs_to_logits_ratio", num_samples / num_frames)
+        centre = getattr(config, "first_frame_centre", hop / 2)
+        return np.clip(centre + (np.arange(num_frames + 1) - 0.5) * hop, 0, num_samples).round().astype(int)
+
+
+def load_word_aligner(name_or_path: str, device: str = "cpu") -> WordAligner:
+    r"""
+    Args:
+        name_or_path (`str`): A Vosk folder (it holds `am` and `graph`), or a folder or Hub id of an `AutoModelForCTC`.
+        device (`str`, *optional*, defaults to `"cpu"`): Where a transformers model runs.
+    """
+    if is_vosk_folder(name_or_path):
+        return VoskWordAligner(name_or_path)
+    return CTCWordAligner(name_or_path, device)
+
+
+class _Piece(NamedTuple):
+    # A run of letters, marks, digits and apostrophes within a word: "Al-Madi," holds "al" and "madi".
+    text: str
+    word_index: int
+
+
+def match_words(text: str, recognised: Sequence[TimedWord], seconds: float) -> list[TimedWord]:
+    r"""
+    Give every word of a known text the times of the same words in what a recogniser heard.
+
+    Both are compared without case and punctuation, and aligned by edit distance. Words of the text that were not
+    recognised share the time between their recognised neighbours, in proportion to their letters; where the
+    recogniser heard something else there (`[unk]` or another word), they share the time of that. A word without
+    letters or digits, such as a dash, takes no time.
+
+    Args:
+        text (`str`): What was said. Words are parted by whitespace.
+        recognised (sequence of [`TimedWord`]): In the order of their times.
+        seconds (`float`): Length of the recording.
+
+    Returns:
+        `list[TimedWord]`: One entry for each word of `text`, in order and as written; each starts no earlier than the
+        one before it ends, within 0 and `seconds`.
+
+    Raises:
+        ValueError: If `seconds` is negative.
+    """
+    if seconds < 0:
+        raise ValueError(f"`seconds` must not be negative, but got {seconds}.")
+    words = text.split()
+    pieces = [_Piece(piece, index) for index, word in enumerate(words) for piece in _pieces(word)]
+    heard = _split_into_pieces(_within(recognised, seconds))
+    matches = _matching_positions([piece.text for piece in pieces], [word.word for word in heard])
+
+    spans: list[tuple[float, float]] = []
+    matches = [*matches, (len(pieces), len(heard))]
+    piece_index, heard_index, time = 0, 0, 0.0
+    for next_piece, next_heard in matches:
+        end = heard[next_heard].start if next_heard < len(heard) else seconds
+        spans += _share(pieces[piece_index:next_piece], heard[heard_index:next_heard], time, end)
+        if next_heard < len(heard):
+            spans.append((heard[next_heard].start, heard[next_heard].end))
+            time = heard[next_heard].end
+        piece_index, heard_index = next_piece + 1, next_heard + 1
+
+    bounds: dict[int, tuple[float, float]] = {}
+    for piece, (start, end) in zip(pieces, spans, strict=True):
+        bounds[piece.word_index] = (bounds.get(piece.word_index, (start,))[0], end)
+    timed, time = [], 0.0
+    for index, word in enumerate(words):
+        start, end = bounds.get(index, (time, time))
+        timed.append(TimedWord(word, start, end))
+        time = end
+    return timed
+
+
+def normalized_word(word: str) -> str:
+    r"""A word in lower case, with its letters, marks, digits and apostrophes alone; what words are compared by."""
+    return "".join(_pieces(word))
+
+
+def edit_distance(said: Sequence[Hashable], true: Sequence[Hashable]) -> int:
+    r"""Substitutions, deletions and insertions that turn one sequence into the other, at least."""
+    rows, columns = _numbered(said, true)
+    steps = np.arange(len(columns) + 1)
+    cost = steps
+    for row in rows:
+        substituted = cost[:-1] + (columns != row)
+        cost = np.minimum(cost + 1, np.concatenate([[cost[0] + 1], substituted]))
+        cost = np.minimum.accumulate(cost - steps) + steps
+    return int(cost[-1])
+
+
+def _pieces(word: str) -> list[str]:
+    word = unicodedata.normalize("NFKC", word).replace("\u2019", "'").lower()
+    kept = (c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in word)
+    # Quotation marks look like apostrophes at the ends; a word of apostrophes alone is punctuation.
+    return [piece for run in "".join(kept).split() if (piece := run.strip("'"))]
+
+
+def _within(recognised: Sequence[TimedWord], seconds: float) -> list[TimedWord]:
+    # The same words with times that do not go back and do not leave the recording.
+    kept, before = [], 0.0
+    for word, start, end in recognised:
+        start = min(max(start, before), seconds)
+        end = min(max(end, start), seconds)
+        kept.append(TimedWord(word, start, end))
+        before = end
+    return kept
+
+
+def _split_into_pieces(recognised: Sequence[TimedWord]) -> list[TimedWord]:
+    heard = []
+    for word, start, end in recognised:
+        is_unknown = word.startswith(("[", "<")) and word.endswith(("]", ">"))
+        # An empty piece equals nothing in a text, yet holds its time.
+        pieces = [""] if is_unknown else _pieces(word) or [""]
+        bounds = np.linspace(start, end, len(pieces) + 1).tolist()
+        heard += [TimedWord(piece, bounds[i], bounds[i + 1]) for i, piece in enumerate(pieces)]
+    return heard
+
+
+def _matching_positions(pieces: Sequence[str], heard: Sequence[str]) -> list[tuple[int, int]]:
+    # Pairs of positions of equal words on the cheapest path of edits, in order.
+    rows, columns = _numbered(pieces, heard)
+    steps = _GAP * np.arange(len(columns) + 1)
+    cost = steps.copy()
+    is_diagonal = np.zeros((len(rows), len(columns)), dtype=bool)
+    is_upward = np.zeros((len(rows), len(columns) + 1), dtype=bool)
+    for i, row in enumerate(rows):
+        diagonal = np.concatenate([[np.inf], cost[:-1] + np.where(columns == row, 0.0, _SUBSTITUTION)])
+        upward = cost + _GAP
+        best = np.minimum(diagonal, upward)
+        # A run of insertions adds the same step for each column, so the row's minimum accumulates.
+        cost = np.minimum.accumulate(best - steps) + steps
+        is_diagonal[i] = (diagonal == cost)[1:]
+        is_upward[i] = upward == cost
+
+    pairs, i, j = [], len(rows), len(columns)
+    while i and j:
+        if is_diagonal[i - 1, j - 1]:
+            i, j = i - 1, j - 1
+            if rows[i] == columns[j]:
+                pairs.append((i, j))
+        elif is_upward[i - 1, j]:
+            i -= 1
+        else:
+            j -= 1
+    return pairs[::-1]
+
+
+def _numbered(*sequences: Sequence[Hashable]) -> list[np.ndarray]:
+    # Equal items get equal numbers.
+    numbers: dict[Hashable, int] = {}
+    return [np.array([numbers.setdefault(item, len(numbers)) for item in items], np.int64) for items in sequences]
+
+
+def _share(
+    pieces: Sequence[_Piece], heard: Sequence[TimedWord], start: float, end: float
+) -> list[tuple[float, float]]:
+    # Spans of words that were not recognised, between `start` and `end`, where `heard` was heard instead.
+    if heard and len(heard) == len(pieces):
+        return [(word.start, word.end) for word in heard]
+    if heard:
+        start, end = heard[0].start, heard[-1].end
+    lengths = [sum(_LETTERS_PER_DIGIT if c.isdigit() else 1 for c in piece.text) for piece in pieces]
+    bounds = np.minimum(start + (end - start) * np.cumsum([0, *lengths]) / max(1, sum(lengths)), end)
+    return list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
