@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The speech-tokenizers authors.
+"""A CTC recogniser of characters or phones on a frozen speech encoder."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoFeatureExtractor, AutoModel, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_speech_encoder_ctc import SpeechEncoderCTCConfig
+from .speech_encoders import select_layer, shortened_positions
+
+
+# Added to the logits of all labels but the blank where a batch is padded; finite, so that half precision can hold it.
+_NEVER = -1e4
+
+
+class SpeechEncoderForCTC(PreTrainedModel):
+    r"""
+    A frozen speech encoder and a linear map from its states to the labels of a CTC (Graves et al., 2006).
+
+    Its feature extractor is the encoder's own.
+
+    Args:
+        config ([`SpeechEncoderCTCConfig`]): The encoder and what is read from it.
+    """
+
+    config_class = SpeechEncoderCTCConfig
+    input_modalities = ("audio",)
+
+    def __init__(self, config: SpeechEncoderCTCConfig):
+        super().__init__(config)
+        self.encoder = _encoder_of(AutoModel.from_config(config.encoder_config))
+        self.encoder.requires_grad_(False)
+        if config.layer == "weighted":
+            self.layer_weights = nn.Parameter(torch.zeros(config.num_encoder_layers + 1))  # uniform after the softmax
+        self.head = nn.Conv1d(
+            config.hidden_size, config.vocab_size, config.kernel_size, padding=config.kernel_size // 2
+        )
+        self.post_init()
+
+    @classmethod
+    def from_encoder(cls, name_or_path: str, **fields: Any) -> tuple["SpeechEncoderForCTC", Any]:
+        r"""
+        A recogniser with an untrained map on a pretrained encoder.
+
+        Args:
+            name_or_path (`str`): Folder or Hub id of any speech model that `AutoModel` knows.
+            fields: Of the [`SpeechEncoderCTCConfig`]; the encoder's configuration and the times of its frames are
+                filled in.
+
+        Returns:
+            `tuple`: The model, and the feature extractor to save with it.
+
+        Raises:
+            ValueError: If the times of the encoder's frames are not known.
+        """
+        feature_extractor = AutoFeatureExtractor.from_pretrained(name_or_path)
+        # So that the model knows where a padded recording ends.
+        feature_extractor.return_attention_mask = True
+        pretrained = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
+        hop, centre = _frame_times(pretrained.config, feature_extractor)
+        config = SpeechEncoderCTCConfig(
+            encoder_config=pretrained.config, inputs_to_logits_ratio=hop, first_frame_centre=centre, **fields
+        )
+        model = cls(config)
+        model.encoder = _encoder_of(pretrained).requires_grad_(False)
+        return model.eval(), feature_extractor
+
+    @property
+    def main_input_name(self) -> str:
+        """`"input_values"` or `"input_features"`, as the encoder's feature extractor calls it."""
+        return self.encoder.main_input_name
+
+    def train(self, mode: bool = True) -> "SpeechEncoderForCTC":
+        """The encoder stays in evaluation mode: it is frozen."""
+        super().train(mode)
+        self.encoder.eval().requires_grad_(False)
+        return self
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        encoder_states: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutput:
+        r"""
+        Args:
+            input_values, input_features (`torch.Tensor`): What the feature extractor returns; the one that the encoder
+                takes.
+            attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*): 1 = real, of the inputs; with
+                `encoder_states`, of the frames.
+            labels (`torch.Tensor` of shape `(batch, num_labels)`, *optional*): For the loss; -100 is ignored.
+            encoder_states (`torch.Tensor` of shape `(batch, num_layers, num_frames, hidden_size)`, *optional*): What
+                [`~SpeechEncoderForCTC.encode`] returned, in place of the inputs.
+
+        Returns:
+            `CausalLMOutput`: `logits` of shape `(batch, num_frames, vocab_size)`, where padded frames are blank, and
+            with `labels` the `loss` per label.
+
+        Raises:
+            ValueError: If there is not exactly one input.
+        """
+        given = [value for value in (input_values, input_features, encoder_states) if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"`{self.main_input_name}` or `encoder_states` must be given, not both, but got {len(given)} inputs."
+            )
+        if encoder_states is None:
+            encoder_states, frame_mask = self.encode(given[0], attention_mask)
+        else:
+            batch_size, _, num_frames, _ = encoder_states.shape
+            frame_mask = encoder_states.new_ones(batch_size, num_frames) if attention_mask is None else attention_mask
+        frame_mask = frame_mask.bool()
+
+        if self.config.layer == "weighted":
+            states = torch.einsum("l,blfh->bfh", self.layer_weights.softmax(0), encoder_states.to(self.dtype))
+        else:
+            states = encoder_states[:, 0].to(self.dtype)
+        # Zeros are what the convolution sees beyond the end of a recording that is not padded.
+        states = states * frame_mask[..., None]
+        logits = self.head(states.transpose(1, 2)).transpose(1, 2)
+        is_blank = F.one_hot(torch.tensor(self.config.pad_token_id), self.config.vocab_size).to(logits)
+        logits = torch.where(frame_mask[..., None], logits, _NEVER * (1 - is_blank))
+        loss = None if labels is None else self._loss(logits, frame_mask, labels)
+        return CausalLMOutput(loss=loss, logits=logits)
+
+    @torch.no_grad()
+    def encode(
+        self, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""
+        Run the encoder.
+
+        Args:
+            inputs (`torch.Tensor`): What the feature extractor returns.
+            attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*): 1 = real.
+
+        Returns:
+            The states that labels are read from, `(batch, num_layers, num_frames, hidden_size)` with one layer unless
+            they are weighted; and the mask of their frames, `(batch, num_frames)`.
+        """
+        lengths = None
+        if attention_mask is not None:
+            # Whisper's feature extractor masks samples unless the call, and not its configuration, asks for a mask.
+            steps = attention_mask.sum(-1) * inputs.shape[-1] / attention_mask.shape[-1]
+            lengths = self._num_frames(steps.ceil().long())
+        if self._has_fixed_window and self.config.window == "tight":
+            # Whisper attends to all that it is given, so recordings of unequal lengths are run one by one.
+            if lengths is None:
+                lengths = self._num_frames(torch.full((len(inputs),), inputs.shape[-1]))
+            items = [self._run_tight(item[None], int(n)) for item, n in zip(inputs, lengths, strict=True)]
+            longest = max(item.shape[2] for item in items)
+            states = torch.cat([F.pad(item, (0, 0, 0, longest - item.shape[2])) for item in items])
+        else:
+            mask = {} if self._has_fixed_window else {"attention_mask": attention_mask}
+            states = self._states(self.encoder(inputs, output_hidden_states=True, **mask))
+            longest = states.shape[2] if lengths is None else min(int(lengths.max()), states.shape[2])
+            states = states[:, :, :longest]
+        frames = torch.arange(longest, device=states.device)
+        if lengths is None:
+            return states, frames.new_ones(len(states), longest)
+        return states, (frames < lengths.to(states.device)[:, None]).long()
+
+    @property
+    def _has_fixed_window(self) -> bool:
+        return hasattr(self.encoder.config, "max_source_positions") and hasattr(self.encoder, "embed_positions")
+
+    def _num_frames(self, lengths: torch.Tensor) -> torch.Tensor:
+        return self.encoder._get_feat_extract_output_lengths(lengths).long()
+
+    def _run_tight(self, item: torch.Tensor, num_frames: int) -> torch.Tensor:
+        with shortened_positions(self.encoder, num_frames):
+            steps = num_frames * self.encoder.conv2.stride[0]
+            item = F.pad(item, (0, max(0, steps - item.shape[-1])))[..., :steps]
+            return self._states(self.encoder(item, output_hidden_states=True))
+
+    def _states(self, outputs: Any) -> torch.Tensor:
+        if self.config.layer == "weighted":
+            return torch.stack(outputs.hidden_states, dim=1)
+        return select_layer(outputs, self.config.layer)[:, None]
+
+    def _loss(self, logits: torch.Tensor, frame_mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        log_probs = logits.float().log_softmax(-1).transpose(0, 1)
+        label_lengths = (labels >= 0).sum(-1)
+        with torch.backends.cudnn.flags(enabled=False):
+            return F.ctc_loss(
+                log_probs,
+                labels[labels >= 0],
+                frame_mask.sum(-1),
+                label_lengths,
+                blank=self.config.pad_token_id,
+                reduction="sum",
+                zero_infinity=True,
+            ) / label_lengths.sum().clamp(min=1)
+
+
+def _encoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    return model.get_encoder() if model.config.is_encoder_decoder else model
+
+
+def _frame_times(config: Any, feature_extractor: Any) -> tuple[int, int]:
+    # Samples per frame, and the sample in the middle of the first.
+    if hasattr(config, "max_source_positions") and hasattr(feature_extractor, "n_samples"):
+        return feature_extractor.n_samples // config.max_source_positions, 0
+    if not hasattr(config, "conv_kernel"):
+        raise ValueError(
+            f"`name_or_path` is a `{config.model_type}`, but the times of frames are known only of Whisper's encoder "
+            "and of those with a convolutional front end on the waveform, such as HuBERT's; use one of these."
+        )
+    span, hop = 1, 1
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        span, hop = span + (kernel - 1) * hop, hop * stride
+    return math.prod(config.conv_stride), (span - 1) // 2
+
+
+__all__ = ["SpeechEncoderForCTC"]
