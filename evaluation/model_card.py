@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 
-TEMPLATE = "card_template_rvq_codec.md"
+TEMPLATE = "card_template_codec.md"
 # What the card's metadata may show of a results file: Hub name of the metric by score.
 METADATA_METRICS = {
     "pesq": "PESQ-wb",
@@ -52,6 +52,13 @@ def describe_model(folder: Path) -> dict[str, Any]:
             count = sum(math.prod(part.get_shape()) for part in slices)
             kinds = sorted({part.get_dtype() for part in slices if part.get_dtype().startswith(("F", "BF"))})
         facts["weights"] = f"{count / 1e6:.2f} M numbers ({', '.join(kinds)}), {weights.stat().st_size / 1e6:.1f} MB"
+    learnt_from = {"semantic": "a speech model", "contextual": "a language model"}
+    for kind, teacher in learnt_from.items():
+        dimension = getattr(config, f"{kind}_dimension", None)
+        if dimension is not None:
+            stage = getattr(config, f"{kind}_stage")
+            codebooks = f"codebook {stage}" if isinstance(stage, int) else f"the {stage} of all codebooks"
+            facts[f"distilled from {teacher}"] = f"{codebooks}, projected to {dimension} features (training only)"
     return {
         "sampling_rate": config.sampling_rate,
         "num_quantizers": config.num_quantizers,
@@ -75,6 +82,7 @@ def loss_table(entries: list[dict[str, Any]], num_rows: int = 8) -> dict[str, An
     if not entries:
         return None
     wanted = ("eval_mel", "eval_waveform", "eval_stoi", "loss", "mel", "waveform", "commitment", "discriminator")
+    wanted += ("semantic_distillation", "contextual_distillation")
     names = [name for name in wanted if isinstance(entries[-1].get(name), float)]
     places = sorted({round(i * (len(entries) - 1) / max(1, num_rows - 1)) for i in range(min(num_rows, len(entries)))})
     places = sorted({*places, len(entries) - 1})
@@ -191,6 +199,7 @@ def build_card(
     dataset_name: str = "held-out speech",
     benchmark: str = "",
     limits: str = "",
+    sections: dict[str, str] | None = None,
     licence: str = "apache-2.0",
     licence_text: str = "Apache License 2.0.",
     language: str = "en",
@@ -208,6 +217,7 @@ def build_card(
         dataset_name (`str`, *optional*): Of the data that was measured on.
         benchmark (`str`, *optional*): Markdown of `speech-tokenizers benchmark`.
         limits (`str`, *optional*): Markdown on what the model cannot do.
+        sections (`dict` of `str` to `str`, *optional*): More sections in Markdown, by title.
         licence, licence_text, language (`str`, *optional*): Of the model.
 
     Returns:
@@ -242,6 +252,7 @@ def build_card(
         results=describe_results(report, system, evaluation_command) if report else None,
         benchmark=benchmark.strip(),
         limits=limits.strip(),
+        sections={title: text.strip() for title, text in (sections or {}).items()},
         licence_text=licence_text,
     )
 
@@ -260,6 +271,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset-name", default="held-out speech", help="name of the data that was measured on")
     parser.add_argument("--benchmark", type=Path, help="benchmark.md of `speech-tokenizers benchmark`")
     parser.add_argument("--limits", type=Path, help="Markdown file on the model's limits")
+    parser.add_argument(
+        "--section",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("TITLE", "FILE"),
+        help="a further section, a Markdown file; may be given several times",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -269,6 +288,7 @@ def run(args: argparse.Namespace) -> int:
             name: path.read_text(encoding="utf-8") if path else ""
             for name, path in (("data", args.data), ("benchmark", args.benchmark), ("limits", args.limits))
         }
+        sections = {title: Path(path).read_text(encoding="utf-8") for title, path in args.section}
         card = build_card(
             args.folder,
             args.name or args.folder.resolve().name,
@@ -279,6 +299,7 @@ def run(args: argparse.Namespace) -> int:
             evaluation_command=args.evaluation_command,
             datasets=args.datasets,
             dataset_name=args.dataset_name,
+            sections=sections,
             **texts,
         )
         card.save(args.folder / "README.md")

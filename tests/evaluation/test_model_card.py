@@ -5,6 +5,7 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
+from speech_tokenizers import DMCodecConfig
 from speech_tokenizers.evaluation import model_card
 from speech_tokenizers.evaluation.model_card import build_card, loss_table
 
@@ -136,3 +137,11 @@ def test_the_command_writes_the_card(folder, report, tmp_path, capsys):
     assert "# tiny-codec" in (folder / "README.md").read_text()
     assert model_card.run(parser.parse_args([str(tmp_path), "--results", str(results)])) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_further_sections_and_teachers_are_told(tmp_path):
+    DMCodecConfig(contextual_dimension=12, contextual_stage="mean", semantic_dimension=8).save_pretrained(tmp_path)
+    text = str(build_card(tmp_path, "distilled", sections={"Ablation": "It did *not* help.\n"}))
+    assert "| distilled from a speech model | codebook 1, projected to 8 features (training only) |" in text
+    assert "| distilled from a language model | the mean of all codebooks, projected to 12 features" in text
+    assert "\n## Ablation\n\nIt did *not* help.\n" in text
