@@ -31,7 +31,9 @@ def test_import_loads_nothing_heavy():
     assert not set(HEAVY) & set(loaded)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["encode", "--help"], ["info", "--help"], ["convert", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["encode", "--help"], ["info", "--help"], ["convert", "--help"]]
+)
 def test_help_loads_nothing_heavy(arguments):
     program = (
         "import sys, json\n"
@@ -44,7 +46,7 @@ def test_help_loads_nothing_heavy(arguments):
     assert not set(HEAVY) & set(loaded)
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "benchmark", "demo"])
+@pytest.mark.parametrize("command", ["train", "ablate", "evaluate", "benchmark", "demo"])
 def test_help_of_the_other_commands_loads_neither_torch_nor_transformers(command):
     program = (
         "import sys, json\n"
