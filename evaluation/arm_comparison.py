@@ -94,7 +94,8 @@ def read_frame_labels(path: Path, folder: Path, held_out: str | None = None) -> 
             quarter of the speakers (column `speaker`).
 
     Raises:
-        ValueError: If the metadata lacks a labelled recording or a column, or a speaker would be on both sides.
+        ValueError: If a labelled recording is missing, there or in the metadata, or a column, or if a speaker would be
+            on both sides.
     """
     labels = read_labels(path)
     metadata = folder / "metadata.jsonl"
@@ -106,6 +107,8 @@ def read_frame_labels(path: Path, folder: Path, held_out: str | None = None) -> 
         lacking = [name for name in labels if needed and rows.get(name, {}).get(needed) is None]
         if lacking:
             raise ValueError(f"{metadata} has no `{needed}` for {len(lacking)} labelled recordings, as {lacking[0]}.")
+    if absent := [name for name in labels if not (folder / name).is_file()]:
+        raise ValueError(f"{folder} lacks {len(absent)} labelled recordings, such as {absent[0]}.")
     speakers = {name: str(row["speaker"]) for name, row in rows.items()}
     if held_out is None:
         chosen = held_out_speakers(list(speakers.values()))

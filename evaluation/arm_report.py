@@ -173,8 +173,8 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         )
     if any("seconds_in_turn" in arm["cost"] for arm in report["arms"].values()):
         lines.append(
-            "Cost: medians. Steps of all arms in turn meet the same load of the machine; as they were trained they did "
-            "not."
+            "Cost: medians. Steps that all arms take in turn meet the same load of the machine; those of the training "
+            "do not."
         )
     if probe["stages"]:
         lines.append(

@@ -29,9 +29,18 @@ DISTILLATION_ARMS = {
         "distillation.language_teacher=null",
         "model.overrides.semantic_dimension=null",
         "model.overrides.contextual_dimension=null",
+        "model.overrides.share_projection=false",
     ),
-    "speech": ("distillation.language_teacher=null", "model.overrides.contextual_dimension=null"),
-    "language": ("distillation.speech_teacher=null", "model.overrides.semantic_dimension=null"),
+    "speech": (
+        "distillation.language_teacher=null",
+        "model.overrides.contextual_dimension=null",
+        "model.overrides.share_projection=false",
+    ),
+    "language": (
+        "distillation.speech_teacher=null",
+        "model.overrides.semantic_dimension=null",
+        "model.overrides.share_projection=false",
+    ),
     "both": (),
 }
 r"""Changes to a recipe with both teachers that leave none, one or both of them."""
@@ -170,9 +179,7 @@ def train_and_compare(
 
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
-    trained = [
-        TrainedArm(plan.name, plan.seed, plan.final, plan.cost() | costs.get(plan.name, {})) for plan in plans
-    ]
+    trained = [TrainedArm(plan.name, plan.seed, plan.final, plan.cost() | costs.get(plan.name, {})) for plan in plans]
     try:
         report = compare_arms(
             trained,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a training step takes under several recipes, measured in turn so that other work on the machine meets all."""
+"""How long a training step takes under several recipes, in turn, so that other work on the machine meets all alike."""
 
 import dataclasses
 import statistics

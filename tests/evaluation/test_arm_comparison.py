@@ -111,6 +111,12 @@ def test_recordings_without_speakers_are_refused(data, tmp_path):
     (data / "metadata.jsonl").write_text(json.dumps({"file_name": "0.wav", "speaker": "a"}))
     with pytest.raises(ValueError, match="no `speaker` for 5 labelled recordings"):
         read_frame_labels(tmp_path / "labels.jsonl", data)
+    (data / "metadata.jsonl").write_text(
+        "\n".join(json.dumps({"file_name": f"{number}.wav", "speaker": number}) for number in range(6))
+    )
+    (data / "3.wav").unlink()
+    with pytest.raises(ValueError, match="lacks 1 labelled recordings, such as 3.wav"):
+        read_frame_labels(tmp_path / "labels.jsonl", data)
     (data / "metadata.jsonl").unlink()
     with pytest.raises(ValueError, match="metadata.jsonl is missing"):
         read_frame_labels(tmp_path / "labels.jsonl", data)

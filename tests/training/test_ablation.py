@@ -227,7 +227,8 @@ def test_an_arm_trains_in_a_process_of_its_own(tmp_path, recipe_file):
     assert cost["steps"] == 2
     # That of a process with PyTorch.
     assert 0.1 < cost["peak_memory_gb"] < 5
-    wrong = plan_arm(recipe, [], "wrong", ["data.train=no-such-folder"], 0, tmp_path / "out")
+    wrong = plan_arm(recipe, [], "wrong", [], 0, tmp_path / "out")
+    wrong.overrides.append("max_steps=0")
     with pytest.raises(ChildProcessError, match="wrong, seed 0 ended with code 2"):
         wrong.train(recipe)
 
