@@ -46,6 +46,16 @@ def test_it_codes_as_an_rvq_codec_of_the_same_weights(codec, tiny_config, signal
         assert torch.equal(outputs[name], expected[name]), name
 
 
+def test_teachers_do_not_change_where_a_seed_begins(tiny_config):
+    # The arms of an ablation start from the same codec.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain = RVQCodecModel(tiny_config()).state_dict()
+        torch.manual_seed(0)
+        distilled = DMCodecModel(tiny_config(**BOTH)).state_dict()
+    assert all(torch.equal(plain[name], distilled[name]) for name in plain)
+
+
 @pytest.mark.parametrize("stage", [1, 2, 4, "mean", "sum"])
 @pytest.mark.parametrize("kind", ["semantic", "contextual"])
 @torch.no_grad()
