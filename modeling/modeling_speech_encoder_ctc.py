@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoFeatureExtractor, AutoModel, PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -37,8 +38,13 @@ class SpeechEncoderForCTC(PreTrainedModel):
         super().__init__(config)
         self.encoder = _encoder_of(AutoModel.from_config(config.encoder_config))
         self.encoder.requires_grad_(False)
+        num_layers = 1
         if config.layer == "weighted":
-            self.layer_weights = nn.Parameter(torch.zeros(config.num_encoder_layers + 1))  # uniform after the softmax
+            num_layers = config.num_encoder_layers + 1
+            self.layer_weights = nn.Parameter(torch.zeros(num_layers))  # uniform after the softmax
+        # Layers and dimensions of an encoder differ in scale by orders of magnitude; set by training.
+        self.register_buffer("states_mean", torch.zeros(num_layers, config.hidden_size))
+        self.register_buffer("states_std", torch.ones(num_layers, config.hidden_size))
         self.head = nn.Conv1d(
             config.hidden_size, config.vocab_size, config.kernel_size, padding=config.kernel_size // 2
         )
@@ -71,6 +77,15 @@ class SpeechEncoderForCTC(PreTrainedModel):
         model = cls(config)
         model.encoder = _encoder_of(pretrained).requires_grad_(False)
         return model.eval(), feature_extractor
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            init.zeros_(self.states_mean)
+            init.ones_(self.states_std)
+            if self.config.layer == "weighted":
+                init.zeros_(self.layer_weights)
 
     @property
     def main_input_name(self) -> str:
@@ -122,10 +137,11 @@ class SpeechEncoderForCTC(PreTrainedModel):
             frame_mask = encoder_states.new_ones(batch_size, num_frames) if attention_mask is None else attention_mask
         frame_mask = frame_mask.bool()
 
+        states = (encoder_states.to(self.dtype) - self.states_mean[:, None]) / self.states_std[:, None]
         if self.config.layer == "weighted":
-            states = torch.einsum("l,blfh->bfh", self.layer_weights.softmax(0), encoder_states.to(self.dtype))
+            states = torch.einsum("l,blfh->bfh", self.layer_weights.softmax(0), states)
         else:
-            states = encoder_states[:, 0].to(self.dtype)
+            states = states[:, 0]
         # Zeros are what the convolution sees beyond the end of a recording that is not padded.
         states = states * frame_mask[..., None]
         logits = self.head(states.transpose(1, 2)).transpose(1, 2)

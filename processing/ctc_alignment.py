@@ -82,23 +82,15 @@ def greedy_labels(log_probs: np.ndarray, blank: int) -> tuple[np.ndarray, np.nda
 
 
 def spread_labels(
-    log_probs: np.ndarray,
-    labels: Sequence[int],
-    starts: np.ndarray,
-    ends: np.ndarray,
-    word_ends: np.ndarray,
-    is_speech: np.ndarray,
+    starts: np.ndarray, ends: np.ndarray, word_ends: np.ndarray, is_speech: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     r"""
-    Give the blank frames between labels to those labels.
+    Give the blank frames after a label to it.
 
-    Between two labels, earlier frames go to the first and later ones to the second, parted where the sum of their
-    logarithmic probabilities is largest. Within a word every frame is given away. Before, between and after words only
-    those are that join the word without a frame of silence; the others are a pause.
+    A CTC marks a label where it begins, in a frame or two, and leaves the rest of it blank. So a label lasts until the
+    next one is marked; the last of a word, no longer than until the first silent frame.
 
     Args:
-        log_probs (`np.ndarray` of shape `(num_frames, vocabulary)`): What the labels were aligned with.
-        labels (sequence of `int`): As they follow each other.
         starts, ends (`np.ndarray` of shape `(num_labels,)`): First frame of each label, and the frame after its last.
         word_ends (`np.ndarray` of shape `(num_labels,)`): Whether a label is the last of its word.
         is_speech (`np.ndarray` of shape `(num_frames,)`): Whether a frame is not silent.
@@ -106,23 +98,12 @@ def spread_labels(
     Returns:
         `tuple[np.ndarray, np.ndarray]`: New `starts` and `ends`.
     """
-    starts, ends = starts.copy(), ends.copy()
-    last = len(labels) - 1
-    for index in range(-1, len(labels)):
-        first = ends[index] if index >= 0 else 0
-        stop = starts[index + 1] if index < last else len(log_probs)
-        is_pause = index in (-1, last) or word_ends[index]
-        if index == -1:
-            cut = first
-        elif index == last:
-            cut = stop
-        else:
-            cut = first + _best_cut(log_probs[first:stop, labels[index]], log_probs[first:stop, labels[index + 1]])
-        if index >= 0:
-            ends[index] = first + _speech_run(is_speech[first:cut]) if is_pause else cut
-        if index < last:
-            starts[index + 1] = stop - _speech_run(is_speech[cut:stop][::-1]) if is_pause else cut
-    return starts, ends
+    spread = np.append(starts[1:], len(is_speech))[: len(ends)]
+    for index in np.flatnonzero(word_ends):
+        silent = np.flatnonzero(~is_speech[ends[index] : spread[index]])
+        if len(silent):
+            spread[index] = ends[index] + silent[0]
+    return starts, spread
 
 
 def speech_frames(audio: np.ndarray, edges: np.ndarray, threshold_db: float = 30.0) -> np.ndarray:
@@ -140,16 +121,3 @@ def speech_frames(audio: np.ndarray, edges: np.ndarray, threshold_db: float = 30
     energy = np.concatenate([[0.0], np.cumsum(np.square(audio, dtype=np.float64))])
     power = np.diff(energy[edges]) / np.maximum(1, np.diff(edges))
     return power > np.percentile(power, 95) * 10 ** (-threshold_db / 10)
-
-
-def _best_cut(earlier: np.ndarray, later: np.ndarray) -> int:
-    # The number of frames to give to the earlier label; of equally good ones the middle one.
-    gains = np.concatenate([[0.0], np.cumsum(earlier - later)])
-    best = np.flatnonzero(gains >= gains.max() - 1e-6)
-    return int(best[(len(best) - 1) // 2])
-
-
-def _speech_run(is_speech: np.ndarray) -> int:
-    # Frames of speech before the first silent one.
-    silent = np.flatnonzero(~is_speech)
-    return int(silent[0]) if len(silent) else len(is_speech)

@@ -144,7 +144,7 @@ class CTCWordAligner:
         word_ends = np.zeros(len(labels), dtype=bool)
         word_ends[np.cumsum([len(word) for _, word in words if word], dtype=int) - 1] = True
         edges = self._frame_edges(len(log_probs), len(audio))
-        starts, ends = spread_labels(log_probs, labels, starts, ends, word_ends, speech_frames(audio, edges))
+        starts, ends = spread_labels(starts, ends, word_ends, speech_frames(audio, edges))
         times = (edges / 16000).tolist()
 
         timed_words: list[TimedWord] = []

@@ -232,6 +232,7 @@ def train_on_states(
     """
     args.remove_unused_columns = False
     args.label_names = ["labels"]
+    set_statistics(model, states)
     trainer = Trainer(
         model=model,
         args=args,
@@ -245,6 +246,27 @@ def train_on_states(
     if eval_states is not None:
         trainer.evaluate()
     return trainer
+
+
+@torch.no_grad()
+def set_statistics(model: SpeechEncoderForCTC, states: torch.utils.data.Dataset, num_items: int = 300) -> None:
+    r"""
+    Tell a recogniser the mean and the standard deviation of what it reads, which speeds up its training much.
+
+    Args:
+        model ([`SpeechEncoderForCTC`]): Its `states_mean` and `states_std` are set.
+        states (`Dataset`): Items like those of [`EncoderStates`].
+        num_items (`int`, *optional*, defaults to 300): Items that are looked at, spread over all.
+    """
+    num_frames, total, squares = 0, 0.0, 0.0
+    for index in np.unique(np.linspace(0, len(states) - 1, num_items).round().astype(int)):
+        item = states[int(index)]["encoder_states"].double()  # (L, F, H)
+        num_frames += item.shape[1]
+        total += item.sum(dim=1)
+        squares += item.square().sum(dim=1)
+    mean = total / num_frames
+    model.states_mean.copy_(mean)
+    model.states_std.copy_((squares / num_frames - mean.square()).clamp(min=1e-8).sqrt())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -266,9 +288,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--window", choices=("padded", "tight"), default="tight", help="of Whisper's encoder (default: tight)"
     )
     parser.add_argument("--kernel-size", type=int, default=1, help="frames that a label is read from (default: 1)")
-    parser.add_argument("--epochs", type=float, default=30.0, help="(default: 30)")
+    parser.add_argument("--epochs", type=float, default=15.0, help="(default: 15)")
     parser.add_argument("--batch-size", type=int, default=16, help="(default: 16)")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="(default: 0.003)")
+    parser.add_argument("--learning-rate", type=float, default=5e-3, help="(default: 0.005)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
 
 
