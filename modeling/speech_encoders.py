@@ -21,8 +21,8 @@ def check_layer(layer: int | str, num_layers: int) -> int | str:
     Raises:
         ValueError: If there is no such layer.
     """
-    if isinstance(layer, str) and layer not in ("average", "last"):
-        raise ValueError(f"`layer` must be 'average', 'last' or a number, but got {layer!r}.")
+    if layer not in ("average", "last") and type(layer) is not int:
+        raise ValueError(f"`layer` must be 'average', 'last' or a whole number, but got {layer!r}.")
     if not isinstance(layer, str) and not 0 <= layer <= num_layers:
         raise ValueError(f"`layer` must lie between 0 and {num_layers}, but got {layer}.")
     return layer

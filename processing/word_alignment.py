@@ -269,6 +269,30 @@ def match_words(text: str, recognised: Sequence[TimedWord], seconds: float) -> l
     return timed
 
 
+def share_word_times(words: Sequence[TimedWord], phones: str) -> list[TimedLabel]:
+    r"""
+    Give the phones of each word equal parts of its time: rough, but independent of any acoustic model of phones.
+
+    Args:
+        words (sequence of [`TimedWord`]): In order.
+        phones (`str`): Parted by spaces, words by `|`. Stress digits are dropped.
+
+    Raises:
+        ValueError: If there are not as many words.
+    """
+    groups = [group.split() for group in phones.split("|")] if phones.strip() else []
+    if len(groups) != len(words):
+        raise ValueError(f"the text has {len(words)} words, but the phones are those of {len(groups)}.")
+    labels = []
+    for word, group in zip(words, groups, strict=True):
+        edges = np.linspace(word.start, word.end, len(group) + 1)
+        labels += [
+            TimedLabel(phone.rstrip("0123456789"), float(start), float(end))
+            for phone, start, end in zip(group, edges, edges[1:], strict=False)
+        ]
+    return labels
+
+
 def normalized_word(word: str) -> str:
     r"""A word in lower case, with its letters, marks, digits and apostrophes alone; what words are compared by."""
     return "".join(_pieces(word))

@@ -97,6 +97,15 @@ def test_labels_are_written_where_they_are_asked_for(align):
     assert lines[0]["text"] == "B"
 
 
+def test_phones_of_the_metadata_share_the_words_time(align):
+    _, lines = align(Ear(), "--phones-column", "phones", "--filter", "file_name=a.wav")
+    assert lines[0]["labels"] == [
+        {"label": "T", "start": 0.0, "end": 0.05},
+        {"label": "UW", "start": 0.05, "end": 0.1},
+        {"label": "W", "start": 0.1, "end": 0.2},
+    ]
+
+
 def test_a_text_that_does_not_fit_is_set_aside(align, folder):
     metadata = folder / "in" / "metadata.jsonl"
     metadata.write_text(json.dumps({"file_name": "a.wav", "text": "no"}) + "\n")

@@ -24,7 +24,8 @@ class ModelArguments:
         preset (`str`, *optional*): Name in `RVQ_CODEC_PRESETS` or `DM_CODEC_PRESETS`, which also decides between
             [`RVQCodecModel`] and [`DMCodecModel`].
         overrides (`dict`): Fields of the configuration that differ from the preset.
-        pretrained (`str`, *optional*): Folder or Hub id of a codec to fine-tune. Replaces `preset` and `overrides`.
+        pretrained (`str`, *optional*): Folder or Hub id of a codec to fine-tune, in place of `preset`; `overrides` change
+            its configuration, and layers that it lacks, such as projections to teachers, start anew.
     """
 
     preset: str | None = None
@@ -33,7 +34,10 @@ class ModelArguments:
 
     def __post_init__(self):
         if (self.preset is None) == (self.pretrained is None):
-            raise ValueError("`model` needs either `preset` or `pretrained`, and not both.")
+            raise ValueError(
+                "`model` needs either `preset` or `pretrained`, and not both; to fine-tune by a recipe that has a preset,"
+                " give model.preset=null."
+            )
 
 
 @dataclass
@@ -143,8 +147,9 @@ class LanguageTeacherArguments:
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         layer (`int` or `str`): `"average"` of all layers, `"last"`, or a layer counted from 1.
         alignment (`str`): `"ctc"`: each frame gets the vector of the word that is spoken in it; `"interpolate"`: the
-            tokens are spread evenly over the recording; `"pad"`: token k is frame k, and padding tokens fill the rest,
-            as DM-Codec was published.
+            tokens are spread evenly over the recording; `"pad"`: token k is frame k of the recording, and padding
+            tokens fill the rest. DM-Codec as published does so with crops that were cut and transcribed beforehand;
+            give such crops as recordings to do the same.
         silence (`str`): With `"ctc"`, the vector of frames without a word: `"zero"`, `"mean"` of the recording's
             words, or `"ignore"`: such frames do not count.
         text_column (`str`): Column of the transcripts.
@@ -156,6 +161,7 @@ class LanguageTeacherArguments:
             recordings that have none.
         recognizer (`str`, *optional*): Folder or Hub id of a speech-to-text model, which transcribes recordings
             without a transcript.
+        language (`str`): Told to a recogniser that knows several.
     """
 
     model: str
@@ -168,6 +174,7 @@ class LanguageTeacherArguments:
     word_times: str | None = None
     aligner: str | None = None
     recognizer: str | None = None
+    language: str = "en"
 
     def __post_init__(self):
         if self.alignment not in ("ctc", "interpolate", "pad"):

@@ -17,9 +17,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import nn
 from tqdm import tqdm
-from transformers import FEATURE_EXTRACTOR_MAPPING, SequenceFeatureExtractor
+from transformers import FEATURE_EXTRACTOR_MAPPING, AutoConfig, SequenceFeatureExtractor
 
-from speech_tokenizers.checkpoints import load
+from speech_tokenizers.checkpoints import find_checkpoint, load
 from speech_tokenizers.modeling.configuration_dm_codec import DM_CODEC_PRESETS, DMCodecConfig
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
 from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
@@ -108,8 +108,9 @@ class CodecTrainer:
         # Buffers are not broadcast: the quantizer itself keeps codebooks equal on all processes.
         parallel = DistributedDataParallelKwargs(
             broadcast_buffers=False,
-            # Projections that a model has for objectives of an earlier training.
-            find_unused_parameters=not self.objectives and isinstance(model, DMCodecModel),
+            # Projections that a model has for teachers which this training does without.
+            find_unused_parameters=not {f"{kind}_distillation" for kind in model_features(model)}
+            <= {*self.loss_names},
         )
         self.accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
@@ -586,10 +587,18 @@ class CodecTrainer:
         return dict(weights)
 
 
+def model_features(model: nn.Module) -> list[str]:
+    """Kinds of features that a codec computes for teachers: "semantic", "contextual", both or none."""
+    kinds = ("semantic", "contextual")
+    return [kind for kind in kinds if getattr(model.config, f"{kind}_dimension", None) is not None]
+
+
 def build_model(args: CodecTrainingArguments) -> RVQCodecModel:
     """The codec that a recipe names, new or trained."""
     if args.model.pretrained is not None:
-        return load(args.model.pretrained)[0]
+        config = AutoConfig.from_pretrained(find_checkpoint(args.model.pretrained))
+        check_names(args.model.overrides, type(config).__dataclass_fields__, "The field", "model.overrides.")
+        return load(args.model.pretrained, **args.model.overrides)[0]
     preset = str(args.model.preset)
     if preset in DM_CODEC_PRESETS:
         return DMCodecModel(DMCodecConfig.from_preset(preset, **args.model.overrides))

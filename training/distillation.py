@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from speech_tokenizers.processing.speech_recognition import load_recognizer
 from speech_tokenizers.processing.word_alignment import TimedWord, load_word_aligner
-from speech_tokenizers.training.arguments import DistillationArguments
+from speech_tokenizers.training.arguments import DistillationArguments, LanguageTeacherArguments
 from speech_tokenizers.training.losses import distillation_loss
 from speech_tokenizers.training.teacher_cache import TeacherCache, fill_cache
 from speech_tokenizers.training.teachers import (
@@ -61,7 +61,7 @@ class Distillation:
             teachers["semantic"] = SpeechTeacher(self.args.speech_teacher)
         if self.args.language_teacher is not None:
             teachers["contextual"] = LanguageTeacher(self.args.language_teacher, model.frame_rate)
-            self.sayings = Sayings(self.args.language_teacher, recordings)
+            self.sayings = Sayings(self.args.language_teacher, recordings, accelerator.device)
         for kind, teacher in teachers.items():
             self._check_model(model, kind, teacher)
         self.interpolated = {kind: teacher.interpolated for kind, teacher in teachers.items()}
@@ -89,7 +89,7 @@ class Distillation:
                 self.caches[kind],
                 self.keys[kind],
                 self._utterance,
-                lambda teacher=teacher: teacher,
+                teacher,
                 accelerator,
                 f"Features of the {'speech' if kind == 'semantic' else 'language'} model",
             )
@@ -181,16 +181,18 @@ class Distillation:
 
     @staticmethod
     def _check_model(model: Any, kind: str, teacher: Teacher) -> None:
-        dimension = getattr(model.config, f"{kind}_dimension", None)
+        if not hasattr(model.config, f"{kind}_dimension"):
+            raise ValueError(
+                f"A {type(model).__name__} has no features to compare with a teacher's; choose a preset of"
+                " `DM_CODEC_PRESETS`."
+            )
+        dimension = getattr(model.config, f"{kind}_dimension")
         if dimension != teacher.dimension:
             raise ValueError(
                 f"`{kind}_dimension` of the codec is {dimension}, but the teacher's features have {teacher.dimension};"
                 f" set model.overrides.{kind}_dimension={teacher.dimension}."
             )
-        if kind == "semantic" and isinstance(teacher, SpeechTeacher):
-            stage = model.config.semantic_stage
-        else:
-            stage = model.config.contextual_stage
+        stage = getattr(model.config, f"{kind}_stage")
         if isinstance(stage, int) and stage > 1 and model.config.quantizer_dropout > 0:
             raise ValueError(
                 f"`{kind}_stage` is {stage}, which quantizer dropout leaves out of some batches; set"
@@ -205,76 +207,96 @@ class Sayings:
     Args:
         args ([`LanguageTeacherArguments`]): Where to look.
         recordings ([`DecodedRecordings`]): With `metadata`, a row each, and `names`.
+        device (`torch.device`): Where recognisers run.
 
     Raises:
         ValueError: If there is neither text nor a recogniser, or word times are wanted and cannot be had.
     """
 
-    def __init__(self, args: Any, recordings: Any):
-        self.args = args
+    def __init__(self, args: LanguageTeacherArguments, recordings: Any, device: torch.device):
+        self.args, self.device = args, device
         metadata = getattr(recordings, "metadata", None)
         columns = [] if metadata is None else metadata.column_names
-        self.texts: Sequence[str | None] = metadata[args.text_column][:] if args.text_column in columns else []
+        self.names = list(getattr(recordings, "names", map(str, range(len(recordings)))))
+        self.texts: Sequence[str | None] = [None] * len(recordings)
+        if args.text_column in columns:
+            self.texts = metadata[args.text_column][:]
         self.words: dict[int, list[TimedWord]] = {}
-        if args.words_column in columns:
-            rows = metadata[args.words_column][:]
-            self.words = {index: _timed_words(row) for index, row in enumerate(rows) if row}
-        if args.word_times is not None:
-            places = {name: index for index, name in enumerate(recordings.names)}
-            with open(args.word_times, encoding="utf-8") as file:
-                for line in file:
-                    row = json.loads(line)
-                    if row["file_name"] in places:
-                        self.words[places[row["file_name"]]] = _timed_words(row["words"])
-        num_recordings = len(recordings)
-        without_text = num_recordings - sum(
-            bool(self.texts and self.texts[index]) or index in self.words for index in range(num_recordings)
-        )
-        if without_text and args.recognizer is None and args.aligner is None:
+        if args.alignment == "ctc":
+            if args.words_column in columns:
+                for index, row in enumerate(metadata[args.words_column][:]):
+                    if row is not None:
+                        self.words[index] = timed_words(row, f"{self.names[index]}, column {args.words_column!r}")
+            if args.word_times is not None:
+                self.words |= self._read_word_times(Path(args.word_times))
+
+        indices = range(len(recordings))
+        self._untranscribed = [index for index in indices if not self.texts[index] and index not in self.words]
+        self._untimed = [index for index in indices if index not in self.words] if args.alignment == "ctc" else []
+        if self._untranscribed and args.recognizer is None and (args.aligner is None or args.alignment != "ctc"):
             raise ValueError(
-                f"{without_text} of {num_recordings} recordings have no transcript in column {args.text_column!r};"
-                " give `distillation.language_teacher.recognizer`, or filter them out."
+                f"{self._some(self._untranscribed)} have no transcript in column {args.text_column!r}; give"
+                " `distillation.language_teacher.recognizer`, or leave them out by `data.train_files`."
             )
-        without_words = num_recordings - len(self.words)
-        if args.alignment == "ctc" and without_words and args.aligner is None:
+        if self._untimed and args.aligner is None:
             raise ValueError(
-                f"{without_words} of {num_recordings} recordings have no word times; give"
-                " `distillation.language_teacher.aligner` or `word_times`, or choose another `alignment`."
+                f"{self._some(self._untimed)} have no word times; give `distillation.language_teacher.aligner` or"
+                " another `alignment`, or leave them out by `data.train_files`."
             )
+
+    def _read_word_times(self, path: Path) -> dict[int, list[TimedWord]]:
+        places = {name: index for index, name in enumerate(self.names)}
+        found, num_unknown = {}, 0
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                name, words = row["file_name"], row["words"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"`word_times`: {path}, line {number}, is no object with `file_name` and `words`."
+                ) from error
+            if name in places:
+                found[places[name]] = timed_words(words, f"{path}, line {number}")
+            else:
+                num_unknown += 1
+        if num_unknown and not found:
+            raise ValueError(
+                f"`word_times`: {path} names none of the recordings, but such as {name!r}, where they are called"
+                f" {self.names[0]!r}."
+            )
+        return found
+
+    def _some(self, indices: Sequence[int]) -> str:
+        names = ", ".join(self.names[index] for index in indices[:3])
+        return f"{len(indices)} of {len(self.names)} recordings ({names}{', ...' if len(indices) > 3 else ''})"
 
     @property
     def description(self) -> dict[str, str]:
-        """What a cache has to know of the recognisers."""
+        """What a cache has to know of the recognisers that are asked."""
         found = {}
-        if self.args.recognizer is not None:
+        if self._untranscribed and self.args.recognizer is not None:
             found["recognizer"] = self.recognizer.key
-        if self.args.alignment == "ctc" and self.args.aligner is not None:
+        if self._untimed:
             found["aligner"] = self.aligner.key
         return found
 
     @functools.cached_property
     def recognizer(self) -> Any:
         """Transcribes what has no transcript."""
-        return load_recognizer(self.args.recognizer)
+        return load_recognizer(self.args.recognizer, self.args.language, str(self.device))
 
     @functools.cached_property
     def aligner(self) -> Any:
         """Finds word times."""
-        return load_word_aligner(self.args.aligner)
+        return load_word_aligner(self.args.aligner, str(self.device))
 
     def utterance(self, index: int, recording: Any, sampling_rate: int) -> Utterance:
         """The recording with its text and words."""
-        text = self.texts[index] if self.texts else None
-        words = self.words.get(index)
-        said = f"{text} {words if self.args.alignment == 'ctc' else ''}"
-        utterance = Utterance(recording, sampling_rate, said=said)
+        text, words = self.texts[index], self.words.get(index)
+        utterance = Utterance(recording, sampling_rate, said=f"{text} {words or ''}")
 
         def find_text() -> str:
-            if text:
-                return text
-            if words is not None:
-                return " ".join(word.word for word in words)
-            return self.recognizer.transcribe(utterance.at(RECOGNIZER_RATE))
+            return text or self.recognizer.transcribe(utterance.at(RECOGNIZER_RATE))
 
         def find_words() -> Sequence[TimedWord]:
             if words is not None:
@@ -286,5 +308,21 @@ class Sayings:
         return utterance
 
 
-def _timed_words(rows: Sequence[dict[str, Any]]) -> list[TimedWord]:
-    return [TimedWord(row["word"], row["start"], row["end"]) for row in rows]
+def timed_words(rows: Any, where: str) -> list[TimedWord]:
+    r"""
+    Word times as data state them: a list of `{"word", "start", "end"}`, in seconds and in order.
+
+    Raises:
+        ValueError: If they are something else; `where` they are stands in the error.
+    """
+    try:
+        words = [TimedWord(str(row["word"]), float(row["start"]), float(row["end"])) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"Word times ({where}) must be a list of `word`, `start` and `end` (seconds).") from error
+    for before, word in zip([TimedWord("", 0.0, 0.0), *words], words, strict=False):
+        if not (before.start <= word.start <= word.end < math.inf):
+            raise ValueError(
+                f"Word times ({where}) must be in order and end after they start, but {word.word!r} is from"
+                f" {word.start} to {word.end} s after one from {before.start} s."
+            )
+    return words

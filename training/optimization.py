@@ -30,7 +30,9 @@ def make_optimizer(module: nn.Module, args: OptimizerArguments) -> torch.optim.A
         for name, parameter in module.named_parameters()
         if parameter.requires_grad
     }
-    if any(scales.values()):
+    # Projections to teachers' features lie beside the way from input to output.
+    beside = {parameter for name, parameter in module.named_parameters() if "_projection." in name}
+    if any(scale for parameter, scale in scales.items() if parameter not in beside):
         for parameter, scale in scales.items():
             parameter.requires_grad_(scale > 0)
     for name, part in module.named_modules():

@@ -44,7 +44,6 @@ class TeacherCache:
         self.folder = folder
         self.description = {"format": FORMAT_VERSION, **description}
         self._places: dict[str, tuple[Path, int, int]] = {}
-        self._open_shards: dict[tuple[int, Path], Any] = {}
         path = folder / "teacher.json"
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -97,11 +96,12 @@ class TeacherCache:
                 " were computed."
             )
         path, start, end = self._places[key]
-        shard = self._shard(path)
-        times = shard.get_slice("times")[start:end]
-        low = max(0, int(torch.searchsorted(times[:, 0].contiguous(), first_second)) - 1)
-        high = min(len(times), int(torch.searchsorted(times[:, 0].contiguous(), last_second, right=True)) + 1)
-        return TimedFeatures(shard.get_slice("features")[start + low : start + high], times[low:high])
+        # Opened for each reading: what stays mapped would count as this process's memory, in the end all of it.
+        with safe_open(path, framework="pt") as shard:
+            times = shard.get_slice("times")[start:end]
+            low = max(0, int(torch.searchsorted(times[:, 0].contiguous(), first_second)) - 1)
+            high = min(len(times), int(torch.searchsorted(times[:, 0].contiguous(), last_second, right=True)) + 1)
+            return TimedFeatures(shard.get_slice("features")[start + low : start + high], times[low:high])
 
     def mean(self, keys: Iterable[str]) -> torch.Tensor:
         """Mean vector of some recordings, `(dim,)`, in float32."""
@@ -128,39 +128,28 @@ class TeacherCache:
         _write_atomically(path, lambda temporary: save_file(tensors, temporary, {"index": json.dumps(index)}))
         self._places |= {key: (path, start, end) for key, (start, end) in index.items()}
 
-    def _shard(self, path: Path) -> Any:
-        # A handle belongs to the process that opened it.
-        handle = os.getpid(), path
-        if handle not in self._open_shards:
-            self._open_shards[handle] = safe_open(path, framework="pt").__enter__()
-        return self._open_shards[handle]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open_shards": {}}
-
 
 def fill_cache(
     cache: TeacherCache,
     keys: list[str],
     utterance_of: Callable[[int], Utterance],
-    load_teacher: Callable[[], Teacher],
+    teacher: Teacher,
     accelerator: Accelerator,
     what: str,
 ) -> None:
     r"""
-    Compute what the cache lacks, shared among processes. Nothing is loaded where it lacks nothing.
+    Compute what the cache lacks, shared among processes. Where it lacks nothing, the teacher's model is not loaded.
 
     Args:
         cache ([`TeacherCache`]): Where to keep it.
         keys (`list` of `str`): Of all recordings.
         utterance_of (callable): Gives the utterance of a recording's index.
-        load_teacher (callable): Gives the teacher.
+        teacher ([`Teacher`]): Computes the features.
         accelerator (`Accelerator`): Tells which recordings are this process's.
         what (`str`): For the progress bar.
     """
     missing = {key: index for index, key in enumerate(keys) if key not in cache}
     if missing:
-        teacher = load_teacher()
         teacher.to(accelerator.device)
         mine = list(missing.items())[accelerator.process_index :: accelerator.num_processes]
         with tqdm(total=len(mine), desc=what, unit="file", disable=not accelerator.is_main_process) as progress:

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speech and language models that a codec learns from, and how their vectors meet the codec's frames."""
 
+import functools
 import hashlib
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import soxr
 import torch
-from transformers import AutoModel, AutoTokenizer
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from speech_tokenizers.modeling.model_fingerprint import model_fingerprint
 from speech_tokenizers.modeling.speech_encoders import WaveformEncoder, check_layer, select_layer
 from speech_tokenizers.processing.word_alignment import TimedWord
 from speech_tokenizers.training.arguments import LanguageTeacherArguments, SpeechTeacherArguments
@@ -96,6 +99,27 @@ class Teacher(Protocol):
         ...
 
 
+def _read_config(args: SpeechTeacherArguments | LanguageTeacherArguments, which: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(args.model, revision=args.revision or "main")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`distillation.{which}.model` is {args.model!r}, which cannot be loaded ({' '.join(str(error).split())})."
+        ) from error
+
+
+def model_revision(name_or_path: str, config: Any) -> str:
+    """What tells a model's weights from others: its commit on the Hub, or a hash of the weight files in its folder."""
+    if not os.path.isdir(name_or_path):
+        return f"commit {config._commit_hash}"
+    digest = hashlib.sha256()
+    for pattern in ("*.safetensors", "*.bin"):
+        for path in sorted(Path(name_or_path).glob(pattern)):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256 {digest.hexdigest()[:24]}"
+
+
 class SpeechTeacher:
     r"""
     Features of a speech encoder, one vector a frame (DM-Codec's A, SpeechTokenizer's S).
@@ -108,15 +132,23 @@ class SpeechTeacher:
 
     def __init__(self, args: SpeechTeacherArguments):
         self.args = args
-        self.encoder = WaveformEncoder.from_pretrained(args.model, args.window, revision=args.revision or "main")
-        check_layer(args.layer, self.encoder.num_layers)
-        self.dimension = self.encoder.hidden_size
+        config = _read_config(args, "speech_teacher")
+        layers = getattr(config, "encoder_layers", None) or config.num_hidden_layers
+        check_layer(args.layer, layers)
+        self.dimension = config.hidden_size
         self.description = {
             "kind": "speech",
-            "model": model_fingerprint(self.encoder.encoder),
+            "model": model_revision(args.model, config),
             "layer": args.layer,
             "window": args.window,
         }
+
+    @functools.cached_property
+    def encoder(self) -> WaveformEncoder:
+        """The model, loaded when it is first needed."""
+        return WaveformEncoder.from_pretrained(
+            self.args.model, self.args.window, revision=self.args.revision or "main"
+        )
 
     def to(self, device: torch.device) -> None:
         self.encoder.encoder.to(device)
@@ -153,29 +185,37 @@ class LanguageTeacher:
 
     def __init__(self, args: LanguageTeacherArguments, frame_rate: float):
         self.args, self.frame_rate = args, frame_rate
-        revision = args.revision or "main"
-        self.tokenizer = AutoTokenizer.from_pretrained(args.model, revision=revision)
+        config = _read_config(args, "language_teacher")
+        if hasattr(config, "num_mel_bins") or hasattr(config, "conv_kernel"):
+            raise ValueError(
+                f"`language_teacher.model` is {args.model!r}, a {config.model_type}, which reads no text."
+            )
+        self.tokenizer = AutoTokenizer.from_pretrained(args.model, revision=args.revision or "main")
         if not self.tokenizer.is_fast:
             raise ValueError(f"`{args.model}` has no fast tokenizer, which tells where in the text a token is.")
         if args.alignment == "pad" and self.tokenizer.pad_token_id is None:
             raise ValueError(f"`{args.model}` has no padding token, which `alignment` 'pad' needs; choose another.")
-        self.model = AutoModel.from_pretrained(args.model, dtype=torch.float32, revision=revision).eval()
-        if self.model.config.is_encoder_decoder:
-            self.model = self.model.get_encoder()
-        check_layer(args.layer, self.model.config.num_hidden_layers)
-        self.dimension = self.model.config.hidden_size
-        # Some tokenizers do not know their model's limit; some position tables have rows that are not for positions.
-        known = getattr(self.model.config, "max_position_embeddings", None) or 512
-        self.longest = min(self.tokenizer.model_max_length, known)
+        check_layer(args.layer, config.num_hidden_layers)
+        self.dimension = config.hidden_size
+        # Some tokenizers do not know their model's limit, and RoBERTa's table of positions starts at the padding's.
+        known = getattr(config, "max_position_embeddings", None) or 512
+        offset = 0 if config.pad_token_id in (None, 0) else config.pad_token_id + 1
+        self.longest = min(self.tokenizer.model_max_length, known - offset)
         self.interpolated = args.alignment == "interpolate"
         self.description = {
             "kind": "language",
-            "model": model_fingerprint(self.model),
+            "model": model_revision(args.model, config),
             "layer": args.layer,
             "alignment": args.alignment,
         }
         if args.alignment == "pad":
             self.description["frame_rate"] = frame_rate
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        """The model, loaded when it is first needed; of an encoder-decoder the encoder."""
+        model = AutoModel.from_pretrained(self.args.model, dtype=torch.float32, revision=self.args.revision or "main")
+        return (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
 
     def to(self, device: torch.device) -> None:
         self.model.to(device)

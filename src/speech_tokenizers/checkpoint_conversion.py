@@ -155,7 +155,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            path, "there is no such file; name the checkpoint's config.json with `config`."
+            path, "there is no such file; name the config.json of the checkpoint (`config`)."
         ) from None
     except ValueError as error:
         raise CheckpointError(path, f"is no JSON file ({error}).") from error
@@ -481,7 +481,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
     if not output.is_dir() or (any(output.iterdir()) and not (output / "config.json").is_file()):
         raise ValueError(f"`output` is {output}, which exists and is no model's folder; choose another.")
     if not overwrite and any(output.iterdir()):
-        raise ValueError(f"`output` is {output}, which exists; choose another, or pass `overwrite=True`.")
+        raise ValueError(f"`output` is {output}, which exists; choose another, or allow to replace it (`overwrite`).")
 
 
 def _test_signal(model: DMCodecModel) -> torch.Tensor:

@@ -228,7 +228,7 @@ def _run_train(args: argparse.Namespace) -> int:
         from speech_tokenizers.training.codec_trainer import train_from_recipe
 
         trainer = train_from_recipe(args.recipe, args.overrides)
-    except (ValueError, TypeError, OSError, StrictDataclassError) as error:
+    except (ValueError, TypeError, OSError, ImportError, StrictDataclassError) as error:
         raise UsageError(_one_line(error)) from error
     except FloatingPointError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)

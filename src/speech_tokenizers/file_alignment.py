@@ -31,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--unit", choices=("word", "label"), default="word", help="label: a CTC model's characters or phones too"
     )
     parser.add_argument(
+        "--phones-column",
+        metavar="COLUMN",
+        help="of the metadata: phones (`AO1 R | DH AH0`), which become labels that share their word's time evenly",
+    )
+    parser.add_argument(
         "--text-column",
         metavar="COLUMN",
         help="of the metadata: what is said, or phones (`AO1 R | DH AH0`) for a model of phones; by default `text`, "
@@ -50,7 +55,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         recordings = load_recordings(args.data, parse_filter(args.filter), args.list)
         aligner = load_word_aligner(args.aligner, args.device)
-        num_failed = align_recordings(aligner, recordings, args.output, args.text_column, args.unit == "label")
+        num_failed = align_recordings(
+            aligner, recordings, args.output, args.text_column, args.unit == "label", args.phones_column
+        )
     except (ValueError, OSError, MissingPackageError) as error:
         print(f"speech-tokenizers align: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -63,6 +70,7 @@ def align_recordings(
     output: str | os.PathLike[str],
     text_column: str | None = None,
     with_labels: bool = False,
+    phones_column: str | None = None,
 ) -> int:
     r"""
     Append a line to a JSONL file for each recording that it does not hold yet.
@@ -78,6 +86,7 @@ def align_recordings(
         text_column (`str`, *optional*): Holds what is said. Defaults to `"text"`, and where there is none, to what the
             aligner hears.
         with_labels (`bool`, *optional*, defaults to `False`): For a CTC model: characters or phones too.
+        phones_column (`str`, *optional*): Holds phones, which become labels; see [`share_word_times`].
 
     Returns:
         `int`: How many recordings were rejected.
@@ -88,12 +97,18 @@ def align_recordings(
     from tqdm import tqdm
 
     from speech_tokenizers.processing.audio_files import AudioFileError
+    from speech_tokenizers.processing.word_alignment import share_word_times
     from speech_tokenizers.training.data import append_rejected, decode_recording, recording_name
 
     output = Path(output)
     columns = recordings.column_names
     if text_column is not None and text_column not in columns:
         raise ValueError(f"`text_column` is {text_column!r}, but the recordings have the columns {columns}.")
+    if phones_column is not None and (with_labels or phones_column not in columns):
+        raise ValueError(
+            f"`phones_column` is {phones_column!r}, in place of a model's labels, and the recordings have the columns"
+            f" {columns}."
+        )
     text_column = TEXT_COLUMN if text_column is None else text_column
     if with_labels and not hasattr(aligner, "align_labels"):
         raise ValueError(f"{aligner.name} gives times of words only; labels need a CTC model.")
@@ -112,13 +127,15 @@ def align_recordings(
             try:
                 audio = decode_recording(row, 16000)
                 words, labels = _align(aligner, audio, text, with_labels)
+                if phones_column is not None:
+                    labels = share_word_times(words, row[phones_column] or "")
             except (AudioFileError, ValueError) as error:
                 append_rejected(rejected_path, [{"name": name, "reason": str(error)}])
                 num_rejected += 1
                 continue
             line = {"file_name": name, "text": " ".join(word.word for word in words) if text is None else text}
             line["words"] = _rounded(words)
-            if with_labels:
+            if with_labels or phones_column is not None:
                 line["labels"] = _rounded(labels)
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()

@@ -11,6 +11,7 @@ from speech_tokenizers.processing.word_alignment import (
     edit_distance,
     load_word_aligner,
     match_words,
+    share_word_times,
 )
 
 
@@ -110,3 +111,14 @@ def test_vosk_hears_a_given_text_as_one_phrase(monkeypatch):
     assert aligner.align(audio) == [TimedWord("it's", 0.1, 0.4)]
     assert spans(aligner.align(audio, "...")) == [(0.0, 0.0)]
     assert heard_phrases == ["it's al madi", None]
+
+
+def test_phones_share_their_word_s_time():
+    words = [TimedWord("our", 0.5, 0.8), TimedWord("a", 1.0, 1.1)]
+    labels = share_word_times(words, "AW1 ER0 R | AH0")
+    assert [label.label for label in labels] == ["AW", "ER", "R", "AH"]
+    assert [label.start for label in labels] == pytest.approx([0.5, 0.6, 0.7, 1.0])
+    assert [label.end for label in labels] == pytest.approx([0.6, 0.7, 0.8, 1.1])
+    assert share_word_times([], "") == []
+    with pytest.raises(ValueError, match="2 words, but the phones are those of 1"):
+        share_word_times(words, "AW1 ER0")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A codec learns from its teachers, on the frames that they speak of."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import soundfile
 import torch
 from accelerate import Accelerator
 
+from speech_tokenizers.training.arguments import ModelArguments
 from speech_tokenizers.training.codec_trainer import build_model, build_objectives
 from speech_tokenizers.training.data import decode_all, load_recordings
 from speech_tokenizers.training.distillation import Distillation
@@ -44,16 +46,13 @@ def transcribed(transcribed_folder, tmp_path_factory):
 def distilled(make_trainer, transcribed, speech_teacher_folder, language_teacher_folder):
     """A trainer of a tiny DM-Codec with both teachers and no discriminators, with changes."""
 
-    def make(train=transcribed, distillation=None, overrides=None, weights=None, **changes):
-        settings = {
-            "preset": "dm-codec-fast-16khz",
-            "overrides": {
-                "semantic_dimension": 24,
-                "contextual_dimension": 12,
-                "quantizer_dropout": 0.0,
-                **(overrides or {}),
-            },
-        }
+    def make(
+        train=transcribed, distillation=None, overrides=None, weights=None, preset="dm-codec-fast-16khz", **changes
+    ):
+        sizes = {"semantic_dimension": 24, "contextual_dimension": 12, "quantizer_dropout": 0.0, **(overrides or {})}
+        if preset == "fast-16khz":  # which has no fields for teachers
+            sizes = {"quantizer_dropout": 0.0}
+        settings = {"preset": preset, "overrides": sizes}
         teachers = {
             "speech_teacher": {"model": str(speech_teacher_folder)},
             "language_teacher": {"model": str(language_teacher_folder)},
@@ -71,6 +70,10 @@ def distilled(make_trainer, transcribed, speech_teacher_folder, language_teacher
         )
 
     return make
+
+
+def with_model(args, settings):
+    return dataclasses.replace(args, model=ModelArguments(**settings))
 
 
 def logged(trainer):
@@ -218,10 +221,12 @@ def test_a_stage_that_dropout_leaves_out_is_an_error(distilled):
 
 def test_text_and_word_times_are_asked_for(distilled, transcribed, language_teacher_folder):
     untold = type(transcribed)(*transcribed.__reduce__()[1][:-1], transcribed.metadata.select_columns(["file_name"]))
-    with pytest.raises(ValueError, match="6 of 6 recordings have no transcript in column 'text'"):
+    with pytest.raises(
+        ValueError, match=r"6 of 6 recordings \(0.wav, 1.wav, 2.wav, ...\) have no transcript in column 'text'"
+    ):
         distilled(train=untold).train()
     unaligned = type(transcribed)(*transcribed.__reduce__()[1][:-1], transcribed.metadata.remove_columns("words"))
-    with pytest.raises(ValueError, match="6 of 6 recordings have no word times"):
+    with pytest.raises(ValueError, match=r"6 of 6 recordings \(.*\) have no word times"):
         distilled(train=unaligned).train()
     teacher = {"model": str(language_teacher_folder), "alignment": "interpolate"}
     assert distilled(train=unaligned, max_steps=1, distillation={"language_teacher": teacher}).train()
@@ -242,6 +247,63 @@ def test_word_times_are_read_from_a_file(distilled, transcribed, language_teache
         found.append(logged(trainer))
         shutil.rmtree(trainer.output_dir)
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("no JSON", "line 1, is no object"),
+        ('{"file_name": "0.wav"}', "line 1, is no object"),
+        ('{"file_name": "0.wav", "words": [{"word": "one"}]}', "must be a list of `word`, `start` and `end`"),
+        ('{"file_name": "0.wav", "words": [{"word": "one", "start": 0.2, "end": 0.1}]}', "end after they start"),
+        (json.dumps({"file_name": "0.wav", "words": WORDS[::-1]}), "must be in order"),
+        ('{"file_name": "0.wav", "words": [{"word": "one", "start": NaN, "end": 0.1}]}', "must be in order"),
+        ('{"file_name": "clips/0.wav", "words": []}', "names none of the recordings, but such as 'clips/0.wav'"),
+    ],
+)
+def test_wrong_word_times_are_an_error(distilled, language_teacher_folder, tmp_path, line, message):
+    path = tmp_path / "words.jsonl"
+    path.write_text(line + "\n", encoding="utf-8")
+    teacher = {"model": str(language_teacher_folder), "word_times": str(path)}
+    with pytest.raises(ValueError, match=message):
+        distilled(distillation={"language_teacher": teacher}).train()
+
+
+def test_a_full_cache_needs_no_teacher(distilled, speech_teacher_folder, tmp_path, monkeypatch):
+    options = {"cache_dir": str(tmp_path / "cache")}
+    distilled(max_steps=1, distillation=options).train()
+    monkeypatch.setattr("transformers.AutoModel.from_pretrained", None)
+    # A copy elsewhere is the same teacher.
+    copy = shutil.copytree(speech_teacher_folder, tmp_path / "elsewhere")
+    assert distilled(max_steps=1, distillation={**options, "speech_teacher": {"model": str(copy)}}).train()
+
+
+def test_a_trained_codec_gets_projections_to_new_teachers(distilled, make_args, tmp_path):
+    trainer = distilled(max_steps=1, distillation={"language_teacher": None}, overrides={"contextual_dimension": None})
+    trainer.train()
+    trained = trainer.save_model(tmp_path / "trained")
+    changed = {"pretrained": str(trained), "preset": None, "overrides": {"contextual_dimension": 12}}
+    model = build_model(with_model(make_args(), changed))
+    assert model.config.contextual_dimension == 12
+    for name, value in trainer.unwrapped_model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+    with pytest.raises(ValueError, match="`model.overrides.contextual_dimensions` is unknown"):
+        build_model(with_model(make_args(), {**changed, "overrides": {"contextual_dimensions": 12}}))
+
+
+def test_a_codec_without_projections_is_refused(distilled):
+    with pytest.raises(ValueError, match="choose a preset of `DM_CODEC_PRESETS`"):
+        distilled(preset="fast-16khz").train()
+
+
+def test_a_text_model_that_hears_is_refused(distilled, whisper_folder):
+    with pytest.raises(ValueError, match="whisper, which reads no text"):
+        distilled(distillation={"language_teacher": {"model": str(whisper_folder)}}).train()
+
+
+def test_a_teacher_that_is_not_there_is_named(distilled):
+    with pytest.raises(ValueError, match="`distillation.speech_teacher.model` is 'no/such/folder/here'"):
+        distilled(distillation={"speech_teacher": {"model": "no/such/folder/here"}}).train()
 
 
 def test_a_teacher_that_is_switched_off_may_leave_its_weight_behind(distilled):

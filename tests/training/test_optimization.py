@@ -17,7 +17,7 @@ from speech_tokenizers.training.optimization import make_optimizer, set_learning
 
 
 DECODER_ONLY = {"encoder": 0.0, "quantizer": 0.0}
-QUANTIZER_ONLY = {"encoder": 0.0, "decoder": 0.0, "semantic_projection": 0.0}
+QUANTIZER_ONLY = {"encoder": 0.0, "decoder": 0.0}
 
 
 @pytest.fixture(scope="module")

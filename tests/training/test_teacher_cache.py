@@ -39,9 +39,7 @@ class CountingTeacher:
 
 
 def fill(cache, teacher, count=7):
-    fill_cache(
-        cache, [f"key{i}" for i in range(count)], lambda index: index, lambda: teacher, Accelerator(cpu=True), ""
-    )
+    fill_cache(cache, [f"key{i}" for i in range(count)], lambda index: index, teacher, Accelerator(cpu=True), "")
 
 
 def test_what_is_read_is_what_the_teacher_gave_in_half_precision(tmp_path):
