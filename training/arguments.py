@@ -24,8 +24,8 @@ class ModelArguments:
         preset (`str`, *optional*): Name in `RVQ_CODEC_PRESETS` or `DM_CODEC_PRESETS`, which also decides between
             [`RVQCodecModel`] and [`DMCodecModel`].
         overrides (`dict`): Fields of the configuration that differ from the preset.
-        pretrained (`str`, *optional*): Folder or Hub id of a codec to fine-tune, in place of `preset`; `overrides` change
-            its configuration, and layers that it lacks, such as projections to teachers, start anew.
+        pretrained (`str`, *optional*): Folder or Hub id of a codec to fine-tune, in place of `preset`; `overrides`
+            change its configuration, and layers that it lacks, such as projections to teachers, start anew.
     """
 
     preset: str | None = None
@@ -35,8 +35,8 @@ class ModelArguments:
     def __post_init__(self):
         if (self.preset is None) == (self.pretrained is None):
             raise ValueError(
-                "`model` needs either `preset` or `pretrained`, and not both; to fine-tune by a recipe that has a preset,"
-                " give model.preset=null."
+                "`model` needs either `preset` or `pretrained`, and not both; to fine-tune by a recipe that has a"
+                " preset, give model.preset=null."
             )
 
 
