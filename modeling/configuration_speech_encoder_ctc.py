@@ -5,6 +5,8 @@
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from .encoder_geometry import num_encoder_layers
+
 
 @strict
 class SpeechEncoderCTCConfig(PreTrainedConfig):
@@ -53,7 +55,7 @@ class SpeechEncoderCTCConfig(PreTrainedConfig):
     @property
     def num_encoder_layers(self) -> int:
         """Layers of the encoder."""
-        return getattr(self.encoder_config, "encoder_layers", None) or self.encoder_config.num_hidden_layers
+        return num_encoder_layers(self.encoder_config)
 
     def validate_architecture(self):
         """Raises `ValueError` where fields contradict each other."""

@@ -28,6 +28,7 @@ from .codec_layers import (
     ceil_divide,
 )
 from .configuration_rvq_codec import RVQCodecConfig
+from .input_checks import check_codes, check_waveforms
 from .spectral_losses import multi_scale_mel_loss
 from .vector_quantization import FreezableModule, ResidualVectorQuantizer, VectorQuantizer
 
@@ -240,7 +241,7 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         Raises:
             ValueError: If a shape, `num_quantizers` or the use of the cache is wrong.
         """
-        input_values = self._check_input(input_values, padding_mask)
+        input_values = check_waveforms(input_values, padding_mask)
         latents, frame_lengths, frame_starts = self._encode(input_values, padding_mask, padding_cache)
         audio_codes = self.quantizer.encode(latents, num_quantizers)
         if frame_lengths is None:
@@ -279,7 +280,10 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         """
         if audio_codes is None and latents is None:
             raise ValueError("`decode` needs `audio_codes` or `latents`, but got neither.")
-        frames = self._check_codes(audio_codes) if audio_codes is not None else self._check_latents(latents)
+        if audio_codes is not None:
+            frames = check_codes(audio_codes, self.config.num_quantizers)
+        else:
+            frames = self._check_latents(latents)
         num_frames = frames.shape[-1] if audio_codes is not None else frames.shape[1]
         if num_samples is not None and self.get_encoded_length(num_samples) != num_frames:
             low, high = (num_frames - 1) * self.hop_length + 1, num_frames * self.hop_length
@@ -332,7 +336,7 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         """
         if unknown := sorted(set(kwargs) - set(TransformersKwargs.__annotations__)):
             raise TypeError(f"`forward` has no argument {', '.join(unknown)}.")
-        input_values = self._check_input(input_values, padding_mask)
+        input_values = check_waveforms(input_values, padding_mask)
         latents, frame_lengths, frame_starts = self._encode(input_values, padding_mask)
         mask = None
         if frame_lengths is not None:
@@ -433,41 +437,6 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             raise ValueError(
                 f"`audio_codes` must lie between 0 and {self.config.codebook_size - 1}, but some do not."
             ) from error
-
-    def _check_input(self, input_values, padding_mask):
-        if input_values.dim() == 2:
-            input_values = input_values.unsqueeze(1)
-        if input_values.dim() != 3 or input_values.shape[1] != 1:
-            shape = tuple(input_values.shape)
-            raise ValueError(
-                f"`input_values` must be mono, (batch, 1, num_samples), but has shape {shape}; "
-                "average the channels first."
-            )
-        if input_values.shape[-1] == 0:
-            raise ValueError("`input_values` is empty; it needs at least one sample.")
-        if not input_values.is_floating_point():
-            raise TypeError(
-                f"`input_values` must be floating point in [-1, 1], but is {input_values.dtype}; "
-                "divide integers by their range."
-            )
-        if padding_mask is not None and padding_mask.shape != (input_values.shape[0], input_values.shape[-1]):
-            expected = (input_values.shape[0], input_values.shape[-1])
-            raise ValueError(f"`padding_mask` must have shape {expected}, but has {tuple(padding_mask.shape)}.")
-        return input_values
-
-    def _check_codes(self, audio_codes):
-        if audio_codes.dim() != 3:
-            shape = tuple(audio_codes.shape)
-            raise ValueError(f"`audio_codes` must have shape (batch, num_quantizers, num_frames), but has {shape}.")
-        if not 1 <= audio_codes.shape[1] <= self.config.num_quantizers:
-            raise ValueError(
-                f"`audio_codes` must have 1 to {self.config.num_quantizers} codebooks, but has {audio_codes.shape[1]}."
-            )
-        if audio_codes.shape[-1] == 0:
-            raise ValueError("`audio_codes` is empty; it needs at least one frame.")
-        if audio_codes.is_floating_point():
-            raise TypeError(f"`audio_codes` must be integers, but is {audio_codes.dtype}.")
-        return audio_codes.long()
 
     def _check_latents(self, latents):
         if latents.dim() != 3 or latents.shape[-1] != self.config.hidden_size:

@@ -2,7 +2,6 @@
 # Copyright 2026 The speech-tokenizers authors.
 """A CTC recogniser of characters or phones on a frozen speech encoder."""
 
-import math
 from typing import Any
 
 import torch
@@ -14,7 +13,9 @@ from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_speech_encoder_ctc import SpeechEncoderCTCConfig
-from .speech_encoders import select_layer, shortened_positions
+from .encoder_geometry import first_frame_centre, frame_geometry, has_fixed_window
+from .padding_invariance import make_padding_invariant
+from .speech_encoders import encoder_of, select_layer, shortened_positions
 
 
 # Added to the logits of all labels but the blank where a batch is padded; finite, so that half precision can hold it.
@@ -36,7 +37,7 @@ class SpeechEncoderForCTC(PreTrainedModel):
 
     def __init__(self, config: SpeechEncoderCTCConfig):
         super().__init__(config)
-        self.encoder = _encoder_of(AutoModel.from_config(config.encoder_config))
+        self.encoder = make_padding_invariant(encoder_of(AutoModel.from_config(config.encoder_config)))
         self.encoder.requires_grad_(False)
         num_layers = 1
         if config.layer == "weighted":
@@ -70,12 +71,13 @@ class SpeechEncoderForCTC(PreTrainedModel):
         # So that the model knows where a padded recording ends.
         feature_extractor.return_attention_mask = True
         pretrained = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
-        hop, centre = _frame_times(pretrained.config, feature_extractor)
+        hop, _ = frame_geometry(pretrained.config)
+        centre = first_frame_centre(pretrained.config)
         config = SpeechEncoderCTCConfig(
             encoder_config=pretrained.config, inputs_to_logits_ratio=hop, first_frame_centre=centre, **fields
         )
         model = cls(config)
-        model.encoder = _encoder_of(pretrained).requires_grad_(False)
+        model.encoder = make_padding_invariant(encoder_of(pretrained)).requires_grad_(False)
         return model.eval(), feature_extractor
 
     @torch.no_grad()
@@ -189,7 +191,7 @@ class SpeechEncoderForCTC(PreTrainedModel):
 
     @property
     def _has_fixed_window(self) -> bool:
-        return hasattr(self.encoder.config, "max_source_positions") and hasattr(self.encoder, "embed_positions")
+        return has_fixed_window(self.encoder.config)
 
     def _num_frames(self, lengths: torch.Tensor) -> torch.Tensor:
         return self.encoder._get_feat_extract_output_lengths(lengths).long()
@@ -218,25 +220,6 @@ class SpeechEncoderForCTC(PreTrainedModel):
                 reduction="sum",
                 zero_infinity=True,
             ) / label_lengths.sum().clamp(min=1)
-
-
-def _encoder_of(model: PreTrainedModel) -> PreTrainedModel:
-    return model.get_encoder() if model.config.is_encoder_decoder else model
-
-
-def _frame_times(config: Any, feature_extractor: Any) -> tuple[int, int]:
-    # Samples per frame, and the sample in the middle of the first.
-    if hasattr(config, "max_source_positions") and hasattr(feature_extractor, "n_samples"):
-        return feature_extractor.n_samples // config.max_source_positions, 0
-    if not hasattr(config, "conv_kernel"):
-        raise ValueError(
-            f"`name_or_path` is a `{config.model_type}`, but the times of frames are known only of Whisper's encoder "
-            "and of those with a convolutional front end on the waveform, such as HuBERT's; use one of these."
-        )
-    span, hop = 1, 1
-    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-        span, hop = span + (kernel - 1) * hop, hop * stride
-    return math.prod(config.conv_stride), (span - 1) // 2
 
 
 __all__ = ["SpeechEncoderForCTC"]

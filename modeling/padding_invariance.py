@@ -3,8 +3,8 @@
 r"""
 Let the speech encoders of transformers give each row of a padded batch what they give it alone.
 
-HuBERT-base and its relatives (wav2vec 2.0, WavLM, UniSpeech) normalise the output of their first convolution over time,
-and transformers takes the statistics over the padding too: up to a third of the units of a padded row then differ.
+HuBERT-base and its relatives (wav2vec 2.0, WavLM, UniSpeech) normalise the output of their first convolution over
+time, and transformers takes the statistics over the padding too: up to a third of the units of a padded row differ.
 """
 
 from typing import Any

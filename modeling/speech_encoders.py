@@ -2,13 +2,32 @@
 """Run the speech encoders of transformers on waveforms of any length, with the time of every frame."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import AutoFeatureExtractor, AutoModel
+
+from .encoder_geometry import (
+    WHISPER_HOP_LENGTH,
+    WHISPER_SAMPLING_RATE,
+    frame_geometry,
+    has_fixed_window,
+    num_encoder_layers,
+)
+from .padding_invariance import frame_mask, num_conv_frames, num_mask_frames
+
+
+# Encoders whose padded rows see nothing of the padding, once `make_padding_invariant` has changed them.
+EXACT_IN_BATCHES = ("hubert", "unispeech", "unispeech-sat", "wav2vec2", "wavlm")
+
+
+def encoder_of(model: Any) -> Any:
+    """The encoder of an encoder-decoder; any other model itself."""
+    return model.get_encoder() if model.config.is_encoder_decoder else model
 
 
 def check_layer(layer: int | str, num_layers: int) -> int | str:
@@ -48,6 +67,162 @@ def shortened_positions(encoder: Any, num_frames: int) -> Iterator[None]:
         encoder.embed_positions, encoder.config.max_source_positions = positions, full_length
 
 
+@contextmanager
+def _frame_rule(encoder: Any, frame_rule: str) -> Iterator[None]:
+    # Within, the encoder takes its frame mask by the rule; transformers knows only that of the convolutions.
+    if frame_rule == "conv":
+        yield
+        return
+
+    def frames_that_count(num_frames: int, attention_mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        lengths = attention_mask.sum(-1)
+        rows = num_mask_frames(encoder.config, lengths, attention_mask.shape[1], frame_rule)
+        return frame_mask(rows, num_frames)
+
+    encoder._get_feature_vector_attention_mask = frames_that_count
+    try:
+        yield
+    finally:
+        del encoder._get_feature_vector_attention_mask
+
+
+def transformer_layers(encoder: Any) -> nn.ModuleList:
+    """The transformer layers of a speech encoder."""
+    return encoder.layers if has_fixed_window(encoder.config) else encoder.encoder.layers
+
+
+@contextmanager
+def recorded_layers(encoder: Any, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
+    r"""
+    Within, calls of the encoder leave the states `(batch, num_frames, hidden_size)` of these layers in a dict.
+
+    Args:
+        encoder (`PreTrainedModel`): A speech encoder.
+        layers (sequence of `int`): Counted from 1; 0 is the input of the first. Of the last one, the states are those
+            before the final layer norm that some encoders have, so that it does not matter whether others follow.
+    """
+    states: dict[int, torch.Tensor] = {}
+
+    def record_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states[0] = args[0] if args else kwargs["hidden_states"]
+
+    def recorder_of(layer: int) -> Callable[..., None]:
+        def record_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            states[layer] = output[0] if isinstance(output, tuple) else output
+
+        return record_output
+
+    modules = transformer_layers(encoder)
+    handles = [
+        modules[layer - 1].register_forward_hook(recorder_of(layer))
+        if layer
+        else modules[0].register_forward_pre_hook(record_input, with_kwargs=True)
+        for layer in set(layers)
+    ]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def waveform_states(
+    encoder: Any,
+    waveforms: torch.Tensor,
+    num_samples: torch.Tensor,
+    layers: Sequence[int],
+    frame_rule: str = "conv",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""
+    States of an encoder with a convolutional front end on the waveform. Rows get what they get alone, if
+    [`make_padding_invariant`] was called; encoders other than `EXACT_IN_BATCHES` hear them one by one.
+
+    Args:
+        encoder (`PreTrainedModel`): Such as a `HubertModel`.
+        waveforms (`torch.Tensor` of shape `(batch, num_samples)`): Padded on the right.
+        num_samples (`torch.Tensor` of shape `(batch,)`): Real samples of each row.
+        layers (sequence of `int`): See [`recorded_layers`].
+        frame_rule (`str`): See [`num_mask_frames`].
+
+    Returns:
+        The states `(batch, len(layers), num_frames, hidden_size)`, and the number of frames of each row, `(batch,)`.
+    """
+    longest = waveforms.shape[1]
+    if encoder.config.model_type not in EXACT_IN_BATCHES and len(waveforms) > 1:
+        rows = [
+            waveform_states(encoder, row[None, :length], length[None], layers)
+            for row, length in zip(waveforms, num_samples, strict=True)
+        ]
+        num_frames = torch.cat([count for _, count in rows])
+        states = [F.pad(state, (0, 0, 0, int(num_frames.max()) - state.shape[2])) for state, _ in rows]
+        return torch.cat(states), num_frames
+    mask = None
+    if bool((num_samples < longest).any()):
+        mask = frame_mask(num_samples, longest).long()
+    with _frame_rule(encoder, frame_rule), recorded_layers(encoder, layers) as recorded:
+        encoder(waveforms, attention_mask=mask)
+    states = torch.stack([recorded[layer] for layer in layers], dim=1)
+    if states.shape[2] != num_conv_frames(encoder.config, longest):
+        raise ValueError(
+            f"The encoder, a `{encoder.config.model_type}`, gives {states.shape[2]} frames for {longest} samples, and "
+            f"its convolutions {num_conv_frames(encoder.config, longest)}: the times of its frames are not known."
+        )
+    return states, num_mask_frames(encoder.config, num_samples, longest, frame_rule)
+
+
+def spectrogram_states(
+    encoder: Any,
+    feature_extractor: Any,
+    waveforms: torch.Tensor,
+    num_samples: torch.Tensor,
+    layers: Sequence[int],
+    window: str = "padded",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""
+    States of Whisper's encoder.
+
+    Args:
+        encoder (`PreTrainedModel`): Whisper's encoder.
+        feature_extractor (`WhisperFeatureExtractor`): Makes the spectrogram.
+        waveforms, num_samples, layers: As in [`waveform_states`].
+        window (`str`): See [`WaveformEncoder`]; with `"tight"` rows of different lengths are heard one by one.
+
+    Returns:
+        As [`waveform_states`].
+
+    Raises:
+        ValueError: If a row is longer than the encoder's window.
+    """
+    if int(num_samples.max()) > feature_extractor.n_samples:
+        seconds, limit = int(num_samples.max()) / WHISPER_SAMPLING_RATE, feature_extractor.n_samples
+        raise ValueError(
+            f"`input_values` is {seconds:.1f} s long, but the encoder hears {limit / WHISPER_SAMPLING_RATE:g} s; "
+            "encode longer recordings in windows, with `WindowedEncoder`."
+        )
+    num_frames = -(-num_samples // WHISPER_HOP_LENGTH)
+    arrays = [row[:length].float().cpu().numpy() for row, length in zip(waveforms, num_samples.tolist(), strict=True)]
+    inputs = feature_extractor(
+        arrays, sampling_rate=WHISPER_SAMPLING_RATE, return_tensors="pt", device=str(encoder.device)
+    )
+    spectrograms = inputs["input_features"].to(encoder.device, encoder.dtype)
+
+    def states_of(part: torch.Tensor, length: int) -> torch.Tensor:
+        with recorded_layers(encoder, layers) as recorded:
+            encoder(part)
+        return torch.stack([recorded[layer][:, :length] for layer in layers], dim=1)
+
+    longest = int(num_frames.max())
+    if window == "padded":
+        return states_of(spectrograms, longest), num_frames
+    states = spectrograms.new_zeros(len(waveforms), len(layers), longest, encoder.config.hidden_size)
+    for length in num_frames.unique().tolist():
+        rows = num_frames == length
+        steps = length * WHISPER_HOP_LENGTH // feature_extractor.hop_length
+        with shortened_positions(encoder, length):
+            states[rows, :, :length] = states_of(spectrograms[rows, :, :steps], length)
+    return states, num_frames
+
+
 class WaveformEncoder:
     r"""
     A speech encoder of transformers (HuBERT, WavLM, wav2vec 2.0, Whisper's encoder, ...) in evaluation mode.
@@ -80,8 +255,7 @@ class WaveformEncoder:
             kwargs: Passed to `from_pretrained`, such as `revision`.
         """
         model = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, **kwargs)
-        encoder = model.get_encoder() if model.config.is_encoder_decoder else model
-        return cls(encoder, AutoFeatureExtractor.from_pretrained(name_or_path, **kwargs), window)
+        return cls(encoder_of(model), AutoFeatureExtractor.from_pretrained(name_or_path, **kwargs), window)
 
     @property
     def sampling_rate(self) -> int:
@@ -96,13 +270,12 @@ class WaveformEncoder:
     @property
     def num_layers(self) -> int:
         """Layers of the encoder."""
-        config = self.encoder.config
-        return getattr(config, "encoder_layers", None) or config.num_hidden_layers
+        return num_encoder_layers(self.encoder.config)
 
     @property
     def has_fixed_window(self) -> bool:
         """Whether the encoder takes inputs of one length only, as Whisper's does."""
-        return hasattr(self.encoder.config, "max_source_positions") and hasattr(self.feature_extractor, "n_samples")
+        return has_fixed_window(self.encoder.config)
 
     def __call__(self, waveforms: torch.Tensor, layer: int | str = "last") -> tuple[torch.Tensor, torch.Tensor]:
         r"""
@@ -123,17 +296,13 @@ class WaveformEncoder:
         longest = self.feature_extractor.n_samples
         parts = [self._run_window(part, layer) for part in waveforms.split(longest, dim=-1)]
         features = torch.cat(parts, dim=1)
-        return features, torch.arange(features.shape[1]) * self._fixed_hop / self.sampling_rate
-
-    @property
-    def _fixed_hop(self) -> int:
-        return self.feature_extractor.n_samples // self.encoder.config.max_source_positions
+        return features, torch.arange(features.shape[1]) * WHISPER_HOP_LENGTH / self.sampling_rate
 
     def _run_window(self, waveforms, layer):
-        num_frames = math.ceil(waveforms.shape[-1] / self._fixed_hop)
+        num_frames = math.ceil(waveforms.shape[-1] / WHISPER_HOP_LENGTH)
         if self.window == "padded":
             return self._run(waveforms, layer)[:, :num_frames]
-        num_steps = num_frames * self._fixed_hop // self.feature_extractor.hop_length
+        num_steps = num_frames * WHISPER_HOP_LENGTH // self.feature_extractor.hop_length
         with shortened_positions(self.encoder, num_frames):
             return self._run(waveforms, layer, num_steps)
 
@@ -149,8 +318,6 @@ class WaveformEncoder:
         frames = torch.arange(num_frames)
         if hasattr(config, "conv_kernel") and hasattr(config, "conv_stride"):
             # The middle of what a frame of the convolutional front end hears.
-            span, hop = 1, 1
-            for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-                span, hop = span + (kernel - 1) * hop, hop * stride
+            hop, span = frame_geometry(config)
             return (frames * hop + (span - 1) / 2) / self.sampling_rate
         return (frames + 0.5) * num_samples / self.sampling_rate / num_frames

@@ -18,10 +18,15 @@ if TYPE_CHECKING:
     from speech_tokenizers.file_coding import decode_file, encode_file, reconstruct_file
     from speech_tokenizers.modeling.codec_streaming import CodecStream
     from speech_tokenizers.modeling.configuration_dm_codec import DM_CODEC_PRESETS, DMCodecConfig
+    from speech_tokenizers.modeling.configuration_hubert_masked_prediction import HubertMaskedPredictionConfig
+    from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
     from speech_tokenizers.modeling.configuration_rvq_codec import RVQ_CODEC_PRESETS, RVQCodecConfig
     from speech_tokenizers.modeling.configuration_speech_encoder_ctc import SpeechEncoderCTCConfig
+    from speech_tokenizers.modeling.configuration_unit_vocoder import UnitVocoderConfig
     from speech_tokenizers.modeling.hub_export import push_to_hub_with_code, save_pretrained_with_code
     from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel, DMCodecOutput
+    from speech_tokenizers.modeling.modeling_hubert_masked_prediction import HubertForMaskedPrediction
+    from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel, KMeansUnitsOutput
     from speech_tokenizers.modeling.modeling_rvq_codec import (
         RVQCodecDecoderOutput,
         RVQCodecEncoderOutput,
@@ -30,6 +35,9 @@ if TYPE_CHECKING:
         RVQCodecPreTrainedModel,
     )
     from speech_tokenizers.modeling.modeling_speech_encoder_ctc import SpeechEncoderForCTC
+    from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
+    from speech_tokenizers.modeling.padding_invariance import make_padding_invariant
+    from speech_tokenizers.modeling.windowed_encoding import WindowedEncoder
     from speech_tokenizers.processing.audio_files import (
         AudioFileError,
         AudioReader,
@@ -39,6 +47,7 @@ if TYPE_CHECKING:
     )
     from speech_tokenizers.processing.code_files import AudioCodes, CodeFileError, load_codes, save_codes
     from speech_tokenizers.processing.feature_extraction_dm_codec import DMCodecFeatureExtractor
+    from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
     from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
     from speech_tokenizers.processing.word_alignment import TimedWord, load_word_aligner, match_words
 
@@ -55,21 +64,30 @@ _MODULES = {
     "encode_file": "file_coding",
     "reconstruct_file": "file_coding",
     "CodecStream": "modeling.codec_streaming",
-    "DM_CODEC_PRESETS": "modeling.configuration_dm_codec",
     "DMCodecConfig": "modeling.configuration_dm_codec",
-    "RVQ_CODEC_PRESETS": "modeling.configuration_rvq_codec",
+    "DM_CODEC_PRESETS": "modeling.configuration_dm_codec",
+    "HubertMaskedPredictionConfig": "modeling.configuration_hubert_masked_prediction",
+    "KMeansUnitsConfig": "modeling.configuration_kmeans_units",
     "RVQCodecConfig": "modeling.configuration_rvq_codec",
+    "RVQ_CODEC_PRESETS": "modeling.configuration_rvq_codec",
     "SpeechEncoderCTCConfig": "modeling.configuration_speech_encoder_ctc",
+    "UnitVocoderConfig": "modeling.configuration_unit_vocoder",
     "push_to_hub_with_code": "modeling.hub_export",
     "save_pretrained_with_code": "modeling.hub_export",
     "DMCodecModel": "modeling.modeling_dm_codec",
     "DMCodecOutput": "modeling.modeling_dm_codec",
+    "HubertForMaskedPrediction": "modeling.modeling_hubert_masked_prediction",
+    "KMeansUnitsModel": "modeling.modeling_kmeans_units",
+    "KMeansUnitsOutput": "modeling.modeling_kmeans_units",
     "RVQCodecDecoderOutput": "modeling.modeling_rvq_codec",
     "RVQCodecEncoderOutput": "modeling.modeling_rvq_codec",
     "RVQCodecModel": "modeling.modeling_rvq_codec",
     "RVQCodecOutput": "modeling.modeling_rvq_codec",
     "RVQCodecPreTrainedModel": "modeling.modeling_rvq_codec",
     "SpeechEncoderForCTC": "modeling.modeling_speech_encoder_ctc",
+    "UnitVocoderModel": "modeling.modeling_unit_vocoder",
+    "make_padding_invariant": "modeling.padding_invariance",
+    "WindowedEncoder": "modeling.windowed_encoding",
     "AudioFileError": "processing.audio_files",
     "AudioReader": "processing.audio_files",
     "AudioWriter": "processing.audio_files",
@@ -80,6 +98,7 @@ _MODULES = {
     "load_codes": "processing.code_files",
     "save_codes": "processing.code_files",
     "DMCodecFeatureExtractor": "processing.feature_extraction_dm_codec",
+    "KMeansUnitsFeatureExtractor": "processing.feature_extraction_kmeans_units",
     "RVQCodecFeatureExtractor": "processing.feature_extraction_rvq_codec",
     "TimedWord": "processing.word_alignment",
     "load_word_aligner": "processing.word_alignment",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Make `AutoConfig`, `AutoModel`, `AutoModelForAudioTokenization`, `AutoModelForCTC` and `AutoFeatureExtractor` know this
-package's classes.
+Make `AutoConfig`, `AutoModel`, `AutoModelForAudioTokenization`, `AutoModelForCTC`, `AutoModelForPreTraining` and
+`AutoFeatureExtractor` know this package's classes.
 
 transformers finds external classes only if they are registered, and registering imports it: seconds that `import
 speech_tokenizers` must not take. So each registration waits until transformers imports the module that holds its
@@ -20,9 +20,14 @@ from types import ModuleType
 AUTO_CLASSES = {
     "speech_tokenizers_rvq_codec": ("RVQCodecConfig", "RVQCodecModel", "RVQCodecFeatureExtractor"),
     "speech_tokenizers_dm_codec": ("DMCodecConfig", "DMCodecModel", "DMCodecFeatureExtractor"),
+    "speech_tokenizers_kmeans_units": ("KMeansUnitsConfig", "KMeansUnitsModel", "KMeansUnitsFeatureExtractor"),
 }
-# model_type -> (config class, model class) of recognisers, whose feature extractors are transformers' own.
+# model_type -> (config class, model class) of models that come without a feature extractor of ours, by the auto class.
 CTC_CLASSES = {"speech_tokenizers_speech_encoder_ctc": ("SpeechEncoderCTCConfig", "SpeechEncoderForCTC")}
+PRE_TRAINING_CLASSES = {
+    "speech_tokenizers_hubert_masked_prediction": ("HubertMaskedPredictionConfig", "HubertForMaskedPrediction")
+}
+VOCODER_CLASSES = {"speech_tokenizers_unit_vocoder": ("UnitVocoderConfig", "UnitVocoderModel")}
 
 
 def register_auto_classes_on_import() -> None:
@@ -62,7 +67,8 @@ def _facade() -> ModuleType:
 
 
 def _register_configs(configuration_auto: ModuleType) -> None:
-    for model_type, (config_name, *_) in {**AUTO_CLASSES, **CTC_CLASSES}.items():
+    classes = {**AUTO_CLASSES, **CTC_CLASSES, **PRE_TRAINING_CLASSES, **VOCODER_CLASSES}
+    for model_type, (config_name, *_) in classes.items():
         configuration_auto.AutoConfig.register(model_type, getattr(_facade(), config_name), exist_ok=True)
 
 
@@ -77,9 +83,13 @@ def _register_models(modeling_auto: ModuleType) -> None:
     # `AutoModel.register` wants the class itself, whose import needs transformers modules that may be in the middle of
     # importing this one. transformers' mappings load their own classes by name on first use; ours are added to them in
     # that form.
-    codec_mappings = (modeling_auto.MODEL_MAPPING, modeling_auto.MODEL_FOR_AUDIO_TOKENIZATION_MAPPING)
-    ctc_mappings = (modeling_auto.MODEL_FOR_CTC_MAPPING,)
-    for classes, mappings in ((AUTO_CLASSES, codec_mappings), (CTC_CLASSES, ctc_mappings)):
+    base = modeling_auto.MODEL_MAPPING
+    for classes, mappings in (
+        (AUTO_CLASSES, (base, modeling_auto.MODEL_FOR_AUDIO_TOKENIZATION_MAPPING)),
+        (CTC_CLASSES, (modeling_auto.MODEL_FOR_CTC_MAPPING,)),
+        (PRE_TRAINING_CLASSES, (modeling_auto.MODEL_FOR_PRETRAINING_MAPPING,)),
+        (VOCODER_CLASSES, (base,)),
+    ):
         for model_type, (config_name, model_name, *_) in classes.items():
             for mapping in mappings:
                 mapping._config_mapping[model_type] = config_name

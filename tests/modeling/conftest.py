@@ -2,9 +2,11 @@
 """Tiny codecs and signals that the tests of this folder share."""
 
 import functools
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from speech_tokenizers.modeling.configuration_dm_codec import DMCodecConfig
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
@@ -102,3 +104,36 @@ def new_codec():
 def codec():
     """Function: a tiny codec that is shared between tests, which must leave it as it is."""
     return shared_codec
+
+
+@pytest.fixture(scope="session", name="make_encoder")
+def make_encoder_fixture():
+    return make_encoder
+
+
+@pytest.fixture(scope="session")
+def spin_encoder():
+    """Weights, inputs and outputs of the original Spin's encoder, a random tiny HuBERT (see tests/fixtures)."""
+    return load_file(Path(__file__).parents[1] / "fixtures" / "spin_encoder.safetensors")
+
+
+def make_encoder(config_class, model_class, pre_norm: bool = False, **fields):
+    """A tiny encoder of the HuBERT kind in evaluation mode, none of whose norms is trivial."""
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "conv_dim": [24] * 7,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 4,
+        "do_stable_layer_norm": pre_norm,
+        "feat_extract_norm": "layer" if pre_norm else "group",
+    }
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        encoder = model_class(config_class(**{**sizes, **fields}))
+        for parameter in encoder.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return encoder.eval()

@@ -169,6 +169,8 @@ def test_exactly_one_input_is_needed(whisper_folder):
 def test_its_code_can_travel_to_the_hub():
     assert set(find_code_files([SpeechEncoderCTCConfig, SpeechEncoderForCTC])) == {
         "configuration_speech_encoder_ctc.py",
+        "encoder_geometry.py",
         "modeling_speech_encoder_ctc.py",
+        "padding_invariance.py",
         "speech_encoders.py",
     }
