@@ -17,8 +17,11 @@ class HubertMaskedPredictionConfig(HubertConfig):
         label_vocab_size (`int`, defaults to 100): Pseudo-labels that are told apart.
         final_dim (`int`, defaults to 256): Dimension in which frames and labels are compared.
         logit_temperature (`float`, defaults to 0.1): Divides the cosine of a frame and a label.
+        unmasked_loss_weight (`float`, defaults to 0.0): Weight of the cross-entropy of a frame that is not masked,
+            relative to one that is. With 0, as published, such frames are not learnt from; where there is little data,
+            they teach the encoder sooner what a frame sounds like.
         features_penalty_weight (`float`, defaults to 10.0): Weight of the mean square of the convolutional front end's
-            output, per masked frame.
+            output, per frame that is learnt from.
         feature_grad_mult (`float`, defaults to 0.1): Scales the gradient that reaches the convolutional front end; 0
             freezes it.
         mask_prob (`float`, defaults to 0.8): Spans times their length, relative to the frames of a recording. Spans
@@ -39,6 +42,7 @@ class HubertMaskedPredictionConfig(HubertConfig):
     label_vocab_size: int = 100
     final_dim: int = 256
     logit_temperature: float | int = 0.1
+    unmasked_loss_weight: float | int = 0.0
     features_penalty_weight: float | int = 10.0
     feature_grad_mult: float | int = 0.1
     mask_prob: float | int = 0.8
@@ -54,6 +58,8 @@ class HubertMaskedPredictionConfig(HubertConfig):
         for name in ("label_vocab_size", "final_dim", "logit_temperature", "mask_length", "mask_time_prob"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, but got {getattr(self, name)}.")
+        if self.unmasked_loss_weight < 0:
+            raise ValueError(f"`unmasked_loss_weight` must not be negative, but got {self.unmasked_loss_weight}.")
         if not 0 <= self.mask_prob <= 1:
             raise ValueError(f"`mask_prob` must lie between 0 and 1, but got {self.mask_prob}.")
         if self.frame_rule not in FRAME_RULES:

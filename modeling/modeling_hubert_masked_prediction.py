@@ -23,11 +23,12 @@ class HubertMaskedPredictionOutput(ModelOutput):
     Output of [`HubertForMaskedPrediction`].
 
     Args:
-        loss (`torch.Tensor`, *optional*): `masked_loss + features_penalty_weight * features_penalty`, per masked frame.
+        loss (`torch.Tensor`, *optional*): `masked_loss + features_penalty_weight * features_penalty`, a mean over
+            masked frames; or over all, with those unmasked at their weight.
         logits (`torch.Tensor` of shape `(batch, num_frames, label_vocab_size)`): Cosines of frames and labels, divided
             by the temperature.
         masked_loss (`torch.Tensor`, *optional*): Mean cross-entropy of the masked frames, in nats.
-        unmasked_loss (`torch.Tensor`, *optional*): That of the others, which is not trained on.
+        unmasked_loss (`torch.Tensor`, *optional*): That of the others.
         masked_accuracy, unmasked_accuracy (`torch.Tensor`, *optional*): Shares of frames whose label is found.
         features_penalty (`torch.Tensor`, *optional*): Mean square of the convolutional front end's output.
         num_masked, num_unmasked (`torch.Tensor`, *optional*): Frames with a label that were masked, and that were not.
@@ -62,7 +63,8 @@ def span_mask(
 
     Args:
         num_frames (`int`): Of the recording, without padding.
-        mask_prob (`float`): Number of spans times their length, relative to `num_frames`; rounded up or down by chance.
+        mask_prob (`float`): Number of spans times their length, relative to `num_frames`; rounded up or down by
+            chance.
         mask_length (`int`): Frames of a span.
         min_spans (`int`): At least as many, where there is room.
         generator (`torch.Generator`, *optional*): Defaults to the global one.
@@ -84,9 +86,9 @@ class HubertForMaskedPrediction(HubertPreTrainedModel):
     r"""
     HuBERT with what its pre-training needs: a projection of its frames and an embedding for each pseudo-label.
 
-    Frames are masked after the convolutional front end, and the loss is the cross-entropy of their pseudo-labels, where
-    the logit of a label is the cosine of its embedding and the projected frame, divided by a temperature. (HuBERT,
-    equations 3 and 4: https://huggingface.co/papers/2106.07447)
+    Frames are masked after the convolutional front end, and the loss is the cross-entropy of their pseudo-labels,
+    where the logit of a label is the cosine of its embedding and the projected frame, divided by a temperature.
+    (HuBERT, equations 3 and 4: https://huggingface.co/papers/2106.07447)
 
     Args:
         config ([`HubertMaskedPredictionConfig`]): Its architecture.
@@ -126,12 +128,12 @@ class HubertForMaskedPrediction(HubertPreTrainedModel):
         Args:
             input_values (`torch.Tensor` of shape `(batch, num_samples)`): Waveforms, padded on the right.
             attention_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 = real.
-            labels (`torch.Tensor` of shape `(batch, at least num_frames)`, *optional*): Pseudo-label of each frame, -100
-                where it has none; more than the frames are cut off.
+            labels (`torch.Tensor` of shape `(batch, at least num_frames)`, *optional*): Pseudo-label of each frame,
+                -100 where it has none; more than the frames are cut off.
             mask_time_indices (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Frames to mask, boolean.
                 Drawn by [`span_mask`] where it is not given.
-            num_items_in_batch (`torch.Tensor` or `int`, *optional*): Divides the sum over masked frames to give
-                `loss`, in place of the number in this batch.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*): Divides the sum over frames to give `loss`, in
+                place of the number of [`~HubertForMaskedPrediction.learnt_frames`] in this batch.
 
         Raises:
             ValueError: If the labels are too few or out of range, or the mask is not as long as the frames.
@@ -185,6 +187,10 @@ class HubertForMaskedPrediction(HubertPreTrainedModel):
             row[:length] = span_mask(length, config.mask_prob, config.mask_length, config.mask_min_spans, generator)
         return mask.to(num_frames.device)
 
+    def learnt_frames(self, labels: torch.Tensor, mask_time_indices: torch.Tensor) -> torch.Tensor:
+        """Frames whose number divides the loss: those with a label, masked unless `unmasked_loss_weight` is set."""
+        return (labels >= 0) & (mask_time_indices | (self.config.unmasked_loss_weight > 0))
+
     def save_encoder(self, folder: str) -> None:
         """Save the encoder in a folder, so that `AutoModel.from_pretrained` reads it as a `HubertModel`."""
         encoder = HubertModel(self.config.encoder_config)
@@ -212,18 +218,18 @@ class HubertForMaskedPrediction(HubertPreTrainedModel):
             outputs[f"{name}_loss"] = (losses * chosen).sum() / count.clamp(min=1)
             outputs[f"{name}_accuracy"] = (correct & chosen).sum() / count.clamp(min=1)
 
+        learnt = self.learnt_frames(labels, masked)
+        num_learnt = learnt.sum()
         squares = features.float().square().mean(-1)  # (B, F)
         if self.config.padding_invariant:
-            # Each row counts by its masked frames, as if it were alone.
+            # Each row counts by the frames that are learnt from, as if it were alone.
             of_row = (squares * frames).sum(1) / frames.sum(1).clamp(min=1)
-            share = (masked & has_label).sum(1) / outputs.num_masked.clamp(min=1)
-            outputs.features_penalty = (of_row * share).sum()
+            outputs.features_penalty = (of_row * learnt.sum(1)).sum() / num_learnt.clamp(min=1)
         else:
             outputs.features_penalty = squares.mean()
-        loss = outputs.masked_loss + self.config.features_penalty_weight * outputs.features_penalty
-        if num_items_in_batch is not None:
-            loss = loss * outputs.num_masked / num_items_in_batch
-        outputs.loss = loss
+        weights = torch.where(masked, 1.0, float(self.config.unmasked_loss_weight)) * has_label
+        total = (losses * weights).sum() + self.config.features_penalty_weight * outputs.features_penalty * num_learnt
+        outputs.loss = total / (num_learnt.clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
         return outputs
 
 

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pre-training of HuBERT: what it is fed, that it learns, and that a kill changes nothing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoFeatureExtractor, AutoModel, HubertModel
+
+from speech_tokenizers.modeling.configuration_hubert_masked_prediction import HubertMaskedPredictionConfig
+from speech_tokenizers.modeling.padding_invariance import num_conv_frames
+from speech_tokenizers.training.data import decode_all, load_recordings
+from speech_tokenizers.training.hubert_pretraining import (
+    MaskedPredictionDataset,
+    load_pretraining_recipe,
+    pad_batch,
+    pretrain,
+)
+from speech_tokenizers.training.pseudo_labels import label_all
+from speech_tokenizers.training.reporting import read_log
+
+
+MODEL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "conv_dim": [8] * 7,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "final_dim": 8,
+    "mask_length": 3,
+    "layerdrop": 0.3,
+}
+
+
+@pytest.fixture
+def recipe(tmp_path, audio_folder):
+    """A recipe of a tiny model as a YAML file, with changes."""
+
+    def write(name="run", **changes) -> Path:
+        contents = {
+            "output_dir": str(tmp_path / name),
+            "model": MODEL,
+            "data": {
+                "train": str(audio_folder),
+                "cache_dir": str(tmp_path / "audio"),
+                "min_seconds": 0.2,
+                "max_seconds": 0.4,
+            },
+            "iterations": {
+                "first": {"labels": {"kind": "mfcc", "num_clusters": 6}, "max_steps": 6, "learning_rate": 1e-3},
+            },
+            "batch_seconds": 0.8,
+            "logging_steps": 1,
+            "save_steps": 2,
+            **changes,
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(contents), encoding="utf-8")
+        return path
+
+    return write
+
+
+def log_of(folder: Path) -> list[dict]:
+    entries = read_log(folder / "training_log.jsonl")
+    return [{k: v for k, v in entry.items() if k != "audio_seconds_per_second"} for entry in entries]
+
+
+class PositionLabeler:
+    """The label of a moment is its number, 100 a second."""
+
+    label_rate, num_labels = 100.0, 1000
+    description = {"kind": "position"}
+
+    def __call__(self, waveforms):
+        return [np.arange(len(row) // 160) for row in waveforms]
+
+
+@pytest.fixture
+def dataset(audio_folder, tmp_path):
+    decoded = decode_all(load_recordings(str(audio_folder)), 16000, tmp_path / "audio", show_progress=False)
+    labels = label_all(decoded, PositionLabeler(), tmp_path / "labels", show_progress=False)
+    return MaskedPredictionDataset(decoded, labels, HubertMaskedPredictionConfig(**MODEL), 0.3, 0.35)
+
+
+def test_parts_keep_the_labels_of_their_frames(dataset):
+    starts = set()
+    for index in range(8 * len(dataset)):
+        item = dataset[index]
+        recording = dataset.recordings[dataset.recording_of_item[index % len(dataset)]]
+        # Two labels a frame, numbered by their moment: the first tells where the part begins.
+        first_frame, remainder = divmod(int(item["labels"][0]), 2)
+        assert remainder == 0
+        starts.add(first_frame)
+        samples = torch.from_numpy(recording[320 * first_frame :][:5600].astype(np.float32)) / 32767
+        assert torch.equal(item["input_values"], samples)
+        assert len(item["labels"]) == len(item["mask_time_indices"]) == num_conv_frames(dataset.config, len(samples))
+        assert item["labels"].tolist() == list(range(2 * first_frame, 2 * (first_frame + len(item["labels"])), 2))
+    assert len(starts) > 3
+
+
+def test_short_recordings_are_left_out_and_lengths_are_known(dataset):
+    kept = [len(recording) for recording in dataset.recordings if len(recording) >= 4800]
+    assert len(dataset) == len(kept) < len(dataset.recordings)
+    assert [len(dataset[i]["input_values"]) for i in range(len(dataset))] == dataset.lengths.tolist()
+    with pytest.raises(ValueError, match="Every recording is shorter than"):
+        MaskedPredictionDataset(dataset.recordings, dataset.labels, dataset.config, 9.0, 9.0)
+
+
+def test_an_item_depends_on_its_index_alone(dataset):
+    torch.manual_seed(0)
+    first = dataset[4]
+    dataset[1]
+    torch.manual_seed(1)
+    assert all(torch.equal(value, dataset[4][name]) for name, value in first.items())
+    masks = {tuple(dataset[epoch * len(dataset)]["mask_time_indices"].tolist()) for epoch in range(6)}
+    assert len(masks) > 1
+
+
+def test_padding_has_no_label_and_no_mask(dataset):
+    items = [dataset[i] for i in range(len(dataset))]
+    batch = pad_batch(items)
+    for row, item in enumerate(items):
+        frames, samples = len(item["labels"]), len(item["input_values"])
+        padding = len(batch["attention_mask"][row]) - samples
+        assert batch["attention_mask"][row].tolist() == [1] * samples + [0] * padding
+        assert (batch["labels"][row, frames:] == -100).all()
+        assert not batch["mask_time_indices"][row, frames:].any()
+        assert torch.equal(batch["labels"][row, :frames], item["labels"])
+
+
+def test_two_iterations_leave_encoders_that_transformers_reads(recipe, tmp_path):
+    path = recipe(
+        iterations={
+            "first": {"labels": {"kind": "mfcc", "num_clusters": 6}, "max_steps": 2},
+            "second": {
+                "labels": {"kind": "layer", "layer": 1, "num_clusters": 5},
+                "start_from": "previous",
+                "max_steps": 2,
+            },
+        }
+    )
+    final = pretrain(load_pretraining_recipe(str(path)))
+    for folder in (tmp_path / "run" / "first" / "encoder", tmp_path / "run" / "second" / "encoder", final):
+        assert type(AutoModel.from_pretrained(folder)) is HubertModel
+        assert AutoFeatureExtractor.from_pretrained(folder).sampling_rate == 16000
+    first, second = (
+        load_file(tmp_path / "run" / name / "encoder" / "model.safetensors") for name in ("first", "second")
+    )
+    assert any(not torch.equal(value, second[name]) for name, value in first.items())
+    units = AutoModel.from_pretrained(tmp_path / "run" / "second" / "labels" / "units")
+    assert units.config.codebook_size == 5
+
+    # What is finished stays as it is, byte for byte.
+    files = [file for file in (tmp_path / "run").rglob("*.safetensors") if "final" not in str(file)]
+    times = {file: file.stat().st_mtime_ns for file in files}
+    pretrain(load_pretraining_recipe(str(path)))
+    assert times == {file: file.stat().st_mtime_ns for file in times}

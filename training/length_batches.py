@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of recordings of like length, filled by their seconds and not by their number."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+
+def pack_by_length(
+    lengths: Sequence[int] | np.ndarray, order: Sequence[int] | np.ndarray, size: int
+) -> list[list[int]]:
+    r"""
+    Cut an order of recordings into batches that are as full as they can be.
+
+    Args:
+        lengths (sequence of `int`): Length of each recording.
+        order (sequence of `int`): Indices of recordings, those of like length beside each other.
+        size (`int`): The longest length of a batch times its recordings stays within it. A longer recording is a batch
+            of its own.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for index in order:
+        length = int(lengths[index])
+        if batches and max(longest, length) * (len(batches[-1]) + 1) <= size:
+            batches[-1].append(int(index))
+            longest = max(longest, length)
+        else:
+            batches.append([int(index)])
+            longest = length
+    return batches
+
+
+class LengthBatchSampler(torch.utils.data.Sampler[list[int]]):
+    r"""
+    The micro-batches of one process, for a whole training: recordings of like length beside each other, filled by
+    their length with padding, each recording once an epoch.
+
+    An epoch orders the recordings by length, where those within one bucket come in random order; cuts this order into
+    batches; and shuffles the batches. All of it follows from the seed and the epoch, so that nothing but the number of
+    batches taken has to be saved to go on. Epochs follow each other without a gap, in which a step may span two.
+
+    Processes take turns with micro-batches: in a step, process r takes those numbered r, r + `world_size`, ...
+
+    Args:
+        lengths (sequence of `int`): Length of each recording, such as its samples.
+        batch_size (`int`): Of a micro-batch, in the same unit, with padding; see [`pack_by_length`].
+        num_batches (`int`): Micro-batches that this process takes in all.
+        seed (`int`, *optional*, defaults to 0): Of the order.
+        bucket_size (`int`, *optional*): Lengths that are taken for alike. Defaults to a 32nd of the longest.
+        rank, world_size (`int`): This process and the number of processes.
+
+    Yields:
+        Lists of indices. Those of epoch e are `e * len(lengths)` and up, so that a dataset can crop and mask a
+        recording anew each time.
+
+    Raises:
+        ValueError: If there is no recording, or a number is not positive.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        batch_size: int,
+        num_batches: int,
+        seed: int = 0,
+        bucket_size: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.lengths = np.asarray(lengths)
+        if len(self.lengths) == 0 or self.lengths.min() <= 0:
+            raise ValueError("`lengths` must hold at least one recording, and none of length 0.")
+        if batch_size < 1 or num_batches < 1:
+            raise ValueError(
+                f"`batch_size` and `num_batches` must be positive, but got {batch_size} and {num_batches}."
+            )
+        self.batch_size, self.num_batches, self.seed = batch_size, num_batches, seed
+        self.bucket_size = max(1, int(self.lengths.max()) // 32) if bucket_size is None else bucket_size
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def epoch_batches(self, epoch: int) -> list[list[int]]:
+        """The micro-batches of an epoch, of all processes, in order."""
+        generator = np.random.default_rng((self.seed, epoch))
+        order = generator.permutation(len(self.lengths))
+        order = order[np.argsort(self.lengths[order] // self.bucket_size, kind="stable")]
+        batches = pack_by_length(self.lengths, order, self.batch_size)
+        first = epoch * len(self.lengths)
+        return [[first + index for index in batches[i]] for i in generator.permutation(len(batches))]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        taken, position, epoch = 0, 0, 0
+        while True:
+            for batch in self.epoch_batches(epoch):
+                if position % self.world_size == self.rank:
+                    yield batch
+                    taken += 1
+                    if taken == self.num_batches:
+                        return
+                position += 1
+            epoch += 1
