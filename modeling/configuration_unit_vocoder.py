@@ -1,6 +1,120 @@
-# placeholder by the lead, H-VOCODER overwrites it
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The speech-tokenizers authors.
+"""Configuration of the unit vocoder and its named presets."""
+
+import math
+from typing import ClassVar
+
+from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 
+UNIT_VOCODER_PRESETS = {
+    # 3 million parameters: one CPU core trains some ten minutes of speech a minute.
+    "unit-vocoder-16khz": {
+        "hidden_size": 128,
+        "decoder_hidden_size": 256,
+        "decoder_num_layers": 6,
+        "n_fft": 1280,
+    },
+}
+
+
+@strict
 class UnitVocoderConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`UnitVocoderModel`]: tables of units and speakers, ConvNeXt blocks and an inverse STFT.
+
+    Args:
+        num_quantizers (`int`, defaults to 1): Codes per frame.
+        codebook_size (`int`, defaults to 100): Entries per codebook.
+        sampling_rate (`int`, defaults to 16000): Samples per second of the waveform, in Hz.
+        hop_length (`int`, defaults to 320): Samples per frame.
+        hidden_size (`int`, defaults to 128): Dimension of the units' and speakers' vectors.
+        decoder_hidden_size (`int`, defaults to 256): Width of the ConvNeXt blocks.
+        decoder_num_layers (`int`, defaults to 6): Number of ConvNeXt blocks.
+        convnext_kernel_size (`int`, defaults to 7): Kernel of the blocks' depthwise convolutions, in frames.
+        convnext_expansion (`int`, defaults to 3): Inner width of a block relative to its width.
+        n_fft (`int`, *optional*): Window of the inverse STFT, in samples; a multiple of `hop_length`. Defaults to four
+            hops.
+        num_speakers (`int`, *optional*): Speakers that `speaker_ids` number.
+        speaker_names (`list[str]`, *optional*): What the speakers are called, in the order of their numbers.
+        speaker_embedding_dim (`int`, *optional*): Dimension of `speaker_embeddings`, in place of `num_speakers`.
+        predicts_durations (`bool`, defaults to `False`): Also predict how many frames a unit lasts, for units that
+            were de-duplicated.
+    """
+
     model_type = "speech_tokenizers_unit_vocoder"
+    # What the codecs' layers also ask for.
+    causal: ClassVar[bool] = False
+    pad_mode: ClassVar[str] = "constant"
+    use_weight_norm: ClassVar[bool] = False
+
+    num_quantizers: int = 1
+    codebook_size: int = 100
+    sampling_rate: int = 16000
+    hop_length: int = 320
+    hidden_size: int = 128
+    decoder_hidden_size: int = 256
+    decoder_num_layers: int = 6
+    convnext_kernel_size: int = 7
+    convnext_expansion: int = 3
+    n_fft: int | None = None
+    num_speakers: int | None = None
+    speaker_names: list[str] | None = None
+    speaker_embedding_dim: int | None = None
+    predicts_durations: bool = False
+
+    def __post_init__(self, **kwargs):
+        if self.n_fft is None:
+            self.n_fft = 4 * self.hop_length
+        if self.speaker_names is not None and self.num_speakers is None:
+            self.num_speakers = len(self.speaker_names)
+        super().__post_init__(**kwargs)
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second, in Hz."""
+        return self.sampling_rate / self.hop_length
+
+    @property
+    def bits_per_second(self) -> float:
+        """Nominal bit rate of the codes, in bit/s."""
+        return self.frame_rate * self.num_quantizers * math.log2(self.codebook_size)
+
+    def validate_architecture(self):
+        """Raises `ValueError` where fields contradict each other."""
+        positive = [
+            "num_quantizers",
+            "sampling_rate",
+            "hop_length",
+            "hidden_size",
+            "decoder_hidden_size",
+            "decoder_num_layers",
+            "convnext_kernel_size",
+            "convnext_expansion",
+            "num_speakers",
+            "speaker_embedding_dim",
+        ]
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, but got {value}.")
+        if self.codebook_size < 2:
+            raise ValueError(f"`codebook_size` must be at least 2, but got {self.codebook_size}.")
+        if self.n_fft % self.hop_length:
+            raise ValueError(f"`n_fft` ({self.n_fft}) must be a multiple of `hop_length` ({self.hop_length}).")
+        if (self.n_fft - self.hop_length) % 2:
+            raise ValueError(
+                f"`n_fft` ({self.n_fft}) must exceed `hop_length` ({self.hop_length}) by an even number of samples."
+            )
+        if self.num_speakers is not None and self.speaker_embedding_dim is not None:
+            raise ValueError("`num_speakers` and `speaker_embedding_dim` exclude each other; give one of them.")
+        if self.speaker_names is not None and len(set(self.speaker_names)) != self.num_speakers:
+            raise ValueError(
+                f"`speaker_names` must be {self.num_speakers} different names, but has {len(self.speaker_names)}, of "
+                f"which {len(set(self.speaker_names))} differ."
+            )
+
+
+__all__ = ["UNIT_VOCODER_PRESETS", "UnitVocoderConfig"]

@@ -18,11 +18,11 @@ import yaml
 @dataclass
 class ModelArguments:
     r"""
-    The codec to train: a named preset with changes, or a trained codec to continue from.
+    The model to train: a named preset with changes, or a trained one to continue from.
 
     Args:
-        preset (`str`, *optional*): Name in `RVQ_CODEC_PRESETS` or `DM_CODEC_PRESETS`, which also decides between
-            [`RVQCodecModel`] and [`DMCodecModel`].
+        preset (`str`, *optional*): Name in `RVQ_CODEC_PRESETS`, `DM_CODEC_PRESETS` or `UNIT_VOCODER_PRESETS`, which
+            also decides between [`RVQCodecModel`], [`DMCodecModel`] and [`UnitVocoderModel`].
         overrides (`dict`): Fields of the configuration that differ from the preset.
         pretrained (`str`, *optional*): Folder or Hub id of a codec to fine-tune, in place of `preset`; `overrides`
             change its configuration, and layers that it lacks, such as projections to teachers, start anew.
@@ -214,6 +214,31 @@ class DistillationArguments:
 
 
 @dataclass
+class UnitArguments:
+    r"""
+    What a [`UnitVocoderModel`] speaks from. A new vocoder gets the sizes that fit.
+
+    Args:
+        model (`str`): Folder, name or Hub id of the model whose codes it speaks: k-means units, a codec of this
+            package or of transformers. The codes of each recording are computed once, of all of it, and kept on disk.
+        num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
+        speaker_column (`str`, *optional*): Column of the data that names the speakers, each of whom gets a voice.
+        speaker_embedding_column (`str`, *optional*): Column of vectors that describe the speakers, instead.
+        cache_dir (`str`, *optional*): Where the codes are kept. Defaults to `unit_cache` in the output folder.
+    """
+
+    model: str
+    num_quantizers: int | None = None
+    speaker_column: str | None = None
+    speaker_embedding_column: str | None = None
+    cache_dir: str | None = None
+
+    def __post_init__(self):
+        if self.speaker_column is not None and self.speaker_embedding_column is not None:
+            raise ValueError("`speaker_column` and `speaker_embedding_column` exclude each other; give one of them.")
+
+
+@dataclass
 class OptimizerArguments:
     r"""
     AdamW and the schedule of its learning rate, which is a function of the step alone.
@@ -260,7 +285,8 @@ class CodecTrainingArguments:
 
     Args:
         output_dir (`str`): Folder of checkpoints, log, samples and, in `final`, the trained codec.
-        model, data, adversarial, distillation, optimizer, discriminator_optimizer: See their classes.
+        model, data, adversarial, distillation, units, optimizer, discriminator_optimizer: See their classes. `units`
+            is for vocoders.
         loss_weights (`dict`): Weight of each loss by name. Must name the trainer's losses exactly.
         mel_scales (`str` or `list`): `"default"`, `"speechtokenizer"`, or a list of dicts of [`MelScale`]'s fields.
         global_batch_size (`int`): Crops per step, over all processes and accumulated micro-batches.
@@ -285,6 +311,7 @@ class CodecTrainingArguments:
     loss_weights: dict[str, float]
     adversarial: AdversarialArguments = field(default_factory=AdversarialArguments)
     distillation: DistillationArguments = field(default_factory=DistillationArguments)
+    units: UnitArguments | None = None
     optimizer: OptimizerArguments = field(default_factory=OptimizerArguments)
     discriminator_optimizer: OptimizerArguments = field(default_factory=OptimizerArguments)
     mel_scales: Any = "default"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of neural codecs with discriminators, on Accelerate."""
 
+import inspect
 import json
 import math
 import sys
@@ -22,8 +23,10 @@ from transformers import FEATURE_EXTRACTOR_MAPPING, AutoConfig, SequenceFeatureE
 from speech_tokenizers.checkpoints import find_checkpoint, load
 from speech_tokenizers.modeling.configuration_dm_codec import DM_CODEC_PRESETS, DMCodecConfig
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
+from speech_tokenizers.modeling.configuration_unit_vocoder import UNIT_VOCODER_PRESETS, UnitVocoderConfig
 from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
+from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
 from speech_tokenizers.modeling.spectral_losses import multi_scale_mel_loss
 from speech_tokenizers.training.arguments import (
     CodecTrainingArguments,
@@ -53,30 +56,35 @@ from speech_tokenizers.training.losses import (
     parse_mel_scales,
     waveform_loss,
 )
-from speech_tokenizers.training.objectives import CodecObjective
+from speech_tokenizers.training.objectives import CodecObjective, Conditions
 from speech_tokenizers.training.optimization import detached, frozen, make_optimizer, set_learning_rate
 from speech_tokenizers.training.reporting import LossWindow, TrainingLog, draw_loss_curves, has_matplotlib, save_sample
 from speech_tokenizers.training.validation import validate
+from speech_tokenizers.training.vocoder_training import UnitConditions, new_vocoder
 
 
 class CodecTrainer:
     r"""
     Train a codec and its discriminators, each with its own optimizer, on one or more processes.
 
-    Further losses come as `objectives`; each loss has its weight in `args.loss_weights`.
+    Further losses come as `objectives`; each loss has its weight in `args.loss_weights`. A vocoder is trained in the
+    same way, from `conditions`.
 
     Args:
-        model ([`RVQCodecModel`]): The codec. In training mode its forward updates its codebooks.
+        model ([`RVQCodecModel`] or [`UnitVocoderModel`]): The codec. In training mode its forward updates its
+            codebooks.
         args ([`CodecTrainingArguments`]): The recipe.
         train_recordings ([`DecodedRecordings`], sequence of arrays or `datasets.IterableDataset`, *optional*):
             What to train on. Defaults to what `args.data` names.
         eval_recordings ([`DecodedRecordings`] or sequence of `(num_samples,)` arrays, *optional*): Held out.
         feature_extractor (`SequenceFeatureExtractor`, *optional*): Saved beside the codec. Defaults to that of its
-            family.
+            family, if there is one.
         compute_metrics (callable, *optional*): Called with a recorded and a decoded `(num_samples,)` float array and
             the sampling rate for each evaluated recording; returns a dict of numbers, whose means `evaluate` reports.
         objectives (sequence of [`CodecObjective`], *optional*): What else the codec is trained for, such as
             [`Distillation`].
+        conditions ([`Conditions`], *optional*): What the model is given in place of the waveform, such as
+            [`UnitConditions`].
 
     Raises:
         ValueError: If `args.loss_weights` does not name exactly the losses, or a size does not fit.
@@ -93,14 +101,20 @@ class CodecTrainer:
         feature_extractor: SequenceFeatureExtractor | None = None,
         compute_metrics: Callable[[np.ndarray, np.ndarray, int], Mapping[str, float]] | None = None,
         objectives: Sequence[CodecObjective] = (),
+        conditions: Conditions | None = None,
     ):
         self.args = args
         self.objectives = list(objectives)
+        self.conditions = conditions
         self.sampling_rate = model.sampling_rate
         self.output_dir = Path(args.output_dir)
-        self.feature_extractor = feature_extractor or FEATURE_EXTRACTOR_MAPPING[type(model.config)](
-            sampling_rate=model.sampling_rate, hop_length=model.hop_length
-        )
+        self.feature_extractor = feature_extractor
+        if feature_extractor is None and type(model.config) in FEATURE_EXTRACTOR_MAPPING:
+            self.feature_extractor = FEATURE_EXTRACTOR_MAPPING[type(model.config)](
+                sampling_rate=model.sampling_rate, hop_length=model.hop_length
+            )
+        self.model_loss_names = model_losses(model)
+        self._model_arguments = inspect.signature(model.forward).parameters
         self.compute_metrics = compute_metrics
         self.mel_scales = parse_mel_scales(args.mel_scales)
         self.loss_weights = self._check_loss_weights(args.loss_weights)
@@ -128,7 +142,7 @@ class CodecTrainer:
             check_names(args.adversarial.discriminators, kinds, "The discriminator")
             discriminator = DiscriminatorEnsemble(**args.adversarial.discriminators)
         if args.compile:
-            for module in (model.encoder, model.decoder, discriminator):
+            for module in (getattr(model, "encoder", None), model.decoder, discriminator):
                 if module is not None:
                     module.compile()
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, args.optimizer))
@@ -143,6 +157,7 @@ class CodecTrainer:
             self.weight_average = WeightAverage(self.unwrapped_model, args.weight_ema_decay)
 
         self.train_recordings, self.eval_recordings = train_recordings, eval_recordings
+        self._has_conditions = False
         self.step = 0
         self.training_seconds = 0.0
         self._window = LossWindow()
@@ -155,21 +170,21 @@ class CodecTrainer:
     def loss_names(self) -> tuple[str, ...]:
         """Names of the losses that `codec_losses` returns and `args.loss_weights` weights."""
         further = (name for objective in self.objectives for name in objective.loss_names)
-        return ("mel", "waveform", "commitment", *self.adversarial_loss_names, *further)
+        return ("mel", "waveform", *self.model_loss_names, *self.adversarial_loss_names, *further)
 
     def codec_losses(self, outputs: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         r"""
         The codec's losses by name, without weights; the adversarial ones only once the discriminators act.
 
         Args:
-            outputs ([`RVQCodecOutput`]): What the codec made of the batch.
+            outputs ([`RVQCodecOutput`] or [`UnitVocoderOutput`]): What the model made of the batch.
             batch (`dict`): `input_values` of shape `(batch, 1, num_samples)`, and what else the data gives.
         """
         recorded, decoded = batch["input_values"], outputs.audio_values
         losses = {
             "mel": multi_scale_mel_loss(decoded, recorded, self.sampling_rate, self.mel_scales),
             "waveform": waveform_loss(decoded, recorded),
-            "commitment": outputs.commitment_loss,
+            **{name: outputs[f"{name}_loss"] for name in self.model_loss_names},
         }
         if self.discriminators_act:
             # Unwrapped: the discriminators' parameters are frozen here, and data parallelism would wait for their
@@ -205,10 +220,15 @@ class CodecTrainer:
         steps_acting = self.step + 1 - self.args.adversarial.start_step
         return self.loss_weights[name] * min(1.0, steps_acting / self.args.adversarial.warmup_steps)
 
+    def reconstruct(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
+        """What a model makes of a batch: of the waveforms, or of the conditions that it takes in their place."""
+        given = {**batch, "num_samples": batch["input_values"].shape[-1], "return_loss": False}
+        return model(**{name: value for name, value in given.items() if name in self._model_arguments})
+
     def training_step(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         r"""Both updates from one forward of the codec on a micro-batch. Returns detached losses by name."""
         recorded = batch["input_values"]  # (B, 1, T)
-        outputs = self.model(recorded, return_loss=False)  # one forward serves both updates
+        outputs = self.reconstruct(self.model, batch)  # one forward serves both updates
         logged = {}
 
         # 1. The discriminators learn to tell recorded from decoded speech.
@@ -368,7 +388,8 @@ class CodecTrainer:
     # Data
 
     def train_batches(self) -> torch.utils.data.DataLoader:
-        """Micro-batches of this process from the present step on, with what the objectives need."""
+        """Micro-batches of this process from the present step on, with what the model and the objectives need."""
+        self._prepare_conditions()
         return training_batches(
             self.train_recordings,
             self.args.data,
@@ -379,14 +400,24 @@ class CodecTrainer:
             range(self.step, self.args.max_steps),
             self.accelerator,
             self.output_dir / "rejected.jsonl",
-            self._targets if self.objectives else None,
+            self._targets if self.objectives or self.conditions else None,
+            1 if self.conditions is None else self.unwrapped_model.hop_length,
         )
 
     def _targets(self, recording: int, first_sample: int, num_samples: int) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
+        if self.conditions is not None:
+            found |= self.conditions.of_crop(recording, first_sample, num_samples)
         for objective in self.objectives:
             found |= objective.targets(recording, first_sample, num_samples)
         return found
+
+    def _prepare_conditions(self) -> None:
+        if self.conditions is not None and not self._has_conditions:
+            self.conditions.prepare(
+                self.train_recordings, self.eval_recordings, self.unwrapped_model, self.accelerator, self.output_dir
+            )
+            self._has_conditions = True
 
     def _prepare_recordings(self) -> None:
         """Find and decode what `args.data` names; what cannot be decoded goes to `rejected.jsonl`."""
@@ -415,6 +446,7 @@ class CodecTrainer:
             self._prepare_recordings()
         if self.eval_recordings is None:
             return {}
+        self._prepare_conditions()
         model = self.unwrapped_model
         was_training = model.training
         with self.averaged_weights():
@@ -425,6 +457,8 @@ class CodecTrainer:
                 self.accelerator,
                 self.mel_scales,
                 self.args.data.max_eval_seconds,
+                self._reconstruct_evaluated,
+                self.model_loss_names,
                 self.compute_metrics,
                 self._keep_sample,
             )
@@ -435,6 +469,13 @@ class CodecTrainer:
             names = ["loss", *self.loss_names, "discriminator"]
             draw_loss_curves(self.log.path, self.output_dir / "loss_curves.png", names)
         return entry
+
+    def _reconstruct_evaluated(self, index: int, recorded: torch.Tensor) -> Any:
+        batch = {"input_values": recorded}
+        if self.conditions is not None:
+            of_recording = self.conditions.of_evaluated(index, recorded.shape[-1])
+            batch |= {name: value.to(recorded.device)[None] for name, value in of_recording.items()}
+        return self.reconstruct(self.unwrapped_model, batch)
 
     def _keep_sample(self, index: int, recorded: torch.Tensor, decoded: torch.Tensor) -> None:
         if index < self.args.num_audio_samples:
@@ -468,7 +509,8 @@ class CodecTrainer:
         if self.accelerator.is_main_process:
             with self.averaged_weights():
                 self.unwrapped_model.save_pretrained(folder)
-            self.feature_extractor.save_pretrained(folder)
+            if self.feature_extractor is not None:
+                self.feature_extractor.save_pretrained(folder)
         self.accelerator.wait_for_everyone()
         return folder
 
@@ -486,7 +528,8 @@ class CodecTrainer:
         if self.accelerator.is_main_process:
             with self.averaged_weights():
                 self.unwrapped_model.push_to_hub(repo_id, **options)
-            self.feature_extractor.push_to_hub(repo_id, **options)
+            if self.feature_extractor is not None:
+                self.feature_extractor.push_to_hub(repo_id, **options)
         self.accelerator.wait_for_everyone()
 
     def save_checkpoint(self) -> Path:
@@ -593,13 +636,23 @@ def model_features(model: nn.Module) -> list[str]:
     return [kind for kind in kinds if getattr(model.config, f"{kind}_dimension", None) is not None]
 
 
-def build_model(args: CodecTrainingArguments) -> RVQCodecModel:
-    """The codec that a recipe names, new or trained."""
+def model_losses(model: nn.Module) -> list[str]:
+    """Losses that a model computes itself: "commitment" with a quantizer, "duration" with a duration predictor."""
+    parts = {"commitment": "quantizer", "duration": "duration_predictor"}
+    return [name for name, part in parts.items() if getattr(model, part, None) is not None]
+
+
+def build_model(args: CodecTrainingArguments) -> RVQCodecModel | UnitVocoderModel:
+    """The codec or vocoder that a recipe names, new or trained."""
     if args.model.pretrained is not None:
         config = AutoConfig.from_pretrained(find_checkpoint(args.model.pretrained))
         check_names(args.model.overrides, type(config).__dataclass_fields__, "The field", "model.overrides.")
+        if isinstance(config, UnitVocoderConfig):
+            return UnitVocoderModel.from_pretrained(find_checkpoint(args.model.pretrained), **args.model.overrides)
         return load(args.model.pretrained, **args.model.overrides)[0]
     preset = str(args.model.preset)
+    if preset in UNIT_VOCODER_PRESETS:
+        return new_vocoder(args)
     if preset in DM_CODEC_PRESETS:
         return DMCodecModel(DMCodecConfig.from_preset(preset, **args.model.overrides))
     return RVQCodecModel(RVQCodecConfig.from_preset(preset, **args.model.overrides))
@@ -611,9 +664,14 @@ def build_objectives(args: CodecTrainingArguments) -> list[CodecObjective]:
     return [Distillation(args.distillation)] if any(teacher is not None for teacher in teachers) else []
 
 
+def build_conditions(args: CodecTrainingArguments) -> Conditions | None:
+    """What a recipe gives the model in place of the waveform."""
+    return None if args.units is None else UnitConditions(args.units)
+
+
 def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> CodecTrainer:
     r"""
-    Train as a recipe says, save the codec in `final` in the output folder, and return the trainer.
+    Train as a recipe says, save the codec or vocoder in `final` in the output folder, and return the trainer.
 
     A run that was told to stop (SIGINT, SIGTERM) leaves a checkpoint and no `final`.
 
@@ -623,7 +681,9 @@ def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Codec
     """
     args = load_recipe(path_or_name, overrides)
     set_seed(args.seed)
-    trainer = CodecTrainer(build_model(args), args, objectives=build_objectives(args))
+    trainer = CodecTrainer(
+        build_model(args), args, objectives=build_objectives(args), conditions=build_conditions(args)
+    )
     trainer.train()
     if trainer.step < args.max_steps:
         tqdm.write(f"Stopped at step {trainer.step} of {args.max_steps}; `resume_from_checkpoint=latest` continues.")

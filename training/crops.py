@@ -23,12 +23,14 @@ class CropSettings:
 
     Args:
         num_samples (`int`): Length of a crop. Shorter recordings are followed by silence.
+        hop_length (`int`): A crop begins at a multiple of it, where a frame of the recording does.
     """
 
     num_samples: int
     target_level_db: float | None = None
     gain_db: tuple[float, float] = (0.0, 0.0)
     min_level_db: float = -60.0
+    hop_length: int = 1
 
     def cut(self, recording: np.ndarray, generator: np.random.Generator) -> tuple[torch.Tensor, int]:
         """
@@ -37,7 +39,7 @@ class CropSettings:
         """
         last_start = max(0, len(recording) - self.num_samples)
         for _ in range(8):
-            start = int(generator.integers(last_start + 1))
+            start = self.hop_length * int(generator.integers(last_start // self.hop_length + 1))
             crop = np.asarray(recording[start : start + self.num_samples], dtype=np.float32)
             if recording.dtype == np.int16:
                 crop = crop / 32767.0
@@ -234,6 +236,7 @@ def training_batches(
     accelerator: Accelerator,
     rejected_path: Path,
     targets: Callable[[int, int, int], dict[str, torch.Tensor]] | None = None,
+    hop_length: int = 1,
 ) -> torch.utils.data.DataLoader:
     r"""
     The micro-batches of this process for `steps`: dicts with `input_values` of shape `(batch, 1, num_samples)`.
@@ -246,12 +249,14 @@ def training_batches(
         accelerator (`Accelerator`): Knows the rank of this process and its device.
         rejected_path (`Path`): Where a stream notes what it cannot decode.
         targets (callable, *optional*): See [`AudioCropDataset`]; a stream has none.
+        hop_length (`int`): See [`CropSettings`].
     """
     settings = CropSettings(
         num_samples=round(args.segment_seconds * sampling_rate),
         target_level_db=args.target_level_db,
         gain_db=(args.gain_db[0], args.gain_db[1]),
         min_level_db=args.min_level_db,
+        hop_length=hop_length,
     )
     streaming = isinstance(recordings, torch.utils.data.IterableDataset)
     crops = None if streaming else AudioCropDataset(recordings, settings, seed, targets)

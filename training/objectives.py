@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What else a codec may be trained for."""
+"""What else a codec may be trained for, and what else a model may be trained from."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,4 +35,30 @@ class CodecObjective(Protocol):
 
     def losses(self, outputs: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Scalar losses by name, of what the codec made of a batch."""
+        ...
+
+
+class Conditions(Protocol):
+    r"""
+    What a model is given in place of the waveform, under the names of the arguments of its `forward`.
+    """
+
+    def prepare(self, recordings: Any, eval_recordings: Any, model: Any, accelerator: Accelerator, folder: Path):
+        r"""
+        Called once before training or evaluation.
+
+        Args:
+            recordings, eval_recordings: What is trained and evaluated on, each [`DecodedRecordings`] or `None`.
+            model (`PreTrainedModel`): Is given the conditions.
+            accelerator (`Accelerator`): The trainer's.
+            folder (`Path`): Where to keep what takes long to compute.
+        """
+        ...
+
+    def of_crop(self, recording: int, first_sample: int, num_samples: int) -> dict[str, torch.Tensor]:
+        """Of a training crop that begins where a frame of its recording does. Called in workers."""
+        ...
+
+    def of_evaluated(self, recording: int, num_samples: int) -> dict[str, torch.Tensor]:
+        """Of the beginning of a recording that is evaluated."""
         ...

@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 from tqdm import tqdm
 
 from .arguments import CodecTrainingArguments
-from .codec_trainer import CodecTrainer, build_model, build_objectives
+from .codec_trainer import CodecTrainer, build_conditions, build_model, build_objectives
 
 
 class SteppedTrainer(CodecTrainer):
@@ -64,7 +64,9 @@ def measure_steps(
                 args, data=data, distillation=distillation, output_dir=folder, max_steps=num_warmup_steps + num_steps
             )
             set_seed(args.seed)
-            trainers[name] = SteppedTrainer(build_model(args), args, objectives=build_objectives(args))
+            trainers[name] = SteppedTrainer(
+                build_model(args), args, objectives=build_objectives(args), conditions=build_conditions(args)
+            )
             trainers[name].start()
         for step in tqdm(range(num_warmup_steps + num_steps), desc="cost of a step", unit="step", disable=None):
             for name, trainer in trainers.items():

@@ -2,6 +2,7 @@
 """Losses, metrics and code use of a codec on whole held-out recordings, while it trains."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ def validate(
     accelerator: Accelerator,
     mel_scales: tuple[MelScale, ...],
     max_seconds: float,
+    forward: Callable[[int, torch.Tensor], Any],
+    loss_names: Sequence[str],
     compute_metrics: Callable[[np.ndarray, np.ndarray, int], Mapping[str, float]] | None = None,
     keep_sample: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> dict[str, float]:
@@ -26,18 +29,21 @@ def validate(
     Code and decode recordings, one at a time and shared among processes.
 
     Args:
-        model ([`RVQCodecModel`]): In evaluation mode.
+        model ([`RVQCodecModel`] or [`UnitVocoderModel`]): In evaluation mode.
         recordings (sequence of `np.ndarray` of shape `(num_samples,)`): int16 or float32.
         accelerator (`Accelerator`): Tells which recordings are this process's.
         mel_scales (`tuple` of [`MelScale`]): For the mel loss.
         max_seconds (`float`): Recordings are cut to this length.
+        forward (callable): Gives the model's output for the index of a recording and its `(1, 1, num_samples)`.
+        loss_names (sequence of `str`): Losses that the model computes itself.
         compute_metrics (callable, *optional*): Numbers of a recorded and a decoded float array at a sampling rate.
         keep_sample (callable, *optional*): Called with the index, the recorded and the decoded waveform,
         `(num_samples,)`.
 
     Returns:
-        `dict`: Means over recordings of `mel`, `waveform`, `commitment` and the metrics; share of codes used and
-        perplexity of each stage over all recordings, `codes_used_<stage>` and `perplexity_<stage>`.
+        `dict`: Means over recordings of `mel`, `waveform`, the model's losses and the metrics; where it chooses codes,
+        the share of codes used and the perplexity of each stage over all recordings, `codes_used_<stage>` and
+        `perplexity_<stage>`.
     """
     if not len(recordings):
         raise ValueError("There is no recording to evaluate on; see rejected.jsonl for those that were set aside.")
@@ -47,12 +53,12 @@ def validate(
         recording = np.asarray(recordings[index][: round(max_seconds * model.sampling_rate)])
         scale = 32767.0 if recording.dtype == np.int16 else 1.0
         recorded = torch.from_numpy(recording.astype(np.float32) / scale).to(accelerator.device)[None, None]
-        outputs = model(recorded, return_loss=False)
+        outputs = forward(index, recorded)
         decoded = outputs.audio_values
         values = {
             "mel": float(multi_scale_mel_loss(decoded, recorded, model.sampling_rate, mel_scales)),
             "waveform": float(waveform_loss(decoded, recorded)),
-            "commitment": float(outputs.commitment_loss),
+            **{name: float(outputs[f"{name}_loss"]) for name in loss_names},
         }
         if compute_metrics is not None:
             arrays = recorded[0, 0].cpu().numpy(), decoded[0, 0].cpu().numpy()
@@ -61,7 +67,7 @@ def validate(
             keep_sample(index, recorded[0, 0], decoded[0, 0])
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value
-        for stage, codes in enumerate(outputs.audio_codes[0].cpu()):
+        for stage, codes in enumerate(outputs.get("audio_codes", torch.empty(1, 0))[0].cpu()):
             counts[stage] += torch.bincount(codes, minlength=counts.shape[1])
 
     if accelerator.num_processes > 1:
@@ -72,6 +78,8 @@ def validate(
         counts = torch.stack([part for _, part in gathered]).sum(0)
 
     means = {name: value / len(recordings) for name, value in sums.items()}
+    if not counts.any():
+        return means
     shares = counts / counts.sum(-1, keepdim=True)
     perplexities = torch.exp(-torch.xlogy(shares, shares).sum(-1))
     for stage in range(len(counts)):
