@@ -316,7 +316,7 @@ def _model_facts(name: str) -> dict[str, object]:
         "frame rate": f"{model.frame_rate:g} Hz ({model.hop_length} samples a frame)",
         "codebooks": f"{num_quantizers} of {model.config.codebook_size} entries",
         "bit rate": f"{kilobits:g} kbit/s, or {kilobits / num_quantizers:g} a codebook",
-        "streaming": "frame by frame" if model.is_streamable else "in windows with look-ahead",
+        "streaming": "frame by frame" if getattr(model, "is_streamable", False) else "in windows with look-ahead",
     }
 
 
@@ -466,6 +466,19 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "convert": ("turn a checkpoint of SpeechTokenizer or DM-Codec into one of this package", _add_convert_arguments),
     "train": ("train a codec by a recipe", _add_train_arguments),
     "align": ("find when words are spoken", _of_module("speech_tokenizers.file_alignment")),
+    "units": ("speech to discrete units, in the formats of other tools", _of_module("speech_tokenizers.unit_coding")),
+    "fit-units": (
+        "cluster the frames of a speech encoder",
+        _of_module("speech_tokenizers.training.units_fitting"),
+    ),
+    "pretrain-hubert": (
+        "pre-train a HuBERT by a recipe",
+        _of_module("speech_tokenizers.training.hubert_pretraining"),
+    ),
+    "finetune-ctc": (
+        "fine-tune a speech encoder to write characters or phones",
+        _of_module("speech_tokenizers.training.ctc_finetuning"),
+    ),
     "evaluate": (
         "measure reconstruction beside other codecs",
         _of_module("speech_tokenizers.evaluation.reconstruction"),

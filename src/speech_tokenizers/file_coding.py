@@ -5,13 +5,14 @@ Encode and decode files of any length, block by block: memory holds the codec, s
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
 from speech_tokenizers.modeling.codec_streaming import CodecStream
+from speech_tokenizers.modeling.windowed_encoding import WindowedEncoder
 from speech_tokenizers.processing.audio_files import AudioReader, AudioWriter
 from speech_tokenizers.processing.code_files import AudioCodes, CodeFileError, load_codes, save_codes
 
@@ -20,6 +21,67 @@ from speech_tokenizers.processing.code_files import AudioCodes, CodeFileError, l
 OnProgress = Callable[[float], object]
 
 _BLOCK_SECONDS = 10.0
+
+
+def encode_blocks(
+    model: Any, blocks: Iterable[torch.Tensor], num_quantizers: int | None = None
+) -> Iterator[torch.Tensor]:
+    r"""
+    Codes of a recording that comes block by block: of codecs those of the whole recording, of units those of
+    [`WindowedEncoder`].
+
+    Args:
+        model (`PreTrainedModel`): A codec or units, in evaluation mode.
+        blocks (iterable of `torch.Tensor` of shape `(num_samples,)`): The recording, in [-1, 1].
+        num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
+
+    Returns:
+        Iterator of `torch.LongTensor` of shape `(num_quantizers, num_frames)`, which follow each other.
+    """
+    if _are_units(model):
+        yield from (codes[:num_quantizers] for codes in WindowedEncoder(model).windows(blocks))
+        return
+    stream = CodecStream(model, num_quantizers=num_quantizers)
+    for block in blocks:
+        yield stream.encode(block[None, None].to(model.device))[0].cpu()
+    yield stream.finish_encode()[0].cpu()
+
+
+def decode_blocks(model: Any, audio_codes: np.ndarray, num_samples: int) -> Iterator[torch.Tensor]:
+    r"""
+    The audio of codes block by block, equal to that of all at once.
+
+    Args:
+        model (`PreTrainedModel`): A codec, or units with a vocoder of a single voice, in evaluation mode.
+        audio_codes (`np.ndarray` of shape `(num_quantizers, num_frames)`): What to decode.
+        num_samples (`int`): Length of the recording.
+
+    Returns:
+        Iterator of `torch.FloatTensor` of shape `(num_samples,)`, which follow each other.
+
+    Raises:
+        ValueError: If units have no vocoder.
+    """
+    num_frames = audio_codes.shape[1]
+    frames_per_block = max(1, round(_BLOCK_SECONDS * model.frame_rate))
+    codes = torch.from_numpy(np.ascontiguousarray(audio_codes))[None].to(model.device)
+    if not _are_units(model):
+        stream = CodecStream(model)
+        for start in range(0, num_frames, frames_per_block):
+            yield stream.decode(codes[..., start : start + frames_per_block])[0, 0]
+        yield stream.finish_decode()[0, 0]
+        return
+    hop = model.hop_length
+    before, after = (0, 0) if model.vocoder is None else model.vocoder.decoder_context
+    for start in range(0, num_frames, frames_per_block):
+        end = min(num_frames, start + frames_per_block)
+        first, last = max(0, start - before), min(num_frames, end + after)
+        is_last = last == num_frames
+        with torch.no_grad():
+            audio_values = model.decode(
+                codes[..., first:last], num_samples=num_samples - first * hop if is_last else None
+            ).audio_values[0, 0]
+        yield audio_values[(start - first) * hop : None if end == num_frames else (end - first) * hop]
 
 
 def encode_file(
@@ -34,7 +96,7 @@ def encode_file(
     Encode an audio file.
 
     Args:
-        model ([`RVQCodecModel`]): The codec, in evaluation mode.
+        model (`PreTrainedModel`): A codec or units, in evaluation mode.
         audio_path (`str` or `Path`): Audio at any rate; channels are averaged, and the result resampled to the codec's
             rate.
         codes_path (`str` or `Path`, *optional*): File of codes to write; see [`save_codes`].
@@ -46,15 +108,18 @@ def encode_file(
         AudioFileError: If the audio cannot be read.
         CodeFileError: If the codes cannot be written.
     """
-    stream = CodecStream(model, num_quantizers=num_quantizers)
-    parts, num_samples = [], 0
+    num_samples = 0
     with AudioReader(audio_path, model.sampling_rate, block_seconds=_BLOCK_SECONDS) as reader:
-        for block in reader:
-            parts.append(stream.encode(torch.from_numpy(block)[None, None]).cpu())  # (1, Q, F)
-            num_samples += len(block)
-            if on_progress is not None:
-                on_progress(len(block) / model.sampling_rate)
-    parts.append(stream.finish_encode().cpu())
+
+        def blocks() -> Iterator[torch.Tensor]:
+            nonlocal num_samples
+            for block in reader:
+                yield torch.from_numpy(block)
+                num_samples += len(block)
+                if on_progress is not None:
+                    on_progress(len(block) / model.sampling_rate)
+
+        audio_codes = torch.cat(list(encode_blocks(model, blocks(), num_quantizers)), dim=-1).numpy()
     metadata = {
         "num_samples": num_samples,
         "sampling_rate": model.sampling_rate,
@@ -63,7 +128,6 @@ def encode_file(
         "model_name": model_name,
         "model_fingerprint": fingerprint(model),
     }
-    audio_codes = torch.cat(parts, dim=-1)[0].numpy()
     if codes_path is not None:
         save_codes(codes_path, audio_codes, metadata)
     return AudioCodes(audio_codes, **metadata)
@@ -79,7 +143,7 @@ def decode_file(
     Decode codes to an audio file as long as the original at the codec's rate.
 
     Args:
-        model ([`RVQCodecModel`]): The codec that made the codes, in evaluation mode.
+        model (`PreTrainedModel`): The codec or the units that made the codes, in evaluation mode.
         codes ([`AudioCodes`], `str` or `Path`): Codes or a file of them.
         audio_path (`str` or `Path`): File to write; its suffix chooses the format.
         on_progress (`Callable`, *optional*): Called with the seconds done since the last call.
@@ -94,23 +158,14 @@ def decode_file(
     codes_path = "codes" if isinstance(codes, AudioCodes) else codes
     codes = codes if isinstance(codes, AudioCodes) else load_codes(codes)
     _check_codes_are_of(model, codes, codes_path)
-    stream = CodecStream(model)
-    frames_per_block = max(1, round(_BLOCK_SECONDS * model.frame_rate))
     remaining = codes.num_samples
     with AudioWriter(audio_path, model.sampling_rate) as writer:
-
-        def write(audio_values: torch.Tensor) -> None:  # (1, 1, n)
-            nonlocal remaining
-            samples = audio_values[0, 0, :remaining].float().cpu().numpy()
+        for block in decode_blocks(model, codes.audio_codes, codes.num_samples):
+            samples = block[:remaining].float().cpu().numpy()
             writer.write(samples)
             remaining -= len(samples)
             if on_progress is not None:
                 on_progress(len(samples) / model.sampling_rate)
-
-        for start in range(0, codes.num_frames, frames_per_block):
-            block = np.ascontiguousarray(codes.audio_codes[:, start : start + frames_per_block])
-            write(stream.decode(torch.from_numpy(block)[None]))
-        write(stream.finish_decode())
     return writer.num_samples
 
 
@@ -138,9 +193,18 @@ def fingerprint(model: Any) -> str:
     Two codecs of one shape decode each other's codes without an error, to noise; this tells them apart.
     """
     digest = hashlib.sha256()
-    for quantizer in model.quantizer.quantizers:
-        digest.update(quantizer.codebook.detach().cpu().to(torch.float16).numpy().tobytes())
+    if _are_units(model):
+        codebooks = list(model.centroids)
+    else:
+        codebooks = [quantizer.codebook for quantizer in model.quantizer.quantizers]
+    for codebook in codebooks:
+        digest.update(codebook.detach().cpu().to(torch.float16).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _are_units(model: Any) -> bool:
+    # Units of an encoder that hears all it is given; codecs can be streamed.
+    return hasattr(model, "frame_span")
 
 
 def _check_codes_are_of(model: Any, codes: AudioCodes, path: str | os.PathLike[str]) -> None:
