@@ -9,7 +9,6 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,20 @@ import datasets
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from speech_tokenizers.modeling.modeling_speech_encoder_ctc import SpeechEncoderForCTC
 from speech_tokenizers.processing.audio_files import AudioFileError
 from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
-from speech_tokenizers.processing.word_alignment import edit_distance
+from speech_tokenizers.training.ctc_targets import (
+    COLUMNS,
+    LabelErrorRate,
+    UnusableText,
+    check_column,
+    check_num_frames,
+    learnable_labels,
+)
 from speech_tokenizers.training.data import decode_recording, load_recordings, parse_filter, recording_name
-
-
-COLUMNS = {"character": "text", "phone": "phones"}
 
 
 class EncoderStates(torch.utils.data.Dataset):
@@ -79,12 +82,7 @@ class EncoderStates(torch.utils.data.Dataset):
     def _learnable(
         model: SpeechEncoderForCTC, feature_extractor: Any, labels: CTCLabels, row: dict[str, Any], column: str
     ) -> tuple[np.ndarray, list[int]]:
-        text = row[column] or ""
-        if not labels.is_phones and any(character.isdigit() for character in text):
-            raise UnusableText(f"its text has digits, whose spelling is not known: {text!r}")
-        sequence = labels.sequence(text)
-        if not sequence:
-            raise UnusableText(f"its text has no label: {text!r}")
+        sequence = learnable_labels(labels, row[column])
         sampling_rate = feature_extractor.sampling_rate
         audio = decode_recording(row, sampling_rate)
         longest = getattr(feature_extractor, "n_samples", len(audio))
@@ -92,9 +90,7 @@ class EncoderStates(torch.utils.data.Dataset):
             raise UnusableText(f"it is longer than the {longest / sampling_rate:g} s that the encoder hears")
         inputs = feature_extractor(audio, sampling_rate=sampling_rate, return_tensors="pt").to(model.device)
         states, _ = model.encode(inputs[model.main_input_name], inputs.get("attention_mask"))
-        repeats = sum(first == second for first, second in zip(sequence, sequence[1:], strict=False))
-        if states.shape[2] < len(sequence) + repeats:
-            raise UnusableText(f"its {states.shape[2]} frames are too few for {len(sequence)} labels")
+        check_num_frames(states.shape[2], sequence)
         return states[0].half().cpu().numpy(), sequence
 
     def __len__(self) -> int:
@@ -103,10 +99,6 @@ class EncoderStates(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         states = self._states[self._starts[index] : self._starts[index + 1]].reshape(self._shapes[index])
         return {"encoder_states": torch.from_numpy(states.astype(np.float32)), "labels": self._labels[index]}
-
-
-class UnusableText(ValueError):
-    """A recording whose text cannot be learnt from; the message says why."""
 
 
 def pad_batch(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -126,37 +118,6 @@ def pad_batch(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         labels[row, : len(item["labels"])] = torch.tensor(item["labels"])
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     return {"encoder_states": states, "attention_mask": mask, "labels": labels}
-
-
-@dataclass
-class LabelErrorRate:
-    r"""
-    Edits per label, in percent, over all recordings: the character error rate (spaces count), or the phone error rate
-    (word boundaries do not).
-
-    Args:
-        labels ([`CTCLabels`]): Of the recogniser.
-    """
-
-    labels: CTCLabels
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        errors = length = 0
-        for path, sequence in zip(prediction.predictions, prediction.label_ids, strict=True):
-            said, true = self._counted(_collapsed(path, self.labels.blank)), self._counted(sequence)
-            errors += edit_distance(said, true)
-            length += len(true)
-        return {"phone_error_rate" if self.labels.is_phones else "character_error_rate": 100 * errors / max(1, length)}
-
-    def _counted(self, sequence: np.ndarray) -> list[int]:
-        ignored = {-100, self.labels.blank, *([self.labels.delimiter] if self.labels.is_phones else [])}
-        return [int(label) for label in sequence if int(label) not in ignored]
-
-
-def _collapsed(path: np.ndarray, blank: int) -> np.ndarray:
-    path = path[path >= 0]
-    kept = path[np.concatenate([[True], path[1:] != path[:-1]])] if len(path) else path
-    return kept[kept != blank]
 
 
 def train_recognizer(
@@ -188,8 +149,7 @@ def train_recognizer(
     """
     column = COLUMNS[unit] if column is None else column
     for dataset in filter(None, (recordings, eval_recordings)):
-        if column not in dataset.column_names:
-            raise ValueError(f"`column` is {column!r}, but the recordings have the columns {dataset.column_names}.")
+        check_column(column, dataset)
     tokenizer = build_tokenizer((text for text in recordings[column][:] if text), unit)
     labels = CTCLabels(tokenizer)
     model, feature_extractor = SpeechEncoderForCTC.from_encoder(

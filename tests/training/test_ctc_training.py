@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import EvalPrediction, TrainingArguments, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers import TrainingArguments, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
 from speech_tokenizers.processing.word_alignment import load_word_aligner
-from speech_tokenizers.training.ctc_training import LabelErrorRate, pad_batch, train_recognizer
+from speech_tokenizers.training.ctc_training import pad_batch, train_recognizer
 from speech_tokenizers.training.data import load_recordings, parse_filter
 
 
@@ -103,17 +102,6 @@ def test_batches_are_padded():
     assert batch["encoder_states"].sum(dim=(1, 3)).tolist() == [[8, 8, 8, 0, 0], [8, 8, 8, 8, 8]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert batch["labels"].tolist() == [[1, 2], [3, -100]]
-
-
-@pytest.mark.parametrize(("unit", "expected"), [("character", 100 * 2 / 8), ("phone", 100 * 1 / 6)])
-def test_the_error_rate_counts_spaces_but_not_boundaries_of_phones(unit, expected):
-    labels = CTCLabels(build_tokenizer(["A B" if unit == "phone" else "ab"], unit))
-    a, b, gap, blank = 3, 4, labels.delimiter, labels.blank
-    # "ab a" was said; "aba" was heard, then "ab b" for "ab a".
-    paths = np.array([[a, a, blank, b, a, -100], [a, b, blank, gap, b, b]])
-    true = np.array([[a, b, gap, a], [a, b, gap, a]])
-    rates = LabelErrorRate(labels)(EvalPrediction(paths, true))
-    assert rates == {f"{unit}_error_rate": pytest.approx(expected)}
 
 
 def test_a_missing_column_is_named(encoder_folder, speech_folder, tmp_path):

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a CTC recogniser is trained to write: which texts it can learn from, and how often it errs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+from transformers import EvalPrediction
+
+from speech_tokenizers.processing.ctc_labels import CTCLabels
+from speech_tokenizers.processing.word_alignment import edit_distance
+
+
+# Where the metadata of recordings hold what is said, by the unit that it is written in.
+COLUMNS = {"character": "text", "phone": "phones"}
+
+
+class UnusableText(ValueError):
+    """A recording whose text cannot be learnt from; the message says why."""
+
+
+def check_column(column: str, recordings: datasets.Dataset) -> None:
+    r"""
+    Raises:
+        ValueError: If the recordings have no such column.
+    """
+    if column not in recordings.column_names:
+        raise ValueError(f"`column` is {column!r}, but the recordings have the columns {recordings.column_names}.")
+
+
+def learnable_labels(labels: CTCLabels, text: str | None) -> list[int]:
+    r"""
+    The labels of a text.
+
+    Args:
+        labels ([`CTCLabels`]): Those of the recogniser.
+        text (`str`, *optional*): What is said.
+
+    Raises:
+        UnusableText: If the text has no label, or digits that would have to be spelt first.
+    """
+    text = text or ""
+    if not labels.is_phones and any(character.isdigit() for character in text):
+        raise UnusableText(f"its text has digits, whose spelling is not known: {text!r}")
+    sequence = labels.sequence(text)
+    if not sequence:
+        raise UnusableText(f"its text has no label: {text!r}")
+    return sequence
+
+
+def check_num_frames(num_frames: int, sequence: Sequence[int]) -> None:
+    r"""
+    Raises:
+        UnusableText: If the recording has too few frames to write the labels, with a blank between equal neighbours.
+    """
+    repeats = sum(first == second for first, second in zip(sequence, sequence[1:], strict=False))
+    if num_frames < len(sequence) + repeats:
+        raise UnusableText(f"its {num_frames} frames are too few for {len(sequence)} labels")
+
+
+@dataclass
+class LabelErrorRate:
+    r"""
+    Edits per label, in percent, over all recordings: the character error rate (spaces count) and the word error rate,
+    or the phone error rate (word boundaries do not count).
+
+    Args:
+        labels ([`CTCLabels`]): Of the recogniser.
+    """
+
+    labels: CTCLabels
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        r"""
+        Args:
+            prediction (`EvalPrediction`): `predictions` of shape `(num_recordings, num_frames)` are the most probable
+                label of each frame, `label_ids` of shape `(num_recordings, num_labels)` the true labels; -100 is
+                ignored in both.
+        """
+        pairs = [
+            (self._without_blanks(_collapsed(path)), self._without_blanks(sequence))
+            for path, sequence in zip(prediction.predictions, prediction.label_ids, strict=True)
+        ]
+        if self.labels.is_phones:
+            phones = [tuple([x for x in side if x != self.labels.delimiter] for side in pair) for pair in pairs]
+            return {"phone_error_rate": _error_rate(phones)}
+        words = [tuple(self._words(side) for side in pair) for pair in pairs]
+        return {"character_error_rate": _error_rate(pairs), "word_error_rate": _error_rate(words)}
+
+    def _without_blanks(self, sequence: np.ndarray) -> list[int]:
+        return [int(label) for label in sequence if label not in (-100, self.labels.blank)]
+
+    def _words(self, sequence: Sequence[int]) -> list[tuple[int, ...]]:
+        words: list[tuple[int, ...]] = [()]
+        for label in sequence:
+            words = [*words, ()] if label == self.labels.delimiter else [*words[:-1], (*words[-1], label)]
+        return [word for word in words if word]
+
+
+def _error_rate(pairs: Sequence[tuple[Sequence, ...]]) -> float:
+    errors = sum(edit_distance(said, true) for said, true in pairs)
+    return 100 * errors / max(1, sum(len(true) for _, true in pairs))
+
+
+def _collapsed(path: np.ndarray) -> np.ndarray:
+    path = path[path >= 0]
+    return path[np.concatenate([[True], path[1:] != path[:-1]])] if len(path) else path
