@@ -30,9 +30,10 @@ class ResultsFile:
 
     Args:
         path (`Path`): The file; it need not exist.
+        version (`int`, *optional*): Lines of another one are passed over.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, version: int = SCORES_VERSION):
         self.path = path
         self.records: dict[tuple[str, str], dict[str, Any]] = {}
         self._ends_in_newline = True
@@ -44,7 +45,7 @@ class ResultsFile:
                     record = json.loads(line)
                 except (json.JSONDecodeError, UnicodeDecodeError):
                     continue
-                if record.get("version") == SCORES_VERSION:
+                if record.get("version") == version:
                     self.records[record["system_key"], record["clip_key"]] = record
 
     def get(self, system: CodecSystem, clip: Clip) -> dict[str, Any]:

@@ -87,17 +87,31 @@ def join_chunks(audio_codes: torch.Tensor) -> torch.Tensor:
     return torch.cat(list(audio_codes), dim=-1)[0] if audio_codes.dim() == 4 else audio_codes[0]
 
 
-class ModelSystem:
+@dataclass
+class EncodedClip:
     r"""
-    A codec model and its feature extractor.
-
-    The model has `encode` and `decode` in the manner of transformers: `encode` takes the feature extractor's output
-    and gives `audio_codes`, `decode` takes those. EnCodec's and X-Codec's `bandwidth`, DAC's `n_quantizers` and
-    EnCodec's scales are translated.
+    A clip as codes, and as the frames before they were quantized.
 
     Args:
-        model (`PreTrainedModel`): An [`RVQCodecModel`], or transformers' EncodecModel, DacModel, MimiModel,
-            XcodecModel and the like.
+        audio_codes (`np.ndarray` of shape `(num_quantizers, num_frames)`): Codebook indices.
+        features (`np.ndarray` of shape `(num_frames, dimension)`, *optional*): What was quantized, float32, where the
+            model tells.
+    """
+
+    audio_codes: np.ndarray
+    features: np.ndarray | None
+
+
+class EncodingSystem:
+    r"""
+    A model that turns speech into codes, and its feature extractor; it need not have a decoder.
+
+    The model has `encode` in the manner of transformers: it takes the feature extractor's output and gives
+    `audio_codes`. EnCodec's and X-Codec's `bandwidth` and DAC's `n_quantizers` are translated.
+
+    Args:
+        model (`PreTrainedModel`): A [`KMeansUnitsModel`], an [`RVQCodecModel`], or transformers' EncodecModel,
+            DacModel, MimiModel, XcodecModel and the like.
         feature_extractor (`SequenceFeatureExtractor`): Its feature extractor; its rate is the system's.
         name (`str`): What tables show.
         num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
@@ -131,10 +145,7 @@ class ModelSystem:
             self.sampling_rate / hop_length if type(frame_rate) is int and hop_length else frame_rate
         )
         self._encode_arguments = inspect.signature(model.encode).parameters
-        self._decode_arguments = inspect.signature(model.decode).parameters
         self._quantizer_arguments = self._choose_quantizers(num_quantizers)
-        # The first call allocates and warms caches; it would count against the first clip.
-        self.code(np.zeros(self.sampling_rate, np.float32))
 
     def _choose_quantizers(self, num_quantizers: int | None) -> dict[str, Any]:
         available = getattr(self.model.config, "num_quantizers", None) or getattr(self.model.config, "n_codebooks", 1)
@@ -180,6 +191,37 @@ class ModelSystem:
         return join_chunks(encoded.audio_codes).cpu().numpy()
 
     @torch.inference_mode()
+    def encode_frames(self, audio: np.ndarray) -> EncodedClip:
+        r"""
+        Codes of a clip of shape `(num_samples,)` and the frames that were quantized: `latents` of our models, the
+        output of the last module before the quantizer of EnCodec, DAC and Mimi.
+        """
+        outputs: list[torch.Tensor] = []
+        parts = dict(self.model.named_children())
+        # Older versions of Mimi have their last downsampling beside the encoder, not in it.
+        module = parts.get("downsample") or parts.get("encoder", nn.Identity())
+        hook = module.register_forward_hook(lambda _, __, output: outputs.append(output))
+        try:
+            encoded = self.model.encode(**self._features(audio), **self._quantizer_arguments)
+        finally:
+            hook.remove()
+        audio_codes = join_chunks(encoded.audio_codes).cpu().numpy()
+        features = encoded.get("latents")
+        if features is None and outputs:
+            # Channels first; EnCodec's long recordings come in chunks. Newer versions of Mimi give an object.
+            latents = [output if torch.is_tensor(output) else output.latents for output in outputs]
+            features = torch.cat(latents, dim=-1).transpose(1, 2)
+        if features is not None:
+            features = features[0].float().cpu().numpy()
+        return EncodedClip(audio_codes, features)
+
+    def frame_centres(self, num_frames: int) -> np.ndarray:
+        r"""Times of the middles of the first frames, of shape `(num_frames,)`, in seconds."""
+        if hasattr(self.model, "frame_centres"):
+            return np.asarray(self.model.frame_centres(num_frames), np.float64)
+        return (np.arange(num_frames) + 0.5) / self.frame_rate
+
+    @torch.inference_mode()
     def dequantize(self, audio_codes: np.ndarray) -> np.ndarray:
         r"""
         The frames that codes stand for: what the decoder is given.
@@ -194,6 +236,10 @@ class ModelSystem:
             ValueError: If the model has no residual quantizer.
         """
         codes = torch.from_numpy(np.ascontiguousarray(audio_codes)).to(self.device)[None]
+        # transformers' own `dequantize` has another meaning: weights of fewer bits.
+        own = getattr(self.model, "dequantize", None)
+        if own is not None and "audio_codes" in inspect.signature(own).parameters:
+            return own(codes)[0].float().cpu().numpy()
         quantizer = getattr(self.model, "quantizer", None)
         if isinstance(quantizer, ResidualVectorQuantizer):
             return quantizer.decode(codes)[0].float().cpu().numpy()
@@ -205,6 +251,29 @@ class ModelSystem:
         else:
             raise ValueError(f"{self.name} has no residual quantizer whose entries could be looked up.")
         return frames[0].T.float().cpu().numpy()
+
+
+class ModelSystem(EncodingSystem):
+    r"""
+    A codec model and its feature extractor, to be heard: its `decode` takes what `encode` gives. EnCodec's scales are
+    handed on.
+
+    Args:
+        model, feature_extractor, name, num_quantizers, device: See [`EncodingSystem`].
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        feature_extractor: Any,
+        name: str,
+        num_quantizers: int | None = None,
+        device: str = "cpu",
+    ):
+        super().__init__(model, feature_extractor, name, num_quantizers, device)
+        self._decode_arguments = inspect.signature(model.decode).parameters
+        # The first call allocates and warms caches; it would count against the first clip.
+        self.code(np.zeros(self.sampling_rate, np.float32))
 
     @torch.inference_mode()
     def code(self, audio: np.ndarray) -> CodedClip:

@@ -1,8 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tiny codec that the tests of this folder measure."""
+"""The tiny codecs that the tests of this folder measure."""
 
 import pytest
 import torch
+from transformers import (
+    DacConfig,
+    DacFeatureExtractor,
+    DacModel,
+    EncodecConfig,
+    EncodecFeatureExtractor,
+    EncodecModel,
+    MimiConfig,
+    MimiModel,
+)
 
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
@@ -28,3 +38,56 @@ def make_rvq_codec():
         return RVQCodecModel(config).eval(), RVQCodecFeatureExtractor(sampling_rate=16000, hop_length=320)
 
     return make
+
+
+@pytest.fixture
+def make_transformers_codec():
+    """A function from `encodec`, `dac` or `mimi` to such a codec with random weights and its feature extractor."""
+    return lambda name: {"encodec": _make_encodec, "dac": _make_dac, "mimi": _make_mimi}[name]()
+
+
+def _make_encodec() -> tuple[EncodecModel, EncodecFeatureExtractor]:
+    torch.manual_seed(0)
+    config = EncodecConfig(
+        target_bandwidths=[0.5, 1.0, 2.0],
+        sampling_rate=16000,
+        hidden_size=16,
+        codebook_dim=16,
+        num_filters=4,
+        codebook_size=1024,
+        upsampling_ratios=[8, 5, 4, 2],
+    )
+    return EncodecModel(config).eval(), EncodecFeatureExtractor(sampling_rate=16000)
+
+
+def _make_dac() -> tuple[DacModel, DacFeatureExtractor]:
+    torch.manual_seed(0)
+    config = DacConfig(
+        encoder_hidden_size=8,
+        decoder_hidden_size=16,
+        downsampling_ratios=[2, 4, 5, 8],
+        n_codebooks=4,
+        codebook_size=64,
+        codebook_dim=4,
+        sampling_rate=16000,
+    )
+    return DacModel(config).eval(), DacFeatureExtractor(sampling_rate=16000, hop_length=320)
+
+
+def _make_mimi() -> tuple[MimiModel, EncodecFeatureExtractor]:
+    torch.manual_seed(0)
+    config = MimiConfig(
+        hidden_size=32,
+        num_filters=4,
+        codebook_size=64,
+        codebook_dim=16,
+        vector_quantization_hidden_dimension=16,
+        num_quantizers=4,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=32,
+        upsample_groups=32,
+    )
+    return MimiModel(config).eval(), EncodecFeatureExtractor(sampling_rate=24000)

@@ -4,79 +4,24 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    DacConfig,
-    DacFeatureExtractor,
-    DacModel,
-    EncodecConfig,
-    EncodecFeatureExtractor,
-    EncodecModel,
-    MimiConfig,
-    MimiModel,
-)
+from transformers import DacModel
 
-from speech_tokenizers.evaluation.codec_systems import ModelSystem
-
-
-def make_encodec() -> tuple[EncodecModel, EncodecFeatureExtractor]:
-    torch.manual_seed(0)
-    config = EncodecConfig(
-        target_bandwidths=[0.5, 1.0, 2.0],
-        sampling_rate=16000,
-        hidden_size=16,
-        codebook_dim=16,
-        num_filters=4,
-        codebook_size=1024,
-        upsampling_ratios=[8, 5, 4, 2],
-    )
-    return EncodecModel(config).eval(), EncodecFeatureExtractor(sampling_rate=16000)
-
-
-def make_dac() -> tuple[DacModel, DacFeatureExtractor]:
-    torch.manual_seed(0)
-    config = DacConfig(
-        encoder_hidden_size=8,
-        decoder_hidden_size=16,
-        downsampling_ratios=[2, 4, 5, 8],
-        n_codebooks=4,
-        codebook_size=64,
-        codebook_dim=4,
-        sampling_rate=16000,
-    )
-    return DacModel(config).eval(), DacFeatureExtractor(sampling_rate=16000, hop_length=320)
-
-
-def make_mimi() -> tuple[MimiModel, EncodecFeatureExtractor]:
-    torch.manual_seed(0)
-    config = MimiConfig(
-        hidden_size=32,
-        num_filters=4,
-        codebook_size=64,
-        codebook_dim=16,
-        vector_quantization_hidden_dimension=16,
-        num_quantizers=4,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        intermediate_size=32,
-        upsample_groups=32,
-    )
-    return MimiModel(config).eval(), EncodecFeatureExtractor(sampling_rate=24000)
+from speech_tokenizers.evaluation.codec_systems import EncodingSystem, ModelSystem
+from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 
 
 @pytest.fixture
-def make_codec(request, make_rvq_codec):
-    return make_rvq_codec if request.param == "ours" else request.param
+def make_codec(request, make_rvq_codec, make_transformers_codec):
+    return make_rvq_codec if request.param == "ours" else lambda: make_transformers_codec(request.param)
 
 
 @pytest.mark.parametrize(
     ("make_codec", "kbps"),
     [
         ("ours", 50 * 4 * 5 / 1000),
-        (make_encodec, 2.0),
-        (make_dac, 50 * 4 * 6 / 1000),
-        (make_mimi, 12.5 * 4 * 6 / 1000),
+        ("encodec", 2.0),
+        ("dac", 50 * 4 * 6 / 1000),
+        ("mimi", 12.5 * 4 * 6 / 1000),
     ],
     indirect=["make_codec"],
 )
@@ -110,14 +55,14 @@ def test_the_key_changes_with_weights_and_codebooks(make_rvq_codec):
     assert ModelSystem(*make_rvq_codec(), "codec").key in keys
 
 
-def test_a_number_of_codebooks_that_a_codec_lacks_is_refused(make_rvq_codec):
+def test_a_number_of_codebooks_that_a_codec_lacks_is_refused(make_rvq_codec, make_transformers_codec):
     with pytest.raises(ValueError, match="must lie between 1 and 4 for codec"):
         ModelSystem(*make_rvq_codec(), "codec", 5)
     with pytest.raises(ValueError, match="offers 0.5, 1, 2 kbps"):
-        ModelSystem(*make_encodec(), "codec", 3)
+        ModelSystem(*make_transformers_codec("encodec"), "codec", 3)
 
 
-@pytest.mark.parametrize("make_codec", ["ours", make_encodec, make_dac, make_mimi], indirect=True)
+@pytest.mark.parametrize("make_codec", ["ours", "encodec", "dac", "mimi"], indirect=True)
 def test_codes_are_looked_up_as_the_decoder_does(make_codec):
     model, feature_extractor = make_codec()
     for name, buffer in model.named_buffers():
@@ -140,3 +85,26 @@ def test_a_model_without_quantizer_cannot_be_looked_up(make_rvq_codec):
     system.model = torch.nn.Linear(1, 1)
     with pytest.raises(ValueError, match="codec has no residual quantizer"):
         system.dequantize(np.zeros((4, 2), int))
+
+
+@pytest.mark.parametrize("make_codec", ["ours", "encodec", "dac", "mimi"], indirect=True)
+def test_features_are_what_was_quantized(make_codec):
+    model, feature_extractor = make_codec()
+    for name, buffer in model.named_buffers():
+        if "embed" in name:  # zeros before they are trained
+            buffer.normal_()
+    system = EncodingSystem(model, feature_extractor, "codec")
+    audio = 0.1 * np.random.default_rng(0).standard_normal(system.sampling_rate).astype(np.float32)
+    encoded = system.encode_frames(audio)
+    assert (encoded.audio_codes == system.encode(audio)).all()
+    assert len(encoded.features) == encoded.audio_codes.shape[1]
+    # Frames quantized once more give the codes.
+    latents = torch.from_numpy(encoded.features[None])
+    with torch.inference_mode():
+        if isinstance(model, DacModel):
+            codes = model.quantizer(latents.mT)[1]
+        elif isinstance(model, RVQCodecModel):
+            codes = model.quantizer.encode(latents)
+        else:
+            codes = model.quantizer.encode(latents.mT)
+    assert (codes.reshape(4, -1).numpy() == encoded.audio_codes).all()
