@@ -23,12 +23,15 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback, TrainingArguments, Wav2Vec2FeatureExtractor, set_seed
 
+from speech_tokenizers.checkpoints import load
 from speech_tokenizers.modeling.configuration_hubert_masked_prediction import HubertMaskedPredictionConfig
 from speech_tokenizers.modeling.modeling_hubert_masked_prediction import HubertForMaskedPrediction, span_mask
+from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.modeling.padding_invariance import num_conv_frames
 from speech_tokenizers.training.arguments import build_section, override_key, parse_yaml
 from speech_tokenizers.training.data import DecodedRecordings, decode_all, load_recordings
@@ -36,6 +39,7 @@ from speech_tokenizers.training.kmeans import fit_kmeans
 from speech_tokenizers.training.length_batches import LengthBatchSampler
 from speech_tokenizers.training.mfcc import mfcc_features
 from speech_tokenizers.training.pseudo_labels import (
+    CodesLabeler,
     Labeler,
     MfccLabeler,
     PseudoLabels,
@@ -44,6 +48,7 @@ from speech_tokenizers.training.pseudo_labels import (
     label_all,
 )
 from speech_tokenizers.training.reporting import TrainingLog, draw_loss_curves, has_matplotlib
+from speech_tokenizers.training.units_fitting import fit_on_recordings, save_units
 
 
 @dataclass
@@ -401,11 +406,14 @@ def pretrain(args: HubertPretrainingArguments) -> Path:
     _check_recipe(output / "recipe.yaml", args)
     config = HubertMaskedPredictionConfig(**args.model)
     data = args.data
-    recordings = decode_all(
-        load_recordings(data.train, data.train_filter, data.train_files, data.train_split, data.audio_column),
-        16000,
-        data.cache_dir or output / "audio_cache",
-    )
+    processes = PartialState()
+    with processes.main_process_first():
+        recordings = decode_all(
+            load_recordings(data.train, data.train_filter, data.train_files, data.train_split, data.audio_column),
+            16000,
+            data.cache_dir or output / "audio_cache",
+            processes.is_main_process,
+        )
     print(f"{len(recordings)} recordings, {recordings.seconds / 3600:.2f} h", file=sys.stderr)
     previous = None
     for name, iteration in args.iterations.items():
@@ -414,7 +422,8 @@ def pretrain(args: HubertPretrainingArguments) -> Path:
             run_iteration(args, name, iteration, config, recordings, folder, previous)
         previous = folder / "encoder"
     assert previous is not None
-    shutil.copytree(previous, output / "final", dirs_exist_ok=True)
+    if processes.is_main_process:
+        shutil.copytree(previous, output / "final", dirs_exist_ok=True)
     return output / "final"
 
 
@@ -438,8 +447,10 @@ def run_iteration(
         folder (`Path`): Of the iteration.
         previous (`Path`, *optional*): The encoder of the iteration before.
     """
-    labeler = make_labeler(iteration.labels, recordings, folder / "labels", previous, args.seed)
-    labels = label_all(recordings, labeler, folder / "labels")
+    processes = PartialState()
+    with processes.main_process_first():
+        labeler = make_labeler(iteration.labels, recordings, folder / "labels", previous, args.seed)
+        labels = label_all(recordings, labeler, folder / "labels", show_progress=processes.is_main_process)
     del labeler
     shares = labels.shares()
     print(
@@ -453,12 +464,17 @@ def run_iteration(
     if iteration.start_from == "previous":
         model.hubert.load_state_dict(load_file(previous / "model.safetensors"))
     train_iteration(args, iteration, model, recordings, labels, folder)
+    if processes.is_main_process:
+        _save_encoder(model, recordings.sampling_rate, folder)
+    processes.wait_for_everyone()
 
+
+def _save_encoder(model: HubertForMaskedPrediction, sampling_rate: int, folder: Path) -> None:
     temporary = folder / ".encoder.incomplete"
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_encoder(str(temporary))
     feature_extractor = Wav2Vec2FeatureExtractor(
-        sampling_rate=recordings.sampling_rate, do_normalize=False, return_attention_mask=True
+        sampling_rate=sampling_rate, do_normalize=False, return_attention_mask=True
     )
     feature_extractor.save_pretrained(temporary)
     # Whole or not at all: where the folder exists, the iteration is finished.
@@ -545,7 +561,18 @@ def make_labeler(
             save_file({"centroids": fit_mfcc(args, recordings, seed)}, temporary)
             os.replace(temporary, path)
         return MfccLabeler(load_file(path)["centroids"], recordings.sampling_rate)
-    raise NotImplementedError
+    if args.kind == "codes":
+        return CodesLabeler(load(args.model)[0], args.codebook, recordings.sampling_rate)
+    units = folder / "units"
+    if not (units / "config.json").is_file():
+        model = KMeansUnitsModel.from_encoder(
+            str(args.model or previous), layers=[args.layer], codebook_size=args.num_clusters, window="tight"
+        )
+        cache = folder / "frames"
+        [(fitted, fit)] = fit_on_recordings(model, recordings, cache, None, args.fit_seconds, seed=seed)
+        save_units(fitted, fit, units, seed=seed, layers=[args.layer])
+        shutil.rmtree(cache)
+    return CodesLabeler(KMeansUnitsModel.from_pretrained(units), 0, recordings.sampling_rate)
 
 
 def fit_mfcc(args: LabelArguments, recordings: DecodedRecordings, seed: int) -> torch.Tensor:
