@@ -176,7 +176,7 @@ def write_features(
             progress.update()
     if accelerator is not None:
         accelerator.wait_for_everyone()
-    return open_memmap(path, mode="r")
+    return open_memmap(path, mode="c")
 
 
 def _features_of(
@@ -303,7 +303,7 @@ def _changed(frames: np.ndarray, path: Path, change: Any, accelerator: Accelerat
         os.replace(temporary, path)
     if accelerator is not None:
         accelerator.wait_for_everyone()
-    return open_memmap(path, mode="r")
+    return open_memmap(path, mode="c")
 
 
 def fit_on_recordings(
@@ -505,7 +505,7 @@ def _fit_all(args: argparse.Namespace) -> None:
             target = targets[tuple(group), size]
             if accelerator.is_main_process and not (target / "config.json").is_file():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                save_units(fitted, fit, target, seed=args.seed, encoder=args.encoder, layers=group)
+                save_units(fitted, fit, target, seed=args.seed, encoder=Path(args.encoder).name, layers=group)
             accelerator.print(
                 f"{target}: {size} centroids of {fit.num_frames} frames ({fit.seconds / 60:.1f} min) account for "
                 + ", ".join(f"{share:.1%}" for share in fit.explained)
