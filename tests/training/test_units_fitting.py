@@ -221,7 +221,7 @@ def test_the_command_writes_models_that_load(encoder, audio_folder, tmp_path, ca
     ("changes", "message"),
     [
         (["--layers", "3"], "between 0 and 2"),
-        (["--codebook-size", "100000"], "fewer"),
+        (["--codebook-size", "100000"], "there are only"),
         (["--filter", "split=train"], "no column 'split'"),
         (["--num-stages", "0"], "num_stages"),
     ],
