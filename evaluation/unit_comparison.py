@@ -35,6 +35,7 @@ from .unit_measures import (
     measure_characters,
     measure_ngrams,
     measure_rate,
+    measure_robustness,
     measure_usage,
     without_stress,
 )
@@ -50,7 +51,7 @@ class Measure:
         run (`Callable`): From [`EncodedClips`] and [`UnitSettings`] to [`Measured`].
         needs_features (`bool`): Whether it looks at what was quantized, which only the model gives.
         needs (sequence of `str`): Fields of [`SpokenClips`] without which there is nothing to measure.
-        settings (sequence of `str`): Fields of [`UnitSettings`], beside the seed, that change it.
+        settings (sequence of `str`): Fields and properties of [`UnitSettings`], beside the seed, that change it.
     """
 
     run: Callable[[EncodedClips, UnitSettings], Measured]
@@ -63,6 +64,7 @@ MEASURES: dict[str, Measure] = {
     "agreement": Measure(measure_agreement, needs=("phones",)),
     "characters": Measure(measure_characters, needs=("characters",)),
     "abx": Measure(measure_abx, True, ("phones", "speakers"), ("abx_context", "abx_tokens")),
+    "robustness": Measure(measure_robustness, settings=("robustness_clips", "perturbation_keys")),
     "rate": Measure(measure_rate),
     "usage": Measure(measure_usage),
     "ngrams": Measure(measure_ngrams),
@@ -255,7 +257,14 @@ def compare(args: argparse.Namespace) -> int:
 
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
-    settings = UnitSettings(args.seed, args.robustness_clips, args.abx_context, args.abx_tokens)
+    settings = UnitSettings(
+        seed=args.seed,
+        robustness_clips=args.robustness_clips,
+        perturbations=args.perturbations,
+        noise_folder=args.noise,
+        abx_context=args.abx_context,
+        abx_tokens=args.abx_tokens,
+    )
     summaries = []
     try:
         models = named_models(args.models, args.systems)
@@ -263,6 +272,7 @@ def compare(args: argparse.Namespace) -> int:
             args.data, parse_filter(args.filter), args.list, args.limit, args.labels, args.character_labels, args.seed
         )
         measures, skipped = usable_measures(args.measures, data)
+        settings.chosen_perturbations()  # a folder without noise is told of before any work
         args.output.mkdir(parents=True, exist_ok=True)
         for name, reason in skipped.items():
             print(f"skipped {name}: {reason}", file=sys.stderr)

@@ -3,13 +3,16 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from . import abx as phone_abx
 from .clip_results import ResultsFile
@@ -17,8 +20,10 @@ from .clips import SAMPLING_RATE, Clip
 from .codec_systems import EncodingSystem, Stopwatch
 from .frame_probe import IGNORED_LABELS, FrameLabel, label_frames
 from .peers import resample
+from .perturbations import Perturbation, default_perturbations, perturb
 from .summaries import Estimate, Statistic, bootstrap_sums, ratio
 from .unit_agreement import joint_counts, joint_symbols, roll_labels
+from .unit_robustness import UnitEdits, unit_edit_distance, unit_edits
 from .unit_statistics import (
     bit_rates,
     entropy,
@@ -85,13 +90,37 @@ class UnitSettings:
     Args:
         seed (`int`): Of whatever is drawn.
         robustness_clips (`int`): Clips that are perturbed.
+        perturbations (sequence of `str`, *optional*): How; names of [`~perturbations.default_perturbations`]. Defaults
+            to all.
+        noise_folder (`str`, *optional*): Recordings of noise. Defaults to generated noise.
         abx_context (`"triphone"` or `"any"`), abx_tokens (`int`): See [`~abx.abx`].
     """
 
     seed: int = 0
     robustness_clips: int = 60
+    perturbations: Sequence[str] | None = None
+    noise_folder: str | None = None
     abx_context: str = "any"
     abx_tokens: int = 5
+
+    def chosen_perturbations(self) -> dict[str, Perturbation]:
+        r"""
+        The perturbations by their names.
+
+        Raises:
+            ValueError: If there is no such perturbation, or no recording of noise.
+        """
+        known = default_perturbations(None if self.noise_folder is None else Path(self.noise_folder))
+        chosen = known if self.perturbations is None else self.perturbations
+        for name in chosen:
+            if name not in known:
+                raise ValueError(f"`perturbations` must be among {', '.join(known)}, but got {name!r}.")
+        return {name: known[name] for name in chosen}
+
+    @property
+    def perturbation_keys(self) -> dict[str, str]:
+        """What tells the perturbations from others, noise in a folder by its content."""
+        return {name: perturbation.key for name, perturbation in self.chosen_perturbations().items()}
 
 
 @dataclasses.dataclass
@@ -482,3 +511,61 @@ def measure_ngrams(encoded: EncodedClips, settings: UnitSettings) -> Measured:
         estimate = bootstrap_sums(grouped(counts, groups), ngram_perplexity, seed=settings.seed)
         measured.add(name, estimate, len(streams))
     return measured
+
+
+def measure_robustness(encoded: EncodedClips, settings: UnitSettings) -> Measured:
+    r"""
+    Unit edit distance of all codebooks together under each perturbation, over clips drawn by the seed; in the details,
+    of each codebook. Chance: between clips that are not the same.
+    """
+    measured = Measured()
+    order = np.random.default_rng(settings.seed).permutation(len(encoded.data.clips))
+    drawn = sorted(order[: settings.robustness_clips].tolist())
+    # The same for every system: a clip that it cannot encode is missing, not replaced.
+    codes_of = {number: codes for number, codes in zip(encoded.numbers, encoded.codes, strict=True) if number in drawn}
+    if not codes_of:
+        raise ValueError("none of the clips that were drawn could be encoded; raise --robustness-clips")
+    perturbations = settings.chosen_perturbations()
+    num_quantizers = len(encoded.codes[0])
+    with tqdm(total=len(perturbations) * len(codes_of), desc="robustness", leave=False, disable=None) as progress:
+        for name, perturbation in perturbations.items():
+            edits, by_codebook, groups, failures = [], [], [], {}
+            for number, codes in codes_of.items():
+                clip = encoded.data.clips[number]
+                try:
+                    changed = _encode_perturbed(encoded, clip, perturbation, settings.seed)
+                except EncodingFailure as failure:
+                    failures.setdefault(str(failure), []).append(clip.name)
+                else:
+                    edits.append(unit_edits(codes, changed))
+                    groups.append(encoded.data.groups[number])
+                    if num_quantizers > 1:
+                        by_codebook.append(
+                            [unit_edits(*rows) for rows in zip(codes[:, None], changed[:, None], strict=True)]
+                        )
+                progress.update()
+            score = f"ued[{name}]"
+            measured.add(score, _edit_distance(edits, groups, settings.seed), len(edits), "it failed for every clip")
+            if failures:
+                measured.failures[score] = failures
+            measured.details.setdefault("perturbations", {})[name] = perturbation.description
+            if by_codebook:
+                distances = unit_edit_distance(np.sum(by_codebook, axis=0)).tolist()
+                measured.details.setdefault("ued_by_codebook", {})[name] = distances
+    if len(codes_of) > 1:
+        # Clips of about the same length, so that lengths alone add no edits.
+        by_length = sorted(codes_of.values(), key=lambda codes: codes.shape[1])
+        others = [unit_edits(*pair) for pair in itertools.pairwise(by_length)]
+        measured.add_value("ued[chance]", unit_edit_distance(np.sum(others, axis=0)), len(others))
+    return measured
+
+
+def _encode_perturbed(encoded: EncodedClips, clip: Clip, perturbation: Perturbation, seed: int) -> np.ndarray:
+    view = f"{perturbation.key} seed {seed}"
+    return encoded.encode_view(clip, view, lambda: perturb(clip.load(), perturbation, seed, clip.key, SAMPLING_RATE))
+
+
+def _edit_distance(edits: Sequence[UnitEdits], groups: Sequence[str], seed: int) -> Estimate | None:
+    if not edits:
+        return None
+    return bootstrap_sums(grouped(np.array(edits), groups), unit_edit_distance, seed=seed)

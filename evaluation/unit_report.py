@@ -101,7 +101,8 @@ SECTIONS = (
         "Robustness",
         ("ued",),
         "Unit edit distance: edits that lead from the de-duplicated units of the recording to those of the changed "
-        "recording, a hundred units; lower is better.",
+        "recording, a hundred units; lower is better. Units that say little change little, so read it beside PNMI or "
+        "ABX. Chance: the distance to the units of another recording of about the same length.",
     ),
     Section(
         "Bit rates",
@@ -143,7 +144,7 @@ def split_name(name: str) -> tuple[str, str]:
 def score_title(name: str) -> str:
     r"""Heading of a score's column."""
     kind, view = split_name(name)
-    return SCORE_KINDS[kind].title + (f" ({view})" if view else "")
+    return SCORE_KINDS[kind].title + (f" ({view.replace('_', ' ')})" if view else "")
 
 
 def section_scores(report: Mapping[str, Any], section: Section) -> list[str]:
@@ -194,15 +195,21 @@ def summary_rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def codebook_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    r"""PNMI and use of each codebook of the systems that have several; only a header where none has."""
-    rows = [["system", "codebook", "PNMI", "share of codes used", "perplexity"]]
+    r"""PNMI, use and UED of each codebook of the systems that have several; only a header where none has."""
+    changes = dict.fromkeys(
+        name for system in report["systems"] for name in system["details"].get("ued_by_codebook", ())
+    )
+    titles = [score_title(f"ued[{name}]") for name in changes]
+    rows = [["system", "codebook", "PNMI", "share of codes used", "perplexity", *titles]]
     for system in report["systems"]:
         if system["num_quantizers"] == 1:
             continue
         pnmi, usage = (system["details"].get(name, []) for name in ("pnmi_by_codebook", "usage_by_codebook"))
+        distances = system["details"].get("ued_by_codebook", {})
         for number in range(system["num_quantizers"]):
             cells = [f"{pnmi[number]:.3f}" if pnmi else "–"]
             cells += [f"{usage[number]['share_used']:.3f}", f"{usage[number]['perplexity']:.1f}"] if usage else "––"
+            cells += [f"{distances[name][number]:.1f}" if name in distances else "–" for name in changes]
             rows.append([system["system"], str(number + 1), *cells])
     return rows
 
@@ -220,6 +227,12 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     ]
     if "robustness" in report["measures"]:
         lines.append(f"Robustness: at most {settings['robustness_clips']} clips, drawn by seed {settings['seed']}.")
+        changes = {
+            name: words
+            for system in report["systems"]
+            for name, words in system["details"].get("perturbations", {}).items()
+        }
+        lines += [f"Robustness, {name.replace('_', ' ')}: {words}." for name, words in changes.items()]
     if "abx" in report["measures"]:
         context = "the same neighbours" if settings["abx_context"] == "triphone" else "any neighbours"
         lines.append(f"ABX: {context}, at most {settings['abx_tokens']} tokens of a phone and speaker.")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 
 MEASURE_NAMES = ("agreement", "characters", "abx", "robustness", "rate", "usage", "ngrams", "probes")
+PERTURBATION_NAMES = ("noise", "noise_nast", "reverberation", "gain", "pitch_shift", "time_stretch", "opus", "mp3")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--robustness-clips", type=int, default=60, help="clips that are perturbed, drawn by the seed; default: 60"
     )
+    parser.add_argument(
+        "--perturbations", nargs="*", choices=PERTURBATION_NAMES, default=PERTURBATION_NAMES, help="default: all"
+    )
+    parser.add_argument("--noise", metavar="FOLDER", help="recordings of noise; default: generated, speech-shaped")
     parser.add_argument("--abx-context", choices=("triphone", "any"), default="any", help="default: any")
     parser.add_argument(
         "--abx-tokens", type=int, default=5, help="of a phone and speaker, drawn by the seed; default: 5"

@@ -2,9 +2,11 @@
 """`speech-tokenizers evaluate units` on synthetic recordings whose phones are levels of a constant signal."""
 
 import argparse
+import itertools
 import json
 import types
 
+import jiwer
 import numpy as np
 import pytest
 import soundfile
@@ -13,6 +15,7 @@ from transformers import HubertConfig
 
 from speech_tokenizers.evaluation import unit_comparison, units
 from speech_tokenizers.evaluation.codec_systems import EncodedClip, EncodingSystem
+from speech_tokenizers.evaluation.perturbations import default_perturbations, perturb
 from speech_tokenizers.evaluation.unit_comparison import UnitComparison, read_spoken_clips, usable_measures
 from speech_tokenizers.evaluation.unit_measures import UnitSettings
 from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
@@ -105,6 +108,80 @@ def test_labels_are_taken_where_a_frame_is_heard(data, tmp_path):
     assert compare(data, tmp_path, wrong, ["agreement"])["scores"]["pnmi"]["value"] < 0.6
 
 
+def test_unit_edit_distance_is_that_of_jiwer_over_the_clips_that_were_drawn(data, tmp_path):
+    system = LevelSystem()
+    summary = compare(data, tmp_path, system, ["robustness"])
+    clips = read_spoken_clips(str(data), {}).clips
+    drawn = [clips[number] for number in np.random.default_rng(0).permutation(8)[:4]]
+    for name, perturbation in default_perturbations().items():
+        said = [
+            [
+                " ".join(str(unit) for unit, _ in itertools.groupby(system.encode(audio)[0]))
+                for audio in (clip.load(), perturb(clip.load(), perturbation, 0, clip.key))
+            ]
+            for clip in drawn
+        ]
+        score = summary["scores"][f"ued[{name}]"]
+        expected = 100 * jiwer.wer(*map(list, zip(*said, strict=True)))
+        assert (score["value"], score["num_clips"]) == (pytest.approx(expected), 4)
+        assert score["low"] <= score["value"] <= score["high"]
+        assert summary["details"]["perturbations"][name] == perturbation.description
+    assert summary["scores"]["ued[time_stretch]"]["value"] < summary["scores"]["ued[chance]"]["value"]
+    assert summary["scores"]["ued[gain]"]["value"] > 0
+
+
+def test_units_that_nothing_changes_have_no_distance(data, tmp_path):
+    class Deaf(LevelSystem):
+        def encode(self, audio):
+            return np.arange(30)[None] % 8
+
+    scores = compare(data, tmp_path, Deaf(), ["robustness"])["scores"]
+    assert {score["value"] for score in scores.values()} == {0.0}
+    assert len(scores) == len(default_perturbations()) + 1
+
+
+def test_a_clip_whose_changed_version_fails_is_in_no_score_of_it(data, tmp_path):
+    class Fragile(LevelSystem):
+        def encode(self, audio):
+            if len(audio) != 19200:
+                raise RuntimeError("of another length")
+            return super().encode(audio)
+
+    summary = compare(data, tmp_path, Fragile(), ["robustness"])
+    assert summary["scores"]["ued[time_stretch]"] is None
+    (reason,) = summary["failures"]["ued[time_stretch]"]
+    assert reason == "of another length"
+    assert len(summary["failures"]["ued[time_stretch]"][reason]) == 4
+    assert summary["scores"]["ued[gain]"]["num_clips"] == 4
+    assert summary["encoding_failures"] == {}
+
+
+def test_other_perturbations_are_measured_anew_and_known_ones_are_not(data, tmp_path):
+    noise = tmp_path / "noise"
+    noise.mkdir()
+    soundfile.write(noise / "hum.wav", 0.1 * np.sin(np.arange(16000) / 50), 16000)
+    clips = read_spoken_clips(str(data), {})
+
+    def measure(**settings):
+        system = LevelSystem()
+        settings = UnitSettings(robustness_clips=4, **settings)
+        return UnitComparison(clips, ["robustness"], settings, tmp_path / "out").measure(system), system.num_calls
+
+    summary, num_calls = measure(perturbations=("gain", "noise"))
+    assert num_calls == 8 + 4 * 2
+    assert set(summary["scores"]) == {"ued[gain]", "ued[noise]", "ued[chance]"}
+    wider, num_calls = measure(perturbations=("gain", "noise", "mp3"))
+    assert num_calls == 4
+    assert wider["scores"]["ued[gain]"] == summary["scores"]["ued[gain]"]
+    recorded, num_calls = measure(perturbations=("gain", "noise"), noise_folder=str(noise))
+    assert num_calls == 4
+    assert recorded["scores"]["ued[noise]"] != summary["scores"]["ued[noise]"]
+    soundfile.write(noise / "hum.wav", 0.1 * np.sin(np.arange(16000) / 5), 16000)
+    assert measure(perturbations=("gain", "noise"), noise_folder=str(noise))[1] == 4
+    with pytest.raises(ValueError, match="must be among noise, noise_nast"):
+        measure(perturbations=("echo",))
+
+
 def test_a_second_run_reads_what_is_known_and_does_not_call_the_model(data, tmp_path):
     first = compare(data, tmp_path, LevelSystem())
     again = LevelSystem()
@@ -189,6 +266,10 @@ def test_codecs_of_transformers_are_measured_like_ours(data, tmp_path, codec, ma
     assert summary["num_clips"] == 8
     assert 0 <= summary["scores"]["abx_within[features]"]["value"] <= 100
     assert len(summary["details"]["pnmi_by_codebook"]) == 4
+    distances = summary["details"]["ued_by_codebook"]
+    for name in default_perturbations():
+        assert len(distances[name]) == 4
+        assert min(distances[name]) >= 0
 
 
 @pytest.fixture
@@ -207,6 +288,10 @@ def units_model():
     audio = 0.1 * torch.randn(1, 8000)
     model.set_centroids(model.features(audio)[0][0, :, :6])
     return model
+
+
+def test_the_command_knows_the_perturbations_that_there_are():
+    assert tuple(default_perturbations()) == units.PERTURBATION_NAMES
 
 
 def run(tmp_path, *arguments: str) -> int:
@@ -229,6 +314,9 @@ def test_the_command_writes_every_report(data, tmp_path, units_model, make_rvq_c
     ours, codec = report["systems"]
     assert (ours["system"], ours["layers"], ours["num_quantizers"]) == ("units", [1], 1)
     assert (codec["system"], codec["layers"], codec["num_quantizers"]) == ("tiny codec", [], 4)
+    for system in report["systems"]:
+        assert {f"ued[{name}]" for name in units.PERTURBATION_NAMES} <= set(system["scores"])
+    assert "UED % (noise nast)" in (tmp_path / "out" / "units.md").read_text()
     assert "it needs characters and their times" in capsys.readouterr().err
     assert "Skipped characters" in (tmp_path / "out" / "units.md").read_text()
     (data / "5.wav").unlink()
@@ -245,6 +333,7 @@ def test_the_command_writes_every_report(data, tmp_path, units_model, make_rvq_c
         (["--systems", "nameless"], "--systems takes NAME=MODEL, but got 'nameless'"),
         (["a/b", "--systems", "b=c"], "Two models are named b"),
         (["a/b", "--filter", "speaker"], "COLUMN=VALUE"),
+        (["a/b", "--noise", "no-such-folder"], "no-such-folder"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_two(data, tmp_path, capsys, arguments, message):
