@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import importlib
+import json
 import os
 import subprocess
 import sys
@@ -168,6 +170,35 @@ def test_a_malformed_command_line_exits_with_2(arguments, capsys):
         main(arguments)
     assert stop.value.code == 2
     assert "usage: speech-tokenizers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "module"),
+    [
+        (["evaluate"], "reconstruction"),
+        (["evaluate", "reconstruction"], "reconstruction"),
+        (["evaluate", "units"], "units"),
+        (["evaluate", "./units"], "reconstruction"),  # a codec in a folder of that name
+    ],
+)
+def test_evaluate_measures_reconstruction_or_what_its_second_word_says(words, module, monkeypatch):
+    seen = []
+    for name in ("reconstruction", "units"):
+        evaluation = importlib.import_module(f"speech_tokenizers.evaluation.{name}")
+        monkeypatch.setattr(evaluation, "run", lambda args, name=name: seen.append((name, args.models)) or 0)
+    assert main([*words, "codec", "--data", "in", "--output", "out"]) == 0
+    assert seen == [(module, ["./units", "codec"] if "./units" in words else ["codec"])]
+
+
+def test_evaluate_units_measures_a_codec(tmp_path, write_audio, tiny_checkpoint, capsys):
+    write_audio(tmp_path / "in" / "a.wav", 0.5)
+    write_audio(tmp_path / "in" / "b.wav", 0.7)
+    arguments = ["--data", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--measures", "rate", "robustness"]
+    assert main(["evaluate", "units", str(tiny_checkpoint), *arguments, "--perturbations", "gain"]) == 0
+    (system,) = json.loads((tmp_path / "out" / "units.json").read_text())["systems"]
+    assert system["num_clips"] == 2
+    assert {"bits_nominal", "ued[gain]", "ued[chance]"} <= set(system["scores"])
+    assert "| system |" in capsys.readouterr().out
 
 
 def test_the_module_runs_as_the_command():

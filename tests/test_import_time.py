@@ -46,7 +46,7 @@ def test_help_loads_nothing_heavy(arguments):
     assert not set(HEAVY) & set(loaded)
 
 
-@pytest.mark.parametrize("command", ["train", "ablate", "evaluate", "benchmark", "demo"])
+@pytest.mark.parametrize("command", ["train", "ablate", "evaluate", "evaluate units", "benchmark", "demo"])
 def test_help_of_the_other_commands_loads_neither_torch_nor_transformers(command):
     program = (
         "import sys, json\n"
@@ -55,7 +55,7 @@ def test_help_of_the_other_commands_loads_neither_torch_nor_transformers(command
         "except SystemExit as stop: assert stop.code == 0\n"
         "print('\\n' + json.dumps(list(sys.modules)))"
     )
-    loaded = json.loads(run_python(program, command, "--help").splitlines()[-1])
+    loaded = json.loads(run_python(program, *command.split(), "--help").splitlines()[-1])
     assert not {"torch", "transformers"} & set(loaded)
 
 

@@ -24,7 +24,7 @@ class UsageError(ValueError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    arguments = _join_command(sys.argv[1:] if arguments is None else list(arguments))
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
     args = _build_parser(chosen).parse_args(arguments)
     try:
@@ -39,6 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output, such as `head`, has left. Python would complain once more while it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _join_command(arguments: list[str]) -> list[str]:
+    # A command of two words becomes one argument. `evaluate` alone, followed by a codec, is `evaluate reconstruction`.
+    if arguments[:2] == ["evaluate", "reconstruction"]:
+        return ["evaluate", *arguments[2:]]
+    words = " ".join(arguments[:2])
+    return [words, *arguments[2:]] if words in _COMMANDS else arguments
 
 
 def _build_parser(chosen: str | None) -> argparse.ArgumentParser:
@@ -480,8 +488,12 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
         _of_module("speech_tokenizers.training.ctc_finetuning"),
     ),
     "evaluate": (
-        "measure reconstruction beside other codecs",
+        "measure reconstruction beside other codecs; also `evaluate reconstruction`",
         _of_module("speech_tokenizers.evaluation.reconstruction"),
+    ),
+    "evaluate units": (
+        "measure what discrete units keep of speech, of unit models and codecs",
+        _of_module("speech_tokenizers.evaluation.units"),
     ),
     "ablate": (
         "train a recipe in several variants and compare them",
