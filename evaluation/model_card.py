@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-`speech-tokenizers card`: write the card of a codec from its configuration, its training log and its measured results.
+`speech-tokenizers card`: write the card of a model from its configuration, its training log and its measured results.
 """
 
 import argparse
@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Any
 
 
-TEMPLATE = "card_template_codec.md"
+TEMPLATE = "card_template.md"
+TAGS = {
+    "codec": ["neural-codec", "residual-vector-quantization"],
+    "units": ["discrete-units", "k-means"],
+}
 # What the card's metadata may show of a results file: Hub name of the metric by score.
 METADATA_METRICS = {
     "pesq": "PESQ-wb",
@@ -35,23 +39,38 @@ def describe_model(folder: Path) -> dict[str, Any]:
     import speech_tokenizers  # noqa: F401 - makes AutoConfig know the family
 
     config = AutoConfig.from_pretrained(folder)
-    bits = math.log2(config.codebook_size)
-    weights = folder / "model.safetensors"
     facts = {
         "sampling rate": f"{config.sampling_rate} Hz",
         "frames": f"{config.frame_rate:g} a second, {config.hop_length} samples each",
-        "codebooks": f"{config.num_quantizers} of {config.codebook_size} entries",
-        "bit rate": f"{config.bits_per_second:g} bit/s, or {config.frame_rate * bits:g} bit/s for each codebook used",
-        "encoder": config.encoder_type,
-        "decoder": config.decoder_type,
-        "look-ahead": "none" if config.causal else "yes (not causal)",
     }
+    described: dict[str, Any] = {"family": "codec", "frame_rate": config.frame_rate, "facts": facts}
+    described |= {"sampling_rate": config.sampling_rate, "kbps": config.bits_per_second / 1000}
+    described |= {"num_quantizers": config.num_quantizers, "bits_per_code": math.log2(config.codebook_size)}
+    if hasattr(config, "encoder_config"):
+        described["family"] = "units"
+        facts |= _unit_facts(config)
+        described["has_vocoder"] = config.vocoder_config is not None
+    else:
+        facts |= _codec_facts(config)
+    weights = folder / "model.safetensors"
     if weights.is_file():
         with safe_open(weights, "pt") as tensors:
             slices = [tensors.get_slice(name) for name in tensors.keys()]  # noqa: SIM118 - not a mapping
             count = sum(math.prod(part.get_shape()) for part in slices)
             kinds = sorted({part.get_dtype() for part in slices if part.get_dtype().startswith(("F", "BF"))})
         facts["weights"] = f"{count / 1e6:.2f} M numbers ({', '.join(kinds)}), {weights.stat().st_size / 1e6:.1f} MB"
+    return described
+
+
+def _codec_facts(config: Any) -> dict[str, str]:
+    per_codebook = config.frame_rate * math.log2(config.codebook_size)
+    facts = {
+        "codebooks": f"{config.num_quantizers} of {config.codebook_size} entries",
+        "bit rate": f"{config.bits_per_second:g} bit/s, or {per_codebook:g} bit/s for each codebook used",
+        "encoder": config.encoder_type,
+        "decoder": config.decoder_type,
+        "look-ahead": "none" if config.causal else "yes (not causal)",
+    }
     learnt_from = {"semantic": "a speech model", "contextual": "a language model"}
     for kind, teacher in learnt_from.items():
         dimension = getattr(config, f"{kind}_dimension", None)
@@ -59,13 +78,18 @@ def describe_model(folder: Path) -> dict[str, Any]:
             stage = getattr(config, f"{kind}_stage")
             codebooks = f"codebook {stage}" if isinstance(stage, int) else f"the {stage} of all codebooks"
             facts[f"distilled from {teacher}"] = f"{codebooks}, projected to {dimension} features (training only)"
+    return facts
+
+
+def _unit_facts(config: Any) -> dict[str, str]:
+    encoder = config.encoder_config
     return {
-        "sampling_rate": config.sampling_rate,
-        "num_quantizers": config.num_quantizers,
-        "bits_per_code": bits,
-        "frame_rate": config.frame_rate,
-        "kbps": config.bits_per_second / 1000,
-        "facts": facts,
+        "units": f"{config.num_quantizers} of {config.codebook_size} a frame",
+        "bit rate": f"{config.bits_per_second:g} bit/s before runs of equal units are merged",
+        "encoder": f"{encoder.model_type}, {encoder.hidden_size} dimensions, read at layer "
+        + ", ".join(map(str, config.layers)),
+        "batches": "units of a padded batch equal those alone" if config.padding_invariant else "as in transformers",
+        "vocoder": "none" if config.vocoder_config is None else "attached, see `decode`",
     }
 
 
@@ -229,12 +253,13 @@ def build_card(
 
     system = system or name
     results = metadata_results(report, system, dataset_name, (datasets or ["speech"])[0]) if report else []
+    described = describe_model(folder)
     card_data = ModelCardData(
         language=language,
         license=licence,
         library_name="transformers",
         pipeline_tag="feature-extraction",
-        tags=["audio-tokenizer", "neural-codec", "speech", "residual-vector-quantization"],
+        tags=["audio-tokenizer", "speech", *TAGS[described["family"]]],
         datasets=datasets,
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=name if results else None,
@@ -244,7 +269,7 @@ def build_card(
     return ModelCard.from_template(
         card_data,
         template_str=template,
-        **describe_model(folder),
+        **described,
         model_name=name,
         model_id=name,
         data=data.strip(),

@@ -5,7 +5,7 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
-from speech_tokenizers import DMCodecConfig
+from speech_tokenizers import DMCodecConfig, KMeansUnitsConfig
 from speech_tokenizers.evaluation import model_card
 from speech_tokenizers.evaluation.model_card import build_card, loss_table
 
@@ -114,6 +114,24 @@ def test_what_is_not_known_is_left_out(folder):
         assert heading not in text
     assert "## Use" in text
     assert "\n\n\n" not in text
+
+
+def test_a_card_of_units_tells_how_to_get_them(tmp_path):
+    fields = {"encoder_config": {"model_type": "hubert", "hidden_size": 96}, "layers": [3, 5], "codebook_size": 200}
+    KMeansUnitsConfig(**fields).save_pretrained(tmp_path)
+    text = str(build_card(tmp_path, "tiny-units", sections={"Measured": "PNMI 0.5"}))
+    for wanted in ("2 integers, 50 times a second", "hubert, 96 dimensions, read at layer 3, 5", "deduplicate=True"):
+        assert wanted in text
+    for absent in ("model.decode(", "reconstruct", "neural-codec"):
+        assert absent not in text
+    assert "no vocoder is attached" in text
+    KMeansUnitsConfig(
+        **fields,
+        vocoder_config={"num_quantizers": 2, "codebook_size": 200, "hop_length": 320, "sampling_rate": 16000},
+    ).save_pretrained(tmp_path)
+    text = str(build_card(tmp_path, "tiny-units"))
+    assert "model.decode(" in text
+    assert "no vocoder" not in text
 
 
 def test_a_system_that_was_not_measured_is_refused(folder, report):
