@@ -5,7 +5,7 @@ import argparse
 from pathlib import Path
 
 
-SECTIONS = ("encodec", "decoders", "bf16", "streaming", "memory", "training")
+SECTIONS = ("encodec", "decoders", "bf16", "streaming", "memory", "training", "units")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=SECTIONS,
         help="encodec: against transformers' EncodecModel of the same architecture; decoders: inverse STFT against "
         "SEANet; bf16: against fp32, with the agreement of codes; streaming: latency of a 20 ms frame; memory: a long "
-        "file; training: memory of an adversarial step on a GPU. Default: all",
+        "file; training: memory of an adversarial step on a GPU; units: against their encoder alone. Default: all",
     )
     parser.add_argument(
         "--model", help="checkpoint for bf16 and memory: name, folder or Hub id; default: presets with random weights"

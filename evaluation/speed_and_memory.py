@@ -322,6 +322,25 @@ def measure_file_memory(args: argparse.Namespace) -> dict[str, Any]:
     return {"model": args.model or f"{FAST_PRESET} (random weights)", "minutes": args.memory_minutes, **measured}
 
 
+def measure_units(args: argparse.Namespace) -> dict[str, Any]:
+    r"""Units of recordings in batches sorted by length, against the plain forward pass of their encoder."""
+    from .unit_speed import CODEBOOK_SIZE, NUM_LAYERS, plain_forward, random_units, tokenization
+
+    encoder, units = random_units()
+    generator = np.random.default_rng(0)
+    seconds = args.seconds * generator.uniform(0.25, 1.0, size=8)
+    waveforms = [synthetic_sound(round(16000 * length), 16000, number) for number, length in enumerate(seconds)]
+    batch_seconds = 2.5 * args.seconds
+    functions = {
+        "HubertModel": plain_forward(encoder, waveforms, round(16000 * batch_seconds), 16000),
+        "units": tokenization(units, waveforms, batch_seconds),
+    }
+    times = interleave(functions, args.repeats)
+    total = float(sum(map(len, waveforms))) / 16000
+    described = f"HuBERT-base, {NUM_LAYERS} layers, {CODEBOOK_SIZE} centroids (random weights)"
+    return {"model": described, "audio_seconds": total, "encode": compare_times(times, "HubertModel", total)}
+
+
 def train_briefly(*overrides: str) -> list[dict[str, Any]]:
     r"""
     Entries of the log of eight training steps by `TRAINING_RECIPE` on synthetic sound; raises `RuntimeError` if it
@@ -390,6 +409,7 @@ MEASURES = {
     "streaming": measure_streaming,
     "memory": measure_file_memory,
     "training": measure_training,
+    "units": measure_units,
 }
 
 
@@ -420,6 +440,7 @@ def describe(report: dict[str, Any]) -> str:
         "streaming": "One streamed frame, encoded and decoded",
         "memory": "A long file, encoded and decoded",
         "training": "An adversarial training step",
+        "units": "Units in batches against the plain forward pass of their encoder",
     }
     for section, values in report["sections"].items():
         lines += ["", f"### {headings[section]}", ""]
@@ -430,6 +451,8 @@ def describe(report: dict[str, Any]) -> str:
             if side in values:
                 lines += [f"{side}, {values['audio_seconds']:g} s of audio", ""]
                 lines += [*time_table(values[side], values["audio_seconds"]), ""]
+        if section == "units":
+            lines.append(f"{values['model']}.")
         if section == "encodec":
             counts = (f"{name} {count / 1e6:.2f} M" for name, count in values["parameters"].items())
             lines.append("Parameters: " + ", ".join(counts))

@@ -77,6 +77,19 @@ def test_the_auto_classes_know_the_codec_in_either_order_of_import(first, tiny_c
     assert names == ["RVQCodecFeatureExtractor", "RVQCodecModel", "RVQCodecModel", "RVQCodecConfig"]
 
 
+@pytest.mark.parametrize(
+    "name", ["EncodecConfig", "HubertConfig", "HubertModel", "WhisperFeatureExtractor", "Trainer"]
+)
+def test_every_part_of_transformers_can_be_imported_first(name):
+    # These import the auto modules while they are being imported themselves, by documentation's decorators.
+    program = (
+        "import speech_tokenizers, transformers\n"
+        f"print(transformers.{name}.__name__)\n"
+        "print(type(transformers.AutoConfig.for_model('speech_tokenizers_hubert_masked_prediction')).__name__)"
+    )
+    assert run_python(program).split() == [name, "HubertMaskedPredictionConfig"]
+
+
 @pytest.mark.parametrize("name", speech_tokenizers.__all__)
 def test_every_public_name_resolves(name):
     assert getattr(speech_tokenizers, name) is not None

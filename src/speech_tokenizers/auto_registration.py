@@ -67,9 +67,14 @@ def _facade() -> ModuleType:
 
 
 def _register_configs(configuration_auto: ModuleType) -> None:
+    # `AutoConfig.register` wants the class itself, whose import may need transformers modules that are in the middle
+    # of importing this one. transformers' mappings load their own classes by name on first use; ours are added to
+    # them in that form, here and for models.
+    mapping = configuration_auto.CONFIG_MAPPING
     classes = {**AUTO_CLASSES, **CTC_CLASSES, **PRE_TRAINING_CLASSES, **VOCODER_CLASSES}
     for model_type, (config_name, *_) in classes.items():
-        configuration_auto.AutoConfig.register(model_type, getattr(_facade(), config_name), exist_ok=True)
+        mapping._mapping[model_type] = config_name
+        mapping._modules[model_type] = _facade()
 
 
 def _register_feature_extractors(feature_extraction_auto: ModuleType) -> None:
@@ -80,9 +85,6 @@ def _register_feature_extractors(feature_extraction_auto: ModuleType) -> None:
 
 
 def _register_models(modeling_auto: ModuleType) -> None:
-    # `AutoModel.register` wants the class itself, whose import needs transformers modules that may be in the middle of
-    # importing this one. transformers' mappings load their own classes by name on first use; ours are added to them in
-    # that form.
     base = modeling_auto.MODEL_MAPPING
     for classes, mappings in (
         (AUTO_CLASSES, (base, modeling_auto.MODEL_FOR_AUDIO_TOKENIZATION_MAPPING)),
