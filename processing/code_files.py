@@ -21,6 +21,8 @@ CODE_FILE_FORMAT = "speech-tokenizers audio codes"
 CODE_FILE_VERSION = 1
 CODE_FILE_SUFFIX = ".safetensors"
 
+# Convolutions without padding, such as HuBERT's, give up to so many frames fewer than codecs do.
+_FRAMES_AT_EDGES = 2
 _INTEGER_FIELDS = ("num_samples", "sampling_rate", "codebook_size", "hop_length")
 
 
@@ -81,10 +83,10 @@ class AudioCodes:
                 f"but range from {codes.min()} to {codes.max()}."
             )
         num_frames = -(-self.num_samples // self.hop_length)
-        if codes.shape[1] != num_frames:
+        if not num_frames - _FRAMES_AT_EDGES <= codes.shape[1] <= num_frames:
             raise ValueError(
                 f"`audio_codes` must have {num_frames} frames of {self.hop_length} for {self.num_samples} samples, "
-                f"but got {codes.shape[1]}."
+                f"or up to {_FRAMES_AT_EDGES} fewer, but got {codes.shape[1]}."
             )
 
     @property

@@ -325,6 +325,7 @@ def _model_facts(name: str) -> dict[str, object]:
         "codebooks": f"{num_quantizers} of {model.config.codebook_size} entries",
         "bit rate": f"{kilobits:g} kbit/s, or {kilobits / num_quantizers:g} a codebook",
         "streaming": "frame by frame" if getattr(model, "is_streamable", False) else "in windows with look-ahead",
+        **({"vocoder": "attached" if model.vocoder is not None else "none"} if hasattr(model, "vocoder") else {}),
     }
 
 
@@ -376,7 +377,6 @@ def _load_model(name: str | None, device: str | None) -> Any:
     from transformers.utils import logging
 
     from speech_tokenizers.checkpoints import load
-    from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 
     logging.disable_progress_bar()
     if device is None:
@@ -384,12 +384,12 @@ def _load_model(name: str | None, device: str | None) -> Any:
     try:
         model = load(name)[0].to(device)
     except (ValueError, OSError) as error:
-        raise UsageError(f"the codec cannot be loaded: {_one_line(error)}") from error
+        raise UsageError(f"the model cannot be loaded: {_one_line(error)}") from error
     except (RuntimeError, AssertionError) as error:
         # torch's words for a device that is misspelt or absent.
         raise UsageError(f"--device {device}: {_one_line(error)}") from error
-    if not isinstance(model, RVQCodecModel):
-        raise UsageError(f"{name} is a {type(model).__name__}; only codecs of this package can be run here.")
+    if not all(hasattr(model, name) for name in ("encode", "decode", "hop_length")):
+        raise UsageError(f"{name} is a {type(model).__name__}; only codecs and units can be run here.")
     return model
 
 

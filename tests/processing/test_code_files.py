@@ -50,7 +50,8 @@ def test_metadata_comes_back(tmp_path, codes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_samples": 1601}, "must have 6 frames"),
+        ({"num_samples": 2241}, "must have 8 frames"),
+        ({"num_samples": 1280}, "must have 4 frames"),
         ({"num_samples": 0}, "`num_samples` must be at least 1"),
         ({"codebook_size": 512}, "must lie between 0 and 511"),
     ],

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs of codecs with units: files of codes, and speech from them where a vocoder is attached."""
+
+import pytest
+import soundfile
+import torch
+from transformers import AutoConfig
+
+from speech_tokenizers import (
+    KMeansUnitsConfig,
+    KMeansUnitsFeatureExtractor,
+    KMeansUnitsModel,
+    UnitVocoderConfig,
+    UnitVocoderModel,
+    load_audio,
+    load_codes,
+)
+from speech_tokenizers.cli import main
+
+
+@pytest.fixture(scope="module", params=["silent", "audible"])
+def checkpoint(request, tmp_path_factory):
+    """Name and folder of a model with 8 random units a frame of 20 ms, with a vocoder or without."""
+    encoder_config = AutoConfig.for_model(
+        "hubert",
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=[8] * 7,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = KMeansUnitsModel(KMeansUnitsConfig(encoder_config=encoder_config, layers=[1], codebook_size=8)).eval()
+        frames = model.features(torch.randn(1, 1, 16000))[0][0, 0]
+        model.set_centroids(frames[:: len(frames) // 8][:8][None])
+        if request.param == "audible":
+            config = UnitVocoderConfig(codebook_size=8, hidden_size=8, decoder_hidden_size=16, decoder_num_layers=1)
+            model.attach_vocoder(UnitVocoderModel(config).eval())
+    folder = tmp_path_factory.mktemp("units") / request.param
+    model.save_pretrained(folder)
+    KMeansUnitsFeatureExtractor().save_pretrained(folder)
+    return request.param, folder
+
+
+def test_units_are_files_of_codes_like_those_of_codecs(checkpoint, tmp_path, write_audio, capsys):
+    kind, folder = checkpoint
+    path = write_audio(tmp_path / "a.wav", 1.23)
+    codes_path = tmp_path / "a.safetensors"
+    model = ["--model", str(folder), "--device", "cpu"]
+    assert main(["encode", str(path), "-o", str(codes_path), *model]) == 0
+    recorded = load_audio(path, 16000)
+    encoded = KMeansUnitsModel.from_pretrained(folder).encode(torch.from_numpy(recorded)[None, None])
+    codes = load_codes(codes_path)
+    assert codes.audio_codes.tolist() == encoded.audio_codes[0].tolist()
+    assert codes.num_samples == len(recorded)
+
+    capsys.readouterr()
+    status = main(["decode", str(codes_path), "-o", str(tmp_path / "decoded.wav")])
+    if kind == "audible":
+        assert status == 0
+        assert soundfile.info(tmp_path / "decoded.wav").frames == len(recorded)
+    else:
+        assert status == 1
+        assert "no vocoder" in capsys.readouterr().err
+        assert not (tmp_path / "decoded.wav").exists()
+
+    assert main(["info", str(folder)]) == 0
+    assert ("attached" if kind == "audible" else "none") in capsys.readouterr().out
