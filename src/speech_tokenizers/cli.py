@@ -475,6 +475,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train a codec by a recipe", _add_train_arguments),
     "align": ("find when words are spoken", _of_module("speech_tokenizers.file_alignment")),
     "units": ("speech to discrete units, in the formats of other tools", _of_module("speech_tokenizers.unit_coding")),
+    "units-bpe": ("learn to merge frequent units", _of_module("speech_tokenizers.unit_bpe_training")),
     "fit-units": (
         "cluster the frames of a speech encoder",
         _of_module("speech_tokenizers.training.units_fitting"),
