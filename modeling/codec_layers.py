@@ -380,9 +380,15 @@ class ResidualUnit(CodecLayer):
 
 
 class SEANetEncoder(CodecSequential):
-    """Waveform (batch, 1, T) -> latents (batch, hidden_size, ceil(T / hop_length)) (SoundStream, arXiv 2107.03312)."""
+    r"""
+    Waveform (batch, 1, T) -> latents (batch, hidden_size, ceil(T / hop_length)) (SoundStream, arXiv 2107.03312).
 
-    def __init__(self, config):
+    Args:
+        config ([`CodecConfig`]): Sizes.
+        out_channels (`int`, *optional*): Defaults to `config.hidden_size`.
+    """
+
+    def __init__(self, config, out_channels: int | None = None):
         channels = config.num_filters
         layers = [CodecConv1d(config, 1, channels, config.kernel_size)]
         for ratio in config.downsampling_ratios:
@@ -395,16 +401,22 @@ class SEANetEncoder(CodecSequential):
             layers += [CodecLSTM(channels, config.num_lstm_layers, config.encoder_lstm == "bidirectional")]
             channels *= 2 if config.encoder_lstm == "bidirectional" else 1
         layers += [make_activation(config, channels)]
-        layers += [CodecConv1d(config, channels, config.hidden_size, config.last_kernel_size)]
+        layers += [CodecConv1d(config, channels, out_channels or config.hidden_size, config.last_kernel_size)]
         super().__init__(*layers)
 
 
 class SEANetDecoder(CodecSequential):
-    """Latents (batch, hidden_size, F) -> waveform (batch, 1, F * hop_length)."""
+    r"""
+    Latents (batch, hidden_size, F) -> waveform (batch, 1, F * hop_length).
 
-    def __init__(self, config):
+    Args:
+        config ([`CodecConfig`]): Sizes.
+        in_channels (`int`, *optional*): Defaults to `config.hidden_size`.
+    """
+
+    def __init__(self, config, in_channels: int | None = None):
         channels = config.num_filters * 2 ** len(config.downsampling_ratios)
-        layers = [CodecConv1d(config, config.hidden_size, channels, config.last_kernel_size)]
+        layers = [CodecConv1d(config, in_channels or config.hidden_size, channels, config.last_kernel_size)]
         if config.decoder_lstm != "none":
             layers += [CodecLSTM(channels, config.num_lstm_layers, config.decoder_lstm == "bidirectional")]
             if config.decoder_lstm == "bidirectional":
@@ -458,11 +470,11 @@ class Spectrum(SlidingWindow):
     Short-time Fourier features (batch, 1, T) -> (batch, 3 * (n_fft / 2 + 1), ceil(T / hop_length)).
 
     Log magnitude, and real and imaginary part with the magnitude compressed to its power of 0.3. Always computed in
-    float32.
+    float32. The hop is the configuration's unless another is given.
     """
 
-    def __init__(self, config):
-        super().__init__(config, config.n_fft, config.hop_length)
+    def __init__(self, config, hop_length: int | None = None):
+        super().__init__(config, config.n_fft, hop_length or config.hop_length)
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
 
     def forward(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
@@ -480,17 +492,23 @@ class Spectrum(SlidingWindow):
 
 
 class SpectralEncoder(CodecSequential):
-    """Waveform (batch, 1, T) -> latents (batch, hidden_size, ceil(T / hop_length)), all layers at the frame rate."""
+    r"""
+    Waveform (batch, 1, T) -> latents (batch, hidden_size, ceil(T / hop_length)), all layers at the frame rate.
 
-    def __init__(self, config):
+    Args:
+        config ([`CodecConfig`]): Sizes.
+        out_channels, hop_length (`int`, *optional*): Default to `config.hidden_size` and `config.hop_length`.
+    """
+
+    def __init__(self, config, out_channels: int | None = None, hop_length: int | None = None):
         width = config.encoder_hidden_size
         super().__init__(
-            Spectrum(config),
+            Spectrum(config, hop_length),
             PointwiseConv1d(config, 3 * (config.n_fft // 2 + 1), width),
             ChannelNorm(width),
             *[ConvNeXtBlock(config, width, config.encoder_num_layers) for _ in range(config.encoder_num_layers)],
             ChannelNorm(width),
-            PointwiseConv1d(config, width, config.hidden_size),
+            PointwiseConv1d(config, width, out_channels or config.hidden_size),
         )
 
 
@@ -500,14 +518,14 @@ class InverseSpectrum(CodecLayer):
     float32.
 
     Frames are centred on their hop, or, where the codec is causal, start with it (a causal decoder has to predict the
-    rest of its window).
+    rest of its window). The hop is the configuration's unless another is given.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, hop_length: int | None = None):
         super().__init__()
-        self.n_fft, self.hop_length = config.n_fft, config.hop_length
-        self.overlap = config.n_fft // config.hop_length
-        self.trim_left = 0 if config.causal else (config.n_fft - config.hop_length) // 2
+        self.n_fft, self.hop_length = config.n_fft, hop_length or config.hop_length
+        self.overlap = self.n_fft // self.hop_length
+        self.trim_left = 0 if config.causal else (self.n_fft - self.hop_length) // 2
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
 
     def forward(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
@@ -546,15 +564,21 @@ class InverseSpectrum(CodecLayer):
 
 
 class SpectralDecoder(CodecSequential):
-    """Latents (batch, hidden_size, F) -> waveform (batch, 1, F * hop_length), at the frame rate (arXiv 2306.00814)."""
+    r"""
+    Latents (batch, hidden_size, F) -> waveform (batch, 1, F * hop_length), at the frame rate (arXiv 2306.00814).
 
-    def __init__(self, config):
+    Args:
+        config ([`CodecConfig`]): Sizes.
+        in_channels, hop_length (`int`, *optional*): Default to `config.hidden_size` and `config.hop_length`.
+    """
+
+    def __init__(self, config, in_channels: int | None = None, hop_length: int | None = None):
         width = config.decoder_hidden_size
         super().__init__(
-            CodecConv1d(config, config.hidden_size, width, config.convnext_kernel_size),
+            CodecConv1d(config, in_channels or config.hidden_size, width, config.convnext_kernel_size),
             ChannelNorm(width),
             *[ConvNeXtBlock(config, width, config.decoder_num_layers) for _ in range(config.decoder_num_layers)],
             ChannelNorm(width),
             PointwiseConv1d(config, width, config.n_fft + 2),
-            InverseSpectrum(config),
+            InverseSpectrum(config, hop_length),
         )

@@ -89,6 +89,37 @@ class CodecStream:
         return self.model.decode(audio_codes, padding_cache=cache).audio_values
 
 
+class LatentStream(CodecStream):
+    r"""
+    One stream of speech through a model of continuous latents: as [`CodecStream`], with latents in place of codes.
+
+    Args:
+        model ([`CSTModel`]): In `eval()` mode. A codec's latents before quantization are streamed likewise.
+        window_seconds (`float`, defaults to 4.0): What is coded at once, at most; it bounds the memory.
+    """
+
+    def __init__(self, model, window_seconds: float = 4.0):
+        super().__init__(model, window_seconds=window_seconds)
+
+    def encode(self, input_values: torch.Tensor) -> torch.Tensor:
+        """As [`CodecStream.encode`]; latents (batch, num_frames, hidden_size)."""
+        return super().encode(input_values).transpose(1, 2)
+
+    def finish_encode(self) -> torch.Tensor:
+        """As [`CodecStream.finish_encode`]; latents (batch, num_frames, hidden_size)."""
+        return super().finish_encode().transpose(1, 2)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """As [`CodecStream.decode`], of latents (batch, num_frames, hidden_size)."""
+        return super().decode(latents.transpose(1, 2))
+
+    def _encode_frames(self, input_values, cache):
+        return self.model.encode(input_values, padding_cache=cache).latents.transpose(1, 2)
+
+    def _decode_frames(self, latents, cache):
+        return self.model.decode(latents=latents.transpose(1, 2), padding_cache=cache).audio_values
+
+
 class _Windows:
     r"""
     Run `function` over a growing sequence in windows.

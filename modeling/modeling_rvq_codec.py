@@ -2,35 +2,19 @@
 # Copyright 2026 The speech-tokenizers authors.
 """The RVQ codec: speech to codes of a residual vector quantizer, and back."""
 
-import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.nn.utils import parametrize
 from transformers import initialization as init
-from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
-from .codec_layers import (
-    ConvNeXtBlock,
-    InverseSpectrum,
-    LSTMWeights,
-    SEANetDecoder,
-    SEANetEncoder,
-    Snake,
-    SpectralDecoder,
-    SpectralEncoder,
-    Spectrum,
-    StreamingCache,
-    ceil_divide,
-)
+from .codec_layers import SEANetDecoder, SEANetEncoder, SpectralDecoder, SpectralEncoder, StreamingCache
+from .codec_model import CodecPreTrainedModel, place_frames, real_span, shift_steps
 from .configuration_rvq_codec import RVQCodecConfig
 from .input_checks import check_codes, check_waveforms
-from .spectral_losses import multi_scale_mel_loss
-from .vector_quantization import FreezableModule, ResidualVectorQuantizer, VectorQuantizer
+from .vector_quantization import ResidualVectorQuantizer, VectorQuantizer
 
 
 @dataclass
@@ -88,58 +72,16 @@ class RVQCodecOutput(ModelOutput):
     stage_latents: tuple[torch.FloatTensor, ...] | None = None
 
 
-def shift_steps(values: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-    """Move each item of (batch, ..., length) right by its shift (left where negative); zeros move in."""
-    length = values.shape[-1]
-    source = torch.arange(length, device=values.device) - shifts.unsqueeze(-1)  # (B, length)
-    shape = (len(shifts), *[1] * (values.dim() - 2), length)
-    moved = values.gather(-1, source.clamp(0, length - 1).view(shape).expand_as(values))
-    return moved * ((source >= 0) & (source < length)).view(shape).to(values.dtype)
-
-
-def real_span(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """First real step and number of real steps of each item of a (batch, length) mask whose ones are in one run."""
-    mask = mask.long()
-    return mask.argmax(dim=-1), mask.sum(dim=-1)
-
-
-class RVQCodecPreTrainedModel(PreTrainedAudioTokenizerBase):
+class RVQCodecPreTrainedModel(CodecPreTrainedModel):
     """Weight initialisation and loading, shared by the family."""
 
     config_class = RVQCodecConfig
     base_model_prefix = "rvq_codec"
-    main_input_name = "input_values"
-    input_modalities = "audio"
-    # The loss is a mean, which `Trainer` has to divide among accumulated batches itself.
-    accepts_loss_kwargs = False
     _keep_in_fp32_modules_strict = ["quantizer"]
-    _no_split_modules = ["ResidualUnit", "ConvNeXtBlock"]
 
     @torch.no_grad()
     def _init_weights(self, module):
-        if isinstance(module, parametrize.ParametrizationList):
-            # Weight norm. Not a branch of the convolution: transformers skips a module whose own parameters (here the
-            # bias alone) were all loaded, and the weight of a parametrized layer belongs to this module.
-            init.kaiming_uniform_(module.original1, a=math.sqrt(5))
-            init.copy_(module.original0, torch.linalg.vector_norm(module.original1, dim=(1, 2), keepdim=True))
-        elif isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
-            if not parametrize.is_parametrized(module, "weight"):
-                init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            init.zeros_(module.bias)
-        elif isinstance(module, LSTMWeights):
-            bound = 1 / math.sqrt(module.hidden_size)
-            for parameter in module.parameters(recurse=False):
-                init.uniform_(parameter, -bound, bound)
-        elif isinstance(module, nn.Linear):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            init.zeros_(module.bias)
-        elif isinstance(module, Snake):
-            init.ones_(module.alpha)
-        elif isinstance(module, ConvNeXtBlock):
-            init.constant_(module.scale, module.initial_scale)
-        elif isinstance(module, (Spectrum, InverseSpectrum)):
-            init.copy_(module.window, torch.hann_window(len(module.window)))
-        elif isinstance(module, VectorQuantizer):
+        if isinstance(module, VectorQuantizer):
             init.normal_(module.codebook)
             init.copy_(module.codebook_sum, module.codebook)
             init.ones_(module.cluster_size)
@@ -179,45 +121,9 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         self.post_init()
 
     @property
-    def sampling_rate(self) -> int:
-        """Samples per second, in Hz."""
-        return self.config.sampling_rate
-
-    @property
-    def hop_length(self) -> int:
-        """Samples per frame."""
-        return self.config.hop_length
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames per second, in Hz."""
-        return self.config.frame_rate
-
-    @property
     def bits_per_second(self) -> float:
         """Nominal bit rate with all codebooks, in bit/s."""
         return self.config.bits_per_second
-
-    @property
-    def is_streamable(self) -> bool:
-        """Whether the layers carry a stream: none looks ahead, not even for its padding."""
-        return self.config.causal and self.config.pad_mode == "constant" and self.config.trim_right_ratio == 1
-
-    @property
-    def encoder_context(self) -> tuple[int, int]:
-        """Frames before and after its own that a code depends on."""
-        first, last = self.encoder.input_span(0, 0)
-        return max(0, ceil_divide(-first, self.hop_length)), max(0, last // self.hop_length)
-
-    @property
-    def decoder_context(self) -> tuple[int, int]:
-        """Frames before and after its own that a hop of samples depends on."""
-        first, last = self.decoder.input_span(0, self.hop_length - 1)
-        return max(0, -first), max(0, last)
-
-    def get_encoded_length(self, num_samples):
-        """Frames for a number of samples (integer or integer tensor): the quotient by `hop_length`, rounded up."""
-        return ceil_divide(num_samples, self.hop_length)
 
     @can_return_tuple
     def encode(
@@ -244,13 +150,10 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         input_values = check_waveforms(input_values, padding_mask)
         latents, frame_lengths, frame_starts = self._encode(input_values, padding_mask, padding_cache)
         audio_codes = self.quantizer.encode(latents, num_quantizers)
-        if frame_lengths is None:
-            mask = torch.ones(latents.shape[:2], dtype=torch.long, device=latents.device)
-        else:
-            positions = torch.arange(latents.shape[1], device=latents.device)
-            mask = (positions < frame_lengths.unsqueeze(-1)).long()
-            audio_codes = shift_steps(audio_codes * mask.unsqueeze(1), frame_starts)
-            latents = shift_steps((latents * mask.unsqueeze(-1)).transpose(1, 2), frame_starts).transpose(1, 2)
+        mask = self._frame_mask(latents, frame_lengths)
+        if frame_lengths is not None:
+            audio_codes = place_frames(audio_codes, mask, frame_starts)
+            latents = place_frames(latents.transpose(1, 2), mask, frame_starts).transpose(1, 2)
             mask = shift_steps(mask, frame_starts)
         return RVQCodecEncoderOutput(audio_codes=audio_codes, latents=latents, audio_codes_mask=mask)
 
@@ -282,33 +185,13 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             raise ValueError("`decode` needs `audio_codes` or `latents`, but got neither.")
         if audio_codes is not None:
             frames = check_codes(audio_codes, self.config.num_quantizers)
+            audio_values = self._decode_placed(frames, audio_codes_mask, num_samples, padding_cache, self._dequantize)
         else:
-            frames = self._check_latents(latents)
-        num_frames = frames.shape[-1] if audio_codes is not None else frames.shape[1]
-        if num_samples is not None and self.get_encoded_length(num_samples) != num_frames:
-            low, high = (num_frames - 1) * self.hop_length + 1, num_frames * self.hop_length
-            raise ValueError(
-                f"`num_samples` must lie between {low} and {high} for {num_frames} frames, but got {num_samples}."
+            frames = self._check_latents(latents).transpose(1, 2)
+            audio_values = self._decode_placed(
+                frames, audio_codes_mask, num_samples, padding_cache, lambda placed: placed.transpose(1, 2)
             )
-        lengths = None
-        if audio_codes_mask is not None:
-            expected = (frames.shape[0], num_frames)
-            if audio_codes_mask.shape != expected:
-                raise ValueError(
-                    f"`audio_codes_mask` must have shape {expected}, but has {tuple(audio_codes_mask.shape)}."
-                )
-            starts, lengths = real_span(audio_codes_mask)
-            if audio_codes is not None:
-                frames = shift_steps(frames * audio_codes_mask.unsqueeze(1).long(), -starts)
-            else:
-                frames = shift_steps(frames.transpose(1, 2), -starts).transpose(1, 2)
-        hidden_states = self._dequantize(frames) if audio_codes is not None else frames
-        audio_values = self._decode(hidden_states, lengths, padding_cache)
-        if lengths is not None:
-            positions = torch.arange(audio_values.shape[-1], device=audio_values.device)
-            audio_values = audio_values * (positions < (lengths * self.hop_length).unsqueeze(-1)).unsqueeze(1)
-            audio_values = shift_steps(audio_values, starts * self.hop_length)
-        return RVQCodecDecoderOutput(audio_values=audio_values[..., :num_samples])
+        return RVQCodecDecoderOutput(audio_values=audio_values)
 
     @can_return_tuple
     def forward(
@@ -338,35 +221,27 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             raise TypeError(f"`forward` has no argument {', '.join(unknown)}.")
         input_values = check_waveforms(input_values, padding_mask)
         latents, frame_lengths, frame_starts = self._encode(input_values, padding_mask)
-        mask = None
-        if frame_lengths is not None:
-            positions = torch.arange(latents.shape[1], device=latents.device)
-            mask = (positions < frame_lengths.unsqueeze(-1)).long()
+        mask = None if frame_lengths is None else self._frame_mask(latents, frame_lengths)
         quantized = self.quantizer(latents, num_quantizers, mask)
         audio_values = self._decode(quantized.quantized_latents, frame_lengths)[..., : input_values.shape[-1]]
         audio_codes, quantized_latents = quantized.audio_codes, quantized.quantized_latents
         stage_latents = quantized.stage_quantized
         if mask is None or padding_mask is None:
-            mask = torch.ones(latents.shape[:2], dtype=torch.long, device=latents.device)
+            mask = self._frame_mask(latents, None)
         else:
             # Back to where the items were in the input.
             starts, _ = real_span(padding_mask)
             audio_values = shift_steps(audio_values, starts) * padding_mask.unsqueeze(1)
-            audio_codes = shift_steps(audio_codes * mask.unsqueeze(1), frame_starts)
+            audio_codes = place_frames(audio_codes, mask, frame_starts)
             latents, quantized_latents, *stage_latents = (
-                shift_steps((value * mask.unsqueeze(-1)).transpose(1, 2), frame_starts).transpose(1, 2)
+                place_frames(value.transpose(1, 2), mask, frame_starts).transpose(1, 2)
                 for value in (latents, quantized_latents, *stage_latents)
             )
             mask = shift_steps(mask, frame_starts)
 
         loss = mel_loss = waveform_loss = None
         if return_loss:
-            recorded = (
-                input_values.float() if padding_mask is None else input_values.float() * padding_mask.unsqueeze(1)
-            )
-            mel_loss = multi_scale_mel_loss(audio_values, recorded, self.sampling_rate, padding_mask=padding_mask)
-            num_real = recorded.numel() if padding_mask is None else padding_mask.sum().clamp(min=1)
-            waveform_loss = (audio_values - recorded).abs().sum() / num_real
+            mel_loss, waveform_loss = self._reconstruction_losses(audio_values, input_values, padding_mask)
             loss = (
                 self.config.mel_loss_weight * mel_loss
                 + self.config.waveform_loss_weight * waveform_loss
@@ -385,49 +260,6 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             stage_latents=tuple(stage_latents),
         )
 
-    def freeze(self, frozen: bool = True):
-        r"""
-        Keep weights and codebooks as they are, also in `train()` mode, while gradients still flow through the codec to
-        its input and to latents that it decodes: the codec as part of a loss.
-
-        Differentiate in `train()` mode on a GPU: cuDNN has no backward pass for LSTMs in evaluation mode. A frozen
-        quantizer stays in evaluation mode, so both modes compute the same.
-
-        Args:
-            frozen (`bool`, defaults to `True`): `False` lets everything learn again.
-        """
-        self.requires_grad_(not frozen)
-        for module in self.modules():
-            if isinstance(module, FreezableModule):
-                module.frozen = frozen
-        self.train(self.training)
-
-    @torch.enable_grad()  # without gradients the folded weights would become buffers
-    def remove_weight_norm(self):
-        """Fold weight normalisation into plain weights, which are faster. What is saved afterwards has none."""
-        for module in self.modules():
-            if parametrize.is_parametrized(module, "weight"):
-                parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-        self.config.use_weight_norm = False
-
-    def _encode(self, input_values, padding_mask=None, padding_cache=None):
-        """Latents (batch, num_frames, hidden_size) aligned left; with a mask, lengths and starts in frames."""
-        lengths = frame_lengths = frame_starts = None
-        if padding_mask is not None:
-            starts, lengths = real_span(padding_mask)
-            input_values = shift_steps(input_values, -starts)
-            frame_lengths = self.get_encoded_length(lengths)
-            num_frames = self.get_encoded_length(input_values.shape[-1])
-            frame_starts = torch.where(starts > 0, num_frames - frame_lengths, 0)
-        self._check_streaming(padding_cache, padding_mask)
-        latents = self.encoder(input_values.to(self.dtype), lengths, padding_cache).transpose(1, 2)
-        return latents, frame_lengths, frame_starts
-
-    def _decode(self, latents, lengths=None, padding_cache=None):
-        """Waveform (batch, 1, num_frames * hop_length) in float32 from latents aligned left."""
-        self._check_streaming(padding_cache, lengths)
-        return self.decoder(latents.to(self.dtype).transpose(1, 2), lengths, padding_cache).float()
-
     def _dequantize(self, audio_codes):
         if torch.compiler.is_compiling():
             return self.quantizer.decode(audio_codes)
@@ -437,25 +269,6 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             raise ValueError(
                 f"`audio_codes` must lie between 0 and {self.config.codebook_size - 1}, but some do not."
             ) from error
-
-    def _check_latents(self, latents):
-        if latents.dim() != 3 or latents.shape[-1] != self.config.hidden_size:
-            expected = f"(batch, num_frames, {self.config.hidden_size})"
-            raise ValueError(f"`latents` must have shape {expected}, but has {tuple(latents.shape)}.")
-        if latents.shape[1] == 0:
-            raise ValueError("`latents` is empty; it needs at least one frame.")
-        return latents
-
-    def _check_streaming(self, padding_cache, mask):
-        if padding_cache is None:
-            return
-        if not self.is_streamable:
-            raise ValueError(
-                "`padding_cache` needs a codec with `causal=True`, `pad_mode='constant'` and "
-                "`trim_right_ratio=1`; use `CodecStream`, which codes any codec in windows."
-            )
-        if mask is not None:
-            raise ValueError("`padding_cache` and a mask exclude each other: the items of a stream arrive together.")
 
 
 __all__ = [

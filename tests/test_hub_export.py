@@ -33,7 +33,10 @@ CODECS = {
 }
 RVQ_MODEL_FILES = {
     "codec_layers.py",
+    "codec_model.py",
+    "configuration_codec.py",
     "configuration_rvq_codec.py",
+    "input_checks.py",
     "modeling_rvq_codec.py",
     "spectral_losses.py",
     "vector_quantization.py",

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from speech_tokenizers.checkpoint_conversion import CheckpointError, convert_checkpoint
     from speech_tokenizers.checkpoints import DEFAULT_CHECKPOINT, find_checkpoint, list_checkpoints, load
     from speech_tokenizers.file_coding import decode_file, encode_file, reconstruct_file
-    from speech_tokenizers.modeling.codec_streaming import CodecStream
+    from speech_tokenizers.modeling.codec_streaming import CodecStream, LatentStream
+    from speech_tokenizers.modeling.configuration_cst import CST_PRESETS, CSTConfig
     from speech_tokenizers.modeling.configuration_dm_codec import DM_CODEC_PRESETS, DMCodecConfig
     from speech_tokenizers.modeling.configuration_hubert_masked_prediction import HubertMaskedPredictionConfig
     from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from speech_tokenizers.modeling.configuration_speech_encoder_ctc import SpeechEncoderCTCConfig
     from speech_tokenizers.modeling.configuration_unit_vocoder import UnitVocoderConfig
     from speech_tokenizers.modeling.hub_export import push_to_hub_with_code, save_pretrained_with_code
+    from speech_tokenizers.modeling.modeling_cst import CSTDecoderOutput, CSTEncoderOutput, CSTModel, CSTOutput
     from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel, DMCodecOutput
     from speech_tokenizers.modeling.modeling_hubert_masked_prediction import HubertForMaskedPrediction
     from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel, KMeansUnitsOutput
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
         load_audio,
     )
     from speech_tokenizers.processing.code_files import AudioCodes, CodeFileError, load_codes, save_codes
+    from speech_tokenizers.processing.feature_extraction_cst import CSTFeatureExtractor
     from speech_tokenizers.processing.feature_extraction_dm_codec import DMCodecFeatureExtractor
     from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
     from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
@@ -64,6 +67,9 @@ _MODULES = {
     "encode_file": "file_coding",
     "reconstruct_file": "file_coding",
     "CodecStream": "modeling.codec_streaming",
+    "LatentStream": "modeling.codec_streaming",
+    "CSTConfig": "modeling.configuration_cst",
+    "CST_PRESETS": "modeling.configuration_cst",
     "DMCodecConfig": "modeling.configuration_dm_codec",
     "DM_CODEC_PRESETS": "modeling.configuration_dm_codec",
     "HubertMaskedPredictionConfig": "modeling.configuration_hubert_masked_prediction",
@@ -74,6 +80,10 @@ _MODULES = {
     "UnitVocoderConfig": "modeling.configuration_unit_vocoder",
     "push_to_hub_with_code": "modeling.hub_export",
     "save_pretrained_with_code": "modeling.hub_export",
+    "CSTDecoderOutput": "modeling.modeling_cst",
+    "CSTEncoderOutput": "modeling.modeling_cst",
+    "CSTModel": "modeling.modeling_cst",
+    "CSTOutput": "modeling.modeling_cst",
     "DMCodecModel": "modeling.modeling_dm_codec",
     "DMCodecOutput": "modeling.modeling_dm_codec",
     "HubertForMaskedPrediction": "modeling.modeling_hubert_masked_prediction",
@@ -97,6 +107,7 @@ _MODULES = {
     "CodeFileError": "processing.code_files",
     "load_codes": "processing.code_files",
     "save_codes": "processing.code_files",
+    "CSTFeatureExtractor": "processing.feature_extraction_cst",
     "DMCodecFeatureExtractor": "processing.feature_extraction_dm_codec",
     "KMeansUnitsFeatureExtractor": "processing.feature_extraction_kmeans_units",
     "RVQCodecFeatureExtractor": "processing.feature_extraction_rvq_codec",

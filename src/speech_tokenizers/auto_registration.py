@@ -20,6 +20,7 @@ from types import ModuleType
 AUTO_CLASSES = {
     "speech_tokenizers_rvq_codec": ("RVQCodecConfig", "RVQCodecModel", "RVQCodecFeatureExtractor"),
     "speech_tokenizers_dm_codec": ("DMCodecConfig", "DMCodecModel", "DMCodecFeatureExtractor"),
+    "speech_tokenizers_cst": ("CSTConfig", "CSTModel", "CSTFeatureExtractor"),
     "speech_tokenizers_kmeans_units": ("KMeansUnitsConfig", "KMeansUnitsModel", "KMeansUnitsFeatureExtractor"),
 }
 # model_type -> (config class, model class) of models that come without a feature extractor of ours, by the auto class.

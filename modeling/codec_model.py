@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The speech-tokenizers authors.
+"""What all codecs have in common, whatever lies between their encoder and their decoder."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from transformers import initialization as init
+from transformers.modeling_utils import PreTrainedAudioTokenizerBase
+
+from .codec_layers import (
+    ConvNeXtBlock,
+    InverseSpectrum,
+    LSTMWeights,
+    Snake,
+    Spectrum,
+    ceil_divide,
+)
+from .configuration_codec import CodecConfig
+from .spectral_losses import multi_scale_mel_loss
+from .vector_quantization import FreezableModule
+
+
+def shift_steps(values: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """Move each item of (batch, ..., length) right by its shift (left where negative); zeros move in."""
+    length = values.shape[-1]
+    source = torch.arange(length, device=values.device) - shifts.unsqueeze(-1)  # (B, length)
+    shape = (len(shifts), *[1] * (values.dim() - 2), length)
+    moved = values.gather(-1, source.clamp(0, length - 1).view(shape).expand_as(values))
+    return moved * ((source >= 0) & (source < length)).view(shape).to(values.dtype)
+
+
+def real_span(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First real step and number of real steps of each item of a (batch, length) mask whose ones are in one run."""
+    mask = mask.long()
+    return mask.argmax(dim=-1), mask.sum(dim=-1)
+
+
+def place_frames(values: torch.Tensor, mask: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    """Zero what (batch, ..., num_frames) has where the mask, aligned left, is 0, and move each item to its start."""
+    shape = (len(mask), *[1] * (values.dim() - 2), mask.shape[-1])
+    return shift_steps(values * mask.view(shape).to(values.dtype), starts)
+
+
+class CodecPreTrainedModel(PreTrainedAudioTokenizerBase):
+    r"""
+    A codec's `encoder` and `decoder`, which every family has, and how they are run.
+
+    Both are layers of `codec_layers`; what a family puts between them is its own.
+    """
+
+    config_class = CodecConfig
+    main_input_name = "input_values"
+    input_modalities = "audio"
+    # The loss is a mean, which `Trainer` has to divide among accumulated batches itself.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["ResidualUnit", "ConvNeXtBlock"]
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, parametrize.ParametrizationList):
+            # Weight norm. Not a branch of the convolution: transformers skips a module whose own parameters (here the
+            # bias alone) were all loaded, and the weight of a parametrized layer belongs to this module.
+            init.kaiming_uniform_(module.original1, a=math.sqrt(5))
+            init.copy_(module.original0, torch.linalg.vector_norm(module.original1, dim=(1, 2), keepdim=True))
+        elif isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
+            if not parametrize.is_parametrized(module, "weight"):
+                init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            init.zeros_(module.bias)
+        elif isinstance(module, LSTMWeights):
+            bound = 1 / math.sqrt(module.hidden_size)
+            for parameter in module.parameters(recurse=False):
+                init.uniform_(parameter, -bound, bound)
+        elif isinstance(module, nn.Linear):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            init.zeros_(module.bias)
+        elif isinstance(module, Snake):
+            init.ones_(module.alpha)
+        elif isinstance(module, ConvNeXtBlock):
+            init.constant_(module.scale, module.initial_scale)
+        elif isinstance(module, (Spectrum, InverseSpectrum)):
+            init.copy_(module.window, torch.hann_window(len(module.window)))
+        else:
+            super()._init_weights(module)
+
+    @property
+    def sampling_rate(self) -> int:
+        """Samples per second, in Hz."""
+        return self.config.sampling_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return self.config.hop_length
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second, in Hz."""
+        return self.config.frame_rate
+
+    @property
+    def is_streamable(self) -> bool:
+        """Whether the layers carry a stream: none looks ahead, not even for its padding."""
+        return self.config.causal and self.config.pad_mode == "constant" and self.config.trim_right_ratio == 1
+
+    @property
+    def encoder_context(self) -> tuple[int, int]:
+        """Frames before and after its own that a code depends on."""
+        first, last = self.encoder.input_span(0, 0)
+        return max(0, ceil_divide(-first, self.hop_length)), max(0, last // self.hop_length)
+
+    @property
+    def decoder_context(self) -> tuple[int, int]:
+        """Frames before and after its own that a hop of samples depends on."""
+        first, last = self.decoder.input_span(0, self.hop_length - 1)
+        return max(0, -first), max(0, last)
+
+    def get_encoded_length(self, num_samples):
+        """Frames for a number of samples (integer or integer tensor): the quotient by `hop_length`, rounded up."""
+        return ceil_divide(num_samples, self.hop_length)
+
+    def freeze(self, frozen: bool = True):
+        r"""
+        Keep weights and codebooks as they are, also in `train()` mode, while gradients still flow through the codec to
+        its input and to latents that it decodes: the codec as part of a loss.
+
+        Differentiate in `train()` mode on a GPU: cuDNN has no backward pass for LSTMs in evaluation mode. A frozen
+        quantizer stays in evaluation mode, so both modes compute the same.
+
+        Args:
+            frozen (`bool`, defaults to `True`): `False` lets everything learn again.
+        """
+        self.requires_grad_(not frozen)
+        for module in self.modules():
+            if isinstance(module, FreezableModule):
+                module.frozen = frozen
+        self.train(self.training)
+
+    @torch.enable_grad()  # without gradients the folded weights would become buffers
+    def remove_weight_norm(self):
+        """Fold weight normalisation into plain weights, which are faster. What is saved afterwards has none."""
+        for module in self.modules():
+            if parametrize.is_parametrized(module, "weight"):
+                parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        self.config.use_weight_norm = False
+
+    def _encode(self, input_values, padding_mask=None, padding_cache=None):
+        """Latents (batch, num_frames, hidden_size) aligned left; with a mask, lengths and starts in frames."""
+        lengths = frame_lengths = frame_starts = None
+        if padding_mask is not None:
+            starts, lengths = real_span(padding_mask)
+            input_values = shift_steps(input_values, -starts)
+            frame_lengths = self.get_encoded_length(lengths)
+            num_frames = self.get_encoded_length(input_values.shape[-1])
+            frame_starts = torch.where(starts > 0, num_frames - frame_lengths, 0)
+        self._check_streaming(padding_cache, padding_mask)
+        latents = self.encoder(input_values.to(self.dtype), lengths, padding_cache).transpose(1, 2)
+        return latents, frame_lengths, frame_starts
+
+    def _decode(self, latents, lengths=None, padding_cache=None):
+        """Waveform (batch, 1, num_frames * hop_length) in float32 from latents aligned left."""
+        self._check_streaming(padding_cache, lengths)
+        return self.decoder(latents.to(self.dtype).transpose(1, 2), lengths, padding_cache).float()
+
+    def _frame_mask(self, frames: torch.Tensor, frame_lengths) -> torch.Tensor:
+        """1 for the real frames of (batch, num_frames, ...) aligned left, (batch, num_frames)."""
+        if frame_lengths is None:
+            return torch.ones(frames.shape[:2], dtype=torch.long, device=frames.device)
+        positions = torch.arange(frames.shape[1], device=frames.device)
+        return (positions < frame_lengths.unsqueeze(-1)).long()
+
+    def _decode_placed(self, frames, mask, num_samples, padding_cache, to_latents):
+        """Decode (batch, channels, num_frames) with items on either side, which `to_latents` makes (batch, F, dim)."""
+        num_frames = frames.shape[-1]
+        if num_samples is not None and self.get_encoded_length(num_samples) != num_frames:
+            low, high = (num_frames - 1) * self.hop_length + 1, num_frames * self.hop_length
+            raise ValueError(
+                f"`num_samples` must lie between {low} and {high} for {num_frames} frames, but got {num_samples}."
+            )
+        starts = lengths = None
+        if mask is not None:
+            expected = (frames.shape[0], num_frames)
+            if mask.shape != expected:
+                raise ValueError(f"`audio_codes_mask` must have shape {expected}, but has {tuple(mask.shape)}.")
+            starts, lengths = real_span(mask)
+            frames = shift_steps(frames * mask.unsqueeze(1).to(frames.dtype), -starts)
+        audio_values = self._decode(to_latents(frames), lengths, padding_cache)
+        if starts is not None:
+            positions = torch.arange(audio_values.shape[-1], device=audio_values.device)
+            audio_values = audio_values * (positions < (lengths * self.hop_length).unsqueeze(-1)).unsqueeze(1)
+            audio_values = shift_steps(audio_values, starts * self.hop_length)
+        return audio_values[..., :num_samples]
+
+    def _reconstruction_losses(self, audio_values, input_values, padding_mask):
+        """The multi-scale mel loss, and the mean absolute difference of the real samples."""
+        recorded = input_values.float() if padding_mask is None else input_values.float() * padding_mask.unsqueeze(1)
+        mel_loss = multi_scale_mel_loss(audio_values, recorded, self.sampling_rate, padding_mask=padding_mask)
+        num_real = recorded.numel() if padding_mask is None else padding_mask.sum().clamp(min=1)
+        return mel_loss, (audio_values - recorded).abs().sum() / num_real
+
+    def _check_latents(self, latents):
+        if latents.dim() != 3 or latents.shape[-1] != self.config.hidden_size:
+            expected = f"(batch, num_frames, {self.config.hidden_size})"
+            raise ValueError(f"`latents` must have shape {expected}, but has {tuple(latents.shape)}.")
+        if latents.shape[1] == 0:
+            raise ValueError("`latents` is empty; it needs at least one frame.")
+        return latents
+
+    def _check_streaming(self, padding_cache, mask):
+        if padding_cache is None:
+            return
+        if not self.is_streamable:
+            raise ValueError(
+                "`padding_cache` needs a codec with `causal=True`, `pad_mode='constant'` and "
+                "`trim_right_ratio=1`; use `CodecStream`, which codes any codec in windows."
+            )
+        if mask is not None:
+            raise ValueError("`padding_cache` and a mask exclude each other: the items of a stream arrive together.")
+
+
+__all__ = ["CodecPreTrainedModel"]
