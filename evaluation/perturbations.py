@@ -414,7 +414,8 @@ class Transcoding(Perturbation):
     Args:
         codec (`"opus"` or `"mp3"`): Opus at a variable bit rate, MP3 at a constant one.
         kbps (`float`): Bit rate that the encoder is asked for, in kbit/s: 6 to 256 for Opus, 8 to 160 for MP3, which
-            takes the nearest that its format has (at 16 kHz 8, 16, 24, 32, 40, 48, 56, 64, 80, ...).
+            takes the nearest that its format has (at 16 kHz 8, 16, 24, 32, 40, 48, 56, 64, 80, ...). Below 32 kbit/s
+            MP3 also leaves out what is above about 6 kHz.
 
     Raises:
         ValueError: If a setting is none of these, or `audio` has a rate that the codec does not code as it is.
@@ -486,7 +487,7 @@ def default_perturbations(noise_folder: Path | None = None) -> dict[str, Perturb
         "pitch_shift": PitchShift(),
         "time_stretch": TimeStretch(),
         "opus": Transcoding("opus", 16),
-        "mp3": Transcoding("mp3", 24),
+        "mp3": Transcoding("mp3", 32),
     }
 
 
