@@ -22,7 +22,7 @@ from transformers import EncodecConfig, EncodecModel
 from speech_tokenizers.modeling.codec_streaming import CodecStream
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
-from speech_tokenizers.processing.audio_files import AudioFileError, load_audio
+from speech_tokenizers.processing.audio_files import AudioFileError, AudioReader, load_audio
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 
 
@@ -30,6 +30,8 @@ ENCODEC_PRESET = "encodec-16khz"
 FAST_PRESET = "fast-16khz"
 STREAMING_PRESET = "streaming-16khz"
 TRAINING_RECIPE = "speechtokenizer_16khz"
+# Of a long file, what units are encoded from as a whole too, to see what windows change.
+WINDOW_EFFECT_SECONDS = 120.0
 # Processor features without which bfloat16 arithmetic is emulated, on Linux.
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
@@ -282,16 +284,21 @@ def print_file_memory(model_name: str, audio_path: str, threads: str) -> None:
     codes = encode_file(model, audio_path, folder / "codes.safetensors")
     middle = time.perf_counter()
     encode_peak = memory_bytes("VmHWM")
-    num_samples = decode_file(model, folder / "codes.safetensors", folder / "decoded.wav")
     result = {
         "with_model_bytes": with_model,
         "encode_extra_bytes": encode_peak - with_model,
-        "extra_bytes": memory_bytes("VmHWM") - with_model,
         "encode_seconds": middle - start,
-        "decode_seconds": time.perf_counter() - middle,
         "num_frames": codes.num_frames,
-        "num_samples": num_samples,
     }
+    if getattr(model, "vocoder", model) is not None:
+        result["num_samples"] = decode_file(model, folder / "codes.safetensors", folder / "decoded.wav")
+        result["decode_seconds"] = time.perf_counter() - middle
+    result["extra_bytes"] = memory_bytes("VmHWM") - with_model
+    if hasattr(model, "frame_span"):
+        from .unit_speed import window_effect
+
+        with AudioReader(audio_path, model.sampling_rate, WINDOW_EFFECT_SECONDS) as reader:
+            result["window_effect"] = window_effect(model, torch.from_numpy(next(iter(reader))))
     print(json.dumps(result))
 
 
@@ -308,11 +315,12 @@ def measure_file_memory(args: argparse.Namespace) -> dict[str, Any]:
             rates = {"sampling_rate": model.sampling_rate, "hop_length": model.hop_length}
             RVQCodecFeatureExtractor(**rates).save_pretrained(name)
         path = Path(folder) / "long.wav"
-        minute = synthetic_sound(60 * 16000, 16000)
+        part = synthetic_sound(60 * 16000, 16000) if args.audio is None else load_audio(args.audio, 16000)
+        left = round(60 * 16000 * args.memory_minutes)
         with soundfile.SoundFile(path, "w", 16000, 1, "PCM_16") as file:
-            for _ in range(int(args.memory_minutes)):
-                file.write(minute)
-            file.write(minute[: round(args.memory_minutes % 1 * len(minute))])
+            while left > 0:
+                file.write(part[:left])
+                left -= len(part[:left])
         code = f"from {__name__} import print_file_memory as report; import sys; report(*sys.argv[1:])"
         command = [sys.executable, "-c", code, name, str(path), str(args.threads)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -469,11 +477,20 @@ def describe(report: dict[str, Any]) -> str:
                     f"{row['p95_ms']:.2f} ms for a frame of {values['frame_ms']:g} ms ({values['num_frames']} frames)"
                 )
         if section == "memory":
+            decoded = f", decoded in {values['decode_seconds']:.0f} s" if "decode_seconds" in values else ""
             lines.append(
                 f"{values['model']}, {values['minutes']:g} minutes: {values['extra_bytes'] / 1e6:.0f} MB beyond the "
                 f"loaded model ({values['with_model_bytes'] / 1e6:.0f} MB with Python and torch); encoded in "
-                f"{values['encode_seconds']:.0f} s, decoded in {values['decode_seconds']:.0f} s."
+                f"{values['encode_seconds']:.0f} s{decoded}."
             )
+            effect = values.get("window_effect")
+            if effect is not None:
+                lines.append(
+                    f"In windows of {effect['window_seconds']:g} s with {effect['context_seconds']:g} s of context "
+                    f"before and after, {effect['seconds']:.0f} s of it get units that differ from those of the whole "
+                    f"by a unit edit distance of {effect['unit_edit_distance']:.2f} %; {effect['frames_equal']:.2%} "
+                    "of the frames are equal."
+                )
         if section == "training":
             lines.append(
                 f"{values['recipe']}, 10 x 3 s on {values['device']}: peak {values['peak_memory_gb']:.2f} GB, "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed of unit models against the plain forward pass of their encoders in transformers."""
+"""Speed of unit models against the plain forward pass of their encoders, and what windows change in their units."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,9 +9,12 @@ import torch
 from transformers import HubertConfig, HubertModel
 
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
+from speech_tokenizers.modeling.windowed_encoding import WindowedEncoder
 from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
 from speech_tokenizers.training.length_batches import pack_by_length
 from speech_tokenizers.unit_coding import encode_recordings
+
+from .unit_robustness import unit_edit_distance, unit_edits
 
 
 NUM_LAYERS = 6
@@ -69,3 +72,33 @@ def tokenization(units: KMeansUnitsModel, waveforms: Sequence[np.ndarray], batch
                 raise RuntimeError(result.reason)
 
     return run
+
+
+def window_effect(
+    model: Any, recording: torch.Tensor, window_seconds: float = 20.0, context_seconds: float = 2.0
+) -> dict[str, float] | None:
+    r"""
+    How the units of a recording in windows differ from those of the whole.
+
+    Args:
+        model ([`KMeansUnitsModel`] or alike): In evaluation mode.
+        recording (`torch.Tensor` of shape `(num_samples,)`): Longer than a window with its context.
+        window_seconds, context_seconds (`float`): See [`WindowedEncoder`].
+
+    Returns:
+        `dict`: `unit_edit_distance` in percent, `frames_equal` as a share, and what was compared. `None` for encoders
+        that cannot hear the whole.
+    """
+    if model.longest_input is not None and len(recording) > model.longest_input:
+        return None
+    with torch.no_grad():
+        whole = model.encode(recording[None, None].to(model.device)).audio_codes[0].cpu()
+    windowed = WindowedEncoder(model, window_seconds, context_seconds).encode(recording)
+    edits = unit_edits(whole.numpy(), windowed.numpy())
+    return {
+        "seconds": len(recording) / model.sampling_rate,
+        "window_seconds": window_seconds,
+        "context_seconds": context_seconds,
+        "unit_edit_distance": float(unit_edit_distance(np.array(edits))),
+        "frames_equal": float((whole == windowed).all(0).float().mean()),
+    }

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from speech_tokenizers.evaluation import benchmark, speed_and_memory
+from speech_tokenizers.evaluation import benchmark, speed_and_memory, unit_speed
 from speech_tokenizers.evaluation.speed_and_memory import (
     compare_times,
     encodec_of_same_shape,
@@ -15,6 +15,7 @@ from speech_tokenizers.evaluation.speed_and_memory import (
 )
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
+from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
 
 
 def run(*arguments: str) -> int:
@@ -81,6 +82,64 @@ def test_the_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert (tmp_path / "benchmark.md").read_text() in printed
     assert "of codes equal" in printed
+
+
+TINY_HUBERT = {
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "conv_dim": [8] * 7,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+}
+
+
+def tiny_units(make=unit_speed.random_units):
+    return make(2, 8, **TINY_HUBERT)
+
+
+def test_units_are_compared_with_their_encoder(tmp_path, monkeypatch):
+    monkeypatch.setattr(unit_speed, "random_units", tiny_units)
+    arguments = ["--sections", "units", "--seconds", "0.5", "--repeats", "1", "--output", str(tmp_path)]
+    assert run(*arguments) == 0
+    report = json.loads((tmp_path / "benchmark.json").read_text())["sections"]["units"]
+    assert [row["name"] for row in report["encode"]] == ["HubertModel", "units"]
+    assert report["encode"][1]["speed_up"] > 0
+
+
+def test_the_encoder_and_its_units_hear_the_same():
+    encoder, units = tiny_units()
+    audio = torch.from_numpy(synthetic_sound(8000, 16000))[None]
+    with torch.no_grad():
+        expected = encoder(audio).last_hidden_state
+    features, _ = units.features(audio)
+    torch.testing.assert_close(features[0], expected)
+
+
+def test_windows_change_units_near_their_edges_only(tmp_path):
+    _, units = tiny_units()
+    recording = torch.from_numpy(synthetic_sound(4 * 16000, 16000))
+    effect = unit_speed.window_effect(units, recording, 1.0, 0.2)
+    assert 0 < effect["unit_edit_distance"] < 100
+    assert 0 < effect["frames_equal"] < 1
+    assert effect["seconds"] == 4
+    # One window that holds all of it changes nothing.
+    whole = unit_speed.window_effect(units, recording, 5.0, 0.0)
+    assert (whole["unit_edit_distance"], whole["frames_equal"]) == (0, 1)
+
+
+def test_memory_of_units_is_reported_with_what_windows_change(tmp_path):
+    _, units = tiny_units()
+    units.save_pretrained(tmp_path / "units")
+    KMeansUnitsFeatureExtractor().save_pretrained(tmp_path / "units")
+    arguments = ["--sections", "memory", "--model", str(tmp_path / "units"), "--memory-minutes", "0.5"]
+    assert run(*arguments, "--output", str(tmp_path)) == 0
+    report = json.loads((tmp_path / "benchmark.json").read_text())["sections"]["memory"]
+    if "skipped" not in report:
+        assert report["num_frames"] == units.get_encoded_length(30 * 16000)
+        assert report["window_effect"]["seconds"] == 30
+        assert "decode_seconds" not in report
+        assert "unit edit distance of" in (tmp_path / "benchmark.md").read_text()
 
 
 def test_a_missing_recording_is_one_line_and_exit_code_two(tmp_path, capsys):
