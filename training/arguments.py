@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from speech_tokenizers.training.latent_arguments import LatentArguments, RecognitionArguments
+
 
 @dataclass
 class ModelArguments:
@@ -21,8 +23,9 @@ class ModelArguments:
     The model to train: a named preset with changes, or a trained one to continue from.
 
     Args:
-        preset (`str`, *optional*): Name in `RVQ_CODEC_PRESETS`, `DM_CODEC_PRESETS` or `UNIT_VOCODER_PRESETS`, which
-            also decides between [`RVQCodecModel`], [`DMCodecModel`] and [`UnitVocoderModel`].
+        preset (`str`, *optional*): Name in `RVQ_CODEC_PRESETS`, `DM_CODEC_PRESETS`, `UNIT_VOCODER_PRESETS` or
+            `CST_PRESETS`, which also decides between [`RVQCodecModel`], [`DMCodecModel`], [`UnitVocoderModel`] and
+            [`CSTModel`].
         overrides (`dict`): Fields of the configuration that differ from the preset.
         pretrained (`str`, *optional*): Folder or Hub id of a codec to fine-tune, in place of `preset`; `overrides`
             change its configuration, and layers that it lacks, such as projections to teachers, start anew.
@@ -285,8 +288,8 @@ class CodecTrainingArguments:
 
     Args:
         output_dir (`str`): Folder of checkpoints, log, samples and, in `final`, the trained codec.
-        model, data, adversarial, distillation, units, optimizer, discriminator_optimizer: See their classes. `units`
-            is for vocoders.
+        model, data, adversarial, distillation, units, latents, recognition, optimizer, discriminator_optimizer: See
+            their classes. `units` is for vocoders, `latents` and `recognition` are for continuous tokens.
         loss_weights (`dict`): Weight of each loss by name. Must name the trainer's losses exactly.
         mel_scales (`str` or `list`): `"default"`, `"speechtokenizer"`, or a list of dicts of [`MelScale`]'s fields.
         global_batch_size (`int`): Crops per step, over all processes and accumulated micro-batches.
@@ -312,6 +315,8 @@ class CodecTrainingArguments:
     adversarial: AdversarialArguments = field(default_factory=AdversarialArguments)
     distillation: DistillationArguments = field(default_factory=DistillationArguments)
     units: UnitArguments | None = None
+    latents: LatentArguments = field(default_factory=LatentArguments)
+    recognition: RecognitionArguments | None = None
     optimizer: OptimizerArguments = field(default_factory=OptimizerArguments)
     discriminator_optimizer: OptimizerArguments = field(default_factory=OptimizerArguments)
     mel_scales: Any = "default"

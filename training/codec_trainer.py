@@ -21,9 +21,11 @@ from tqdm import tqdm
 from transformers import FEATURE_EXTRACTOR_MAPPING, AutoConfig, SequenceFeatureExtractor
 
 from speech_tokenizers.checkpoints import find_checkpoint, load
+from speech_tokenizers.modeling.configuration_cst import CST_PRESETS
 from speech_tokenizers.modeling.configuration_dm_codec import DM_CODEC_PRESETS, DMCodecConfig
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
 from speech_tokenizers.modeling.configuration_unit_vocoder import UNIT_VOCODER_PRESETS, UnitVocoderConfig
+from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
@@ -49,6 +51,7 @@ from speech_tokenizers.training.crops import training_batches
 from speech_tokenizers.training.data import append_rejected, prepare_recordings
 from speech_tokenizers.training.discriminators import DiscriminatorEnsemble, DiscriminatorOutput
 from speech_tokenizers.training.distillation import DISTILLATION_LOSS_NAMES, Distillation
+from speech_tokenizers.training.latent_training import cst_objectives, new_cst, trains_cst
 from speech_tokenizers.training.losses import (
     adversarial_loss,
     discriminator_loss,
@@ -123,8 +126,8 @@ class CodecTrainer:
         parallel = DistributedDataParallelKwargs(
             broadcast_buffers=False,
             # Projections that a model has for teachers which this training does without.
-            find_unused_parameters=not {f"{kind}_distillation" for kind in model_features(model)}
-            <= {*self.loss_names},
+            find_unused_parameters=not {f"{kind}_distillation" for kind in model_features(model)} <= {*self.loss_names}
+            or (getattr(model, "ctc_projection", None) is not None and "latent_ctc" not in self.loss_names),
         )
         self.accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
@@ -247,6 +250,8 @@ class CodecTrainer:
             loss = torch.stack([self.current_weight(name) * value for name, value in losses.items()]).sum()
             grad_norm = self.update(self.model, self.optimizer, loss, self.args.optimizer)
 
+        for objective in self.objectives:
+            logged |= getattr(objective, "reported", {})
         return detached({"loss": loss, **losses, **logged, "grad_norm": grad_norm})
 
     def update(self, module: nn.Module, optimizer, loss: torch.Tensor, args: OptimizerArguments) -> torch.Tensor:
@@ -637,12 +642,12 @@ def model_features(model: nn.Module) -> list[str]:
 
 
 def model_losses(model: nn.Module) -> list[str]:
-    """Losses that a model computes itself: "commitment" with a quantizer, "duration" with a duration predictor."""
-    parts = {"commitment": "quantizer", "duration": "duration_predictor"}
+    """Losses that a model computes itself, by the part of it that they belong to."""
+    parts = {"commitment": "quantizer", "duration": "duration_predictor", "kl": "bottleneck"}
     return [name for name, part in parts.items() if getattr(model, part, None) is not None]
 
 
-def build_model(args: CodecTrainingArguments) -> RVQCodecModel | UnitVocoderModel:
+def build_model(args: CodecTrainingArguments) -> RVQCodecModel | UnitVocoderModel | CSTModel:
     """The codec or vocoder that a recipe names, new or trained."""
     if args.model.pretrained is not None:
         config = AutoConfig.from_pretrained(find_checkpoint(args.model.pretrained))
@@ -653,6 +658,8 @@ def build_model(args: CodecTrainingArguments) -> RVQCodecModel | UnitVocoderMode
     preset = str(args.model.preset)
     if preset in UNIT_VOCODER_PRESETS:
         return new_vocoder(args)
+    if preset in CST_PRESETS:
+        return new_cst(args)
     if preset in DM_CODEC_PRESETS:
         return DMCodecModel(DMCodecConfig.from_preset(preset, **args.model.overrides))
     return RVQCodecModel(RVQCodecConfig.from_preset(preset, **args.model.overrides))
@@ -660,6 +667,8 @@ def build_model(args: CodecTrainingArguments) -> RVQCodecModel | UnitVocoderMode
 
 def build_objectives(args: CodecTrainingArguments) -> list[CodecObjective]:
     """What a recipe trains for besides reconstruction."""
+    if trains_cst(args):
+        return list(cst_objectives(args))
     teachers = args.distillation.speech_teacher, args.distillation.language_teacher
     return [Distillation(args.distillation)] if any(teacher is not None for teacher in teachers) else []
 

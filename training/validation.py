@@ -48,7 +48,9 @@ def validate(
     if not len(recordings):
         raise ValueError("There is no recording to evaluate on; see rejected.jsonl for those that were set aside.")
     sums: dict[str, float] = {}
-    counts = torch.zeros(model.config.num_quantizers, model.config.codebook_size, dtype=torch.float64)
+    # A model of continuous latents chooses no codes.
+    sizes = getattr(model.config, "num_quantizers", 0), getattr(model.config, "codebook_size", 0)
+    counts = torch.zeros(*sizes, dtype=torch.float64)
     for index in range(accelerator.process_index, len(recordings), accelerator.num_processes):
         recording = np.asarray(recordings[index][: round(max_seconds * model.sampling_rate)])
         scale = 32767.0 if recording.dtype == np.int16 else 1.0
