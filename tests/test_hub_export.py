@@ -17,11 +17,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from speech_tokenizers.modeling.configuration_cst import CSTConfig
 from speech_tokenizers.modeling.configuration_dm_codec import DMCodecConfig
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
 from speech_tokenizers.modeling.hub_export import find_code_files, find_siblings, save_pretrained_with_code
+from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
+from speech_tokenizers.processing.feature_extraction_cst import CSTFeatureExtractor
 from speech_tokenizers.processing.feature_extraction_dm_codec import DMCodecFeatureExtractor
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 
@@ -30,6 +33,7 @@ CODECS = {
     "seanet": {"encoder_lstm": "bidirectional", "activation": "snake"},
     "spectral": {"encoder_type": "stft", "decoder_type": "istft", "codebook_dim": 4},
     "dm-codec": {"encoder_lstm": "bidirectional", "semantic_dimension": 6, "contextual_dimension": 4},
+    "cst": {"encoder_type": "stft", "latent_stride": 2, "bottleneck_type": "kl", "ctc_labels": ["<pad>", "a", "b"]},
 }
 RVQ_MODEL_FILES = {
     "codec_layers.py",
@@ -43,7 +47,9 @@ RVQ_MODEL_FILES = {
 }
 RVQ_FILES = RVQ_MODEL_FILES | {"feature_extraction_rvq_codec.py"}
 DM_FILES = RVQ_FILES | {"configuration_dm_codec.py", "modeling_dm_codec.py", "feature_extraction_dm_codec.py"}
-FILES = {"seanet": RVQ_FILES, "spectral": RVQ_FILES, "dm-codec": DM_FILES}
+CST_FILES = RVQ_FILES - {"configuration_rvq_codec.py", "modeling_rvq_codec.py"}
+CST_FILES |= {"configuration_cst.py", "latent_bottleneck.py", "modeling_cst.py", "feature_extraction_cst.py"}
+FILES = {"seanet": RVQ_FILES, "spectral": RVQ_FILES, "dm-codec": DM_FILES, "cst": CST_FILES}
 
 # What a user runs who has transformers only. `find_spec` refuses this package, however it is installed. The exporter
 # is loaded by its path, to save once more what was loaded with its code.
@@ -68,8 +74,8 @@ STRANGER = """
     spec.loader.exec_module(hub_export)
 
     def flatten(outputs):
-        outputs = {**outputs, "stage_latents": torch.stack(outputs.stage_latents)}
-        return {name: value.contiguous() for name, value in outputs.items()}
+        stacked = {name: torch.stack(value) for name, value in outputs.items() if isinstance(value, tuple)}
+        return {name: value.contiguous() for name, value in {**outputs, **stacked}.items()}
 
     torch.set_num_threads(1)
     for folder in map(Path, sys.argv[2:]):
@@ -101,10 +107,13 @@ STRANGER = """
 """
 
 
-def make_codec(**overrides) -> RVQCodecModel:
+def make_codec(**overrides) -> RVQCodecModel | CSTModel:
     sizes = {"num_filters": 4, "hidden_size": 8, "encoder_hidden_size": 8, "decoder_hidden_size": 8}
-    layers = {"encoder_num_layers": 1, "decoder_num_layers": 1, "num_quantizers": 2, "codebook_size": 16}
+    layers = {"encoder_num_layers": 1, "decoder_num_layers": 1}
     torch.manual_seed(0)
+    if "bottleneck_type" in overrides:
+        return CSTModel(CSTConfig(**sizes, **layers, downsampling_ratios=(2, 4), **overrides)).eval()
+    layers |= {"num_quantizers": 2, "codebook_size": 16}
     is_dm_codec = "semantic_dimension" in overrides
     config = (DMCodecConfig if is_dm_codec else RVQCodecConfig)(
         **sizes, **layers, downsampling_ratios=(2, 4), **overrides
@@ -113,7 +122,8 @@ def make_codec(**overrides) -> RVQCodecModel:
 
 
 def make_feature_extractor(name: str) -> RVQCodecFeatureExtractor:
-    return (DMCodecFeatureExtractor if name == "dm-codec" else RVQCodecFeatureExtractor)(padding_side="left")
+    classes = {"dm-codec": DMCodecFeatureExtractor, "cst": CSTFeatureExtractor}
+    return classes.get(name, RVQCodecFeatureExtractor)(padding_side="left")
 
 
 class FakeHub:
@@ -282,7 +292,8 @@ def test_a_saved_codec_computes_the_same_without_this_package(visited, name):
     torch.set_num_threads(1)  # as in the other process: the order of a sum depends on it
     with torch.no_grad():
         expected = model(**inputs)
-        expected = {**expected, "stage_latents": torch.stack(expected.stage_latents)}
+        stacked = {key: torch.stack(value) for key, value in expected.items() if isinstance(value, tuple)}
+        expected = {**expected, **stacked}
     torch.set_num_threads(num_threads)
     for auto_class in ("AutoModel", "AutoModelForAudioTokenization"):
         outputs = load_file(visited[name] / f"{auto_class}.safetensors")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""transformers' own common tests, on the RVQ codec and on DM-Codec."""
+"""transformers' own common tests, on the RVQ codec, on DM-Codec and on continuous tokens."""
 
 import copy
 import unittest
@@ -12,10 +12,13 @@ import transformers_common_tests
 from torch import nn
 from torch.nn.utils import parametrize
 
+from speech_tokenizers.modeling.configuration_cst import CSTConfig
 from speech_tokenizers.modeling.configuration_dm_codec import DMCodecConfig
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
+from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
+from speech_tokenizers.processing.feature_extraction_cst import CSTFeatureExtractor
 from speech_tokenizers.processing.feature_extraction_dm_codec import DMCodecFeatureExtractor
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 
@@ -48,10 +51,9 @@ class RVQCodecModelTester:
             "decoder_hidden_size": 12,
             "encoder_num_layers": 2,
             "decoder_num_layers": 2,
-            "num_quantizers": 3,
-            "codebook_size": 16,
-            "kmeans_iterations": 2,
         }
+        if issubclass(self.config_class, RVQCodecConfig):
+            sizes |= {"num_quantizers": 3, "codebook_size": 16, "kmeans_iterations": 2}
         return self.config_class(**{**sizes, **self.overrides})
 
     def prepare_config_and_inputs_for_common(self):
@@ -161,6 +163,19 @@ class DMCodecMixinsTest(RVQCodecMixins, unittest.TestCase):
         run_config_tests(self, DMCodecConfig, semantic_dimension=10, contextual_dimension=10, share_projection=True)
 
 
+class CSTMixinsTest(RVQCodecMixins, unittest.TestCase):
+    all_model_classes = (CSTModel,)
+    overrides = {"latent_stride": 2, "ctc_labels": ["<pad>", "a", "b"], "encoder_lstm": "bidirectional"}
+
+    def test_config(self):
+        run_config_tests(self, CSTConfig)
+
+
+class SpectralCSTMixinsTest(RVQCodecMixins, unittest.TestCase):
+    all_model_classes = (CSTModel,)
+    overrides = {"encoder_type": "stft", "decoder_type": "istft", "bottleneck_type": "kl", "use_weight_norm": False}
+
+
 class FeatureExtractorTester:
     """Waveforms of several lengths, as `SequenceFeatureExtractionTestMixin` wants them."""
 
@@ -192,6 +207,10 @@ class RVQCodecFeatureExtractorMixinsTest(SequenceFeatureExtractionTestMixin, uni
 
 class DMCodecFeatureExtractorMixinsTest(RVQCodecFeatureExtractorMixinsTest):
     feature_extraction_class = DMCodecFeatureExtractor
+
+
+class CSTFeatureExtractorMixinsTest(RVQCodecFeatureExtractorMixinsTest):
+    feature_extraction_class = CSTFeatureExtractor
 
 
 class FaultyRVQCodecModel(RVQCodecModel):
