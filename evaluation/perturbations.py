@@ -478,7 +478,7 @@ def default_perturbations(noise_folder: Path | None = None) -> dict[str, Perturb
     Raises:
         ValueError: If the folder has no recordings.
     """
-    source = "speech_shaped" if noise_folder is None else NoiseFolder(noise_folder)
+    source: NoiseColour | NoiseFolder = "speech_shaped" if noise_folder is None else NoiseFolder(noise_folder)
     return {
         "noise": Noise(source=source),
         "noise_nast": Noise(convention="nast", source=source),

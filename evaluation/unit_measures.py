@@ -529,7 +529,8 @@ def measure_robustness(encoded: EncodedClips, settings: UnitSettings) -> Measure
     num_quantizers = len(encoded.codes[0])
     with tqdm(total=len(perturbations) * len(codes_of), desc="robustness", leave=False, disable=None) as progress:
         for name, perturbation in perturbations.items():
-            edits, by_codebook, groups, failures = [], [], [], {}
+            edits, by_codebook, groups = [], [], []
+            failures: dict[str, list[str]] = {}
             for number, codes in codes_of.items():
                 clip = encoded.data.clips[number]
                 try:
@@ -556,7 +557,7 @@ def measure_robustness(encoded: EncodedClips, settings: UnitSettings) -> Measure
         # Clips of about the same length, so that lengths alone add no edits.
         by_length = sorted(codes_of.values(), key=lambda codes: codes.shape[1])
         others = [unit_edits(*pair) for pair in itertools.pairwise(by_length)]
-        measured.add_value("ued[chance]", unit_edit_distance(np.sum(others, axis=0)), len(others))
+        measured.add_value("ued[chance]", float(unit_edit_distance(np.sum(others, axis=0))), len(others))
     return measured
 
 

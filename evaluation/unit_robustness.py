@@ -87,7 +87,7 @@ class UnitEditDistance(evaluate.Metric):
             unit_edits(np.asarray([clean], np.int64), np.asarray([changed], np.int64))
             for changed, clean in zip(predictions, references, strict=True)
         ]
-        sums = np.sum(edits, axis=0, dtype=np.int64) if edits else np.zeros(2, np.int64)
+        sums = np.array(edits, np.int64).reshape(-1, 2).sum(axis=0)
         return {
             "ued": float(unit_edit_distance(sums)) if sums[1] else None,
             "num_units": int(sums[1]),
