@@ -379,7 +379,10 @@ def test_a_model_without_centroids_says_so(encoder_folders, signal):
         ({"frame_rule": "hf"}, "'conv' or 'fairseq'"),
         ({"window": "loose"}, "'padded' or 'tight'"),
         ({"encoder_config": {"model_type": "bert"}}, "times of frames"),
-        ({"encoder_config": {"model_type": "whisper"}, "layers": [4], "frame_rule": "fairseq"}, "convolutional front end"),
+        (
+            {"encoder_config": {"model_type": "whisper"}, "layers": [4], "frame_rule": "fairseq"},
+            "convolutional front end",
+        ),
     ],
     ids=str,
 )
