@@ -126,6 +126,12 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
         """Frames per second, in Hz."""
         return self.config.frame_rate
 
+    @property
+    def decoder_context(self) -> tuple[int, int]:
+        """Frames before and after its own that a hop of samples depends on."""
+        first, last = self.decoder.input_span(0, self.hop_length - 1)
+        return max(0, -first), max(0, last)
+
     @can_return_tuple
     def decode(
         self,

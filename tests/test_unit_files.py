@@ -12,6 +12,7 @@ from speech_tokenizers import (
     KMeansUnitsModel,
     UnitVocoderConfig,
     UnitVocoderModel,
+    file_coding,
     load_audio,
     load_codes,
 )
@@ -69,3 +70,33 @@ def test_units_are_files_of_codes_like_those_of_codecs(checkpoint, tmp_path, wri
 
     assert main(["info", str(folder)]) == 0
     assert ("attached" if kind == "audible" else "none") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("extra_samples", [-321, 0, 333])
+def test_blocks_are_spoken_like_the_whole(extra_samples, checkpoint, monkeypatch):
+    kind, folder = checkpoint
+    if kind == "silent":
+        pytest.skip("needs a vocoder")
+    model = KMeansUnitsModel.from_pretrained(folder).eval()
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(0, 8, (1, 1, 103), generator=generator)
+    num_samples = 103 * 320 + extra_samples
+    whole = model.decode(codes, num_samples=num_samples).audio_values[0, 0]
+    for frames_per_block in (1, 7, 50, 200):
+        monkeypatch.setattr(file_coding, "_BLOCK_SECONDS", frames_per_block / 50)
+        blocks = list(file_coding.decode_blocks(model, codes[0].numpy(), num_samples))
+        torch.testing.assert_close(torch.cat(blocks), whole, rtol=0, atol=1e-5)
+
+
+def test_the_context_of_the_vocoder_is_what_a_hop_hears(checkpoint):
+    kind, folder = checkpoint
+    if kind == "silent":
+        pytest.skip("needs a vocoder")
+    vocoder = KMeansUnitsModel.from_pretrained(folder).eval().vocoder
+    before, after = vocoder.decoder_context
+    codes = torch.zeros(1, 1, 61, dtype=torch.long)
+    changed = codes.clone()
+    changed[..., 30] = 1
+    difference = (vocoder.decode(codes).audio_values - vocoder.decode(changed).audio_values)[0, 0].abs()
+    hops = (difference.unflatten(0, (61, 320)).amax(-1) > 0).nonzero()[:, 0]
+    assert (int(hops[0]), int(hops[-1])) == (30 - after, 30 + before)
