@@ -205,9 +205,14 @@ class CTCWordAligner:
 def load_word_aligner(name_or_path: str, device: str = "cpu") -> WordAligner:
     r"""
     Args:
-        name_or_path (`str`): A Vosk folder (it holds `am` and `graph`), or a folder or Hub id of an `AutoModelForCTC`.
+        name_or_path (`str`): A Vosk folder (it holds `am` and `graph`), a folder or Hub id of an `AutoModelForCTC`, or
+            `"pocketsphinx"`.
         device (`str`, *optional*, defaults to `"cpu"`): Where a transformers model runs.
     """
+    if name_or_path == "pocketsphinx":
+        from .hmm_alignment import PocketsphinxWordAligner
+
+        return PocketsphinxWordAligner()
     if is_vosk_folder(name_or_path):
         return VoskWordAligner(name_or_path)
     return CTCWordAligner(name_or_path, device)

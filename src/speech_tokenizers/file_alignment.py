@@ -21,14 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="JSONL", required=True, type=Path, help="a line a recording; known ones are skipped"
     )
     parser.add_argument(
-        "--aligner", metavar="NAME", required=True, help="a Vosk folder, or a CTC model's folder or Hub id"
+        "--aligner",
+        metavar="NAME",
+        required=True,
+        help="a Vosk folder, a CTC model's folder or Hub id, or pocketsphinx (English, phones with --unit label)",
     )
     parser.add_argument("--list", metavar="FILE", help="the `file_name`s to align, one a line")
     parser.add_argument(
         "--filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="the rows of the metadata to align"
     )
     parser.add_argument(
-        "--unit", choices=("word", "label"), default="word", help="label: a CTC model's characters or phones too"
+        "--unit", choices=("word", "label"), default="word", help="label: characters or phones too; not with Vosk"
     )
     parser.add_argument(
         "--phones-column",
@@ -111,7 +114,7 @@ def align_recordings(
         )
     text_column = TEXT_COLUMN if text_column is None else text_column
     if with_labels and not hasattr(aligner, "align_labels"):
-        raise ValueError(f"{aligner.name} gives times of words only; labels need a CTC model.")
+        raise ValueError(f"{aligner.name} gives times of words only; labels need a CTC model or pocketsphinx.")
 
     output.parent.mkdir(parents=True, exist_ok=True)
     known = _complete_lines(output)
