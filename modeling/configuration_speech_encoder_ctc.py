@@ -50,7 +50,7 @@ class SpeechEncoderCTCConfig(PreTrainedConfig):
     @property
     def hidden_size(self) -> int:
         """Dimension of the encoder's states."""
-        return self.encoder_config.hidden_size
+        return self.encoder_config.hidden_size  # type: ignore[union-attr]
 
     @property
     def num_encoder_layers(self) -> int:

@@ -210,6 +210,9 @@ class HubertForMaskedPrediction(HubertPreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None,
     ) -> HubertMaskedPredictionOutput:
         has_label, masked, frames = labels >= 0, outputs.mask_time_indices, outputs.frame_mask
+        assert outputs.logits is not None
+        assert masked is not None
+        assert frames is not None
         losses = F.cross_entropy(outputs.logits.float().transpose(1, 2), labels, reduction="none")  # (B, F)
         correct = outputs.logits.detach().argmax(-1) == labels
         for name, chosen in (("masked", masked & has_label), ("unmasked", ~masked & has_label)):

@@ -44,7 +44,7 @@ class CSTFeatureExtractor(RVQCodecFeatureExtractor):
             if sampling_rate != self.sampling_rate:
                 raw_audio = self._resampled(raw_audio, sampling_rate)
                 sampling_rate = self.sampling_rate
-        return super().__call__(raw_audio, *args, sampling_rate=sampling_rate, **kwargs)
+        return super().__call__(raw_audio, *args, sampling_rate=sampling_rate, **kwargs)  # type: ignore[misc]
 
     def _resampled(self, raw_audio, sampling_rate: int):
         if isinstance(raw_audio, list | tuple) and any(np.ndim(item) > 0 for item in raw_audio):

@@ -119,7 +119,7 @@ class UnitBPE:
                 f"`durations` must hold {self._num_units_of_id[ids].tolist()} entries for `ids`, but got {counts}."
             )
         parts = [np.asarray(part) for part in durations if len(part)]
-        return expand(units, np.concatenate(parts) if parts else [])
+        return expand(units, np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64))
 
     def compression(self, sequences: Iterable[np.ndarray], frame_rate: float) -> dict[str, float]:
         r"""

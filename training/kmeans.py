@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class FrameStream:
     num_frames: int
 
 
-Frames = np.ndarray | torch.Tensor | FrameStream
+Frames: TypeAlias = np.ndarray | torch.Tensor | FrameStream
 
 
 @dataclass(frozen=True)

@@ -115,10 +115,12 @@ class _Coding:
         with ThreadPoolExecutor(num_threads) as pool:
             lengths = [0] * len(self.recordings)
             for index, length in enumerate(pool.map(self._num_samples, range(len(lengths)))):
-                if isinstance(length, int) and length > 0:
-                    lengths[index] = length
+                if isinstance(length, Exception):
+                    yield self._failed(index, length)
+                elif length == 0:
+                    yield self._failed(index, ValueError("contains no samples."))
                 else:
-                    yield self._failed(index, length or ValueError("contains no samples."))
+                    lengths[index] = length
             readable = [index for index, length in enumerate(lengths) if length]
             longest_first = sorted(readable, key=lambda index: -lengths[index])
             limit = min(samples_per_batch, getattr(self.model, "longest_input", None) or samples_per_batch)
