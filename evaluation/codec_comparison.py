@@ -24,7 +24,7 @@ from speech_tokenizers.processing.speech_recognition import Recognizer, load_rec
 from .clip_results import SCORES_VERSION, ClipCounts, ResultsFile, metric_counts, recognition_counts
 from .clips import SAMPLING_RATE, Clip, read_clips, set_aside_unreadable
 from .codebook import entropy_bits_per_second, nominal_bits_per_second, stage_statistics
-from .codec_systems import CodecSystem, CodedClip, ModelSystem
+from .codec_systems import LATENTS_SUFFIX, CodecSystem, CodedClip, LatentSystem, load_system
 from .neural_metrics import DNSMOS, SpeakerSimilarity
 from .peers import DecodedFiles, ProgramError, estimate_delay, load_peer, resample
 from .reconstruction_metrics import (
@@ -186,6 +186,8 @@ def summarize(
                 spent = [record.get(f"{side}{clock}_seconds") for record in coded]
                 if None not in spent:
                     summary[f"real_time_factor_{side}{clock}"] = sum(spent) / seconds
+        if isinstance(system, LatentSystem):
+            summary["bits_per_number"] = system.bits_per_number
         summary["residual_delay_samples"] = float(np.median([record["residual_delay"] for record in coded]))
         if system.codebook_size is not None:
             stages = stage_statistics((np.array(record["audio_codes"]) for record in coded), system.codebook_size)
@@ -237,13 +239,13 @@ def score_clips(
 
 def load_systems(args: argparse.Namespace) -> tuple[list[Callable[[], CodecSystem | DecodedFiles]], dict[str, str]]:
     r"""Functions that load each system asked for, and the peers that cannot run here with the reason."""
-    import speech_tokenizers
 
     def load_model(name: str, num_quantizers: int | None) -> CodecSystem:
-        model, feature_extractor = speech_tokenizers.load(name)
+        path = name.removesuffix(LATENTS_SUFFIX)
+        others = {other.removesuffix(LATENTS_SUFFIX) for other in args.models} - {path}
         # Checkpoints of different runs may lie in folders of one name.
-        unique = sum(Path(other).name == Path(name).name for other in args.models) == 1
-        return ModelSystem(model, feature_extractor, Path(name).name if unique else name, num_quantizers, args.device)
+        unique = all(Path(other).name != Path(path).name for other in others)
+        return load_system(name, Path(path).name if unique else path, num_quantizers, args.device)
 
     loaders: list[Callable[[], CodecSystem | DecodedFiles]] = [RecordingSystem]
     skipped = {}

@@ -44,7 +44,7 @@ class CodecSystem(Protocol):
     What the evaluation asks of a codec.
 
     `name` is what tables show. `key` changes whenever the output could: it decides whether earlier results are used
-    again. `codebook_size` is `None` for codecs without codebooks, and `frame_rate` then too.
+    again. `codebook_size` is `None` for codecs without codebooks, and `frame_rate` for those without frames.
     """
 
     name: str
@@ -102,7 +102,50 @@ class EncodedClip:
     features: np.ndarray | None
 
 
-class EncodingSystem:
+def has_codebooks(model: Any) -> bool:
+    r"""Whether a model quantizes: it has codebooks, or a grid of levels as X-Codec2 and NeuCodec do."""
+    config = model.config
+    return bool(getattr(config, "codebook_size", None) or getattr(config, "quantization_levels", None))
+
+
+class _RunningModel:
+    r"""A model and its feature extractor, on a device; `key` tells apart also what `settings` change."""
+
+    def __init__(self, model: Any, feature_extractor: Any, name: str, device: str, **settings: Any):
+        self.model = model.eval().to(device)
+        self.feature_extractor = feature_extractor
+        self.name = name
+        self.sampling_rate = int(feature_extractor.sampling_rate)
+        self.device = torch.device(device)
+        self.key = f"{name}-{model_fingerprint(model, device=self.device.type, **settings)}"
+        hop_length = getattr(model.config, "hop_length", None)
+        # Mimi's `hop_length` leaves its last downsampling out.
+        frame_rate = getattr(model.config, "frame_rate", None) or self.sampling_rate / hop_length
+        self.frame_rate = float(
+            self.sampling_rate / hop_length if type(frame_rate) is int and hop_length else frame_rate
+        )
+        self._encode_arguments = inspect.signature(model.encode).parameters
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _features(self, audio: np.ndarray) -> dict[str, torch.Tensor]:
+        features = self.feature_extractor(audio, sampling_rate=self.sampling_rate, return_tensors="pt")
+        return {
+            name: value.to(self.device, self.model.dtype if value.is_floating_point() else value.dtype)
+            for name, value in features.items()
+            if name in self._encode_arguments
+        }
+
+    def frame_centres(self, num_frames: int) -> np.ndarray:
+        r"""Times of the middles of the first frames, of shape `(num_frames,)`, in seconds."""
+        if hasattr(self.model, "frame_centres"):
+            return np.asarray(self.model.frame_centres(num_frames), np.float64)
+        return (np.arange(num_frames) + 0.5) / self.frame_rate
+
+
+class EncodingSystem(_RunningModel):
     r"""
     A model that turns speech into codes, and its feature extractor; it need not have a decoder.
 
@@ -116,6 +159,9 @@ class EncodingSystem:
         name (`str`): What tables show.
         num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
         device (`str`, *optional*, defaults to `"cpu"`): Where the model runs.
+
+    Raises:
+        ValueError: If the model has no codebooks, or not so many.
     """
 
     def __init__(
@@ -126,25 +172,16 @@ class EncodingSystem:
         num_quantizers: int | None = None,
         device: str = "cpu",
     ):
-        self.model = model.eval().to(device)
-        self.feature_extractor = feature_extractor
+        if not has_codebooks(model):
+            raise ValueError(f"{name} is a {type(model).__name__}, which has no codebooks: its frames are continuous.")
         used = f"{num_quantizers} codebook{'s' if num_quantizers != 1 else ''}"
-        self.name = name if num_quantizers is None else f"{name} ({used})"
-        self.sampling_rate = int(feature_extractor.sampling_rate)
-        self.device = torch.device(device)
+        title = name if num_quantizers is None else f"{name} ({used})"
+        super().__init__(model, feature_extractor, title, device, num_quantizers=num_quantizers)
         self.num_quantizers = num_quantizers
-        self.key = f"{self.name}-{model_fingerprint(model, num_quantizers=num_quantizers, device=self.device.type)}"
         # X-Codec2 and NeuCodec quantize to a grid of levels instead of a codebook.
         self.codebook_size = getattr(model.config, "codebook_size", None) or math.prod(
             model.config.quantization_levels
         )
-        hop_length = getattr(model.config, "hop_length", None)
-        # Mimi's `hop_length` leaves its last downsampling out.
-        frame_rate = getattr(model.config, "frame_rate", None) or self.sampling_rate / hop_length
-        self.frame_rate = float(
-            self.sampling_rate / hop_length if type(frame_rate) is int and hop_length else frame_rate
-        )
-        self._encode_arguments = inspect.signature(model.encode).parameters
         self._quantizer_arguments = self._choose_quantizers(num_quantizers)
 
     def _choose_quantizers(self, num_quantizers: int | None) -> dict[str, Any]:
@@ -171,18 +208,6 @@ class EncodingSystem:
             if argument in self._encode_arguments:
                 return {argument: num_quantizers}
         raise ValueError(f"`num_quantizers` cannot be chosen for {self.name}; leave it out.")
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def _features(self, audio: np.ndarray) -> dict[str, torch.Tensor]:
-        features = self.feature_extractor(audio, sampling_rate=self.sampling_rate, return_tensors="pt")
-        return {
-            name: value.to(self.device, self.model.dtype if value.is_floating_point() else value.dtype)
-            for name, value in features.items()
-            if name in self._encode_arguments
-        }
 
     @torch.inference_mode()
     def encode(self, audio: np.ndarray) -> np.ndarray:
@@ -214,12 +239,6 @@ class EncodingSystem:
         if features is not None:
             features = features[0].float().cpu().numpy()
         return EncodedClip(audio_codes, features)
-
-    def frame_centres(self, num_frames: int) -> np.ndarray:
-        r"""Times of the middles of the first frames, of shape `(num_frames,)`, in seconds."""
-        if hasattr(self.model, "frame_centres"):
-            return np.asarray(self.model.frame_centres(num_frames), np.float64)
-        return (np.arange(num_frames) + 0.5) / self.frame_rate
 
     @torch.inference_mode()
     def dequantize(self, audio_codes: np.ndarray) -> np.ndarray:
@@ -291,10 +310,9 @@ class ModelSystem(EncodingSystem):
         with Stopwatch() as decoding:
             decoded = self.model.decode(audio_codes=encoded.audio_codes, **extra)
             self._synchronize()
-        values = decoded.audio_values.reshape(-1)[: len(audio)].float().cpu().numpy()
         codes = join_chunks(encoded.audio_codes)
         return CodedClip(
-            audio_values=np.pad(values, (0, len(audio) - len(values))),
+            audio_values=first_samples(decoded, len(audio)),
             num_bits=codes.numel() * math.log2(self.codebook_size),
             encode_seconds=encoding.seconds,
             decode_seconds=decoding.seconds,
@@ -302,3 +320,96 @@ class ModelSystem(EncodingSystem):
             decode_cpu_seconds=decoding.cpu_seconds,
             audio_codes=codes.cpu().numpy(),
         )
+
+
+class LatentSystem(_RunningModel):
+    r"""
+    A model of continuous latents and its feature extractor, or a codec whose quantizer is passed over: `decode` is
+    given the `latents` that `encode` gives. Of our codecs these are the frames before quantization, and of models
+    that can draw them at random the mean.
+
+    Args:
+        model (`PreTrainedModel`): A [`CSTModel`], an [`RVQCodecModel`], transformers'
+            VibeVoiceAcousticTokenizerModel, PocketTTSAudioTokenizerModel and the like.
+        feature_extractor (`SequenceFeatureExtractor`): Its feature extractor; its rate is the system's.
+        name (`str`): What tables show; where the model has codebooks too, `(latents)` is added.
+        device (`str`, *optional*, defaults to `"cpu"`): Where the model runs.
+
+    Raises:
+        ValueError: If the model's `decode` takes no latents, or its `encode` gives none.
+    """
+
+    codebook_size = None
+    # What a number of a latent is counted as; see `CSTConfig.bits_per_second`.
+    bits_per_number = 16
+
+    def __init__(self, model: Any, feature_extractor: Any, name: str, device: str = "cpu"):
+        self._decode_arguments = inspect.signature(model.decode).parameters
+        if "latents" not in self._decode_arguments:
+            raise ValueError(f"{name} is a {type(model).__name__}, which decodes no latents.")
+        title = f"{name} (latents)" if has_codebooks(model) else name
+        super().__init__(model, feature_extractor, title, device, latents=True)
+        self.code(np.zeros(self.sampling_rate, np.float32))  # see `ModelSystem`
+
+    @torch.inference_mode()
+    def code(self, audio: np.ndarray) -> CodedClip:
+        features: dict[str, Any] = self._features(audio)
+        if "sample" in self._encode_arguments:
+            features["sample"] = False
+        with Stopwatch() as encoding:
+            encoded = self.model.encode(**features)
+            self._synchronize()
+        latents = encoded.get("latents")
+        if latents is None:
+            raise ValueError(f"{self.name}: `encode` gives no `latents`.")
+        extra = {
+            name: encoded[name]
+            for name in ("audio_codes_mask",)
+            if name in self._decode_arguments and encoded.get(name) is not None
+        }
+        with Stopwatch() as decoding:
+            decoded = self.model.decode(latents=latents, **extra)
+            self._synchronize()
+        return CodedClip(
+            audio_values=first_samples(decoded, len(audio)),
+            num_bits=float(latents.numel() * self.bits_per_number),
+            encode_seconds=encoding.seconds,
+            decode_seconds=decoding.seconds,
+            encode_cpu_seconds=encoding.cpu_seconds,
+            decode_cpu_seconds=decoding.cpu_seconds,
+        )
+
+
+def first_samples(decoded: Any, num_samples: int) -> np.ndarray:
+    r"""The waveform of a decoder's output for one clip, cut or extended with zeros to `num_samples`."""
+    audio_values = decoded.audio_values if "audio_values" in decoded else decoded.audio  # VibeVoice's name
+    values = audio_values.reshape(-1)[:num_samples].float().cpu().numpy()
+    return np.pad(values, (0, num_samples - len(values)))
+
+
+LATENTS_SUFFIX = ":latents"
+
+
+def load_system(name: str, title: str, num_quantizers: int | None = None, device: str = "cpu") -> CodecSystem:
+    r"""
+    Load a model to be heard.
+
+    Args:
+        name (`str`): A checkpoint's name, a folder or a Hub id; with `:latents` behind it, a codec is measured without
+            its quantizer.
+        title (`str`): What tables show.
+        num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
+        device (`str`, *optional*, defaults to `"cpu"`): Where the model runs.
+
+    Raises:
+        ValueError: If there is no such model, or it cannot be run so.
+        OSError: If it cannot be read.
+    """
+    import speech_tokenizers
+
+    model, feature_extractor = speech_tokenizers.load(name.removesuffix(LATENTS_SUFFIX))
+    if has_codebooks(model) and not name.endswith(LATENTS_SUFFIX):
+        return ModelSystem(model, feature_extractor, title, num_quantizers, device)
+    if num_quantizers is not None:
+        raise ValueError(f"{title} is continuous: it has no codebooks of which some could be used; measure it apart.")
+    return LatentSystem(model, feature_extractor, title, device)

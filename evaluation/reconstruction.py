@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
+MODELS_HELP = (
+    "codecs and models of continuous latents: checkpoint names, local folders or Hub ids; NAME:latents is a codec "
+    "whose decoder gets the frames before quantization"
+)
 METRIC_NAMES = ("pesq", "stoi", "estoi", "mel_distance", "si_sdr", "dnsmos", "speaker_similarity")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     r"""Arguments of `speech-tokenizers evaluate`."""
-    parser.add_argument("models", nargs="*", help="codecs: checkpoint names, local folders or Hub ids")
+    parser.add_argument("models", nargs="*", help=MODELS_HELP)
     parser.add_argument("--data", type=Path, required=True, help="folder of recordings")
     parser.add_argument(
         "--peers",

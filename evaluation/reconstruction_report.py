@@ -106,6 +106,12 @@ def notes(report: dict[str, Any]) -> list[str]:
         f"RTF: processor seconds per second of audio, {settings['threads']} thread(s), {settings['device']}; "
         "wall-clock time is in results.json. For Opus and Codec2 it includes starting the program.",
     ]
+    if continuous := [system for system in report["systems"] if "bits_per_number" in system]:
+        names = ", ".join(system["system"] for system in continuous)
+        lines.append(
+            f"Continuous, with no code to count: {names}. The measured rate takes {continuous[0]['bits_per_number']} "
+            "bits a number of their latents."
+        )
     if "dnsmos" in report["titles"]:
         lines.append(f"DNSMOS: {settings['dnsmos_windows']} windows of 9.01 s a clip.")
     if report["recognizers"]:

@@ -12,10 +12,16 @@ from transformers import (
     EncodecModel,
     MimiConfig,
     MimiModel,
+    VibeVoiceAcousticTokenizerConfig,
+    VibeVoiceAcousticTokenizerFeatureExtractor,
+    VibeVoiceAcousticTokenizerModel,
 )
 
+from speech_tokenizers.modeling.configuration_cst import CSTConfig
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
+from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
+from speech_tokenizers.processing.feature_extraction_cst import CSTFeatureExtractor
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 
 
@@ -41,9 +47,30 @@ def make_rvq_codec():
 
 
 @pytest.fixture
+def make_cst():
+    """A function from a seed to continuous tokens (25 latents of 6 numbers a second) and their feature extractor."""
+
+    def make(seed: int = 0) -> tuple[CSTModel, CSTFeatureExtractor]:
+        torch.manual_seed(seed)
+        config = CSTConfig.from_preset(
+            "cst-fast-16khz",
+            hidden_size=6,
+            network_hidden_size=16,
+            encoder_hidden_size=16,
+            decoder_hidden_size=16,
+            encoder_num_layers=1,
+            decoder_num_layers=1,
+        )
+        return CSTModel(config).eval(), CSTFeatureExtractor(sampling_rate=16000, hop_length=640)
+
+    return make
+
+
+@pytest.fixture
 def make_transformers_codec():
-    """A function from `encodec`, `dac` or `mimi` to such a codec with random weights and its feature extractor."""
-    return lambda name: {"encodec": _make_encodec, "dac": _make_dac, "mimi": _make_mimi}[name]()
+    """A function from the name of a codec to one with random weights and its feature extractor."""
+    makers = {"encodec": _make_encodec, "dac": _make_dac, "mimi": _make_mimi, "vibevoice": _make_vibevoice}
+    return lambda name: makers[name]()
 
 
 def _make_encodec() -> tuple[EncodecModel, EncodecFeatureExtractor]:
@@ -91,3 +118,11 @@ def _make_mimi() -> tuple[MimiModel, EncodecFeatureExtractor]:
         upsample_groups=32,
     )
     return MimiModel(config).eval(), EncodecFeatureExtractor(sampling_rate=24000)
+
+
+def _make_vibevoice() -> tuple[VibeVoiceAcousticTokenizerModel, VibeVoiceAcousticTokenizerFeatureExtractor]:
+    torch.manual_seed(0)
+    config = VibeVoiceAcousticTokenizerConfig(
+        hidden_size=8, num_filters=4, downsampling_ratios=[2, 4, 5, 8], depths=[1] * 5, kernel_size=3
+    )
+    return VibeVoiceAcousticTokenizerModel(config).eval(), VibeVoiceAcousticTokenizerFeatureExtractor()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DacModel
 
-from speech_tokenizers.evaluation.codec_systems import EncodingSystem, ModelSystem
+from speech_tokenizers.evaluation.codec_systems import EncodingSystem, LatentSystem, ModelSystem, load_system
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 
 
@@ -108,3 +108,65 @@ def test_features_are_what_was_quantized(make_codec):
         else:
             codes = model.quantizer.encode(latents.mT)
     assert (codes.reshape(4, -1).numpy() == encoded.audio_codes).all()
+
+
+@pytest.fixture
+def make_continuous(request, make_cst, make_rvq_codec, make_transformers_codec):
+    makers = {"cst": make_cst, "rvq": make_rvq_codec}
+    return makers.get(request.param) or (lambda: make_transformers_codec(request.param))
+
+
+@pytest.mark.parametrize(
+    ("make_continuous", "numbers_per_second"),
+    [("cst", 25 * 6), ("rvq", 50 * 16), ("vibevoice", 75 * 8)],
+    indirect=["make_continuous"],
+)
+def test_latents_of_ours_and_of_transformers_run_through_one_interface(make_continuous, numbers_per_second):
+    system = LatentSystem(*make_continuous(), "tokens")
+    audio = 0.1 * np.random.default_rng(0).standard_normal(system.sampling_rate * 2 + 77).astype(np.float32)
+    coded = system.code(audio)
+    assert coded.audio_values.shape == audio.shape
+    assert np.isfinite(coded.audio_values).all()
+    assert coded.audio_codes is None
+    seconds = len(audio) / system.sampling_rate
+    assert coded.num_bits / seconds == pytest.approx(
+        16 * numbers_per_second, rel=0.07
+    )  # the last frame is filled up, and VibeVoice fills ten
+    # What can be drawn at random is not.
+    assert (system.code(audio).audio_values == coded.audio_values).all()
+    assert coded.encode_cpu_seconds > 0
+    assert coded.decode_cpu_seconds > 0
+
+
+def test_the_latents_of_a_codec_go_past_its_quantizer(make_rvq_codec):
+    model, feature_extractor = make_rvq_codec()
+    audio = 0.1 * np.random.default_rng(0).standard_normal(3210).astype(np.float32)
+    system = LatentSystem(model, feature_extractor, "codec")
+    assert system.name == "codec (latents)"
+    assert system.key != ModelSystem(model, feature_extractor, "codec").key
+    with torch.inference_mode():
+        frames = model.encoder(torch.from_numpy(np.pad(audio, (0, 310)))[None, None])
+        expected = model.decoder(frames)[0, 0, :3210].numpy()
+    assert system.code(audio).audio_values == pytest.approx(expected, abs=1e-5)
+    assert np.abs(ModelSystem(model, feature_extractor, "codec").code(audio).audio_values - expected).max() > 1e-3
+
+
+def test_a_model_is_measured_as_what_it_is(make_cst, make_rvq_codec, tmp_path):
+    for folder, parts in (("cst", make_cst()), ("rvq", make_rvq_codec())):
+        for part in parts:
+            part.save_pretrained(tmp_path / folder)
+    assert isinstance(load_system(str(tmp_path / "rvq"), "a", 2), ModelSystem)
+    assert isinstance(load_system(f"{tmp_path / 'rvq'}:latents", "a"), LatentSystem)
+    for name in ("cst", "cst:latents"):
+        system = load_system(str(tmp_path / name), "a")
+        assert isinstance(system, LatentSystem)
+        assert system.name == "a"
+        with pytest.raises(ValueError, match="a is continuous"):
+            load_system(str(tmp_path / name), "a", 2)
+    with pytest.raises(ValueError, match="a is a CSTModel, which has no codebooks"):
+        ModelSystem(*make_cst(), "a")
+
+
+def test_a_codec_that_decodes_codes_alone_has_no_latents_to_decode(make_transformers_codec):
+    with pytest.raises(ValueError, match="codec is a EncodecModel, which decodes no latents"):
+        LatentSystem(*make_transformers_codec("encodec"), "codec")

@@ -100,6 +100,27 @@ def test_results_table_and_page_are_written(tmp_path, data, save_model, measured
     assert "| tiny (2 codebooks) |" in (tmp_path / "out" / "results.md").read_text()
 
 
+def test_continuous_tokens_and_unquantized_codecs_stand_beside_codecs(tmp_path, data, save_model, make_cst):
+    save_model(tmp_path / "tiny")
+    for part in make_cst():
+        part.save_pretrained(tmp_path / "cst")
+    tiny = str(tmp_path / "tiny")
+    assert run(tmp_path, tiny, f"{tiny}:latents", str(tmp_path / "cst"), "--examples", "1") == 0
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    codec, latents, cst = report["systems"][1:]
+    assert [system["system"] for system in (codec, latents, cst)] == ["tiny", "tiny (latents)", "cst"]
+    assert "stages" in codec
+    assert "bits_per_number" not in codec
+    for system, kilobits in ((latents, 16 * 50 * 16 / 1000), (cst, 16 * 25 * 6 / 1000)):
+        assert not {"stages", "kbps_nominal", "kbps_entropy"} & system.keys()
+        assert system["kbps_measured"] == pytest.approx(kilobits, rel=0.03)
+        assert system["scores"]["mel_distance"]["num_clips"] == 3
+    assert latents["scores"] != codec["scores"]
+    page = (tmp_path / "out" / "results.md").read_text()
+    assert "no code to count: tiny (latents), cst. The measured rate takes 16 bits a number" in page
+    assert page.count("### Codebooks of") == 1
+
+
 def test_a_second_run_measures_only_what_is_new(tmp_path, data, save_model, measured):
     save_model(tmp_path / "tiny")
     assert run(tmp_path, str(tmp_path / "tiny"), "--examples", "1") == 0
