@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The speech-tokenizers authors.
+"""What the configurations of all unit models have in common: their speech encoder, and how it hears a batch."""
+
+import math
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+from .configuration_unit_vocoder import UnitVocoderConfig
+from .encoder_geometry import frame_geometry, has_fixed_window
+from .padding_invariance import FRAME_RULES, num_conv_frames
+
+
+@strict
+class UnitsConfig(PreTrainedConfig):
+    r"""
+    The encoder of a unit model, which [`UnitPreTrainedModel`] runs. Families add how its frames become codes: a
+    `codebook_size`, `num_quantizers`, and the `highest_layer` that they read.
+
+    Args:
+        encoder_config (`PreTrainedConfig` or `dict`, *optional*): Of the encoder: one with a convolutional front end
+            on the waveform, such as HuBERT's, or Whisper's; of an encoder-decoder the encoder is used. Defaults to
+            that of HuBERT-base.
+        do_normalize (`bool`, defaults to `False`): Bring each waveform to zero mean and unit variance, as the large
+            wav2vec 2.0, HuBERT and WavLM want it.
+        frame_rule (`str`, defaults to `"conv"`): Which frames of a padded row are real: `"conv"`, those that the row
+            has alone, or `"fairseq"`, one or two more; see [`num_mask_frames`].
+        padding_invariant (`bool`, defaults to `True`): Give each row of a padded batch the units that it gets alone.
+            `False` lets the encoder hear the padding, as transformers and fairseq do.
+        window (`str`, defaults to `"padded"`): Of Whisper's encoder; see [`WaveformEncoder`].
+        sampling_rate (`int`, defaults to 16000): Of the encoder, in Hz.
+        vocoder_config (`UnitVocoderConfig` or `dict`, *optional*): Of the vocoder that `decode` uses, if one is
+            attached.
+    """
+
+    sub_configs = {"encoder_config": AutoConfig, "vocoder_config": UnitVocoderConfig}
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    do_normalize: bool = False
+    frame_rule: str = "conv"
+    padding_invariant: bool = True
+    window: str = "padded"
+    sampling_rate: int = 16000
+    vocoder_config: dict | PreTrainedConfig | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.encoder_config is None:
+            self.encoder_config = AutoConfig.for_model("hubert")
+        elif isinstance(self.encoder_config, dict):
+            self.encoder_config = AutoConfig.for_model(**self.encoder_config)
+        if isinstance(self.vocoder_config, dict):
+            self.vocoder_config = UnitVocoderConfig(**self.vocoder_config)
+        super().__post_init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        """Dimension of the encoder's frames."""
+        return self.encoder_config.hidden_size
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return frame_geometry(self.encoder_config)[0]
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second."""
+        return self.sampling_rate / self.hop_length
+
+    @property
+    def bits_per_second(self) -> float:
+        """Nominal bit rate, in bit/s."""
+        return self.frame_rate * self.num_quantizers * math.log2(self.codebook_size)
+
+    def get_encoded_length(self, num_samples):
+        """Frames for a number of samples (integer or integer tensor)."""
+        if has_fixed_window(self.encoder_config):
+            return -(-num_samples // self.hop_length)
+        return num_conv_frames(self.encoder_config, num_samples)
+
+    def validate_architecture(self):
+        """Raises `ValueError` where fields contradict each other."""
+        frame_geometry(self.encoder_config)
+        if self.frame_rule not in FRAME_RULES:
+            raise ValueError(f"`frame_rule` must be 'conv' or 'fairseq', but got {self.frame_rule!r}.")
+        if self.frame_rule == "fairseq" and has_fixed_window(self.encoder_config):
+            raise ValueError("`frame_rule` 'fairseq' is for encoders with a convolutional front end; use 'conv'.")
+        if self.window not in ("padded", "tight"):
+            raise ValueError(f"`window` must be 'padded' or 'tight', but got {self.window!r}.")
+        if self.vocoder_config is not None:
+            for name in ("num_quantizers", "codebook_size", "hop_length", "sampling_rate"):
+                wanted, given = getattr(self, name), getattr(self.vocoder_config, name)
+                if wanted != given:
+                    raise ValueError(f"The vocoder's `{name}` must be that of the units, {wanted}, but is {given}.")
+
+
+__all__ = ["UnitsConfig"]

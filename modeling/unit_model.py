@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The speech-tokenizers authors.
+"""What all unit models have in common, however the frames of their speech encoder become codes."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import nn
+from transformers import AutoFeatureExtractor, AutoModel, WhisperFeatureExtractor
+from transformers.modeling_utils import PreTrainedAudioTokenizerBase
+
+from .configuration_units import UnitsConfig
+from .encoder_geometry import first_frame_centre, frame_geometry, has_fixed_window, num_encoder_layers
+from .input_checks import check_codes, check_waveforms
+from .modeling_unit_vocoder import UnitVocoderModel, UnitVocoderOutput
+from .padding_invariance import frame_mask, make_padding_invariant
+from .speech_encoders import encoder_of, spectrogram_states, transformer_layers, waveform_states
+
+
+class UnitPreTrainedModel(PreTrainedAudioTokenizerBase):
+    r"""
+    A speech encoder whose frames become codes, and perhaps a vocoder that speaks them.
+
+    A padded batch gives each item the units that it gets alone.
+
+    Args:
+        config ([`UnitsConfig`]): The encoder, and what a family adds.
+    """
+
+    config_class = UnitsConfig
+    main_input_name = "input_values"
+    input_modalities = "audio"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: UnitsConfig):
+        super().__init__(config)
+        self.encoder = encoder_of(AutoModel.from_config(config.encoder_config))
+        self.vocoder = None if config.vocoder_config is None else UnitVocoderModel(config.vocoder_config)
+        self._prepare_encoder()
+
+    @classmethod
+    def from_encoder(
+        cls, name_or_path: str, from_pretrained_kwargs: dict[str, Any] | None = None, **fields: Any
+    ) -> Self:
+        r"""
+        A model without codebooks of its own yet on a pretrained encoder, whose layers above the highest one read are
+        dropped.
+
+        Args:
+            name_or_path (`str`): Folder or Hub id of any speech model that `AutoModel` knows.
+            from_pretrained_kwargs (`dict`, *optional*): Such as `{"revision": ...}`.
+            fields: Of the model's configuration.
+
+        Raises:
+            ValueError: If the encoder is of another kind, or a field is wrong.
+        """
+        kwargs = from_pretrained_kwargs or {}
+        pretrained = encoder_of(AutoModel.from_pretrained(name_or_path, dtype=torch.float32, **kwargs))
+        processor = AutoFeatureExtractor.from_pretrained(name_or_path, **kwargs)
+        fields.setdefault("do_normalize", not has_fixed_window(pretrained.config) and processor.do_normalize)
+        fields.setdefault("sampling_rate", processor.sampling_rate)
+        config = cls.config_class(encoder_config=pretrained.config, **fields)
+        highest = max(1, config.highest_layer)
+        if highest < num_encoder_layers(config.encoder_config):
+            _keep_layers(pretrained, highest)
+            config = cls.config_class(encoder_config=pretrained.config, **fields)
+        model = cls(config)
+        model.encoder = pretrained
+        model._prepare_encoder()
+        return model.eval()
+
+    def _prepare_encoder(self) -> None:
+        config = self.config
+        if config.padding_invariant:
+            make_padding_invariant(self.encoder)
+        self._log_mel = None
+        if has_fixed_window(config.encoder_config):
+            self._log_mel = WhisperFeatureExtractor(feature_size=config.encoder_config.num_mel_bins)
+        self._freeze_encoder()
+
+    def _freeze_encoder(self) -> None:
+        # Also keeps the encoder's SpecAugment, layer drop and dropout off, which go by its mode.
+        self.encoder.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """The encoder stays in evaluation mode where it is frozen."""
+        super().train(mode)
+        self._freeze_encoder()
+        return self
+
+    @property
+    def sampling_rate(self) -> int:
+        """Samples per second, in Hz."""
+        return self.config.sampling_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return self.config.hop_length
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second, in Hz."""
+        return self.config.frame_rate
+
+    @property
+    def bits_per_second(self) -> float:
+        """Nominal bit rate, in bit/s."""
+        return self.config.bits_per_second
+
+    def get_encoded_length(self, num_samples):
+        """Frames for a number of samples (integer or integer tensor)."""
+        return self.config.get_encoded_length(num_samples)
+
+    def frame_centres(self, num_frames: int) -> torch.Tensor:
+        """Times of the middles of the first frames, `(num_frames,)`, in seconds."""
+        first = first_frame_centre(self.config.encoder_config)
+        return (first + self.hop_length * torch.arange(num_frames, dtype=torch.float64)) / self.sampling_rate
+
+    @property
+    def frame_span(self) -> int:
+        """Samples that the front end hears for a frame, from the frame's first sample on."""
+        return frame_geometry(self.config.encoder_config)[1]
+
+    @property
+    def longest_input(self) -> int | None:
+        """Samples that the encoder can hear at once, if that is limited; see [`WindowedEncoder`] for longer ones."""
+        return None if self._log_mel is None else self._log_mel.n_samples
+
+    def encoder_states(
+        self, input_values: torch.Tensor, padding_mask: torch.Tensor | None, layers: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""
+        What layers of the encoder give.
+
+        Args:
+            input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveforms in
+                [-1, 1].
+            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples, padded on
+                the right.
+            layers (sequence of `int`): See [`recorded_layers`].
+
+        Returns:
+            The states `(batch, len(layers), num_frames, hidden_size)` in float32, and the boolean mask of their frames
+            `(batch, num_frames)`.
+
+        Raises:
+            ValueError: If a shape is wrong, a row is padded on the left, shorter than a frame, or longer than the
+            window of Whisper's encoder.
+        """
+        waveforms = check_waveforms(input_values, padding_mask)[:, 0]
+        if padding_mask is None:
+            num_samples = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
+        else:
+            num_samples = padding_mask.long().sum(-1)
+            if not torch.equal(padding_mask.bool(), frame_mask(num_samples, waveforms.shape[1])):
+                raise ValueError("`padding_mask` must be 1 and then 0 in each row: pad on the right.")
+        shortest = int(num_samples.min())
+        if self.get_encoded_length(shortest) < 1:
+            raise ValueError(
+                f"`input_values` has {shortest} samples in a row, but a frame needs {self.frame_span}; leave such "
+                "recordings out."
+            )
+        waveforms = self._normalized(waveforms, num_samples).to(self.encoder.dtype)
+        if self._log_mel is not None:
+            states, num_frames = spectrogram_states(
+                self.encoder, self._log_mel, waveforms, num_samples, layers, self.config.window
+            )
+        else:
+            states, num_frames = waveform_states(self.encoder, waveforms, num_samples, layers, self.config.frame_rule)
+        return states.float(), frame_mask(num_frames, states.shape[2])
+
+    def attach_vocoder(self, vocoder: UnitVocoderModel) -> None:
+        r"""
+        Let `decode` use a vocoder, which is then saved with the model.
+
+        Raises:
+            ValueError: If it is for other units.
+        """
+        self.config.vocoder_config = vocoder.config
+        try:
+            self.config.validate_architecture()
+        except ValueError:
+            self.config.vocoder_config = None if self.vocoder is None else self.vocoder.config
+            raise
+        self.vocoder = vocoder
+
+    def decode(self, audio_codes: torch.Tensor, *args: Any, **kwargs: Any) -> UnitVocoderOutput:
+        r"""
+        Speech from units, by the attached vocoder; see [`UnitVocoderModel.decode`] for the arguments.
+
+        Raises:
+            ValueError: If no vocoder is attached.
+        """
+        if self.vocoder is None:
+            raise ValueError(
+                "These units have no vocoder, so they cannot be heard; train one with `speech-tokenizers train "
+                "unit_vocoder_16khz` and attach it with `attach_vocoder`."
+            )
+        return self.vocoder.decode(audio_codes, *args, **kwargs)
+
+    def _normalized(self, waveforms: torch.Tensor, num_samples: torch.Tensor) -> torch.Tensor:
+        if not self.config.do_normalize:
+            return waveforms
+        mask = frame_mask(num_samples, waveforms.shape[1])
+        count = num_samples[:, None]
+        centred = (waveforms - (waveforms * mask).sum(-1, keepdim=True) / count) * mask
+        return centred / (centred.square().sum(-1, keepdim=True) / count + 1e-7).sqrt()
+
+    def _check_all_codes(self, audio_codes: torch.Tensor, codebook_size: int) -> torch.Tensor:
+        audio_codes = check_codes(audio_codes, self.config.num_quantizers)
+        if audio_codes.shape[1] != self.config.num_quantizers:
+            raise ValueError(
+                f"`audio_codes` must have all {self.config.num_quantizers} codebooks, but has {audio_codes.shape[1]}."
+            )
+        if audio_codes.min() < 0 or audio_codes.max() >= codebook_size:
+            raise ValueError(f"`audio_codes` must lie between 0 and {codebook_size - 1}, but some do not.")
+        return audio_codes
+
+
+def _keep_layers(encoder: nn.Module, num_layers: int) -> None:
+    # Drop the transformer layers above.
+    del transformer_layers(encoder)[num_layers:]
+    name = "encoder_layers" if has_fixed_window(encoder.config) else "num_hidden_layers"
+    setattr(encoder.config, name, num_layers)
+
+
+__all__ = ["UnitPreTrainedModel"]
