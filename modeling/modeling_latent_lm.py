@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The speech-tokenizers authors.
+"""A causal language model whose tokens are vectors: it reads continuous tokens and draws the next one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_latent_lm import LatentLMConfig
+from .continuous_heads import LatentInput, StopHead, build_head, init_head_weights
+from .latent_bottleneck import LatentStatistics
+
+
+@dataclass
+class LatentLMOutput(ModelOutput):
+    r"""
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): Of the head, and of the ends with their weight.
+        prediction_loss (`torch.FloatTensor` of shape `()`): Of the head.
+        stop_loss (`torch.FloatTensor` of shape `()`): Binary cross entropy of the ends.
+        hidden_states (`torch.FloatTensor` of shape `(batch, num_frames + 1, hidden_size)`): Position t knows the
+            tokens before t.
+    """
+
+    loss: torch.FloatTensor | None = None
+    prediction_loss: torch.FloatTensor | None = None
+    stop_loss: torch.FloatTensor | None = None
+    hidden_states: torch.FloatTensor | None = None
+
+
+class GeneratedLatents(NamedTuple):
+    r"""
+    Attributes:
+        latents: (batch, num_frames, latent_dim); 0 where the mask is 0.
+        mask: (batch, num_frames), 1 before an item's end.
+    """
+
+    latents: torch.Tensor
+    mask: torch.Tensor
+
+
+class LatentLanguageModel(PreTrainedModel):
+    r"""
+    A causal transformer between a [`LatentInput`] and a [`ContinuousHead`], with a [`StopHead`].
+
+    It takes and gives latents on their own scale; inside they have zero mean and unit variance by `statistics`, which
+    are frozen. Those of a [`CSTModel`] have that already.
+
+    Args:
+        config ([`LatentLMConfig`]): Sizes and the kind of the head.
+    """
+
+    config_class = LatentLMConfig
+    base_model_prefix = "latent_lm"
+    main_input_name = "latents"
+    # The loss is a mean, which `Trainer` has to divide among accumulated batches itself.
+    accepts_loss_kwargs = False
+    _keep_in_fp32_modules_strict = ["statistics"]
+    _supports_sdpa = True
+
+    def __init__(self, config: LatentLMConfig):
+        super().__init__(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        embeddings = self.language_model.get_input_embeddings()
+        embeddings.requires_grad_(False)  # of words, of which there are none
+        self.statistics = LatentStatistics(config.latent_dim, 1, 0.5)
+        self.statistics.frozen = True
+        self.latent_input = LatentInput(config.latent_dim, embeddings.embedding_dim, float(config.input_noise_std))
+        self.head = build_head(config.head, config.hidden_size, config.latent_dim, **config.head_options)
+        self.stop_head = StopHead(config.hidden_size, float(config.stop_pos_weight))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, LatentStatistics):
+            init.zeros_(module.mean)
+            init.ones_(module.variance)
+            init.zeros_(module.num_updates)
+        elif not init_head_weights(module):
+            super()._init_weights(module)
+
+    def set_statistics(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+        """Mean and variance, each (latent_dim,), of the latents of the training speech."""
+        self.statistics.mean.copy_(mean)
+        self.statistics.variance.copy_(variance)
+        self.statistics.num_updates.fill_(1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        latents: torch.Tensor,
+        latents_mask: torch.Tensor | None = None,
+        ended: torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> LatentLMOutput:
+        r"""
+        The losses of latents each of which is predicted from those before it.
+
+        Args:
+            latents (`torch.Tensor` of shape `(batch, num_frames, latent_dim)`): Padded on the right.
+            latents_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for real frames.
+            ended (`torch.Tensor` of shape `(batch,)`, *optional*): Whether the last frame of an item is the end of its
+                utterance; otherwise it was cut, and says nothing about ends. Without it the ends are not learnt.
+            targets (`torch.Tensor` of the shape of `latents`, *optional*): What is predicted, where it is not
+                `latents` itself, such as the same without gradients.
+            generator (`torch.Generator`, *optional*): Draws noise. In evaluation mode it defaults to one of a fixed
+                seed, so that the same latents have the same loss.
+        """
+        if generator is None and not self.training:
+            generator = torch.Generator(latents.device).manual_seed(0)
+        normal = self.statistics.normalize(latents)
+        targets = normal if targets is None else self.statistics.normalize(targets)
+        hidden_states = self._hidden_states(normal, generator)
+        prediction_loss = self.head.loss(hidden_states[:, :-1], targets, latents_mask, generator)
+        loss, stop_loss = prediction_loss, None
+        if ended is not None:
+            stop_loss = self._stop_loss(hidden_states, latents_mask, ended)
+            loss = loss + self.config.stop_loss_weight * stop_loss
+        return LatentLMOutput(
+            loss=loss, prediction_loss=prediction_loss, stop_loss=stop_loss, hidden_states=hidden_states
+        )
+
+    def hidden_states(self, latents: torch.Tensor) -> torch.Tensor:
+        """(batch, num_frames, latent_dim) -> (batch, num_frames + 1, hidden_size): what is known before each frame."""
+        return self._hidden_states(self.statistics.normalize(latents), None)
+
+    def _hidden_states(self, normal: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        # Padding on the right needs no mask: nothing real attends to it.
+        inputs = self.latent_input(normal, generator)
+        return self.language_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+
+    def _stop_loss(self, hidden_states: torch.Tensor, mask: torch.Tensor | None, ended: torch.Tensor) -> torch.Tensor:
+        batch_size, num_positions = hidden_states.shape[:2]
+        if mask is None:
+            lengths = torch.full((batch_size,), num_positions - 1, device=hidden_states.device)
+        else:
+            lengths = mask.long().sum(-1)
+        positions = torch.arange(num_positions, device=hidden_states.device)
+        is_end = (positions == lengths[:, None]) & ended.bool()[:, None]
+        return self.stop_head.loss(hidden_states, is_end, (positions < lengths[:, None]) | is_end)
+
+    @torch.no_grad()
+    def draw(self, latents: torch.Tensor, num_draws: int, generator: torch.Generator | None = None, **options):
+        r"""
+        Draws of each frame given the real ones before it.
+
+        Args:
+            latents (`torch.Tensor` of shape `(batch, num_frames, latent_dim)`): The frames.
+            num_draws (`int`): For each.
+            generator (`torch.Generator`, *optional*): Draws the noise.
+            options: Of [`ContinuousHead.sample`].
+
+        Returns:
+            `torch.Tensor` of shape `(num_draws, batch, num_frames, latent_dim)`.
+        """
+        hidden_states = self.hidden_states(latents)[:, :-1]
+        draws = [self.head.sample(hidden_states, generator=generator, **options) for _ in range(num_draws)]
+        return self.statistics.denormalize(torch.stack(draws))
+
+    @torch.no_grad()
+    def stream(
+        self,
+        prompt: torch.Tensor | None = None,
+        max_frames: int = 250,
+        batch_size: int = 1,
+        temperature: float = 1.0,
+        steps: int | None = None,
+        cfg_scale: float = 1.0,
+        stop_threshold: float | None = 0.5,
+        min_frames: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        r"""
+        Draw frame after frame; each costs one step of the transformer, whose past is kept.
+
+        Args:
+            prompt (`torch.Tensor` of shape `(batch, num_frames, latent_dim)`, *optional*): What goes before. It is not
+                given again.
+            max_frames (`int`): Frames to draw.
+            batch_size (`int`): Where there is no prompt.
+            temperature, steps, cfg_scale: See [`ContinuousHead.sample`].
+            stop_threshold (`float`, *optional*): Probability of the end at which an item ends. `None` goes on to
+                `max_frames`.
+            min_frames (`int`): Frames before which none ends.
+            generator (`torch.Generator`, *optional*): Draws the noise.
+
+        Yields:
+            A frame of each item, (batch, latent_dim), 0 after its end, and which items go on, (batch,). It stops
+            before a frame that no item has.
+
+        Raises:
+            RuntimeError: If the model is in training mode, in which it would disturb what it reads.
+        """
+        if self.training:
+            raise RuntimeError("Call `eval()` before drawing: in training mode the input gets noise.")
+        if prompt is None:
+            inputs = self.latent_input.first(batch_size)
+        else:
+            inputs = self.latent_input(self.statistics.normalize(prompt))
+        going_on = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
+        past = None
+        for number in range(max_frames):
+            outputs = self.language_model(inputs_embeds=inputs, past_key_values=past, use_cache=True)
+            past, hidden = outputs.past_key_values, outputs.last_hidden_state[:, -1]
+            if stop_threshold is not None and number >= min_frames:
+                going_on = going_on & (self.stop_head(hidden).sigmoid() < stop_threshold)
+                if not going_on.any():
+                    return
+            drawn = self.head.sample(hidden, temperature, steps, cfg_scale, generator)
+            yield self.statistics.denormalize(drawn) * going_on[:, None], going_on
+            inputs = self.latent_input.embed(drawn[:, None])
+
+    def generate_latents(self, *args, **options) -> GeneratedLatents:
+        r"""
+        All that [`~LatentLanguageModel.stream`] gives, with its arguments.
+
+        Raises:
+            RuntimeError: If the model is in training mode.
+        """
+        frames, masks = [], []
+        for frame, going_on in self.stream(*args, **options):
+            frames.append(frame)
+            masks.append(going_on)
+        if not frames:
+            parameter = self.latent_input.begin
+            empty = parameter.new_zeros((1, 0, self.config.latent_dim))
+            return GeneratedLatents(empty, empty.new_zeros((1, 0), dtype=torch.long))
+        return GeneratedLatents(torch.stack(frames, dim=1), torch.stack(masks, dim=1).long())
+
+
+__all__ = ["LatentLMOutput", "LatentLanguageModel"]
