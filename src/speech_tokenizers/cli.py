@@ -496,6 +496,10 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
         "measure what discrete units keep of speech, of unit models and codecs",
         _of_module("speech_tokenizers.evaluation.units"),
     ),
+    "evaluate retention": (
+        "measure how much of each frequency survives codecs and continuous tokens",
+        _of_module("speech_tokenizers.evaluation.retention"),
+    ),
     "ablate": (
         "train a recipe in several variants and compare them",
         _of_module("speech_tokenizers.training.ablation"),
