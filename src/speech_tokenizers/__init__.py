@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from speech_tokenizers.file_coding import decode_file, encode_file, reconstruct_file
     from speech_tokenizers.modeling.codec_streaming import CodecStream, LatentStream
     from speech_tokenizers.modeling.configuration_cst import CST_PRESETS, CSTConfig
+    from speech_tokenizers.modeling.configuration_dc_spin import DCSpinConfig
     from speech_tokenizers.modeling.configuration_dm_codec import DM_CODEC_PRESETS, DMCodecConfig
     from speech_tokenizers.modeling.configuration_hubert_masked_prediction import HubertMaskedPredictionConfig
     from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from speech_tokenizers.modeling.configuration_unit_vocoder import UnitVocoderConfig
     from speech_tokenizers.modeling.hub_export import push_to_hub_with_code, save_pretrained_with_code
     from speech_tokenizers.modeling.modeling_cst import CSTDecoderOutput, CSTEncoderOutput, CSTModel, CSTOutput
+    from speech_tokenizers.modeling.modeling_dc_spin import DCSpinModel, DCSpinOutput
     from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel, DMCodecOutput
     from speech_tokenizers.modeling.modeling_hubert_masked_prediction import HubertForMaskedPrediction
     from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel, KMeansUnitsOutput
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     )
     from speech_tokenizers.processing.code_files import AudioCodes, CodeFileError, load_codes, save_codes
     from speech_tokenizers.processing.feature_extraction_cst import CSTFeatureExtractor
+    from speech_tokenizers.processing.feature_extraction_dc_spin import DCSpinFeatureExtractor
     from speech_tokenizers.processing.feature_extraction_dm_codec import DMCodecFeatureExtractor
     from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
     from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
@@ -70,6 +73,7 @@ _MODULES = {
     "LatentStream": "modeling.codec_streaming",
     "CSTConfig": "modeling.configuration_cst",
     "CST_PRESETS": "modeling.configuration_cst",
+    "DCSpinConfig": "modeling.configuration_dc_spin",
     "DMCodecConfig": "modeling.configuration_dm_codec",
     "DM_CODEC_PRESETS": "modeling.configuration_dm_codec",
     "HubertMaskedPredictionConfig": "modeling.configuration_hubert_masked_prediction",
@@ -84,6 +88,8 @@ _MODULES = {
     "CSTEncoderOutput": "modeling.modeling_cst",
     "CSTModel": "modeling.modeling_cst",
     "CSTOutput": "modeling.modeling_cst",
+    "DCSpinModel": "modeling.modeling_dc_spin",
+    "DCSpinOutput": "modeling.modeling_dc_spin",
     "DMCodecModel": "modeling.modeling_dm_codec",
     "DMCodecOutput": "modeling.modeling_dm_codec",
     "HubertForMaskedPrediction": "modeling.modeling_hubert_masked_prediction",
@@ -108,6 +114,7 @@ _MODULES = {
     "load_codes": "processing.code_files",
     "save_codes": "processing.code_files",
     "CSTFeatureExtractor": "processing.feature_extraction_cst",
+    "DCSpinFeatureExtractor": "processing.feature_extraction_dc_spin",
     "DMCodecFeatureExtractor": "processing.feature_extraction_dm_codec",
     "KMeansUnitsFeatureExtractor": "processing.feature_extraction_kmeans_units",
     "RVQCodecFeatureExtractor": "processing.feature_extraction_rvq_codec",

@@ -22,6 +22,7 @@ AUTO_CLASSES = {
     "speech_tokenizers_dm_codec": ("DMCodecConfig", "DMCodecModel", "DMCodecFeatureExtractor"),
     "speech_tokenizers_cst": ("CSTConfig", "CSTModel", "CSTFeatureExtractor"),
     "speech_tokenizers_kmeans_units": ("KMeansUnitsConfig", "KMeansUnitsModel", "KMeansUnitsFeatureExtractor"),
+    "speech_tokenizers_dc_spin": ("DCSpinConfig", "DCSpinModel", "DCSpinFeatureExtractor"),
 }
 # model_type -> (config class, model class) of models that come without a feature extractor of ours, by the auto class.
 CTC_CLASSES = {"speech_tokenizers_speech_encoder_ctc": ("SpeechEncoderCTCConfig", "SpeechEncoderForCTC")}

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The speech-tokenizers authors.
+"""DC-Spin: speaker-invariant units, by swapped prediction with two codebooks; and Spin, with one."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_dc_spin import DCSpinConfig
+from .input_checks import check_waveforms
+from .speech_encoders import transformer_layers
+from .swapped_prediction import SwappedPrediction
+from .unit_model import UnitPreTrainedModel
+from .unit_runs import deduplicate_codes
+
+
+@dataclass
+class DCSpinOutput(ModelOutput):
+    r"""
+    Units, of `encode`, or losses, of `forward` with two views.
+
+    Args:
+        loss (`torch.Tensor`): `primary_swapped_prediction_loss`, and the auxiliary one by its weight.
+        primary_swapped_prediction_loss, auxiliary_swapped_prediction_loss (`torch.Tensor`): Of the codebooks, in nats;
+            see [`SwappedPrediction`].
+        primary_accuracy, auxiliary_accuracy (`torch.Tensor`): Share of frames whose nearest code in one view is the
+            likeliest target in the other.
+        primary_code_perplexity, auxiliary_code_perplexity (`torch.Tensor`): How many codes are used, were all of them
+            used equally.
+        primary_probability_perplexity, auxiliary_probability_perplexity (`torch.Tensor`): The same of the predicted
+            probabilities.
+        audio_codes (`torch.LongTensor` of shape `(batch, 1, num_frames)`): Numbers of the nearest codes; 0 where the
+            mask is 0.
+        latents (`torch.FloatTensor` of shape `(batch, num_frames, projection_dim)`): The projected frames as they were
+            compared with the codes, in the space of [`~DCSpinModel.dequantize`]: of unit length; 0 where the mask is
+            0. `None` when de-duplicated.
+        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): 1 for frames of real audio.
+        durations (`torch.LongTensor` of shape `(batch, num_frames)`): When de-duplicated: frames that each unit lasts,
+            0 where the mask is 0.
+    """
+
+    loss: torch.FloatTensor | None = None
+    primary_swapped_prediction_loss: torch.FloatTensor | None = None
+    auxiliary_swapped_prediction_loss: torch.FloatTensor | None = None
+    primary_accuracy: torch.FloatTensor | None = None
+    auxiliary_accuracy: torch.FloatTensor | None = None
+    primary_code_perplexity: torch.FloatTensor | None = None
+    auxiliary_code_perplexity: torch.FloatTensor | None = None
+    primary_probability_perplexity: torch.FloatTensor | None = None
+    auxiliary_probability_perplexity: torch.FloatTensor | None = None
+    audio_codes: torch.LongTensor | None = None
+    latents: torch.FloatTensor | None = None
+    audio_codes_mask: torch.LongTensor | None = None
+    durations: torch.LongTensor | None = None
+
+
+class DCSpinPreTrainedModel(UnitPreTrainedModel):
+    """Weight initialisation and loading."""
+
+    config_class = DCSpinConfig
+    base_model_prefix = "dc_spin"
+    # Parts of names: both codebooks, and the projections to them.
+    _keep_in_fp32_modules_strict = ["primary", "auxiliary"]
+    # The loss is a mean, which `Trainer` has to divide among accumulated batches itself.
+    accepts_loss_kwargs = False
+    supports_gradient_checkpointing = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, SwappedPrediction):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+
+class DCSpinModel(DCSpinPreTrainedModel):
+    r"""
+    Units of speech that a change of speaker leaves as they are (DC-Spin, https://huggingface.co/papers/2410.24177;
+    Spin, https://huggingface.co/papers/2305.11072).
+
+    A layer of a speech encoder is projected and compared with codes. Top layers, projection and codes are learnt: a
+    recording and the same in another voice have to predict each other's codes. Beside the primary codebook, whose
+    codes are the units, an auxiliary one with more codes is learnt, whose part it is to refine the encoder.
+
+    What is trained computes with the encoder's own dropout in training mode. The frozen rest stays in evaluation mode,
+    so that it has no SpecAugment, layer drop or dropout; the original leaves its dropout on.
+
+    Args:
+        config ([`DCSpinConfig`]): The encoder, the codebooks and their losses.
+    """
+
+    def __init__(self, config: DCSpinConfig):
+        super().__init__(config)
+
+        def codebook(size: int) -> SwappedPrediction:
+            return SwappedPrediction(
+                size,
+                config.projection_dim,
+                temperature=config.temperature,
+                epsilon=config.sinkhorn_epsilon,
+                iterations=config.sinkhorn_iterations,
+                hard_target=config.hard_target,
+                target_mix=config.target_mix,
+                normalize=config.normalize_latents,
+            )
+
+        self.primary_projection = nn.Linear(config.hidden_size, config.projection_dim)
+        self.primary = codebook(config.primary_codebook_size)
+        self.auxiliary_projection = self.auxiliary = None
+        if config.auxiliary_codebook_size is not None:
+            self.auxiliary = codebook(config.auxiliary_codebook_size)
+            if not config.share_projection:
+                self.auxiliary_projection = nn.Linear(config.hidden_size, config.projection_dim)
+        self.post_init()
+
+    @property
+    def trained_layers(self) -> nn.ModuleList:
+        """The layers of the encoder that are trained."""
+        top = self.config.encoder_layer
+        return transformer_layers(self.encoder)[top - self.config.trainable_layers : top]
+
+    def _freeze_encoder(self) -> None:
+        super()._freeze_encoder()
+        # The layers alone, as SpecAugment and layer drop go by the mode of what is around them.
+        self.trained_layers.train(self.training).requires_grad_(True)
+
+    @property
+    def centroids(self) -> torch.Tensor:
+        """Codes of the primary codebook, `(1, codebook_size, projection_dim)`."""
+        return self.primary.codebook.detach()[None]
+
+    def normalize_codebooks(self) -> None:
+        """Give all codes unit length; see [`~SwappedPrediction.normalize_codebook`]."""
+        for codebook in (self.primary, self.auxiliary):
+            if codebook is not None:
+                codebook.normalize_codebook()
+
+    def features(
+        self, input_values: torch.Tensor, padding_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""
+        The encoder's frames that are projected and coded.
+
+        Args:
+            input_values, padding_mask: See [`~UnitPreTrainedModel.encoder_states`], also for the errors.
+
+        Returns:
+            The frames `(batch, num_frames, hidden_size)`, 0 beyond the end of a row, and their boolean mask
+            `(batch, num_frames)`.
+        """
+        states, mask = self.encoder_states(input_values, padding_mask, [self.config.encoder_layer])
+        return states[:, 0] * mask[..., None], mask
+
+    @can_return_tuple
+    @torch.no_grad()
+    def encode(
+        self,
+        input_values: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        codebook: str = "primary",
+        deduplicate: bool = False,
+    ) -> DCSpinOutput:
+        r"""
+        Args:
+            input_values, padding_mask: See [`~UnitPreTrainedModel.encoder_states`], also for the errors.
+            codebook (`str`, *optional*, defaults to `"primary"`): Whose codes are returned; or `"auxiliary"`.
+            deduplicate (`bool`, *optional*, defaults to `False`): Return runs of equal units as one, with `durations`.
+
+        Raises:
+            ValueError: If there is no such codebook.
+        """
+        projection, swapped_prediction = self._codebook(codebook)
+        features, mask = self.features(input_values, padding_mask)
+        with torch.autocast(features.device.type, enabled=False):
+            latents = swapped_prediction.latents(projection(features)) * mask[..., None]
+            audio_codes = swapped_prediction.encode(latents)[:, None] * mask[:, None]
+        if deduplicate:
+            audio_codes, unit_mask, durations = deduplicate_codes(audio_codes, mask)
+            return DCSpinOutput(audio_codes=audio_codes, audio_codes_mask=unit_mask.long(), durations=durations)
+        return DCSpinOutput(audio_codes=audio_codes, latents=latents, audio_codes_mask=mask.long())
+
+    def dequantize(self, audio_codes: torch.Tensor, codebook: str = "primary") -> torch.Tensor:
+        r"""
+        The codes' places among the latents.
+
+        Args:
+            audio_codes (`torch.Tensor` of shape `(batch, 1, num_frames)`): Units.
+            codebook (`str`, *optional*, defaults to `"primary"`): Which codebook they are of.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, num_frames, projection_dim)`.
+
+        Raises:
+            ValueError: If the shape is wrong, there is no such codebook, or a code lies outside it.
+        """
+        entries = self._codebook(codebook)[1].codebook
+        return entries[self._check_all_codes(audio_codes, len(entries))[:, 0]]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        perturbed_values: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+        return_loss: bool = True,
+        **kwargs: Any,
+    ) -> DCSpinOutput:
+        r"""
+        The losses of two views; or, of one, what [`~DCSpinModel.encode`] returns.
+
+        Args:
+            input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveforms in
+                [-1, 1].
+            perturbed_values (`torch.Tensor`, of the shape of `input_values`, *optional*): The same in other voices,
+                sample for sample.
+            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples of both
+                views, padded on the right. The frames of the others do not count.
+            return_loss (`bool`, *optional*, defaults to `True`): `False` encodes also where there are two views.
+            kwargs: Of [`~DCSpinModel.encode`], if it is called.
+
+        Raises:
+            ValueError: If the views differ in shape; and see [`~UnitPreTrainedModel.encoder_states`].
+        """
+        if perturbed_values is None or not return_loss:
+            return self.encode(input_values, padding_mask, **kwargs)
+        views = [check_waveforms(values, padding_mask) for values in (input_values, perturbed_values)]
+        if views[0].shape != views[1].shape:
+            raise ValueError(
+                f"`perturbed_values` must have the shape of `input_values`, {tuple(input_values.shape)}, but has "
+                f"{tuple(perturbed_values.shape)}."
+            )
+        masks = None if padding_mask is None else torch.cat([padding_mask, padding_mask])
+        features, mask = self.features(torch.cat(views), masks)
+        first, second = (part[part_mask] for part, part_mask in zip(features.chunk(2), mask.chunk(2), strict=True))
+        outputs, loss = DCSpinOutput(), torch.zeros((), device=features.device)
+        for name, weight in (("primary", 1.0), ("auxiliary", self.config.auxiliary_loss_weight)):
+            if getattr(self, name) is None:
+                continue
+            projection, swapped_prediction = self._codebook(name)
+            with torch.autocast(features.device.type, enabled=False):
+                result = swapped_prediction(projection(first), projection(second))
+            loss = loss + weight * result.loss
+            outputs[f"{name}_swapped_prediction_loss"] = result.loss
+            outputs[f"{name}_accuracy"] = result.accuracy
+            outputs[f"{name}_code_perplexity"] = result.code_perplexity
+            outputs[f"{name}_probability_perplexity"] = result.probability_perplexity
+        outputs.loss = loss
+        return outputs
+
+    def _codebook(self, name: str) -> tuple[nn.Linear, SwappedPrediction]:
+        # A codebook, and the projection to it.
+        if name == "primary":
+            return self.primary_projection, self.primary
+        if name != "auxiliary" or self.auxiliary is None:
+            known = "'primary'" if self.auxiliary is None else "'primary' or 'auxiliary'"
+            raise ValueError(f"`codebook` must be {known}, but got {name!r}.")
+        return self.auxiliary_projection or self.primary_projection, self.auxiliary
+
+
+__all__ = ["DCSpinModel", "DCSpinOutput"]

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Feature extractor of DC-Spin and Spin units."""
+
+from .feature_extraction_rvq_codec import RVQCodecFeatureExtractor
+
+
+class DCSpinFeatureExtractor(RVQCodecFeatureExtractor):
+    """Waveforms to padded batches, as [`RVQCodecFeatureExtractor`] does it; padding is on the right."""
+
+
+__all__ = ["DCSpinFeatureExtractor"]
