@@ -319,7 +319,7 @@ def _exact_sums(
     # Sum (K, D) and number (K,) of the frames of each cluster, and the mean distance, over all processes. Numbers are
     # scaled by a power of two and rounded to whole ones: their sums are the same in any order and on any device.
     largest = torch.stack([part.abs().max() if part.numel() else part.new_zeros(()) for part in (batch, distances)])
-    largest = processes.maximum(largest.double().nan_to_num(nan=math.inf)).tolist()
+    largest = processes.maximum(largest.double().nan_to_num(nan=math.inf, posinf=math.inf)).tolist()
     if not all(map(math.isfinite, largest)):
         raise ValueError("`frames` have NaN or infinity, or numbers too large to square.")
     frame_scale, distance_scale = (2.0 ** (61 - math.frexp(max(value, 1e-30) * batch_size)[1]) for value in largest)
