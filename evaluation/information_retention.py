@@ -6,16 +6,16 @@ the paper does not say how its transfer function was estimated).
 By Welch's method, with Hann windows that overlap by half, whose spectra X and Y are summed over all windows of all
 recordings:
 
-- transfer: |H| = |S_xy| / S_xx (the estimator H1), with S_xx = sum |X|^2 and S_xy = sum conj(X) Y: the part of y that is
-  a filtered x. 1 is right; noise in y does not count, a level that is too high does.
+- transfer: |H| = |S_xy| / S_xx (the estimator H1), with S_xx = sum |X|^2 and S_xy = sum conj(X) Y: the part of y that
+  is a filtered x. 1 is right; noise in y does not count, a level that is too high does.
 - coherence: |S_xy|^2 / (S_xx S_yy), between 0 and 1, which no filter and no level changes. White noise of a
   signal-to-noise ratio r leaves r / (1 + r).
-- gain: sqrt(S_yy / S_xx), for which phases do not matter: what a decoder makes up that only sounds alike has a gain of 1
-  and a transfer of 0. Transfer is gain times the root of the coherence.
+- gain: sqrt(S_yy / S_xx), for which phases do not matter: what a decoder makes up that only sounds alike has a gain of
+  1 and a transfer of 0. Transfer is gain times the root of the coherence.
 
-A recording counts by its length and not by its level: its spectra are divided by its mean power. A delay of d samples
-takes about the share d / window from transfer and coherence. Coherence is biased upwards by about (1 - c)^2 / (number of
-windows), which is why windows are pooled before they are divided.
+A recording counts by its length and not by its level: its spectra are divided by its mean power. A delay of 5 % of a
+window leaves 98 % of the transfer and 97 % of the coherence, one of 10 % leaves 94 % and 88 %. Coherence is biased
+upwards by about (1 - coherence)^2 / (number of windows), which is why windows are pooled before they are divided.
 """
 
 import base64
@@ -65,8 +65,8 @@ class CrossSpectra:
 def sum_spectra(recorded: np.ndarray, decoded: np.ndarray, window_length: int) -> CrossSpectra:
     r"""
     Args:
-        recorded, decoded (`np.ndarray` of shape `(num_samples,)`): Waveforms at one rate; shorter ones than a window are
-            filled up with zeros, and of longer ones the end that fills no half window is left out.
+        recorded, decoded (`np.ndarray` of shape `(num_samples,)`): Waveforms at one rate; shorter ones than a window
+            are filled up with zeros, and of longer ones the end that fills no half window is left out.
         window_length (`int`): In samples, at least 2.
 
     Raises:

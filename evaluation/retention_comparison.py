@@ -76,7 +76,7 @@ def measure_clip(system: CodecSystem, clip: Clip, sampling_rate: int, windows: S
         windows (sequence of `float`): Lengths of the analysis windows, in ms.
 
     Returns:
-        `dict`: The clip's share of the pooled spectra for each window, or under `failure` the reason why there is none.
+        `dict`: The clip's share of the pooled spectra for each window, or under `failure` why there is none.
     """
     recorded = load_audio(clip.path, sampling_rate)
     with AudioReader(clip.path, sampling_rate) as reader:
@@ -107,7 +107,8 @@ class RetentionComparison:
         clusters (`list` of `int`): What the bootstrap redraws together, for each clip.
         rates (`list` of `int`): Original sampling rates, in Hz.
         windows (`list` of `float`): Analysis windows in ms; curves are made at the first.
-        output (`Path`): Folder for results: a file for each system, to which every clip is added as soon as it is known.
+        output (`Path`): Folder for results: a file for each system, to which every clip is added as soon as it is
+            known.
     """
 
     clips: list[Clip]

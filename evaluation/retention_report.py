@@ -97,7 +97,7 @@ def notes(report: dict[str, Any]) -> list[str]:
         if delays and max(map(abs, delays)) >= 0.5:
             lines.append(
                 f"{system['system']} lags by {max(delays, key=abs):.2f} ms (median), which lowers its transfer and "
-                "coherence by about that share of the window."
+                "coherence where windows are not much longer."
             )
         for rate, reasons in system["failures"].items():
             lines += [f"{system['system']}, {rate} Hz: {count} × {reason}" for reason, count in reasons.items()]
