@@ -72,8 +72,8 @@ def track_pitch(
         raise ValueError(f"`waveform` must be finite and of shape (num_samples,), but has shape {waveform.shape}.")
     if not 0 < floor < ceiling <= sampling_rate / 4:
         raise ValueError(
-            f"`floor` and `ceiling` must rise and lie between 0 and {sampling_rate / 4:g} Hz (a fourth of the sampling "
-            f"rate), but got {floor} and {ceiling}."
+            f"`floor` and `ceiling` must rise and lie between 0 and {sampling_rate / 4:g} Hz (a fourth of the sampling"
+            f" rate), but got {floor} and {ceiling}."
         )
     if hop_seconds <= 0:
         raise ValueError(f"`hop_seconds` must be positive, but got {hop_seconds}.")

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""
+The same words by somebody else: random formants, fundamental frequency and equalizer, as Spin perturbs speakers.
+
+The ranges are those of NANSY (https://huggingface.co/papers/2110.14513), ContentVec
+(https://huggingface.co/papers/2204.09224) and Spin (https://huggingface.co/papers/2305.11072).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .parametric_equalizer import HIGHEST_CENTRE, NUM_BANDS, equalize, equalizer_sections
+from .praat_voice_change import change_voice_by_praat
+from .voice_change import change_voice
+
+
+BACKENDS = ("psola", "praat")
+GREATEST_GAIN = 12.0  # dB, of a band
+LEAST_QUALITY, GREATEST_QUALITY = 2.0, 5.0
+
+
+@dataclass(frozen=True)
+class SpeakerChange:
+    r"""
+    What is done to one recording.
+
+    Args:
+        formant_ratio, f0_ratio, f0_range_ratio (`float`): See [`change_voice`]; 1 changes nothing.
+        gains, qualities (`np.ndarray` of shape `(10,)`, *optional*): See [`equalizer_sections`]. `None` is no
+            equalizer.
+    """
+
+    formant_ratio: float = 1.0
+    f0_ratio: float = 1.0
+    f0_range_ratio: float = 1.0
+    gains: np.ndarray | None = None
+    qualities: np.ndarray | None = None
+
+
+class SpeakerPerturbation:
+    r"""
+    Draws a change of the speaker and applies it. Length and words stay.
+
+    A pair of numbers bounds a ratio, of which in half of the cases the inverse is taken. `None` switches a part off:
+    where the pitch carries words, as in Mandarin, `f0_ratio` and `f0_range_ratio` should be off, since what a model
+    learns to ignore is lost in its units.
+
+    Args:
+        formant_ratio (pair of `float`, *optional*, defaults to `(1.0, 1.4)`): Of the formants.
+        f0_ratio (pair of `float`, *optional*, defaults to `(1.0, 2.0)`): Of the median of the fundamental frequency.
+        f0_range_ratio (pair of `float`, *optional*, defaults to `(1.0, 1.5)`): Of its range.
+        equalizer (`bool`, *optional*, defaults to `True`): Whether a random equalizer of ten bands follows, with gains
+            of up to 12 dB and Q between 2 and 5.
+        backend (`str`, *optional*, defaults to `"psola"`): `"psola"`, [`change_voice`], or `"praat"`, what was
+            published, which needs the extra `praat`, under the GPL.
+        sampling_rate (`int`, *optional*, defaults to 16000): In Hz.
+        f0_floor, f0_ceiling (`float`), narrow (`bool`): See [`change_voice`].
+        praat_seed (`int`, *optional*, defaults to 5489): See [`change_voice_by_praat`].
+
+    Raises:
+        ValueError: If a pair does not rise from at least 1, the backend is unknown, or the sampling rate is too low
+            for the equalizer.
+
+    Example:
+
+    ```python
+    perturbation = SpeakerPerturbation()
+    perturbed = perturbation(waveform, np.random.default_rng(0))  # (num_samples,), like the waveform
+    ```
+    """
+
+    def __init__(
+        self,
+        formant_ratio: Sequence[float] | None = (1.0, 1.4),
+        f0_ratio: Sequence[float] | None = (1.0, 2.0),
+        f0_range_ratio: Sequence[float] | None = (1.0, 1.5),
+        equalizer: bool = True,
+        backend: str = "psola",
+        sampling_rate: int = 16000,
+        f0_floor: float = 60.0,
+        f0_ceiling: float = 500.0,
+        narrow: bool = True,
+        praat_seed: int = 5489,
+    ):
+        self.bounds = {"formant_ratio": formant_ratio, "f0_ratio": f0_ratio, "f0_range_ratio": f0_range_ratio}
+        for name, pair in self.bounds.items():
+            if pair is not None and (len(pair) != 2 or not 1 <= pair[0] <= pair[1] < np.inf):
+                raise ValueError(f"`{name}` must be a pair that rises from at least 1, or None, but got {pair}.")
+        if backend not in BACKENDS:
+            raise ValueError(f"`backend` must be one of {BACKENDS}, but got {backend!r}.")
+        if equalizer and sampling_rate <= 2 * HIGHEST_CENTRE:
+            raise ValueError(
+                f"`sampling_rate` must be above {2 * HIGHEST_CENTRE:g} Hz for the equalizer, but is {sampling_rate};"
+                " resample, or give equalizer=False."
+            )
+        self.equalizer, self.backend, self.sampling_rate = equalizer, backend, sampling_rate
+        self.f0_range: dict[str, Any] = {"f0_floor": f0_floor, "f0_ceiling": f0_ceiling, "narrow": narrow}
+        self.praat_seed = praat_seed
+
+    def draw(self, generator: np.random.Generator) -> SpeakerChange:
+        r"""
+        A random change. It takes the same numbers from `generator`, in the order of Spin's code, whichever parts are
+        switched off.
+        """
+        ratios = []
+        for pair in self.bounds.values():
+            low, high = pair or (1.0, 1.0)
+            ratio = generator.uniform(low, high)
+            ratios.append(ratio if generator.random() > 0.5 else 1 / ratio)
+        qualities = LEAST_QUALITY * (GREATEST_QUALITY / LEAST_QUALITY) ** generator.uniform(size=NUM_BANDS)
+        gains = generator.uniform(-GREATEST_GAIN, GREATEST_GAIN, NUM_BANDS)
+        formant_ratio, f0_ratio, f0_range_ratio = ratios
+        if not self.equalizer:
+            return SpeakerChange(formant_ratio, f0_ratio, f0_range_ratio)
+        return SpeakerChange(formant_ratio, f0_ratio, f0_range_ratio, gains, qualities)
+
+    def apply(self, waveform: np.ndarray, change: SpeakerChange) -> np.ndarray:
+        r"""
+        Args:
+            waveform (`np.ndarray` of shape `(num_samples,)`): Speech of one speaker, in [-1, 1]. Where nothing is
+                voiced, the equalizer alone acts.
+            change ([`SpeakerChange`]): What to do.
+
+        Returns:
+            `np.ndarray` of shape `(num_samples,)`, float32: In [-1, 1].
+
+        Raises:
+            ValueError: If `waveform` has another shape, is empty, or has samples that are not finite.
+        """
+        waveform = np.asarray(waveform)
+        if waveform.ndim != 1 or len(waveform) == 0 or not np.isfinite(waveform).all():
+            raise ValueError(
+                "`waveform` must be of shape (num_samples,), not empty and finite, but has shape"
+                f" {waveform.shape}{'' if np.isfinite(waveform).all() else ' and NaN or infinite samples'}."
+            )
+        ratios = change.formant_ratio, change.f0_ratio, change.f0_range_ratio
+        if self.backend == "praat":
+            changed = change_voice_by_praat(
+                waveform, self.sampling_rate, *ratios, **self.f0_range, seed=self.praat_seed
+            )
+        else:
+            changed = change_voice(waveform, self.sampling_rate, *ratios, **self.f0_range)
+        if change.gains is not None and change.qualities is not None:
+            changed = equalize(changed, equalizer_sections(change.gains, change.qualities, self.sampling_rate))
+        return np.clip(changed, -1.0, 1.0).astype(np.float32)
+
+    def __call__(self, waveform: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        r"""[`apply`] to `waveform` what [`draw`] draws from `generator`."""
+        return self.apply(waveform, self.draw(generator))
