@@ -7,20 +7,16 @@ distillation, from the speech model, from the language model, and from both, wit
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
-import os
-import signal
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from speech_tokenizers.evaluation.reconstruction import add_measuring_arguments
+from speech_tokenizers.training.child_process import Stopped, run_command
 
 
 DISTILLATION_ARMS = {
@@ -56,10 +52,6 @@ _INCIDENTAL = (
     "data.cache_dir",
     "distillation.cache_dir",
 )
-
-
-class Stopped(Exception):
-    r"""The training was told to stop."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -284,25 +276,16 @@ class ArmPlan:
         if (self.final / "config.json").is_file():
             return
         print(f"training {self.name}, seed {self.seed}: {self.folder}", file=sys.stderr)
-        command = [sys.executable, "-m", "speech_tokenizers", "train", recipe, *self.overrides]
-        started = time.perf_counter()
-        # A session of its own, so that Ctrl-C reaches it once, from here.
-        process = subprocess.Popen(command, start_new_session=True)
-        with _passing_signals_on(process) as passed_on:
-            _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        session = {
-            "seconds": time.perf_counter() - started,
-            "peak_memory_gb": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9,
-        }
+        finished = run_command(["train", recipe, *self.overrides])
+        session = {"seconds": finished.seconds, "peak_memory_gb": finished.peak_memory_gb}
         if self.folder.is_dir():
             with self._sessions.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(session) + "\n")
-        if passed_on:
+        if finished.was_stopped:
             raise Stopped
-        if process.returncode or not (self.final / "config.json").is_file():
+        if finished.returncode or not (self.final / "config.json").is_file():
             raise ChildProcessError(
-                f"The training of {self.name}, seed {self.seed} ended with code {process.returncode}; its words are"
+                f"The training of {self.name}, seed {self.seed} ended with code {finished.returncode}; its words are"
                 " above. The same command goes on from its newest checkpoint."
             )
 
@@ -380,22 +363,3 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif value is not None:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-@contextlib.contextmanager
-def _passing_signals_on(process: subprocess.Popen) -> Iterator[list[int]]:
-    # The first SIGTERM or Ctrl-C asks the training to save a checkpoint and stop; the list has what was passed on.
-    passed_on: list[int] = []
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def pass_on(number: int, _: Any) -> None:
-        passed_on.append(number)
-        process.send_signal(signal.SIGTERM)
-
-    for number in previous:
-        signal.signal(number, pass_on)
-    try:
-        yield passed_on
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Long work in a process of its own, whose memory is its alone, and which is asked to stop when this one is."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+
+class Stopped(Exception):
+    r"""The work was told to stop."""
+
+
+class Finished(NamedTuple):
+    r"""
+    How a process ended.
+
+    Args:
+        returncode (`int`): Its exit code.
+        seconds (`float`): Wall-clock time.
+        peak_memory_gb (`float`): Its greatest resident memory.
+        was_stopped (`bool`): Whether it was told to stop.
+    """
+
+    returncode: int
+    seconds: float
+    peak_memory_gb: float
+    was_stopped: bool
+
+
+def run_command(arguments: Sequence[str]) -> Finished:
+    r"""
+    Run `speech-tokenizers` with these arguments and wait for it. The first SIGTERM or Ctrl-C is passed on as SIGTERM,
+    at which trainings save a checkpoint.
+    """
+    command = [sys.executable, "-m", "speech_tokenizers", *arguments]
+    started = time.perf_counter()
+    # A session of its own, so that Ctrl-C reaches it once, from here.
+    process = subprocess.Popen(command, start_new_session=True)
+    with _passing_signals_on(process) as passed_on:
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return Finished(
+        process.returncode,
+        time.perf_counter() - started,
+        usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9,
+        bool(passed_on),
+    )
+
+
+@contextlib.contextmanager
+def _passing_signals_on(process: subprocess.Popen) -> Iterator[list[int]]:
+    # The list has what was passed on.
+    passed_on: list[int] = []
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def pass_on(number: int, _: object) -> None:
+        passed_on.append(number)
+        process.send_signal(signal.SIGTERM)
+
+    for number in previous:
+        signal.signal(number, pass_on)
+    try:
+        yield passed_on
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
