@@ -133,8 +133,10 @@ def fit_linear(features: torch.Tensor, counts: torch.Tensor, decay: float = 1e-4
     Multinomial logistic regression by L-BFGS, to convergence.
 
     Args:
-        features (`torch.Tensor` of shape `(num_rows, dim)`): Distinct inputs, of about unit scale.
-        counts (`torch.Tensor` of shape `(num_rows, num_classes)`): How often each occurs with each class.
+        features (`torch.Tensor` of shape `(num_rows, dim)`): Distinct inputs, of about unit scale; or what has their
+            `shape`, `dtype` and matrix product, see [`~unit_probes.CodeRows`].
+        counts (`torch.Tensor` of shape `(num_rows, num_classes)`): How often each occurs with each class, weighted
+            where classes are.
         decay (`float`, *optional*, defaults to 1e-4): Weight of half the squared weights, beside the mean
             cross-entropy of a frame.
 

@@ -39,6 +39,7 @@ from .unit_measures import (
     measure_usage,
     without_stress,
 )
+from .unit_probes import measure_probes
 from .unit_report import write_unit_reports
 
 
@@ -68,6 +69,7 @@ MEASURES: dict[str, Measure] = {
     "rate": Measure(measure_rate),
     "usage": Measure(measure_usage),
     "ngrams": Measure(measure_ngrams),
+    "probes": Measure(measure_probes, True, ("speakers",), ("probe_frames",)),
 }
 r"""What the command measures, in the order of its tables."""
 
@@ -264,6 +266,7 @@ def compare(args: argparse.Namespace) -> int:
         noise_folder=args.noise,
         abx_context=args.abx_context,
         abx_tokens=args.abx_tokens,
+        probe_frames=args.probe_frames,
     )
     summaries = []
     try:

@@ -94,6 +94,7 @@ class UnitSettings:
             to all.
         noise_folder (`str`, *optional*): Recordings of noise. Defaults to generated noise.
         abx_context (`"triphone"` or `"any"`), abx_tokens (`int`): See [`~abx.abx`].
+        probe_frames (`int`): Labelled frames of a clip that the phone probe learns from or is tested on.
     """
 
     seed: int = 0
@@ -102,6 +103,7 @@ class UnitSettings:
     noise_folder: str | None = None
     abx_context: str = "any"
     abx_tokens: int = 5
+    probe_frames: int = 20
 
     def chosen_perturbations(self) -> dict[str, Perturbation]:
         r"""

@@ -55,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--abx-tokens", type=int, default=5, help="of a phone and speaker, drawn by the seed; default: 5"
     )
+    parser.add_argument(
+        "--probe-frames",
+        type=int,
+        default=20,
+        help="labelled frames of a clip for the phone probe, drawn by the seed; default: 20",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of whatever is drawn; default: 0")
     parser.add_argument("--device", default="cpu", help="where models run; default: cpu")
     parser.add_argument("--threads", type=int, default=1, help="default: 1")
