@@ -8,23 +8,23 @@ their original names what the codec has to compute.
 
 import json
 import os
-import pickle
 import re
-import struct
-import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
+from speech_tokenizers.checkpoint_files import (
+    CheckpointError,
+    check_output,
+    folder_in_the_making,
+    read_checkpoint_file,
+    some_names,
+)
 from speech_tokenizers.checkpoints import load
 from speech_tokenizers.modeling.configuration_dm_codec import DMCodecConfig
 from speech_tokenizers.modeling.hub_export import save_pretrained_with_code
@@ -62,14 +62,6 @@ RENAMED = [
 PROJECTIONS = ("semantic", "contextual", "shared")
 # Far above the rounding of float32 in networks of this depth, far below any error of a conversion.
 _TOLERANCE = 1e-3
-_NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint, or its config, cannot be converted. The message names the file and the reason."""
-
-    def __init__(self, path: str | os.PathLike[str], reason: str):
-        super().__init__(f"{os.fspath(path)}: {reason}")
 
 
 class Conversion(NamedTuple):
@@ -121,7 +113,7 @@ def convert_checkpoint(
     """
     checkpoint, output = Path(checkpoint), Path(output)
     config_path = checkpoint.with_name("config.json") if config is None else Path(config)
-    _check_output(output, overwrite)
+    check_output(output, overwrite)
     fields, ignored_fields = read_config(config_path)
     codec_config = codec_config_of(fields, projection, config_path)
     state = read_checkpoint(checkpoint)
@@ -131,9 +123,7 @@ def convert_checkpoint(
     waveform = _test_signal(model)
     compare_with_original(model, LineageNetwork(state, fields), waveform, checkpoint)
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as parent:
-        folder = Path(parent) / output.name
+    with folder_in_the_making(output) as folder:
         feature_extractor = DMCodecFeatureExtractor(sampling_rate=model.sampling_rate)
         if with_code:
             save_pretrained_with_code(model, feature_extractor, folder)
@@ -143,9 +133,6 @@ def convert_checkpoint(
             feature_extractor.save_pretrained(folder)
         loaded, _ = load(folder)
         _compare_saved(model, loaded, waveform, output)
-        if output.exists():
-            os.replace(output, Path(parent) / "replaced")
-        os.replace(folder, output)
     return Conversion(loaded, ignored_fields)
 
 
@@ -208,15 +195,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: If the file holds anything but tensors and plain values, or something else than a model.
     """
-    with path.open("rb") as file:
-        head = file.read(64)
-    if not head:
-        raise CheckpointError(path, "is empty.")
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(path, "is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`.")
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise CheckpointError(path, "is a web page, not a checkpoint; download the file itself.")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pytorch(path)
+    content = read_checkpoint_file(path)
     state = content
     if isinstance(content, dict) and isinstance(content.get("generator"), dict):
         state = content["generator"]  # what the original trainer saves, beside discriminators and optimizers
@@ -225,7 +204,9 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         or not state
         or not all(isinstance(value, torch.Tensor) for value in state.values())
     ):
-        found = f"keys such as {_some(map(str, content))}" if isinstance(content, dict) and content else "no weights"
+        found = (
+            f"keys such as {some_names(map(str, content))}" if isinstance(content, dict) and content else "no weights"
+        )
         raise CheckpointError(
             path,
             f"holds {found}; expected the state dict of a SpeechTokenizer or DM-Codec, or of their trainer "
@@ -237,34 +218,6 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     newer = {".parametrizations.weight.original0": ".weight_g", ".parametrizations.weight.original1": ".weight_v"}
     pattern = "|".join(map(re.escape, newer))
     return {re.sub(pattern, lambda match: newer[match.group()], name): value for name, value in state.items()}
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(path, f"is no valid safetensors file ({error}); is it complete?") from error
-
-
-def _read_pytorch(path: Path) -> Any:
-    # A trainer may have saved its best loss as a number of NumPy's.
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    harmless = [*((_NUMPY_SCALAR, name) for name in names), np.dtype, type(np.dtype("f4")), type(np.dtype("f8"))]
-    try:
-        with torch.serialization.safe_globals(harmless):
-            # Mapped, not read: a trainer's file is four times as large as its model.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
-            raise CheckpointError(
-                path,
-                f"holds Python objects besides tensors ({found.group(1)}), which could run code when they are loaded; "
-                "if you trust the file, save its state dict alone.",
-            ) from error
-        raise CheckpointError(path, "is no PyTorch checkpoint, or is damaged or incomplete.") from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, struct.error) as error:
-        # What the readers of the formats make of bytes that are none of theirs.
-        raise CheckpointError(path, "is no PyTorch checkpoint, or is damaged or incomplete.") from error
 
 
 def rename(name: str, projection: str = "semantic") -> str:
@@ -300,8 +253,8 @@ def rename_state(
         raise CheckpointError(
             path,
             f"does not hold the network that its config describes: {len(missing)} weights are missing"
-            f"{f' (here named {_some(missing)})' if missing else ''}, {len(unexpected)} are unexpected"
-            f"{f' ({_some(unexpected)})' if unexpected else ''}.",
+            f"{f' (here named {some_names(missing)})' if missing else ''}, {len(unexpected)} are unexpected"
+            f"{f' ({some_names(unexpected)})' if unexpected else ''}.",
         )
     for ours, name in original_names.items():
         value = renamed[ours]
@@ -475,15 +428,6 @@ def _compare_saved(model: DMCodecModel, loaded: Any, waveform: torch.Tensor, pat
         raise CheckpointError(path, "what was written does not load as it was converted, so it was removed.")
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
-    if not output.exists():
-        return
-    if not output.is_dir() or (any(output.iterdir()) and not (output / "config.json").is_file()):
-        raise ValueError(f"`output` is {output}, which exists and is no model's folder; choose another.")
-    if not overwrite and any(output.iterdir()):
-        raise ValueError(f"`output` is {output}, which exists; choose another, or allow to replace it (`overwrite`).")
-
-
 def _test_signal(model: DMCodecModel) -> torch.Tensor:
     """A gliding, noisy tone of fifty frames and a bit, (2, 1, num_samples)."""
     generator = torch.Generator().manual_seed(0)
@@ -492,12 +436,6 @@ def _test_signal(model: DMCodecModel) -> torch.Tensor:
     tone = sum(torch.sin(2 * torch.pi * k * (pitch + 20 * time) * time) / k for k in range(1, 8))
     envelope = 0.5 + 0.5 * torch.sin(2 * torch.pi * 3 * time)
     return 0.2 * envelope * tone + 0.02 * torch.randn(2, 1, len(time), generator=generator)
-
-
-def _some(names: Any) -> str:
-    """The first few names, for a message."""
-    names = list(names)
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 __all__ = ["CheckpointError", "Conversion", "convert_checkpoint"]
