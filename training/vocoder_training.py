@@ -71,9 +71,20 @@ class UnitConditions:
     def prepare(
         self, recordings: Any, eval_recordings: Any, model: Any, accelerator: Accelerator, folder: Path
     ) -> None:
-        """See [`Conditions`]. Computes the codes of all recordings, unless they are there."""
+        r"""
+        See [`Conditions`]. Computes the codes of all recordings, unless they are there.
+
+        Raises:
+            ValueError: If the vocoder is for other codes, or a speaker has no voice.
+        """
         self.hop_length, self.num_quantizers = model.hop_length, model.config.num_quantizers
         system = load_units(self.args, accelerator.device.type)
+        found = {"num_quantizers": _num_quantizers(system), "codebook_size": system.codebook_size}
+        for name, value in found.items():
+            if value != getattr(model.config, name):
+                raise ValueError(
+                    f"`units.model` has `{name}` {value}, but the vocoder is for {getattr(model.config, name)}."
+                )
         labeler = RecordingCodes(system, self.num_quantizers, model.sampling_rate)
         self.codes_per_frame = system.frame_rate / model.frame_rate
         cache_dir = Path(self.args.cache_dir or folder / "unit_cache")
@@ -156,6 +167,11 @@ def load_units(args: UnitArguments, device: str = "cpu") -> EncodingSystem:
     return EncodingSystem(model, feature_extractor, "units", args.num_quantizers, device)
 
 
+def _num_quantizers(system: EncodingSystem) -> int:
+    # Of a second of silence: models of other packages do not say how many they give.
+    return len(system.encode(np.zeros(system.sampling_rate, dtype=np.float32)))
+
+
 def new_vocoder(args: CodecTrainingArguments) -> UnitVocoderModel:
     r"""
     An untrained vocoder that fits a recipe's units and speakers.
@@ -168,9 +184,8 @@ def new_vocoder(args: CodecTrainingArguments) -> UnitVocoderModel:
     overrides = args.model.overrides
     check_names(overrides, UnitVocoderConfig.__dataclass_fields__, "The field", "model.overrides.")
     system = load_units(args.units)
-    second = np.zeros(system.sampling_rate, dtype=np.float32)
     sizes: dict[str, Any] = {
-        "num_quantizers": len(system.encode(second)),
+        "num_quantizers": _num_quantizers(system),
         "codebook_size": system.codebook_size,
         "sampling_rate": system.sampling_rate,
         "hop_length": round(system.sampling_rate / system.frame_rate),
