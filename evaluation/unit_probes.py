@@ -144,7 +144,7 @@ def probe_task(labels: Sequence[str], groups: Sequence[str], num_folds: int = NU
 
 def class_weights(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
     r"""
-    A weight for each item, of shape `(num_items,)`, with which all classes that occur weigh the same and the mean is 1.
+    A weight for each item, of shape `(num_items,)`: all classes that occur weigh the same, and the mean is 1.
 
     Args:
         classes (`torch.Tensor` of shape `(num_items,)`): Of the items.
@@ -297,7 +297,9 @@ def measure_probes(encoded: EncodedClips, settings: UnitSettings) -> Measured:
                 continue
             num_clips = len(set(material.item_clips(target)[task.items].tolist()))
             for classifier in CLASSIFIERS:
-                _score(measured, f"probe_{target}[{view}][{classifier}]", inputs, task, classifier, num_clips, settings)
+                _score(
+                    measured, f"probe_{target}[{view}][{classifier}]", inputs, task, classifier, num_clips, settings
+                )
     return measured
 
 
@@ -410,7 +412,9 @@ class _Material:
             return ProbeInputs(
                 _rows(np.concatenate([part[chosen] for part, chosen in zip(frames, self._frames, strict=True)])[items])
             )
-        return ProbeInputs(_rows([np.concatenate([frames[clip].mean(0), frames[clip].std(0)]) for clip in clips[items]]))
+        return ProbeInputs(
+            _rows([np.concatenate([frames[clip].mean(0), frames[clip].std(0)]) for clip in clips[items]])
+        )
 
 
 def _rows(values: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:

@@ -13,7 +13,7 @@ import soundfile
 import torch
 from transformers import HubertConfig
 
-from speech_tokenizers.evaluation import unit_comparison, units
+from speech_tokenizers.evaluation import unit_comparison, unit_probes, units
 from speech_tokenizers.evaluation.codec_systems import EncodedClip, EncodingSystem
 from speech_tokenizers.evaluation.perturbations import default_perturbations, perturb
 from speech_tokenizers.evaluation.unit_comparison import UnitComparison, read_spoken_clips, usable_measures
@@ -25,6 +25,12 @@ from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansU
 
 PHONES = ["AA0", "B", "IY1", "S"]
 SETTINGS = UnitSettings(robustness_clips=4)
+
+
+@pytest.fixture(autouse=True)
+def hasty_probes(monkeypatch):
+    """Probes that hardly learn: here it matters only that they run."""
+    monkeypatch.setattr(unit_probes, "NUM_STEPS", 2)
 
 
 @pytest.fixture
@@ -292,6 +298,28 @@ def units_model():
 
 def test_the_command_knows_the_perturbations_that_there_are():
     assert tuple(default_perturbations()) == units.PERTURBATION_NAMES
+
+
+def test_the_command_knows_the_measures_that_there_are():
+    assert tuple(unit_comparison.MEASURES) == units.MEASURE_NAMES
+
+
+def test_probes_are_kept_and_measured_anew_with_other_frames(data, tmp_path):
+    clips = read_spoken_clips(str(data), {}, labels=tmp_path / "labels.jsonl")
+
+    def measure(probe_frames):
+        system = LevelSystem()
+        comparison = UnitComparison(clips, ["probes"], UnitSettings(probe_frames=probe_frames), tmp_path / "out")
+        return comparison.measure(system), system.num_calls
+
+    first, num_calls = measure(20)
+    assert num_calls == 8
+    assert len(first["scores"]) == 3 * 3 * 2 * 3
+    assert first["details"]["probes"]["phone"]["num_items"] == 8 * 20
+    assert measure(20) == (first, 0)
+    other, num_calls = measure(5)
+    assert num_calls == 8  # for the features
+    assert other["details"]["probes"]["phone"]["num_items"] == 8 * 5
 
 
 def run(tmp_path, *arguments: str) -> int:

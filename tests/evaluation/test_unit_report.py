@@ -23,7 +23,9 @@ from speech_tokenizers.evaluation.unit_report import (
     plot_bars,
     plot_confusion,
     plot_phones,
+    plot_probes,
     plot_usage,
+    probe_rows,
     score_rows,
     score_title,
     section_scores,
@@ -84,13 +86,17 @@ def report():
     several["scores"] = {
         "pnmi": score(0.2, 0.19, 0.22),
         "ued[gain]": score(55.5, 50.0, 60.0, 4),
-        "probe_speaker[units]": score(12.0, 10.0, 14.0),
+        "probe_speaker[units][linear]": score(12.0, 10.0, 14.0),
+        "probe_speaker[units][linear][balanced_accuracy]": score(13.0, 10.0, 14.0),
+        "probe_speaker[units][linear][shuffled]": score(2.0, 1.0, 3.0),
+        "probe_phone[features][mlp]": None,
     }
     several["failures"] = {}
     several["details"] = {
         "pnmi_by_codebook": [0.2, 0.1],
         "usage_by_codebook": [{"share_used": 0.5, "perplexity": 7.0}, {"share_used": 1.0, "perplexity": 30.0}],
         "ued_by_codebook": {"gain": [12.34, 50.0]},
+        "probes": {"speaker": {"num_items": 8, "num_classes": 4, "num_groups": 8, "num_folds": 5}},
     }
     return {
         "date": "2026-01-02",
@@ -205,6 +211,35 @@ def test_failures_are_named_with_their_clips(report):
     (line,) = (line for line in lines if "out of order" in line)
     assert line.startswith("R & D <codec> cannot encode 0.wav, 1.wav")
     assert "9.wav and 2 more: out of order" in line
+
+
+def test_the_table_of_probes_has_a_row_an_input_and_system(report):
+    (section,) = (section for section in SECTIONS if section.title == "Probes")
+    rows = probe_rows(report, section_scores(report, section))
+    assert rows[0][:5] == ["told", "from", "system", "macro F1, linear", "macro F1, MLP"]
+    assert rows[3] == [
+        "speaker",
+        "units",
+        "R & D <codec>",
+        "12.0 [10.0, 14.0]",
+        "–",
+        "2.0 [1.0, 3.0]",
+        "–",
+        "13.0 [10.0, 14.0]",
+        "–",
+    ]
+    assert rows[6][:5] == ["phone", "features", "R & D <codec>", "–", "failed"]
+    assert len(rows) == 7
+    assert "Probes of the speaker: 4 classes, 8 clips, 5 folds of 8 clips." in notes(report)
+
+
+def test_probes_are_plotted_with_their_controls(report):
+    names = ["probe_speaker[units][linear]", "probe_speaker[units][linear][shuffled]"]
+    (panel,) = plot_probes(report, names).axes
+    assert panel.get_title() == "speaker from units (lower is better)"
+    (bar,) = panel.patches
+    assert (bar.get_width(), bar.get_y() + bar.get_height() / 2) == (12.0, pytest.approx(1.8))
+    assert [2.0] in [list(line.get_xdata()) for line in panel.lines]
 
 
 def test_the_csv_has_a_line_a_score(report):
