@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from .unit_streaming import UnitStream
+
 
 class WindowedEncoder:
     r"""
@@ -17,33 +19,22 @@ class WindowedEncoder:
     one window get exactly the codes of `encode`. With `do_normalize` each window is normalised by itself.
 
     Args:
-        model ([`KMeansUnitsModel`]): Or another model with its `hop_length`, `frame_span` and `get_encoded_length`.
+        model ([`KMeansUnitsModel`] or [`DCSpinModel`]): See [`UnitStream`], which this is built on.
         window_seconds (`float`, *optional*, defaults to 20): Speech whose codes a window gives.
         context_seconds (`float`, *optional*, defaults to 2): Speech that it hears before and after.
 
     Raises:
-        ValueError: If a length is not positive, or Whisper's encoder cannot hear a window with its context.
+        ValueError: If the window is shorter than a frame, the context negative, or Whisper's encoder cannot hear a
+            window with its context.
     """
 
     def __init__(self, model: Any, window_seconds: float = 20.0, context_seconds: float = 2.0):
         self.model = model
-        self.window = round(window_seconds * model.frame_rate)
-        self.context = round(context_seconds * model.frame_rate)
-        if self.window < 1 or self.context < 0:
-            raise ValueError(
-                "`window_seconds` must be at least a frame and `context_seconds` not negative, but got "
-                f"{window_seconds} and {context_seconds}."
-            )
-        longest = model.longest_input
-        if longest is not None and self._samples(self.window + 2 * self.context) > longest:
-            raise ValueError(
-                f"A window of {window_seconds} s with {context_seconds} s before and after is longer than the "
-                f"{longest / model.sampling_rate:g} s that the encoder hears; shorten it."
-            )
+        self._seconds = (window_seconds, context_seconds, context_seconds)
+        self._new_stream()
 
-    def _samples(self, num_frames: int) -> int:
-        # Fewest samples that give so many frames.
-        return (num_frames - 1) * self.model.hop_length + self.model.frame_span
+    def _new_stream(self) -> UnitStream:
+        return UnitStream(self.model, *self._seconds)
 
     def encode(self, chunks: torch.Tensor | Iterable[torch.Tensor]) -> torch.Tensor:
         r"""
@@ -67,24 +58,23 @@ class WindowedEncoder:
         Args:
             chunks (`torch.Tensor` of shape `(num_samples,)`, or an iterable of such): See `encode`.
         """
-        hop = self.model.hop_length
+        stream = self._new_stream()
         if isinstance(chunks, torch.Tensor):
-            chunks = chunks.split(self._samples(self.window))
-        held = torch.zeros(0)  # from the sample where frame `first` begins
-        first, done = 0, 0
+            chunks = chunks.split(stream.num_samples(stream.chunk))
+        num_frames, num_samples = 0, 0
         for chunk in chunks:
-            held = torch.cat([held, chunk.detach().float().cpu()])
-            while len(held) > self._samples(done - first + self.window + self.context):
-                end = done + self.window
-                # The context after, so that all windows but the first and the last are equally long.
-                num_samples = self._samples(end + self.context - first)
-                yield self._codes(held[:num_samples])[:, done - first : end - first]
-                done = end
-                start = max(0, done - self.context)
-                held, first = held[(start - first) * hop :], start
-        # A rest without a frame of its own is what the last window has heard already.
-        if done == 0 or self.model.get_encoded_length(len(held)) > done - first:
-            yield self._codes(held)[:, done - first :]
+            num_samples += len(chunk)
+            codes = stream.push(chunk)
+            num_frames += codes.shape[1]
+            if codes.shape[1]:
+                yield codes
+        codes = stream.flush()
+        if num_frames + codes.shape[1] == 0:
+            raise ValueError(
+                f"The recording has {num_samples} samples, but a frame needs {self.model.frame_span}; leave it out."
+            )
+        if codes.shape[1]:
+            yield codes
 
-    def _codes(self, samples: torch.Tensor) -> torch.Tensor:
-        return self.model.encode(samples[None, None].to(self.model.device)).audio_codes[0].cpu()
+
+__all__ = ["WindowedEncoder"]

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from speech_tokenizers.modeling.modeling_speech_encoder_ctc import SpeechEncoderForCTC
     from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
     from speech_tokenizers.modeling.padding_invariance import make_padding_invariant
+    from speech_tokenizers.modeling.unit_streaming import UnitStream
     from speech_tokenizers.modeling.windowed_encoding import WindowedEncoder
     from speech_tokenizers.processing.audio_files import (
         AudioFileError,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
     from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
     from speech_tokenizers.processing.word_alignment import TimedWord, load_word_aligner, match_words
+    from speech_tokenizers.spin_conversion import convert_spin
 
 # Public name -> module that defines it. The block above repeats it for type checkers; tests/test_import_time.py
 # compares the two.
@@ -103,6 +105,7 @@ _MODULES = {
     "SpeechEncoderForCTC": "modeling.modeling_speech_encoder_ctc",
     "UnitVocoderModel": "modeling.modeling_unit_vocoder",
     "make_padding_invariant": "modeling.padding_invariance",
+    "UnitStream": "modeling.unit_streaming",
     "WindowedEncoder": "modeling.windowed_encoding",
     "AudioFileError": "processing.audio_files",
     "AudioReader": "processing.audio_files",
@@ -121,6 +124,7 @@ _MODULES = {
     "TimedWord": "processing.word_alignment",
     "load_word_aligner": "processing.word_alignment",
     "match_words": "processing.word_alignment",
+    "convert_spin": "spin_conversion",
 }
 
 __version__ = "0.1.0"

@@ -472,6 +472,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "reconstruct": ("speech through the codec and back", _add_reconstruct_arguments),
     "info": ("describe a checkpoint, a file of codes or an audio file", _add_info_arguments),
     "convert": ("turn a checkpoint of SpeechTokenizer or DM-Codec into one of this package", _add_convert_arguments),
+    "convert-spin": ("turn a checkpoint of Spin into units", _of_module("speech_tokenizers.spin_conversion")),
     "train": ("train a codec by a recipe", _add_train_arguments),
     "align": ("find when words are spoken", _of_module("speech_tokenizers.file_alignment")),
     "units": ("speech to discrete units, in the formats of other tools", _of_module("speech_tokenizers.unit_coding")),
@@ -483,6 +484,14 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "pretrain-hubert": (
         "pre-train a HuBERT by a recipe",
         _of_module("speech_tokenizers.training.hubert_pretraining"),
+    ),
+    "train-latent-lm": (
+        "train a language model on continuous tokens with several heads, and compare them",
+        _of_module("speech_tokenizers.training.latent_lm"),
+    ),
+    "compare-heads": (
+        "compare heads of continuous tokens on a distribution that is known",
+        _of_module("speech_tokenizers.training.head_comparison"),
     ),
     "finetune-ctc": (
         "fine-tune a speech encoder to write characters or phones",

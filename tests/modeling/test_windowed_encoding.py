@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Long recordings in windows: every frame once, in order, in bounded memory."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import HubertConfig, WhisperConfig
@@ -14,6 +16,7 @@ class CountingModel:
     """Its code of a frame is the number in the frame's first sample, so windows can only get them right."""
 
     sampling_rate, hop_length, frame_span, frame_rate, longest_input, device = 16000, 320, 400, 50.0, None, "cpu"
+    config = SimpleNamespace(num_quantizers=1)
 
     def __init__(self):
         self.longest = 0

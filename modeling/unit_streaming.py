@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The speech-tokenizers authors.
+"""Units of speech that is still arriving."""
+
+from typing import Any
+
+import torch
+
+
+class UnitStream:
+    r"""
+    Encode a recording while its samples arrive, chunk by chunk, in bounded memory.
+
+    The encoders of units hear all that they are given, so codes near the edge of what they hear are not those of the
+    whole recording: each chunk is encoded with context before and after, whose codes are dropped. A chunk's codes come
+    as soon as the context after it has arrived, and do not depend on how the samples were split. With more context
+    they come nearer to those of the whole, and later; where the context reaches to both ends, they are the same. With
+    `do_normalize` what is heard for each chunk is normalised by itself.
+
+    Args:
+        model ([`KMeansUnitsModel`] or [`DCSpinModel`]): Or another model with its `hop_length`, `frame_span`,
+            `get_encoded_length`, `longest_input` and `config.num_quantizers`; in evaluation mode.
+        chunk_seconds (`float`, *optional*, defaults to 0.5): Speech whose codes come together; rounded to frames, as
+            are the contexts.
+        left_context_seconds (`float`, *optional*, defaults to 4): Speech that is heard before.
+        right_context_seconds (`float`, *optional*, defaults to 0.5): Speech that is heard after.
+
+    Raises:
+        ValueError: If the chunk is shorter than a frame, a context negative, or Whisper's encoder cannot hear a chunk
+            with its context.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        chunk_seconds: float = 0.5,
+        left_context_seconds: float = 4.0,
+        right_context_seconds: float = 0.5,
+    ):
+        self.model = model
+        self.chunk = round(chunk_seconds * model.frame_rate)  # in frames
+        self.left_context = round(left_context_seconds * model.frame_rate)
+        self.right_context = round(right_context_seconds * model.frame_rate)
+        if self.chunk < 1 or self.left_context < 0 or self.right_context < 0:
+            raise ValueError(
+                "A chunk must be at least a frame and its contexts not negative, but got "
+                f"{chunk_seconds}, {left_context_seconds} and {right_context_seconds} seconds."
+            )
+        longest = model.longest_input
+        heard = self.left_context + self.chunk + self.right_context
+        if longest is not None and self.num_samples(heard) > longest:
+            raise ValueError(
+                f"A chunk of {chunk_seconds} s with {left_context_seconds} s before and {right_context_seconds} s "
+                f"after is longer than the {longest / model.sampling_rate:g} s that the encoder hears; shorten it."
+            )
+        self._reset()
+
+    def _reset(self) -> None:
+        self._held = torch.zeros(0)  # from the sample where frame `_first` begins
+        self._first, self._done = 0, 0
+
+    def num_samples(self, num_frames: int) -> int:
+        """Fewest samples that give so many frames."""
+        return (num_frames - 1) * self.model.hop_length + self.model.frame_span
+
+    @property
+    def latency_seconds(self) -> float:
+        """Seconds from the beginning of a chunk to the arrival of the last sample that its codes need."""
+        return self.num_samples(self.chunk + self.right_context) / self.model.sampling_rate
+
+    @torch.no_grad()
+    def push(self, samples: torch.Tensor) -> torch.Tensor:
+        r"""
+        Args:
+            samples (`torch.Tensor` of shape `(num_samples,)`): Those that follow, in [-1, 1]; any number.
+
+        Returns:
+            `torch.LongTensor` of shape `(num_quantizers, num_frames)`: Codes of the frames that are new; often none.
+
+        Raises:
+            ValueError: If the samples are not in one row.
+        """
+        if samples.dim() != 1:
+            raise ValueError(f"`samples` must have shape (num_samples,), but has {tuple(samples.shape)}.")
+        hop = self.model.hop_length
+        self._held = torch.cat([self._held, samples.detach().float().cpu()])
+        codes = []
+        while len(self._held) >= self.num_samples(self._done - self._first + self.chunk + self.right_context):
+            end = self._done + self.chunk
+            # The context after, so that what is heard does not depend on how much more has arrived.
+            heard = self._held[: self.num_samples(end + self.right_context - self._first)]
+            codes.append(self._codes(heard)[:, self._done - self._first : end - self._first])
+            start = max(0, end - self.left_context)
+            self._held = self._held[(start - self._first) * hop :].clone()
+            self._first, self._done = start, end
+        return self._joined(codes)
+
+    @torch.no_grad()
+    def flush(self) -> torch.Tensor:
+        r"""
+        The recording has ended. What is pushed next begins another.
+
+        Returns:
+            `torch.LongTensor` of shape `(num_quantizers, num_frames)`: Codes of the frames that are left, so that
+            there are `model.get_encoded_length(num_samples)` in all.
+        """
+        codes = []
+        # A rest without a frame of its own is what the last chunk has heard already.
+        if len(self._held) and self.model.get_encoded_length(len(self._held)) > self._done - self._first:
+            codes.append(self._codes(self._held)[:, self._done - self._first :])
+        self._reset()
+        return self._joined(codes)
+
+    def _codes(self, samples: torch.Tensor) -> torch.Tensor:
+        return self.model.encode(samples[None, None].to(self.model.device)).audio_codes[0].cpu()
+
+    def _joined(self, codes: list[torch.Tensor]) -> torch.Tensor:
+        if not codes:
+            return torch.zeros(self.model.config.num_quantizers, 0, dtype=torch.long)
+        return torch.cat(codes, dim=1)
+
+
+__all__ = ["UnitStream"]
