@@ -38,7 +38,7 @@ from .retention_report import write_retention_reports
 
 
 # Raise it when what is kept of a clip changes: earlier results are then measured anew.
-RETENTION_VERSION = 1
+RETENTION_VERSION = 2
 PACKAGES = ("speech-tokenizers", "torch", "transformers", "numpy", "soxr")
 
 
@@ -87,7 +87,9 @@ def measure_clip(system: CodecSystem, clip: Clip, sampling_rate: int, windows: S
     except (RuntimeError, ValueError) as error:
         return {**record, "failure": " ".join(str(error).split()) or type(error).__name__}
     decoded = fit_length(resample(coded.audio_values, system.sampling_rate, sampling_rate), len(recorded))
-    record["residual_delay_seconds"] = estimate_delay(decoded, recorded, sampling_rate // 20) / sampling_rate
+    delay = estimate_delay(decoded, recorded, sampling_rate // 20)
+    record["residual_delay_seconds"] = delay / sampling_rate
+    record["correlation"] = shifted_correlation(decoded, recorded, delay)
     power = float(np.mean(np.square(recorded, dtype=np.float64)))
     for milliseconds in windows:
         spectra = sum_spectra(recorded, decoded, window_samples(milliseconds, sampling_rate))
@@ -95,6 +97,17 @@ def measure_clip(system: CodecSystem, clip: Clip, sampling_rate: int, windows: S
         record["tables"][f"{milliseconds:g}"] = pack_table(retention_counts(spectra, power, audible))
         record["num_windows"][f"{milliseconds:g}"] = spectra.num_windows
     return record
+
+
+def shifted_correlation(decoded: np.ndarray, recorded: np.ndarray, delay: int) -> float:
+    r"""
+    Correlation of two waveforms of shape `(num_samples,)`, of which the first lags by `delay` samples; without it, a
+    lag is that of waveforms that have nothing to do with each other. 0 where one is silent.
+    """
+    count = len(recorded) - abs(delay)
+    late, early = decoded[max(0, delay) :][:count], recorded[max(0, -delay) :][:count]
+    norms = float(np.linalg.norm(late.astype(np.float64)) * np.linalg.norm(early.astype(np.float64)))
+    return float(np.dot(late.astype(np.float64), early.astype(np.float64)) / norms) if norms > 0 else 0.0
 
 
 @dataclasses.dataclass
@@ -171,6 +184,7 @@ class RetentionComparison:
             "num_clips": len(records),
             "seconds": sum(record["seconds"] for record in records),
             "residual_delay_ms": 1000 * float(np.median(delays)),
+            "correlation": float(np.median([record["correlation"] for record in records])),
             "windows": {},
         }
         for window in self.windows:

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-TITLES = {"transfer": "Transfer |H|", "coherence": "Coherence", "gain": "Gain"}
+TITLES = {
+    "transfer": "Transfer |H|",
+    "coherence": "Coherence",
+    "gain": "Gain",
+    "magnitude_transfer": "Magnitude transfer",
+    "magnitude_correlation": "Magnitude correlation",
+}
+# A waveform that correlates less with the recording's is not kept, so that it cannot be late either.
+KEPT_CORRELATION = 0.3
 
 
 def format_estimate(estimate: dict[str, Any] | None) -> str:
@@ -87,16 +95,25 @@ def notes(report: dict[str, Any]) -> list[str]:
         "Transfer: |S_xy| / S_xx, the part of the reconstruction that is a filtered recording; 1 is right. Coherence: "
         "|S_xy|^2 / (S_xx S_yy), which levels and filters do not change. Gain: sqrt(S_yy / S_xx), whatever the phase. "
         "Welch's method, Hann windows that overlap by half, pooled over clips of equal power.",
+        "Magnitude transfer and correlation: slope and correlation of |Y| over |X|, for decoders that do not keep the "
+        "waveform; 1 is right, and 0 is what has nothing to do with the recording.",
         "Frequencies of a clip count where it has more than ten times the power of 16-bit rounding and up to 95 % of "
         "what its file and the original rate hold; a dash is where no clip does, as at 8 kHz of 16 kHz. `top` is from "
         "80 to 95 %. A frequency is averaged over 500 Hz.",
         f"Intervals: 95 %, by redrawing {redrawn}.",
     ]
     for system in report["systems"]:
-        delays = [rate["residual_delay_ms"] for rate in system["rates"].values() if rate]
-        if delays and max(map(abs, delays)) >= 0.5:
+        rates = [rate for rate in system["rates"].values() if rate]
+        if rates and max(rate["correlation"] for rate in rates) < KEPT_CORRELATION:
+            best = max(rate["correlation"] for rate in rates)
             lines.append(
-                f"{system['system']} lags by {max(delays, key=abs):.2f} ms (median), which lowers its transfer and "
+                f"{system['system']} does not keep the waveform (its correlation with the recording's, wherever it is "
+                f"best within 50 ms, is {best:.2f} at most), so that transfer and coherence tell nothing of it but "
+                "this."
+            )
+        elif (late := max((abs(rate["residual_delay_ms"]) for rate in rates), default=0.0)) >= 0.5:
+            lines.append(
+                f"{system['system']} is late or early by {late:.2f} ms (median), which lowers its transfer and "
                 "coherence where windows are not much longer."
             )
         for rate, reasons in system["failures"].items():
@@ -109,7 +126,7 @@ def plot_retention(report: dict[str, Any]) -> "Figure":
     from matplotlib.figure import Figure
 
     rates = report["settings"]["rates"]
-    figure = Figure(figsize=(4.6 * len(rates) + 1.5, 3.0 * len(TITLES)), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(rates) + 1.5, 2.4 * len(TITLES)), layout="constrained")
     axes = figure.subplots(len(TITLES), len(rates), sharey="row", sharex="col", squeeze=False)
     for row, (quantity, title) in enumerate(TITLES.items()):
         for column, rate in enumerate(rates):
@@ -130,7 +147,7 @@ def plot_retention(report: dict[str, Any]) -> "Figure":
                 panel.plot(frequencies, values, label=system["system"], **style)
                 panel.fill_between(frequencies, low, high, alpha=0.2, color=style["color"], linewidth=0)
             panel.set_xlim(0, rate / 2000)
-            panel.set_ylim(0, None if quantity == "gain" else 1.1)
+            panel.set_ylim(0, 1.75 if quantity == "gain" else 1.1)
             panel.grid(alpha=0.3)
             if row == 0:
                 panel.set_title(f"original rate {rate / 1000:g} kHz", fontsize=10)
@@ -146,7 +163,7 @@ def plot_retention(report: dict[str, Any]) -> "Figure":
 
 def _tables(report: dict[str, Any]) -> dict[str, list[list[str]]]:
     tables = {TITLES[quantity]: quantity_rows(report, quantity) for quantity in TITLES}
-    for quantity in ("transfer", "coherence"):
+    for quantity in ("transfer", "magnitude_transfer", "magnitude_correlation"):
         tables[f"{TITLES[quantity]} by original rate and window"] = window_rows(report, quantity)
     return tables
 

@@ -9,6 +9,7 @@ import json
 import numpy as np
 import pytest
 import scipy.signal
+import scipy.special
 import soundfile
 
 from speech_tokenizers.evaluation import retention, retention_comparison
@@ -36,7 +37,7 @@ def noise():
 
 def quantities(recorded: np.ndarray, decoded: np.ndarray, window: int = 400) -> dict[str, np.ndarray]:
     """Each quantity of each bin."""
-    table = sum_spectra(recorded, decoded, window).table
+    table = sum_spectra(recorded, decoded, window).table()
     return {name: np.array([statistic(bin) for bin in table.T]) for name, statistic in QUANTITIES.items()}
 
 
@@ -64,6 +65,19 @@ def test_a_recording_is_kept_by_no_change_and_its_level_is_told(noise):
         assert found["transfer"] == pytest.approx(abs(level))
         assert found["gain"] == pytest.approx(abs(level))
         assert found["coherence"] == pytest.approx(1)
+        assert found["magnitude_transfer"] == pytest.approx(abs(level))
+        assert found["magnitude_correlation"] == pytest.approx(1)
+
+
+def test_magnitudes_are_those_of_numpy(noise):
+    decoded = 0.3 * noise + np.random.default_rng(1).standard_normal(len(noise))
+    stft = {"nperseg": 400, "noverlap": 200, "boundary": None, "padded": False}
+    x, y = (np.abs(scipy.signal.stft(waveform, **stft)[2]) for waveform in (noise, decoded))
+    found = quantities(noise, decoded)
+    expected = [np.corrcoef(x[bin], y[bin])[0, 1] for bin in range(201)]
+    assert found["magnitude_correlation"] == pytest.approx(np.array(expected), abs=1e-9)
+    expected = [np.polyfit(x[bin], y[bin], 1)[0] for bin in range(201)]
+    assert found["magnitude_transfer"] == pytest.approx(np.array(expected), abs=1e-9)
 
 
 def test_a_known_filter_is_found(noise):
@@ -84,6 +98,18 @@ def test_added_white_noise_leaves_the_coherence_of_its_ratio(noise, ratio):
     # What is added is no part of a filtered recording, but of the power.
     assert found["transfer"].mean() == pytest.approx(1, abs=0.01)
     assert found["gain"].mean() == pytest.approx(np.sqrt(1 + 1 / ratio), abs=0.01)
+    # Magnitudes of complex normal numbers of coherence c: E|X||Y| is pi/4 times 2F1(-1/2, -1/2; 1; c).
+    joint = np.pi / 4 * (scipy.special.hyp2f1(-0.5, -0.5, 1, ratio / (1 + ratio)) - 1)
+    correlation = found["magnitude_correlation"][1:-1].mean()
+    assert correlation == pytest.approx(joint / (1 - np.pi / 4), abs=0.01)
+
+
+@pytest.mark.parametrize("delay", [0, 7, -7])
+def test_the_correlation_of_waveforms_is_taken_where_they_are_aligned(noise, delay):
+    late = np.roll(noise, delay)
+    assert retention_comparison.shifted_correlation(-2 * late, noise, delay) == pytest.approx(-1)
+    assert abs(retention_comparison.shifted_correlation(late, noise, delay + 5)) < 0.02
+    assert retention_comparison.shifted_correlation(late, 0 * noise, delay) == 0
 
 
 def test_what_only_sounds_alike_has_gain_and_no_transfer(noise):
@@ -91,7 +117,23 @@ def test_what_only_sounds_alike_has_gain_and_no_transfer(noise):
     assert found["gain"].mean() == pytest.approx(1, abs=0.01)
     assert found["transfer"].mean() < 0.05
     assert found["coherence"].mean() < 0.002  # 1600 windows
+    assert abs(found["magnitude_transfer"].mean()) < 0.01
+    assert abs(found["magnitude_correlation"].mean()) < 0.01
     assert found["transfer"] == pytest.approx(found["gain"] * np.sqrt(found["coherence"]))
+
+
+def test_what_keeps_magnitudes_alone_is_told_by_them():
+    # Bursts of one noise, and bursts of another at the same moments.
+    generator = np.random.default_rng(0)
+    loudness = np.repeat(generator.uniform(0, 1, 500) ** 2, 800)
+    recorded, decoded = (loudness * generator.standard_normal(len(loudness)) for _ in range(2))
+    found = quantities(recorded, decoded)
+    assert found["coherence"].mean() < 0.01
+    # Loudness u^2 has variance 4/45 and mean square 1/5; Rayleigh magnitudes of mean square 1 have mean sqrt(pi)/2.
+    # Windows across two bursts take a little off.
+    expected = np.pi / 4 * 4 / 45 / (1 / 5 - np.pi / 4 / 9)
+    assert found["magnitude_correlation"].mean() == pytest.approx(expected, abs=0.08)
+    assert found["magnitude_transfer"].mean() == pytest.approx(expected, abs=0.08)
 
 
 @pytest.mark.parametrize(("delay", "transfer"), [(20, 0.984), (40, 0.936)])
@@ -162,7 +204,7 @@ def test_ranges_end_where_a_rate_does():
 
 
 def test_tables_survive_the_results_file():
-    table = np.random.default_rng(0).standard_normal((4, 7)).astype(np.float32)
+    table = np.random.default_rng(0).standard_normal((8, 7)).astype(np.float32)
     assert (unpack_table(json.loads(json.dumps(pack_table(table)))) == table).all()
 
 
