@@ -127,6 +127,42 @@ def save_codes(path: str | os.PathLike[str], audio_codes: np.ndarray, metadata: 
     texts |= {"format": CODE_FILE_FORMAT, "format_version": str(CODE_FILE_VERSION)}
     content = save({"audio_codes": np.ascontiguousarray(codes.audio_codes, dtype=dtype)}, metadata=texts)
 
+    write_whole(path, content)
+
+
+def load_codes(path: str | os.PathLike[str]) -> AudioCodes:
+    r"""
+    Read and check a file that [`save_codes`] wrote.
+
+    Raises:
+        CodeFileError: If the file is missing, corrupt, of another format or version, or contradicts itself.
+    """
+    metadata, tensor = read_tensor(path, "audio_codes")
+    if metadata.get("format") != CODE_FILE_FORMAT or tensor is None:
+        raise CodeFileError(path, "holds no audio codes; name a file that `speech-tokenizers encode` wrote.")
+    audio_codes = tensor
+    check_version(path, metadata, CODE_FILE_VERSION)
+    try:
+        integers = {name: int(metadata[name]) for name in _INTEGER_FIELDS}
+        return AudioCodes(
+            audio_codes if audio_codes.dtype.kind not in "iu" else audio_codes.astype(np.int64),
+            **integers,
+            model_name=metadata["model_name"],
+            model_fingerprint=metadata.get("model_fingerprint", ""),
+        )
+    except KeyError as error:
+        raise CodeFileError(path, f"lacks the metadata {error}; encode the recording again.") from error
+    except (TypeError, ValueError) as error:
+        raise CodeFileError(path, f"contradicts itself: {error} Encode the recording again.") from error
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    r"""
+    Write a file that appears under its name only once it is complete; missing folders are created.
+
+    Raises:
+        CodeFileError: If it cannot be written.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -140,22 +176,20 @@ def save_codes(path: str | os.PathLike[str], audio_codes: np.ndarray, metadata: 
         raise CodeFileError(path, f"cannot be written ({error.strerror}); choose another output folder.") from error
 
 
-def load_codes(path: str | os.PathLike[str]) -> AudioCodes:
+def read_tensor(path: str | os.PathLike[str], name: str | None = None) -> tuple[dict[str, str], np.ndarray | None]:
     r"""
-    Read and check a file that [`save_codes`] wrote.
+    Metadata of a safetensors file, and the tensor of a name if it is there.
 
     Raises:
-        CodeFileError: If the file is missing, corrupt, of another format or version, or contradicts itself.
+        CodeFileError: If the file is missing, cannot be read, or is corrupt.
     """
-    path = Path(path)
     try:
         # Opened once by Python, whose errors tell missing from forbidden.
         with open(path, "rb"):
             pass
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
             names = list(file.keys())
-            audio_codes = file.get_tensor("audio_codes") if "audio_codes" in names else None
+            return file.metadata() or {}, file.get_tensor(name) if name in names else None
     except FileNotFoundError as error:
         raise CodeFileError(path, "no such file; check the spelling.") from error
     except OSError as error:
@@ -165,23 +199,12 @@ def load_codes(path: str | os.PathLike[str]) -> AudioCodes:
     except SafetensorError as error:
         raise CodeFileError(path, f"is no valid safetensors file ({error}); encode the recording again.") from error
 
-    if metadata.get("format") != CODE_FILE_FORMAT or audio_codes is None:
-        raise CodeFileError(path, "holds no audio codes; name a file that `speech-tokenizers encode` wrote.")
-    if metadata.get("format_version") != str(CODE_FILE_VERSION):
+
+def check_version(path: str | os.PathLike[str], metadata: Mapping[str, str], version: int) -> None:
+    r"""Raises [`CodeFileError`] if a file is of another version of its format."""
+    if metadata.get("format_version") != str(version):
         raise CodeFileError(
             path,
-            f"has format version {metadata.get('format_version')}, but this release reads {CODE_FILE_VERSION}; "
+            f"has format version {metadata.get('format_version')}, but this release reads {version}; "
             "upgrade speech-tokenizers or encode the recording again.",
         )
-    try:
-        integers = {name: int(metadata[name]) for name in _INTEGER_FIELDS}
-        return AudioCodes(
-            audio_codes if audio_codes.dtype.kind not in "iu" else audio_codes.astype(np.int64),
-            **integers,
-            model_name=metadata["model_name"],
-            model_fingerprint=metadata.get("model_fingerprint", ""),
-        )
-    except KeyError as error:
-        raise CodeFileError(path, f"lacks the metadata {error}; encode the recording again.") from error
-    except (TypeError, ValueError) as error:
-        raise CodeFileError(path, f"contradicts itself: {error} Encode the recording again.") from error
