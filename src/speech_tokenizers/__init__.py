@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from speech_tokenizers.processing.feature_extraction_dm_codec import DMCodecFeatureExtractor
     from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
     from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
+    from speech_tokenizers.processing.latent_files import AudioLatents, load_encoded, load_latents, save_latents
     from speech_tokenizers.processing.word_alignment import TimedWord, load_word_aligner, match_words
     from speech_tokenizers.spin_conversion import convert_spin
 
@@ -121,6 +122,10 @@ _MODULES = {
     "DMCodecFeatureExtractor": "processing.feature_extraction_dm_codec",
     "KMeansUnitsFeatureExtractor": "processing.feature_extraction_kmeans_units",
     "RVQCodecFeatureExtractor": "processing.feature_extraction_rvq_codec",
+    "AudioLatents": "processing.latent_files",
+    "load_encoded": "processing.latent_files",
+    "load_latents": "processing.latent_files",
+    "save_latents": "processing.latent_files",
     "TimedWord": "processing.word_alignment",
     "load_word_aligner": "processing.word_alignment",
     "match_words": "processing.word_alignment",

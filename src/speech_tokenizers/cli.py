@@ -72,12 +72,19 @@ def _add_encode_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_model_argument(parser)
     _add_num_quantizers_argument(parser)
+    _add_latents_argument(parser)
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16"), default="float32", help="of latents in files; default: float32"
+    )
     parser.set_defaults(run=_run_encode)
 
 
 def _add_decode_arguments(parser: argparse.ArgumentParser) -> None:
     _add_input_arguments(
-        parser, "CODES", "files of codes, folders of them, or globs", "a folder, or for one file an audio file"
+        parser,
+        "CODES",
+        "files of codes or latents, folders of them, or globs",
+        "a folder, or for one file an audio file",
     )
     _add_model_argument(parser, "the codec to use instead of the one that the codes name")
     _add_format_argument(parser)
@@ -90,6 +97,7 @@ def _add_reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_model_argument(parser)
     _add_num_quantizers_argument(parser)
+    _add_latents_argument(parser)
     _add_format_argument(parser)
     parser.set_defaults(run=_run_reconstruct)
 
@@ -107,7 +115,7 @@ def _add_info_arguments(parser: argparse.ArgumentParser) -> None:
         "subject",
         metavar="MODEL|CODES|AUDIO",
         nargs="?",
-        help="a checkpoint, a file of codes or an audio file; without it, the checkpoints of this installation",
+        help="a checkpoint, a file of codes or latents, or an audio file; without it, the checkpoints of this installation",
     )
     parser.set_defaults(run=_run_info)
 
@@ -164,6 +172,14 @@ def _add_num_quantizers_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_latents_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--latents",
+        action="store_true",
+        help="a codec's frames before quantization instead of codes; continuous tokens are latents in any case",
+    )
+
+
 def _add_format_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("wav", "flac", "ogg"), default="wav", help="of audio in an output folder")
 
@@ -174,7 +190,7 @@ def _run_encode(args: argparse.Namespace) -> int:
 
     jobs = _plan(args, AUDIO_SUFFIXES, (CODE_FILE_SUFFIX,))
     model = _load_model(args.model, args.device)
-    _check_num_quantizers(model, args.num_quantizers)
+    _check_kind(model, args)
     from speech_tokenizers.checkpoints import DEFAULT_CHECKPOINT, list_checkpoints
     from speech_tokenizers.file_coding import encode_file
 
@@ -183,13 +199,14 @@ def _run_encode(args: argparse.Namespace) -> int:
         name = os.path.abspath(name)
 
     def encode(source: Path, target: Path, on_progress: Callable[[float], object]) -> None:
-        encode_file(model, source, target, args.num_quantizers, name, on_progress)
+        encode_file(model, source, target, args.num_quantizers, name, on_progress, args.latents, args.dtype)
 
     return _work(jobs, encode, "encode", _audio_seconds)
 
 
 def _run_decode(args: argparse.Namespace) -> int:
-    from speech_tokenizers.processing.code_files import CODE_FILE_SUFFIX, CodeFileError, load_codes
+    from speech_tokenizers.processing.code_files import CODE_FILE_SUFFIX, CodeFileError
+    from speech_tokenizers.processing.latent_files import load_encoded
 
     jobs = _plan(args, (CODE_FILE_SUFFIX,), (".wav", ".flac", ".ogg", ".opus"), f".{args.format}")
     models: dict[str, Any] = {}
@@ -199,8 +216,7 @@ def _run_decode(args: argparse.Namespace) -> int:
     def decode(source: Path, target: Path, on_progress: Callable[[float], object]) -> None:
         from speech_tokenizers.file_coding import decode_file
 
-        codes = load_codes(source)
-        name = args.model or codes.model_name
+        name = args.model or load_encoded(source).model_name
         if name not in models:
             try:
                 models[name] = _load_model(name, args.device)
@@ -208,7 +224,7 @@ def _run_decode(args: argparse.Namespace) -> int:
                 raise CodeFileError(source, f"its codec cannot be loaded ({error}) Name one with --model.") from error
         decode_file(models[name], source, target, on_progress)
 
-    return _work(jobs, decode, "decode", lambda source: load_codes(source).seconds)
+    return _work(jobs, decode, "decode", lambda source: load_encoded(source).seconds)
 
 
 def _run_reconstruct(args: argparse.Namespace) -> int:
@@ -216,12 +232,14 @@ def _run_reconstruct(args: argparse.Namespace) -> int:
 
     jobs = _plan(args, AUDIO_SUFFIXES, (".wav", ".flac", ".ogg", ".opus"), f".{args.format}")
     model = _load_model(args.model, args.device)
-    _check_num_quantizers(model, args.num_quantizers)
+    _check_kind(model, args)
 
     def reconstruct(source: Path, target: Path, on_progress: Callable[[float], object]) -> None:
         from speech_tokenizers.file_coding import reconstruct_file
 
-        reconstruct_file(model, source, target, args.num_quantizers, lambda seconds: on_progress(seconds / 2))
+        reconstruct_file(
+            model, source, target, args.num_quantizers, lambda seconds: on_progress(seconds / 2), args.latents
+        )
 
     return _work(jobs, reconstruct, "reconstruct", _audio_seconds)
 
@@ -285,18 +303,23 @@ def _run_convert(args: argparse.Namespace) -> int:
 
 
 def _code_facts(path: str) -> dict[str, object]:
-    from speech_tokenizers.processing.code_files import CodeFileError, load_codes
+    from speech_tokenizers.processing.code_files import AudioCodes, CodeFileError
+    from speech_tokenizers.processing.latent_files import load_encoded
 
     try:
-        codes = load_codes(path)
+        encoded = load_encoded(path)
     except CodeFileError as error:
         raise UsageError(str(error)) from error
+    if isinstance(encoded, AudioCodes):
+        kind = {"codebooks": f"{encoded.num_quantizers} of {encoded.codebook_size} entries"}
+    else:
+        kind = {"latents": f"{encoded.hidden_size} numbers a frame, {encoded.dtype}"}
     return {
-        "codec": codes.model_name,
-        "codebooks": f"{codes.num_quantizers} of {codes.codebook_size} entries",
-        "frames": f"{codes.num_frames} of {codes.hop_length} samples",
-        "duration": f"{codes.seconds:.3f} s ({codes.num_samples} samples at {codes.sampling_rate} Hz)",
-        "bit rate": f"{codes.bits_per_second / 1000:.3f} kbit/s",
+        "codec": encoded.model_name,
+        **kind,
+        "frames": f"{encoded.num_frames} of {encoded.hop_length} samples",
+        "duration": f"{encoded.seconds:.3f} s ({encoded.num_samples} samples at {encoded.sampling_rate} Hz)",
+        "bit rate": f"{encoded.bits_per_second / 1000:.3f} kbit/s",
     }
 
 
@@ -315,18 +338,27 @@ def _audio_facts(path: str) -> dict[str, object]:
 
 
 def _model_facts(name: str) -> dict[str, object]:
+    from speech_tokenizers.file_coding import is_continuous
+
     model = _load_model(name, "cpu")
-    kilobits, num_quantizers = model.bits_per_second / 1000, model.config.num_quantizers
-    return {
+    kilobits = model.bits_per_second / 1000
+    facts: dict[str, object] = {
         "model": type(model).__name__,
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} million",
         "sampling rate": f"{model.sampling_rate} Hz",
         "frame rate": f"{model.frame_rate:g} Hz ({model.hop_length} samples a frame)",
-        "codebooks": f"{num_quantizers} of {model.config.codebook_size} entries",
-        "bit rate": f"{kilobits:g} kbit/s, or {kilobits / num_quantizers:g} a codebook",
-        "streaming": "frame by frame" if getattr(model, "is_streamable", False) else "in windows with look-ahead",
-        **({"vocoder": "attached" if model.vocoder is not None else "none"} if hasattr(model, "vocoder") else {}),
     }
+    if is_continuous(model):
+        facts["latents"] = f"{model.config.hidden_size} numbers a frame"
+        facts["bit rate"] = f"{kilobits:g} kbit/s in half precision"
+    else:
+        num_quantizers = model.config.num_quantizers
+        facts["codebooks"] = f"{num_quantizers} of {model.config.codebook_size} entries"
+        facts["bit rate"] = f"{kilobits:g} kbit/s, or {kilobits / num_quantizers:g} a codebook"
+    facts["streaming"] = "frame by frame" if getattr(model, "is_streamable", False) else "in windows with look-ahead"
+    if hasattr(model, "vocoder"):
+        facts["vocoder"] = "attached" if model.vocoder is not None else "none"
+    return facts
 
 
 def _plan(
@@ -393,11 +425,19 @@ def _load_model(name: str | None, device: str | None) -> Any:
     return model
 
 
-def _check_num_quantizers(model: Any, num_quantizers: int | None) -> None:
-    if num_quantizers is not None and not 1 <= num_quantizers <= model.config.num_quantizers:
-        raise UsageError(
-            f"--num-quantizers must lie between 1 and {model.config.num_quantizers}, but is {num_quantizers}."
-        )
+def _check_kind(model: Any, args: argparse.Namespace) -> None:
+    # Whether --num-quantizers and --latents suit the model.
+    from speech_tokenizers.file_coding import decodes_latents, is_continuous
+
+    if args.latents and not decodes_latents(model):
+        raise UsageError(f"--latents: a {type(model).__name__} decodes no latents; leave it out.")
+    count = args.num_quantizers
+    if count is None:
+        return
+    if is_continuous(model) or args.latents:
+        raise UsageError("--num-quantizers chooses among codebooks, of which latents have none; leave it out.")
+    if not 1 <= count <= model.config.num_quantizers:
+        raise UsageError(f"--num-quantizers must lie between 1 and {model.config.num_quantizers}, but is {count}.")
 
 
 def _work(
