@@ -61,8 +61,8 @@ class AudioLatents:
         num_frames = -(-self.num_samples // self.hop_length)
         if len(latents) != num_frames:
             raise ValueError(
-                f"`latents` must have {num_frames} frames of {self.hop_length} for {self.num_samples} samples, but got "
-                f"{len(latents)}."
+                f"`latents` must have {num_frames} frames of {self.hop_length} for {self.num_samples} samples, "
+                f"but got {len(latents)}."
             )
 
     @property
@@ -93,8 +93,8 @@ def save_latents(path: str | os.PathLike[str], latents: np.ndarray, metadata: Ma
 
     Args:
         path (`str` or `Path`): Conventionally ending in `.safetensors`. Missing folders are created.
-        latents (`np.ndarray` or `torch.Tensor` of shape `(num_frames, hidden_size)`): Frames, float32 or float16, which
-            are stored as they are.
+        latents (`np.ndarray` or `torch.Tensor` of shape `(num_frames, hidden_size)`): Frames, float32 or float16,
+            which are stored as they are.
         metadata (`Mapping`): The other fields of [`AudioLatents`]; misspelt or missing ones are errors.
 
     Raises:

@@ -115,7 +115,8 @@ def _add_info_arguments(parser: argparse.ArgumentParser) -> None:
         "subject",
         metavar="MODEL|CODES|AUDIO",
         nargs="?",
-        help="a checkpoint, a file of codes or latents, or an audio file; without it, the checkpoints of this installation",
+        help="a checkpoint, a file of codes or latents, or an audio file; without it, the checkpoints of this "
+        "installation",
     )
     parser.set_defaults(run=_run_info)
 
@@ -247,9 +248,12 @@ def _run_reconstruct(args: argparse.Namespace) -> int:
 def _run_train(args: argparse.Namespace) -> int:
     from huggingface_hub.errors import StrictDataclassError  # what a contradictory configuration raises
 
-    from speech_tokenizers.training.arguments import load_recipe
+    from speech_tokenizers.training.arguments import load_recipe, recipe_trainer
 
     try:
+        other = recipe_trainer(args.recipe)
+        if other is not None:
+            return importlib.import_module(other).run(args)
         load_recipe(args.recipe, args.overrides)  # before the imports that take seconds
         from speech_tokenizers.training.codec_trainer import train_from_recipe
 
@@ -513,7 +517,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "info": ("describe a checkpoint, a file of codes or an audio file", _add_info_arguments),
     "convert": ("turn a checkpoint of SpeechTokenizer or DM-Codec into one of this package", _add_convert_arguments),
     "convert-spin": ("turn a checkpoint of Spin into units", _of_module("speech_tokenizers.spin_conversion")),
-    "train": ("train a codec by a recipe", _add_train_arguments),
+    "train": ("train a codec, a speech encoder or units by a recipe", _add_train_arguments),
     "align": ("find when words are spoken", _of_module("speech_tokenizers.file_alignment")),
     "units": ("speech to discrete units, in the formats of other tools", _of_module("speech_tokenizers.unit_coding")),
     "units-bpe": ("learn to merge frequent units", _of_module("speech_tokenizers.unit_bpe_training")),
@@ -532,6 +536,10 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "compare-heads": (
         "compare heads of continuous tokens on a distribution that is known",
         _of_module("speech_tokenizers.training.head_comparison"),
+    ),
+    "train-dc-spin": (
+        "train units that a change of speaker leaves as they are, by a recipe",
+        _of_module("speech_tokenizers.training.dc_spin_trainer"),
     ),
     "finetune-ctc": (
         "fine-tune a speech encoder to write characters or phones",

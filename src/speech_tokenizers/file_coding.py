@@ -52,8 +52,8 @@ def encode_blocks(
 
 def encode_latent_blocks(model: Any, blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     r"""
-    Latents of a recording that comes block by block, equal to those of the whole: continuous tokens, or a codec's frames
-    before quantization.
+    Latents of a recording that comes block by block, equal to those of the whole: continuous tokens, or a codec's
+    frames before quantization.
 
     Args:
         model (`PreTrainedModel`): A model of continuous tokens or a codec, in evaluation mode.
