@@ -34,7 +34,7 @@ class ResultsFile:
     """
 
     def __init__(self, path: Path, version: int = SCORES_VERSION):
-        self.path = path
+        self.path, self.version = path, version
         self.records: dict[tuple[str, str], dict[str, Any]] = {}
         self._ends_in_newline = True
         if path.exists():

@@ -41,6 +41,7 @@ from .unit_measures import (
 )
 from .unit_probes import measure_probes
 from .unit_report import write_unit_reports
+from .unit_resynthesis import measure_resynthesis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +54,14 @@ class Measure:
         needs_features (`bool`): Whether it looks at what was quantized, which only the model gives.
         needs (sequence of `str`): Fields of [`SpokenClips`] without which there is nothing to measure.
         settings (sequence of `str`): Fields and properties of [`UnitSettings`], beside the seed, that change it.
+        needs_settings (sequence of `str`): Those of them that must be given.
     """
 
     run: Callable[[EncodedClips, UnitSettings], Measured]
     needs_features: bool = False
     needs: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
+    needs_settings: tuple[str, ...] = ()
 
 
 MEASURES: dict[str, Measure] = {
@@ -70,6 +73,9 @@ MEASURES: dict[str, Measure] = {
     "usage": Measure(measure_usage),
     "ngrams": Measure(measure_ngrams),
     "probes": Measure(measure_probes, True, ("speakers",), ("probe_frames",)),
+    "resynthesis": Measure(
+        measure_resynthesis, needs_settings=("recognizer",), settings=("recognizer", "voice", "resynthesis_clips")
+    ),
 }
 r"""What the command measures, in the order of its tables."""
 
@@ -77,6 +83,7 @@ REQUIREMENTS = {
     "phones": "phones and their times (--labels)",
     "characters": "characters and their times (--character-labels)",
     "speakers": "a column `speaker` in the metadata",
+    "recognizer": "a recogniser (--recognizer)",
 }
 
 
@@ -125,11 +132,15 @@ def read_spoken_clips(
     return SpokenClips(clips, speakers, genders, None if phones is None else without_stress(phones), characters)
 
 
-def usable_measures(names: Iterable[str], data: SpokenClips) -> tuple[list[str], dict[str, str]]:
-    r"""Those of the measures that the data permits, and for each other one, what it lacks."""
+def usable_measures(
+    names: Iterable[str], data: SpokenClips, settings: UnitSettings
+) -> tuple[list[str], dict[str, str]]:
+    r"""Those of the measures that the data and the settings permit, and for each other one, what it lacks."""
     usable, skipped = [], {}
     for name in names:
-        lacking = [need for need in MEASURES[name].needs if not any(getattr(data, need) or ())]
+        measure = MEASURES[name]
+        lacking = [need for need in measure.needs if not any(getattr(data, need) or ())]
+        lacking += [need for need in measure.needs_settings if getattr(settings, need) is None]
         if lacking:
             skipped[name] = f"it needs {' and '.join(REQUIREMENTS[need] for need in lacking)}"
         else:
@@ -266,6 +277,9 @@ def compare(args: argparse.Namespace) -> int:
         noise_folder=args.noise,
         abx_context=args.abx_context,
         abx_tokens=args.abx_tokens,
+        recognizer=args.recognizer,
+        voice=args.voice,
+        resynthesis_clips=args.resynthesis_clips,
         probe_frames=args.probe_frames,
     )
     summaries = []
@@ -274,7 +288,7 @@ def compare(args: argparse.Namespace) -> int:
         data = read_spoken_clips(
             args.data, parse_filter(args.filter), args.list, args.limit, args.labels, args.character_labels, args.seed
         )
-        measures, skipped = usable_measures(args.measures, data)
+        measures, skipped = usable_measures(args.measures, data, settings)
         settings.chosen_perturbations()  # a folder without noise is told of before any work
         args.output.mkdir(parents=True, exist_ok=True)
         for name, reason in skipped.items():

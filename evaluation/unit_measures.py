@@ -95,6 +95,9 @@ class UnitSettings:
         noise_folder (`str`, *optional*): Recordings of noise. Defaults to generated noise.
         abx_context (`"triphone"` or `"any"`), abx_tokens (`int`): See [`~abx.abx`].
         probe_frames (`int`): Labelled frames of a clip that the phone probe learns from or is tested on.
+        recognizer (`str`, *optional*): Folder or Hub id of the recogniser that hears resynthesized units.
+        voice (`str`, *optional*): In which they are spoken; see [`~unit_resynthesis.resynthesize`].
+        resynthesis_clips (`int`): Clips that are resynthesized.
     """
 
     seed: int = 0
@@ -104,6 +107,9 @@ class UnitSettings:
     abx_context: str = "any"
     abx_tokens: int = 5
     probe_frames: int = 20
+    recognizer: str | None = None
+    voice: str | None = None
+    resynthesis_clips: int = 60
 
     def chosen_perturbations(self) -> dict[str, Perturbation]:
         r"""

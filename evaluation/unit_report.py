@@ -58,6 +58,7 @@ SCORE_KINDS = {
     "probe_speaker": ScoreKind("speaker", 1, False),
     "probe_gender": ScoreKind("gender", 1, False),
     "probe_phone": ScoreKind("phone", 1, True),
+    "resynthesis_wer": ScoreKind("word error rate %", 1, False),
 }
 
 
@@ -137,6 +138,12 @@ SECTIONS = (
         "room may help. All classes weigh the same. Shuffled: macro F1 after learning from shuffled labels, what "
         "chance reaches. Balanced accuracy: mean over the classes of the share that is told. Intervals over speakers, "
         "for the speaker over clips.",
+    ),
+    Section(
+        "Resynthesis",
+        ("resynthesis_wer",),
+        "Words that a recogniser gets wrong when a vocoder speaks the units in one voice, and in the recordings; "
+        "lower is better. Intervals over speakers.",
     ),
 )
 

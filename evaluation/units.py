@@ -5,7 +5,17 @@ import argparse
 from pathlib import Path
 
 
-MEASURE_NAMES = ("agreement", "characters", "abx", "robustness", "rate", "usage", "ngrams", "probes")
+MEASURE_NAMES = (
+    "agreement",
+    "characters",
+    "abx",
+    "robustness",
+    "rate",
+    "usage",
+    "ngrams",
+    "probes",
+    "resynthesis",
+)
 PERTURBATION_NAMES = ("noise", "noise_nast", "reverberation", "gain", "pitch_shift", "time_stretch", "opus", "mp3")
 
 
@@ -39,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=MEASURE_NAMES,
         default=MEASURE_NAMES,
         help="agreement with phones (PNMI, purities), with characters (CNMI); ABX; robustness (unit edit distance); "
-        "bit rates; code usage; n-gram perplexity; probes. Default: all",
+        "bit rates; code usage; n-gram perplexity; probes; resynthesis (word error rate of the spoken units). "
+        "Default: all",
     )
     parser.add_argument(
         "--num-quantizers", type=int, help="use the first so many codebooks of each model; default: all"
@@ -60,6 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=20,
         help="labelled frames of a clip for the phone probe, drawn by the seed; default: 20",
+    )
+    parser.add_argument(
+        "--recognizer", metavar="NAME", help="hears the units as the model's vocoder speaks them: see `evaluate`"
+    )
+    parser.add_argument("--voice", metavar="SPEAKER", help="of the vocoder's; default: its first")
+    parser.add_argument(
+        "--resynthesis-clips", type=int, default=60, help="clips that it speaks, drawn by the seed; default: 60"
     )
     parser.add_argument("--seed", type=int, default=0, help="of whatever is drawn; default: 0")
     parser.add_argument("--device", default="cpu", help="where models run; default: cpu")

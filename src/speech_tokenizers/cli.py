@@ -561,6 +561,10 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
         "train a recipe in several variants and compare them",
         _of_module("speech_tokenizers.training.ablation"),
     ),
+    "compare-units": (
+        "train k-means, Spin and DC-Spin units on one encoder and compare them",
+        _of_module("speech_tokenizers.training.unit_study"),
+    ),
     "benchmark": ("measure speed and memory", _of_module("speech_tokenizers.evaluation.benchmark")),
     "card": ("write the card of a checkpoint", _of_module("speech_tokenizers.evaluation.model_card")),
     "demo": ("encode and decode a recording that comes with the package", _of_module("speech_tokenizers.demo")),

@@ -85,7 +85,9 @@ class LevelSystem:
 
 def compare(data, tmp_path, system, measures=tuple(unit_comparison.MEASURES), **labels):
     clips = read_spoken_clips(str(data), {}, labels={"labels": tmp_path / "labels.jsonl", **labels}["labels"])
-    return UnitComparison(clips, usable_measures(measures, clips)[0], SETTINGS, tmp_path / "out").measure(system)
+    return UnitComparison(clips, usable_measures(measures, clips, SETTINGS)[0], SETTINGS, tmp_path / "out").measure(
+        system
+    )
 
 
 def test_units_that_are_the_phones_agree_with_them_wholly(data, tmp_path):
@@ -244,9 +246,10 @@ def test_clips_without_labels_are_named(data, tmp_path):
 def test_measures_that_the_data_does_not_permit_are_skipped_with_what_is_missing(data, tmp_path):
     clips = read_spoken_clips(str(data), {"gender": ["m"]})
     assert len(clips.clips) == 4
-    usable, skipped = usable_measures(["agreement", "characters", "rate"], clips)
+    usable, skipped = usable_measures(["agreement", "characters", "rate", "resynthesis"], clips, SETTINGS)
     assert usable == ["rate"]
     assert "--labels" in skipped["agreement"]
+    assert "--recognizer" in skipped["resynthesis"]
     (tmp_path / "labels.jsonl").write_text(json.dumps({"file_name": "other.wav", "labels": []}))
     with pytest.raises(ValueError, match="has no labels of these recordings, such as 0.wav"):
         read_spoken_clips(str(data), {}, labels=tmp_path / "labels.jsonl")

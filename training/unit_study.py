@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""
+`speech-tokenizers compare-units`: k-means, Spin and DC-Spin units of one encoder, as it is and after stage II, with as
+many units each, trained, spoken by vocoders and measured side by side.
+
+Each training and the measuring run in processes of their own. What is finished is not done again: the same command
+goes on after a kill.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from speech_tokenizers.training.arguments import keep_recipe, load_recipe
+from speech_tokenizers.training.child_process import Stopped, run_command
+
+
+QUANTIZERS = ("kmeans", "spin", "dc_spin")
+
+
+@dataclass
+class StudyDataArguments:
+    r"""
+    Recordings to train on and to measure on, of different speakers.
+
+    Args:
+        train, evaluation (`str`): A folder with metadata each.
+        train_filter, evaluation_filter (`dict`): Rows of them, by a column and its values.
+        labels (`str`, *optional*): Phones of the evaluation and their times, of `align --unit label`.
+        cache_dir (`str`, *optional*): Where decoded audio is kept. Defaults to `audio_cache` in the output folder.
+    """
+
+    train: str
+    evaluation: str
+    train_filter: dict[str, Any] = field(default_factory=dict)
+    evaluation_filter: dict[str, Any] = field(default_factory=dict)
+    labels: str | None = None
+    cache_dir: str | None = None
+
+
+@dataclass
+class StageArguments:
+    r"""
+    One kind of training.
+
+    Args:
+        recipe (`str`): A recipe of `speech-tokenizers train`.
+        overrides (`dict`): Its settings that differ, by dotted keys.
+    """
+
+    recipe: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class UnitStudyArguments:
+    r"""
+    A comparison of units.
+
+    Args:
+        output_dir (`str`): Gets `encoders`, `units`, `vocoders` and the `results`.
+        encoder (`str`): Folder or Hub id of the speech encoder (stage I).
+        data ([`StudyDataArguments`]): The recordings.
+        quantizers (`list[str]`): Of `QUANTIZERS`.
+        codebook_size (`int`): Units of each.
+        kmeans (`dict`): Options of `speech-tokenizers fit-units`, such as `layers`.
+        dc_spin ([`StageArguments`]): Of Spin, which has no auxiliary codebook, and of DC-Spin alike.
+        finetuning ([`StageArguments`], *optional*): Stage II. Without it, the encoder is only taken as it is.
+        vocoder ([`StageArguments`], *optional*): That speaks the units; one for each. Without it, they are not spoken.
+        evaluation (`dict`): Options of `speech-tokenizers evaluate units`, such as `recognizer`.
+        seed (`int`): Of all of it.
+    """
+
+    output_dir: str
+    encoder: str
+    data: StudyDataArguments
+    dc_spin: StageArguments
+    quantizers: list[str] = field(default_factory=lambda: list(QUANTIZERS))
+    codebook_size: int = 100
+    kmeans: dict[str, Any] = field(default_factory=dict)
+    finetuning: StageArguments | None = None
+    vocoder: StageArguments | None = None
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self):
+        if unknown := [name for name in self.quantizers if name not in QUANTIZERS]:
+            raise ValueError(f"`quantizers` must be among {', '.join(QUANTIZERS)}, but got {unknown[0]!r}.")
+        if not self.quantizers:
+            raise ValueError(f"`quantizers` must name at least one of {', '.join(QUANTIZERS)}.")
+
+
+class Stage(NamedTuple):
+    r"""
+    A command of `speech-tokenizers`.
+
+    Args:
+        title (`str`): What it does.
+        arguments (`list[str]`): The command and its arguments.
+        done (`Path`): A file that is there once it is finished.
+    """
+
+    title: str
+    arguments: list[str]
+    done: Path
+
+
+def stages(args: UnitStudyArguments) -> Iterator[Stage]:
+    r"""All trainings of a study, in order."""
+    output, data = Path(args.output_dir), args.data
+    shared = {
+        "data.train": data.train,
+        "data.train_filter": data.train_filter,
+        "data.cache_dir": data.cache_dir or str(output / "audio_cache"),
+    }
+    for encoder, folder in encoders(args).items():
+        if encoder == "finetuned":
+            assert args.finetuning is not None
+            settings = {"encoder": args.encoder, "output_dir": str(folder), "finetuning.seed": args.seed}
+            yield Stage(
+                "stage II",
+                _training(args.finetuning, shared | settings),
+                Path(folder) / "trainer_state.json",  # what is written last
+            )
+        for quantizer in args.quantizers:
+            name = f"{encoder}-{quantizer}"
+            units = units_folder(args, name)
+            if quantizer == "kmeans":
+                options = {
+                    "output": units,
+                    "codebook-size": args.codebook_size,
+                    "seed": args.seed,
+                    "cache-dir": output / "frames" / name,
+                    "filter": [f"{column}={_values(value)}" for column, value in data.train_filter.items()],
+                }
+                arguments = ["fit-units", str(folder), data.train, *as_options({**options, **args.kmeans})]
+            else:
+                settings = {
+                    "output_dir": str(units.parent),
+                    "model.encoder": str(folder),
+                    "model.primary_codebook_size": args.codebook_size,
+                    "seed": args.seed,
+                }
+                stage = args.dc_spin
+                if quantizer == "spin":
+                    stage = StageArguments(stage.recipe, {**stage.overrides, "model.auxiliary_codebook_size": None})
+                arguments = _training(stage, shared | settings)
+            yield Stage(f"units {name}", arguments, units / "config.json")
+            if args.vocoder is not None:
+                folder_of_vocoder = output / "vocoders" / name
+                settings = {
+                    "output_dir": str(folder_of_vocoder),
+                    "units.model": str(units),
+                    "resume_from_checkpoint": "latest",
+                    "seed": args.seed,
+                }
+                yield Stage(
+                    f"vocoder {name}",
+                    _training(args.vocoder, shared | settings),
+                    folder_of_vocoder / "final" / "config.json",
+                )
+
+
+def encoders(args: UnitStudyArguments) -> dict[str, str]:
+    r"""Folders or Hub ids of the encoders, by name."""
+    found = {"base": args.encoder}
+    if args.finetuning is not None:
+        found["finetuned"] = str(Path(args.output_dir) / "encoders" / "finetuned")
+    return found
+
+
+def units_folder(args: UnitStudyArguments, name: str) -> Path:
+    r"""Where units are, such as `base-kmeans`."""
+    folder = Path(args.output_dir) / "units" / name
+    return folder if name.endswith("kmeans") else folder / "final"
+
+
+def as_options(options: Mapping[str, Any]) -> list[str]:
+    r"""Settings as a command line has them: `{"max_epochs": 30, "layers": [4]}` is `--max-epochs 30 --layers 4`."""
+    line = []
+    for name, value in options.items():
+        if value is None or value is False or value == []:
+            continue
+        line.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            line += [str(item) for item in (value if isinstance(value, list) else [value])]
+    return line
+
+
+def _values(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _training(stage: StageArguments, settings: Mapping[str, Any]) -> list[str]:
+    # JSON is YAML, and keeps a path's colons and blanks. What the study says of a stage comes last but one.
+    given = {**settings, **stage.overrides}
+    return ["train", stage.recipe, *(f"{key}={json.dumps(value)}" for key, value in given.items())]
+
+
+def spoken_units(args: UnitStudyArguments, name: str) -> Path:
+    r"""The folder of units with their vocoder, which is made if it is not there; without vocoders, of the units."""
+    if args.vocoder is None:
+        return units_folder(args, name)
+    folder = Path(args.output_dir) / "spoken" / name
+    if (folder / "config.json").is_file():
+        return folder
+    import speech_tokenizers
+
+    model, feature_extractor = speech_tokenizers.load(str(units_folder(args, name)))
+    vocoder = speech_tokenizers.UnitVocoderModel.from_pretrained(Path(args.output_dir) / "vocoders" / name / "final")
+    model.attach_vocoder(vocoder)
+    temporary = folder.with_name(f".{folder.name}.incomplete")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    feature_extractor.save_pretrained(temporary)
+    os.replace(temporary, folder)
+    return folder
+
+
+def compare_units(args: UnitStudyArguments) -> int:
+    r"""
+    Train what is not trained yet, and measure.
+
+    Returns:
+        `int`: The exit code of `evaluate units`.
+
+    Raises:
+        ValueError: If the output folder belongs to another study.
+        ChildProcessError: If a stage failed; its words are above.
+        Stopped: If a stage was told to stop.
+    """
+    output = Path(args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    keep_recipe(output / "recipe.yaml", args, incidental=("output_dir", "evaluation"))
+    for stage in stages(args):
+        if stage.done.is_file():
+            continue
+        print(f"{stage.title}: speech-tokenizers {' '.join(stage.arguments)}", file=sys.stderr)
+        _run(stage)
+    names = [f"{encoder}-{quantizer}" for encoder in encoders(args) for quantizer in args.quantizers]
+    options = {
+        "systems": [f"{name}={spoken_units(args, name)}" for name in names],
+        "data": args.data.evaluation,
+        "filter": [f"{column}={_values(value)}" for column, value in args.data.evaluation_filter.items()],
+        "labels": args.data.labels,
+        "seed": args.seed,
+        "output": output / "results",
+    }
+    finished = run_command(["evaluate", "units", *as_options({**options, **args.evaluation})])
+    if finished.was_stopped:
+        raise Stopped
+    return finished.returncode
+
+
+def _run(stage: Stage) -> None:
+    finished = run_command(stage.arguments)
+    if finished.was_stopped:
+        raise Stopped
+    if finished.returncode or not stage.done.is_file():
+        raise ChildProcessError(
+            f"{stage.title} ended with code {finished.returncode}; its words are above. The same command goes on."
+        )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    r"""Arguments of `speech-tokenizers compare-units`."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe of this installation")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that differ from the recipe")
+
+
+def run(args: argparse.Namespace) -> int:
+    r"""Run `speech-tokenizers compare-units`; returns the exit code."""
+    try:
+        return compare_units(load_recipe(args.recipe, args.overrides, UnitStudyArguments))
+    except Stopped:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
