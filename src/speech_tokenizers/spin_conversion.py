@@ -11,6 +11,7 @@ import math
 import os
 import re
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,29 +67,23 @@ MAX_BUCKET_DISTANCE = 800
 _TOLERANCE = 1e-3
 
 
-class _Inert(dict):
-    """Made in place of an object that the conversion does not need; has its items, if any, and nothing else."""
-
-    def __new__(cls, *args: Any) -> "_Inert":
-        return super().__new__(cls)
+class _Inert:
+    """Made in place of an object that the conversion does not need."""
 
     def __init__(self, *args: Any):
-        super().__init__()
+        pass
 
 
-# What Lightning is known to save beside tensors and plain values.
+# What Lightning is known to save beside tensors and plain values, and what is made of it.
 _STAND_INS = [
-    (_Inert, name)
-    for name in (
-        "pytorch_lightning.utilities.parsing.AttributeDict",
-        "lightning.pytorch.utilities.parsing.AttributeDict",
-        "lightning_fabric.utilities.data.AttributeDict",
-        "lightning.fabric.utilities.data.AttributeDict",
-        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-        "pytorch_lightning.callbacks.lr_monitor.LearningRateMonitor",
-        "argparse.Namespace",
-        "pathlib.PosixPath",
-    )
+    (OrderedDict, "pytorch_lightning.utilities.parsing.AttributeDict"),
+    (OrderedDict, "lightning.pytorch.utilities.parsing.AttributeDict"),
+    (OrderedDict, "lightning_fabric.utilities.data.AttributeDict"),
+    (OrderedDict, "lightning.fabric.utilities.data.AttributeDict"),
+    (_Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    (_Inert, "pytorch_lightning.callbacks.lr_monitor.LearningRateMonitor"),
+    (_Inert, "argparse.Namespace"),
+    (_Inert, "pathlib.PosixPath"),
 ]
 
 
