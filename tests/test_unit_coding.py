@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from speech_tokenizers import unit_coding
 from speech_tokenizers.checkpoints import load
@@ -326,6 +326,21 @@ def test_several_codebooks_need_another_format(speech, tmp_path, tiny_checkpoint
     assert "has 4; use jsonl or array" in capsys.readouterr().err
     assert unit_coding.run(parser.parse_args(arguments)) == 0
     assert all(line.units.shape[0] == 4 for line in load_unit_lines(tmp_path / "out"))
+
+
+def test_a_model_without_units_is_refused(speech, tmp_path, capsys):
+    folder = tmp_path / "encoder"
+    config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config |= {"conv_dim": [8] * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
+    HubertModel(HubertConfig(**config)).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    parser = argparse.ArgumentParser()
+    unit_coding.add_arguments(parser)
+    arguments = [str(speech), "-o", str(tmp_path / "units.jsonl"), "--model", str(folder), "--device", "cpu"]
+    assert unit_coding.run(parser.parse_args(arguments)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert "is a HubertModel, which has no units; `speech-tokenizers fit-units`" in line
+    assert not (tmp_path / "units.jsonl").exists()
 
 
 def test_a_file_of_another_kind_is_left_as_it_is(command, speech, tmp_path, capsys):

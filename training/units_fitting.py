@@ -29,7 +29,13 @@ from tqdm import tqdm
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.modeling.padding_invariance import frame_mask
 from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
-from speech_tokenizers.training.data import DecodedRecordings, decode_all, load_recordings, parse_filter
+from speech_tokenizers.training.data import (
+    DecodedRecordings,
+    append_rejected,
+    decode_all,
+    load_recordings,
+    parse_filter,
+)
 from speech_tokenizers.training.kmeans import assign, fit_kmeans, mean_squared_distance
 from speech_tokenizers.training.length_batches import pack_by_length
 from speech_tokenizers.training.pseudo_labels import as_float
@@ -454,6 +460,10 @@ def _fit_all(args: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    for name in ("fit_seconds", "max_seconds", "batch_seconds", "max_epochs"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be positive, but is {value:g}.")
     accelerator = Accelerator()
     groups = [[layer] for layer in args.layers] if args.separately else [args.layers]
     targets = {}
@@ -469,10 +479,15 @@ def _fit_all(args: argparse.Namespace) -> None:
         recordings = decode_all(
             load_recordings(args.data, parse_filter(args.filter)), 16000, cache, accelerator.is_main_process
         )
-    accelerator.print(
-        f"{len(recordings)} recordings, {recordings.seconds / 3600:.2f} h; {len(recordings.rejected)} cannot be read",
-        file=sys.stderr,
-    )
+    summary = f"{len(recordings)} recordings, {recordings.seconds / 3600:.2f} h"
+    if recordings.rejected:
+        rejected_path = args.output.with_name(f"{args.output.name}.rejected.jsonl")
+        if accelerator.is_main_process:
+            rejected_path.parent.mkdir(parents=True, exist_ok=True)
+            rejected_path.unlink(missing_ok=True)
+            append_rejected(rejected_path, recordings.rejected)
+        summary += f"; {len(recordings.rejected)} cannot be read, see {rejected_path}"
+    accelerator.print(summary, file=sys.stderr)
     for group in groups:
         try:
             model = KMeansUnitsModel.from_encoder(
@@ -486,6 +501,8 @@ def _fit_all(args: argparse.Namespace) -> None:
             )
         except StrictDataclassError as error:
             raise ValueError(str(error)) from error
+        except (ValueError, OSError) as error:
+            raise ValueError(f"ENCODER {args.encoder} cannot be used: {error}") from error
         for size, (fitted, fit) in zip(
             args.codebook_size,
             fit_on_recordings(

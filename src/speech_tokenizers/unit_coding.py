@@ -448,7 +448,7 @@ def _load_model(name: str, device: str | None) -> tuple[Any, Any]:
 def _check_model(args: argparse.Namespace, model: Any) -> Any:
     from speech_tokenizers.processing.unit_bpe import UnitBPE
 
-    num_quantizers, codebook_size = model.config.num_quantizers, model.config.codebook_size
+    num_quantizers, codebook_size = _sizes(model, args.model)
     if num_quantizers > 1 and (args.format in ("km", "textless") or args.bpe is not None):
         what = "--bpe" if args.bpe is not None else f"--format {args.format}"
         raise ValueError(f"{what} is for one codebook, but {args.model} has {num_quantizers}; use jsonl or array.")
@@ -458,6 +458,16 @@ def _check_model(args: argparse.Namespace, model: Any) -> Any:
     if bpe.codebook_size != codebook_size:
         raise ValueError(f"{args.bpe} merges {bpe.codebook_size} units, but {args.model} has {codebook_size}.")
     return bpe
+
+
+def _sizes(model: Any, name: str) -> tuple[int, int]:
+    sizes = [getattr(model.config, field, None) for field in ("num_quantizers", "codebook_size")]
+    if not all(isinstance(size, int) for size in sizes) or not hasattr(model, "encode"):
+        raise ValueError(
+            f"{name} is a {type(model).__name__}, which has no units; `speech-tokenizers fit-units` finds those of a"
+            " speech encoder."
+        )
+    return sizes[0], sizes[1]
 
 
 def _known_names(args: argparse.Namespace, names: Iterable[str]) -> set[str]:

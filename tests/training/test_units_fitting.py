@@ -3,15 +3,17 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file
-from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+from transformers import BertConfig, BertModel, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from speech_tokenizers import cli
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
@@ -224,14 +226,57 @@ def test_the_command_writes_models_that_load(encoder, audio_folder, tmp_path, ca
         (["--codebook-size", "100000"], "there are only"),
         (["--filter", "split=train"], "no column 'split'"),
         (["--num-stages", "0"], "num_stages"),
+        (["--batch-seconds", "0"], "--batch-seconds must be positive, but is 0"),
+        (["--max-seconds", "-1"], "--max-seconds must be positive, but is -1"),
+        (["--fit-seconds", "0"], "--fit-seconds must be positive"),
+        (["--max-epochs", "nan"], "--max-epochs must be positive"),
     ],
     ids=str,
 )
 def test_the_command_says_what_is_wrong(encoder, audio_folder, tmp_path, capsys, changes, message):
     arguments = ["fit-units", str(encoder), str(audio_folder), "-o", str(tmp_path / "units"), "--layers", "1"]
     assert cli.main([*arguments, *changes]) == 2
-    assert message in capsys.readouterr().err
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("speech-tokenizers fit-units: error: ")
+    assert message in line
     assert not (tmp_path / "units").exists()
+
+
+def test_what_cannot_be_read_is_named(encoder, audio_folder, tmp_path, capsys):
+    folder = tmp_path / "speech"
+    shutil.copytree(audio_folder, folder)
+    soundfile.write(folder / "with-nan.wav", np.full(8000, np.nan), 16000, subtype="FLOAT")
+    soundfile.write(folder / "empty.wav", np.zeros(0), 16000)
+    soundfile.write(folder / "too-short.wav", np.zeros(10), 16000)
+    soundfile.write(folder / "slow.wav", np.sin(np.arange(4000) / 3), 8000)
+    (folder / "broken.flac").write_bytes(b"fLaC" * 100)
+    arguments = ["fit-units", str(encoder), str(folder), "--layers", "1", "--codebook-size", "4"]
+    assert cli.main([*arguments, "-o", str(tmp_path / "new" / "units")]) == 0
+    assert "3 cannot be read" in capsys.readouterr().err
+    lines = (tmp_path / "new" / "units.rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    reasons = {entry["name"]: entry["reason"] for entry in map(json.loads, lines)}
+    assert sorted(reasons) == ["broken.flac", "empty.wav", "with-nan.wav"]
+    assert "NaN" in reasons["with-nan.wav"]
+    assert "no samples" in reasons["empty.wav"]
+    for name in reasons:
+        shutil.copy(folder / name, tmp_path / "new")
+    arguments[2] = str(tmp_path / "new")
+    assert cli.main([*arguments, "-o", str(tmp_path / "none")]) == 2
+    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("kind", ["missing", "other", "text"])
+def test_encoders_that_are_none_are_refused(kind, audio_folder, tmp_path, capsys):
+    folder = tmp_path / "encoder"
+    if kind != "missing":
+        folder.mkdir()
+        config = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+        (folder / "config.json").write_text(json.dumps(config if kind == "text" else {}))
+        if kind == "text":
+            BertModel(BertConfig(**config, vocab_size=9, intermediate_size=8)).save_pretrained(folder)
+    arguments = ["fit-units", str(folder), str(audio_folder), "-o", str(tmp_path / "units")]
+    assert cli.main(arguments) == 2
+    assert f"error: ENCODER {folder} cannot be used: " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_features_of_another_model_are_refused(encoder, tmp_path):
