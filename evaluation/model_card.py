@@ -18,6 +18,7 @@ TEMPLATE = "card_template.md"
 TAGS = {
     "codec": ["neural-codec", "residual-vector-quantization"],
     "units": ["discrete-units", "k-means"],
+    "latents": ["continuous-tokens", "variational-autoencoder"],
 }
 # What the card's metadata may show of a results file: Hub name of the metric by score.
 METADATA_METRICS = {
@@ -45,12 +46,16 @@ def describe_model(folder: Path) -> dict[str, Any]:
     }
     described: dict[str, Any] = {"family": "codec", "frame_rate": config.frame_rate, "facts": facts}
     described |= {"sampling_rate": config.sampling_rate, "kbps": config.bits_per_second / 1000}
-    described |= {"num_quantizers": config.num_quantizers, "bits_per_code": math.log2(config.codebook_size)}
+    if not hasattr(config, "codebook_size"):
+        described |= {"family": "latents", "hidden_size": config.hidden_size}
+        facts |= _latent_facts(config)
+    else:
+        described |= {"num_quantizers": config.num_quantizers, "bits_per_code": math.log2(config.codebook_size)}
     if hasattr(config, "encoder_config"):
         described["family"] = "units"
         facts |= _unit_facts(config)
         described["has_vocoder"] = config.vocoder_config is not None
-    else:
+    elif described["family"] == "codec":
         facts |= _codec_facts(config)
     weights = folder / "model.safetensors"
     if weights.is_file():
@@ -62,14 +67,37 @@ def describe_model(folder: Path) -> dict[str, Any]:
     return described
 
 
+def _network_facts(config: Any) -> dict[str, str]:
+    return {
+        "encoder": config.encoder_type,
+        "decoder": config.decoder_type,
+        "look-ahead": "none" if config.causal else "yes (not causal)",
+    }
+
+
+def _latent_facts(config: Any) -> dict[str, str]:
+    noise = {
+        "sigma": f"sigma-VAE: noise of a standard deviation that is drawn from N(0, {config.noise_std:g}²)",
+        "kl": "the encoder predicts the standard deviation of its noise",
+    }
+    facts = {
+        "latents": f"{config.hidden_size} numbers a frame, of zero mean and unit variance over the training speech",
+        "bottleneck": f"{noise[config.bottleneck_type]}; in training only",
+        "bit rate": f"{config.bits_per_second:g} bit/s in half precision; continuous, so that it is no measure of "
+        "information",
+        **_network_facts(config),
+    }
+    if config.ctc_labels is not None:
+        facts["CTC head"] = f"{len(config.ctc_labels)} labels, on the latents (training only)"
+    return facts
+
+
 def _codec_facts(config: Any) -> dict[str, str]:
     per_codebook = config.frame_rate * math.log2(config.codebook_size)
     facts = {
         "codebooks": f"{config.num_quantizers} of {config.codebook_size} entries",
         "bit rate": f"{config.bits_per_second:g} bit/s, or {per_codebook:g} bit/s for each codebook used",
-        "encoder": config.encoder_type,
-        "decoder": config.decoder_type,
-        "look-ahead": "none" if config.causal else "yes (not causal)",
+        **_network_facts(config),
     }
     learnt_from = {"semantic": "a speech model", "contextual": "a language model"}
     for kind, teacher in learnt_from.items():
@@ -106,7 +134,8 @@ def loss_table(entries: list[dict[str, Any]], num_rows: int = 8) -> dict[str, An
     if not entries:
         return None
     wanted = ("eval_mel", "eval_waveform", "eval_stoi", "loss", "mel", "waveform", "commitment", "discriminator")
-    wanted += ("semantic_distillation", "contextual_distillation")
+    wanted += ("semantic_distillation", "contextual_distillation", "kl", "latent_ctc", "reconstruction_ctc")
+    wanted += ("latent_rank", "active_dimensions")
     names = [name for name in wanted if isinstance(entries[-1].get(name), float)]
     places = sorted({round(i * (len(entries) - 1) / max(1, num_rows - 1)) for i in range(min(num_rows, len(entries)))})
     places = sorted({*places, len(entries) - 1})

@@ -5,7 +5,7 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
-from speech_tokenizers import DMCodecConfig, KMeansUnitsConfig
+from speech_tokenizers import CSTConfig, CSTModel, DMCodecConfig, KMeansUnitsConfig
 from speech_tokenizers.evaluation import model_card
 from speech_tokenizers.evaluation.model_card import build_card, loss_table
 
@@ -132,6 +132,47 @@ def test_a_card_of_units_tells_how_to_get_them(tmp_path):
     text = str(build_card(tmp_path, "tiny-units"))
     assert "model.decode(" in text
     assert "no vocoder" not in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "bottleneck"),
+    [
+        ({}, "sigma-VAE: noise of a standard deviation that is drawn from N(0, 0.5²); in training only"),
+        ({"bottleneck_type": "kl", "ctc_labels": ["<pad>", "a"]}, "the encoder predicts the standard deviation"),
+    ],
+)
+def test_a_card_of_continuous_tokens_tells_of_vectors(tmp_path, make_cst, fields, bottleneck):
+    config = make_cst()[0].config
+    CSTModel(CSTConfig(**config.to_dict() | fields)).save_pretrained(tmp_path)
+    text = str(build_card(tmp_path, "tiny-cst"))
+    for wanted in (
+        "16 kHz mono audio becomes a vector of 6 numbers, 25 times a second",
+        "| frames | 25 a second, 640 samples each |",
+        f"| bottleneck | {bottleneck}",
+        "| bit rate | 2400 bit/s in half precision;",
+        "latents = model.encode(**inputs).latents  # (1, num_frames, 6)",
+        "decoded = model.decode(latents, num_samples=len(recording)).audio_values",
+        "reconstruct recording.wav --model tiny-cst",
+        "continuous-tokens",
+        "pipeline_tag: feature-extraction",
+        "| weights |",
+    ):
+        assert wanted in text, wanted
+    for absent in ("codebook", "audio_codes", "kbps", "None", "\n\n\n"):
+        assert absent not in text.replace("There are no codebooks:", ""), absent
+    assert ("| CTC head | 2 labels" in text) == ("ctc_labels" in fields)
+
+
+def test_the_snippet_of_continuous_tokens_runs(tmp_path, make_cst, write_audio, monkeypatch):
+    for part in make_cst():
+        part.save_pretrained(tmp_path / "cst")
+    write_audio(tmp_path / "recording.wav")
+    monkeypatch.chdir(tmp_path)
+    text = str(build_card(tmp_path / "cst", str(tmp_path / "cst")))
+    names = {}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    assert names["latents"].shape == (1, 13, 6)
+    assert names["decoded"].shape == (1, 1, 8000)
 
 
 def test_a_system_that_was_not_measured_is_refused(folder, report):
