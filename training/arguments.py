@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from speech_tokenizers.training.latent_arguments import LatentArguments, RecognitionArguments
+from speech_tokenizers.training.latent_arguments import JointArguments, LatentArguments, RecognitionArguments
 
 
 @dataclass
@@ -288,8 +288,8 @@ class CodecTrainingArguments:
 
     Args:
         output_dir (`str`): Folder of checkpoints, log, samples and, in `final`, the trained codec.
-        model, data, adversarial, distillation, units, latents, recognition, optimizer, discriminator_optimizer: See
-            their classes. `units` is for vocoders, `latents` and `recognition` are for continuous tokens.
+        model, data, adversarial, distillation, units, latents, recognition, joint, optimizer, discriminator_optimizer:
+            See their classes. `units` is for vocoders; `latents`, `recognition` and `joint` are for continuous tokens.
         loss_weights (`dict`): Weight of each loss by name. Must name the trainer's losses exactly.
         mel_scales (`str` or `list`): `"default"`, `"speechtokenizer"`, or a list of dicts of [`MelScale`]'s fields.
         global_batch_size (`int`): Crops per step, over all processes and accumulated micro-batches.
@@ -317,6 +317,7 @@ class CodecTrainingArguments:
     units: UnitArguments | None = None
     latents: LatentArguments = field(default_factory=LatentArguments)
     recognition: RecognitionArguments | None = None
+    joint: JointArguments | None = None
     optimizer: OptimizerArguments = field(default_factory=OptimizerArguments)
     discriminator_optimizer: OptimizerArguments = field(default_factory=OptimizerArguments)
     mel_scales: Any = "default"
@@ -348,7 +349,7 @@ class CodecTrainingArguments:
         return dataclasses.asdict(self)
 
 
-def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> CodecTrainingArguments:
+def load_recipe(path_or_name: str, overrides: Sequence[str] = (), section: type | None = None) -> Any:
     r"""
     Read a recipe and change some of it.
 
@@ -356,10 +357,35 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> CodecTraini
         path_or_name (`str`): A YAML file, or the name of a recipe of this package, such as `rvq_codec_16khz_4kbps`.
         overrides (sequence of `str`): `key=value` pairs; dots lead into sections (`data.train=recordings`), values are
             YAML.
+        section (`type`, *optional*): Dataclass of what the recipe describes. Defaults to [`CodecTrainingArguments`].
 
     Raises:
         ValueError: If the recipe does not exist, or a key is unknown or has a value of the wrong type.
     """
+    return build_section(CodecTrainingArguments if section is None else section, _read(path_or_name, overrides), "")
+
+
+# By a section that such recipes alone have, the module whose `run` trains by them.
+_TRAINERS = {
+    "iterations": "speech_tokenizers.training.hubert_pretraining",
+    "perturbation": "speech_tokenizers.training.dc_spin_trainer",
+    "finetuning": "speech_tokenizers.training.ctc_recipe",
+    "heads": "speech_tokenizers.training.latent_lm",
+}
+
+
+def recipe_trainer(path_or_name: str) -> str | None:
+    r"""
+    The module that trains by a recipe, where that is not a codec's; its `run` takes what the command `train` parsed.
+
+    Raises:
+        ValueError: If the recipe does not exist.
+    """
+    recipe = _read(path_or_name, ())
+    return next((module for section, module in _TRAINERS.items() if section in recipe), None)
+
+
+def _read(path_or_name: str, overrides: Sequence[str]) -> dict[str, Any]:
     named = Path(path_or_name)
     if named.suffix not in (".yaml", ".yml"):
         named = named.with_name(named.name + ".yaml")
@@ -373,7 +399,36 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> CodecTraini
         raise ValueError(f"`{path_or_name}` must hold a mapping of keys to values.")
     for override in overrides:
         override_key(recipe, override)
-    return build_section(CodecTrainingArguments, recipe, "")
+    return recipe
+
+
+# Of a recipe's settings those that say how often and where, not what is trained.
+_INCIDENTAL = ("output_dir", "logging_steps", "save_steps", "save_total_limit", "num_workers")
+
+
+def keep_recipe(path: Path, args: Any, incidental: Sequence[str] = _INCIDENTAL) -> None:
+    r"""
+    Write down what an output folder is for, or see that it is still for that.
+
+    Args:
+        path (`Path`): The YAML file.
+        args (dataclass): The settings.
+        incidental (sequence of `str`): Settings that may change. Defaults to those that say how often and where.
+
+    Raises:
+        ValueError: If the file tells of other settings.
+    """
+    settings = dataclasses.asdict(args)
+    if path.is_file():
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        differing = [key for key in settings if key not in incidental and before.get(key) != settings[key]]
+        if differing:
+            key = differing[0]
+            raise ValueError(
+                f"{path.parent} was begun with other settings (`{key}` was {before.get(key)!r} and is"
+                f" {settings[key]!r}); choose another `output_dir`, or delete that folder."
+            )
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
 def recipe_names() -> list[str]:

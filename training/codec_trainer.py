@@ -51,6 +51,7 @@ from speech_tokenizers.training.crops import training_batches
 from speech_tokenizers.training.data import append_rejected, prepare_recordings
 from speech_tokenizers.training.discriminators import DiscriminatorEnsemble, DiscriminatorOutput
 from speech_tokenizers.training.distillation import DISTILLATION_LOSS_NAMES, Distillation
+from speech_tokenizers.training.joint_training import JointModel, build_joint
 from speech_tokenizers.training.latent_training import cst_objectives, new_cst, trains_cst
 from speech_tokenizers.training.losses import (
     adversarial_loss,
@@ -643,12 +644,19 @@ def model_features(model: nn.Module) -> list[str]:
 
 def model_losses(model: nn.Module) -> list[str]:
     """Losses that a model computes itself, by the part of it that they belong to."""
-    parts = {"commitment": "quantizer", "duration": "duration_predictor", "kl": "bottleneck"}
+    parts = {
+        "commitment": "quantizer",
+        "duration": "duration_predictor",
+        "kl": "bottleneck",
+        "prediction": "language_model",
+    }
     return [name for name, part in parts.items() if getattr(model, part, None) is not None]
 
 
-def build_model(args: CodecTrainingArguments) -> RVQCodecModel | UnitVocoderModel | CSTModel:
-    """The codec or vocoder that a recipe names, new or trained."""
+def build_model(args: CodecTrainingArguments) -> RVQCodecModel | UnitVocoderModel | CSTModel | JointModel:
+    """The codec or vocoder that a recipe names, new or trained; or a tokenizer with a language model."""
+    if args.joint is not None:
+        return build_joint(args)
     if args.model.pretrained is not None:
         config = AutoConfig.from_pretrained(find_checkpoint(args.model.pretrained))
         check_names(args.model.overrides, type(config).__dataclass_fields__, "The field", "model.overrides.")

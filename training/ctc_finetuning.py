@@ -52,7 +52,7 @@ from speech_tokenizers.training.data import (
     parse_filter,
 )
 from speech_tokenizers.training.hubert_pretraining import newest_checkpoint
-from speech_tokenizers.training.length_batches import LengthBatchSampler
+from speech_tokenizers.training.length_batches import length_batch_loader
 
 
 # The learning rate of the first step, relative to the peak.
@@ -271,23 +271,8 @@ class CTCTrainer(Trainer):
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """All batches of this process, as one epoch, so that a resumed training skips those that were taken."""
-        sampler = LengthBatchSampler(
-            self.train_dataset.lengths,
-            round(self.args.batch_seconds * self.train_dataset.recordings.sampling_rate),
-            self.args.max_steps * self.args.gradient_accumulation_steps,
-            self.args.seed,
-            rank=self.args.process_index,
-            world_size=self.args.world_size,
-        )
-        return torch.utils.data.DataLoader(
-            self.train_dataset,
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
-            # Its own: iterating would otherwise draw from the global one, which dropout uses.
-            generator=torch.Generator(),
-        )
+        batch_samples = round(self.args.batch_seconds * self.train_dataset.recordings.sampling_rate)
+        return length_batch_loader(self, batch_samples)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """See [`tri_stage_factor`]."""

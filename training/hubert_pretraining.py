@@ -8,7 +8,6 @@ been stopped.
 """
 
 import argparse
-import dataclasses
 import os
 import re
 import shutil
@@ -16,13 +15,11 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
@@ -33,10 +30,10 @@ from speech_tokenizers.modeling.configuration_hubert_masked_prediction import Hu
 from speech_tokenizers.modeling.modeling_hubert_masked_prediction import HubertForMaskedPrediction, span_mask
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.modeling.padding_invariance import num_conv_frames
-from speech_tokenizers.training.arguments import build_section, override_key, parse_yaml
+from speech_tokenizers.training.arguments import keep_recipe, load_recipe
 from speech_tokenizers.training.data import DecodedRecordings, decode_all, load_recordings
 from speech_tokenizers.training.kmeans import fit_kmeans
-from speech_tokenizers.training.length_batches import LengthBatchSampler
+from speech_tokenizers.training.length_batches import length_batch_loader
 from speech_tokenizers.training.mfcc import mfcc_features
 from speech_tokenizers.training.pseudo_labels import (
     CodesLabeler,
@@ -200,17 +197,7 @@ def load_pretraining_recipe(path_or_name: str, overrides: Sequence[str] = ()) ->
     Raises:
         ValueError: If the recipe does not exist, or a key is unknown or has a value of the wrong type.
     """
-    path: Any = Path(path_or_name)
-    if not path.is_file():
-        path = resources.files("speech_tokenizers.training").joinpath("recipes", f"{path_or_name}.yaml")
-    if not path.is_file():
-        raise ValueError(f"`{path_or_name}` is neither a YAML file nor a recipe of this package.")
-    recipe = parse_yaml(path.read_text(encoding="utf-8"), f"`{path_or_name}`")
-    if not isinstance(recipe, dict):
-        raise ValueError(f"`{path_or_name}` must hold a mapping of keys to values.")
-    for override in overrides:
-        override_key(recipe, override)
-    return build_section(HubertPretrainingArguments, recipe, "")
+    return load_recipe(path_or_name, overrides, HubertPretrainingArguments)
 
 
 class MaskedPredictionDataset(torch.utils.data.Dataset):
@@ -310,24 +297,7 @@ class MaskedPredictionTrainer(Trainer):
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """All batches of this process, as one epoch, so that a resumed training skips those it has taken."""
-        dataset: Any = self.train_dataset
-        sampler = LengthBatchSampler(
-            dataset.lengths,
-            self.batch_samples,
-            self.args.max_steps * self.args.gradient_accumulation_steps,
-            self.args.seed,
-            rank=self.args.process_index,
-            world_size=self.args.world_size,
-        )
-        return torch.utils.data.DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
-            # Its own: iterating would otherwise draw from the global one, which dropout uses.
-            generator=torch.Generator(),
-        )
+        return length_batch_loader(self, self.batch_samples)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         model = self.accelerator.unwrap_model(self.model)
@@ -403,7 +373,7 @@ def pretrain(args: HubertPretrainingArguments) -> Path:
     """
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    _check_recipe(output / "recipe.yaml", args)
+    keep_recipe(output / "recipe.yaml", args)
     config = HubertMaskedPredictionConfig(**args.model)
     data = args.data
     processes = PartialState()
@@ -594,24 +564,6 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def _step_of(checkpoint: Path) -> int:
     return int(re.sub(r"\D", "", checkpoint.name))
-
-
-# Of a recipe's settings those that say how often and where, not what is trained.
-_INCIDENTAL = ("output_dir", "logging_steps", "save_steps", "save_total_limit", "num_workers")
-
-
-def _check_recipe(path: Path, args: HubertPretrainingArguments) -> None:
-    settings = dataclasses.asdict(args)
-    if path.is_file():
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-        differing = [key for key in settings if key not in _INCIDENTAL and before.get(key) != settings[key]]
-        if differing:
-            key = differing[0]
-            raise ValueError(
-                f"{path.parent} was begun with other settings (`{key}` was {before.get(key)!r} and is"
-                f" {settings[key]!r}); choose another `output_dir`, or delete that folder."
-            )
-    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

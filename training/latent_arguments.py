@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of what only a model of continuous latents is trained for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -59,3 +60,32 @@ class RecognitionArguments:
             raise ValueError("`recognition` needs `head=true`, a `recognizer`, or both.")
         if self.unit == "phone" and self.word_times is not None:
             raise ValueError("`word_times` hold words, which are written in characters; set `unit` to 'character'.")
+
+
+@dataclass
+class JointArguments:
+    r"""
+    A language model that learns to predict the latents of a trained [`CSTModel`] while its encoder learns along (stage
+    2 of arXiv 2410.17081): the loss `prediction`.
+
+    Args:
+        head (`str`): `"flow"`, `"energy"`, `"gaussian"` or `"mse"`, which is the paper's; see [`build_head`].
+        head_options (`dict`): Of the head's class.
+        language_model (`dict`): Configuration of the transformer with its `model_type`. Defaults to
+            [`LatentLMConfig`]'s.
+        pretrained (`str`, *optional*): Folder or Hub id of a causal language model to begin with, instead.
+        input_noise_std (`float`): Of noise on the latents that it reads.
+        stop_gradient (`bool`): No gradient enters the targets. Without this and without the reconstruction losses, as
+            in the paper, constant latents are the best ones.
+    """
+
+    head: str = "flow"
+    head_options: dict[str, Any] = field(default_factory=dict)
+    language_model: dict[str, Any] = field(default_factory=dict)
+    pretrained: str | None = None
+    input_noise_std: float = 0.0
+    stop_gradient: bool = True
+
+    def __post_init__(self):
+        if self.pretrained is not None and self.language_model:
+            raise ValueError("`joint.pretrained` and `joint.language_model` exclude each other; give one of them.")

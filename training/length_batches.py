@@ -2,6 +2,7 @@
 """Batches of recordings of like length, filled by their seconds and not by their number."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,8 @@ class LengthBatchSampler(torch.utils.data.Sampler[list[int]]):
     batches; and shuffles the batches. All of it follows from the seed and the epoch, so that nothing but the number of
     batches taken has to be saved to go on. Epochs follow each other without a gap, in which a step may span two.
 
-    Processes take turns with micro-batches: in a step, process r takes those numbered r, r + `world_size`, ...
+    Processes take turns with micro-batches: in a step, process r takes those numbered r, r + `world_size`, ...; or
+    they share each of them, so that it does not matter how many they are.
 
     Args:
         lengths (sequence of `int`): Length of each recording, such as its samples.
@@ -50,13 +52,18 @@ class LengthBatchSampler(torch.utils.data.Sampler[list[int]]):
         seed (`int`, *optional*, defaults to 0): Of the order.
         bucket_size (`int`, *optional*): Lengths that are taken for alike. Defaults to a 32nd of the longest.
         rank, world_size (`int`): This process and the number of processes.
+        share_batches (`bool`, *optional*, defaults to `False`): Every process takes its part of every micro-batch:
+            process r the recordings numbered r, r + `world_size`, ... in it. `batch_size` is then that of all parts.
+        drop_incomplete (`bool`, *optional*, defaults to `False`): Leave out the last batch that an epoch is cut into,
+            which has the shortest recordings then, unless it is the only one.
 
     Yields:
         Lists of indices. Those of epoch e are `e * len(lengths)` and up, so that a dataset can crop and mask a
         recording anew each time.
 
     Raises:
-        ValueError: If there is no recording, or a number is not positive.
+        ValueError: If there is no recording, or a number is not positive; while iterating, if a batch that is shared
+            has fewer recordings than there are processes.
     """
 
     def __init__(
@@ -68,6 +75,8 @@ class LengthBatchSampler(torch.utils.data.Sampler[list[int]]):
         bucket_size: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        share_batches: bool = False,
+        drop_incomplete: bool = False,
     ):
         self.lengths = np.asarray(lengths)
         if len(self.lengths) == 0 or self.lengths.min() <= 0:
@@ -79,6 +88,7 @@ class LengthBatchSampler(torch.utils.data.Sampler[list[int]]):
         self.batch_size, self.num_batches, self.seed = batch_size, num_batches, seed
         self.bucket_size = max(1, int(self.lengths.max()) // 32) if bucket_size is None else bucket_size
         self.rank, self.world_size = rank, world_size
+        self.share_batches, self.drop_incomplete = share_batches, drop_incomplete
 
     def __len__(self) -> int:
         return self.num_batches
@@ -88,7 +98,11 @@ class LengthBatchSampler(torch.utils.data.Sampler[list[int]]):
         generator = np.random.default_rng((self.seed, epoch))
         order = generator.permutation(len(self.lengths))
         order = order[np.argsort(self.lengths[order] // self.bucket_size, kind="stable")]
-        batches = pack_by_length(self.lengths, order, self.batch_size)
+        if self.drop_incomplete:
+            batches = pack_by_length(self.lengths, order[::-1], self.batch_size)
+            batches = batches[: max(1, len(batches) - 1)]
+        else:
+            batches = pack_by_length(self.lengths, order, self.batch_size)
         first = epoch * len(self.lengths)
         return [[first + index for index in batches[i]] for i in generator.permutation(len(batches))]
 
@@ -96,10 +110,47 @@ class LengthBatchSampler(torch.utils.data.Sampler[list[int]]):
         taken, position, epoch = 0, 0, 0
         while True:
             for batch in self.epoch_batches(epoch):
-                if position % self.world_size == self.rank:
-                    yield batch
+                if self.share_batches or position % self.world_size == self.rank:
+                    yield self._part(batch) if self.share_batches else batch
                     taken += 1
                     if taken == self.num_batches:
                         return
                 position += 1
             epoch += 1
+
+    def _part(self, batch: list[int]) -> list[int]:
+        if len(batch) < self.world_size:
+            raise ValueError(
+                f"A batch has {len(batch)} recordings for {self.world_size} processes; make batches larger."
+            )
+        return batch[self.rank :: self.world_size]
+
+
+def length_batch_loader(trainer: Any, batch_size: int, **options: bool) -> torch.utils.data.DataLoader:
+    r"""
+    All batches of a process's whole training as one epoch, so that a resumed training skips those it has taken.
+
+    Args:
+        trainer (`transformers.Trainer`): Whose `train_dataset` has `lengths`.
+        batch_size (`int`): Of a micro-batch, in the unit of `lengths`, with padding.
+        options: Of the [`LengthBatchSampler`]: `share_batches` and `drop_incomplete`.
+    """
+    args = trainer.args
+    sampler = LengthBatchSampler(
+        trainer.train_dataset.lengths,
+        batch_size,
+        args.max_steps * args.gradient_accumulation_steps,
+        args.seed,
+        rank=args.process_index,
+        world_size=args.world_size,
+        **options,
+    )
+    return torch.utils.data.DataLoader(
+        trainer.train_dataset,
+        batch_sampler=sampler,
+        collate_fn=trainer.data_collator,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+        # Its own: iterating would otherwise draw from the global one, which dropout uses.
+        generator=torch.Generator(),
+    )

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Pseudo-labels: a class for each frame of each recording, by k-means of MFCC or by any model with codes, in one file.
+Pseudo-labels: a class for each frame of each recording, by k-means of MFCC or by any model with codes, in one file; or
+a vector for each, the continuous tokens of a model.
 """
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +29,8 @@ class Labeler(Protocol):
 
     Attributes:
         label_rate (`float`): Labels per second.
-        num_labels (`int`): Labels are smaller.
+        num_labels (`int`): Labels are smaller. 0 where they are vectors of float32; then there also is `label_shape`,
+            `(dim,)`.
     """
 
     label_rate: float
@@ -39,7 +42,7 @@ class Labeler(Protocol):
         ...
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The labels of float32 waveforms `(num_samples,)` of like length, `(num_labels,)` each."""
+        """The labels of float32 waveforms `(num_samples,)` of like length, `(num_labels, *label_shape)` each."""
         ...
 
 
@@ -94,24 +97,51 @@ class CodesLabeler:
     @property
     def description(self) -> dict[str, Any]:
         """The kind of labels, and the checksum of the model's weights."""
-        weights = hashlib.sha256(
-            "".join(f"{name} {_checksum(value)}" for name, value in self.model.state_dict().items()).encode()
-        )
-        return {"kind": "codes", "model": weights.hexdigest()[:16], "codebook": self.codebook}
+        return {"kind": "codes", "model": _weights_checksum(self.model), "codebook": self.codebook}
 
     @torch.inference_mode()
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
-        if self.model.sampling_rate != self.sampling_rate:
-            waveforms = [soxr.resample(row, self.sampling_rate, self.model.sampling_rate) for row in waveforms]
-        lengths = torch.tensor([len(row) for row in waveforms])
-        padded = torch.zeros(len(waveforms), int(lengths.max()))
-        for row, waveform in zip(padded, waveforms, strict=True):
-            row[: len(waveform)] = torch.from_numpy(waveform)
-        padding_mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
-        device = self.model.device
-        outputs = self.model.encode(padded[:, None].to(device), padding_mask=padding_mask.to(device))
+        outputs = _encode(self.model, waveforms, self.sampling_rate)
         codes, num_codes = outputs.audio_codes[:, self.codebook].cpu(), outputs.audio_codes_mask.sum(-1).cpu()
         return [row[:count].numpy() for row, count in zip(codes, num_codes.tolist(), strict=True)]
+
+
+class LatentLabeler:
+    r"""
+    The continuous tokens of a model, or what its quantizer is given.
+
+    Args:
+        model (`PreTrainedModel`): Has `encode` with `latents`, `sampling_rate`, `frame_rate` and `config.hidden_size`.
+        sampling_rate (`int`, *optional*): Of the recordings, which are resampled where the model wants another.
+    """
+
+    num_labels = 0
+
+    def __init__(self, model: Any, sampling_rate: int = 16000):
+        self.model, self.sampling_rate = model.eval(), sampling_rate
+        self.label_rate, self.label_shape = float(model.frame_rate), (int(model.config.hidden_size),)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The kind of labels, and the checksum of the model's weights."""
+        return {"kind": "latents", "model": _weights_checksum(self.model)}
+
+    @torch.inference_mode()
+    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
+        outputs = _encode(self.model, waveforms, self.sampling_rate)
+        latents, counts = outputs.latents.float().cpu(), outputs.audio_codes_mask.sum(-1).cpu()
+        return [row[:count].numpy() for row, count in zip(latents, counts.tolist(), strict=True)]
+
+
+def _encode(model: Any, waveforms: Sequence[np.ndarray], sampling_rate: int) -> Any:
+    if model.sampling_rate != sampling_rate:
+        waveforms = [soxr.resample(row, sampling_rate, model.sampling_rate) for row in waveforms]
+    lengths = torch.tensor([len(row) for row in waveforms])
+    padded = torch.zeros(len(waveforms), int(lengths.max()))
+    for row, waveform in zip(padded, waveforms, strict=True):
+        row[: len(waveform)] = torch.from_numpy(waveform)
+    padding_mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+    return model.encode(padded[:, None].to(model.device), padding_mask=padding_mask.to(model.device))
 
 
 class PseudoLabels(Sequence):
@@ -127,13 +157,14 @@ class PseudoLabels(Sequence):
         self.label_rate: float = index["label_rate"]
         self.num_labels: int = index["num_labels"]
         self._spans: list[tuple[int, int]] = index["spans"]
-        self._labels = np.memmap(path.with_suffix(".labels"), dtype=index["dtype"], mode="r")
+        shape = (-1, *index.get("label_shape", ()))  # older files have none
+        self._labels = np.memmap(path.with_suffix(".labels"), dtype=index["dtype"], mode="r").reshape(shape)
 
     def __len__(self) -> int:
         return len(self._spans)
 
     def __getitem__(self, index):
-        """Labels of recording `index`, `(num_labels,)`, a view of the file."""
+        """Labels of recording `index`, `(num_labels, *label_shape)`, a view of the file."""
         start, end = self._spans[index]
         return self._labels[start:end]
 
@@ -194,7 +225,7 @@ def label_all(
         order = np.argsort(-lengths, kind="stable")
         order = order[lengths[order] >= min_seconds * recordings.sampling_rate]
         batches = pack_by_length(lengths, order, round(batch_seconds * recordings.sampling_rate))
-        dtype = np.min_scalar_type(labeler.num_labels - 1)
+        dtype = np.dtype(np.float32) if _label_shape(labeler) else np.min_scalar_type(labeler.num_labels - 1)
         _write_labels(path, recordings, labeler, batches, dtype, show_progress)
     return PseudoLabels(path)
 
@@ -212,7 +243,7 @@ def _write_labels(
     done = np.fromfile(done_path, dtype=np.int64) if done_path.is_file() else np.empty(0, dtype=np.int64)
     order = [index for batch in batches for index in batch]
     with open(partial, "ab") as labels_file, open(done_path, "ab") as done_file:
-        labels_file.truncate(int(done.sum()) * dtype.itemsize)
+        labels_file.truncate(int(done.sum()) * dtype.itemsize * math.prod(_label_shape(labeler)))
         done_file.truncate(len(done) * 8)
         num_labels = done.tolist()
         total = sum(len(recordings[index]) for index in order) / recordings.sampling_rate
@@ -236,7 +267,12 @@ def _write_labels(
     spans = [[0, 0]] * len(recordings)
     for index, end, count in zip(order, ends.tolist(), num_labels, strict=True):
         spans[index] = [end - count, end]
-    contents = {"label_rate": labeler.label_rate, "num_labels": labeler.num_labels, "dtype": dtype.name}
+    contents = {
+        "label_rate": labeler.label_rate,
+        "num_labels": labeler.num_labels,
+        "label_shape": _label_shape(labeler),
+        "dtype": dtype.name,
+    }
     os.replace(partial, path.with_suffix(".labels"))
     # The index is written last: where it exists, the labels are complete.
     temporary = path.with_suffix(f".tmp-{os.getpid()}")
@@ -245,9 +281,18 @@ def _write_labels(
     done_path.unlink()
 
 
+def _label_shape(labeler: Labeler) -> tuple[int, ...]:
+    return getattr(labeler, "label_shape", ())
+
+
 def as_float(recording: np.ndarray) -> np.ndarray:
     """A recording of 16-bit samples as float32 in [-1, 1]."""
     return np.asarray(recording, dtype=np.float32) / np.float32(32767.0)
+
+
+def _weights_checksum(model: Any) -> str:
+    lines = "".join(f"{name} {_checksum(value)}" for name, value in model.state_dict().items())
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 def _checksum(values: torch.Tensor) -> str:

@@ -6,13 +6,22 @@ import pytest
 import torch
 from transformers import HubertConfig
 
+from speech_tokenizers.modeling.configuration_cst import CSTConfig
 from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
+from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 from speech_tokenizers.training.data import decode_all, load_recordings
 from speech_tokenizers.training.mfcc import mfcc_features
-from speech_tokenizers.training.pseudo_labels import CodesLabeler, MfccLabeler, as_float, frame_labels, label_all
+from speech_tokenizers.training.pseudo_labels import (
+    CodesLabeler,
+    LatentLabeler,
+    MfccLabeler,
+    as_float,
+    frame_labels,
+    label_all,
+)
 
 
 class LoudnessLabeler:
@@ -154,3 +163,24 @@ def test_other_weights_are_other_labels(decoded):
     """Else labels that were kept would be taken for those of another model."""
     one, same, other = (MfccLabeler(torch.full((2, 39), value)) for value in (0.0, 0.0, 1.0))
     assert one.description == same.description != other.description
+
+
+def test_vectors_are_kept_as_a_model_gives_them(decoded, tmp_path):
+    config = CSTConfig.from_preset(
+        "cst-fast-16khz",
+        hidden_size=4,
+        network_hidden_size=8,
+        encoder_hidden_size=8,
+        decoder_hidden_size=8,
+        encoder_num_layers=1,
+        decoder_num_layers=1,
+    )
+    labeler = LatentLabeler(CSTModel(config))
+    latents = label_all(decoded, labeler, tmp_path, show_progress=False)
+    assert latents.label_rate == 25.0
+    for index in range(len(decoded)):
+        alone = labeler.model.encode(torch.from_numpy(as_float(decoded[index]))[None, None]).latents[0]
+        np.testing.assert_allclose(latents[index], alone.detach().numpy(), atol=1e-5)
+    # Read again without encoding.
+    labeler.model.encode = None
+    np.testing.assert_array_equal(label_all(decoded, labeler, tmp_path)[1], latents[1])

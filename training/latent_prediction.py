@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well a language model of continuous tokens predicts held-out speech, and what it makes of its beginnings."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from speech_tokenizers.modeling.modeling_latent_lm import LatentLanguageModel
+
+
+def energy_score(draws: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    r"""
+    E|x - y| - E|x - x'| / 2 for draws x of a forecast and what came, y (Gneiting and Raftery, 2007). Its mean is least
+    for the forecast that is the true distribution, whatever model it comes from.
+
+    Args:
+        draws (`torch.Tensor` of shape `(num_draws, ..., dim)`): At least one; of a single draw it is the distance.
+        truth (`torch.Tensor` of shape `(..., dim)`): What came.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`.
+    """
+    count = len(draws)
+    errors = torch.linalg.vector_norm(draws - truth, dim=-1).mean(dim=0)
+    if count == 1:
+        return errors
+    first, second = torch.triu_indices(count, count, offset=1, device=draws.device)
+    return errors - 0.5 * torch.linalg.vector_norm(draws[first] - draws[second], dim=-1).mean(dim=0)
+
+
+@torch.no_grad()
+def judge(
+    model: LatentLanguageModel, recordings: Sequence[np.ndarray], num_draws: int, seed: int, **options: Any
+) -> dict[str, float]:
+    r"""
+    Predict each frame of some recordings from the real ones before it.
+
+    Args:
+        model ([`LatentLanguageModel`]): In evaluation mode.
+        recordings (sequence of arrays of shape `(num_frames, latent_dim)`): Latents of whole recordings.
+        num_draws (`int`): For each frame.
+        seed (`int`): Of the draws.
+        options: Of [`ContinuousHead.sample`].
+
+    Returns:
+        `dict`: Means over all frames: `prediction_loss` (of the head; not comparable between heads), `stop_loss`,
+        `energy_score` of the draws, `draw_spread`, the mean distance between two of them, and what the score is for
+        the frame before as the only forecast (`repetition_score`) and for frames of anywhere in the recordings
+        (`marginal_score`). The distances are of latents of zero mean and unit variance.
+    """
+    generator = torch.Generator(model.device).manual_seed(seed)
+    everywhere = torch.from_numpy(np.concatenate(recordings)).to(model.device)
+    normalize = model.statistics.normalize
+    sums: dict[str, float] = {}
+    for recording in recordings:
+        latents = torch.from_numpy(np.array(recording)).to(model.device)[None]
+        outputs = model(latents, ended=torch.ones(1, dtype=torch.bool, device=latents.device))
+        draws, truth = normalize(model.draw(latents, num_draws, generator, **options)), normalize(latents)
+        shape = (num_draws, latents.shape[1])
+        rows = torch.randint(len(everywhere), shape, generator=generator, device=latents.device)
+        before = torch.cat([torch.zeros_like(truth[:, :1]), truth[:, :-1]], dim=1)
+        scores = {
+            "prediction_loss": outputs.prediction_loss,
+            "stop_loss": outputs.stop_loss,
+            "energy_score": energy_score(draws, truth).mean(),
+            "draw_spread": torch.linalg.vector_norm(draws[1:] - draws[:-1], dim=-1).mean() if num_draws > 1 else 0.0,
+            "repetition_score": energy_score(before[None], truth).mean(),
+            "marginal_score": energy_score(normalize(everywhere[rows])[:, None], truth).mean(),
+        }
+        for name, value in scores.items():
+            sums[name] = sums.get(name, 0.0) + float(value) * latents.shape[1]
+    return {name: value / len(everywhere) for name, value in sums.items()}
+
+
+def generation_milliseconds(model: LatentLanguageModel, num_frames: int = 50) -> dict[str, float]:
+    r"""
+    Milliseconds of one core for a frame at batch size 1: `frame_ms` with the transformer, `head_ms` without.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in model.stream(max_frames=5, stop_threshold=None):
+            pass
+        started = time.process_time()
+        for _ in model.stream(max_frames=num_frames, stop_threshold=None):
+            pass
+        whole = time.process_time() - started
+        hidden = torch.zeros(1, model.config.hidden_size)
+        started = time.process_time()
+        for _ in range(num_frames):
+            model.head.sample(hidden)
+        head = time.process_time() - started
+    finally:
+        torch.set_num_threads(threads)
+    return {"frame_ms": 1000 * whole / num_frames, "head_ms": 1000 * head / num_frames}
+
+
+@torch.no_grad()
+def write_continuations(
+    model: LatentLanguageModel,
+    codec: Any,
+    recordings: Sequence[tuple[str, np.ndarray]],
+    folder: Path,
+    prompt_seconds: float,
+    seconds: float,
+    seed: int,
+    **options: Any,
+) -> list[Path]:
+    r"""
+    Go on after the beginnings of recordings, and decode beginning and continuation together.
+
+    Args:
+        model ([`LatentLanguageModel`]): In evaluation mode.
+        codec (`PreTrainedModel`): What the latents come from.
+        recordings (sequence of names and arrays of shape `(num_frames, latent_dim)`): Whose beginnings.
+        folder (`Path`): Gets `NAME.wav`, and beside it what the codec makes of the recording itself, `NAME.real.wav`.
+        prompt_seconds (`float`), seconds (`float`): Lengths of beginning and continuation.
+        seed (`int`): Of the draws.
+        options: Of [`LatentLanguageModel.stream`].
+
+    Returns:
+        `list` of `Path`: The continuations. A recording that ends before its prompt gives none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    num_prompt, num_frames = round(prompt_seconds * codec.frame_rate), round(seconds * codec.frame_rate)
+    written = []
+    for name, recording in recordings:
+        if len(recording) <= num_prompt:
+            continue
+        latents = torch.from_numpy(np.array(recording)).to(model.device)[None]
+        generator = torch.Generator(model.device).manual_seed(seed)
+        drawn = model.generate_latents(latents[:, :num_prompt], num_frames, generator=generator, **options).latents
+        versions = {
+            f"{name}.wav": torch.cat([latents[:, :num_prompt], drawn], dim=1),
+            f"{name}.real.wav": latents[:, : num_prompt + num_frames],
+        }
+        for file_name, frames in versions.items():
+            audio = codec.decode(latents=frames.to(codec.dtype)).audio_values[0, 0]
+            soundfile.write(folder / file_name, audio.float().clamp(-1, 1).cpu().numpy(), codec.sampling_rate)
+        written.append(folder / f"{name}.wav")
+    return written
