@@ -5,7 +5,7 @@ import argparse
 from pathlib import Path
 
 
-SECTIONS = ("encodec", "decoders", "bf16", "streaming", "memory", "training", "units")
+SECTIONS = ("encodec", "decoders", "bf16", "streaming", "tokens", "memory", "training", "units")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,11 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=SECTIONS,
         default=SECTIONS,
         help="encodec: against transformers' EncodecModel of the same architecture; decoders: inverse STFT against "
-        "SEANet; bf16: against fp32, with the agreement of codes; streaming: latency of a 20 ms frame; memory: a long "
-        "file; training: memory of an adversarial step on a GPU; units: against their encoder alone. Default: all",
+        "SEANet; bf16: against fp32, with the agreement of codes; streaming: latency of a 20 ms frame; tokens: "
+        "continuous tokens, streamed; memory: a long file; training: memory of an adversarial step on a GPU; units: "
+        "against their encoder alone. Default: all",
     )
     parser.add_argument(
-        "--model", help="checkpoint for bf16 and memory: name, folder or Hub id; default: presets with random weights"
+        "--model",
+        help="checkpoint for bf16, memory and tokens, where it suits them: name, folder or Hub id; default: presets "
+        "with random weights",
     )
     parser.add_argument("--audio", type=Path, help="recording for bf16 with --model; default: synthetic sound")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of the timed audio; default: 4")

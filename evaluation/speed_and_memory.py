@@ -251,6 +251,33 @@ def measure_streaming(args: argparse.Namespace) -> dict[str, Any]:
     return {"preset": STREAMING_PRESET, "frame_ms": 1000 / model.frame_rate, "num_frames": len(wall[50:]), **rows}
 
 
+def measure_tokens(args: argparse.Namespace) -> dict[str, Any]:
+    r"""
+    Continuous tokens and speech again, streamed a latent at a time: the median of the repeats, of the presets without
+    look-ahead or of a checkpoint.
+    """
+    from .latent_speed import STREAMING_TOKENS, random_tokens, stream_speed
+
+    if args.model is None:
+        models: dict[str, Any] = {
+            " ".join([preset, *overrides, "(random weights)"]): random_tokens(preset, **overrides)
+            for preset, overrides in STREAMING_TOKENS.items()
+        }
+    else:
+        model = load_model(args.model)
+        if hasattr(model.config, "codebook_size"):
+            return {"skipped": f"{args.model} has codebooks; `streaming` is of codecs"}
+        models = {args.model: model}
+    rows = []
+    for name, model in models.items():
+        rate = model.sampling_rate
+        audio = torch.from_numpy(synthetic_sound(round(args.seconds * rate), rate))[None, None]
+        runs = [stream_speed(model, audio) for _ in range(args.repeats)]
+        medians = {key: float(np.median([run[key] for run in runs])) for key in runs[0]}
+        rows.append({"name": name, "parameters": num_parameters(model), **medians})
+    return {"audio_seconds": args.seconds, "models": rows}
+
+
 def load_model(name: str) -> RVQCodecModel:
     r"""A checkpoint by name, folder or Hub id."""
     import speech_tokenizers
@@ -415,6 +442,7 @@ MEASURES = {
     "decoders": measure_decoders,
     "bf16": measure_bfloat16,
     "streaming": measure_streaming,
+    "tokens": measure_tokens,
     "memory": measure_file_memory,
     "training": measure_training,
     "units": measure_units,
@@ -433,6 +461,22 @@ def time_table(rows: list[dict[str, Any]], audio_seconds: float) -> list[str]:
     return lines
 
 
+def token_table(rows: list[dict[str, Any]]) -> list[str]:
+    r"""Lines of a Markdown table of `measure_tokens`."""
+    lines = [
+        "| | look-ahead | RTF encode | RTF decode | encode a latent, median (95 %) | decode a latent, median (95 %) |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        cells = [f"{row['name']}, {row['parameters'] / 1e6:.2f} M"]
+        cells.append(f"none, {row['frame_ms']:g} ms a latent" if row["is_streamable"] else "in windows")
+        cells += [f"{row[f'real_time_factor_{side}']:.4f}" for side in ("encode", "decode")]
+        for side in ("encode", "decode"):
+            cells.append(f"{row[f'{side}_median_ms']:.2f} ({row[f'{side}_p95_ms']:.2f}) ms")
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", "RTF: processor seconds per second of audio."]
+
+
 def describe(report: dict[str, Any]) -> str:
     r"""The report in Markdown."""
     host = report["machine"]
@@ -446,6 +490,7 @@ def describe(report: dict[str, Any]) -> str:
         "decoders": "Inverse-STFT decoder against SEANet decoder",
         "bf16": "bfloat16 against float32",
         "streaming": "One streamed frame, encoded and decoded",
+        "tokens": "Continuous tokens, streamed a latent at a time",
         "memory": "A long file, encoded and decoded",
         "training": "An adversarial training step",
         "units": "Units in batches against the plain forward pass of their encoder",
@@ -476,6 +521,8 @@ def describe(report: dict[str, Any]) -> str:
                     f"- {clock} time: mean {row['mean_ms']:.2f} ms, median {row['median_ms']:.2f} ms, 95th percentile "
                     f"{row['p95_ms']:.2f} ms for a frame of {values['frame_ms']:g} ms ({values['num_frames']} frames)"
                 )
+        if section == "tokens":
+            lines += token_table(values["models"])
         if section == "memory":
             decoded = f", decoded in {values['decode_seconds']:.0f} s" if "decode_seconds" in values else ""
             lines.append(

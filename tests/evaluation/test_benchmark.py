@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from speech_tokenizers.evaluation import benchmark, speed_and_memory, unit_speed
+from speech_tokenizers.evaluation import benchmark, latent_speed, speed_and_memory, unit_speed
 from speech_tokenizers.evaluation.speed_and_memory import (
     compare_times,
     encodec_of_same_shape,
@@ -140,6 +140,47 @@ def test_memory_of_units_is_reported_with_what_windows_change(tmp_path):
         assert report["window_effect"]["seconds"] == 30
         assert "decode_seconds" not in report
         assert "unit edit distance of" in (tmp_path / "benchmark.md").read_text()
+
+
+def test_every_streamed_preset_of_tokens_answers_without_look_ahead():
+    for preset, overrides in latent_speed.STREAMING_TOKENS.items():
+        config = latent_speed.CSTConfig.from_preset(preset, **overrides, num_filters=2, encoder_hidden_size=8)
+        assert latent_speed.CSTModel(config).is_streamable
+
+
+def test_streaming_of_tokens_is_timed(tmp_path, monkeypatch, make_cst, capsys):
+    small = {"hidden_size": 4, "num_filters": 2, "encoder_hidden_size": 8, "decoder_hidden_size": 8}
+    small |= {"encoder_num_layers": 1, "decoder_num_layers": 1, "network_hidden_size": 8}
+    preset = latent_speed.CSTConfig.from_preset
+    monkeypatch.setattr(
+        latent_speed.CSTConfig, "from_preset", lambda name, **overrides: preset(name, **{**small, **overrides})
+    )
+    arguments = ["--sections", "tokens", "--seconds", "1", "--repeats", "1", "--output", str(tmp_path)]
+    assert run(*arguments) == 0
+    rows = json.loads((tmp_path / "benchmark.json").read_text())["sections"]["tokens"]["models"]
+    assert [row["name"] for row in rows] == [
+        "cst-streaming-16khz (random weights)",
+        "cst-fast-16khz causal (random weights)",
+    ]
+    for row, frame_ms in zip(rows, (80, 40), strict=True):
+        assert row["is_streamable"]
+        assert row["frame_ms"] == frame_ms
+        for side in ("encode", "decode"):
+            # A call's share of the whole: its median takes as long as a frame of that real-time factor, or less.
+            assert 0 < row[f"{side}_median_ms"] <= 3 * row[f"real_time_factor_{side}"] * frame_ms
+    assert "| none, 80 ms a latent |" in (tmp_path / "benchmark.md").read_text()
+
+    for part in make_cst():
+        part.save_pretrained(tmp_path / "cst")
+    assert run(*arguments, "--model", str(tmp_path / "cst")) == 0
+    (row,) = json.loads((tmp_path / "benchmark.json").read_text())["sections"]["tokens"]["models"]
+    assert not row["is_streamable"]
+    assert "| in windows |" in capsys.readouterr().out
+
+
+def test_a_codec_has_no_tokens_to_time(tmp_path, tiny_checkpoint, capsys):
+    assert run("--sections", "tokens", "--model", str(tiny_checkpoint)) == 0
+    assert "has codebooks; `streaming` is of codecs" in capsys.readouterr().out
 
 
 def test_a_missing_recording_is_one_line_and_exit_code_two(tmp_path, capsys):
