@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Swapped prediction: what does not depend on chunks, processes or precision. Its numbers: test_parity_dc_spin.py."""
+
+import os
+import resource
+import socket
+import time
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch.nn import functional as F
+
+from speech_tokenizers.modeling.swapped_prediction import SwappedPrediction, sinkhorn
+
+
+def unit_vectors(*shape, seed=0):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def naive_sinkhorn(logits, epsilon, iterations):
+    """As published, in double precision: scale rows and columns of a matrix in turn."""
+    matrix = (logits.double() / epsilon).exp().T
+    matrix = matrix / matrix.sum()
+    num_codes, num_frames = matrix.shape
+    for _ in range(iterations):
+        matrix = matrix / (matrix.sum(1, keepdim=True) * num_codes)
+        matrix = matrix / (matrix.sum(0, keepdim=True) * num_frames)
+    return (matrix * num_frames).T
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 20])
+def test_sinkhorn_is_the_published_algorithm(iterations):
+    logits = unit_vectors(90, 8) @ unit_vectors(30, 8, seed=1).T
+    target = sinkhorn(logits, 0.02, iterations)
+    torch.testing.assert_close(target.double(), naive_sinkhorn(logits, 0.02, iterations), rtol=0, atol=1e-5)
+
+
+def test_sinkhorn_uses_codes_equally_in_the_end():
+    target = sinkhorn(unit_vectors(90, 8) @ unit_vectors(30, 8, seed=1).T, 0.1, 200)
+    torch.testing.assert_close(target.sum(1), torch.ones(90), rtol=0, atol=1e-4)
+    torch.testing.assert_close(target.sum(0), torch.full((30,), 3.0), rtol=0, atol=1e-3)
+
+
+def test_sinkhorn_does_not_overflow_where_the_plain_form_does():
+    logits = unit_vectors(90, 8) @ unit_vectors(30, 8, seed=1).T
+    assert not (logits / 0.005).exp().isfinite().all()
+    target = sinkhorn(logits, 0.005, 3)
+    torch.testing.assert_close(target.double(), naive_sinkhorn(logits, 0.005, 3), rtol=0, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(sinkhorn(logits, 0.005, 3), target)
+
+
+def loss_and_gradients(logits_at_once, **fields):
+    torch.manual_seed(0)
+    module = SwappedPrediction(40, 8, logits_at_once=logits_at_once, **fields)
+    views = [unit_vectors(77, 8, seed=seed).requires_grad_() for seed in (1, 2)]
+    outputs = module(*views)
+    outputs.loss.backward()
+    return [*outputs, views[0].grad, views[1].grad, module.codebook.grad]
+
+
+@pytest.mark.parametrize("fields", [{}, {"hard_target": True}, {"target_mix": 0.7}], ids=str)
+@pytest.mark.parametrize("logits_at_once", [1, 40 * 10, 40 * 76])
+def test_chunks_change_nothing(logits_at_once, fields):
+    expected = loss_and_gradients(2**24, **fields)
+    for ours, its in zip(loss_and_gradients(logits_at_once, **fields), expected, strict=True):
+        torch.testing.assert_close(ours, its, rtol=1e-4, atol=1e-6)
+
+
+def test_the_target_is_constant():
+    """The gradient of the loss is that of a cross-entropy whose targets do not move."""
+    torch.manual_seed(0)
+    module = SwappedPrediction(20, 8)
+    first, second = (unit_vectors(50, 8, seed=seed) for seed in (1, 2))
+    targets = [sinkhorn(module.logits(view), 0.02, 3) for view in (first, second)]
+    projected = [view.clone().requires_grad_() for view in (first, second)]
+    module(*projected).loss.backward()
+    again = [view.clone().requires_grad_() for view in (first, second)]
+    predictions = [(module.logits(module.latents(view)) / 0.1).log_softmax(-1) for view in again]
+    loss = -(targets[0] * predictions[1] + targets[1] * predictions[0]).sum(-1).mean() / 2
+    loss.backward()
+    for ours, expected in zip(projected, again, strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad, rtol=0, atol=1e-6)
+
+
+def test_views_of_other_shapes_are_refused():
+    with pytest.raises(ValueError, match="must have the same frames"):
+        SwappedPrediction(4, 8)(torch.zeros(3, 8), torch.zeros(2, 8))
+    with pytest.raises(ValueError, match="at least one"):
+        SwappedPrediction(4, 8)(torch.zeros(0, 8), torch.zeros(0, 8))
+
+
+def _train_on_a_part(rank, port, folder):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    module = SwappedPrediction(20, 8)
+    ddp = torch.nn.parallel.DistributedDataParallel(module)
+    part = slice(0, 50) if rank == 0 else slice(50, 77)
+    outputs = ddp(*(unit_vectors(77, 8, seed=seed)[part] for seed in (1, 2)))
+    outputs.loss.backward()
+    losses = [torch.zeros(()) for _ in range(2)]
+    torch.distributed.all_gather(losses, outputs.loss.detach())
+    if rank == 0:
+        torch.save((torch.stack(losses).mean(), module.codebook.grad), folder / "two.pt")
+    # A process alone may evaluate.
+    if rank == 0:
+        module.eval()(torch.randn(3, 8), torch.randn(3, 8))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_learn_what_one_does(tmp_path, free_port):
+    """Also where they hold unequally many frames."""
+    # A fork need not import anything again.
+    mp.start_processes(_train_on_a_part, (free_port, tmp_path), nprocs=2, start_method="fork")
+    loss, gradient = torch.load(tmp_path / "two.pt")
+    torch.manual_seed(0)
+    module = SwappedPrediction(20, 8)
+    outputs = module(*(unit_vectors(77, 8, seed=seed) for seed in (1, 2)))
+    outputs.loss.backward()
+    torch.testing.assert_close(loss, outputs.loss.detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(gradient, module.codebook.grad, rtol=0, atol=1e-6)
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _peak_of_a_step(queue, logits_at_once):
+    torch.set_num_threads(1)
+    module = SwappedPrediction(4096, 256, logits_at_once=logits_at_once)
+    views = [unit_vectors(12800, 256, seed=seed).requires_grad_() for seed in (1, 2)]
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    module(*views).loss.backward()
+    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.perf_counter() - start))
+
+
+@pytest.mark.slow
+def test_memory_of_a_full_size_step_is_bounded_by_chunks(capsys):
+    """12,800 frames of each view and 4,096 codes, whose similarities alone are 210 MB."""
+    context, peaks = mp.get_context("spawn"), {}
+    for logits_at_once in (2**22, 2**24, 2**26):
+        queue = context.Queue()
+        process = context.Process(target=_peak_of_a_step, args=(queue, logits_at_once))
+        process.start()
+        kilobytes, seconds = queue.get()
+        process.join()
+        peaks[logits_at_once] = kilobytes / 1024
+        with capsys.disabled():
+            print(f"\n{4 * logits_at_once / 2**20:.0f} MB a chunk: {peaks[logits_at_once]:.0f} MB, {seconds:.1f} s")
+    assert peaks[2**22] < 400
+    assert peaks[2**24] < 1000
+    assert peaks[2**22] < peaks[2**24] < peaks[2**26]
