@@ -420,15 +420,27 @@ def keep_recipe(path: Path, args: Any, incidental: Sequence[str] = _INCIDENTAL) 
     """
     settings = dataclasses.asdict(args)
     if path.is_file():
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-        differing = [key for key in settings if key not in incidental and before.get(key) != settings[key]]
+        before, now = _flattened(yaml.safe_load(path.read_text(encoding="utf-8"))), _flattened(settings)
+        differing = [
+            key
+            for key in {**now, **before}
+            if key.split(".")[0] in settings.keys() - set(incidental) and before.get(key) != now.get(key)
+        ]
         if differing:
             key = differing[0]
             raise ValueError(
                 f"{path.parent} was begun with other settings (`{key}` was {before.get(key)!r} and is"
-                f" {settings[key]!r}); choose another `output_dir`, or delete that folder."
+                f" {now.get(key)!r}); choose another `output_dir`, or delete that folder."
             )
     path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def _flattened(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    # Values by their dotted keys.
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def recipe_names() -> list[str]:

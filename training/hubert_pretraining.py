@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback, TrainingArguments, Wav2Vec2FeatureExtractor, set_seed
@@ -30,7 +31,7 @@ from speech_tokenizers.modeling.configuration_hubert_masked_prediction import Hu
 from speech_tokenizers.modeling.modeling_hubert_masked_prediction import HubertForMaskedPrediction, span_mask
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.modeling.padding_invariance import num_conv_frames
-from speech_tokenizers.training.arguments import keep_recipe, load_recipe
+from speech_tokenizers.training.arguments import check_names, keep_recipe, load_recipe
 from speech_tokenizers.training.data import DecodedRecordings, decode_all, load_recordings
 from speech_tokenizers.training.kmeans import fit_kmeans
 from speech_tokenizers.training.length_batches import length_batch_loader
@@ -372,9 +373,7 @@ def pretrain(args: HubertPretrainingArguments) -> Path:
         ValueError: If the output folder belongs to another recipe, or there is nothing to learn from.
     """
     output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    keep_recipe(output / "recipe.yaml", args)
-    config = HubertMaskedPredictionConfig(**args.model)
+    config = _check_model(args)
     data = args.data
     processes = PartialState()
     with processes.main_process_first():
@@ -384,6 +383,8 @@ def pretrain(args: HubertPretrainingArguments) -> Path:
             data.cache_dir or output / "audio_cache",
             processes.is_main_process,
         )
+    output.mkdir(parents=True, exist_ok=True)
+    keep_recipe(output / "recipe.yaml", args)  # not before: what could not begin may begin otherwise
     print(f"{len(recordings)} recordings, {recordings.seconds / 3600:.2f} h", file=sys.stderr)
     previous = None
     for name, iteration in args.iterations.items():
@@ -395,6 +396,25 @@ def pretrain(args: HubertPretrainingArguments) -> Path:
     if processes.is_main_process:
         shutil.copytree(previous, output / "final", dirs_exist_ok=True)
     return output / "final"
+
+
+def _check_model(args: HubertPretrainingArguments) -> HubertMaskedPredictionConfig:
+    # The configuration. What is wrong with it should not come out after hours.
+    check_names(args.model, HubertMaskedPredictionConfig.__dataclass_fields__, "The field", "model.")
+    try:
+        config = HubertMaskedPredictionConfig(**args.model)
+    except StrictDataclassError as error:
+        raise ValueError(str(error)) from error
+    with torch.device("meta"):
+        HubertForMaskedPrediction(config)
+    for name, iteration in args.iterations.items():
+        labels = iteration.labels
+        if labels.kind == "layer" and labels.model is None and not 0 <= labels.layer <= config.num_hidden_layers:
+            raise ValueError(
+                f"`iterations.{name}.labels.layer` must lie between 0 and {config.num_hidden_layers}, the model's"
+                f" layers, but got {labels.layer}."
+            )
+    return config
 
 
 def run_iteration(

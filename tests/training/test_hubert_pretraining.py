@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pre-training of HuBERT: what it is fed, that it learns, and that a kill changes nothing."""
 
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel, HubertModel
 
+from speech_tokenizers import cli
 from speech_tokenizers.modeling.configuration_hubert_masked_prediction import HubertMaskedPredictionConfig
 from speech_tokenizers.modeling.padding_invariance import num_conv_frames
 from speech_tokenizers.training.data import decode_all, load_recordings
@@ -161,3 +168,102 @@ def test_two_iterations_leave_encoders_that_transformers_reads(recipe, tmp_path)
     times = {file: file.stat().st_mtime_ns for file in files}
     pretrain(load_pretraining_recipe(str(path)))
     assert times == {file: file.stat().st_mtime_ns for file in times}
+
+
+TWO_ITERATIONS = {
+    "first": {"labels": {"kind": "mfcc", "num_clusters": 6}, "max_steps": 12, "learning_rate": 1e-2},
+    "second": {
+        "labels": {"kind": "layer", "layer": 1, "num_clusters": 5},
+        "start_from": "previous",
+        "max_steps": 8,
+        "learning_rate": 1e-2,
+        "warmup_steps": 3,
+    },
+}
+
+
+def test_a_killed_command_goes_on_bit_for_bit(recipe, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the other process: the order of a sum depends on it
+    pretrain(load_pretraining_recipe(str(recipe("whole", iterations=TWO_ITERATIONS))))
+    path = recipe("killed", iterations=TWO_ITERATIONS)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "speech_tokenizers", "pretrain-hubert", str(path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    name, lines = random.choice([("first", random.randint(1, 11)), ("second", random.randint(1, 7))])
+    log = tmp_path / "killed" / name / "training_log.jsonl"
+    deadline = time.monotonic() + 200
+    while not (log.exists() and len(log.read_text(encoding="utf-8").splitlines()) >= lines):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "killed" / "final").exists()
+
+    pretrain(load_pretraining_recipe(str(path)))
+    torch.set_num_threads(threads)
+    for iteration in TWO_ITERATIONS:
+        whole, killed = (tmp_path / run / iteration for run in ("whole", "killed"))
+        expected, found = (load_file(folder / "encoder" / "model.safetensors") for folder in (whole, killed))
+        assert all(torch.equal(value, found[key]) for key, value in expected.items()), iteration
+        assert log_of(killed) == log_of(whole)
+        assert len(log_of(killed)) == TWO_ITERATIONS[iteration]["max_steps"]
+
+
+def test_the_labels_may_be_a_codec_s(recipe, tiny_checkpoint, tmp_path):
+    labels = {"kind": "codes", "model": str(tiny_checkpoint), "codebook": 1}
+    final = pretrain(load_pretraining_recipe(str(recipe(iterations={"first": {"labels": labels, "max_steps": 2}}))))
+    assert type(AutoModel.from_pretrained(final)) is HubertModel
+    assert len(log_of(tmp_path / "run" / "first")) == 2
+
+
+def test_the_model_learns_labels_that_depend_on_the_sound(recipe, tmp_path):
+    iterations = {"first": {"labels": {"kind": "mfcc", "num_clusters": 6}, "max_steps": 150, "learning_rate": 1e-2}}
+    model = {**MODEL, "layerdrop": 0.0, "hidden_dropout": 0.0, "feat_proj_dropout": 0.0}
+    pretrain(load_pretraining_recipe(str(recipe(iterations=iterations, model=model, save_steps=1000))))
+    losses = [entry["masked_loss"] for entry in log_of(tmp_path / "run" / "first")]
+    shares = np.mean(losses[-20:]) / np.mean(losses[:5])
+    assert shares < 0.8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.train=/nowhere"], "`/nowhere` is neither here"),
+        (["model.hiden_size=5"], "`model.hiden_size` is unknown; did you mean `model.hidden_size`?"),
+        (["model.num_attention_heads=3"], "num_heads"),
+        (["model.mask_length=0"], "mask_length"),
+        (["iterations.first.max_steps=0"], "`max_steps` must be at least 1"),
+        (["iterations.first.labels.kind=nothing"], "'mfcc', 'layer' or 'codes'"),
+        (["iterations.first.labels={kind: layer, layer: 1}"], "has none before it"),
+        (["iterations.second={max_steps: 1, labels: {kind: layer, layer: 9}}"], "must lie between 0 and 2"),
+        (["iterations.first.labels.num_clusters=100000"], "`num_clusters` is 100000, but there are only"),
+        (["batch_seconds=0.1"], "must hold a recording of `data.max_seconds`"),
+        (["data.min_seconds=9"], "`data.min_seconds` must be positive and not above"),
+        (["data.min_seconds=9", "data.max_seconds=10", "batch_seconds=20"], "Every recording is shorter than"),
+        (["learning_rate=1"], "`learning_rate` is unknown"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_trained_is_one_line(overrides, message, recipe, capsys):
+    assert cli.main(["pretrain-hubert", str(recipe()), *overrides]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_a_mistake_can_be_corrected_in_the_same_folder(recipe, capsys):
+    path = str(recipe(iterations={"first": {"labels": {"kind": "mfcc", "num_clusters": 6}, "max_steps": 1}}))
+    for mistake in ("data.train=/nowhere", "model.num_attention_heads=3"):
+        assert cli.main(["pretrain-hubert", path, mistake]) == 2
+    assert cli.main(["pretrain-hubert", path]) == 0
+    # What has begun is not turned into something else.
+    capsys.readouterr()
+    assert cli.main(["pretrain-hubert", path, "model.hidden_size=32"]) == 2
+    assert "was begun with other settings (`model.hidden_size` was 16 and is 32)" in capsys.readouterr().err
+    assert cli.main(["pretrain-hubert", path, "save_steps=7"]) == 0
