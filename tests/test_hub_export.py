@@ -16,16 +16,25 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import HubertConfig
 
 from speech_tokenizers.modeling.configuration_cst import CSTConfig
+from speech_tokenizers.modeling.configuration_dc_spin import DCSpinConfig
 from speech_tokenizers.modeling.configuration_dm_codec import DMCodecConfig
+from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
+from speech_tokenizers.modeling.configuration_unit_vocoder import UnitVocoderConfig
 from speech_tokenizers.modeling.hub_export import find_code_files, find_siblings, save_pretrained_with_code
 from speech_tokenizers.modeling.modeling_cst import CSTModel
+from speech_tokenizers.modeling.modeling_dc_spin import DCSpinModel
 from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
+from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
+from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
 from speech_tokenizers.processing.feature_extraction_cst import CSTFeatureExtractor
+from speech_tokenizers.processing.feature_extraction_dc_spin import DCSpinFeatureExtractor
 from speech_tokenizers.processing.feature_extraction_dm_codec import DMCodecFeatureExtractor
+from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 
 
@@ -33,7 +42,9 @@ CODECS = {
     "seanet": {"encoder_lstm": "bidirectional", "activation": "snake"},
     "spectral": {"encoder_type": "stft", "decoder_type": "istft", "codebook_dim": 4},
     "dm-codec": {"encoder_lstm": "bidirectional", "semantic_dimension": 6, "contextual_dimension": 4},
+    "kmeans-units": {"layers": [1, 2], "num_stages": 2},
     "cst": {"encoder_type": "stft", "latent_stride": 2, "bottleneck_type": "kl", "ctc_labels": ["<pad>", "a", "b"]},
+    "dc-spin": {"encoder_layer": 1, "trainable_layers": 1, "projection_dim": 8, "auxiliary_codebook_size": 32},
 }
 RVQ_MODEL_FILES = {
     "codec_layers.py",
@@ -49,7 +60,31 @@ RVQ_FILES = RVQ_MODEL_FILES | {"feature_extraction_rvq_codec.py"}
 DM_FILES = RVQ_FILES | {"configuration_dm_codec.py", "modeling_dm_codec.py", "feature_extraction_dm_codec.py"}
 CST_FILES = RVQ_FILES - {"configuration_rvq_codec.py", "modeling_rvq_codec.py"}
 CST_FILES |= {"configuration_cst.py", "latent_bottleneck.py", "modeling_cst.py", "feature_extraction_cst.py"}
-FILES = {"seanet": RVQ_FILES, "spectral": RVQ_FILES, "dm-codec": DM_FILES, "cst": CST_FILES}
+VOCODER_FILES = {
+    "codec_layers.py",
+    "configuration_unit_vocoder.py",
+    "input_checks.py",
+    "modeling_unit_vocoder.py",
+    "unit_runs.py",
+}
+UNITS_FILES = VOCODER_FILES | {
+    "configuration_kmeans_units.py",
+    "configuration_units.py",
+    "encoder_geometry.py",
+    "feature_extraction_kmeans_units.py",
+    "feature_extraction_rvq_codec.py",
+    "modeling_kmeans_units.py",
+    "padding_invariance.py",
+    "speech_encoders.py",
+    "unit_model.py",
+}
+FILES = {
+    "seanet": RVQ_FILES,
+    "spectral": RVQ_FILES,
+    "dm-codec": DM_FILES,
+    "kmeans-units": UNITS_FILES,
+    "cst": CST_FILES,
+}
 
 # What a user runs who has transformers only. `find_spec` refuses this package, however it is installed. The exporter
 # is loaded by its path, to save once more what was loaded with its code.
@@ -106,11 +141,51 @@ STRANGER = """
     assert not any(name.split(".")[0] == "speech_tokenizers" for name in sys.modules)
 """
 
+SPEAK = """
+    import sys
+    from pathlib import Path
 
-def make_codec(**overrides) -> RVQCodecModel | CSTModel:
+    class Refuse:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] == "speech_tokenizers":
+                raise ModuleNotFoundError(f"No module named {name!r}")
+
+    sys.meta_path.insert(0, Refuse())
+
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModel
+
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    codes = load_file(folder / "codes.safetensors")["codes"]
+    spoken = {}
+    for source in sys.argv[2:]:
+        model = AutoModel.from_pretrained(source, trust_remote_code=True)
+        with torch.no_grad():
+            spoken[type(model).__name__] = model.decode(codes, num_samples=170).audio_values.contiguous()
+    save_file(spoken, folder / "spoken.safetensors")
+"""
+
+
+def make_units(**fields) -> KMeansUnitsModel:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    sizes |= {"conv_dim": (8, 8), "conv_kernel": (10, 4), "conv_stride": (5, 4), "num_conv_pos_embeddings": 8}
+    encoder_config = HubertConfig(**sizes, num_conv_pos_embedding_groups=2)
+    torch.manual_seed(0)
+    model = KMeansUnitsModel(KMeansUnitsConfig(encoder_config=encoder_config, codebook_size=16, **fields)).eval()
+    model.set_centroids(torch.randn(model.centroids.shape))
+    vocoder_sizes = {"hidden_size": 8, "decoder_hidden_size": 16, "decoder_num_layers": 1, "hop_length": 20}
+    config = UnitVocoderConfig(num_quantizers=model.config.num_quantizers, codebook_size=16, **vocoder_sizes)
+    model.attach_vocoder(UnitVocoderModel(config).eval())
+    return model
+
+
+def make_codec(**overrides) -> RVQCodecModel | CSTModel | KMeansUnitsModel:
+    if "num_stages" in overrides:
+        return make_units(**overrides)
     sizes = {"num_filters": 4, "hidden_size": 8, "encoder_hidden_size": 8, "decoder_hidden_size": 8}
     layers = {"encoder_num_layers": 1, "decoder_num_layers": 1}
-    torch.manual_seed(0)
     if "bottleneck_type" in overrides:
         return CSTModel(CSTConfig(**sizes, **layers, downsampling_ratios=(2, 4), **overrides)).eval()
     layers |= {"num_quantizers": 2, "codebook_size": 16}
@@ -122,6 +197,10 @@ def make_codec(**overrides) -> RVQCodecModel | CSTModel:
 
 
 def make_feature_extractor(name: str) -> RVQCodecFeatureExtractor:
+    if name == "kmeans-units":
+        return KMeansUnitsFeatureExtractor(hop_length=20)
+    if name == "dc-spin":
+        return DCSpinFeatureExtractor()
     classes = {"dm-codec": DMCodecFeatureExtractor, "cst": CSTFeatureExtractor}
     return classes.get(name, RVQCodecFeatureExtractor)(padding_side="left")
 
@@ -302,6 +381,14 @@ def test_a_saved_codec_computes_the_same_without_this_package(visited, name):
             assert torch.equal(outputs[key], expected[key]), key
 
 
+def read_json(path) -> dict:
+    contents = json.loads(path.read_text())
+    for value in contents.values():
+        if isinstance(value, dict):
+            value.pop("dtype", None)  # of a part's configuration, which transformers fills in when it loads
+    return contents
+
+
 @pytest.mark.parametrize("name", CODECS)
 def test_what_was_loaded_with_its_code_can_be_saved_with_its_code(visited, name):
     first, second = visited[name] / "repository", visited[name] / "again"
@@ -310,7 +397,7 @@ def test_what_was_loaded_with_its_code_can_be_saved_with_its_code(visited, name)
         if path.suffix in (".py", ".safetensors"):
             assert path.read_bytes() == (second / path.name).read_bytes(), path.name
         else:
-            assert json.loads(path.read_text()) == json.loads((second / path.name).read_text()), path.name
+            assert read_json(path) == read_json(second / path.name), path.name
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -337,6 +424,32 @@ def test_auto_maps_are_written_but_the_live_objects_stay_as_they_are(tmp_path):
     feature_extractor.save_pretrained(tmp_path / "plain")
     assert "auto_map" not in (tmp_path / "plain/config.json").read_text()
     assert "auto_map" not in (tmp_path / "plain/preprocessor_config.json").read_text()
+
+
+def test_a_vocoder_and_units_speak_the_same_without_this_package(visited, tmp_path):
+    units = make_codec(**CODECS["kmeans-units"])
+    written = save_pretrained_with_code(units.vocoder, None, tmp_path / "vocoder")
+    assert {path.name for path in written} == VOCODER_FILES
+    codes = torch.randint(16, (2, 4, 9), generator=torch.Generator().manual_seed(0))
+    save_file({"codes": codes}, tmp_path / "codes.safetensors")
+    script = tmp_path / "speak.py"
+    script.write_text(textwrap.dedent(SPEAK))
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    environment.update(PYTHONPATH="", OMP_NUM_THREADS="1")
+    folders = [tmp_path / "vocoder", visited["kmeans-units"] / "repository"]
+    command = [sys.executable, str(script), str(tmp_path), *map(str, folders)]
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        expected = units.decode(codes, num_samples=170).audio_values
+    torch.set_num_threads(num_threads)
+    assert expected.abs().max() > 1e-3
+    spoken = load_file(tmp_path / "spoken.safetensors")
+    assert sorted(spoken) == ["KMeansUnitsModel", "UnitVocoderModel"]
+    for name, audio in spoken.items():
+        assert torch.equal(audio, expected), name
 
 
 def test_a_model_alone_can_be_saved_with_its_code(tmp_path):
