@@ -56,7 +56,7 @@ class UnitsConfig(PreTrainedConfig):
     @property
     def hidden_size(self) -> int:
         """Dimension of the encoder's frames."""
-        return self.encoder_config.hidden_size
+        return self.encoder_config.hidden_size  # type: ignore[union-attr]
 
     @property
     def hop_length(self) -> int:

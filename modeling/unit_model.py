@@ -37,7 +37,9 @@ class UnitPreTrainedModel(PreTrainedAudioTokenizerBase):
     def __init__(self, config: UnitsConfig):
         super().__init__(config)
         self.encoder = encoder_of(AutoModel.from_config(config.encoder_config))
-        self.vocoder = None if config.vocoder_config is None else UnitVocoderModel(config.vocoder_config)
+        self.vocoder = None
+        if config.vocoder_config is not None:
+            self.vocoder = UnitVocoderModel(config.vocoder_config)  # type: ignore[arg-type]
         self._prepare_encoder()
 
     @classmethod

@@ -330,12 +330,7 @@ def load_ctc_model(encoder: str, tokenizer: Any, args: CTCFinetuningArguments) -
     Raises:
         ValueError: If the encoder is of another kind.
     """
-    config = AutoConfig.from_pretrained(encoder)
-    if config.model_type not in EXACT_IN_BATCHES:
-        raise ValueError(
-            f"`encoder` is a `{config.model_type}`; those that can be fine-tuned are {', '.join(EXACT_IN_BATCHES)}."
-            " `speech_tokenizers.training.ctc_training` trains a recogniser on any other, which stays as it is."
-        )
+    config = _encoder_config(encoder)
     own = _own_tokenizer(encoder, config, tokenizer)
     tokenizer = own or tokenizer
     fields = {
@@ -357,6 +352,16 @@ def load_ctc_model(encoder: str, tokenizer: Any, args: CTCFinetuningArguments) -
         model.lm_head.reset_parameters()
     model.freeze_feature_encoder()
     return make_padding_invariant(model), tokenizer
+
+
+def _encoder_config(encoder: str) -> Any:
+    config = AutoConfig.from_pretrained(encoder)
+    if config.model_type not in EXACT_IN_BATCHES:
+        raise ValueError(
+            f"`encoder` is a `{config.model_type}`; those that can be fine-tuned are {', '.join(EXACT_IN_BATCHES)}."
+            " `speech_tokenizers.training.ctc_training` trains a recogniser on any other, which stays as it is."
+        )
+    return config
 
 
 def _own_tokenizer(encoder: str, config: Any, built: Any) -> Any:
@@ -413,6 +418,7 @@ def finetune_ctc(
         raise ValueError(f"{output} holds {checkpoint.name}; resume from it, or choose another folder.")
     if column is None:
         column = COLUMNS["character" if phonemizer is not None else unit]
+    _encoder_config(encoder)  # before hours of speech are decoded for nothing
     feature_extractor = AutoFeatureExtractor.from_pretrained(encoder)
     # The recogniser was trained to know where padded recordings end.
     feature_extractor.return_attention_mask = True

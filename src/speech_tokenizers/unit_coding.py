@@ -461,13 +461,15 @@ def _check_model(args: argparse.Namespace, model: Any) -> Any:
 
 
 def _sizes(model: Any, name: str) -> tuple[int, int]:
-    sizes = [getattr(model.config, field, None) for field in ("num_quantizers", "codebook_size")]
-    if not all(isinstance(size, int) for size in sizes) or not hasattr(model, "encode"):
+    num_quantizers, codebook_size = (
+        getattr(model.config, field, None) for field in ("num_quantizers", "codebook_size")
+    )
+    if not isinstance(num_quantizers, int) or not isinstance(codebook_size, int) or not hasattr(model, "encode"):
         raise ValueError(
             f"{name} is a {type(model).__name__}, which has no units; `speech-tokenizers fit-units` finds those of a"
             " speech encoder."
         )
-    return sizes[0], sizes[1]
+    return num_quantizers, codebook_size
 
 
 def _known_names(args: argparse.Namespace, names: Iterable[str]) -> set[str]:

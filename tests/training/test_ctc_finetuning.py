@@ -300,6 +300,39 @@ def test_other_encoders_are_refused(make_args, tmp_path):
         load_ctc_model(str(tmp_path), build_tokenizer(["ab"], "character"), make_args())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--phonemize xx-none --unit phone", "install it with `apt-get install espeak-ng`"),
+        ("--filter split=nothing", "has no recording left"),
+        ("--filter split=unusable", "recording"),
+        ("--max-steps 0", "`max_steps` must be at least 1"),
+        ("--batch-seconds 0", "`batch_seconds` must be positive"),
+    ],
+)
+def test_a_command_that_cannot_start_is_one_line(
+    options, message, encoder_folder, speech_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("PATH", str(tmp_path))  # where no espeak-ng is
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    command = [str(encoder_folder), str(speech_folder), "-o", str(tmp_path / "out"), *options.split()]
+    assert run(parser.parse_args(command)) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_a_wrong_encoder_is_refused_before_speech_is_decoded(speech_folder, tmp_path, capsys):
+    encoder = tmp_path / "whisper"
+    WhisperConfig(d_model=16, encoder_layers=1, decoder_layers=1).save_pretrained(encoder)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert run(parser.parse_args([str(encoder), str(speech_folder), "-o", str(tmp_path / "out")])) == 2
+    assert "is a `whisper`" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "audio_cache").exists()
+
+
 def test_the_command_says_how_often_it_errs(encoder_folder, speech_folder, tmp_path, capsys):
     parser = argparse.ArgumentParser()
     add_arguments(parser)
