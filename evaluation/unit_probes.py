@@ -36,7 +36,7 @@ CLASSIFIERS = ("linear", "mlp")
 NUM_FOLDS = 5
 # Of half the squared weights, beside the mean cross-entropy.
 DECAY = 1e-3
-HIDDEN_UNITS, NUM_STEPS, BATCH_SIZE, LEARNING_RATE, MLP_DECAY = 64, 300, 128, 3e-3, 1e-2
+HIDDEN_UNITS, NUM_STEPS, BATCH_SIZE, LEARNING_RATE, MLP_DECAY = 64, 300, 128, 1e-2, 1e-2
 
 
 class CodeRows:
@@ -172,15 +172,14 @@ def fit_mlp(
     """
     generator = torch.Generator().manual_seed(seed)
     num_columns = values.shape[1]
-    fan_in = num_columns
     if isinstance(values, CodeRows):
-        fan_in = values.codes.shape[1]
-    first = torch.randn(num_columns, HIDDEN_UNITS, generator=generator) / fan_in**0.5
-    if isinstance(values, CodeRows):
-        # A code that is never seen here adds nothing, as in logistic regression.
+        # Rare codes keep much of their first rows, which are small therefore. A code that is never seen here adds
+        # nothing, as in logistic regression.
         seen = torch.zeros(num_columns, 1)
         seen[values.codes.reshape(-1)] = 1.0
-        first = first * seen
+        first = 0.1 * seen * torch.randn(num_columns, HIDDEN_UNITS, generator=generator)
+    else:
+        first = torch.randn(num_columns, HIDDEN_UNITS, generator=generator) / num_columns**0.5
     second = torch.randn(HIDDEN_UNITS, num_classes, generator=generator) / HIDDEN_UNITS**0.5
     layers = [first, torch.zeros(HIDDEN_UNITS), second, torch.zeros(num_classes)]
     for parameter in layers:
@@ -224,8 +223,9 @@ def cross_validate(
     predicted = np.empty(len(task.classes), np.int64)
     generator = np.random.default_rng(seed)
     for fold in np.unique(task.folds):
-        tested = torch.from_numpy(np.flatnonzero(task.folds == fold))
-        learnt_from = torch.from_numpy(np.flatnonzero(task.folds != fold))
+        tested, learnt_from = (
+            torch.from_numpy(np.flatnonzero(part)) for part in (task.folds == fold, task.folds != fold)
+        )
         classes = task.classes[task.folds != fold]
         classes = torch.from_numpy(generator.permutation(classes) if shuffled else classes)
         values = inputs.standardized(learnt_from)
@@ -236,7 +236,8 @@ def cross_validate(
         else:
             layers = fit_mlp(values[learnt_from], classes, num_classes, seed)
             scores = mlp_scores(layers, values[tested])
-        predicted[tested] = scores.argmax(-1).numpy()
+        # By numpy's own numbers: a tensor with a single one would be taken for a scalar.
+        predicted[tested.numpy()] = scores.argmax(-1).numpy()
     return predicted
 
 

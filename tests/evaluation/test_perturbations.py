@@ -115,6 +115,23 @@ def test_nasts_convention_halves_the_ratio_and_sets_the_level(voice, drawn):
     assert level(speech) - level(noisy - speech) == pytest.approx(drawn / 2, abs=0.01)
 
 
+@pytest.mark.parametrize("drawn", [5.0, 17.0, 30.0])
+def test_nasts_convention_is_that_of_its_mixer(voice, drawn, tmp_path):
+    """The steps of NAST's mixer: both at -25 dBFS, then the noise by the root of the factor of amplitudes."""
+    recorded = np.random.default_rng(1).standard_normal(len(voice))
+    soundfile.write(tmp_path / "noise.wav", 0.1 * recorded, RATE, subtype="FLOAT")
+
+    def at_25_dbfs(audio):
+        return audio * (10 ** (-25 / 20) / np.sqrt(np.mean(audio**2)))
+
+    speech, noise = at_25_dbfs(voice.astype(np.float64)), at_25_dbfs(recorded)
+    amplitudes = [np.sqrt(np.mean(audio**2)) for audio in (speech, noise)]
+    factor = np.sqrt(amplitudes[0] / 10 ** (drawn / 20) / amplitudes[1])
+    mixed = perturb(voice, Noise(drawn, drawn, "nast", NoiseFolder(tmp_path)), 0)
+    np.testing.assert_allclose(mixed, speech + factor * noise, atol=2e-4)
+    assert level(speech) - level(factor * noise) == pytest.approx(drawn / 2)
+
+
 def test_the_two_conventions_are_drawn_alike_and_keep_to_their_ranges(voice):
     ratios = {"exact": [], "nast": []}
     for convention, found in ratios.items():

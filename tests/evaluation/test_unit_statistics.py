@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from speech_tokenizers.evaluation.codebook import stage_statistics
 from speech_tokenizers.evaluation.summaries import bootstrap_sums, ratio
@@ -100,6 +101,18 @@ def test_usage_by_clip_sums_to_the_statistics_of_all():
         assert share_used(sums) == whole.share_used
         estimate = bootstrap_sums(counts[:, stage], perplexity)
         assert estimate.value == pytest.approx(whole.perplexity)
+
+
+def test_entropy_by_hand_and_as_in_scipy():
+    assert entropy(np.array([4, 2, 2, 0])) == pytest.approx(1.5)
+    assert perplexity(np.array([4, 2, 2, 0])) == pytest.approx(2**1.5)
+    assert share_used(np.array([4, 2, 2, 0])) == 0.75
+    counts = np.random.default_rng(0).integers(0, 5, (6, 40))
+    np.testing.assert_allclose(entropy(counts), stats.entropy(counts, base=2, axis=-1))
+    np.testing.assert_allclose(perplexity(counts), np.exp(stats.entropy(counts, axis=-1)))
+    # Sorted shares, added up: the Lorenz curve at 8 of 40 codes.
+    lorenz = np.cumsum(np.sort(counts / counts.sum(-1, keepdims=True), axis=-1), axis=-1)
+    np.testing.assert_allclose(rarest_share(counts), lorenz[:, 7])
 
 
 def test_units_a_second_by_clip():
