@@ -10,7 +10,15 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .checkpoint_conv
 	.modeling.configuration_rvq_codec .modeling.modeling_rvq_codec .modeling.configuration_dm_codec \
 	.modeling.modeling_dm_codec .modeling.codec_streaming .modeling.hub_export \
 	.processing.audio_files .processing.code_files .processing.feature_extraction_rvq_codec \
-	.processing.feature_extraction_dm_codec)
+	.processing.feature_extraction_dm_codec \
+	.unit_coding .unit_bpe_training .modeling.configuration_units .modeling.unit_model \
+	.modeling.configuration_kmeans_units .modeling.modeling_kmeans_units .modeling.configuration_unit_vocoder \
+	.modeling.modeling_unit_vocoder .modeling.windowed_encoding .modeling.padding_invariance \
+	.modeling.configuration_hubert_masked_prediction .modeling.modeling_hubert_masked_prediction \
+	.modeling.configuration_speech_encoder_ctc .modeling.modeling_speech_encoder_ctc \
+	.modeling.configuration_cst .modeling.modeling_cst \
+	.processing.unit_sequences .processing.unit_vocabulary .processing.unit_bpe .processing.unit_exports \
+	.processing.phonemization .processing.feature_extraction_kmeans_units .processing.feature_extraction_cst)
 # On a few shared cores, tiny models are faster on one thread than on several that wait for each other.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .codec_layers import (
     ChannelNorm,
@@ -179,11 +180,15 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
         speaker_ids: torch.Tensor | None = None,
         speaker_embeddings: torch.Tensor | None = None,
         num_samples: int | torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> UnitVocoderOutput:
         r"""
         As [`~UnitVocoderModel.decode`], with the loss of the predicted durations where there are any: the mean squared
         difference of their logarithms. The first and the last unit of a row do not count, since a crop may cut them.
+        `kwargs` is what transformers passes to any model, such as `output_attentions`, of which a vocoder has none.
         """
+        if unknown := sorted(set(kwargs) - set(TransformersKwargs.__annotations__)):
+            raise TypeError(f"`forward` has no argument {', '.join(unknown)}.")
         speakers = {"speaker_ids": speaker_ids, "speaker_embeddings": speaker_embeddings}
         outputs = self.decode(
             audio_codes, audio_codes_mask, durations, **speakers, num_samples=num_samples, return_dict=True

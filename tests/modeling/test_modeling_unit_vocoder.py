@@ -146,6 +146,8 @@ def test_the_duration_loss_is_that_of_whole_runs():
     units, unit_mask, durations = deduplicate_codes(codes, mask)
     torch.testing.assert_close(model(units, unit_mask, durations).duration_loss, loss)
     assert make_vocoder()(codes, mask).duration_loss is None
+    with pytest.raises(TypeError, match="has no argument duration"):
+        model(codes, mask, duration=durations)
 
 
 def test_durations_do_not_pull_at_the_sound():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""transformers' own common tests, on the RVQ codec, on DM-Codec and on continuous tokens."""
+"""transformers' own common tests, on the codecs, on continuous tokens and on the unit vocoder."""
 
 import copy
 import unittest
@@ -15,11 +15,14 @@ from torch.nn.utils import parametrize
 from speech_tokenizers.modeling.configuration_cst import CSTConfig
 from speech_tokenizers.modeling.configuration_dm_codec import DMCodecConfig
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
+from speech_tokenizers.modeling.configuration_unit_vocoder import UnitVocoderConfig
 from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
+from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
 from speech_tokenizers.processing.feature_extraction_cst import CSTFeatureExtractor
 from speech_tokenizers.processing.feature_extraction_dm_codec import DMCodecFeatureExtractor
+from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 
 
@@ -176,6 +179,64 @@ class SpectralCSTMixinsTest(RVQCodecMixins, unittest.TestCase):
     overrides = {"encoder_type": "stft", "decoder_type": "istft", "bottleneck_type": "kl", "use_weight_norm": False}
 
 
+class UnitVocoderModelTester:
+    batch_size = 3
+    is_training = True
+
+    def __init__(self, overrides):
+        self.overrides = overrides
+
+    def get_config(self) -> UnitVocoderConfig:
+        sizes = {"num_quantizers": 2, "codebook_size": 16, "hop_length": 20, "hidden_size": 12}
+        sizes |= {"decoder_hidden_size": 16, "decoder_num_layers": 2, "predicts_durations": True}
+        return UnitVocoderConfig(**sizes, **self.overrides)
+
+    def prepare_config_and_inputs_for_common(self):
+        generator = torch.Generator().manual_seed(0)
+        inputs = {"audio_codes": torch.randint(16, (self.batch_size, 2, 9), generator=generator)}
+        if "num_speakers" in self.overrides:
+            inputs["speaker_ids"] = torch.arange(self.batch_size) % self.overrides["num_speakers"]
+        if "speaker_embedding_dim" in self.overrides:
+            dim = self.overrides["speaker_embedding_dim"]
+            inputs["speaker_embeddings"] = torch.randn(self.batch_size, dim, generator=generator)
+        return self.get_config(), inputs
+
+
+class UnitVocoderMixinsTest(ModelTesterMixin, unittest.TestCase):
+    all_model_classes = (UnitVocoderModel,)
+    is_encoder_decoder = False
+    has_attentions = False
+    test_resize_embeddings = False
+    test_can_init_all_missing_weights_before_2023 = True
+    overrides: dict = {}
+
+    def setUp(self):
+        self.model_tester = UnitVocoderModelTester(self.overrides)
+
+    def test_config(self):
+        run_config_tests(self, UnitVocoderConfig)
+
+    @unittest.skip(NO_LAYER_OUTPUTS)
+    def test_hidden_states_output(self):
+        pass
+
+    @unittest.skip(NO_LAYER_OUTPUTS)
+    def test_retain_grad_hidden_states_attentions(self):
+        pass
+
+    @unittest.skip("Each codebook has a table of its own; there is no one table of embeddings.")
+    def test_model_get_set_embeddings(self):
+        pass
+
+
+class NumberedVoicesMixinsTest(UnitVocoderMixinsTest):
+    overrides = {"num_speakers": 2}
+
+
+class EmbeddedVoicesMixinsTest(UnitVocoderMixinsTest):
+    overrides = {"speaker_embedding_dim": 5}
+
+
 class FeatureExtractorTester:
     """Waveforms of several lengths, as `SequenceFeatureExtractionTestMixin` wants them."""
 
@@ -207,6 +268,10 @@ class RVQCodecFeatureExtractorMixinsTest(SequenceFeatureExtractionTestMixin, uni
 
 class DMCodecFeatureExtractorMixinsTest(RVQCodecFeatureExtractorMixinsTest):
     feature_extraction_class = DMCodecFeatureExtractor
+
+
+class KMeansUnitsFeatureExtractorMixinsTest(RVQCodecFeatureExtractorMixinsTest):
+    feature_extraction_class = KMeansUnitsFeatureExtractor
 
 
 class CSTFeatureExtractorMixinsTest(RVQCodecFeatureExtractorMixinsTest):
