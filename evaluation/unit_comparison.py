@@ -23,6 +23,7 @@ from .clips import Clip
 from .codec_comparison import installed_version
 from .codec_systems import EncodingSystem, Stopwatch
 from .frame_probe import read_labels
+from .unit_latency import measure_streaming
 from .unit_measures import (
     UNITS_VERSION,
     EncodedClips,
@@ -69,6 +70,7 @@ MEASURES: dict[str, Measure] = {
     "characters": Measure(measure_characters, needs=("characters",)),
     "abx": Measure(measure_abx, True, ("phones", "speakers"), ("abx_context", "abx_tokens")),
     "robustness": Measure(measure_robustness, settings=("robustness_clips", "perturbation_keys")),
+    "streaming": Measure(measure_streaming, settings=("robustness_clips",)),
     "rate": Measure(measure_rate),
     "usage": Measure(measure_usage),
     "ngrams": Measure(measure_ngrams),

@@ -224,21 +224,29 @@ class EncodedClips:
         if with_features and all(frames is not None for frames in features):
             self._features = features
 
-    def encode_view(self, clip: Clip, view: str, load: Callable[[], np.ndarray]) -> np.ndarray:
+    def encode_view(
+        self,
+        clip: Clip,
+        view: str,
+        load: Callable[[], np.ndarray],
+        encode: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> np.ndarray:
         r"""
-        Codes `(num_quantizers, num_frames)` of a clip as it is or as it was changed.
+        Codes `(num_quantizers, num_frames)` of a clip as it is, as it was changed, or as it is encoded otherwise.
 
         Args:
             clip ([`Clip`]): The clip.
             view (`str`): Names the change, with its settings.
             load (`Callable`): Gives its waveform `(num_samples,)` at 16 kHz; called where the codes are not known.
+            encode (`Callable`, *optional*): From a waveform at the system's rate to codes. Defaults to the system's.
 
         Raises:
             EncodingFailure: If it cannot be encoded.
         """
         record = self.results.records.get((self.system.key, f"{clip.key} {view}"))
         if record is None:
-            return self._keep(clip, view, lambda: self.system.encode(self._resampled(load())))
+            encode = self.system.encode if encode is None else encode
+            return self._keep(clip, view, lambda: encode(self._resampled(load())))
         if "failure" in record:
             raise EncodingFailure(record["failure"])
         return np.array(record["audio_codes"], np.int64)

@@ -44,6 +44,7 @@ SCORE_KINDS = {
     "abx_within": ScoreKind("ABX error % within speakers", 1, False),
     "abx_across": ScoreKind("ABX error % across speakers", 1, False),
     "ued": ScoreKind("UED %", 1, False),
+    "ued_streaming": ScoreKind("UED % at a latency of", 1, False),
     "bits_nominal": ScoreKind("bit/s nominal", 0, None),
     "bits_entropy": ScoreKind("bit/s by entropy", 0, None),
     "bits_deduplicated": ScoreKind("bit/s de-duplicated", 0, None),
@@ -104,6 +105,13 @@ SECTIONS = (
         "Unit edit distance: edits that lead from the de-duplicated units of the recording to those of the changed "
         "recording, a hundred units; lower is better. Units that say little change little, so read it beside PNMI or "
         "ABX. Chance: the distance to the units of another recording of about the same length.",
+    ),
+    Section(
+        "Streaming",
+        ("ued_streaming",),
+        "Unit edit distance from the units of the whole recording when it is encoded chunk by chunk while it arrives, "
+        "with 4 s of it before each chunk and some after. Latency: from the beginning of a chunk to the last sample "
+        "that its units need. Lower is better.",
     ),
     Section(
         "Bit rates",
@@ -485,6 +493,25 @@ def _layer_words(system: Mapping[str, Any]) -> str:
     return f", layer {'+'.join(map(str, system['layers']))}" if system["layers"] else ""
 
 
+def plot_streaming(report: Mapping[str, Any]) -> "Figure | None":
+    r"""Unit edit distance of streams against their latency, a line a system."""
+    systems = [system for system in report["systems"] if system["details"].get("streaming")]
+    if not systems:
+        return None
+    figure = _new_figure(7, 4.2)
+    axes = figure.add_subplot()
+    for system in systems:
+        known = {name: facts for name, facts in system["details"]["streaming"].items() if system["scores"].get(name)}
+        scores = [system["scores"][name] for name in known]
+        latencies = [facts["latency"] for facts in known.values()]
+        values = [score["value"] for score in scores]
+        axes.errorbar(latencies, values, yerr=_errors(scores), marker="o", capsize=2, label=system["system"])
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=7)
+    _dress(axes, "Streamed units against those of the whole", "latency in seconds", "unit edit distance (%)")
+    return figure
+
+
 def plot_usage(report: Mapping[str, Any]) -> "Figure | None":
     r"""How often codes are used, the commonest first, relative to even use."""
     systems = [system for system in report["systems"] if "rank_frequency" in system["details"]]
@@ -580,6 +607,9 @@ def _figures(report: Mapping[str, Any], section: Section, names: Sequence[str]) 
     elif "share_used" in section.kinds:
         text = "The flatter, the more evenly the codes are used; a line that ends before 1 leaves codes unused."
         figures = [(plot_usage(report), text)]
+    elif section.kinds[0] == "ued_streaming":
+        text = "Where a line ends low, a stream of that latency gives nearly the units of the whole recording."
+        figures = [(plot_streaming(report), text)]
     elif section.kinds[0] == "probe_speaker":
         text = "Macro F1 (%) with intervals: linear dark, MLP light below it; the ticks are those of shuffled labels."
         measured = any(system["scores"].get(name) for name in names for system in report["systems"])

@@ -10,6 +10,7 @@ MEASURE_NAMES = (
     "characters",
     "abx",
     "robustness",
+    "streaming",
     "rate",
     "usage",
     "ngrams",
@@ -48,9 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         choices=MEASURE_NAMES,
         default=MEASURE_NAMES,
-        help="agreement with phones (PNMI, purities), with characters (CNMI); ABX; robustness (unit edit distance); "
-        "bit rates; code usage; n-gram perplexity; probes; resynthesis (word error rate of the spoken units). "
-        "Default: all",
+        help="agreement with phones (PNMI, purities), with characters (CNMI); ABX; robustness and streaming (unit "
+        "edit distances); bit rates; code usage; n-gram perplexity; probes; resynthesis (word error rate of the "
+        "spoken units). Default: all",
     )
     parser.add_argument(
         "--num-quantizers", type=int, help="use the first so many codebooks of each model; default: all"
