@@ -74,3 +74,28 @@ def test_what_cannot_be_is_refused():
         LengthBatchSampler([3, 0], SIZE, 1)
     with pytest.raises(ValueError, match="must be positive, but got 6000 and 0"):
         sampler(0)
+
+
+def test_processes_share_batches():
+    options = {"share_batches": True, "drop_incomplete": True}
+    alone = list(sampler(30, drop_incomplete=True))
+    shares = [list(sampler(30, rank=rank, world_size=2, **options)) for rank in range(2)]
+    for batch, *parts in zip(alone, *shares, strict=True):
+        assert sorted(itertools.chain(*parts)) == sorted(batch)
+        assert abs(len(parts[0]) - len(parts[1])) <= 1
+    with pytest.raises(ValueError, match="A batch has 2 recordings for 3 processes"):
+        list(LengthBatchSampler([5, 5], 10, 1, rank=2, world_size=3, share_batches=True))
+
+
+def test_an_incomplete_batch_is_left_out():
+    # As in Spin's sampler: full batches alone, and what is left out is the shortest.
+    for epoch in range(3):
+        batches = [[i % len(LENGTHS) for i in b] for b in sampler(drop_incomplete=True).epoch_batches(epoch)]
+        kept = list(itertools.chain(*batches))
+        left_out = sorted(set(range(len(LENGTHS))) - set(kept))
+        assert len(kept) == len(set(kept))
+        assert max(max(LENGTHS[batch]) * len(batch) for batch in batches) <= SIZE
+        assert 0 < len(left_out) < SIZE // LENGTHS.min()
+        bucket = LENGTHS.max() // 32
+        assert max(LENGTHS[left_out]) // bucket <= min(LENGTHS[kept]) // bucket
+    assert LengthBatchSampler([5, 5], 20, 1, drop_incomplete=True).epoch_batches(0) != []
