@@ -78,12 +78,16 @@ UNITS_FILES = VOCODER_FILES | {
     "speech_encoders.py",
     "unit_model.py",
 }
+SPIN_FILES = UNITS_FILES - {f"{kind}_kmeans_units.py" for kind in ("configuration", "feature_extraction", "modeling")}
+SPIN_FILES |= {f"{kind}_dc_spin.py" for kind in ("configuration", "feature_extraction", "modeling")}
+SPIN_FILES |= {"swapped_prediction.py"}
 FILES = {
     "seanet": RVQ_FILES,
     "spectral": RVQ_FILES,
     "dm-codec": DM_FILES,
     "kmeans-units": UNITS_FILES,
     "cst": CST_FILES,
+    "dc-spin": SPIN_FILES,
 }
 
 # What a user runs who has transformers only. `find_spec` refuses this package, however it is installed. The exporter
@@ -168,12 +172,16 @@ SPEAK = """
 """
 
 
-def make_units(**fields) -> KMeansUnitsModel:
+def make_encoder_config() -> HubertConfig:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     sizes |= {"conv_dim": (8, 8), "conv_kernel": (10, 4), "conv_stride": (5, 4), "num_conv_pos_embeddings": 8}
-    encoder_config = HubertConfig(**sizes, num_conv_pos_embedding_groups=2)
+    return HubertConfig(**sizes, num_conv_pos_embedding_groups=2)
+
+
+def make_units(**fields) -> KMeansUnitsModel:
     torch.manual_seed(0)
-    model = KMeansUnitsModel(KMeansUnitsConfig(encoder_config=encoder_config, codebook_size=16, **fields)).eval()
+    config = KMeansUnitsConfig(encoder_config=make_encoder_config(), codebook_size=16, **fields)
+    model = KMeansUnitsModel(config).eval()
     model.set_centroids(torch.randn(model.centroids.shape))
     vocoder_sizes = {"hidden_size": 8, "decoder_hidden_size": 16, "decoder_num_layers": 1, "hop_length": 20}
     config = UnitVocoderConfig(num_quantizers=model.config.num_quantizers, codebook_size=16, **vocoder_sizes)
@@ -181,9 +189,12 @@ def make_units(**fields) -> KMeansUnitsModel:
     return model
 
 
-def make_codec(**overrides) -> RVQCodecModel | CSTModel | KMeansUnitsModel:
+def make_codec(**overrides) -> RVQCodecModel | CSTModel | KMeansUnitsModel | DCSpinModel:
     if "num_stages" in overrides:
         return make_units(**overrides)
+    torch.manual_seed(0)
+    if "encoder_layer" in overrides:
+        return DCSpinModel(DCSpinConfig(encoder_config=make_encoder_config(), **overrides)).eval()
     sizes = {"num_filters": 4, "hidden_size": 8, "encoder_hidden_size": 8, "decoder_hidden_size": 8}
     layers = {"encoder_num_layers": 1, "decoder_num_layers": 1}
     if "bottleneck_type" in overrides:
@@ -200,7 +211,7 @@ def make_feature_extractor(name: str) -> RVQCodecFeatureExtractor:
     if name == "kmeans-units":
         return KMeansUnitsFeatureExtractor(hop_length=20)
     if name == "dc-spin":
-        return DCSpinFeatureExtractor()
+        return DCSpinFeatureExtractor(hop_length=20)
     classes = {"dm-codec": DMCodecFeatureExtractor, "cst": CSTFeatureExtractor}
     return classes.get(name, RVQCodecFeatureExtractor)(padding_side="left")
 
