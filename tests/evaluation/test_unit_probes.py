@@ -219,8 +219,8 @@ class Encoded(EncodedClips):
 
 
 def test_what_the_units_keep_and_lose_is_found(monkeypatch):
-    monkeypatch.setattr(unit_probes, "NUM_STEPS", 100)
-    measured = measure_probes(Encoded(num_quantizers=2), UnitSettings())
+    monkeypatch.setattr(unit_probes, "NUM_STEPS", 60)
+    measured = measure_probes(Encoded(num_quantizers=2), UnitSettings(probe_frames=10))
     assert measured.failures == {}
     values = {name: score["value"] for name, score in measured.scores.items()}
     for classifier in ("linear", "mlp"):
@@ -237,7 +237,7 @@ def test_what_the_units_keep_and_lose_is_found(monkeypatch):
     assert measured.details["probes"] == {
         "speaker": {"num_items": 60, "num_classes": 12, "num_groups": 60, "num_folds": 5},
         "gender": {"num_items": 60, "num_classes": 2, "num_groups": 12, "num_folds": 5},
-        "phone": {"num_items": 60 * 20, "num_classes": 4, "num_groups": 12, "num_folds": 5},
+        "phone": {"num_items": 60 * 10, "num_classes": 4, "num_groups": 12, "num_folds": 5},
     }
     for name, score in measured.scores.items():
         assert score["low"] <= score["high"], name
