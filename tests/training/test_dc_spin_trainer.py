@@ -223,6 +223,7 @@ def test_the_final_folder_is_a_complete_model_and_is_kept(recipe, tmp_path, audi
         train_dc_spin(arguments(path, "learning_rate=1"))
 
 
+@pytest.mark.slow
 def test_it_learns(recipe, tmp_path):
     # Sounds of six bands of noise, which an equalizer changes and does not hide.
     folder, generator = tmp_path / "bands", np.random.default_rng(0)
