@@ -42,8 +42,8 @@ class JointModel(nn.Module):
     r"""
     A tokenizer and a language model on its latents, for [`CodecTrainer`].
 
-    The latents are normalized by statistics that no longer change, so that their scale is a way to a lower loss if
-    gradients may enter the targets.
+    The latents are normalized by statistics that no longer change. So if gradients may enter the targets, a smaller
+    scale is a way to a lower loss.
 
     Args:
         tokenizer ([`CSTModel`]): Trained; its statistics are frozen here.
@@ -93,6 +93,11 @@ class JointModel(nn.Module):
     def bottleneck(self) -> nn.Module:
         """The tokenizer's."""
         return self.tokenizer.bottleneck
+
+    @property
+    def statistics(self) -> nn.Module:
+        """The tokenizer's, which are frozen."""
+        return self.tokenizer.statistics
 
     @property
     def ctc_projection(self) -> nn.Module | None:

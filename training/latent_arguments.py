@@ -13,12 +13,15 @@ class LatentArguments:
     Args:
         min_rank (`float`): Least effective rank; see [`latent_health`].
         min_active_share (`float`): Least share of active dimensions.
+        min_variance_share (`float`): Least variance, relative to that of the statistics that the latents are
+            normalized by. Judged where these are frozen, as in stage 2.
         grace_steps (`int`): Batches that are not judged.
         window_steps (`int`): Batches whose means are judged.
     """
 
     min_rank: float = 2.0
     min_active_share: float = 0.1
+    min_variance_share: float = 0.1
     grace_steps: int = 500
     window_steps: int = 50
 

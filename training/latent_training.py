@@ -73,10 +73,18 @@ class CollapseGuard:
         args ([`LatentArguments`]): The limits.
         dim (`int`): Dimensions of the latents.
         accelerator (`Accelerator`, *optional*): Whose processes are judged together.
+        normal_variance (`float`, *optional*): Mean variance of a dimension before, to which it is compared.
     """
 
-    def __init__(self, args: LatentArguments, dim: int, accelerator: Accelerator | None = None):
+    def __init__(
+        self,
+        args: LatentArguments,
+        dim: int,
+        accelerator: Accelerator | None = None,
+        normal_variance: float | None = None,
+    ):
         self.args, self.dim, self.accelerator = args, dim, accelerator
+        self.min_variance = 0.0 if normal_variance is None else args.min_variance_share * normal_variance
         self.num_seen = 0
         self._sums: torch.Tensor | None = None
 
@@ -100,12 +108,13 @@ class CollapseGuard:
             means = self.accelerator.reduce(means, reduction="mean")
         rank, active, variance = means.tolist()
         # Not `<`, so that NaN counts as collapse too.
-        if not (rank >= min(self.args.min_rank, self.dim) and active >= self.args.min_active_share * self.dim):
+        keeps_rank = rank >= min(self.args.min_rank, self.dim) and active >= self.args.min_active_share * self.dim
+        if not (keeps_rank and variance >= self.min_variance):
             raise LatentCollapseError(
                 f"The latents have collapsed: over the last {self.args.window_steps} batches their effective rank is"
                 f" {rank:.2f} (at least {self.args.min_rank:g} is wanted), {active:.1f} of {self.dim} dimensions are"
-                f" active, and the mean variance is {variance:.2e}. Lower `loss_weights.kl` or the noise, or keep the"
-                " reconstruction loss while a language model learns along."
+                f" active, and the mean variance is {variance:.2e} (at least {self.min_variance:.2e}). Lower"
+                " `loss_weights.kl` or the noise, or keep the reconstruction loss while a language model learns along."
             )
 
 
@@ -129,7 +138,9 @@ class LatentObjective:
         """See [`CodecObjective`]."""
         self.hop_length, self.dim = model.hop_length, model.config.hidden_size
         self.bottleneck = model.bottleneck
-        self.guard = CollapseGuard(self.args, self.dim, accelerator)
+        statistics = model.statistics
+        normal_variance = float(statistics.variance.mean()) if statistics.frozen else None
+        self.guard = CollapseGuard(self.args, self.dim, accelerator, normal_variance)
 
     def targets(self, recording: int, first_sample: int, num_samples: int) -> dict[str, torch.Tensor]:
         """See [`CodecObjective`]: `noise` (num_frames, dim)."""

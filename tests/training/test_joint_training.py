@@ -3,6 +3,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -32,7 +33,7 @@ STAGE_1 = {
             "decoder_hidden_size": 16,
             "encoder_num_layers": 1,
             "decoder_num_layers": 1,
-            "statistics_steps": 60,
+            "statistics_steps": 150,
         },
     },
     "data": {"segment_seconds": 0.25},
@@ -40,7 +41,7 @@ STAGE_1 = {
     "mel_scales": [{"n_fft": 256, "hop_length": 64, "num_mels": 20}],
     "optimizer": {"learning_rate": 5e-3},
     "global_batch_size": 4,
-    "max_steps": 60,
+    "max_steps": 150,
     "logging_steps": 20,
     "eval_steps": 0,
     "save_steps": 0,
@@ -72,10 +73,25 @@ def make_trainer(recipe: dict, recordings) -> CodecTrainer:
 
 
 @pytest.fixture(scope="module")
-def trained_tokenizer(tmp_path_factory, recordings):
+def surprises() -> list[np.ndarray]:
+    """Recordings in which each 40 ms have a pitch, a level and a share of noise that nothing foretells."""
+    generator = np.random.default_rng(0)
+    return [np.concatenate([surprise(generator) for _ in range(50)]).astype(np.float32) for _ in range(8)]
+
+
+def surprise(generator: np.random.Generator) -> np.ndarray:
+    phase = 2 * np.pi * np.arange(640) / 16000 * np.exp(generator.uniform(np.log(80), np.log(1500)))
+    voice = sum(np.sin(k * phase) / k for k in range(1, 5))
+    noise = generator.standard_normal(640)
+    share = generator.uniform()
+    return 0.3 * generator.uniform(0.05, 1) * ((1 - share) * voice + 0.5 * share * noise)
+
+
+@pytest.fixture(scope="module")
+def trained_tokenizer(tmp_path_factory, surprises):
     """Folder of a tokenizer after stage 1."""
     folder = tmp_path_factory.mktemp("stage_1")
-    trainer = make_trainer({**STAGE_1, "output_dir": str(folder)}, recordings)
+    trainer = make_trainer({**STAGE_1, "output_dir": str(folder)}, surprises)
     trainer.train()
     return trainer.save_model()
 
@@ -104,24 +120,28 @@ def entries_of(trainer):
     return [{name: value for name, value in entry.items() if name not in TIMINGS} for entry in log]
 
 
-def test_the_plain_form_collapses_and_the_safeguards_hold(joint_recipe, recordings):
-    plain = {"joint": {"stop_gradient": False}, "loss_weights": PLAIN, "max_steps": 400, "logging_steps": 10}
-    trainer = make_trainer(joint_recipe(**plain), recordings)
+def test_the_plain_form_collapses_and_the_safeguards_hold(joint_recipe, surprises):
+    plain = {"joint": {"stop_gradient": False}, "loss_weights": PLAIN, "max_steps": 160, "logging_steps": 10}
+    trainer = make_trainer(joint_recipe(**plain), surprises)
     with pytest.raises(LatentCollapseError, match="The latents have collapsed"):
         trainer.train()
+    assert trainer.step < 100
+    # Without the guard it goes on: to next to nothing, from which nothing can be heard.
+    trainer = make_trainer(joint_recipe(**plain, latents={"grace_steps": 1000}), surprises)
+    trainer.train()
     log = entries_of(trainer)
     first, last = log[0], log[-1]
     assert last["prediction"] < 0.1 * first["prediction"]  # by giving up what is to be predicted
     assert last["latent_variance"] < 0.1 * first["latent_variance"]
-    assert first["active_dimensions"] > 3
+    assert last["mel"] > 1.3 * first["mel"]
 
-    safe = make_trainer(joint_recipe(max_steps=trainer.step + 20, logging_steps=10), recordings)
+    safe = make_trainer(joint_recipe(max_steps=160, logging_steps=10), surprises)
     safe.train()
     first, last = entries_of(safe)[0], entries_of(safe)[-1]
-    assert last["latent_variance"] > 0.5 * first["latent_variance"]
-    assert last["latent_rank"] > 0.7 * first["latent_rank"]
-    assert last["mel"] < 1.2 * first["mel"]
-    assert last["prediction"] < first["prediction"]  # by learning
+    assert last["latent_variance"] > 0.7 * first["latent_variance"]
+    assert last["latent_rank"] > 0.8 * first["latent_rank"]
+    assert last["mel"] < 1.1 * first["mel"]
+    assert last["prediction"] < 0.9 * first["prediction"]  # by learning
 
 
 def test_no_gradient_enters_the_targets_unless_asked(joint_recipe):

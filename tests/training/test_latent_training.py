@@ -148,6 +148,17 @@ def test_the_guard_stops_at_collapse_after_its_grace(latents, collapsed):
         guard(health)
 
 
+def test_frozen_statistics_tell_what_variance_is_normal():
+    latents = 0.5 * torch.randn(2, 100, 8, generator=torch.Generator().manual_seed(0))  # variance 0.25
+    for normal, collapsed in ((1.0, False), (4.0, True)):
+        guard = CollapseGuard(LatentArguments(grace_steps=0, window_steps=1), 8, normal_variance=normal)
+        if collapsed:
+            with pytest.raises(LatentCollapseError, match=r"mean variance is 2.* \(at least 4.00e-01\)"):
+                guard(latent_health(latents))
+        else:
+            guard(latent_health(latents))
+
+
 @pytest.fixture(scope="module")
 def labels():
     return CTCLabels(build_tokenizer(["abc"], "character"))
