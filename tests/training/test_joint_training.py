@@ -169,7 +169,8 @@ def test_the_encoder_learns_at_a_twentieth_and_the_decoder_not_at_all(joint_reci
     for group in trainer.optimizer.param_groups:
         rates |= dict.fromkeys(group["params"], group["lr"] / trainer.optimizer.param_groups[0]["lr"])
     of = {name: rates.get(parameter) for name, parameter in model.named_parameters()}
-    assert {rate for name, rate in of.items() if name.startswith("tokenizer.encoder.")} == {pytest.approx(0.05)}
+    of_encoder = [rate for name, rate in of.items() if name.startswith("tokenizer.encoder.")]
+    assert of_encoder == pytest.approx([0.05] * len(of_encoder))
     assert {rate for name, rate in of.items() if name.startswith("language_model.head.")} == {1.0}
     assert {rate for name, rate in of.items() if name.startswith("tokenizer.decoder.")} == {None}
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
