@@ -3,11 +3,11 @@
 """DC-Spin: speaker-invariant units, by swapped prediction with two codebooks; and Spin, with one."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_dc_spin import DCSpinConfig
@@ -16,6 +16,9 @@ from .speech_encoders import transformer_layers
 from .swapped_prediction import SwappedPrediction
 from .unit_model import UnitPreTrainedModel
 from .unit_runs import deduplicate_codes
+
+
+_CODEBOOKS = ("primary", "auxiliary")
 
 
 @dataclass
@@ -63,8 +66,6 @@ class DCSpinPreTrainedModel(UnitPreTrainedModel):
 
     config_class = DCSpinConfig
     base_model_prefix = "dc_spin"
-    # Parts of names: both codebooks, and the projections to them.
-    _keep_in_fp32_modules_strict = ["primary", "auxiliary"]
     # The loss is a mean, which `Trainer` has to divide among accumulated batches itself.
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
@@ -115,6 +116,8 @@ class DCSpinModel(DCSpinPreTrainedModel):
             self.auxiliary = codebook(config.auxiliary_codebook_size)
             if not config.share_projection:
                 self.auxiliary_projection = nn.Linear(config.hidden_size, config.projection_dim)
+        # Codebooks and projections; transformers wants none that are absent.
+        self._keep_in_fp32_modules_strict = [name for name, _ in self.named_children() if name.startswith(_CODEBOOKS)]
         self.post_init()
 
     @property
@@ -206,8 +209,10 @@ class DCSpinModel(DCSpinPreTrainedModel):
         input_values: torch.Tensor,
         perturbed_values: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
+        codebook: str = "primary",
+        deduplicate: bool = False,
         return_loss: bool = True,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> DCSpinOutput:
         r"""
         The losses of two views; or, of one, what [`~DCSpinModel.encode`] returns.
@@ -219,14 +224,18 @@ class DCSpinModel(DCSpinPreTrainedModel):
                 sample for sample.
             padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples of both
                 views, padded on the right. The frames of the others do not count.
+            codebook, deduplicate: See [`~DCSpinModel.encode`], if there are no losses.
             return_loss (`bool`, *optional*, defaults to `True`): `False` encodes also where there are two views.
-            kwargs: Of [`~DCSpinModel.encode`], if it is called.
+            kwargs: What transformers passes to any model, such as `output_attentions`.
 
         Raises:
+            TypeError: If an argument is unknown.
             ValueError: If the views differ in shape; and see [`~UnitPreTrainedModel.encoder_states`].
         """
+        if unknown := sorted(set(kwargs) - set(TransformersKwargs.__annotations__)):
+            raise TypeError(f"`forward` has no argument {', '.join(unknown)}.")
         if perturbed_values is None or not return_loss:
-            return self.encode(input_values, padding_mask, **kwargs)
+            return self.encode(input_values, padding_mask, codebook, deduplicate)
         views = [check_waveforms(values, padding_mask) for values in (input_values, perturbed_values)]
         if views[0].shape != views[1].shape:
             raise ValueError(
@@ -237,7 +246,7 @@ class DCSpinModel(DCSpinPreTrainedModel):
         features, mask = self.features(torch.cat(views), masks)
         first, second = (part[part_mask] for part, part_mask in zip(features.chunk(2), mask.chunk(2), strict=True))
         outputs, loss = DCSpinOutput(), torch.zeros((), device=features.device)
-        for name, weight in (("primary", 1.0), ("auxiliary", self.config.auxiliary_loss_weight)):
+        for name, weight in zip(_CODEBOOKS, (1.0, self.config.auxiliary_loss_weight), strict=True):
             if getattr(self, name) is None:
                 continue
             projection, swapped_prediction = self._codebook(name)

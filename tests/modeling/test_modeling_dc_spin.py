@@ -223,7 +223,7 @@ def test_one_batch_is_overfitted_by_the_trainer(units, signal, tmp_path):
     trainer.train()
     evaluation = trainer.evaluate()
     trained = model(waveforms, 0.5 * waveforms)
-    assert evaluation["eval_loss"] == pytest.approx(float(trained.loss), abs=1e-4)
+    assert evaluation["eval_loss"] == pytest.approx(trained.loss.item(), abs=1e-4)
     assert trained.loss < 0.7 * untrained.loss
     assert trained.primary_accuracy > 0.9
     frozen = units(trainable_layers=1).encoder.encoder.layers[1].state_dict()
@@ -320,6 +320,8 @@ def test_what_cannot_be_encoded_or_learnt_is_refused(units, signal):
         model(signal(1, 800), signal(1, 801))
     with pytest.raises(ValueError, match="mono"):
         model(signal(1, 800), torch.zeros(1, 2, 800))
+    with pytest.raises(TypeError, match="no argument peturbed_values"):
+        model(signal(1, 800), peturbed_values=signal(1, 800))
 
 
 @pytest.mark.parametrize(

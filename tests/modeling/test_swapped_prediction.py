@@ -2,14 +2,16 @@
 """Swapped prediction: what does not depend on chunks, processes or precision. Its numbers: test_parity_dc_spin.py."""
 
 import os
-import resource
 import socket
 import time
+import weakref
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from speech_tokenizers.modeling.swapped_prediction import SwappedPrediction, sinkhorn
 
@@ -131,28 +133,59 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def _peak_of_a_step(queue, logits_at_once):
-    torch.set_num_threads(1)
-    module = SwappedPrediction(4096, 256, logits_at_once=logits_at_once)
-    views = [unit_vectors(12800, 256, seed=seed).requires_grad_() for seed in (1, 2)]
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    module(*views).loss.backward()
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.perf_counter() - start))
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make, while they live, and the most at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self.counted = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        outputs = func(*args, **(kwargs or {}))
+        for output in pytree.tree_leaves(outputs):
+            if isinstance(output, torch.Tensor):
+                self._count(output.untyped_storage())
+        return outputs
+
+    def _count(self, storage):
+        address, size = storage.data_ptr(), storage.nbytes()
+        if address in self.counted or not size:
+            return
+        self.counted.add(address)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, address, size)
+
+    def _forget(self, address, size):
+        self.counted.discard(address)
+        self.live -= size
+
+
+def peak_of_a_step(num_frames, codebook_size, codebook_dim, **fields):
+    """Most bytes that a step, forward and backward, holds beyond its inputs and weights."""
+    module = SwappedPrediction(codebook_size, codebook_dim, **fields)
+    views = [unit_vectors(num_frames, codebook_dim, seed=seed).requires_grad_() for seed in (1, 2)]
+    with LiveBytes() as counted:
+        module(*views).loss.backward()
+    return counted.peak
+
+
+def test_memory_is_bounded_by_chunks():
+    """The similarities of a view to all codes are 8 MB, and are held several times over if all are made at once."""
+    at_once = peak_of_a_step(4096, 512, 16)
+    chunks = peak_of_a_step(4096, 512, 16, logits_at_once=2**16)
+    assert at_once > 4 * 8e6
+    assert chunks < 8e6
 
 
 @pytest.mark.slow
-def test_memory_of_a_full_size_step_is_bounded_by_chunks(capsys):
-    """12,800 frames of each view and 4,096 codes, whose similarities alone are 210 MB."""
-    context, peaks = mp.get_context("spawn"), {}
-    for logits_at_once in (2**22, 2**24, 2**26):
-        queue = context.Queue()
-        process = context.Process(target=_peak_of_a_step, args=(queue, logits_at_once))
-        process.start()
-        kilobytes, seconds = queue.get()
-        process.join()
-        peaks[logits_at_once] = kilobytes / 1024
-        with capsys.disabled():
-            print(f"\n{4 * logits_at_once / 2**20:.0f} MB a chunk: {peaks[logits_at_once]:.0f} MB, {seconds:.1f} s")
-    assert peaks[2**22] < 400
-    assert peaks[2**24] < 1000
-    assert peaks[2**22] < peaks[2**24] < peaks[2**26]
+def test_a_full_size_step(capsys):
+    """12,800 frames of each view and 4,096 codes: the similarities of a view are 210 MB."""
+    start = time.perf_counter()
+    peak = peak_of_a_step(12800, 4096, 256)
+    with capsys.disabled():
+        print(
+            f"\n12,800 frames, 4,096 codes: {peak / 2**20:.0f} MB, {time.perf_counter() - start:.1f} s on one thread"
+        )
+    assert peak < 1000 * 2**20
