@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/installed
 TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .checkpoint_conversion .checkpoints .cli .file_coding .demo \
 	.modeling.configuration_rvq_codec .modeling.modeling_rvq_codec .modeling.configuration_dm_codec \
 	.modeling.modeling_dm_codec .modeling.codec_streaming .modeling.hub_export \
-	.processing.audio_files .processing.code_files .processing.feature_extraction_rvq_codec \
+	.processing.audio_files .processing.code_files .processing.latent_files .processing.feature_extraction_rvq_codec \
 	.processing.feature_extraction_dm_codec \
 	.unit_coding .unit_bpe_training .modeling.configuration_units .modeling.unit_model \
 	.modeling.configuration_kmeans_units .modeling.modeling_kmeans_units .modeling.configuration_unit_vocoder \

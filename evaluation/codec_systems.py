@@ -121,7 +121,7 @@ class _RunningModel:
         hop_length = getattr(model.config, "hop_length", None)
         # Mimi's `hop_length` leaves its last downsampling out.
         frame_rate = getattr(model.config, "frame_rate", None) or self.sampling_rate / hop_length
-        self.frame_rate = float(
+        self.frame_rate: float | None = float(
             self.sampling_rate / hop_length if type(frame_rate) is int and hop_length else frame_rate
         )
         self._encode_arguments = inspect.signature(model.encode).parameters
@@ -339,7 +339,7 @@ class LatentSystem(_RunningModel):
         ValueError: If the model's `decode` takes no latents, or its `encode` gives none.
     """
 
-    codebook_size = None
+    codebook_size: int | None = None
     # What a number of a latent is counted as; see `CSTConfig.bits_per_second`.
     bits_per_number = 16
 

@@ -50,8 +50,8 @@ class ResamplingAlone:
         sampling_rate (`int`): The rate, in Hz.
     """
 
-    codebook_size = None
-    frame_rate = None
+    codebook_size: int | None = None
+    frame_rate: float | None = None
 
     def __init__(self, sampling_rate: int):
         self.sampling_rate = sampling_rate
@@ -249,7 +249,8 @@ def compare(args: argparse.Namespace) -> int:
         loaders = loaders[1:]  # the recording itself is the first
         for name, reason in skipped.items():
             print(f"skipped {name}: {reason}", file=sys.stderr)
-        with tqdm(total=len(loaders) * len(clips) * len(args.rates), unit="clip", disable=None) as progress:
+        num_coded = len(clips) * len(args.rates)
+        with tqdm(total=len(loaders) * num_coded, unit="clip", disable=None) as progress:
             for load in loaders:
                 system = load()
                 if isinstance(system, DecodedFiles):
@@ -259,7 +260,8 @@ def compare(args: argparse.Namespace) -> int:
                 progress.set_description(system.name)
                 summaries.append(comparison.measure(system, progress))
             for rate in sorted({summary["sampling_rate"] for summary in summaries}, reverse=True):
-                progress.total += len(clips) * len(args.rates)
+                progress.set_description("resampling")
+                progress.reset(num_coded)
                 summaries.insert(0, comparison.measure(ResamplingAlone(rate), progress))
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -156,3 +156,11 @@ def test_codebooks_of_latents_cannot_be_chosen(tmp_path, write_audio, tokens, ti
         assert "--num-quantizers chooses among codebooks, of which latents have none" in capsys.readouterr().err
     with pytest.raises(ValueError, match="`num_quantizers` chooses among codebooks"):
         encode_file(load(tokens)[0], path, num_quantizers=2)
+
+
+def test_the_demo_shows_latents(tmp_path, write_audio, tokens, capsys):
+    path = write_audio(tmp_path / "a.wav", 1.0)
+    assert main(["demo", "--model", str(tokens), "--audio", str(path), "-o", str(tmp_path / "out")]) == 0
+    assert "200 frames/s, 6 numbers in float32" in capsys.readouterr().out
+    assert load_latents(tmp_path / "out" / "codes.safetensors").num_samples == 16000
+    assert (tmp_path / "out" / "demo.png").read_bytes().startswith(b"\x89PNG")

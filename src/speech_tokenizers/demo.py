@@ -14,6 +14,7 @@ import numpy as np
 
 from speech_tokenizers.processing.audio_files import load_audio
 from speech_tokenizers.processing.code_files import AudioCodes
+from speech_tokenizers.processing.latent_files import AudioLatents
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from speech_tokenizers.checkpoints import DEFAULT_CHECKPOINT, load
-    from speech_tokenizers.file_coding import decode_file, encode_file
+    from speech_tokenizers.file_coding import decode_file, encode_file, is_continuous
 
     logging.disable_progress_bar()
     name = args.model or DEFAULT_CHECKPOINT
@@ -45,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
             model, _ = load(name)
             recorded = load_audio(audio_path, model.sampling_rate)
             # The first call of each layer sets it up, which is not what a longer recording would feel.
-            model.decode(model.encode(torch.zeros(1, 1, model.sampling_rate)).audio_codes)
+            silence = model.encode(torch.zeros(1, 1, model.sampling_rate))
+            model.decode(silence.latents if is_continuous(model) else silence.audio_codes)
             start = time.perf_counter()
             codes = encode_file(model, audio_path, codes_path, model_name=name)
             encoded = time.perf_counter()
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
     facts = {
         "recording": f"{audio_path.name}, {codes.seconds:.1f} s at {codes.sampling_rate} Hz",
-        "codec": f"{name}: {model.frame_rate:g} frames/s, {codes.num_quantizers} codebooks of {codes.codebook_size}",
+        "codec": f"{name}: {model.frame_rate:g} frames/s, {size_of(codes)}",
         "bit rate": f"{codes.bits_per_second / 1000:g} kbit/s; {codes.bits_per_second * codes.seconds / 8000:.1f} kB "
         f"instead of {len(recorded) * 2 / 1000:.0f} kB as 16-bit audio",
         "encoding": _speed(encoded - start, codes.seconds),
@@ -71,6 +73,13 @@ def run(args: argparse.Namespace) -> int:
     for fact, value in facts.items():
         print(f"{fact:<10}  {value}")
     return 0
+
+
+def size_of(codes: AudioCodes | AudioLatents) -> str:
+    r"""What a frame consists of."""
+    if isinstance(codes, AudioLatents):
+        return f"{codes.hidden_size} numbers in {codes.dtype}"
+    return f"{codes.num_quantizers} codebooks of {codes.codebook_size}"
 
 
 def measure(recorded: np.ndarray, decoded: np.ndarray, sampling_rate: int) -> dict[str, str]:
@@ -101,13 +110,13 @@ def measure(recorded: np.ndarray, decoded: np.ndarray, sampling_rate: int) -> di
     return scores
 
 
-def draw(recorded: np.ndarray, decoded: np.ndarray, codes: AudioCodes, path: Path) -> None:
+def draw(recorded: np.ndarray, decoded: np.ndarray, codes: AudioCodes | AudioLatents, path: Path) -> None:
     r"""
-    Draw both spectrograms and the codes, one above the other on the same time axis.
+    Draw both spectrograms and the codes or latents, one above the other on the same time axis.
 
     Args:
         recorded, decoded (`np.ndarray` of shape `(num_samples,)`): Waveforms at the codec's rate.
-        codes ([`AudioCodes`]): What `decoded` was decoded from.
+        codes ([`AudioCodes`] or [`AudioLatents`]): What `decoded` was decoded from.
         path (`Path`): PNG to write.
     """
     # Not pyplot: it would choose a window system for the whole process.
@@ -133,21 +142,24 @@ def draw(recorded: np.ndarray, decoded: np.ndarray, codes: AudioCodes, path: Pat
         axis.set_ylabel("Frequency (kHz)")
     figure.colorbar(image, ax=axes[:2], label="Level (dB below the loudest)", pad=0.01, aspect=40)
 
+    seconds = codes.num_frames * codes.hop_length / codes.sampling_rate
+    if isinstance(codes, AudioLatents):
+        rows, title, label = codes.latents.T, "Latents", "Dimension"
+        colours = {"cmap": "coolwarm", "vmin": -3, "vmax": 3}
+    else:
+        rows, title, label = codes.audio_codes, "Codes", "Codebook (coarse to fine)"
+        colours = {"cmap": "viridis", "vmin": 0, "vmax": codes.codebook_size - 1}
+        axes[2].set_yticks(range(1, codes.num_quantizers + 1))
     image = axes[2].imshow(
-        codes.audio_codes,
-        aspect="auto",
-        cmap="viridis",
-        vmin=0,
-        vmax=codes.codebook_size - 1,
-        interpolation="nearest",
-        extent=(0, codes.num_frames * codes.hop_length / codes.sampling_rate, codes.num_quantizers + 0.5, 0.5),
+        rows, aspect="auto", interpolation="nearest", extent=(0, seconds, len(rows) + 0.5, 0.5), **colours
     )
-    axes[2].set_title(f"Codes, {codes.bits_per_second / 1000:g} kbit/s", loc="left", fontweight="bold")
-    axes[2].set_ylabel("Codebook (coarse to fine)")
-    axes[2].set_yticks(range(1, codes.num_quantizers + 1))
+    axes[2].set_title(f"{title}, {codes.bits_per_second / 1000:g} kbit/s", loc="left", fontweight="bold")
+    axes[2].set_ylabel(label)
     axes[2].set_xlabel("Time (s)")
     axes[2].set_xlim(0, codes.seconds)
-    figure.colorbar(image, ax=axes[2], label="Entry", pad=0.01, aspect=17)
+    figure.colorbar(
+        image, ax=axes[2], label="Value" if isinstance(codes, AudioLatents) else "Entry", pad=0.01, aspect=17
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 

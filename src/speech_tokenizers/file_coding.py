@@ -216,10 +216,12 @@ def decode_file(
         CodeFileError: If the codes cannot be read or come from another codec.
         AudioFileError: If the audio cannot be written.
     """
-    is_file = not isinstance(codes, AudioCodes | AudioLatents)
-    codes_path: str | os.PathLike[str] = codes if is_file else "codes"  # type: ignore[assignment]
-    encoded = load_encoded(codes_path) if is_file else codes
-    _check_is_of(model, encoded, codes_path)
+    if isinstance(codes, AudioCodes | AudioLatents):
+        encoded = codes
+        _check_is_of(model, encoded, "codes")
+    else:
+        encoded = load_encoded(codes)
+        _check_is_of(model, encoded, codes)
     if isinstance(encoded, AudioLatents):
         blocks = decode_latent_blocks(model, encoded.latents)
     else:
