@@ -4,9 +4,12 @@
 import pytest
 import soundfile
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel
 
 from speech_tokenizers import (
+    DCSpinConfig,
+    DCSpinFeatureExtractor,
+    DCSpinModel,
     KMeansUnitsConfig,
     KMeansUnitsFeatureExtractor,
     KMeansUnitsModel,
@@ -19,9 +22,10 @@ from speech_tokenizers import (
 from speech_tokenizers.cli import main
 
 
-@pytest.fixture(scope="module", params=["silent", "audible"])
+@pytest.fixture(scope="module", params=["kmeans-silent", "kmeans-audible", "dc_spin-silent", "dc_spin-audible"])
 def checkpoint(request, tmp_path_factory):
-    """Name and folder of a model with 8 random units a frame of 20 ms, with a vocoder or without."""
+    """Whether it is audible, and folder of a model with 8 random units a frame of 20 ms, with a vocoder or without."""
+    family, kind = request.param.split("-")
     encoder_config = AutoConfig.for_model(
         "hubert",
         hidden_size=16,
@@ -34,16 +38,20 @@ def checkpoint(request, tmp_path_factory):
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = KMeansUnitsModel(KMeansUnitsConfig(encoder_config=encoder_config, layers=[1], codebook_size=8)).eval()
-        frames = model.features(torch.randn(1, 1, 16000))[0][0, 0]
-        model.set_centroids(frames[:: len(frames) // 8][:8][None])
-        if request.param == "audible":
+        if family == "dc_spin":
+            sizes = {"encoder_layer": 1, "trainable_layers": 1, "projection_dim": 8, "primary_codebook_size": 8}
+            model = DCSpinModel(DCSpinConfig(encoder_config=encoder_config, **sizes)).eval()
+        else:
+            model = KMeansUnitsModel(KMeansUnitsConfig(encoder_config=encoder_config, layers=[1], codebook_size=8))
+            frames = model.eval().features(torch.randn(1, 1, 16000))[0][0, 0]
+            model.set_centroids(frames[:: len(frames) // 8][:8][None])
+        if kind == "audible":
             config = UnitVocoderConfig(codebook_size=8, hidden_size=8, decoder_hidden_size=16, decoder_num_layers=1)
             model.attach_vocoder(UnitVocoderModel(config).eval())
     folder = tmp_path_factory.mktemp("units") / request.param
     model.save_pretrained(folder)
-    KMeansUnitsFeatureExtractor().save_pretrained(folder)
-    return request.param, folder
+    (DCSpinFeatureExtractor if family == "dc_spin" else KMeansUnitsFeatureExtractor)().save_pretrained(folder)
+    return kind, folder
 
 
 def test_units_are_files_of_codes_like_those_of_codecs(checkpoint, tmp_path, write_audio, capsys):
@@ -53,7 +61,7 @@ def test_units_are_files_of_codes_like_those_of_codecs(checkpoint, tmp_path, wri
     model = ["--model", str(folder), "--device", "cpu"]
     assert main(["encode", str(path), "-o", str(codes_path), *model]) == 0
     recorded = load_audio(path, 16000)
-    encoded = KMeansUnitsModel.from_pretrained(folder).encode(torch.from_numpy(recorded)[None, None])
+    encoded = AutoModel.from_pretrained(folder).encode(torch.from_numpy(recorded)[None, None])
     codes = load_codes(codes_path)
     assert codes.audio_codes.tolist() == encoded.audio_codes[0].tolist()
     assert codes.num_samples == len(recorded)
@@ -77,7 +85,7 @@ def test_blocks_are_spoken_like_the_whole(extra_samples, checkpoint, monkeypatch
     kind, folder = checkpoint
     if kind == "silent":
         pytest.skip("needs a vocoder")
-    model = KMeansUnitsModel.from_pretrained(folder).eval()
+    model = AutoModel.from_pretrained(folder).eval()
     generator = torch.Generator().manual_seed(1)
     codes = torch.randint(0, 8, (1, 1, 103), generator=generator)
     num_samples = 103 * 320 + extra_samples
@@ -92,7 +100,7 @@ def test_the_context_of_the_vocoder_is_what_a_hop_hears(checkpoint):
     kind, folder = checkpoint
     if kind == "silent":
         pytest.skip("needs a vocoder")
-    vocoder = KMeansUnitsModel.from_pretrained(folder).eval().vocoder
+    vocoder = AutoModel.from_pretrained(folder).eval().vocoder
     before, after = vocoder.decoder_context
     codes = torch.zeros(1, 1, 61, dtype=torch.long)
     changed = codes.clone()

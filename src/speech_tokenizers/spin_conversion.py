@@ -119,12 +119,11 @@ def convert_spin(
     checkpoint, output = Path(checkpoint), Path(output)
     check_output(output, overwrite)
     state, settings = read_spin_checkpoint(checkpoint)
-    config = spin_config_of(state, settings, checkpoint, num_attention_heads)
-    model = DCSpinModel(config).eval()
+    model = DCSpinModel(spin_config_of(state, settings, checkpoint, num_attention_heads)).eval()
     model.load_state_dict(rename_spin_state(state, model, checkpoint), strict=True)
 
     waveforms = _test_signal()
-    compare_with_spin(model, SpinNetwork(state, config.encoder_config.num_attention_heads), waveforms, checkpoint)
+    compare_with_spin(model, SpinNetwork(state, model.encoder.config.num_attention_heads), waveforms, checkpoint)
 
     with folder_in_the_making(output) as folder:
         feature_extractor = DCSpinFeatureExtractor(sampling_rate=model.sampling_rate, hop_length=model.hop_length)

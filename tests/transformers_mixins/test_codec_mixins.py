@@ -21,6 +21,7 @@ from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
 from speech_tokenizers.processing.feature_extraction_cst import CSTFeatureExtractor
+from speech_tokenizers.processing.feature_extraction_dc_spin import DCSpinFeatureExtractor
 from speech_tokenizers.processing.feature_extraction_dm_codec import DMCodecFeatureExtractor
 from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
@@ -272,6 +273,10 @@ class DMCodecFeatureExtractorMixinsTest(RVQCodecFeatureExtractorMixinsTest):
 
 class KMeansUnitsFeatureExtractorMixinsTest(RVQCodecFeatureExtractorMixinsTest):
     feature_extraction_class = KMeansUnitsFeatureExtractor
+
+
+class DCSpinFeatureExtractorMixinsTest(RVQCodecFeatureExtractorMixinsTest):
+    feature_extraction_class = DCSpinFeatureExtractor
 
 
 class CSTFeatureExtractorMixinsTest(RVQCodecFeatureExtractorMixinsTest):
