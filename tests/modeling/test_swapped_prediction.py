@@ -3,12 +3,14 @@
 
 import os
 import socket
+import subprocess
+import sys
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -93,30 +95,16 @@ def test_views_of_other_shapes_are_refused():
         SwappedPrediction(4, 8)(torch.zeros(0, 8), torch.zeros(0, 8))
 
 
-def _train_on_a_part(rank, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    module = SwappedPrediction(20, 8)
-    ddp = torch.nn.parallel.DistributedDataParallel(module)
-    part = slice(0, 50) if rank == 0 else slice(50, 77)
-    outputs = ddp(*(unit_vectors(77, 8, seed=seed)[part] for seed in (1, 2)))
-    outputs.loss.backward()
-    losses = [torch.zeros(()) for _ in range(2)]
-    torch.distributed.all_gather(losses, outputs.loss.detach())
-    if rank == 0:
-        torch.save((torch.stack(losses).mean(), module.codebook.grad), folder / "two.pt")
-    # A process alone may evaluate.
-    if rank == 0:
-        module.eval()(torch.randn(3, 8), torch.randn(3, 8))
-    torch.distributed.destroy_process_group()
-
-
 def test_two_processes_learn_what_one_does(tmp_path, free_port):
     """Also where they hold unequally many frames."""
-    # A fork need not import anything again.
-    mp.start_processes(_train_on_a_part, (free_port, tmp_path), nprocs=2, start_method="fork")
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "WORLD_SIZE": "2"}
+    command = [sys.executable, str(Path(__file__).with_name("swap_and_dump.py")), str(tmp_path / "two.pt")]
+    processes = [subprocess.Popen(command, env={**shared, "RANK": str(rank)}) for rank in range(2)]
+    try:
+        assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
     loss, gradient = torch.load(tmp_path / "two.pt")
     torch.manual_seed(0)
     module = SwappedPrediction(20, 8)
