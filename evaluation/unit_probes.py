@@ -218,6 +218,9 @@ def cross_validate(
         classifier (`"linear"` or `"mlp"`): See the module.
         shuffled (`bool`, *optional*, defaults to `False`): Learn from shuffled labels.
         seed (`int`, *optional*, defaults to 0): Of the shuffling and the first weights.
+
+    Raises:
+        ValueError: If an input is not finite.
     """
     num_classes = len(task.labels)
     predicted = np.empty(len(task.classes), np.int64)
@@ -229,6 +232,8 @@ def cross_validate(
         classes = task.classes[task.folds != fold]
         classes = torch.from_numpy(generator.permutation(classes) if shuffled else classes)
         values = inputs.standardized(learnt_from)
+        if torch.is_tensor(values) and not values.isfinite().all():
+            raise ValueError("what it would learn from is not finite")
         if classifier == "linear":
             weighted = F.one_hot(classes, num_classes) * class_weights(classes, num_classes)[:, None]
             weights, biases = fit_linear(values[learnt_from], weighted, DECAY)
@@ -280,8 +285,8 @@ def measure_probes(encoded: EncodedClips, settings: UnitSettings) -> Measured:
             measured.failures.setdefault(f"probe_{target}", {})[str(error)] = []
             continue
         if task.left_out:
-            reason = f"left out, with a single {'clip' if target == 'speaker' else 'speaker'}: "
-            measured.failures.setdefault(f"probe_{target}", {})[reason + ", ".join(task.left_out)] = []
+            reason = f"left out, with a single {'clip' if target == 'speaker' else 'speaker'}"
+            measured.failures.setdefault(f"probe_{target}", {})[reason] = task.left_out
         measured.details.setdefault("probes", {})[target] = {
             "num_items": len(task.items),
             "num_classes": len(task.labels),
@@ -318,7 +323,12 @@ def _score(
         True: {"[shuffled]": macro_f1},
     }
     for shuffled, of_counts in statistics.items():
-        counts = class_counts(task, cross_validate(inputs, task, classifier, shuffled, settings.seed))
+        try:
+            counts = class_counts(task, cross_validate(inputs, task, classifier, shuffled, settings.seed))
+        except ValueError as error:
+            for suffix in of_counts:
+                measured.add(name + suffix, None, 0, str(error))
+            continue
         for suffix, statistic in of_counts.items():
             measured.add(name + suffix, bootstrap_sums(counts, statistic, seed=settings.seed), num_clips)
 

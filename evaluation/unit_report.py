@@ -405,8 +405,10 @@ def plot_bars(report: Mapping[str, Any], names: Sequence[str]) -> "Figure":
                 axes.barh(position, score["value"], xerr=_errors([score]), **style)
         axes.set_yticks(range(len(systems)), [system["system"] for system in systems])
         axes.set_ylim(len(systems) - 0.5, -0.5)
-        better = {True: " (higher is better)", False: " (lower is better)", None: ""}
-        _dress(axes, score_title(name) + better[SCORE_KINDS[split_name(name)[0]].higher_is_better])
+        kind, view = split_name(name)
+        better = None if view.endswith("chance") else SCORE_KINDS[kind].higher_is_better
+        words = {True: " (higher is better)", False: " (lower is better)", None: ""}
+        _dress(axes, score_title(name) + words[better])
     return figure
 
 

@@ -260,7 +260,7 @@ def test_what_cannot_be_probed_has_a_reason(monkeypatch):
     assert measured.failures["probe_gender"] == {"it needs a column `gender` in the metadata": []}
     assert measured.failures["probe_speaker"] == {
         "the speaker is not known": ["0.wav", "1.wav"],
-        "left out, with a single clip: alone": [],
+        "left out, with a single clip": ["alone"],
     }
     assert measured.failures["probe_speaker[features]"] == {"the model does not tell what it quantizes": []}
     assert measured.failures["probe_phone"] == {
@@ -270,3 +270,16 @@ def test_what_cannot_be_probed_has_a_reason(monkeypatch):
     assert measured.scores["probe_phone[units][linear]"]["num_clips"] == 58
     assert measured.scores["probe_speaker[units][linear]"]["num_clips"] == 57
     assert not any(name.startswith("probe_gender") for name in measured.scores)
+
+
+def test_features_that_are_not_finite_have_a_reason_and_no_score(monkeypatch):
+    monkeypatch.setattr(unit_probes, "NUM_STEPS", 5)
+    encoded = Encoded()
+    encoded.features[7][3] = np.nan
+    measured = measure_probes(encoded, UnitSettings())
+    for classifier in unit_probes.CLASSIFIERS:
+        for suffix in ("", "[balanced_accuracy]", "[shuffled]"):
+            name = f"probe_speaker[features][{classifier}]{suffix}"
+            assert measured.scores[name] is None
+            assert measured.failures[name] == {"what it would learn from is not finite": []}
+    assert measured.scores["probe_speaker[units][linear]"]["num_clips"] == 60

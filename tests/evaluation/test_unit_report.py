@@ -291,11 +291,12 @@ def test_the_page_is_whole_and_needs_no_other_file(report):
 
 
 def test_bars_have_a_panel_a_score_and_a_bar_a_system(report):
-    names = ["ued[noise_nast]", "ued[gain]"]
+    names = ["ued[noise_nast]", "ued[gain]", "ued[chance]"]
     panels = plot_bars(report, names).axes
     assert [panel.get_title() for panel in panels] == [
         "UED % (noise nast) (lower is better)",
         "UED % (gain) (lower is better)",
+        "UED % (chance)",
     ]
     assert [bar.get_width() for bar in panels[0].patches] == [43.21, 43.21]
     assert [bar.get_width() for bar in panels[1].patches] == [0, 0, 55.5]
