@@ -8,9 +8,21 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import torch
+from transformers import HubertConfig
 
-from speech_tokenizers import DEFAULT_CHECKPOINT, list_checkpoints, load_audio
-from speech_tokenizers.cli import _build_parser
+from speech_tokenizers import (
+    DEFAULT_CHECKPOINT,
+    DCSpinConfig,
+    DCSpinFeatureExtractor,
+    DCSpinModel,
+    KMeansUnitsConfig,
+    KMeansUnitsFeatureExtractor,
+    KMeansUnitsModel,
+    list_checkpoints,
+    load_audio,
+)
+from speech_tokenizers.cli import _build_parser, _join_command
 
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -23,8 +35,33 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "recordings").mkdir()
     for name, start, end in (("a", 0, 40000), ("b", 40000, 75000), ("c", 80000, 145001)):
         soundfile.write(tmp_path / "recordings" / f"{name}.wav", speech[start:end], 16000)
+    save_tiny_units(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def save_tiny_units(folder):
+    """Untrained units where the commands of the README leave trained ones."""
+    torch.manual_seed(0)
+    encoder = HubertConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=(8,) * 7,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+    )
+    units = KMeansUnitsModel(KMeansUnitsConfig(encoder_config=encoder, layers=[2], codebook_size=10))
+    units.set_centroids(torch.randn(1, 10, 16))
+    sizes = {"projection_dim": 8, "primary_codebook_size": 10, "auxiliary_codebook_size": None}
+    dc_spin = DCSpinModel(DCSpinConfig(encoder_config=encoder, encoder_layer=2, **sizes))
+    for model, extractor, name in (
+        (units, KMeansUnitsFeatureExtractor, "my-units"),
+        (dc_spin, DCSpinFeatureExtractor, "runs/dc-spin-16khz/final"),
+    ):
+        model.save_pretrained(folder / name)
+        extractor(sampling_rate=16000).save_pretrained(folder / name)
 
 
 def test_python_blocks_run(folder):
@@ -47,8 +84,9 @@ def test_command_lines_parse():
         if line.startswith("speech-tokenizers ")
     ]
     assert len(commands) >= 6
-    for _, command, *arguments in commands:
-        _build_parser(command).parse_args([command, *arguments])
+    for _, *words in commands:
+        arguments = _join_command(words)
+        _build_parser(arguments[0]).parse_args(arguments)
 
 
 def test_the_checkpoint_it_names_is_here():
