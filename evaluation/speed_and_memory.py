@@ -464,7 +464,7 @@ def time_table(rows: list[dict[str, Any]], audio_seconds: float) -> list[str]:
 def token_table(rows: list[dict[str, Any]]) -> list[str]:
     r"""Lines of a Markdown table of `measure_tokens`."""
     lines = [
-        "| | look-ahead | RTF encode | RTF decode | encode a latent, median (95 %) | decode a latent, median (95 %) |",
+        "| | look-ahead | RTF encode | RTF decode | encode: a call that answers, median (95 %) | decode: likewise |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
