@@ -355,7 +355,7 @@ def without_stress(labels: Labels) -> dict[str, list[FrameLabel]]:
     }
 
 
-def grouped(counts: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+def grouped(counts: np.ndarray, groups: Sequence[str] | np.ndarray) -> np.ndarray:
     r"""The rows of each group, such as a speaker's clips, added up."""
     _, numbers = np.unique(np.asarray(groups), return_inverse=True)
     sums = np.zeros((numbers.max() + 1, *counts.shape[1:]))

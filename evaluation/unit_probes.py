@@ -232,7 +232,7 @@ def cross_validate(
         classes = task.classes[task.folds != fold]
         classes = torch.from_numpy(generator.permutation(classes) if shuffled else classes)
         values = inputs.standardized(learnt_from)
-        if torch.is_tensor(values) and not values.isfinite().all():
+        if not isinstance(values, CodeRows) and not values.isfinite().all():
             raise ValueError("what it would learn from is not finite")
         if classifier == "linear":
             weighted = F.one_hot(classes, num_classes) * class_weights(classes, num_classes)[:, None]
