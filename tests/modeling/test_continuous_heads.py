@@ -162,9 +162,8 @@ def test_likelihood_by_hand():
 
 
 def test_melle_by_hand():
-    head = build_head(
-        "gaussian", 2, 1, objective="melle", num_layers=0, hidden_size=4
-    )  # its network starts as the identity
+    # Its network starts as the identity.
+    head = build_head("gaussian", 2, 1, objective="melle", num_layers=0, hidden_size=4)
     nn.init.zeros_(head.moments.weight)
     with torch.no_grad():
         head.moments.bias.copy_(torch.tensor([0.5, 0.0]))  # mean 0.5, variance 1
