@@ -294,12 +294,13 @@ def train_all(args: LatentLMArguments) -> dict[str, dict[str, float]]:
     return results
 
 
-def cached_latents(codec: Any, args: LatentLMArguments) -> tuple[PseudoLabels, list[tuple[str, np.ndarray]]]:
+def cached_latents(codec: Any, args: LatentLMArguments) -> tuple[PseudoLabels, list[tuple[str, np.ndarray, bool]]]:
     r"""
     The latents of all recordings, computed once.
 
     Returns:
-        Those to train on, and names and latents of those to measure on.
+        Those to train on; and of each recording to measure on its name, its latents up to `data.max_seconds`, and
+        whether these are all.
     """
     data, found = args.data, []
     cache_dir = Path(data.cache_dir or Path(args.output_dir) / "cache")
@@ -320,7 +321,10 @@ def cached_latents(codec: Any, args: LatentLMArguments) -> tuple[PseudoLabels, l
         raise ValueError(f"Every held-out recording is shorter than `data.min_seconds` ({data.min_seconds}).")
     spread = np.linspace(0, len(usable) - 1, min(len(usable), data.max_eval_recordings)).round().astype(int)
     chosen = [usable[index] for index in spread]
-    return train, [(Path(names[index]).stem, held_out[index][: round(most)]) for index in chosen]
+    return train, [
+        (Path(names[index]).stem, held_out[index][: round(most)], len(held_out[index]) <= round(most))
+        for index in chosen
+    ]
 
 
 def new_model(name: str, args: LatentLMArguments, dim: int) -> LatentLanguageModel:
@@ -344,7 +348,7 @@ def train_head(
     args: LatentLMArguments,
     codec: Any,
     train: PseudoLabels,
-    held_out: list[tuple[str, np.ndarray]],
+    held_out: list[tuple[str, np.ndarray, bool]],
     folder: Path,
 ) -> None:
     r"""
@@ -399,14 +403,15 @@ def train_head(
     # The codec may lie elsewhere.
     codec.to(model.device)
     sampling = {"temperature": args.continuations.temperature, "cfg_scale": args.continuations.cfg_scale}
-    recordings = [latents for _, latents in held_out]
-    results: dict[str, Any] = judge(model, recordings, args.num_draws, args.seed, **sampling)
+    recordings, ended = [latents for _, latents, _ in held_out], [is_whole for *_, is_whole in held_out]
+    results: dict[str, Any] = judge(model, recordings, ended, args.num_draws, args.seed, **sampling)
     lengths = args.continuations.prompt_seconds, args.continuations.seconds
     longest = sorted(held_out, key=lambda item: -len(item[1]))[: args.continuations.count]
+    prompts = [(recording_name, latents) for recording_name, latents, _ in longest]
     write_continuations(
         model,
         codec,
-        longest,
+        prompts,
         folder / "continuations",
         *lengths,
         args.seed,

@@ -35,14 +35,20 @@ def energy_score(draws: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def judge(
-    model: LatentLanguageModel, recordings: Sequence[np.ndarray], num_draws: int, seed: int, **options: Any
+    model: LatentLanguageModel,
+    recordings: Sequence[np.ndarray],
+    ended: Sequence[bool],
+    num_draws: int,
+    seed: int,
+    **options: Any,
 ) -> dict[str, float]:
     r"""
     Predict each frame of some recordings from the real ones before it.
 
     Args:
         model ([`LatentLanguageModel`]): In evaluation mode.
-        recordings (sequence of arrays of shape `(num_frames, latent_dim)`): Latents of whole recordings.
+        recordings (sequence of arrays of shape `(num_frames, latent_dim)`): Latents of recordings from the beginning.
+        ended (sequence of `bool`): Whether that is all of each; otherwise it was cut.
         num_draws (`int`): For each frame.
         seed (`int`): Of the draws.
         options: Of [`ContinuousHead.sample`].
@@ -57,9 +63,9 @@ def judge(
     everywhere = torch.from_numpy(np.concatenate(recordings)).to(model.device)
     normalize = model.statistics.normalize
     sums: dict[str, float] = {}
-    for recording in recordings:
+    for recording, is_whole in zip(recordings, ended, strict=True):
         latents = torch.from_numpy(np.array(recording)).to(model.device)[None]
-        outputs = model(latents, ended=torch.ones(1, dtype=torch.bool, device=latents.device))
+        outputs = model(latents, ended=torch.tensor([is_whole], device=latents.device))
         draws, truth = normalize(model.draw(latents, num_draws, generator, **options)), normalize(latents)
         shape = (num_draws, latents.shape[1])
         rows = torch.randint(len(everywhere), shape, generator=generator, device=latents.device)

@@ -187,9 +187,9 @@ def test_scores_do_not_depend_on_the_state_of_the_generator(recipe):
     args = load_recipe(str(recipe()), [], LatentLMArguments)
     model = latent_lm.new_model("flow", args, 4).eval()
     recordings = [np.random.default_rng(n).standard_normal((12, 4)).astype(np.float32) for n in range(2)]
-    first = judge(model, recordings, 4, seed=0)
+    first = judge(model, recordings, [True, False], 4, seed=0)
     torch.rand(3)
-    assert judge(model, recordings, 4, seed=0) == first
+    assert judge(model, recordings, [True, False], 4, seed=0) == first
     # What is untrained knows no more than that frames may be from anywhere, and those have the scale of the noise.
     assert first["energy_score"] == pytest.approx(first["marginal_score"], rel=0.4)
     # Two standard normal vectors are sqrt(2) times 1.88 apart.
