@@ -339,13 +339,13 @@ def test_a_killed_fit_goes_on_to_the_same_bits(frames_file, tmp_path):
 
 def test_frames_may_be_more_than_memory_holds(tmp_path):
     path = tmp_path / "frames.npy"
-    target = open_memmap(path, mode="w+", dtype=np.float16, shape=(2**18, 128))  # 64 MiB
+    target = open_memmap(path, mode="w+", dtype=np.float16, shape=(2**19, 128))  # 128 MiB
     generator = np.random.default_rng(0)
     for first in range(0, len(target), 2**14):
         target[first : first + 2**14] = generator.standard_normal((2**14, 128), dtype=np.float32)
     target.flush()
     del target
-    # What may be written to, which the file is not, can grow by 32 MiB.
+    # What may be written to, which the file is not, can grow by 80 MiB: blocks of 8 MiB pass, the frames do not.
     program = """
 import resource, sys
 import numpy as np
@@ -354,7 +354,7 @@ from speech_tokenizers.training.kmeans import fit_kmeans, mean_squared_distance
 fit_kmeans(np.random.default_rng(0).standard_normal((2000, 128)), 10, batch_size=1000, max_epochs=2, num_init=1)
 with open("/proc/self/status") as status:
     (used,) = [int(line.split()[1]) * 1024 for line in status if line.startswith("VmData")]
-resource.setrlimit(resource.RLIMIT_DATA, (used + 2**25, used + 2**25))
+resource.setrlimit(resource.RLIMIT_DATA, (used + 5 * 2**24, used + 5 * 2**24))
 frames = np.load(sys.argv[1], mmap_mode="r")
 result = fit_kmeans(frames, 10, batch_size=4000, max_epochs=1, num_init=1)
 print(result.counts.sum().item(), mean_squared_distance(frames, result.centroids) < 128)
