@@ -128,7 +128,9 @@ def held_out_speakers(speakers: Sequence[str], share: float = 0.25) -> set[str]:
     return set(ordered[: min(len(ordered) - 1, max(1, round(share * len(ordered))))])
 
 
-def fit_linear(features: torch.Tensor, counts: torch.Tensor, decay: float = 1e-4) -> tuple[torch.Tensor, torch.Tensor]:
+def fit_linear(
+    features: torch.Tensor, counts: torch.Tensor, decay: float = 1e-4, max_iterations: int = 300
+) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
     Multinomial logistic regression by L-BFGS, to convergence.
 
@@ -139,6 +141,7 @@ def fit_linear(features: torch.Tensor, counts: torch.Tensor, decay: float = 1e-4
             where classes are.
         decay (`float`, *optional*, defaults to 1e-4): Weight of half the squared weights, beside the mean
             cross-entropy of a frame.
+        max_iterations (`int`, *optional*, defaults to 300): Where it stops short of that.
 
     Returns:
         `tuple`: Weights of shape `(dim, num_classes)` and biases `(num_classes,)`.
@@ -147,7 +150,11 @@ def fit_linear(features: torch.Tensor, counts: torch.Tensor, decay: float = 1e-4
     weights = torch.zeros(features.shape[1], counts.shape[1], dtype=features.dtype, requires_grad=True)
     biases = torch.zeros(counts.shape[1], dtype=features.dtype, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [weights, biases], max_iter=300, tolerance_grad=1e-6, tolerance_change=1e-9, line_search_fn="strong_wolfe"
+        [weights, biases],
+        max_iter=max_iterations,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-9,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> torch.Tensor:

@@ -10,8 +10,9 @@ Speaker and gender are told from a clip, phones from a single frame. A classifie
   deviation.
 - `features`: what was quantized, likewise. What is lost between features and units is lost by quantizing.
 
-`linear` is multinomial logistic regression, `mlp` has one hidden layer. The control, `shuffled`, learns from shuffled
-labels and is tested on true ones.
+`linear` is multinomial logistic regression, `mlp` has one hidden layer. What there is to tell is at least what the
+better of the two tells: of few clips with many codes `mlp` learns less than `linear`. The control, `shuffled`, learns
+from shuffled labels and is tested on true ones.
 
 Every clip is tested once, in five folds. Those of gender and phones are of speakers, so that no speaker is both learnt
 from and tested. A speaker that was never heard cannot be named, so the folds of the speaker probe are of clips: what
@@ -36,7 +37,10 @@ CLASSIFIERS = ("linear", "mlp")
 NUM_FOLDS = 5
 # Of half the squared weights, beside the mean cross-entropy.
 DECAY = 1e-3
-HIDDEN_UNITS, NUM_STEPS, BATCH_SIZE, LEARNING_RATE, MLP_DECAY = 64, 300, 128, 1e-2, 1e-2
+MAX_ITERATIONS = 100
+HIDDEN_UNITS, NUM_STEPS, BATCH_SIZE, MLP_DECAY = 64, 300, 128, 1e-2
+# A row of a code is seen seldom, and needs longer steps.
+LEARNING_RATE, CODE_LEARNING_RATE = 3e-3, 1e-2
 
 
 class CodeRows:
@@ -184,7 +188,8 @@ def fit_mlp(
     layers = [first, torch.zeros(HIDDEN_UNITS), second, torch.zeros(num_classes)]
     for parameter in layers:
         parameter.requires_grad_()
-    optimizer = torch.optim.AdamW(layers, lr=LEARNING_RATE, weight_decay=MLP_DECAY)
+    learning_rate = CODE_LEARNING_RATE if isinstance(values, CodeRows) else LEARNING_RATE
+    optimizer = torch.optim.AdamW(layers, lr=learning_rate, weight_decay=MLP_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, NUM_STEPS)
     weights = class_weights(classes, num_classes)
     order = torch.empty(0, dtype=torch.long)
@@ -236,7 +241,7 @@ def cross_validate(
             raise ValueError("what it would learn from is not finite")
         if classifier == "linear":
             weighted = F.one_hot(classes, num_classes) * class_weights(classes, num_classes)[:, None]
-            weights, biases = fit_linear(values[learnt_from], weighted, DECAY)
+            weights, biases = fit_linear(values[learnt_from], weighted, DECAY, MAX_ITERATIONS)
             scores = values[tested] @ weights + biases
         else:
             layers = fit_mlp(values[learnt_from], classes, num_classes, seed)
