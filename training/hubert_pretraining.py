@@ -46,6 +46,7 @@ from speech_tokenizers.training.pseudo_labels import (
     label_all,
 )
 from speech_tokenizers.training.reporting import TrainingLog, draw_loss_curves, has_matplotlib
+from speech_tokenizers.training.spectral_stem import check_spectral_stem, init_spectral_stem
 from speech_tokenizers.training.units_fitting import fit_on_recordings, save_units
 
 
@@ -58,6 +59,8 @@ class LabelArguments:
         kind (`str`): `"mfcc"`, k-means of MFCC; `"layer"`, k-means of a layer of an encoder; or `"codes"`, those of a
             model of the common interface, such as a codec.
         num_clusters (`int`): Of the k-means.
+        subtract_mean (`bool`): Of MFCC, whether each recording's mean is taken off, so that labels tell less of its
+            level and microphone, which a front end that normalises cannot hear. The paper does not.
         layer (`int`): Of the encoder, counted from 1.
         model (`str`, *optional*): Folder or Hub id of the encoder or of the model with codes. The encoder defaults to
             that of the iteration before.
@@ -67,6 +70,7 @@ class LabelArguments:
 
     kind: str
     num_clusters: int = 100
+    subtract_mean: bool = False
     layer: int = 6
     model: str | None = None
     codebook: int = 0
@@ -144,6 +148,8 @@ class HubertPretrainingArguments:
             encoder as `final`.
         model (`dict`): Fields of the [`HubertMaskedPredictionConfig`].
         data ([`PretrainingDataArguments`]): The recordings.
+        stem_init (`str`): How the convolutional front end begins: `"random"`, as published, or `"spectral"`; see
+            [`init_spectral_stem`].
         iterations (`dict`): By name, in order.
         batch_seconds (`float`): Audio of a micro-batch, with padding, of one process.
         gradient_accumulation_steps (`int`): Micro-batches a step and process.
@@ -160,6 +166,7 @@ class HubertPretrainingArguments:
     model: dict[str, Any]
     data: PretrainingDataArguments
     iterations: dict[str, IterationArguments]
+    stem_init: str = "random"
     batch_seconds: float = 87.5
     gradient_accumulation_steps: int = 1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
@@ -176,6 +183,8 @@ class HubertPretrainingArguments:
     def __post_init__(self):
         if not self.iterations:
             raise ValueError("`iterations` must have at least one.")
+        if self.stem_init not in ("random", "spectral"):
+            raise ValueError(f"`stem_init` must be 'random' or 'spectral', but got {self.stem_init!r}.")
         if self.batch_seconds < self.data.max_seconds:
             raise ValueError(
                 f"`batch_seconds` ({self.batch_seconds}) must hold a recording of `data.max_seconds`"
@@ -406,7 +415,9 @@ def _check_model(args: HubertPretrainingArguments) -> HubertMaskedPredictionConf
     except StrictDataclassError as error:
         raise ValueError(str(error)) from error
     with torch.device("meta"):
-        HubertForMaskedPrediction(config)
+        model = HubertForMaskedPrediction(config)
+    if args.stem_init == "spectral":
+        check_spectral_stem(model.hubert.feature_extractor)
     for name, iteration in args.iterations.items():
         labels = iteration.labels
         if labels.kind == "layer" and labels.model is None and not 0 <= labels.layer <= config.num_hidden_layers:
@@ -453,6 +464,8 @@ def run_iteration(
     model = HubertForMaskedPrediction(config)
     if iteration.start_from == "previous":
         model.hubert.load_state_dict(load_file(previous / "model.safetensors"))
+    elif args.stem_init == "spectral":
+        init_spectral_stem(model.hubert.feature_extractor, recordings.sampling_rate)
     train_iteration(args, iteration, model, recordings, labels, folder)
     if processes.is_main_process:
         _save_encoder(model, recordings.sampling_rate, folder)
@@ -550,7 +563,7 @@ def make_labeler(
             temporary = path.with_suffix(f".tmp-{os.getpid()}")
             save_file({"centroids": fit_mfcc(args, recordings, seed)}, temporary)
             os.replace(temporary, path)
-        return MfccLabeler(load_file(path)["centroids"], recordings.sampling_rate)
+        return MfccLabeler(load_file(path)["centroids"], recordings.sampling_rate, args.subtract_mean)
     if args.kind == "codes":
         return CodesLabeler(load(args.model)[0], args.codebook, recordings.sampling_rate)
     units = folder / "units"
@@ -571,7 +584,8 @@ def fit_mfcc(args: LabelArguments, recordings: DecodedRecordings, seed: int) -> 
     for index in np.random.default_rng(seed).permutation(len(recordings)):
         recording = recordings[int(index)]
         if left > 0 and len(recording) >= 0.1 * recordings.sampling_rate:
-            parts.append(np.asarray(mfcc_features(as_float(recording), recordings.sampling_rate)))
+            features = mfcc_features(as_float(recording), recordings.sampling_rate, args.subtract_mean)
+            parts.append(np.asarray(features))
             left -= len(recording) / recordings.sampling_rate
     return fit_kmeans(np.concatenate(parts), args.num_clusters, seed=seed, description="k-means of MFCC").centroids
 

@@ -22,7 +22,9 @@ def num_mfcc_frames(num_samples: int, sampling_rate: int = 16000) -> int:
     return max(0, (num_samples - length) // hop + 1)
 
 
-def mfcc_features(waveform: torch.Tensor | np.ndarray, sampling_rate: int = 16000) -> torch.Tensor:
+def mfcc_features(
+    waveform: torch.Tensor | np.ndarray, sampling_rate: int = 16000, subtract_mean: bool = False
+) -> torch.Tensor:
     r"""
     Thirteen cepstral coefficients (the first stands for the energy), with their first and second differences in time.
 
@@ -32,6 +34,8 @@ def mfcc_features(waveform: torch.Tensor | np.ndarray, sampling_rate: int = 1600
     Args:
         waveform (`torch.Tensor` or `np.ndarray` of shape `(num_samples,)`): In [-1, 1].
         sampling_rate (`int`, *optional*, defaults to 16000): Its rate in Hz.
+        subtract_mean (`bool`, *optional*, defaults to `False`): Whether to take the mean over time off each
+            coefficient (cepstral mean normalisation).
 
     Returns:
         `torch.Tensor` of shape `(num_frames, 39)`, float32, on the CPU, 100 frames a second.
@@ -55,6 +59,8 @@ def mfcc_features(waveform: torch.Tensor | np.ndarray, sampling_rate: int = 1600
     cepstrum = np.concatenate([_cepstrum(block, sampling_rate) for block in blocks])
     deltas = _differences(cepstrum)
     features = np.concatenate([cepstrum, deltas, _differences(deltas)], axis=1)
+    if subtract_mean:
+        features -= features.mean(axis=0)
     return torch.from_numpy(features.astype(np.float32))
 
 

@@ -53,12 +53,13 @@ class MfccLabeler:
     Args:
         centroids (`torch.Tensor` of shape `(num_labels, 39)`): Of MFCC with their differences.
         sampling_rate (`int`, *optional*, defaults to 16000): Of the recordings.
+        subtract_mean (`bool`, *optional*, defaults to `False`): See [`mfcc_features`].
     """
 
     label_rate = 100.0
 
-    def __init__(self, centroids: torch.Tensor, sampling_rate: int = 16000):
-        self.centroids, self.sampling_rate = centroids, sampling_rate
+    def __init__(self, centroids: torch.Tensor, sampling_rate: int = 16000, subtract_mean: bool = False):
+        self.centroids, self.sampling_rate, self.subtract_mean = centroids, sampling_rate, subtract_mean
 
     @property
     def num_labels(self) -> int:
@@ -68,10 +69,11 @@ class MfccLabeler:
     @property
     def description(self) -> dict[str, Any]:
         """The kind of labels, and the centroids' checksum."""
-        return {"kind": "mfcc", "centroids": _checksum(self.centroids)}
+        description = {"kind": "mfcc", "centroids": _checksum(self.centroids)}
+        return {**description, "subtract_mean": True} if self.subtract_mean else description
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
-        features = [mfcc_features(waveform, self.sampling_rate) for waveform in waveforms]
+        features = [mfcc_features(waveform, self.sampling_rate, self.subtract_mean) for waveform in waveforms]
         return [assign(torch.as_tensor(row), self.centroids).numpy() for row in features]
 
 

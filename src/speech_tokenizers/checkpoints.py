@@ -7,6 +7,8 @@ from typing import Any
 
 
 DEFAULT_CHECKPOINT = "rvq-codec-16khz-4kbps"
+# Units that the demo shows.
+DEFAULT_UNITS = "dc-spin-small-16khz"
 
 
 def list_checkpoints() -> list[str]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Encode and decode a recording, say how well and how fast, and draw what happened: `python -m speech_tokenizers.demo`.
+Encode and decode a recording, say how well and how fast, and draw what happened; then draw its units:
+`python -m speech_tokenizers.demo`.
 """
 
 import argparse
@@ -9,12 +10,14 @@ import sys
 import time
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from speech_tokenizers.processing.audio_files import load_audio
 from speech_tokenizers.processing.code_files import AudioCodes
 from speech_tokenizers.processing.latent_files import AudioLatents
+from speech_tokenizers.unit_demo import show_units
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,57 +25,79 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, default=Path("demo"), help="folder for the results (default: demo)"
     )
     parser.add_argument("--audio", metavar="FILE", default=None, help="another recording than the package's")
-    parser.add_argument("--model", metavar="NAME", default=None, help="checkpoint name, folder or Hub id")
+    parser.add_argument(
+        "--model", metavar="NAME", default=None, help="checkpoint name, folder or Hub id (default: a codec, then units)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """
-    Write `decoded.wav`, `codes.safetensors` and `demo.png`, and print bit rate, speed and quality. Returns the exit
-    code.
+    Show a codec or units, by default one of each: write what they give and pictures, and print what was measured.
+    Returns the exit code.
     """
-    import torch
     from transformers.utils import logging
 
-    from speech_tokenizers.checkpoints import DEFAULT_CHECKPOINT, load
-    from speech_tokenizers.file_coding import decode_file, encode_file, is_continuous
+    from speech_tokenizers.checkpoints import DEFAULT_CHECKPOINT, DEFAULT_UNITS, load
+    from speech_tokenizers.file_coding import are_units
 
     logging.disable_progress_bar()
-    name = args.model or DEFAULT_CHECKPOINT
-    audio_path, codes_path, decoded_path = args.audio, args.output / "codes.safetensors", args.output / "decoded.wav"
     recording = resources.files("speech_tokenizers").joinpath("recordings", "sense_and_sensibility.flac")
+    names = [args.model] if args.model else [DEFAULT_CHECKPOINT, DEFAULT_UNITS]
     try:
         with resources.as_file(recording) as packaged_path:
             audio_path = packaged_path if args.audio is None else Path(args.audio)
-            model, _ = load(name)
-            recorded = load_audio(audio_path, model.sampling_rate)
-            # The first call of each layer sets it up, which is not what a longer recording would feel.
-            silence = model.encode(torch.zeros(1, 1, model.sampling_rate))
-            model.decode(silence.latents if is_continuous(model) else silence.audio_codes)
-            start = time.perf_counter()
-            codes = encode_file(model, audio_path, codes_path, model_name=name)
-            encoded = time.perf_counter()
-        decode_file(model, codes, decoded_path)
-        done = time.perf_counter()
+            for number, name in enumerate(names):
+                model, _ = load(name)
+                show = show_units if are_units(model) else show_codec
+                facts = show(model, name, audio_path, args.output)
+                print("\n" * min(number, 1) + "\n".join(f"{fact:<10}  {value}" for fact, value in facts.items()))
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    decoded = load_audio(decoded_path, model.sampling_rate)
-    picture_path = args.output / "demo.png"
-    draw(recorded, decoded, codes, picture_path)
+    return 0
 
-    facts = {
+
+def show_codec(model: Any, name: str, audio_path: Path, output: Path) -> dict[str, str]:
+    r"""
+    Write `codes.safetensors`, `decoded.wav` and `demo.png`.
+
+    Args:
+        model (`PreTrainedModel`): A codec, or a model of continuous tokens, in evaluation mode.
+        name (`str`): What it is called.
+        audio_path (`Path`): The recording.
+        output (`Path`): Folder for the results.
+
+    Returns:
+        `dict[str, str]`: Facts by name.
+    """
+    import torch
+
+    from speech_tokenizers.file_coding import decode_file, encode_file, is_continuous
+
+    codes_path, decoded_path, picture_path = (
+        output / file_name for file_name in ("codes.safetensors", "decoded.wav", "demo.png")
+    )
+    recorded = load_audio(audio_path, model.sampling_rate)
+    # The first call of each layer sets it up, which is not what a longer recording would feel.
+    silence = model.encode(torch.zeros(1, 1, model.sampling_rate))
+    model.decode(silence.latents if is_continuous(model) else silence.audio_codes)
+    start = time.perf_counter()
+    codes = encode_file(model, audio_path, codes_path, model_name=name)
+    encoded = time.perf_counter()
+    decode_file(model, codes, decoded_path)
+    done = time.perf_counter()
+    decoded = load_audio(decoded_path, model.sampling_rate)
+    draw(recorded, decoded, codes, picture_path)
+    return {
         "recording": f"{audio_path.name}, {codes.seconds:.1f} s at {codes.sampling_rate} Hz",
         "codec": f"{name}: {model.frame_rate:g} frames/s, {size_of(codes)}",
         "bit rate": f"{codes.bits_per_second / 1000:g} kbit/s; {codes.bits_per_second * codes.seconds / 8000:.1f} kB "
         f"instead of {len(recorded) * 2 / 1000:.0f} kB as 16-bit audio",
-        "encoding": _speed(encoded - start, codes.seconds),
-        "decoding": _speed(done - encoded, codes.seconds),
+        "encoding": speed(encoded - start, codes.seconds),
+        "decoding": speed(done - encoded, codes.seconds),
         **measure(recorded, decoded, codes.sampling_rate),
         "written": f"{decoded_path}, {codes_path}, {picture_path}",
     }
-    for fact, value in facts.items():
-        print(f"{fact:<10}  {value}")
-    return 0
 
 
 def size_of(codes: AudioCodes | AudioLatents) -> str:
@@ -164,7 +189,8 @@ def draw(recorded: np.ndarray, decoded: np.ndarray, codes: AudioCodes | AudioLat
     figure.savefig(path)
 
 
-def _speed(elapsed: float, seconds: float) -> str:
+def speed(elapsed: float, seconds: float) -> str:
+    """How long something took for so many seconds of audio."""
     import torch
 
     threads = torch.get_num_threads()

@@ -41,7 +41,7 @@ def encode_blocks(
     Returns:
         Iterator of `torch.LongTensor` of shape `(num_quantizers, num_frames)`, which follow each other.
     """
-    if _are_units(model):
+    if are_units(model):
         yield from (codes[:num_quantizers] for codes in WindowedEncoder(model).windows(blocks))
         return
     stream = CodecStream(model, num_quantizers=num_quantizers)
@@ -105,7 +105,7 @@ def decode_blocks(model: Any, audio_codes: np.ndarray, num_samples: int) -> Iter
     num_frames = audio_codes.shape[1]
     frames_per_block = max(1, round(_BLOCK_SECONDS * model.frame_rate))
     codes = torch.from_numpy(np.ascontiguousarray(audio_codes))[None].to(model.device)
-    if not _are_units(model):
+    if not are_units(model):
         stream = CodecStream(model)
         for start in range(0, num_frames, frames_per_block):
             yield stream.decode(codes[..., start : start + frames_per_block])[0, 0]
@@ -273,7 +273,7 @@ def fingerprint(model: Any) -> str:
     Two codecs of one shape decode each other's codes without an error, to noise; this tells them apart.
     """
     digest = hashlib.sha256()
-    if _are_units(model):
+    if are_units(model):
         tensors = list(model.centroids)
     elif is_continuous(model):
         if not bool(model.statistics.num_updates):
@@ -286,8 +286,8 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _are_units(model: Any) -> bool:
-    # Units of an encoder that hears all it is given; codecs can be streamed.
+def are_units(model: Any) -> bool:
+    r"""Whether a model gives units of an encoder that hears all it is given; codecs can be streamed."""
     return hasattr(model, "frame_span")
 
 

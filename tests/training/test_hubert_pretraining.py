@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoFeatureExtractor, AutoModel, HubertModel
+from transformers import AutoFeatureExtractor, AutoModel, HubertConfig, HubertModel
 
 from speech_tokenizers import cli
 from speech_tokenizers.modeling.configuration_hubert_masked_prediction import HubertMaskedPredictionConfig
@@ -28,6 +28,7 @@ from speech_tokenizers.training.hubert_pretraining import (
 )
 from speech_tokenizers.training.pseudo_labels import label_all
 from speech_tokenizers.training.reporting import read_log
+from speech_tokenizers.training.spectral_stem import init_spectral_stem
 
 
 MODEL = {
@@ -231,6 +232,25 @@ def test_the_model_learns_labels_that_depend_on_the_sound(recipe, tmp_path):
     assert shares < 0.8
 
 
+def test_a_spectral_stem_begins_only_what_begins_from_scratch(recipe, tmp_path):
+    iterations = {
+        "first": {"labels": {"kind": "mfcc", "num_clusters": 6, "subtract_mean": True}, "max_steps": 1},
+        "second": {"labels": {"kind": "layer", "layer": 1}, "max_steps": 1, "start_from": "previous"},
+    }
+    iterations["second"]["labels"]["num_clusters"] = 6
+    geometry = {"conv_dim": [8, 8, 8], "conv_kernel": [240, 2, 2], "conv_stride": [80, 2, 2]}
+    pretrain(load_pretraining_recipe(str(recipe(iterations=iterations, model=MODEL | geometry, stem_init="spectral"))))
+    name = "feature_extractor.conv_layers.0.conv.weight"
+    first, second = (
+        load_file(tmp_path / "run" / part / "encoder" / "model.safetensors")[name] for part in ("first", "second")
+    )
+    expected = HubertModel(HubertConfig(**MODEL | geometry)).feature_extractor
+    init_spectral_stem(expected)
+    # A step of Adam moves each value by its learning rate, and no more.
+    for filters in (first, second):
+        torch.testing.assert_close(filters, expected.conv_layers[0].conv.weight, rtol=0, atol=2e-3)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -247,6 +267,8 @@ def test_the_model_learns_labels_that_depend_on_the_sound(recipe, tmp_path):
         (["data.min_seconds=9"], "`data.min_seconds` must be positive and not above"),
         (["data.min_seconds=9", "data.max_seconds=10", "batch_seconds=20"], "Every recording is shorter than"),
         (["learning_rate=1"], "`learning_rate` is unknown"),
+        (["stem_init=gabor"], "`stem_init` must be 'random' or 'spectral'"),
+        (["stem_init=spectral"], "`conv_kernel[0]` is at least 128 samples, but it is 10"),
     ],
     ids=str,
 )

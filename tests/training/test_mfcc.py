@@ -84,6 +84,14 @@ def test_a_constant_level_is_silence():
     assert not silence[:, 13:].any()  # nothing changes in time
 
 
+def test_the_level_of_a_recording_leaves_with_its_mean():
+    waveform = np.random.default_rng(0).normal(0, 0.1, 8000)
+    quiet, loud = (mfcc_features(gain * waveform, subtract_mean=True) for gain in (0.1, 1.0))
+    torch.testing.assert_close(quiet, loud, rtol=0, atol=1e-3)
+    torch.testing.assert_close(loud.mean(0), torch.zeros(39), rtol=0, atol=1e-4)
+    assert (mfcc_features(0.1 * waveform) - mfcc_features(waveform)).abs().max() > 1
+
+
 def test_long_recordings_are_taken_in_blocks(monkeypatch):
     waveform = np.random.default_rng(0).uniform(-1, 1, 9000)
     whole = mfcc_features(waveform)

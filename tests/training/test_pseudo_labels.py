@@ -115,6 +115,15 @@ def test_mfcc_labels_are_the_nearest_centroids(decoded, tmp_path):
     assert len(labels[0]) == (len(decoded[0]) - 400) // 160 + 1
 
 
+def test_labels_less_the_mean_are_other_labels_of_their_own(decoded, tmp_path):
+    features = mfcc_features(as_float(decoded[0]), 16000, subtract_mean=True)
+    labeler = MfccLabeler(features[[3, 10, 20]], subtract_mean=True)
+    plain = label_all(decoded, MfccLabeler(features[[3, 10, 20]]), tmp_path, show_progress=False)
+    labels = label_all(decoded, labeler, tmp_path, show_progress=False)
+    assert labels[0][[3, 10, 20]].tolist() == [0, 1, 2]
+    assert labels[0].tolist() != plain[0].tolist()
+
+
 @pytest.mark.parametrize("codebook", [0, 2])
 def test_codes_of_a_codec_are_those_of_the_recording_alone(decoded, tmp_path, codebook):
     torch.manual_seed(0)
