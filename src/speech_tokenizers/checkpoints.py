@@ -61,16 +61,21 @@ def load(name_or_path: str | Path | None = None, dtype: Any = None, **kwargs: An
         kwargs: Passed to `AutoModel.from_pretrained`, such as `device_map`, `revision` or `trust_remote_code`.
 
     Returns:
-        `tuple`: The model ([`RVQCodecModel`] or another codec) and the feature extractor.
+        `tuple`: The model ([`RVQCodecModel`] or another of the common interface) and the feature extractor.
 
     Raises:
-        ValueError: If there is no such checkpoint.
+        ValueError: If there is no such checkpoint, or it has no feature extractor.
         OSError: If it cannot be downloaded or is damaged.
     """
     import torch
     from transformers import AutoFeatureExtractor, AutoModel
 
     checkpoint = find_checkpoint(name_or_path)
+    if (folder := Path(checkpoint)).is_dir() and not (folder / "preprocessor_config.json").is_file():
+        raise ValueError(
+            f"{checkpoint} has no preprocessor_config.json: it is a model without a feature extractor, such as a"
+            " vocoder alone. Load it by `AutoModel.from_pretrained`, or save its feature extractor beside it."
+        )
     shared = {
         name: kwargs[name]
         for name in ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")
