@@ -18,6 +18,7 @@ TEMPLATE = "card_template.md"
 TAGS = {
     "codec": ["neural-codec", "residual-vector-quantization"],
     "units": ["discrete-units", "k-means"],
+    "swapped units": ["discrete-units", "speaker-invariant"],
     "latents": ["continuous-tokens", "variational-autoencoder"],
 }
 # What the card's metadata may show of a results file: Hub name of the metric by score.
@@ -54,9 +55,12 @@ def describe_model(folder: Path) -> dict[str, Any]:
     if hasattr(config, "encoder_config"):
         described["family"] = "units"
         facts |= _unit_facts(config)
+        # Codes that were learnt by swapped prediction, rather than the centroids of clusters.
+        described["is_swapped"] = hasattr(config, "primary_codebook_size")
         described["has_vocoder"] = config.vocoder_config is not None
     elif described["family"] == "codec":
         facts |= _codec_facts(config)
+    described["tags"] = "swapped units" if described.get("is_swapped") else described["family"]
     weights = folder / "model.safetensors"
     if weights.is_file():
         with safe_open(weights, "pt") as tensors:
@@ -111,12 +115,20 @@ def _codec_facts(config: Any) -> dict[str, str]:
 
 def _unit_facts(config: Any) -> dict[str, str]:
     encoder = config.encoder_config
+    learnt = {}
+    if hasattr(config, "primary_codebook_size"):
+        auxiliary = config.auxiliary_codebook_size
+        learnt["learnt by"] = (
+            f"swapped prediction in {config.projection_dim} dimensions with the top {config.trainable_layers} layers"
+            + (f", beside an auxiliary codebook of {auxiliary} (DC-Spin)" if auxiliary else " (Spin)")
+        )
     return {
         "units": f"{config.num_quantizers} of {config.codebook_size} a frame",
         "bit rate": f"{config.bits_per_second:g} bit/s before runs of equal units are merged",
         "encoder": f"{encoder.model_type}, {encoder.hidden_size} dimensions, read at layer "
         + ", ".join(map(str, config.layers)),
         "batches": "units of a padded batch equal those alone" if config.padding_invariant else "as in transformers",
+        **learnt,
         "vocoder": "none" if config.vocoder_config is None else "attached, see `decode`",
     }
 
@@ -136,6 +148,7 @@ def loss_table(entries: list[dict[str, Any]], num_rows: int = 8) -> dict[str, An
     wanted = ("eval_mel", "eval_waveform", "eval_stoi", "loss", "mel", "waveform", "commitment", "discriminator")
     wanted += ("semantic_distillation", "contextual_distillation", "kl", "latent_ctc", "reconstruction_ctc")
     wanted += ("latent_rank", "active_dimensions")
+    wanted += ("primary_swapped_prediction_loss", "primary_accuracy", "auxiliary_swapped_prediction_loss")
     names = [name for name in wanted if isinstance(entries[-1].get(name), float)]
     places = sorted({round(i * (len(entries) - 1) / max(1, num_rows - 1)) for i in range(min(num_rows, len(entries)))})
     places = sorted({*places, len(entries) - 1})
@@ -288,7 +301,7 @@ def build_card(
         license=licence,
         library_name="transformers",
         pipeline_tag="feature-extraction",
-        tags=["audio-tokenizer", "speech", *TAGS[described["family"]]],
+        tags=["audio-tokenizer", "speech", *TAGS[described["tags"]]],
         datasets=datasets,
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=name if results else None,

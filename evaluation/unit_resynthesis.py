@@ -27,7 +27,8 @@ def resynthesize(system: EncodingSystem, audio_codes: np.ndarray, voice: str | N
     Args:
         system ([`EncodingSystem`]): Of a model with a vocoder, or of a codec.
         audio_codes (`np.ndarray` of shape `(num_quantizers, num_frames)`): What to speak.
-        voice (`str`, *optional*): Of a vocoder with several, one of its `speaker_names`. Defaults to the first.
+        voice (`str`, *optional*): Of a vocoder with several, one of its `speaker_names`. Defaults to its
+            `default_speaker`, or to the first.
 
     Returns:
         `np.ndarray` of shape `(num_samples,)` at 16 kHz.
@@ -52,7 +53,7 @@ def _voice_arguments(model: Any, voice: str | None) -> dict[str, torch.Tensor]:
     names = config.speaker_names or [str(number) for number in range(config.num_speakers)]
     if voice is not None and voice not in names:
         raise ValueError(f"the vocoder has no voice {voice!r}; it has {', '.join(names[:5])}, ...")
-    number = 0 if voice is None else names.index(voice)
+    number = (config.default_speaker or 0) if voice is None else names.index(voice)
     return {"speaker_ids": torch.tensor([number], device=model.device)}
 
 

@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recognizer", metavar="NAME", help="hears the units as the model's vocoder speaks them: see `evaluate`"
     )
-    parser.add_argument("--voice", metavar="SPEAKER", help="of the vocoder's; default: its first")
+    parser.add_argument("--voice", metavar="SPEAKER", help="of the vocoder's; default: its own, or the first")
     parser.add_argument(
         "--resynthesis-clips", type=int, default=60, help="clips that it speaks, drawn by the seed; default: 60"
     )

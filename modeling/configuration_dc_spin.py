@@ -67,6 +67,11 @@ class DCSpinConfig(UnitsConfig):
         return 1
 
     @property
+    def layers(self) -> list[int]:
+        """The layers that are read: one."""
+        return [self.encoder_layer]
+
+    @property
     def highest_layer(self) -> int:
         """The encoder's layers above are not needed."""
         return self.encoder_layer

@@ -39,6 +39,7 @@ class UnitVocoderConfig(PreTrainedConfig):
             hops.
         num_speakers (`int`, *optional*): Speakers that `speaker_ids` number.
         speaker_names (`list[str]`, *optional*): What the speakers are called, in the order of their numbers.
+        default_speaker (`int`, *optional*): Speaker of whoever names none. Without it, one must be named.
         speaker_embedding_dim (`int`, *optional*): Dimension of `speaker_embeddings`, in place of `num_speakers`.
         predicts_durations (`bool`, defaults to `False`): Also predict how many frames a unit lasts, for units that
             were de-duplicated.
@@ -62,6 +63,7 @@ class UnitVocoderConfig(PreTrainedConfig):
     n_fft: int | None = None
     num_speakers: int | None = None
     speaker_names: list[str] | None = None
+    default_speaker: int | None = None
     speaker_embedding_dim: int | None = None
     predicts_durations: bool = False
 
@@ -102,6 +104,11 @@ class UnitVocoderConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be at least 1, but got {value}.")
         if self.codebook_size < 2:
             raise ValueError(f"`codebook_size` must be at least 2, but got {self.codebook_size}.")
+        if self.default_speaker is not None and not 0 <= self.default_speaker < (self.num_speakers or 0):
+            raise ValueError(
+                f"`default_speaker` must lie below `num_speakers` ({self.num_speakers}), but got"
+                f" {self.default_speaker}."
+            )
         if self.n_fft % self.hop_length:
             raise ValueError(f"`n_fft` ({self.n_fft}) must be a multiple of `hop_length` ({self.hop_length}).")
         if (self.n_fft - self.hop_length) % 2:

@@ -151,7 +151,7 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
             durations (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Frames that each unit lasts, for
                 codes that were de-duplicated; what the mask leaves out lasts 0. Defaults to one each.
             speaker_ids (`torch.Tensor` of shape `(batch,)`, *optional*): Numbers of the speakers, of a model with
-                `num_speakers`.
+                `num_speakers`. Defaults to its `default_speaker`, if it has one.
             speaker_embeddings (`torch.Tensor` of shape `(batch, speaker_embedding_dim)`, *optional*): Vectors of the
                 speakers, of a model with `speaker_embedding_dim`.
             num_samples (`int` or `torch.Tensor` of shape `(batch,)`, *optional*): Length of the original, of each row
@@ -314,6 +314,8 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
         if wanted is None:
             return None
         speakers = given[wanted]
+        if speakers is None and config.default_speaker is not None:
+            speakers = torch.full((batch_size,), config.default_speaker, device=self.device)
         if speakers is None:
             raise ValueError(f"This vocoder has several voices; choose one with `{wanted}`.")
         expected = (batch_size,) if wanted == "speaker_ids" else (batch_size, config.speaker_embedding_dim)

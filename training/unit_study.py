@@ -136,7 +136,7 @@ def stages(args: UnitStudyArguments) -> Iterator[Stage]:
                     "output": units,
                     "codebook-size": args.codebook_size,
                     "seed": args.seed,
-                    "cache-dir": output / "frames" / name,
+                    "cache-dir": shared["data.cache_dir"],
                     "filter": [f"{column}={_values(value)}" for column, value in data.train_filter.items()],
                 }
                 arguments = ["fit-units", str(folder), data.train, *as_options({**options, **args.kmeans})]

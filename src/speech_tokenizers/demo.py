@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--audio", metavar="FILE", default=None, help="another recording than the package's")
     parser.add_argument(
-        "--model", metavar="NAME", default=None, help="checkpoint name, folder or Hub id (default: a codec, then units)"
+        "--model", metavar="NAME", default=None, help="checkpoint name, folder or Hub id; default: a codec, then units"
     )
 
 

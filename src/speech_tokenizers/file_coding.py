@@ -92,7 +92,8 @@ def decode_blocks(model: Any, audio_codes: np.ndarray, num_samples: int) -> Iter
     The audio of codes block by block, equal to that of all at once.
 
     Args:
-        model (`PreTrainedModel`): A codec, or units with a vocoder of a single voice, in evaluation mode.
+        model (`PreTrainedModel`): A codec, or units with a vocoder that has one voice or a
+            `default_speaker`, in evaluation mode.
         audio_codes (`np.ndarray` of shape `(num_quantizers, num_frames)`): What to decode.
         num_samples (`int`): Length of the recording.
 

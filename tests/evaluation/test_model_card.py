@@ -5,7 +5,7 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
-from speech_tokenizers import CSTConfig, CSTModel, DMCodecConfig, KMeansUnitsConfig
+from speech_tokenizers import CSTConfig, CSTModel, DCSpinConfig, DMCodecConfig, KMeansUnitsConfig
 from speech_tokenizers.evaluation import model_card
 from speech_tokenizers.evaluation.model_card import build_card, loss_table
 
@@ -132,6 +132,24 @@ def test_a_card_of_units_tells_how_to_get_them(tmp_path):
     text = str(build_card(tmp_path, "tiny-units"))
     assert "model.decode(" in text
     assert "no vocoder" not in text
+
+
+@pytest.mark.parametrize(("auxiliary", "learnt"), [(64, "an auxiliary codebook of 64 (DC-Spin)"), (None, "(Spin)")])
+def test_a_card_of_dc_spin_tells_how_its_units_were_learnt(tmp_path, auxiliary, learnt):
+    encoder = {"model_type": "hubert", "hidden_size": 96}
+    sizes = {"primary_codebook_size": 50, "auxiliary_codebook_size": auxiliary, "projection_dim": 32}
+    DCSpinConfig(encoder_config=encoder, encoder_layer=4, **sizes).save_pretrained(tmp_path)
+    text = str(build_card(tmp_path, "tiny-dc-spin"))
+    for wanted in (
+        "nearest code of a speech encoder's frame, learnt to stay the same in another voice",
+        "hubert, 96 dimensions, read at layer 4",
+        "swapped prediction in 32 dimensions with the top 2 layers",
+        learnt,
+        "- speaker-invariant",
+        "no vocoder is attached",
+    ):
+        assert wanted in text, wanted
+    assert "k-means" not in text
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,22 @@ def test_units_with_durations_are_their_frames(num_quantizers):
     assert longer.shape[-1] == 2 * frames.shape[-1]
 
 
+def test_a_default_speaker_speaks_for_whoever_names_none(tmp_path):
+    model, codes = make_vocoder(num_speakers=3, default_speaker=2, predicts_durations=True), make_codes()
+    named = torch.full((4,), 2)
+    assert torch.equal(model.decode(codes).audio_values, model.decode(codes, speaker_ids=named).audio_values)
+    assert torch.equal(model.predict_durations(codes), model.predict_durations(codes, speaker_ids=named))
+    others = model.decode(codes, speaker_ids=torch.zeros(4, dtype=torch.long)).audio_values
+    assert not torch.equal(model.decode(codes).audio_values, others)
+    model.save_pretrained(tmp_path)
+    assert UnitVocoderModel.from_pretrained(tmp_path).config.default_speaker == 2
+    with pytest.raises(ValueError, match="several voices"):
+        make_vocoder(num_speakers=3).decode(codes)
+    for fields in ({"num_speakers": 3, "default_speaker": 3}, {"default_speaker": 0}):
+        with pytest.raises(StrictDataclassError, match=r"`default_speaker` must lie below `num_speakers`"):
+            UnitVocoderConfig(**fields)
+
+
 def test_speakers_sound_different():
     for fields, speakers in (SPEAKERS["numbered"], SPEAKERS["embedded"]):
         model, codes = make_vocoder(**fields), make_codes()[:1].expand(4, -1, -1)
