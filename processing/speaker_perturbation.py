@@ -2,10 +2,14 @@
 r"""
 The same words by somebody else: random formants, fundamental frequency and equalizer, as Spin perturbs speakers.
 
+With noise on top it is the perturbation of R-Spin (https://huggingface.co/papers/2311.09117), for units that are to be
+the same in noise.
+
 The ranges are those of NANSY (https://huggingface.co/papers/2110.14513), ContentVec
 (https://huggingface.co/papers/2204.09224) and Spin (https://huggingface.co/papers/2305.11072).
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +24,7 @@ from .voice_change import change_voice
 BACKENDS = ("psola", "praat")
 GREATEST_GAIN = 12.0  # dB, of a band
 LEAST_QUALITY, GREATEST_QUALITY = 2.0, 5.0
+STEEPEST_NOISE = 2.0  # power falls with its frequency to this; 0 is white noise, 2 is brown
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,9 @@ class SpeakerChange:
         formant_ratio, f0_ratio, f0_range_ratio (`float`): See [`change_voice`]; 1 changes nothing.
         gains, qualities (`np.ndarray` of shape `(10,)`, *optional*): See [`equalizer_sections`]. `None` is no
             equalizer.
+        noise_snr (`float`, *optional*): Of the speech to the noise that is added, in dB. `None` adds none.
+        noise_slope (`float`): The power of the noise falls with its frequency to this.
+        noise_seed (`int`): Of the noise.
     """
 
     formant_ratio: float = 1.0
@@ -38,6 +46,9 @@ class SpeakerChange:
     f0_range_ratio: float = 1.0
     gains: np.ndarray | None = None
     qualities: np.ndarray | None = None
+    noise_snr: float | None = None
+    noise_slope: float = 0.0
+    noise_seed: int = 0
 
 
 class SpeakerPerturbation:
@@ -54,6 +65,8 @@ class SpeakerPerturbation:
         f0_range_ratio (pair of `float`, *optional*, defaults to `(1.0, 1.5)`): Of its range.
         equalizer (`bool`, *optional*, defaults to `True`): Whether a random equalizer of ten bands follows, with gains
             of up to 12 dB and Q between 2 and 5.
+        noise_snr (pair of `float`, *optional*): Bounds of the ratio of speech to added noise, in dB. The noise is
+            steady and its colour random, from white to brown. Spin adds none.
         backend (`str`, *optional*, defaults to `"psola"`): `"psola"`, [`change_voice`], or `"praat"`, what was
             published, which needs the extra `praat`, under the GPL.
         sampling_rate (`int`, *optional*, defaults to 16000): In Hz.
@@ -61,8 +74,8 @@ class SpeakerPerturbation:
         praat_seed (`int`, *optional*, defaults to 5489): See [`change_voice_by_praat`].
 
     Raises:
-        ValueError: If a pair does not rise from at least 1, the backend is unknown, or the sampling rate is too low
-            for the equalizer.
+        ValueError: If a pair of ratios does not rise from at least 1, or that of the noise not at all, the backend is
+            unknown, or the sampling rate is too low for the equalizer.
 
     Example:
 
@@ -78,6 +91,7 @@ class SpeakerPerturbation:
         f0_ratio: Sequence[float] | None = (1.0, 2.0),
         f0_range_ratio: Sequence[float] | None = (1.0, 1.5),
         equalizer: bool = True,
+        noise_snr: Sequence[float] | None = None,
         backend: str = "psola",
         sampling_rate: int = 16000,
         f0_floor: float = 60.0,
@@ -89,6 +103,8 @@ class SpeakerPerturbation:
         for name, pair in self.bounds.items():
             if pair is not None and (len(pair) != 2 or not 1 <= pair[0] <= pair[1] < np.inf):
                 raise ValueError(f"`{name}` must be a pair that rises from at least 1, or None, but got {pair}.")
+        if noise_snr is not None and (len(noise_snr) != 2 or not -np.inf < noise_snr[0] <= noise_snr[1] < np.inf):
+            raise ValueError(f"`noise_snr` must be a pair that rises, in dB, or None, but got {noise_snr}.")
         if backend not in BACKENDS:
             raise ValueError(f"`backend` must be one of {BACKENDS}, but got {backend!r}.")
         if equalizer and sampling_rate <= 2 * HIGHEST_CENTRE:
@@ -96,14 +112,15 @@ class SpeakerPerturbation:
                 f"`sampling_rate` must be above {2 * HIGHEST_CENTRE:g} Hz for the equalizer, but is {sampling_rate};"
                 " resample, or give equalizer=False."
             )
-        self.equalizer, self.backend, self.sampling_rate = equalizer, backend, sampling_rate
+        self.equalizer, self.noise_snr = equalizer, noise_snr
+        self.backend, self.sampling_rate = backend, sampling_rate
         self.f0_range: dict[str, Any] = {"f0_floor": f0_floor, "f0_ceiling": f0_ceiling, "narrow": narrow}
         self.praat_seed = praat_seed
 
     def draw(self, generator: np.random.Generator) -> SpeakerChange:
         r"""
         A random change. It takes the same numbers from `generator`, in the order of Spin's code, whichever parts are
-        switched off.
+        switched off; those of the noise come last, and only if there is some.
         """
         ratios = []
         for pair in self.bounds.values():
@@ -113,9 +130,17 @@ class SpeakerPerturbation:
         qualities = LEAST_QUALITY * (GREATEST_QUALITY / LEAST_QUALITY) ** generator.uniform(size=NUM_BANDS)
         gains = generator.uniform(-GREATEST_GAIN, GREATEST_GAIN, NUM_BANDS)
         formant_ratio, f0_ratio, f0_range_ratio = ratios
-        if not self.equalizer:
-            return SpeakerChange(formant_ratio, f0_ratio, f0_range_ratio)
-        return SpeakerChange(formant_ratio, f0_ratio, f0_range_ratio, gains, qualities)
+        change = SpeakerChange(formant_ratio, f0_ratio, f0_range_ratio)
+        if self.equalizer:
+            change = dataclasses.replace(change, gains=gains, qualities=qualities)
+        if self.noise_snr is not None:
+            change = dataclasses.replace(
+                change,
+                noise_snr=generator.uniform(*self.noise_snr),
+                noise_slope=generator.uniform(0.0, STEEPEST_NOISE),
+                noise_seed=int(generator.integers(2**63)),
+            )
+        return change
 
     def apply(self, waveform: np.ndarray, change: SpeakerChange) -> np.ndarray:
         r"""
@@ -145,8 +170,33 @@ class SpeakerPerturbation:
             changed = change_voice(waveform, self.sampling_rate, *ratios, **self.f0_range)
         if change.gains is not None and change.qualities is not None:
             changed = equalize(changed, equalizer_sections(change.gains, change.qualities, self.sampling_rate))
+        if change.noise_snr is not None:
+            noise = coloured_noise(len(changed), change.noise_slope, np.random.default_rng(change.noise_seed))
+            level = np.sqrt(np.mean(np.square(changed))) * 10 ** (-change.noise_snr / 20)
+            changed = changed + level * noise
         return np.clip(changed, -1.0, 1.0).astype(np.float32)
 
     def __call__(self, waveform: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         r"""[`apply`] to `waveform` what [`draw`] draws from `generator`."""
         return self.apply(waveform, self.draw(generator))
+
+
+def coloured_noise(num_samples: int, slope: float, generator: np.random.Generator) -> np.ndarray:
+    r"""
+    Gaussian noise without a mean whose power falls with the frequency to `slope`, of mean square 1.
+
+    Args:
+        num_samples (`int`): Its length.
+        slope (`float`): 0 is white, 1 pink and 2 brown.
+        generator (`np.random.Generator`): Draws it.
+
+    Returns:
+        `np.ndarray` of shape `(num_samples,)`; zeros where it is too short to have a frequency.
+    """
+    spectrum = np.fft.rfft(generator.standard_normal(num_samples))
+    frequencies = np.arange(len(spectrum), dtype=np.float64)
+    spectrum[1:] *= frequencies[1:] ** (-slope / 2)
+    spectrum[:1] = 0.0
+    noise = np.fft.irfft(spectrum, num_samples)
+    power = np.mean(np.square(noise))
+    return noise / np.sqrt(power) if power > 0 else noise

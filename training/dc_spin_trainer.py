@@ -49,6 +49,7 @@ class PerturbationArguments:
         formant_ratio, f0_ratio, f0_range_ratio (`list` of two `float`, *optional*): Bounds; `null` switches a part
             off. For tone languages both of the fundamental frequency should be off.
         equalizer (`bool`): Whether there is one.
+        noise_snr (`list` of two `float`, *optional*): Bounds in dB of noise to add; `null` adds none, as in Spin.
         backend (`str`): `"psola"`, or `"praat"` with the extra of that name.
         f0_floor, f0_ceiling (`float`): In Hz.
     """
@@ -57,6 +58,7 @@ class PerturbationArguments:
     f0_ratio: list[float] | None = field(default_factory=lambda: [1.0, 2.0])
     f0_range_ratio: list[float] | None = field(default_factory=lambda: [1.0, 1.5])
     equalizer: bool = True
+    noise_snr: list[float] | None = None
     backend: str = "psola"
     f0_floor: float = 60.0
     f0_ceiling: float = 500.0

@@ -16,7 +16,7 @@ from scipy import signal
 from scipy.linalg import solve_toeplitz
 
 from speech_tokenizers.processing.pitch_tracking import track_pitch
-from speech_tokenizers.processing.speaker_perturbation import SpeakerChange, SpeakerPerturbation
+from speech_tokenizers.processing.speaker_perturbation import SpeakerChange, SpeakerPerturbation, coloured_noise
 from speech_tokenizers.processing.voice_change import change_voice
 
 
@@ -197,6 +197,36 @@ def test_parts_that_are_off_change_nothing_and_move_no_draw(expected):
     assert np.median(np.abs(after.frequencies[both] / before.frequencies[both] - 1)) < 0.01
 
 
+@pytest.mark.parametrize("snr", [-5.0, 10.0])
+def test_noise_is_as_loud_as_asked_and_comes_last(expected, snr):
+    speech = 0.3 * expected["speech_f.input"] / np.abs(expected["speech_f.input"]).max()
+    quiet, noisy = (SpeakerPerturbation(noise_snr=noise) for noise in (None, (snr, snr)))
+    without, within = (one.draw(np.random.default_rng(3)) for one in (quiet, noisy))
+    assert without.noise_snr is None
+    assert (within.formant_ratio, within.f0_ratio, within.gains[0]) == (
+        without.formant_ratio,
+        without.f0_ratio,
+        without.gains[0],
+    )
+    clean, disturbed = quiet.apply(speech, without).astype(np.float64), noisy.apply(speech, within)
+    whole = np.abs(disturbed) < 1  # what was clipped is less of both
+    assert whole.mean() > 0.95
+    measured = 10 * np.log10(np.mean(clean**2) / np.mean((disturbed - clean)[whole] ** 2))
+    assert measured == pytest.approx(snr, abs=0.5)
+    np.testing.assert_array_equal(noisy.apply(speech, within), disturbed)
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0, 2.0])
+def test_the_power_of_noise_falls_by_its_slope(slope):
+    noise = coloured_noise(1 << 16, slope, np.random.default_rng(0))
+    assert np.mean(noise**2) == pytest.approx(1)
+    frequencies, power = signal.welch(noise, RATE, nperseg=2048)
+    within = (frequencies > 100) & (frequencies < 7000)
+    fitted = np.polyfit(np.log(frequencies[within]), np.log(power[within]), 1)[0]
+    assert -fitted == pytest.approx(slope, abs=0.1)
+    assert not coloured_noise(1, slope, np.random.default_rng(0)).any()
+
+
 def test_half_of_the_ratios_are_inverted():
     generator, perturbation = np.random.default_rng(0), SpeakerPerturbation()
     ratios = np.array([perturbation.draw(generator).f0_ratio for _ in range(400)])
@@ -215,6 +245,9 @@ def test_what_cannot_be_is_refused():
         perturbation(np.zeros((1, 100)), generator)
     with pytest.raises(ValueError, match="`f0_ratio` must be a pair"):
         SpeakerPerturbation(f0_ratio=(0.5, 2.0))
+    for noise in ((20.0, 5.0), (5.0,), (0.0, np.inf)):
+        with pytest.raises(ValueError, match="`noise_snr` must be a pair that rises, in dB"):
+            SpeakerPerturbation(noise_snr=noise)
     with pytest.raises(ValueError, match="`backend` must be one of"):
         SpeakerPerturbation(backend="world")
     with pytest.raises(ValueError, match="equalizer=False"):
