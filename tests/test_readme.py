@@ -8,17 +8,9 @@ from pathlib import Path
 
 import pytest
 import soundfile
-import torch
-from transformers import HubertConfig
 
 from speech_tokenizers import (
     DEFAULT_CHECKPOINT,
-    DCSpinConfig,
-    DCSpinFeatureExtractor,
-    DCSpinModel,
-    KMeansUnitsConfig,
-    KMeansUnitsFeatureExtractor,
-    KMeansUnitsModel,
     list_checkpoints,
     load_audio,
 )
@@ -35,33 +27,8 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "recordings").mkdir()
     for name, start, end in (("a", 0, 40000), ("b", 40000, 75000), ("c", 80000, 145001)):
         soundfile.write(tmp_path / "recordings" / f"{name}.wav", speech[start:end], 16000)
-    save_tiny_units(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def save_tiny_units(folder):
-    """Untrained units where the commands of the README leave trained ones."""
-    torch.manual_seed(0)
-    encoder = HubertConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        conv_dim=(8,) * 7,
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-    )
-    units = KMeansUnitsModel(KMeansUnitsConfig(encoder_config=encoder, layers=[2], codebook_size=10))
-    units.set_centroids(torch.randn(1, 10, 16))
-    sizes = {"projection_dim": 8, "primary_codebook_size": 10, "auxiliary_codebook_size": None}
-    dc_spin = DCSpinModel(DCSpinConfig(encoder_config=encoder, encoder_layer=2, **sizes))
-    for model, extractor, name in (
-        (units, KMeansUnitsFeatureExtractor, "my-units"),
-        (dc_spin, DCSpinFeatureExtractor, "runs/dc-spin-16khz/final"),
-    ):
-        model.save_pretrained(folder / name)
-        extractor(sampling_rate=16000).save_pretrained(folder / name)
 
 
 def test_python_blocks_run(folder):
@@ -71,6 +38,8 @@ def test_python_blocks_run(folder):
 
     assert names["decoded"].audio_values.shape[-1] == 65280  # the longest recording, in whole frames
     assert names["audio"].shape == names["waveform"].shape
+    assert names["spoken"].audio_values.shape[:2] == (3, 1)
+    assert names["live_units"].shape == (1, 1, names["units"].get_encoded_length(len(names["speech"][0])))
     assert names["trainer"].state.global_step == 4
     assert (folder / "my-codec" / "preprocessor_config.json").is_file()
     assert (folder / "my-codec-with-code" / "modeling_rvq_codec.py").is_file()

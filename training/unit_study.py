@@ -21,7 +21,8 @@ from speech_tokenizers.training.arguments import keep_recipe, load_recipe
 from speech_tokenizers.training.child_process import Stopped, run_command
 
 
-QUANTIZERS = ("kmeans", "spin", "dc_spin")
+# Units that swapped prediction learns, by name: what differs in the recipe of `dc_spin`.
+VARIANTS: dict[str, dict[str, Any]] = {"spin": {"model.auxiliary_codebook_size": None}, "dc_spin": {}}
 
 
 @dataclass
@@ -67,10 +68,12 @@ class UnitStudyArguments:
         output_dir (`str`): Gets `encoders`, `units`, `vocoders` and the `results`.
         encoder (`str`): Folder or Hub id of the speech encoder (stage I).
         data ([`StudyDataArguments`]): The recordings.
-        quantizers (`list[str]`): Of `QUANTIZERS`.
+        variants (`dict`): Units by swapped prediction, by name, each with the settings of `dc_spin` that differ.
+        quantizers (`list[str]`, *optional*): What is compared, `kmeans` or names of `variants`. Defaults to all.
+        skip (`list[str]`): Units that are left out nonetheless, such as `base-spin`.
         codebook_size (`int`): Units of each.
         kmeans (`dict`): Options of `speech-tokenizers fit-units`, such as `layers`.
-        dc_spin ([`StageArguments`]): Of Spin, which has no auxiliary codebook, and of DC-Spin alike.
+        dc_spin ([`StageArguments`]): Of all `variants`.
         finetuning ([`StageArguments`], *optional*): Stage II. Without it, the encoder is only taken as it is.
         vocoder ([`StageArguments`], *optional*): That speaks the units; one for each. Without it, they are not spoken.
         evaluation (`dict`): Options of `speech-tokenizers evaluate units`, such as `recognizer`.
@@ -81,7 +84,9 @@ class UnitStudyArguments:
     encoder: str
     data: StudyDataArguments
     dc_spin: StageArguments
-    quantizers: list[str] = field(default_factory=lambda: list(QUANTIZERS))
+    variants: dict[str, dict[str, Any]] = field(default_factory=lambda: dict(VARIANTS))
+    quantizers: list[str] | None = None
+    skip: list[str] = field(default_factory=list)
     codebook_size: int = 100
     kmeans: dict[str, Any] = field(default_factory=dict)
     finetuning: StageArguments | None = None
@@ -90,10 +95,24 @@ class UnitStudyArguments:
     seed: int = 0
 
     def __post_init__(self):
-        if unknown := [name for name in self.quantizers if name not in QUANTIZERS]:
-            raise ValueError(f"`quantizers` must be among {', '.join(QUANTIZERS)}, but got {unknown[0]!r}.")
-        if not self.quantizers:
-            raise ValueError(f"`quantizers` must name at least one of {', '.join(QUANTIZERS)}.")
+        known = ["kmeans", *self.variants]
+        self.quantizers = known if self.quantizers is None else self.quantizers
+        if unknown := [name for name in self.quantizers if name not in known]:
+            raise ValueError(f"`quantizers` must be among {', '.join(known)}, but got {unknown[0]!r}.")
+        if unknown := [name for name in self.skip if name not in all_units(self)]:
+            raise ValueError(f"`skip` must be among {', '.join(all_units(self))}, but got {unknown[0]!r}.")
+        if not compared_units(self):
+            raise ValueError(f"`quantizers` must name at least one of {', '.join(known)}, and `skip` not all units.")
+
+
+def all_units(args: UnitStudyArguments) -> list[str]:
+    r"""Each encoder with each quantizer, such as `base-kmeans`."""
+    return [f"{encoder}-{quantizer}" for encoder in encoders(args) for quantizer in args.quantizers or []]
+
+
+def compared_units(args: UnitStudyArguments) -> list[str]:
+    r"""Those that are not skipped."""
+    return [name for name in all_units(args) if name not in args.skip]
 
 
 class Stage(NamedTuple):
@@ -128,8 +147,10 @@ def stages(args: UnitStudyArguments) -> Iterator[Stage]:
                 _training(args.finetuning, shared | settings),
                 Path(folder) / "trainer_state.json",  # what is written last
             )
-        for quantizer in args.quantizers:
-            name = f"{encoder}-{quantizer}"
+        for name in compared_units(args):
+            owner, _, quantizer = name.partition("-")
+            if owner != encoder:
+                continue
             units = units_folder(args, name)
             if quantizer == "kmeans":
                 options = {
@@ -147,9 +168,7 @@ def stages(args: UnitStudyArguments) -> Iterator[Stage]:
                     "model.primary_codebook_size": args.codebook_size,
                     "seed": args.seed,
                 }
-                stage = args.dc_spin
-                if quantizer == "spin":
-                    stage = StageArguments(stage.recipe, {**stage.overrides, "model.auxiliary_codebook_size": None})
+                stage = StageArguments(args.dc_spin.recipe, {**args.dc_spin.overrides, **args.variants[quantizer]})
                 arguments = _training(stage, shared | settings)
             yield Stage(f"units {name}", arguments, units / "config.json")
             if args.vocoder is not None:
@@ -243,9 +262,8 @@ def compare_units(args: UnitStudyArguments) -> int:
             continue
         print(f"{stage.title}: speech-tokenizers {' '.join(stage.arguments)}", file=sys.stderr)
         _run(stage)
-    names = [f"{encoder}-{quantizer}" for encoder in encoders(args) for quantizer in args.quantizers]
     options = {
-        "systems": [f"{name}={spoken_units(args, name)}" for name in names],
+        "systems": [f"{name}={spoken_units(args, name)}" for name in compared_units(args)],
         "data": args.data.evaluation,
         "filter": [f"{column}={_values(value)}" for column, value in args.data.evaluation_filter.items()],
         "labels": args.data.labels,
