@@ -80,6 +80,12 @@ class UnitVocoderConfig(PreTrainedConfig):
         return self.sampling_rate / self.hop_length
 
     @property
+    def has_default_voice(self) -> bool:
+        """Whether it speaks without being told in whose voice."""
+        is_single = self.num_speakers is None and self.speaker_embedding_dim is None
+        return is_single or self.default_speaker is not None
+
+    @property
     def bits_per_second(self) -> float:
         """Nominal bit rate of the codes, in bit/s."""
         return self.frame_rate * self.num_quantizers * math.log2(self.codebook_size)

@@ -102,3 +102,4 @@ def test_the_default_checkpoints_are_intelligible_and_phonetic(tmp_path, capsys)
     assert "50 frames/s" in facts["units"]
     [line] = load_unit_lines(tmp_path / "units.jsonl")
     assert len(np.unique(line.units)) > 40
+    assert len(load_audio(tmp_path / "units.wav", 16000)) == len(load_audio(tmp_path / "decoded.wav", 16000))

@@ -17,7 +17,8 @@ SECONDS_PER_ROW = 4.0
 
 def show_units(model: Any, name: str, audio_path: Path, output: Path) -> dict[str, str]:
     r"""
-    Write the units of a recording, de-duplicated, as `units.jsonl`, and draw them as `units.png`.
+    Write the units of a recording, de-duplicated, as `units.jsonl`, draw them as `units.png` and, if the model has a
+    vocoder with a voice to speak in, let it say them in `units.wav`.
 
     Args:
         model (`PreTrainedModel`): Units of one codebook, in evaluation mode.
@@ -32,16 +33,22 @@ def show_units(model: Any, name: str, audio_path: Path, output: Path) -> dict[st
         ValueError: If the model has several codebooks, or the recording cannot be read.
     """
     from speech_tokenizers.demo import speed
-    from speech_tokenizers.file_coding import encode_file
+    from speech_tokenizers.file_coding import decode_file, encode_file
 
     if model.config.num_quantizers != 1:
         raise ValueError(f"{name} has {model.config.num_quantizers} codebooks; the demo draws units of one.")
     waveform = load_audio(audio_path, model.sampling_rate)
     start = time.perf_counter()
-    codes = encode_file(model, audio_path, output / "units.safetensors", model_name=name)
+    codes_path, lines_path, picture_path, spoken_path = (
+        output / f"units.{suffix}" for suffix in ("safetensors", "jsonl", "png", "wav")
+    )
+    codes = encode_file(model, audio_path, codes_path, model_name=name)
     elapsed = time.perf_counter() - start
+    written = [picture_path, lines_path, codes_path]
+    if model.vocoder is not None and model.vocoder.config.has_default_voice:
+        decode_file(model, codes, spoken_path)
+        written.append(spoken_path)
     units, durations = deduplicate(codes.audio_codes[0])
-    lines_path, picture_path = output / "units.jsonl", output / "units.png"
     lines_path.write_text(format_unit_line(UnitLine(audio_path.name, units, durations)) + "\n", encoding="utf-8")
     draw_units(waveform, model.sampling_rate, model.hop_length, units, durations, picture_path)
     beginning = " ".join(f"{unit}x{duration}" for unit, duration in zip(units[:12], durations[:12], strict=True))
@@ -49,10 +56,10 @@ def show_units(model: Any, name: str, audio_path: Path, output: Path) -> dict[st
         "recording": f"{audio_path.name}, {codes.seconds:.1f} s at {codes.sampling_rate} Hz",
         "units": f"{name}: {model.frame_rate:g} frames/s, {codes.codebook_size} units",
         "in runs": f"{len(units)} of {codes.num_frames} frames, {len(units) / codes.seconds:.1f} a second",
-        "beginning": beginning,
+        "beginning": f"{beginning} ...",
         "bit rate": f"{codes.bits_per_second:.0f} bit/s, before runs are merged",
         "encoding": speed(elapsed, codes.seconds),
-        "written": f"{lines_path}, {output / 'units.safetensors'}, {picture_path}",
+        "written": ", ".join(map(str, written)),
     }
 
 

@@ -121,6 +121,8 @@ def test_a_default_speaker_speaks_for_whoever_names_none(tmp_path):
     assert not torch.equal(model.decode(codes).audio_values, others)
     model.save_pretrained(tmp_path)
     assert UnitVocoderModel.from_pretrained(tmp_path).config.default_speaker == 2
+    voices = [{}, {"num_speakers": 3}, {"speaker_embedding_dim": 5}, {"num_speakers": 3, "default_speaker": 0}]
+    assert [UnitVocoderConfig(**fields).has_default_voice for fields in voices] == [True, False, False, True]
     with pytest.raises(ValueError, match="several voices"):
         make_vocoder(num_speakers=3).decode(codes)
     for fields in ({"num_speakers": 3, "default_speaker": 3}, {"default_speaker": 0}):
