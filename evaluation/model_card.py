@@ -124,7 +124,7 @@ def _unit_facts(config: Any) -> dict[str, str]:
         )
     return {
         "units": f"{config.num_quantizers} of {config.codebook_size} a frame",
-        "bit rate": f"{config.bits_per_second:g} bit/s before runs of equal units are merged",
+        "bit rate": f"{config.bits_per_second:.0f} bit/s before runs of equal units are merged",
         "encoder": f"{encoder.model_type}, {encoder.hidden_size} dimensions, read at layer "
         + ", ".join(map(str, config.layers)),
         "batches": "units of a padded batch equal those alone" if config.padding_invariant else "as in transformers",

@@ -112,7 +112,7 @@ class UnitVocoderConfig(PreTrainedConfig):
             raise ValueError(f"`codebook_size` must be at least 2, but got {self.codebook_size}.")
         if self.default_speaker is not None and not 0 <= self.default_speaker < (self.num_speakers or 0):
             raise ValueError(
-                f"`default_speaker` must lie below `num_speakers` ({self.num_speakers}), but got"
+                f"`default_speaker` must lie below `num_speakers` ({self.num_speakers or 0}), but got"
                 f" {self.default_speaker}."
             )
         if self.n_fft % self.hop_length:

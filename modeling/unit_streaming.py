@@ -78,10 +78,18 @@ class UnitStream:
             `torch.LongTensor` of shape `(num_quantizers, num_frames)`: Codes of the frames that are new; often none.
 
         Raises:
-            ValueError: If the samples are not in one row.
+            TypeError: If they are no tensor of floating point.
+            ValueError: If the samples are not in one row, or not finite.
         """
+        if not isinstance(samples, torch.Tensor) or not samples.is_floating_point():
+            kind = getattr(samples, "dtype", type(samples).__name__)
+            raise TypeError(
+                f"`samples` must be a tensor of floating point, but is {kind}; `torch.from_numpy` makes one."
+            )
         if samples.dim() != 1:
             raise ValueError(f"`samples` must have shape (num_samples,), but has {tuple(samples.shape)}.")
+        if not samples.isfinite().all():
+            raise ValueError("`samples` has NaN or infinity.")
         hop = self.model.hop_length
         self._held = torch.cat([self._held, samples.detach().float().cpu()])
         codes = []

@@ -24,6 +24,7 @@ from .voice_change import change_voice
 BACKENDS = ("psola", "praat")
 GREATEST_GAIN = 12.0  # dB, of a band
 LEAST_QUALITY, GREATEST_QUALITY = 2.0, 5.0
+LOWEST_NOISE = 100.0  # Hz
 STEEPEST_NOISE = 2.0  # power falls with its frequency to this; 0 is white noise, 2 is brown
 
 
@@ -103,7 +104,7 @@ class SpeakerPerturbation:
         for name, pair in self.bounds.items():
             if pair is not None and (len(pair) != 2 or not 1 <= pair[0] <= pair[1] < np.inf):
                 raise ValueError(f"`{name}` must be a pair that rises from at least 1, or None, but got {pair}.")
-        if noise_snr is not None and (len(noise_snr) != 2 or not -np.inf < noise_snr[0] <= noise_snr[1] < np.inf):
+        if noise_snr is not None and not _is_rising_pair(noise_snr):
             raise ValueError(f"`noise_snr` must be a pair that rises, in dB, or None, but got {noise_snr}.")
         if backend not in BACKENDS:
             raise ValueError(f"`backend` must be one of {BACKENDS}, but got {backend!r}.")
@@ -146,7 +147,7 @@ class SpeakerPerturbation:
         r"""
         Args:
             waveform (`np.ndarray` of shape `(num_samples,)`): Speech of one speaker, in [-1, 1]. Where nothing is
-                voiced, the equalizer alone acts.
+                voiced, the equalizer and the noise alone act.
             change ([`SpeakerChange`]): What to do.
 
         Returns:
@@ -171,7 +172,9 @@ class SpeakerPerturbation:
         if change.gains is not None and change.qualities is not None:
             changed = equalize(changed, equalizer_sections(change.gains, change.qualities, self.sampling_rate))
         if change.noise_snr is not None:
-            noise = coloured_noise(len(changed), change.noise_slope, np.random.default_rng(change.noise_seed))
+            noise = coloured_noise(
+                len(changed), change.noise_slope, np.random.default_rng(change.noise_seed), self.sampling_rate
+            )
             level = np.sqrt(np.mean(np.square(changed))) * 10 ** (-change.noise_snr / 20)
             changed = changed + level * noise
         return np.clip(changed, -1.0, 1.0).astype(np.float32)
@@ -181,22 +184,29 @@ class SpeakerPerturbation:
         return self.apply(waveform, self.draw(generator))
 
 
-def coloured_noise(num_samples: int, slope: float, generator: np.random.Generator) -> np.ndarray:
+def _is_rising_pair(pair: Any) -> bool:
+    return np.shape(pair) == (2,) and bool(-np.inf < pair[0] <= pair[1] < np.inf)
+
+
+def coloured_noise(num_samples: int, slope: float, generator: np.random.Generator, sampling_rate: int) -> np.ndarray:
     r"""
-    Gaussian noise without a mean whose power falls with the frequency to `slope`, of mean square 1.
+    Gaussian noise whose power falls with the frequency to `slope`, from 100 Hz on, below which there is none: what
+    cannot be heard should not count as noise. Its mean square is 1.
 
     Args:
         num_samples (`int`): Its length.
         slope (`float`): 0 is white, 1 pink and 2 brown.
         generator (`np.random.Generator`): Draws it.
+        sampling_rate (`int`): In Hz.
 
     Returns:
-        `np.ndarray` of shape `(num_samples,)`; zeros where it is too short to have a frequency.
+        `np.ndarray` of shape `(num_samples,)`; zeros where it is too short to have such a frequency.
     """
     spectrum = np.fft.rfft(generator.standard_normal(num_samples))
-    frequencies = np.arange(len(spectrum), dtype=np.float64)
-    spectrum[1:] *= frequencies[1:] ** (-slope / 2)
-    spectrum[:1] = 0.0
+    frequencies = np.fft.rfftfreq(num_samples, 1 / sampling_rate)
+    audible = frequencies >= LOWEST_NOISE
+    spectrum[audible] *= frequencies[audible] ** (-slope / 2)
+    spectrum[~audible] = 0.0
     noise = np.fft.irfft(spectrum, num_samples)
     power = np.mean(np.square(noise))
     return noise / np.sqrt(power) if power > 0 else noise

@@ -55,6 +55,13 @@ def test_the_demo_takes_another_recording_and_refuses_a_broken_one(tmp_path, tin
     assert capsys.readouterr().err.count("\n") <= 2
 
 
+def test_what_is_too_short_to_be_measured_is_said(tmp_path, tiny_checkpoint, write_audio, capsys):
+    path = write_audio(tmp_path / "a.wav", 0.1)
+    assert main(["demo", "--model", str(tiny_checkpoint), "--audio", str(path), "-o", str(tmp_path / "out")]) == 2
+    assert "is shorter than 0.5 s" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_original_scores_full_marks():
     speech = np.random.default_rng(0).standard_normal(16000) * np.abs(np.sin(np.arange(16000) / 800))
     scores = measure(speech, speech, 16000)
@@ -93,7 +100,7 @@ def test_a_run_is_drawn_where_it_is_and_as_long_as_it_lasts(tmp_path):
 
 
 @pytest.mark.skipif(not list_checkpoints(), reason="this tree carries no checkpoint")
-def test_the_default_checkpoints_are_intelligible_and_phonetic(tmp_path, capsys):
+def test_the_default_checkpoints_are_intelligible_and_use_many_units(tmp_path, capsys):
     assert main(["demo", "-o", str(tmp_path)]) == 0
     codec, units = capsys.readouterr().out.split("\n\n")
     scores = dict(line.split(maxsplit=1) for line in codec.splitlines())

@@ -284,15 +284,17 @@ def train_dc_spin(args: DCSpinTrainingArguments) -> Path:
             from.
     """
     output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
     processes = PartialState()
-    with processes.main_process_first():
-        keep_recipe(output / "recipe.yaml", args)
     final = output / "final"
-    if (final / "config.json").is_file():
+    is_finished = (final / "config.json").is_file()
+    if not is_finished:
+        model = build_model(args)
+        recordings = _decoded(args, model.sampling_rate, processes)
+    with processes.main_process_first():
+        output.mkdir(parents=True, exist_ok=True)
+        keep_recipe(output / "recipe.yaml", args)  # not before: what could not begin may begin otherwise
+    if is_finished:
         return final
-    model = build_model(args)
-    recordings = _decoded(args, model.sampling_rate, processes)
     checkpoint = newest_checkpoint(output / "checkpoints")
     last_step = 0 if checkpoint is None else int(checkpoint.name.removeprefix("checkpoint-"))
     perturbation = SpeakerPerturbation(**dataclasses.asdict(args.perturbation), sampling_rate=model.sampling_rate)

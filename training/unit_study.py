@@ -95,24 +95,30 @@ class UnitStudyArguments:
     seed: int = 0
 
     def __post_init__(self):
+        if "kmeans" in self.variants:
+            raise ValueError("`variants` must not be called `kmeans`, which is the baseline.")
         known = ["kmeans", *self.variants]
-        self.quantizers = known if self.quantizers is None else self.quantizers
+        self.quantizers = known if self.quantizers is None else list(dict.fromkeys(self.quantizers))
         if unknown := [name for name in self.quantizers if name not in known]:
             raise ValueError(f"`quantizers` must be among {', '.join(known)}, but got {unknown[0]!r}.")
-        if unknown := [name for name in self.skip if name not in all_units(self)]:
-            raise ValueError(f"`skip` must be among {', '.join(all_units(self))}, but got {unknown[0]!r}.")
+        skippable = [f"{encoder}-{quantizer}" for encoder in encoders(self) for quantizer in known]
+        if unknown := [name for name in self.skip if name not in skippable]:
+            raise ValueError(f"`skip` must be among {', '.join(skippable)}, but got {unknown[0]!r}.")
         if not compared_units(self):
             raise ValueError(f"`quantizers` must name at least one of {', '.join(known)}, and `skip` not all units.")
+        from speech_tokenizers.training.dc_spin_trainer import DCSpinTrainingArguments
 
-
-def all_units(args: UnitStudyArguments) -> list[str]:
-    r"""Each encoder with each quantizer, such as `base-kmeans`."""
-    return [f"{encoder}-{quantizer}" for encoder in encoders(args) for quantizer in args.quantizers or []]
+        for name in self.variants:
+            # Its keys are looked at now, not after the hours of the stages before it.
+            given = {"data.train": "", "output_dir": "", "model.encoder": "", **self.dc_spin.overrides}
+            overrides = [f"{key}={json.dumps(value)}" for key, value in {**given, **self.variants[name]}.items()]
+            load_recipe(self.dc_spin.recipe, overrides, DCSpinTrainingArguments)
 
 
 def compared_units(args: UnitStudyArguments) -> list[str]:
-    r"""Those that are not skipped."""
-    return [name for name in all_units(args) if name not in args.skip]
+    r"""Each encoder with each quantizer, such as `base-kmeans`, less what is skipped."""
+    names = [f"{encoder}-{quantizer}" for encoder in encoders(args) for quantizer in args.quantizers or []]
+    return [name for name in names if name not in args.skip]
 
 
 class Stage(NamedTuple):
@@ -139,7 +145,8 @@ def stages(args: UnitStudyArguments) -> Iterator[Stage]:
         "data.cache_dir": data.cache_dir or str(output / "audio_cache"),
     }
     for encoder, folder in encoders(args).items():
-        if encoder == "finetuned":
+        of_encoder = [name for name in compared_units(args) if name.startswith(f"{encoder}-")]
+        if encoder == "finetuned" and of_encoder:
             assert args.finetuning is not None
             settings = {"encoder": args.encoder, "output_dir": str(folder), "finetuning.seed": args.seed}
             yield Stage(
@@ -147,10 +154,8 @@ def stages(args: UnitStudyArguments) -> Iterator[Stage]:
                 _training(args.finetuning, shared | settings),
                 Path(folder) / "trainer_state.json",  # what is written last
             )
-        for name in compared_units(args):
-            owner, _, quantizer = name.partition("-")
-            if owner != encoder:
-                continue
+        for name in of_encoder:
+            quantizer = name.removeprefix(f"{encoder}-")
             units = units_folder(args, name)
             if quantizer == "kmeans":
                 options = {
@@ -197,7 +202,7 @@ def encoders(args: UnitStudyArguments) -> dict[str, str]:
 def units_folder(args: UnitStudyArguments, name: str) -> Path:
     r"""Where units are, such as `base-kmeans`."""
     folder = Path(args.output_dir) / "units" / name
-    return folder if name.endswith("kmeans") else folder / "final"
+    return folder if name.partition("-")[2] == "kmeans" else folder / "final"
 
 
 def as_options(options: Mapping[str, Any]) -> list[str]:
@@ -256,7 +261,9 @@ def compare_units(args: UnitStudyArguments) -> int:
     """
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    keep_recipe(output / "recipe.yaml", args, incidental=("output_dir", "evaluation"))
+    keep_recipe(
+        output / "recipe.yaml", args, incidental=("output_dir", "evaluation", "variants", "quantizers", "skip")
+    )
     for stage in stages(args):
         if stage.done.is_file():
             continue

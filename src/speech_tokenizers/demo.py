@@ -20,6 +20,9 @@ from speech_tokenizers.processing.latent_files import AudioLatents
 from speech_tokenizers.unit_demo import show_units
 
 
+MIN_SECONDS = 0.5
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("demo"), help="folder for the results (default: demo)"
@@ -78,6 +81,8 @@ def show_codec(model: Any, name: str, audio_path: Path, output: Path) -> dict[st
         output / file_name for file_name in ("codes.safetensors", "decoded.wav", "demo.png")
     )
     recorded = load_audio(audio_path, model.sampling_rate)
+    if len(recorded) < MIN_SECONDS * model.sampling_rate:
+        raise ValueError(f"{audio_path} is shorter than {MIN_SECONDS:g} s, too short to be measured.")
     # The first call of each layer sets it up, which is not what a longer recording would feel.
     silence = model.encode(torch.zeros(1, 1, model.sampling_rate))
     model.decode(silence.latents if is_continuous(model) else silence.audio_codes)

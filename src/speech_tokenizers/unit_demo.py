@@ -52,11 +52,12 @@ def show_units(model: Any, name: str, audio_path: Path, output: Path) -> dict[st
     lines_path.write_text(format_unit_line(UnitLine(audio_path.name, units, durations)) + "\n", encoding="utf-8")
     draw_units(waveform, model.sampling_rate, model.hop_length, units, durations, picture_path)
     beginning = " ".join(f"{unit}x{duration}" for unit, duration in zip(units[:12], durations[:12], strict=True))
+    beginning += " ..." if len(units) > 12 else ""
     return {
         "recording": f"{audio_path.name}, {codes.seconds:.1f} s at {codes.sampling_rate} Hz",
         "units": f"{name}: {model.frame_rate:g} frames/s, {codes.codebook_size} units",
         "in runs": f"{len(units)} of {codes.num_frames} frames, {len(units) / codes.seconds:.1f} a second",
-        "beginning": f"{beginning} ...",
+        "beginning": beginning,
         "bit rate": f"{codes.bits_per_second:.0f} bit/s, before runs are merged",
         "encoding": speed(elapsed, codes.seconds),
         "written": ", ".join(map(str, written)),

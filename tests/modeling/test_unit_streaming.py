@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Units of arriving speech do not depend on how it arrives, and are the whole recording's where all is heard."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import HubertConfig, HubertModel, WhisperConfig
@@ -105,5 +106,10 @@ def test_impossible_chunks_are_refused(models):
         UnitStream(models["kmeans"], 0.2, -1.0)
     with pytest.raises(ValueError, match="30 s that the encoder hears"):
         UnitStream(models["whisper"], 10.0, 20.0, 1.0)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        UnitStream(models["kmeans"]).push(torch.tensor([0.1, torch.nan]))
+    for samples in (np.zeros(100, dtype=np.float32), torch.zeros(100, dtype=torch.int16)):
+        with pytest.raises(TypeError, match="tensor of floating point, but is"):
+            UnitStream(models["kmeans"]).push(samples)
     with pytest.raises(ValueError, match=r"shape \(num_samples,\)"):
         UnitStream(models["kmeans"]).push(torch.zeros(1, 800))

@@ -218,13 +218,18 @@ def test_noise_is_as_loud_as_asked_and_comes_last(expected, snr):
 
 @pytest.mark.parametrize("slope", [0.0, 1.0, 2.0])
 def test_the_power_of_noise_falls_by_its_slope(slope):
-    noise = coloured_noise(1 << 16, slope, np.random.default_rng(0))
+    noise = coloured_noise(1 << 16, slope, np.random.default_rng(0), RATE)
     assert np.mean(noise**2) == pytest.approx(1)
     frequencies, power = signal.welch(noise, RATE, nperseg=2048)
     within = (frequencies > 100) & (frequencies < 7000)
     fitted = np.polyfit(np.log(frequencies[within]), np.log(power[within]), 1)[0]
     assert -fitted == pytest.approx(slope, abs=0.1)
-    assert not coloured_noise(1, slope, np.random.default_rng(0)).any()
+    assert not coloured_noise(1, slope, np.random.default_rng(0), RATE).any()
+    # Whatever the colour and the length, all of it lies where speech does.
+    for num_samples in (RATE, 6 * RATE):
+        noise = coloured_noise(num_samples, slope, np.random.default_rng(1), RATE)
+        power = np.square(np.abs(np.fft.rfft(noise)))
+        assert power[np.fft.rfftfreq(num_samples, 1 / RATE) >= 100].sum() / power.sum() > 0.999
 
 
 def test_half_of_the_ratios_are_inverted():
@@ -245,7 +250,7 @@ def test_what_cannot_be_is_refused():
         perturbation(np.zeros((1, 100)), generator)
     with pytest.raises(ValueError, match="`f0_ratio` must be a pair"):
         SpeakerPerturbation(f0_ratio=(0.5, 2.0))
-    for noise in ((20.0, 5.0), (5.0,), (0.0, np.inf)):
+    for noise in ((20.0, 5.0), (5.0,), 5.0, (0.0, np.inf)):
         with pytest.raises(ValueError, match="`noise_snr` must be a pair that rises, in dB"):
             SpeakerPerturbation(noise_snr=noise)
     with pytest.raises(ValueError, match="`backend` must be one of"):
