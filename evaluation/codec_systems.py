@@ -3,6 +3,7 @@
 
 import hashlib
 import inspect
+import json
 import math
 import time
 from dataclasses import dataclass
@@ -72,11 +73,18 @@ class Stopwatch:
 def model_fingerprint(model: nn.Module, **settings: Any) -> str:
     r"""Short hash of a model's class, configuration, weights and buffers, and of further settings."""
     digest = hashlib.sha256(f"{type(model).__name__} {sorted(settings.items())}".encode())
-    digest.update(model.config.to_json_string(use_diff=False).encode())
+    digest.update(json.dumps(_without_places(model.config.to_dict()), sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _without_places(config: Any) -> Any:
+    # A configuration without where it, or a part of it, was loaded from: a model is the same in another folder.
+    if isinstance(config, dict):
+        return {name: _without_places(value) for name, value in config.items() if name != "_name_or_path"}
+    return config
 
 
 def join_chunks(audio_codes: torch.Tensor) -> torch.Tensor:

@@ -4,8 +4,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import DacModel
+from transformers import DacModel, HubertConfig
 
+from speech_tokenizers import KMeansUnitsConfig, KMeansUnitsFeatureExtractor, KMeansUnitsModel
 from speech_tokenizers.evaluation.codec_systems import EncodingSystem, LatentSystem, ModelSystem, load_system
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 
@@ -53,6 +54,21 @@ def test_the_key_changes_with_weights_and_codebooks(make_rvq_codec):
     keys.add(ModelSystem(model, feature_extractor, "codec").key)
     assert len(keys) == 4
     assert ModelSystem(*make_rvq_codec(), "codec").key in keys
+
+
+def test_the_key_is_the_same_in_another_folder(tmp_path, monkeypatch):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    encoder = HubertConfig(**sizes, conv_dim=(8,), conv_kernel=(400,), conv_stride=(320,), num_feat_extract_layers=1)
+    encoder._name_or_path = "here"
+    KMeansUnitsModel(KMeansUnitsConfig(encoder_config=encoder, layers=[1], codebook_size=4)).save_pretrained(tmp_path)
+    feature_extractor = KMeansUnitsFeatureExtractor()
+    monkeypatch.chdir(tmp_path.parent)
+    models = [KMeansUnitsModel.from_pretrained(folder) for folder in (str(tmp_path), tmp_path.name)]
+    models[1].config.encoder_config._name_or_path = "there"
+    one, other = (EncodingSystem(model, feature_extractor, "units").key for model in models)
+    assert one == other
+    models[1].config.sampling_rate = 8000
+    assert EncodingSystem(models[1], feature_extractor, "units").key != one
 
 
 def test_a_number_of_codebooks_that_a_codec_lacks_is_refused(make_rvq_codec, make_transformers_codec):
