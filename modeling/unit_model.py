@@ -2,6 +2,7 @@
 # Copyright 2026 The speech-tokenizers authors.
 """What all unit models have in common, however the frames of their speech encoder become codes."""
 
+import os
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -56,8 +57,13 @@ class UnitPreTrainedModel(PreTrainedAudioTokenizerBase):
             fields: Of the model's configuration.
 
         Raises:
-            ValueError: If the encoder is of another kind, or a field is wrong.
+            ValueError: If there is no such encoder, it is of another kind, or a field is wrong.
         """
+        if not os.path.isdir(name_or_path) and str(name_or_path).count("/") != 1:
+            raise ValueError(
+                f"`name_or_path` is {name_or_path!r}, which is no folder; an encoder is a folder, or a Hub repository"
+                " as `namespace/name`."
+            )
         kwargs = from_pretrained_kwargs or {}
         pretrained = encoder_of(AutoModel.from_pretrained(name_or_path, dtype=torch.float32, **kwargs))
         processor = AutoFeatureExtractor.from_pretrained(name_or_path, **kwargs)

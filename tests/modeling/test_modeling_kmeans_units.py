@@ -389,3 +389,8 @@ def test_a_model_without_centroids_says_so(encoder_folders, signal):
 def test_contradictory_configurations_are_refused(fields, message):
     with pytest.raises(StrictDataclassError, match=message):
         KMeansUnitsConfig(**fields)
+
+
+def test_an_encoder_that_is_nowhere_is_said_without_asking_the_network():
+    with pytest.raises(ValueError, match="is 'dc-spin', which is no folder"):
+        KMeansUnitsModel.from_encoder("dc-spin", layers=[1])
