@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from speech_tokenizers.processing.audio_files import load_audio
-from speech_tokenizers.processing.unit_exports import UnitLine, format_unit_line
 from speech_tokenizers.processing.unit_sequences import deduplicate
 
 
@@ -34,6 +33,7 @@ def show_units(model: Any, name: str, audio_path: Path, output: Path) -> dict[st
     """
     from speech_tokenizers.demo import speed
     from speech_tokenizers.file_coding import decode_file, encode_file
+    from speech_tokenizers.processing.unit_exports import UnitLine, format_unit_line
 
     if model.config.num_quantizers != 1:
         raise ValueError(f"{name} has {model.config.num_quantizers} codebooks; the demo draws units of one.")
