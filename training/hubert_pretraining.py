@@ -81,6 +81,8 @@ class LabelArguments:
             raise ValueError(f"`labels.kind` must be 'mfcc', 'layer' or 'codes', but got {self.kind!r}.")
         if self.kind == "codes" and self.model is None:
             raise ValueError("`labels.kind=codes` needs `labels.model`, whose codes they are.")
+        if self.subtract_mean and self.kind != "mfcc":
+            raise ValueError(f"`labels.subtract_mean` is of MFCC, but `labels.kind` is {self.kind!r}.")
 
 
 @dataclass

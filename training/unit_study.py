@@ -261,9 +261,7 @@ def compare_units(args: UnitStudyArguments) -> int:
     """
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    keep_recipe(
-        output / "recipe.yaml", args, incidental=("output_dir", "evaluation", "variants", "quantizers", "skip")
-    )
+    keep_recipe(output / "recipe.yaml", args, incidental=("output_dir", "evaluation", "quantizers", "skip"))
     for stage in stages(args):
         if stage.done.is_file():
             continue

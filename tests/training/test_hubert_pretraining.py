@@ -269,6 +269,10 @@ def test_a_spectral_stem_begins_only_what_begins_from_scratch(recipe, tmp_path):
         (["data.min_seconds=9"], "`data.min_seconds` must be positive and not above"),
         (["data.min_seconds=9", "data.max_seconds=10", "batch_seconds=20"], "Every recording is shorter than"),
         (["learning_rate=1"], "`learning_rate` is unknown"),
+        (
+            ["iterations.first.labels={kind: codes, model: m, subtract_mean: true}"],
+            "`labels.subtract_mean` is of MFCC",
+        ),
         (["stem_init=gabor"], "`stem_init` must be 'random' or 'spectral'"),
         (["stem_init=spectral"], "`conv_kernel[0]` is at least 128 samples, but it is 10"),
     ],

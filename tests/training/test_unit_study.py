@@ -93,8 +93,10 @@ def test_what_is_finished_is_not_run_again(study, commands):
     commands.commands.clear()
     assert compare_units(args) == 0
     assert [command[:2] for command in commands.commands] == [["evaluate", "units"]]
-    with pytest.raises(ValueError, match="begun with other settings"):
-        compare_units(study("codebook_size=50"))
+    for changed in ("codebook_size=50", "variants.spin={model.auxiliary_codebook_size: 9}"):
+        with pytest.raises(ValueError, match="begun with other settings"):
+            compare_units(study(changed))
+    assert compare_units(study("quantizers=[kmeans, spin]", "skip=[base-spin]")) == 0
 
 
 def test_a_stage_that_fails_or_is_stopped_ends_the_study(study, commands):
