@@ -16,8 +16,9 @@ from speech_tokenizers import (
     load_codes,
 )
 from speech_tokenizers.cli import main
-from speech_tokenizers.demo import measure, spectrogram
+from speech_tokenizers.demo import measure
 from speech_tokenizers.processing.unit_exports import load_unit_lines
+from speech_tokenizers.spectrograms import spectrogram
 from speech_tokenizers.unit_demo import draw_units
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from speech_tokenizers.processing.audio_files import load_audio
 from speech_tokenizers.processing.code_files import AudioCodes
 from speech_tokenizers.processing.latent_files import AudioLatents
-from speech_tokenizers.unit_demo import show_units
+from speech_tokenizers.spectrograms import draw_spectrogram, spectrogram
+from speech_tokenizers.unit_demo import show_units, speed
 
 
 MIN_SECONDS = 0.5
@@ -158,16 +159,7 @@ def draw(recorded: np.ndarray, decoded: np.ndarray, codes: AudioCodes | AudioLat
     axes = figure.subplots(3, 1, sharex=True, height_ratios=(4, 4, 3))
     top = spectrogram(recorded).max()
     for axis, waveform, title in ((axes[0], recorded, "Recorded"), (axes[1], decoded, "Decoded")):
-        image = axis.imshow(
-            spectrogram(waveform) - top,
-            origin="lower",
-            aspect="auto",
-            cmap="magma",
-            vmin=-80,
-            vmax=0,
-            interpolation="bilinear",
-            extent=(0, len(waveform) / codes.sampling_rate, 0, codes.sampling_rate / 2000),
-        )
+        image = draw_spectrogram(axis, spectrogram(waveform) - top, len(waveform), codes.sampling_rate, "magma")
         axis.set_title(title, loc="left", fontweight="bold")
         axis.set_ylabel("Frequency (kHz)")
     figure.colorbar(image, ax=axes[:2], label="Level (dB below the loudest)", pad=0.01, aspect=40)
@@ -192,33 +184,6 @@ def draw(recorded: np.ndarray, decoded: np.ndarray, codes: AudioCodes | AudioLat
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
-
-
-def speed(elapsed: float, seconds: float) -> str:
-    """How long something took for so many seconds of audio."""
-    import torch
-
-    threads = torch.get_num_threads()
-    return (
-        f"real-time factor {elapsed / seconds:.4f} ({seconds / elapsed:.0f} times faster than real time), "
-        f"{threads} thread{'s' if threads > 1 else ''}"
-    )
-
-
-def spectrogram(waveform: np.ndarray, window_length: int = 512, step: int = 128) -> np.ndarray:
-    r"""
-    Power in decibels.
-
-    Args:
-        waveform (`np.ndarray` of shape `(num_samples,)`): Padded with zeros at the end if shorter than a window.
-        window_length, step (`int`): Of the Hann window, in samples.
-
-    Returns:
-        `np.ndarray` of shape `(window_length // 2 + 1, num_frames)`.
-    """
-    padded = np.pad(waveform, (0, max(0, window_length - len(waveform))))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, window_length)[::step] * np.hanning(window_length)
-    return 10 * np.log10(np.abs(np.fft.rfft(frames, axis=-1)).T ** 2 + 1e-10)
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ import numpy as np
 
 from speech_tokenizers.processing.audio_files import load_audio
 from speech_tokenizers.processing.unit_sequences import deduplicate
+from speech_tokenizers.spectrograms import draw_spectrogram, spectrogram
 
 
 SECONDS_PER_ROW = 4.0
@@ -31,7 +32,6 @@ def show_units(model: Any, name: str, audio_path: Path, output: Path) -> dict[st
     Raises:
         ValueError: If the model has several codebooks, or the recording cannot be read.
     """
-    from speech_tokenizers.demo import speed
     from speech_tokenizers.file_coding import decode_file, encode_file
     from speech_tokenizers.processing.unit_exports import UnitLine, format_unit_line
 
@@ -64,6 +64,17 @@ def show_units(model: Any, name: str, audio_path: Path, output: Path) -> dict[st
     }
 
 
+def speed(elapsed: float, seconds: float) -> str:
+    """How long something took for so many seconds of audio."""
+    import torch
+
+    threads = torch.get_num_threads()
+    return (
+        f"real-time factor {elapsed / seconds:.4f} ({seconds / elapsed:.0f} times faster than real time), "
+        f"{threads} thread{'s' if threads > 1 else ''}"
+    )
+
+
 def draw_units(
     waveform: np.ndarray, sampling_rate: int, hop_length: int, units: np.ndarray, durations: np.ndarray, path: Path
 ) -> None:
@@ -81,14 +92,13 @@ def draw_units(
     from matplotlib.colors import hsv_to_rgb
     from matplotlib.figure import Figure
 
-    from speech_tokenizers.demo import spectrogram
-
     seconds = len(waveform) / sampling_rate
     num_rows = max(1, int(np.ceil(seconds / SECONDS_PER_ROW)))
     figure = Figure(figsize=(16, 1.9 * num_rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(num_rows, 1, squeeze=False)[:, 0]
     power = spectrogram(waveform)
+    power -= power.max()
     ends = np.cumsum(durations) * hop_length / sampling_rate
     starts = ends - durations * hop_length / sampling_rate
     # Steps of the golden ratio: neighbouring numbers, which mean nothing, get unlike colours.
@@ -97,16 +107,7 @@ def draw_units(
     top_khz, strip = sampling_rate / 2000, 0.28 * sampling_rate / 2000
     for row, axis in enumerate(axes):
         first, last = row * SECONDS_PER_ROW, (row + 1) * SECONDS_PER_ROW
-        axis.imshow(
-            power - power.max(),
-            origin="lower",
-            aspect="auto",
-            cmap="gray_r",
-            vmin=-80,
-            vmax=0,
-            interpolation="bilinear",
-            extent=(0, seconds, 0, top_khz),
-        )
+        draw_spectrogram(axis, power, len(waveform), sampling_rate, "gray_r")
         visible = np.flatnonzero((ends > first) & (starts < last))
         axis.bar(
             starts[visible],
