@@ -57,7 +57,7 @@ def show_units(model: Any, name: str, audio_path: Path, output: Path) -> dict[st
         "recording": f"{audio_path.name}, {codes.seconds:.1f} s at {codes.sampling_rate} Hz",
         "units": f"{name}: {model.frame_rate:g} frames/s, {codes.codebook_size} units",
         "in runs": f"{len(units)} of {codes.num_frames} frames, {len(units) / codes.seconds:.1f} a second",
-        "beginning": beginning,
+        "beginning": f"{beginning} (each unit x its frames)",
         "bit rate": f"{codes.bits_per_second:.0f} bit/s, before runs are merged",
         "encoding": speed(elapsed, codes.seconds),
         "written": ", ".join(map(str, written)),
