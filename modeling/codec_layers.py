@@ -514,28 +514,39 @@ class SpectralEncoder(CodecSequential):
 
 class InverseSpectrum(CodecLayer):
     r"""
-    Log magnitude and phase (batch, n_fft + 2, F) -> waveform (batch, 1, F * hop_length) by windowed overlap-add, in
-    float32.
+    Spectra (batch, channels, F) -> waveform (batch, 1, F * hop_length) by windowed overlap-add, in float32.
 
-    Frames are centred on their hop, or, where the codec is causal, start with it (a causal decoder has to predict the
+    Each frame holds `decoder_spectra` spectra, `hop_length / decoder_spectra` samples apart: log magnitude m and phase
+    p of the first, of the second, ...; with `decoder_complex_residual` then real and imaginary part of a residual r of
+    the first, of the second, .... A spectrum is exp(m) (exp(ip) + r). A phase wraps, which a linear layer cannot do;
+    real and imaginary parts don't.
+
+    Spectra are centred on their hop, or, where the codec is causal, start with it (a causal decoder has to predict the
     rest of its window). The hop is the configuration's unless another is given.
     """
 
     def __init__(self, config, hop_length: int | None = None):
         super().__init__()
-        self.n_fft, self.hop_length = config.n_fft, hop_length or config.hop_length
-        self.overlap = self.n_fft // self.hop_length
-        self.trim_left = 0 if config.causal else (self.n_fft - self.hop_length) // 2
-        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
+        self.num_spectra, self.has_residual = config.decoder_spectra, config.decoder_complex_residual
+        self.hop_length = hop_length or config.hop_length
+        self.n_fft, self.spectrum_hop = config.decoder_n_fft, self.hop_length // self.num_spectra
+        self.overlap = self.n_fft // self.spectrum_hop
+        self.trim_left = 0 if config.causal else (self.n_fft - self.spectrum_hop) // 2
+        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
+
+    @staticmethod
+    def num_channels(config) -> int:
+        """Channels that a frame needs."""
+        return (config.decoder_n_fft + 2) * config.decoder_spectra * (1 + config.decoder_complex_residual)
 
     def forward(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
-        num_frames = hidden_states.shape[-1]
-        log_magnitude, phase = hidden_states.float().transpose(1, 2).chunk(2, dim=-1)  # (B, F, bins)
-        spectrum = torch.polar(log_magnitude.clamp(max=5.0).exp(), phase)
+        spectra = self._spectra(hidden_states.float().transpose(1, 2))
+        num_spectra = spectra.shape[1]
         window = torch.ones_like(self.window, dtype=torch.float32) if self.overlap == 1 else self.window.float()
-        frames = (torch.fft.irfft(spectrum, n=self.n_fft) * window).transpose(1, 2)  # (B, n_fft, F)
-        presence = frames.new_ones(len(frames), 1, num_frames)
+        frames = (torch.fft.irfft(spectra, n=self.n_fft) * window).transpose(1, 2)  # (B, n_fft, F * num_spectra)
+        presence = frames.new_ones(len(frames), 1, num_spectra)
         if lengths is not None:
+            lengths = lengths * self.num_spectra
             frames, presence = mask_beyond(frames, lengths), mask_beyond(presence, lengths)
         past = 0
         if cache is not None:
@@ -544,14 +555,25 @@ class InverseSpectrum(CodecLayer):
             presence = cache.prepend(self, presence, past, "presence")
         audio = self._overlap_add(frames)
         envelope = self._overlap_add(presence * window.square().unsqueeze(-1))
-        start = self.trim_left + past * self.hop_length
+        start = self.trim_left + past * self.spectrum_hop
         # The floor only acts where a single frame's window begins, at the very start of a causal signal.
         audio = audio / envelope.clamp(min=0.1)
-        return audio[:, None, start : start + num_frames * self.hop_length]
+        return audio[:, None, start : start + num_spectra * self.spectrum_hop]
+
+    def _spectra(self, channels: torch.Tensor) -> torch.Tensor:
+        """(batch, F, channels) -> complex (batch, F * num_spectra, bins)."""
+        polar, *residual = channels.chunk(1 + self.has_residual, dim=-1)
+        log_magnitude, phase = polar.unflatten(-1, (self.num_spectra, -1)).flatten(1, 2).chunk(2, dim=-1)
+        magnitude = log_magnitude.clamp(max=5.0).exp()
+        spectra = torch.polar(magnitude, phase)
+        for part in residual:
+            real, imaginary = part.unflatten(-1, (self.num_spectra, -1)).flatten(1, 2).chunk(2, dim=-1)
+            spectra = spectra + torch.complex(magnitude * real, magnitude * imaginary)
+        return spectra
 
     def _overlap_add(self, frames: torch.Tensor) -> torch.Tensor:
-        """(batch, n_fft, F) -> (batch, (F + overlap - 1) * hop_length)."""
-        pieces = frames.transpose(1, 2).unflatten(-1, (self.overlap, self.hop_length))  # (B, F, overlap, hop)
+        """(batch, n_fft, spectra) -> (batch, (spectra + overlap - 1) * spectrum_hop)."""
+        pieces = frames.transpose(1, 2).unflatten(-1, (self.overlap, self.spectrum_hop))
         shifted = [F.pad(pieces[:, :, k], (0, 0, k, self.overlap - 1 - k)) for k in range(self.overlap)]
         return torch.stack(shifted).sum(dim=0).flatten(1)
 
@@ -560,7 +582,8 @@ class InverseSpectrum(CodecLayer):
 
     def input_span(self, first: int, last: int) -> tuple[int, int]:
         first, last = first + self.trim_left, last + self.trim_left
-        return ceil_divide(first - self.n_fft + 1, self.hop_length), last // self.hop_length
+        first, last = ceil_divide(first - self.n_fft + 1, self.spectrum_hop), last // self.spectrum_hop
+        return first // self.num_spectra, last // self.num_spectra
 
 
 class SpectralDecoder(CodecSequential):
@@ -579,6 +602,6 @@ class SpectralDecoder(CodecSequential):
             ChannelNorm(width),
             *[ConvNeXtBlock(config, width, config.decoder_num_layers) for _ in range(config.decoder_num_layers)],
             ChannelNorm(width),
-            PointwiseConv1d(config, width, config.n_fft + 2),
+            PointwiseConv1d(config, width, InverseSpectrum.num_channels(config)),
             InverseSpectrum(config, hop_length),
         )

@@ -9,6 +9,22 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 
+def check_spectra(n_fft: int, num_spectra: int, hop_length: int, hop_name: str, causal: bool, name="decoder_n_fft"):
+    r"""
+    Raises `ValueError` where an inverse STFT with `num_spectra` windows of `n_fft` samples a hop does not work out.
+    """
+    if num_spectra < 1 or hop_length % num_spectra:
+        raise ValueError(
+            f"`decoder_spectra` ({num_spectra}) must be at least 1 and divide `{hop_name}` ({hop_length})."
+        )
+    hop = hop_length // num_spectra
+    described = f"`{hop_name}`" if num_spectra == 1 else f"`{hop_name} / decoder_spectra`"
+    if n_fft % hop:
+        raise ValueError(f"`{name}` ({n_fft}) must be a multiple of {described} ({hop}).")
+    if not causal and (n_fft - hop) % 2:
+        raise ValueError(f"`{name}` ({n_fft}) must exceed {described} ({hop}) by an even number of samples.")
+
+
 @strict
 class CodecConfig(PreTrainedConfig):
     r"""
@@ -46,8 +62,14 @@ class CodecConfig(PreTrainedConfig):
         encoder_num_layers, decoder_num_layers (`int`, default to 4 and 8): Number of ConvNeXt blocks.
         convnext_kernel_size (`int`, defaults to 7): Kernel of the blocks' depthwise convolutions, in frames.
         convnext_expansion (`int`, defaults to 3): Inner width of a block relative to its width.
-        n_fft (`int`, *optional*): Window of the STFT encoder and decoder, in samples; a multiple of `hop_length`.
-            Defaults to four hops.
+        n_fft (`int`, *optional*): Window of the STFT encoder, in samples; a multiple of `hop_length`. Defaults to four
+            hops.
+        decoder_n_fft (`int`, *optional*): Window of the inverse-STFT decoder, in samples; a multiple of
+            `hop_length / decoder_spectra`. Defaults to `n_fft`.
+        decoder_spectra (`int`, defaults to 1): Spectra that the inverse-STFT decoder makes of a frame, evenly spaced:
+            the more they overlap, the better they can carry the phase.
+        decoder_complex_residual (`bool`, defaults to `False`): Let the inverse-STFT decoder add real and imaginary
+            parts to what it makes of magnitude and phase; see [`InverseSpectrum`].
     """
 
     presets: ClassVar[dict[str, dict]] = {}
@@ -80,11 +102,16 @@ class CodecConfig(PreTrainedConfig):
     convnext_kernel_size: int = 7
     convnext_expansion: int = 3
     n_fft: int | None = None
+    decoder_n_fft: int | None = None
+    decoder_spectra: int = 1
+    decoder_complex_residual: bool = False
 
     def __post_init__(self, **kwargs):
         self.downsampling_ratios = list(self.downsampling_ratios)
         if self.n_fft is None:
             self.n_fft = 4 * self.network_hop_length
+        if self.decoder_n_fft is None:
+            self.decoder_n_fft = self.n_fft
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -166,10 +193,12 @@ class CodecConfig(PreTrainedConfig):
             raise ValueError(f"`n_fft` ({self.n_fft}) must be a multiple of `{name}` ({hop}).")
         if not self.causal and (self.n_fft - hop) % 2:
             raise ValueError(f"`n_fft` ({self.n_fft}) must exceed `{name}` ({hop}) by an even number of samples.")
+        if self.decoder_type == "istft":
+            check_spectra(self.decoder_n_fft, self.decoder_spectra, hop, name, self.causal)
         if self.causal and "bidirectional" in (self.encoder_lstm, self.decoder_lstm):
             raise ValueError(
                 "`causal=True` contradicts a bidirectional LSTM, which reads the future; use 'unidirectional'."
             )
 
 
-__all__ = ["CodecConfig"]
+__all__ = ["CodecConfig", "check_spectra"]

@@ -24,6 +24,8 @@ CST_PRESETS = {
         "decoder_hidden_size": 320,
         "decoder_num_layers": 6,
         "n_fft": 640,
+        "decoder_spectra": 2,
+        "decoder_complex_residual": True,
         "use_weight_norm": False,
     },
     # SEANet on both sides: the better choice where a GPU trains and runs it.

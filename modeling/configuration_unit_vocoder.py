@@ -8,6 +8,8 @@ from typing import ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .configuration_codec import check_spectra
+
 
 UNIT_VOCODER_PRESETS = {
     # 3 million parameters: one CPU core trains some ten minutes of speech a minute.
@@ -15,7 +17,9 @@ UNIT_VOCODER_PRESETS = {
         "hidden_size": 128,
         "decoder_hidden_size": 256,
         "decoder_num_layers": 6,
-        "n_fft": 1280,
+        "n_fft": 640,
+        "decoder_spectra": 2,
+        "decoder_complex_residual": True,
     },
 }
 
@@ -35,8 +39,10 @@ class UnitVocoderConfig(PreTrainedConfig):
         decoder_num_layers (`int`, defaults to 6): Number of ConvNeXt blocks.
         convnext_kernel_size (`int`, defaults to 7): Kernel of the blocks' depthwise convolutions, in frames.
         convnext_expansion (`int`, defaults to 3): Inner width of a block relative to its width.
-        n_fft (`int`, *optional*): Window of the inverse STFT, in samples; a multiple of `hop_length`. Defaults to four
-            hops.
+        n_fft (`int`, *optional*): Window of the inverse STFT, in samples; a multiple of `hop_length /
+            decoder_spectra`. Defaults to four hops.
+        decoder_spectra (`int`, defaults to 1), decoder_complex_residual (`bool`, defaults to `False`): Of the inverse
+            STFT; see [`CodecConfig`].
         num_speakers (`int`, *optional*): Speakers that `speaker_ids` number.
         speaker_names (`list[str]`, *optional*): What the speakers are called, in the order of their numbers.
         default_speaker (`int`, *optional*): Speaker of whoever names none. Without it, one must be named.
@@ -61,6 +67,8 @@ class UnitVocoderConfig(PreTrainedConfig):
     convnext_kernel_size: int = 7
     convnext_expansion: int = 3
     n_fft: int | None = None
+    decoder_spectra: int = 1
+    decoder_complex_residual: bool = False
     num_speakers: int | None = None
     speaker_names: list[str] | None = None
     default_speaker: int | None = None
@@ -73,6 +81,11 @@ class UnitVocoderConfig(PreTrainedConfig):
         if self.speaker_names is not None and self.num_speakers is None:
             self.num_speakers = len(self.speaker_names)
         super().__post_init__(**kwargs)
+
+    @property
+    def decoder_n_fft(self) -> int | None:
+        """`n_fft`, under the name that codecs have for it."""
+        return self.n_fft
 
     @property
     def frame_rate(self) -> float:
@@ -115,12 +128,7 @@ class UnitVocoderConfig(PreTrainedConfig):
                 f"`default_speaker` must lie below `num_speakers` ({self.num_speakers or 0}), but got"
                 f" {self.default_speaker}."
             )
-        if self.n_fft % self.hop_length:
-            raise ValueError(f"`n_fft` ({self.n_fft}) must be a multiple of `hop_length` ({self.hop_length}).")
-        if (self.n_fft - self.hop_length) % 2:
-            raise ValueError(
-                f"`n_fft` ({self.n_fft}) must exceed `hop_length` ({self.hop_length}) by an even number of samples."
-            )
+        check_spectra(self.n_fft, self.decoder_spectra, self.hop_length, "hop_length", causal=False, name="n_fft")
         if self.num_speakers is not None and self.speaker_embedding_dim is not None:
             raise ValueError("`num_speakers` and `speaker_embedding_dim` exclude each other; give one of them.")
         if self.speaker_names is not None and len(set(self.speaker_names)) != self.num_speakers:

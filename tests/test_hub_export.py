@@ -40,7 +40,7 @@ from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFe
 
 CODECS = {
     "seanet": {"encoder_lstm": "bidirectional", "activation": "snake"},
-    "spectral": {"encoder_type": "stft", "decoder_type": "istft", "codebook_dim": 4},
+    "spectral": {"encoder_type": "stft", "decoder_type": "istft", "codebook_dim": 4, "decoder_spectra": 2},
     "dm-codec": {"encoder_lstm": "bidirectional", "semantic_dimension": 6, "contextual_dimension": 4},
     "kmeans-units": {"layers": [1, 2], "num_stages": 2},
     "cst": {"encoder_type": "stft", "latent_stride": 2, "bottleneck_type": "kl", "ctc_labels": ["<pad>", "a", "b"]},
@@ -62,6 +62,7 @@ CST_FILES = RVQ_FILES - {"configuration_rvq_codec.py", "modeling_rvq_codec.py"}
 CST_FILES |= {"configuration_cst.py", "latent_bottleneck.py", "modeling_cst.py", "feature_extraction_cst.py"}
 VOCODER_FILES = {
     "codec_layers.py",
+    "configuration_codec.py",
     "configuration_unit_vocoder.py",
     "input_checks.py",
     "modeling_unit_vocoder.py",

@@ -45,7 +45,18 @@ OVERLAPS = [
     {"encoder_type": "stft", "decoder_type": "istft", "causal": causal, "n_fft": n_fft}
     for causal, n_fft in [(False, 80), (True, 80), (False, 40), (True, 40), (False, 120)]
 ]
-ALL = SEANET + SPECTRAL + VARIANTS + OVERLAPS
+# Several spectra a frame, each with a residual, of a window that is not the encoder's.
+HEADS = [
+    {"encoder_type": "stft", "decoder_type": "istft", "causal": causal, "decoder_spectra": spectra, **head}
+    for causal in (False, True)
+    for spectra, head in [
+        (2, {"decoder_complex_residual": True}),
+        (2, {"decoder_complex_residual": True, "decoder_n_fft": 80, "pad_mode": "reflect"}),
+        (4, {"decoder_n_fft": 50}),
+        (5, {"decoder_complex_residual": True, "decoder_n_fft": 24}),
+    ]
+]
+ALL = SEANET + SPECTRAL + VARIANTS + OVERLAPS + HEADS
 STREAMABLE = [
     {"causal": True, **overrides}
     for overrides in [
@@ -55,6 +66,7 @@ STREAMABLE = [
         {"encoder_type": "stft", "decoder_type": "seanet"},
         {"encoder_type": "seanet", "decoder_type": "istft", "activation": "snake"},
         {"encoder_type": "stft", "decoder_type": "istft", "n_fft": 80},
+        *[head for head in HEADS if head["causal"] and head.get("pad_mode", "constant") == "constant"],
         {"num_residual_layers": 3, "residual_kernel_size": 5, "codebook_dim": 6, "use_conv_shortcut": False},
     ]
 ]

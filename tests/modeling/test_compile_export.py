@@ -26,6 +26,12 @@ CODECS = {
     "spectral": {"encoder_type": "stft", "decoder_type": "istft", "codebook_dim": 6},
     "spectral-dm-codec": {"encoder_type": "stft", "decoder_type": "istft", "semantic_dimension": 6},
     "spectral-causal": {"encoder_type": "stft", "decoder_type": "istft", "causal": True},
+    "spectral-fine": {
+        "encoder_type": "stft",
+        "decoder_type": "istft",
+        "decoder_spectra": 2,
+        "decoder_complex_residual": True,
+    },
 }
 # Each trace takes seconds: `make test` runs the two that hold every layer, with masks, and the others are slow.
 TRACED = [

@@ -71,6 +71,15 @@ def test_preset_overrides_are_fields():
         ({"hidden_size": -3}, r"`hidden_size` must be at least 1"),
         ({"n_fft": 500}, r"`n_fft` \(500\) must be a multiple of `hop_length` \(320\)"),
         ({"downsampling_ratios": (3, 5), "n_fft": 30}, r"by an even number of samples"),
+        ({"decoder_type": "istft", "decoder_spectra": 3}, r"`decoder_spectra` \(3\) must be at least 1 and divide"),
+        (
+            {"decoder_type": "istft", "decoder_spectra": 2, "decoder_n_fft": 400},
+            r"`decoder_n_fft` \(400\) must be a multiple of `hop_length / decoder_spectra` \(160\)",
+        ),
+        (
+            {"decoder_type": "istft", "decoder_spectra": 64, "decoder_n_fft": 20},
+            r"`decoder_n_fft` \(20\) must exceed `hop_length / decoder_spectra` \(5\) by an even number",
+        ),
         ({"quantizer_dropout": 1.5}, r"`quantizer_dropout` must lie between 0 and 1"),
         ({"dead_code_threshold": -0.1}, r"`dead_code_threshold` must lie between 0 and 1"),
         ({"trim_right_ratio": 2.0}, r"`trim_right_ratio` must lie between 0 and 1"),
