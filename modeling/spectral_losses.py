@@ -77,6 +77,32 @@ def hann_window(n_fft: int, device: torch.device) -> torch.Tensor:
         return torch.hann_window(n_fft, device=device)
 
 
+def short_time_spectrum(audio: torch.Tensor, n_fft: int, hop_length: int) -> torch.Tensor:
+    r"""
+    Hann-windowed Fourier transforms, in float32.
+
+    The signal is extended by `(n_fft - hop_length) // 2` reflected samples at each end, and frames are not centred, so
+    that there are `num_samples // hop_length` of them. Signals too short to be reflected are extended by zeros.
+
+    Args:
+        audio (`torch.Tensor` of shape `(batch, num_samples)`): Waveform in [-1, 1].
+        n_fft (`int`): Length of the window and of the Fourier transform.
+        hop_length (`int`): Samples between two frames.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, num_frames, n_fft // 2 + 1)`, complex.
+    """
+    with torch.autocast(device_type=audio.device.type, enabled=False):
+        audio = audio.float()
+        extension = (n_fft - hop_length) // 2
+        if audio.shape[-1] > extension:
+            audio = F.pad(audio[:, None], (extension, extension), mode="reflect")[:, 0]
+        else:
+            audio = F.pad(audio, (extension, extension))
+        audio = F.pad(audio, (0, max(0, n_fft - audio.shape[-1])))
+        return torch.fft.rfft(audio.unfold(-1, n_fft, hop_length) * hann_window(n_fft, audio.device))
+
+
 def log_mel_spectrogram(
     audio: torch.Tensor,
     sampling_rate: int,
@@ -89,14 +115,10 @@ def log_mel_spectrogram(
     r"""
     Natural logarithm of the mel magnitude spectrogram, floored at 1e-5, as HiFi-GAN and SpeechTokenizer define it.
 
-    The signal is extended by `(n_fft - hop_length) // 2` reflected samples at each end, and frames are not centred, so
-    that there are `num_samples // hop_length` of them. Signals too short to be reflected are extended by zeros.
-
     Args:
         audio (`torch.Tensor` of shape `(batch, num_samples)`): Waveform in [-1, 1].
         sampling_rate (`int`): Its rate in Hz.
-        n_fft (`int`): Length of the window and of the Fourier transform.
-        hop_length (`int`): Samples between two frames.
+        n_fft, hop_length (`int`): See [`short_time_spectrum`].
         num_mels (`int`): Number of mel filters.
         f_min (`float`, *optional*, defaults to 0.0): Lower edge of the first filter in Hz.
         f_max (`float`, *optional*): Upper edge of the last filter in Hz. Defaults to half the sampling rate.
@@ -104,20 +126,24 @@ def log_mel_spectrogram(
     Returns:
         `torch.Tensor` of shape `(batch, num_mels, num_frames)`, float32.
     """
+    spectrum = short_time_spectrum(audio, n_fft, hop_length)
+    return log_mel(spectrum, sampling_rate, n_fft, num_mels, f_min, f_max)
+
+
+def log_mel(
+    spectrum: torch.Tensor,
+    sampling_rate: int,
+    n_fft: int,
+    num_mels: int,
+    f_min: float = 0.0,
+    f_max: float | None = None,
+) -> torch.Tensor:
+    r"""[`log_mel_spectrogram`] of what [`short_time_spectrum`] gives."""
     f_max = sampling_rate / 2 if f_max is None else f_max
-    with torch.autocast(device_type=audio.device.type, enabled=False):
-        audio = audio.float()
-        extension = (n_fft - hop_length) // 2
-        if audio.shape[-1] > extension:
-            audio = F.pad(audio[:, None], (extension, extension), mode="reflect")[:, 0]
-        else:
-            audio = F.pad(audio, (extension, extension))
-        audio = F.pad(audio, (0, max(0, n_fft - audio.shape[-1])))
-        window = hann_window(n_fft, audio.device)
-        spectrum = torch.fft.rfft(audio.unfold(-1, n_fft, hop_length) * window)  # (B, frames, n_fft // 2 + 1)
+    with torch.autocast(device_type=spectrum.device.type, enabled=False):
         # The constant under the root keeps the gradient finite where the spectrum is zero.
         magnitude = torch.sqrt(spectrum.real.square() + spectrum.imag.square() + 1e-9)
-        filters = mel_filters(sampling_rate, n_fft, num_mels, float(f_min), float(f_max), audio.device)
+        filters = mel_filters(sampling_rate, n_fft, num_mels, float(f_min), float(f_max), spectrum.device)
         return (magnitude @ filters.T).clamp_min(1e-5).log().transpose(1, 2)
 
 

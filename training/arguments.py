@@ -217,6 +217,30 @@ class DistillationArguments:
 
 
 @dataclass
+class SpeechFeatureArguments:
+    r"""
+    A frozen speech encoder whose features decoded speech should share with the recording. Adds the loss
+    `speech_features`.
+
+    Args:
+        model (`str`): Folder or Hub id of any speech encoder that `AutoModel` knows. Whisper's hears the crop alone,
+            without the silence that fills up its 30 seconds.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        layers (`list[int]`): Layers that are compared, counted from 1; 0 is what enters the first.
+    """
+
+    model: str
+    revision: str | None = None
+    layers: list[int] = field(default_factory=lambda: [1, 2])
+
+    def __post_init__(self):
+        if not self.layers or min(self.layers) < 0:
+            raise ValueError(
+                f"`speech_features.layers` must name at least one layer, from 0 on, but is {self.layers}."
+            )
+
+
+@dataclass
 class UnitArguments:
     r"""
     What a [`UnitVocoderModel`] speaks from. A new vocoder gets the sizes that fit.
@@ -288,9 +312,13 @@ class CodecTrainingArguments:
 
     Args:
         output_dir (`str`): Folder of checkpoints, log, samples and, in `final`, the trained codec.
-        model, data, adversarial, distillation, units, latents, recognition, joint, optimizer, discriminator_optimizer:
-            See their classes. `units` is for vocoders; `latents`, `recognition` and `joint` are for continuous tokens.
-        loss_weights (`dict`): Weight of each loss by name. Must name the trainer's losses exactly.
+        model, data, adversarial, distillation, speech_features, units, latents, recognition, joint, optimizer,
+            discriminator_optimizer: See their classes. `units` is for vocoders; `latents`, `recognition` and `joint`
+            are for continuous tokens.
+        loss_weights (`dict`): Weight of each loss by name. Must name those of the model, the discriminators and the
+            objectives, `mel` and `waveform`; further ones of `RECONSTRUCTION_LOSSES` as wanted.
+        losses (`dict`): Settings of reconstruction losses by name, such as `{"loudness": {"asymmetry": 0.0}}`; see
+            their classes in `reconstruction_losses.py`.
         mel_scales (`str` or `list`): `"default"`, `"speechtokenizer"`, or a list of dicts of [`MelScale`]'s fields.
         global_batch_size (`int`): Crops per step, over all processes and accumulated micro-batches.
         gradient_accumulation_steps (`int`): Micro-batches that a process splits its share into.
@@ -312,8 +340,10 @@ class CodecTrainingArguments:
     model: ModelArguments
     data: DataArguments
     loss_weights: dict[str, float]
+    losses: dict[str, dict[str, Any]] = field(default_factory=dict)
     adversarial: AdversarialArguments = field(default_factory=AdversarialArguments)
     distillation: DistillationArguments = field(default_factory=DistillationArguments)
+    speech_features: SpeechFeatureArguments | None = None
     units: UnitArguments | None = None
     latents: LatentArguments = field(default_factory=LatentArguments)
     recognition: RecognitionArguments | None = None

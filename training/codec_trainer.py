@@ -29,7 +29,6 @@ from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
-from speech_tokenizers.modeling.spectral_losses import multi_scale_mel_loss
 from speech_tokenizers.training.arguments import (
     CodecTrainingArguments,
     OptimizerArguments,
@@ -51,17 +50,21 @@ from speech_tokenizers.training.crops import training_batches
 from speech_tokenizers.training.data import append_rejected, prepare_recordings
 from speech_tokenizers.training.discriminators import DiscriminatorEnsemble, DiscriminatorOutput
 from speech_tokenizers.training.distillation import DISTILLATION_LOSS_NAMES, Distillation
+from speech_tokenizers.training.frozen_encoder import SpeechFeatureObjective
 from speech_tokenizers.training.joint_training import JointModel, build_joint
 from speech_tokenizers.training.latent_training import cst_objectives, new_cst, trains_cst
 from speech_tokenizers.training.losses import (
     adversarial_loss,
     discriminator_loss,
     feature_matching_loss,
-    parse_mel_scales,
-    waveform_loss,
 )
 from speech_tokenizers.training.objectives import CodecObjective, Conditions
 from speech_tokenizers.training.optimization import detached, frozen, make_optimizer, set_learning_rate
+from speech_tokenizers.training.reconstruction_losses import (
+    RECONSTRUCTION_LOSSES,
+    WaveformPair,
+    make_reconstruction_losses,
+)
 from speech_tokenizers.training.reporting import LossWindow, TrainingLog, draw_loss_curves, has_matplotlib, save_sample
 from speech_tokenizers.training.validation import validate
 from speech_tokenizers.training.vocoder_training import UnitConditions, new_vocoder
@@ -120,7 +123,7 @@ class CodecTrainer:
         self.model_loss_names = model_losses(model)
         self._model_arguments = inspect.signature(model.forward).parameters
         self.compute_metrics = compute_metrics
-        self.mel_scales = parse_mel_scales(args.mel_scales)
+        self.reconstruction_losses = make_reconstruction_losses(args.loss_weights, args.losses, args.mel_scales)
         self.loss_weights = self._check_loss_weights(args.loss_weights)
 
         # Buffers are not broadcast: the quantizer itself keeps codebooks equal on all processes.
@@ -174,7 +177,7 @@ class CodecTrainer:
     def loss_names(self) -> tuple[str, ...]:
         """Names of the losses that `codec_losses` returns and `args.loss_weights` weights."""
         further = (name for objective in self.objectives for name in objective.loss_names)
-        return ("mel", "waveform", *self.model_loss_names, *self.adversarial_loss_names, *further)
+        return (*self.reconstruction_losses, *self.model_loss_names, *self.adversarial_loss_names, *further)
 
     def codec_losses(self, outputs: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         r"""
@@ -185,9 +188,9 @@ class CodecTrainer:
             batch (`dict`): `input_values` of shape `(batch, 1, num_samples)`, and what else the data gives.
         """
         recorded, decoded = batch["input_values"], outputs.audio_values
+        pair = WaveformPair(decoded, recorded, self.sampling_rate)
         losses = {
-            "mel": multi_scale_mel_loss(decoded, recorded, self.sampling_rate, self.mel_scales),
-            "waveform": waveform_loss(decoded, recorded),
+            **{name: loss(pair) for name, loss in self.reconstruction_losses.items()},
             **{name: outputs[f"{name}_loss"] for name in self.model_loss_names},
         }
         if self.discriminators_act:
@@ -461,7 +464,7 @@ class CodecTrainer:
                 model,
                 self.eval_recordings,
                 self.accelerator,
-                self.mel_scales,
+                self.reconstruction_losses,
                 self.args.data.max_eval_seconds,
                 self._reconstruct_evaluated,
                 self.model_loss_names,
@@ -622,11 +625,11 @@ class CodecTrainer:
 
     def _check_loss_weights(self, weights: dict[str, float]) -> dict[str, float]:
         # A recipe keeps its weights when its teachers, like its discriminators, are switched off.
-        known = dict.fromkeys((*self.loss_names, *DISTILLATION_LOSS_NAMES))
+        known = dict.fromkeys((*RECONSTRUCTION_LOSSES, *self.loss_names, *DISTILLATION_LOSS_NAMES))
         check_names(weights, known, "The loss in `loss_weights`")
         needed = [
             name
-            for name in self.loss_names
+            for name in dict.fromkeys(("mel", "waveform", *self.loss_names))
             if self.args.adversarial.discriminators or name not in self.adversarial_loss_names
         ]
         if missing := [name for name in needed if name not in weights]:
@@ -675,10 +678,12 @@ def build_model(args: CodecTrainingArguments) -> RVQCodecModel | UnitVocoderMode
 
 def build_objectives(args: CodecTrainingArguments) -> list[CodecObjective]:
     """What a recipe trains for besides reconstruction."""
-    if trains_cst(args):
-        return list(cst_objectives(args))
-    teachers = args.distillation.speech_teacher, args.distillation.language_teacher
-    return [Distillation(args.distillation)] if any(teacher is not None for teacher in teachers) else []
+    objectives: list[CodecObjective] = list(cst_objectives(args)) if trains_cst(args) else []
+    if args.distillation.speech_teacher is not None or args.distillation.language_teacher is not None:
+        objectives.append(Distillation(args.distillation))
+    if args.speech_features is not None:
+        objectives.append(SpeechFeatureObjective(args.speech_features))
+    return objectives
 
 
 def build_conditions(args: CodecTrainingArguments) -> Conditions | None:

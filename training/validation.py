@@ -9,8 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from speech_tokenizers.modeling.spectral_losses import MelScale, multi_scale_mel_loss
-from speech_tokenizers.training.losses import waveform_loss
+from speech_tokenizers.training.reconstruction_losses import ReconstructionLoss, WaveformPair
 
 
 @torch.no_grad()
@@ -18,7 +17,7 @@ def validate(
     model: nn.Module,
     recordings: Sequence[np.ndarray],
     accelerator: Accelerator,
-    mel_scales: tuple[MelScale, ...],
+    losses: Mapping[str, ReconstructionLoss],
     max_seconds: float,
     forward: Callable[[int, torch.Tensor], Any],
     loss_names: Sequence[str],
@@ -32,7 +31,7 @@ def validate(
         model ([`RVQCodecModel`] or [`UnitVocoderModel`]): In evaluation mode.
         recordings (sequence of `np.ndarray` of shape `(num_samples,)`): int16 or float32.
         accelerator (`Accelerator`): Tells which recordings are this process's.
-        mel_scales (`tuple` of [`MelScale`]): For the mel loss.
+        losses (mapping of `str` to [`ReconstructionLoss`]): What compares decoded with recorded speech, by name.
         max_seconds (`float`): Recordings are cut to this length.
         forward (callable): Gives the model's output for the index of a recording and its `(1, 1, num_samples)`.
         loss_names (sequence of `str`): Losses that the model computes itself.
@@ -41,7 +40,7 @@ def validate(
         `(num_samples,)`.
 
     Returns:
-        `dict`: Means over recordings of `mel`, `waveform`, the model's losses and the metrics; where it chooses codes,
+        `dict`: Means over recordings of the losses, the model's own losses and the metrics; where it chooses codes,
         the share of codes used and the perplexity of each stage over all recordings, `codes_used_<stage>` and
         `perplexity_<stage>`.
     """
@@ -57,9 +56,9 @@ def validate(
         recorded = torch.from_numpy(recording.astype(np.float32) / scale).to(accelerator.device)[None, None]
         outputs = forward(index, recorded)
         decoded = outputs.audio_values
+        pair = WaveformPair(decoded, recorded, model.sampling_rate)
         values = {
-            "mel": float(multi_scale_mel_loss(decoded, recorded, model.sampling_rate, mel_scales)),
-            "waveform": float(waveform_loss(decoded, recorded)),
+            **{name: float(loss(pair)) for name, loss in losses.items()},
             **{name: float(outputs[f"{name}_loss"]) for name in loss_names},
         }
         if compute_metrics is not None:
