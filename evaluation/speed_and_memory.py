@@ -389,7 +389,7 @@ def measure_training(args: argparse.Namespace) -> dict[str, Any]:
         else:
             for number in range(10):
                 soundfile.write(recordings / f"{number}.wav", synthetic_sound(4 * 16000, 16000, number), 16000)
-        settings = {
+        settings: dict[str, Any] = {
             "output_dir": str(Path(folder) / "run"),
             "data.train": str(recordings),
             "data.train_filter": {},

@@ -146,7 +146,7 @@ def test_two_processes_with_different_clocks_stop_at_the_same_step(recipe_file, 
         logging_steps=3,
         eval_steps=1000,
         data={"eval": str(audio_folder), "max_eval_recordings": 3},
-        metrics=["si_sdr"],
+        metrics=["si_sdr", "stoi"],
     )
     # A minute has 6 of the main process's steps, and 4 of the other's.
     states = train_in_two_processes(recipe, tmp_path / "state", ("10", "15"))
@@ -158,4 +158,7 @@ def test_two_processes_with_different_clocks_stop_at_the_same_step(recipe_file, 
     *training, evaluation = read_log(tmp_path / "run" / "training_log.jsonl")
     assert [entry["training_minutes"] for entry in training] == [0.5, 1.0]
     assert np.isfinite(evaluation["eval_si_sdr"])
+    # One of the three recordings is long enough for it, so that one process has no value at all.
+    assert np.isfinite(evaluation["eval_stoi"])
+    assert evaluation["eval_stoi_left_out"] == 2
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
