@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed of codecs against each other, latency of a stream, and memory of a long file and of a training step."""
+"""Speed of codecs against each other, latency of a stream, memory of a long file, and parts of a training step."""
 
 import argparse
 import json
@@ -29,7 +29,6 @@ from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFe
 ENCODEC_PRESET = "encodec-16khz"
 FAST_PRESET = "fast-16khz"
 STREAMING_PRESET = "streaming-16khz"
-TRAINING_RECIPE = "speechtokenizer_16khz"
 # Of a long file, what units are encoded from as a whole too, to see what windows change.
 WINDOW_EFFECT_SECONDS = 120.0
 # Processor features without which bfloat16 arithmetic is emulated, on Linux.
@@ -376,39 +375,54 @@ def measure_units(args: argparse.Namespace) -> dict[str, Any]:
     return {"model": described, "audio_seconds": total, "encode": compare_times(times, "HubertModel", total)}
 
 
-def train_briefly(*overrides: str) -> list[dict[str, Any]]:
-    r"""
-    Entries of the log of eight training steps by `TRAINING_RECIPE` on synthetic sound; raises `RuntimeError` if it
-    fails.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(10):
-            soundfile.write(Path(folder) / f"{number}.wav", synthetic_sound(4 * 16000, 16000, number), 16000)
-        output = Path(folder) / "run"
-        settings = [f"output_dir={output}", f"data.train={folder}", "data.num_workers=0", "max_steps=8"]
-        settings += ["logging_steps=4", "eval_steps=0", "save_steps=0", *overrides]
-        command = [sys.executable, "-m", "speech_tokenizers", "train", TRAINING_RECIPE, *settings]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["no output"]
-            raise RuntimeError(f"The training run failed: {lines[-1]}")
-        lines = (output / "training_log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
 def measure_training(args: argparse.Namespace) -> dict[str, Any]:
     r"""
-    Peak GPU memory of adversarial training steps of 10 x 3 s at SpeechTokenizer's size, by the train command itself.
+    The parts of a training step by `--recipe`, of a new model or of `--model`, in a process of its own: what a process
+    trains with, precision among it, holds for all of it.
     """
-    if not torch.cuda.is_available():
-        return {"skipped": "needs a CUDA device"}
-    last = [entry for entry in train_briefly() if "peak_memory_gb" in entry][-1]
-    return {
-        "recipe": TRAINING_RECIPE,
-        "device": torch.cuda.get_device_name(),
-        "peak_memory_gb": last["peak_memory_gb"],
-        "steps_per_second": last["steps_per_second"],
+    recipe, *overrides = args.recipe
+    with tempfile.TemporaryDirectory() as folder:
+        recordings = Path(folder) / "recordings"
+        recordings.mkdir()
+        if args.audio is not None:
+            soundfile.write(recordings / "0.wav", load_audio(args.audio, 16000), 16000)
+        else:
+            for number in range(10):
+                soundfile.write(recordings / f"{number}.wav", synthetic_sound(4 * 16000, 16000, number), 16000)
+        settings: dict[str, Any] = {
+            "output_dir": str(Path(folder) / "run"),
+            "data.train": str(recordings),
+            "data.train_filter": {},
+            "data.train_files": None,
+            "data.eval": None,
+            "data.cache_dir": None,
+            "data.streaming": False,
+        }
+        if args.model is not None:
+            settings |= {"model.pretrained": args.model, "model.preset": None}
+        # JSON is YAML, and keeps a path's colons and blanks.
+        settings_as_text = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+        command = [sys.executable, "-m", "speech_tokenizers.training.step_profile", recipe, *overrides]
+        command += [*settings_as_text, "--steps", str(args.repeats), "--threads", str(args.threads)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1].removeprefix("error: ")
+        raise ChildProcessError(f"The training step could not be profiled: {reason}")
+    profile = json.loads(done.stdout.strip().splitlines()[-1])
+    return {"recipe": " ".join(args.recipe), "model": args.model or "random weights", **profile}
+
+
+def profile_table(values: dict[str, Any]) -> list[str]:
+    r"""Lines of a Markdown table of `measure_training`."""
+    step = values["step_ms"]
+    rows = {
+        # What has no name of its own comes last.
+        **dict(sorted(values["parts_ms"].items(), key=lambda row: row[0] == "other")),
+        **{f"loss {name}, forward and backward, by itself": ms for name, ms in values["losses_ms"].items()},
+        "whole step": step,
     }
+    lines = ["| | ms | share of the step |", "| --- | --- | --- |"]
+    return lines + [f"| {name} | {ms:.1f} | {ms / step:.0%} |" for name, ms in rows.items()]
 
 
 def cpu_flags() -> set[str]:
@@ -492,7 +506,7 @@ def describe(report: dict[str, Any]) -> str:
         "streaming": "One streamed frame, encoded and decoded",
         "tokens": "Continuous tokens, streamed a latent at a time",
         "memory": "A long file, encoded and decoded",
-        "training": "An adversarial training step",
+        "training": "A training step",
         "units": "Units in batches against the plain forward pass of their encoder",
     }
     for section, values in report["sections"].items():
@@ -539,9 +553,12 @@ def describe(report: dict[str, Any]) -> str:
                     "of the frames are equal."
                 )
         if section == "training":
+            lines += [*profile_table(values), ""]
+            memory = f", peak {values['peak_memory_gb']:.2f} GB" if "peak_memory_gb" in values else ""
             lines.append(
-                f"{values['recipe']}, 10 x 3 s on {values['device']}: peak {values['peak_memory_gb']:.2f} GB, "
-                f"{values['steps_per_second']:.2f} steps a second."
+                f"{values['recipe']} ({values['model']}), {values['batch']} x {values['segment_seconds']:g} s on "
+                f"{values['device']}, precision {values['mixed_precision']}, {values['clock']} time: "
+                f"{values['audio_seconds_per_second']:.1f} s of audio a second{memory}."
             )
     return "\n".join(lines) + "\n"
 

@@ -131,8 +131,13 @@ def run(args: argparse.Namespace) -> int:
             for name, changes in arms.items()
             for seed in args.seeds
         ]
+        recipes = {plan.name: load_recipe(args.recipe, plan.overrides) for plan in plans}
         for plan in plans:  # before hours of training
-            check_settings(plan.folder, load_recipe(args.recipe, plan.overrides).to_dict())
+            check_settings(plan.folder, recipes[plan.name].to_dict())
+        if args.cost_steps:
+            from .step_cost import check_one_precision
+
+            check_one_precision(recipes)
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -61,6 +61,8 @@ class DataArguments:
         shuffle_buffer (`int`): Recordings among which a stream is shuffled.
         segment_seconds (`float`): Length of a training crop.
         max_eval_seconds (`float`): Recordings are cut to this length for evaluation.
+        max_eval_recordings (`int`, *optional*): Evaluate on so many of the recordings that `eval` names, spread evenly
+            over them. Defaults to all.
         cache_dir (`str`, *optional*): Where decoded audio is kept. Defaults to `audio_cache` in the output folder.
         target_level_db (`float`, *optional*): Bring every crop to this RMS level (dB relative to full scale) first.
         gain_db (`list` of two `float`): Range of a random gain. Peaks are kept below full scale.
@@ -83,6 +85,7 @@ class DataArguments:
     shuffle_buffer: int = 1000
     segment_seconds: float = 1.0
     max_eval_seconds: float = 10.0
+    max_eval_recordings: int | None = None
     cache_dir: str | None = None
     target_level_db: float | None = None
     gain_db: list[float] = field(default_factory=lambda: [0.0, 0.0])
@@ -92,6 +95,8 @@ class DataArguments:
     def __post_init__(self):
         if self.segment_seconds <= 0 or self.max_eval_seconds <= 0:
             raise ValueError("`segment_seconds` and `max_eval_seconds` must be positive.")
+        if self.max_eval_recordings is not None and self.max_eval_recordings < 1:
+            raise ValueError(f"`max_eval_recordings` must be at least 1, but got {self.max_eval_recordings}.")
         if len(self.gain_db) != 2 or self.gain_db[0] > self.gain_db[1]:
             raise ValueError(f"`gain_db` must be a pair [lowest, highest], but got {self.gain_db}.")
 
@@ -268,7 +273,7 @@ class UnitArguments:
 @dataclass
 class OptimizerArguments:
     r"""
-    AdamW and the schedule of its learning rate, which is a function of the step alone.
+    AdamW and the schedule of its learning rate, a function of the step alone unless the run has `max_minutes`.
 
     Args:
         learning_rate (`float`): Peak learning rate.
@@ -323,12 +328,19 @@ class CodecTrainingArguments:
         global_batch_size (`int`): Crops per step, over all processes and accumulated micro-batches.
         gradient_accumulation_steps (`int`): Micro-batches that a process splits its share into.
         max_steps (`int`): Steps of the run. An optimizer step of codec and discriminators counts once.
+        max_minutes (`float`, *optional*): The run ends after so much training time, if not at `max_steps` before. Its
+            time is the wall-clock time of its steps; evaluating, saving and pauses between sessions do not count. The
+            learning rates follow whichever is further: the share of the steps or that of the time. Several processes
+            agree on the time when they log, and end then. What depends on the time, learning rates and with them
+            weights, is not reproducible; the order of the data and the warm-up are.
         weight_ema_decay (`float`, *optional*): Decay of the moving average of the weights that is evaluated and saved.
         mixed_precision (`str`, *optional*): "no", "bf16" or "fp16". Defaults to what `accelerate launch` says.
         compile (`bool`): Compile the codec and the discriminators with `torch.compile`.
         seed (`int`): Seed of weights and data.
         logging_steps, eval_steps, save_steps (`int`): Intervals; 0 switches evaluation or checkpoints off.
         save_total_limit (`int`, *optional*): Checkpoints to keep.
+        metrics (`list[str]`): What evaluation measures besides the losses, such as `[stoi, pesq]`: `score_name`s of
+            [`evaluation.codec_comparison`]. A metric without a value for a recording leaves it out of its mean.
         num_audio_samples (`int`): Recordings whose decoded audio and spectrograms are saved at each evaluation.
         report_to (`list[str]`): Accelerate's trackers: "tensorboard", "trackio", ...
         resume_from_checkpoint (`str`, *optional*): "latest" (the newest complete checkpoint, if there is one) or a
@@ -354,6 +366,7 @@ class CodecTrainingArguments:
     global_batch_size: int = 12
     gradient_accumulation_steps: int = 1
     max_steps: int = 100_000
+    max_minutes: float | None = None
     weight_ema_decay: float | None = None
     mixed_precision: str | None = None
     compile: bool = False
@@ -362,6 +375,7 @@ class CodecTrainingArguments:
     eval_steps: int = 1000
     save_steps: int = 1000
     save_total_limit: int | None = 2
+    metrics: list[str] = field(default_factory=list)
     num_audio_samples: int = 2
     report_to: list[str] = field(default_factory=list)
     resume_from_checkpoint: str | None = None
@@ -371,6 +385,8 @@ class CodecTrainingArguments:
         for name in ("global_batch_size", "gradient_accumulation_steps", "max_steps", "logging_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            raise ValueError(f"`max_minutes` must be positive, but got {self.max_minutes}.")
         if self.weight_ema_decay is not None and not 0 < self.weight_ema_decay < 1:
             raise ValueError(f"`weight_ema_decay` must lie strictly between 0 and 1, but got {self.weight_ema_decay}.")
 

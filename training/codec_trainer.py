@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from torch import nn
 from tqdm import tqdm
 from transformers import FEATURE_EXTRACTOR_MAPPING, AutoConfig, SequenceFeatureExtractor
@@ -87,14 +87,17 @@ class CodecTrainer:
         feature_extractor (`SequenceFeatureExtractor`, *optional*): Saved beside the codec. Defaults to that of its
             family, if there is one.
         compute_metrics (callable, *optional*): Called with a recorded and a decoded `(num_samples,)` float array and
-            the sampling rate for each evaluated recording; returns a dict of numbers, whose means `evaluate` reports.
+            the sampling rate for each evaluated recording; returns a dict of numbers, whose means `evaluate` reports;
+            `None` in place of a number leaves the recording out. Defaults to what `args.metrics` names.
         objectives (sequence of [`CodecObjective`], *optional*): What else the codec is trained for, such as
             [`Distillation`].
         conditions ([`Conditions`], *optional*): What the model is given in place of the waveform, such as
             [`UnitConditions`].
 
     Raises:
-        ValueError: If `args.loss_weights` does not name exactly the losses, or a size does not fit.
+        ValueError: If `args.loss_weights` does not name exactly the losses, a name in `args.metrics` is unknown, or a
+            size does not fit.
+        MissingPackageError: If a metric of `args.metrics` needs a package that is not installed.
     """
 
     adversarial_loss_names = ("adversarial", "feature_matching")
@@ -106,7 +109,7 @@ class CodecTrainer:
         train_recordings=None,
         eval_recordings=None,
         feature_extractor: SequenceFeatureExtractor | None = None,
-        compute_metrics: Callable[[np.ndarray, np.ndarray, int], Mapping[str, float]] | None = None,
+        compute_metrics: Callable[[np.ndarray, np.ndarray, int], Mapping[str, float | None]] | None = None,
         objectives: Sequence[CodecObjective] = (),
         conditions: Conditions | None = None,
     ):
@@ -124,6 +127,11 @@ class CodecTrainer:
         self._model_arguments = inspect.signature(model.forward).parameters
         self.compute_metrics = compute_metrics
         self.reconstruction_losses = make_reconstruction_losses(args.loss_weights, args.losses, args.mel_scales)
+        if compute_metrics is None and args.metrics:
+            # What it needs takes a second to import, which other trainings are spared.
+            from speech_tokenizers.training.clip_metrics import ClipMetrics
+
+            self.compute_metrics = ClipMetrics(args.metrics, model.sampling_rate)
         self.loss_weights = self._check_loss_weights(args.loss_weights)
 
         # Buffers are not broadcast: the quantizer itself keeps codebooks equal on all processes.
@@ -266,7 +274,7 @@ class CodecTrainer:
         Returns:
             `torch.Tensor`: The norm of the gradient before clipping, 0 between micro-batches.
         """
-        self.accelerator.backward(loss / self.args.gradient_accumulation_steps)
+        self.backward(loss)
         if not self._synchronize:
             return loss.new_zeros(())
         max_norm = math.inf if args.max_grad_norm is None else args.max_grad_norm
@@ -279,11 +287,32 @@ class CodecTrainer:
         optimizer.zero_grad()
         return norm
 
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a micro-batch's loss."""
+        self.accelerator.backward(loss / self.args.gradient_accumulation_steps)
+
     # The loop
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Training time that all processes agree on; several do so when they log."""
+        return self.training_seconds + (self._window.seconds if self.accelerator.num_processes == 1 else 0.0)
+
+    @property
+    def progress(self) -> float:
+        """How far the run is, in steps of `args.max_steps`: more than `step` where its time is further."""
+        if self.args.max_minutes is None:
+            return self.step
+        return max(self.step, self.args.max_steps * min(1.0, self.elapsed_seconds / (60 * self.args.max_minutes)))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end, by steps or by time."""
+        return self.progress >= self.args.max_steps
 
     def train(self, resume_from_checkpoint: str | bool | None = None) -> dict[str, float]:
         r"""
-        Train to `args.max_steps`.
+        Train to `args.max_steps`, or until `args.max_minutes` have passed.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint folder; `True` or `"latest"` for the
@@ -305,7 +334,7 @@ class CodecTrainer:
             total=self.args.max_steps, initial=self.step, unit="step", disable=not self.accelerator.is_main_process
         )
         with stopping_on_signals() as stop, progress:
-            while self.step < self.args.max_steps:
+            while not self.finished:
                 started = time.perf_counter()
                 losses = self._step_over(batches)
                 self._window.add(losses, time.perf_counter() - started)
@@ -313,10 +342,10 @@ class CodecTrainer:
                 progress.update()
                 if self.weight_average is not None:
                     self.weight_average.update(self.unwrapped_model)
-                finished = self.step == self.args.max_steps
-                if self.step % self.args.logging_steps == 0 or finished:
+                if self.step % self.args.logging_steps == 0 or self.finished:
                     logged = self._log_window()
                     progress.set_postfix({name: f"{logged[name]:.4g}" for name in ("loss", "mel") if name in logged})
+                finished = self.finished
                 stopping = self._agreed(stop.made)
                 if (self.args.save_steps and self.step % self.args.save_steps == 0) or finished or stopping:
                     self.save_checkpoint()
@@ -330,11 +359,16 @@ class CodecTrainer:
 
     def _step_over(self, batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         args = self.args
-        set_learning_rate(self.optimizer, args.optimizer, self.step, args.max_steps)
+        progress = self.progress
+        set_learning_rate(self.optimizer, args.optimizer, self.step, args.max_steps, progress)
         if self.discriminators_act:
             start = args.adversarial.start_step
             set_learning_rate(
-                self.discriminator_optimizer, args.discriminator_optimizer, self.step - start, args.max_steps - start
+                self.discriminator_optimizer,
+                args.discriminator_optimizer,
+                self.step - start,
+                args.max_steps - start,
+                progress - start,
             )
         totals: dict[str, torch.Tensor] = {}
         for micro_batch in range(args.gradient_accumulation_steps):
@@ -359,8 +393,10 @@ class CodecTrainer:
         """Log the means since the last log, over steps and processes."""
         window, self._window = self._window, LossWindow()
         entry = window.means(self.accelerator)
-        steps_per_second = window.steps / max(window.seconds, 1e-9)
-        self.training_seconds += window.seconds
+        # Else the processes, each with a clock of its own, would have different learning rates and ends.
+        (seconds,) = broadcast_object_list([window.seconds])
+        steps_per_second = window.steps / max(seconds, 1e-9)
+        self.training_seconds += seconds
         entry |= {
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "steps_per_second": steps_per_second,
@@ -380,6 +416,7 @@ class CodecTrainer:
         return entry
 
     def _write_log(self, entry: dict[str, float]) -> None:
+        entry = {"training_minutes": self.elapsed_seconds / 60, **entry}
         if self.log is not None:
             self.log.write({"step": self.step, **entry})
         if self.args.report_to and self.accelerator.trackers:
@@ -475,7 +512,7 @@ class CodecTrainer:
         entry = {f"eval_{name}": value for name, value in values.items()}
         self._write_log(entry)
         if self.log is not None and has_matplotlib():
-            names = ["loss", *self.loss_names, "discriminator"]
+            names = ["loss", *self.loss_names, "discriminator", *self.args.metrics]
             draw_loss_curves(self.log.path, self.output_dir / "loss_curves.png", names)
         return entry
 
@@ -707,10 +744,13 @@ def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Codec
         build_model(args), args, objectives=build_objectives(args), conditions=build_conditions(args)
     )
     trainer.train()
-    if trainer.step < args.max_steps:
-        tqdm.write(f"Stopped at step {trainer.step} of {args.max_steps}; `resume_from_checkpoint=latest` continues.")
-    else:
+    if trainer.finished:
         trainer.save_model()
+    else:
+        place = f"step {trainer.step} of {args.max_steps}"
+        if args.max_minutes is not None:
+            place += f", after {trainer.elapsed_seconds / 60:.1f} of {args.max_minutes:g} minutes"
+        tqdm.write(f"Stopped at {place}; `resume_from_checkpoint=latest` continues.")
     return trainer
 
 
@@ -720,9 +760,9 @@ def main() -> None:
         sys.exit(main.__doc__)
     try:
         trainer = train_from_recipe(sys.argv[1], sys.argv[2:])
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
-    sys.exit(trainer.step < trainer.args.max_steps)
+    sys.exit(not trainer.finished)
 
 
 if __name__ == "__main__":

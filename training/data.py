@@ -339,9 +339,13 @@ def prepare_recordings(
         raise ValueError("`data.train` must name the training recordings; give it as data.train=PATH.")
     rejected: list[dict[str, str]] = []
 
-    def decoded(path: str, split: str, filter_by: dict[str, Any], files: str | None) -> DecodedRecordings:
+    def decoded(
+        path: str, split: str, filter_by: dict[str, Any], files: str | None, at_most: int | None = None
+    ) -> DecodedRecordings:
         with accelerator.main_process_first():
             recordings = load_recordings(path, filter_by, files, split, args.audio_column)
+            if at_most is not None and at_most < len(recordings):
+                recordings = recordings.select([i * len(recordings) // at_most for i in range(at_most)])
             result = decode_all(recordings, sampling_rate, cache_dir, accelerator.is_main_process)
         rejected.extend(result.rejected)
         return result
@@ -355,5 +359,5 @@ def prepare_recordings(
         train = decoded(args.train, args.train_split, args.train_filter, args.train_files)
     evaluation = None
     if args.eval is not None:
-        evaluation = decoded(args.eval, args.eval_split, args.eval_filter, args.eval_files)
+        evaluation = decoded(args.eval, args.eval_split, args.eval_filter, args.eval_files, args.max_eval_recordings)
     return train, evaluation, rejected

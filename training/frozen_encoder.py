@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frozen speech encoders that send gradients back to the waveform that they hear, and a loss of their features."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -18,6 +20,11 @@ from speech_tokenizers.modeling.speech_encoders import (
     shortened_positions,
 )
 from speech_tokenizers.training.arguments import SpeechFeatureArguments
+from speech_tokenizers.training.data import DecodedRecordings
+
+
+# Recordings over which the variances of features are measured.
+_NUM_MEASURED = 64
 
 
 class FrozenEncoder:
@@ -82,8 +89,9 @@ def normalized(waveforms: torch.Tensor, feature_extractor: Any) -> torch.Tensor:
 
 class SpeechFeatureObjective:
     r"""
-    Decoded speech that a frozen speech encoder takes for the recording: the squared difference of their features at
-    some layers, relative to the variance of the recording's (a perceptual loss, arXiv 1603.08155, on speech).
+    Decoded speech that a frozen speech encoder takes for the recording: the mean squared difference of their features
+    at some layers (a perceptual loss, arXiv 1603.08155, on speech). Each feature counts relative to its variance over
+    the training data, since a few of them are hundreds of times larger than the rest.
 
     Args:
         args ([`SpeechFeatureArguments`]): Which encoder, and which of its layers.
@@ -118,6 +126,24 @@ class SpeechFeatureObjective:
             # What nobody listens to is not computed; the final norm belongs to the last layer.
             encoder.layers, encoder.layer_norm = encoder.layers[:deepest], nn.Identity()
         self.encoder = FrozenEncoder(encoder.to(accelerator.device), extractor, "tight")
+        self.scales = self._measure(recordings, accelerator.device)
+
+    @torch.no_grad()
+    def _measure(self, recordings: Any, device: torch.device) -> dict[int, torch.Tensor]:
+        # 1 / standard deviation of each feature, by layer, over the first two seconds of some recordings.
+        if not isinstance(recordings, Sequence) and not isinstance(recordings, DecodedRecordings):
+            raise ValueError("The features' variances are measured on decoded recordings; set `data.streaming=false`.")
+        states: dict[int, list[torch.Tensor]] = {layer: [] for layer in self.args.layers}
+        for index in np.unique(np.linspace(0, len(recordings) - 1, _NUM_MEASURED).astype(int)):
+            start = np.asarray(recordings[int(index)][: 2 * self.encoder.feature_extractor.sampling_rate])
+            start = start.astype(np.float32) / (32767.0 if start.dtype == np.int16 else 1.0)
+            # The shortest input that a convolutional front end takes is a frame's span.
+            start = np.pad(start, (0, max(0, 800 - len(start))))
+            hidden_states = self.encoder(torch.from_numpy(start).to(device)[None]).hidden_states
+            for layer, found in states.items():
+                found.append(hidden_states[layer][0])
+        deviations = {layer: torch.cat(found).std(dim=0) for layer, found in states.items()}
+        return {layer: 1 / found.clamp(min=1e-4 * float(found.max()) + 1e-8) for layer, found in deviations.items()}
 
     def targets(self, recording: int, first_sample: int, num_samples: int) -> dict[str, torch.Tensor]:
         """See [`CodecObjective`]. The batch's waveforms are enough."""
@@ -131,6 +157,6 @@ class SpeechFeatureObjective:
             decoded = self.encoder(outputs.audio_values[:, 0]).hidden_states
         terms = []
         for layer in self.args.layers:
-            target = recorded[layer].float()
-            terms.append((decoded[layer].float() - target).square().mean() / target.var().clamp(min=1e-8))
+            difference = decoded[layer].float() - recorded[layer].float()
+            terms.append((difference * self.scales[layer]).square().mean())
         return {"speech_features": torch.stack(terms).mean()}

@@ -62,23 +62,42 @@ def learning_rate_scale(name: str, scales: Mapping[str, float]) -> float:
     return scales[max(parts, key=len)] if parts else 1.0
 
 
-def learning_rate_factor(args: OptimizerArguments, step: int, total_steps: int) -> float:
-    """Learning rate at a step relative to the peak."""
-    if step < args.warmup_steps:
-        return (step + 1) / args.warmup_steps
+def learning_rate_factor(
+    args: OptimizerArguments, step: int, total_steps: int, progress: float | None = None
+) -> float:
+    r"""
+    Learning rate at a step relative to the peak.
+
+    Args:
+        args ([`OptimizerArguments`]): The schedule.
+        step (`int`): Steps taken. The warm-up follows it.
+        total_steps (`int`): Steps at which the schedule ends.
+        progress (`float`, *optional*): How far the run is, in steps of the schedule: more than `step` where the run
+            ends by time and its time passes faster than its steps. Defaults to `step`.
+    """
+    past_warmup = max(0, (step if progress is None else progress) - args.warmup_steps)
     if args.schedule == "constant":
-        return 1.0
-    if args.schedule == "exponential":
-        return args.decay_rate ** ((step - args.warmup_steps) / args.decay_steps)
-    progress = min(1.0, (step - args.warmup_steps) / max(1, total_steps - args.warmup_steps))
-    return args.final_ratio + (1 - args.final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+        factor = 1.0
+    elif args.schedule == "exponential":
+        factor = args.decay_rate ** (past_warmup / args.decay_steps)
+    else:
+        share = min(1.0, past_warmup / max(1, total_steps - args.warmup_steps))
+        factor = args.final_ratio + (1 - args.final_ratio) * 0.5 * (1 + math.cos(math.pi * share))
+    # The smaller of the two, so that the rate does not jump where time is far ahead of the warm-up.
+    return factor if step >= args.warmup_steps else min(factor, (step + 1) / args.warmup_steps)
 
 
-def set_learning_rate(optimizer, args: OptimizerArguments, step: int, total_steps: int) -> None:
-    """Set the learning rate of a step. It follows from the step, so a resumed run needs no state of a scheduler."""
+def set_learning_rate(
+    optimizer, args: OptimizerArguments, step: int, total_steps: int, progress: float | None = None
+) -> None:
+    """
+    Set the learning rate of a step; see [`learning_rate_factor`]. It follows from the arguments, so a resumed run
+    needs no state of a scheduler.
+    """
+    factor = learning_rate_factor(args, step, total_steps, progress)
     for group in optimizer.param_groups:
         scale = group.get("learning_rate_scale", 1.0)  # absent where an older checkpoint was loaded
-        group["lr"] = args.learning_rate * scale * learning_rate_factor(args, step, total_steps)
+        group["lr"] = args.learning_rate * scale * factor
 
 
 @contextmanager

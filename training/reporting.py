@@ -4,6 +4,7 @@
 import importlib.util
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from speech_tokenizers.modeling.spectral_losses import log_mel_spectrogram
+from speech_tokenizers.training.arguments import check_names
 
 
 class LossWindow:
@@ -103,6 +105,36 @@ def draw_loss_curves(log_path: Path, picture_path: Path, names: list[str]) -> No
         axes.set(title=name, xlabel="step")
         axes.legend()
     figure.savefig(picture_path, dpi=100)
+
+
+def draw_metric_curves(logs: Mapping[str, Path], picture: Path, metric: str, x: str = "training_minutes") -> None:
+    r"""
+    Draw one value of several runs into one PNG, to compare them.
+
+    Args:
+        logs (mapping of `str` to `Path`): The training log of each run, by the name that the legend gives it.
+        picture (`Path`): The PNG to write.
+        metric (`str`): What to draw, as the log names it, such as `eval_stoi` or `mel`.
+        x (`str`, *optional*, defaults to `"training_minutes"`): What to draw it over, such as `step`.
+
+    Raises:
+        ValueError: If a log has no entry with both.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for name, path in logs.items():
+        entries = read_log(Path(path))
+        points = [(entry[x], entry[metric]) for entry in entries if x in entry and metric in entry]
+        if not points:
+            names = dict.fromkeys(key for entry in entries for key in entry)
+            check_names([x, metric], names, f"The value in the log {path},")
+            raise ValueError(f"{path} has `{metric}` and `{x}`, but in no entry both; choose another `x`.")
+        axes.plot(*zip(*points, strict=True), marker=".", label=name)
+    axes.set(title=metric, xlabel=x.replace("_", " "))
+    axes.legend()
+    figure.savefig(picture, dpi=100)
 
 
 def save_sample(folder: Path, name: str, recorded: torch.Tensor, decoded: torch.Tensor, sampling_rate: int) -> None:

@@ -2,10 +2,12 @@
 """How long a training step takes under several recipes, in turn, so that other work on the machine meets all alike."""
 
 import dataclasses
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping
+from typing import TypeVar
 
 from accelerate.utils import set_seed
 from tqdm import tqdm
@@ -30,10 +32,55 @@ class SteppedTrainer(CodecTrainer):
         wall, processor = time.perf_counter(), time.process_time()
         losses = self._step_over(self._batches)
         self.step += 1
-        if self.weight_average is not None:
-            self.weight_average.update(self.unwrapped_model)
+        self.average_weights()
         float(losses["loss"])  # waits for the device
         return time.perf_counter() - wall, time.process_time() - processor
+
+    def average_weights(self) -> None:
+        r"""Let the average of the weights, if there is one, follow the step."""
+        if self.weight_average is not None:
+            self.weight_average.update(self.unwrapped_model)
+
+
+SomeTrainer = TypeVar("SomeTrainer", bound=SteppedTrainer)
+
+
+def start_trainer(
+    args: CodecTrainingArguments, folder: str, num_steps: int, trainer_class: type[SomeTrainer]
+) -> SomeTrainer:
+    r"""
+    A trainer of a recipe that is ready for its first step.
+
+    Args:
+        args ([`CodecTrainingArguments`]): The recipe. Its output folder is left alone, but for the caches of decoded
+            audio and teachers' features in it, unless it says where to keep them.
+        folder (`str`): Used in place of the output folder.
+        num_steps (`int`): The steps it is to take.
+        trainer_class (subclass of [`SteppedTrainer`]): What to make.
+    """
+    data = dataclasses.replace(args.data, cache_dir=args.data.cache_dir or f"{args.output_dir}/audio_cache")
+    cache_dir = args.distillation.cache_dir or f"{args.output_dir}/teacher_cache"
+    distillation = dataclasses.replace(args.distillation, cache_dir=cache_dir)
+    args = dataclasses.replace(args, data=data, distillation=distillation, output_dir=folder, max_steps=num_steps)
+    set_seed(args.seed)
+    trainer = trainer_class(
+        build_model(args), args, objectives=build_objectives(args), conditions=build_conditions(args)
+    )
+    trainer.start()
+    return trainer
+
+
+def check_one_precision(recipes: Mapping[str, CodecTrainingArguments]) -> None:
+    r"""Raises `ValueError` if recipes differ in `mixed_precision`, of which a process has one in Accelerate."""
+    default = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    precisions = {name: args.mixed_precision or default for name, args in recipes.items()}
+    if len(set(precisions.values())) > 1:
+        described = ", ".join(f"{name}: {precision}" for name, precision in precisions.items())
+        raise ValueError(
+            f"Steps of recipes that differ in `mixed_precision` ({described}) cannot be timed in turn in one process;"
+            " give `ablate` --cost-steps 0, and profile each with `speech-tokenizers benchmark --sections training"
+            " --recipe RECIPE mixed_precision=...`."
+        )
 
 
 def measure_steps(
@@ -51,23 +98,17 @@ def measure_steps(
 
     Returns:
         `dict`: For each name the medians `seconds_in_turn` and `cpu_seconds_in_turn` of a step.
+
+    Raises:
+        ValueError: If the recipes differ in `mixed_precision`.
     """
+    check_one_precision(recipes)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in recipes}
     with tempfile.TemporaryDirectory() as folder:
-        trainers = {}
-        for name, args in recipes.items():
-            # They keep caches in their output folder unless the recipe says where.
-            data = dataclasses.replace(args.data, cache_dir=args.data.cache_dir or f"{args.output_dir}/audio_cache")
-            cache_dir = args.distillation.cache_dir or f"{args.output_dir}/teacher_cache"
-            distillation = dataclasses.replace(args.distillation, cache_dir=cache_dir)
-            args = dataclasses.replace(
-                args, data=data, distillation=distillation, output_dir=folder, max_steps=num_warmup_steps + num_steps
-            )
-            set_seed(args.seed)
-            trainers[name] = SteppedTrainer(
-                build_model(args), args, objectives=build_objectives(args), conditions=build_conditions(args)
-            )
-            trainers[name].start()
+        trainers = {
+            name: start_trainer(args, folder, num_warmup_steps + num_steps, SteppedTrainer)
+            for name, args in recipes.items()
+        }
         for step in tqdm(range(num_warmup_steps + num_steps), desc="cost of a step", unit="step", disable=None):
             for name, trainer in trainers.items():
                 taken = trainer.take_step()

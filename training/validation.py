@@ -21,7 +21,7 @@ def validate(
     max_seconds: float,
     forward: Callable[[int, torch.Tensor], Any],
     loss_names: Sequence[str],
-    compute_metrics: Callable[[np.ndarray, np.ndarray, int], Mapping[str, float]] | None = None,
+    compute_metrics: Callable[[np.ndarray, np.ndarray, int], Mapping[str, float | None]] | None = None,
     keep_sample: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> dict[str, float]:
     r"""
@@ -35,18 +35,20 @@ def validate(
         max_seconds (`float`): Recordings are cut to this length.
         forward (callable): Gives the model's output for the index of a recording and its `(1, 1, num_samples)`.
         loss_names (sequence of `str`): Losses that the model computes itself.
-        compute_metrics (callable, *optional*): Numbers of a recorded and a decoded float array at a sampling rate.
+        compute_metrics (callable, *optional*): Numbers of a recorded and a decoded float array at a sampling rate;
+            `None` where a metric has no value.
         keep_sample (callable, *optional*): Called with the index, the recorded and the decoded waveform,
         `(num_samples,)`.
 
     Returns:
-        `dict`: Means over recordings of the losses, the model's own losses and the metrics; where it chooses codes,
-        the share of codes used and the perplexity of each stage over all recordings, `codes_used_<stage>` and
-        `perplexity_<stage>`.
+        `dict`: Means of the losses, the model's own losses and the metrics, each over the recordings that have a value
+        and, where some have none, their number as `<metric>_left_out`. Where the model chooses codes, the share of
+        codes used and the perplexity of each stage over all recordings, `codes_used_<stage>` and `perplexity_<stage>`.
     """
     if not len(recordings):
         raise ValueError("There is no recording to evaluate on; see rejected.jsonl for those that were set aside.")
     sums: dict[str, float] = {}
+    left_out: dict[str, int] = {}
     # A model of continuous latents chooses no codes.
     sizes = getattr(model.config, "num_quantizers", 0), getattr(model.config, "codebook_size", 0)
     counts = torch.zeros(*sizes, dtype=torch.float64)
@@ -57,7 +59,7 @@ def validate(
         outputs = forward(index, recorded)
         decoded = outputs.audio_values
         pair = WaveformPair(decoded, recorded, model.sampling_rate)
-        values = {
+        values: dict[str, float | None] = {
             **{name: float(loss(pair)) for name, loss in losses.items()},
             **{name: float(outputs[f"{name}_loss"]) for name in loss_names},
         }
@@ -67,18 +69,25 @@ def validate(
         if keep_sample is not None:
             keep_sample(index, recorded[0, 0], decoded[0, 0])
         for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value
+            sums[name] = sums.get(name, 0.0) + (0.0 if value is None else value)
+            left_out[name] = left_out.get(name, 0) + (value is None)
         for stage, codes in enumerate(outputs.get("audio_codes", torch.empty(1, 0))[0].cpu()):
             counts[stage] += torch.bincount(codes, minlength=counts.shape[1])
 
     if accelerator.num_processes > 1:
         gathered: list = [None] * accelerator.num_processes
-        torch.distributed.all_gather_object(gathered, (sums, counts))
-        names = sorted({name for part, _ in gathered for name in part})
-        sums = {name: sum(part.get(name, 0.0) for part, _ in gathered) for name in names}
-        counts = torch.stack([part for _, part in gathered]).sum(0)
+        torch.distributed.all_gather_object(gathered, (sums, left_out, counts))
+        names = sorted({name for part, _, _ in gathered for name in part})
+        sums = {name: sum(part.get(name, 0.0) for part, _, _ in gathered) for name in names}
+        left_out = {name: sum(part.get(name, 0) for _, part, _ in gathered) for name in names}
+        counts = torch.stack([part for _, _, part in gathered]).sum(0)
 
-    means = {name: value / len(recordings) for name, value in sums.items()}
+    means: dict[str, float] = {}
+    for name, value in sums.items():
+        if left_out[name] < len(recordings):
+            means[name] = value / (len(recordings) - left_out[name])
+        if left_out[name]:
+            means[f"{name}_left_out"] = left_out[name]
     if not counts.any():
         return means
     shares = counts / counts.sum(-1, keepdim=True)

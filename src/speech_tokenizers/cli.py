@@ -263,7 +263,7 @@ def _run_train(args: argparse.Namespace) -> int:
     except FloatingPointError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 1
-    return int(trainer.step < trainer.args.max_steps)
+    return int(not trainer.finished)
 
 
 def _run_info(args: argparse.Namespace) -> int:

@@ -60,7 +60,7 @@ def test_the_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
         return preset(name, **{**sizes, **overrides})
 
     monkeypatch.setattr(speed_and_memory.RVQCodecConfig, "from_preset", shrunken)
-    sections = ["encodec", "decoders", "bf16", "streaming", "memory", "training"]
+    sections = ["encodec", "decoders", "bf16", "streaming", "memory"]
     arguments = ["--seconds", "0.5", "--repeats", "1", "--memory-minutes", "0.1", "--output", str(tmp_path)]
     assert run("--sections", *sections, *arguments) == 0
     report = json.loads((tmp_path / "benchmark.json").read_text())["sections"]
@@ -77,8 +77,6 @@ def test_the_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
         assert report["memory"]["num_frames"] == 6 * 50
         assert report["memory"]["num_samples"] == 6 * 16000
         assert report["memory"]["extra_bytes"] > 0
-    if not torch.cuda.is_available():
-        assert report["training"] == {"skipped": "needs a CUDA device"}
     printed = capsys.readouterr().out
     assert (tmp_path / "benchmark.md").read_text() in printed
     assert "of codes equal" in printed
@@ -181,6 +179,42 @@ def test_streaming_of_tokens_is_timed(tmp_path, monkeypatch, make_cst, capsys):
 def test_a_codec_has_no_tokens_to_time(tmp_path, tiny_checkpoint, capsys):
     assert run("--sections", "tokens", "--model", str(tiny_checkpoint)) == 0
     assert "has codebooks; `streaming` is of codecs" in capsys.readouterr().out
+
+
+TINY_RECIPE = """
+output_dir: unused
+model:
+  preset: fast-16khz
+  overrides: {encoder_hidden_size: 16, decoder_hidden_size: 16, encoder_num_layers: 1, decoder_num_layers: 1}
+data: {segment_seconds: 0.1, train_filter: {split: train}}
+loss_weights: {mel: 1.0, waveform: 1.0, commitment: 1.0, adversarial: 1.0, feature_matching: 1.0}
+adversarial: {start_step: 100, discriminators: {multi_period: {periods: [2], channels: [2, 2]}}}
+global_batch_size: 2
+weight_ema_decay: 0.9
+"""
+
+
+def test_a_training_step_is_profiled_by_a_recipe(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(TINY_RECIPE)
+    arguments = ["--sections", "training", "--repeats", "2", "--output", str(tmp_path)]
+    assert run(*arguments, "--recipe", str(recipe), "mixed_precision=bf16") == 0
+    report = json.loads((tmp_path / "benchmark.json").read_text())["sections"]["training"]
+    assert report["mixed_precision"] == "bf16"
+    assert report["clock"] == "processor"
+    assert {"data", "encoder forward", "quantizer", "decoder backward", "discriminators"} <= set(report["parts_ms"])
+    assert set(report["losses_ms"]) == {"mel", "waveform"}
+    assert report["audio_seconds_per_second"] == pytest.approx(2 * 0.1 / (report["step_ms"] / 1000))
+    assert not (tmp_path / "unused").exists()
+    printed = capsys.readouterr().out
+    assert "| loss mel, forward and backward, by itself |" in printed
+    assert "2 x 0.1 s on cpu, precision bf16, processor time" in printed
+
+    assert run(*arguments, "--recipe", str(recipe), "loss_weights.mell=1") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "did you mean `mel`" in error
 
 
 def test_a_missing_recording_is_one_line_and_exit_code_two(tmp_path, capsys):

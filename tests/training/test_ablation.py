@@ -218,6 +218,20 @@ def test_steps_of_all_arms_are_timed_in_turn(recipe_file, tmp_path, monkeypatch)
     assert not (tmp_path / "run").exists()
 
 
+def test_steps_of_different_precisions_are_refused_before_any_work(
+    recipe_file, tmp_path, evaluation_data, in_this_process, capsys
+):
+    recipe = str(recipe_file(adversarial=RECONSTRUCTION))
+    recipes = {name: load_recipe(recipe, [f"mixed_precision={name}"]) for name in ("bf16", "null")}
+    with pytest.raises(ValueError, match=r"differ in `mixed_precision` \(bf16: bf16, null: no\)"):
+        measure_steps(recipes)
+    assert not (tmp_path / "cache").exists()
+    arms = ["--arm", "half", "mixed_precision=bf16", "--arm", "full"]
+    assert ablate(tmp_path, recipe, *arms, "--cost-steps", "3") == 2
+    assert "--cost-steps 0" in capsys.readouterr().err
+    assert in_this_process == []
+
+
 def test_an_arm_trains_in_a_process_of_its_own(tmp_path, recipe_file):
     recipe = str(recipe_file(adversarial=RECONSTRUCTION, max_steps=2))
     plan = plan_arm(recipe, [], "alone", [], 0, tmp_path / "out")

@@ -18,7 +18,7 @@ RECONSTRUCTION = {"mel": 1.0, "waveform": 1.0, "commitment": 0.1}
 
 
 def logged_losses(folder):
-    ignored = {"steps_per_second", "audio_seconds_per_second", "training_seconds"}
+    ignored = {"steps_per_second", "audio_seconds_per_second", "training_seconds", "training_minutes"}
     return [{k: v for k, v in entry.items() if k not in ignored} for entry in read_log(folder / "training_log.jsonl")]
 
 

@@ -77,7 +77,7 @@ def with_model(args, settings):
 
 
 def logged(trainer):
-    timing = {"steps_per_second", "audio_seconds_per_second", "training_seconds"}
+    timing = {"steps_per_second", "audio_seconds_per_second", "training_seconds", "training_minutes"}
     return [
         {k: v for k, v in e.items() if k not in timing} for e in read_log(trainer.output_dir / "training_log.jsonl")
     ]

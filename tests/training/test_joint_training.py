@@ -18,7 +18,7 @@ from speech_tokenizers.training.latent_training import LatentCollapseError
 from speech_tokenizers.training.reporting import read_log
 
 
-TIMINGS = {"steps_per_second", "audio_seconds_per_second", "training_seconds"}
+TIMINGS = {"steps_per_second", "audio_seconds_per_second", "training_seconds", "training_minutes"}
 # 320 samples a latent, 6 dimensions.
 STAGE_1 = {
     "seed": 3,

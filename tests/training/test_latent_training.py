@@ -34,7 +34,7 @@ from speech_tokenizers.training.reporting import read_log
 from speech_tokenizers.training.word_times import read_word_times
 
 
-TIMINGS = {"steps_per_second", "audio_seconds_per_second", "training_seconds"}
+TIMINGS = {"steps_per_second", "audio_seconds_per_second", "training_seconds", "training_minutes"}
 # 320 samples a latent, 6 dimensions.
 TINY_RECIPE = {
     "seed": 3,

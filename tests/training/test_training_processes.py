@@ -18,7 +18,7 @@ from speech_tokenizers.training.codec_trainer import train_from_recipe
 from speech_tokenizers.training.reporting import read_log
 
 
-TIMINGS = {"steps_per_second", "audio_seconds_per_second", "training_seconds"}
+TIMINGS = {"steps_per_second", "audio_seconds_per_second", "training_seconds", "training_minutes"}
 
 
 def losses_by_step(folder: Path) -> dict[int, dict[str, float]]:
@@ -87,6 +87,31 @@ def test_sigterm_leaves_a_checkpoint(recipe_file, tmp_path):
     assert not (tmp_path / "run" / "final").exists()  # what is there is finished
 
 
+def train_in_two_processes(recipe: Path, output: Path, seconds_per_step: tuple[str, ...] = ()) -> list[dict]:
+    """What both hold in the end; each may be given the time that its steps take by its clock."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    program = str(Path(__file__).with_name("train_and_dump.py"))
+    ranks = [
+        start(
+            [program, str(recipe), str(output), *seconds_per_step[rank : rank + 1]],
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE="2",
+            LOCAL_WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=250)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], "\n".join(outputs)
+    states = [torch.load(f"{output}.{rank}") for rank in range(2)]
+    assert [state["world_size"] for state in states] == [2, 2]
+    return states
+
+
 def test_two_processes_equal_one(recipe_file, tmp_path):
     recipe = str(
         recipe_file(
@@ -102,27 +127,7 @@ def test_two_processes_equal_one(recipe_file, tmp_path):
     two = tmp_path / "two.yaml"
     text = Path(recipe).read_text(encoding="utf-8").replace(str(tmp_path / "run"), str(tmp_path / "two"))
     two.write_text(text, encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    program = str(Path(__file__).with_name("train_and_dump.py"))
-    ranks = [
-        start(
-            [program, str(two), str(tmp_path / "state")],
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE="2",
-            LOCAL_WORLD_SIZE="2",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=250)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(outputs)
-
-    states = [torch.load(tmp_path / f"state.{rank}") for rank in range(2)]
-    assert [state["world_size"] for state in states] == [2, 2]
+    states = train_in_two_processes(two, tmp_path / "state")
     for name, value in states[0]["codec"].items():
         if "quantizer" in name:
             assert value.numpy().tobytes() == states[1]["codec"][name].numpy().tobytes()
@@ -132,3 +137,28 @@ def test_two_processes_equal_one(recipe_file, tmp_path):
     for step, entry in expected.items():
         for name, value in entry.items():
             np.testing.assert_allclose(shared[step][name], value, rtol=1e-5, atol=1e-5, err_msg=f"{name}, step {step}")
+
+
+def test_two_processes_with_different_clocks_stop_at_the_same_step(recipe_file, audio_folder, tmp_path):
+    recipe = recipe_file(
+        max_steps=1000,
+        max_minutes=1.0,
+        logging_steps=3,
+        eval_steps=1000,
+        data={"eval": str(audio_folder), "max_eval_recordings": 3},
+        metrics=["si_sdr", "stoi"],
+    )
+    # A minute has 6 of the main process's steps, and 4 of the other's.
+    states = train_in_two_processes(recipe, tmp_path / "state", ("10", "15"))
+    assert [state["step"] for state in states] == [6, 6]
+    assert [state["elapsed_seconds"] for state in states] == [60.0, 60.0]
+    assert states[0]["learning_rate"] == states[1]["learning_rate"]
+    for name, value in states[0]["codec"].items():
+        assert torch.equal(value, states[1]["codec"][name]), name
+    *training, evaluation = read_log(tmp_path / "run" / "training_log.jsonl")
+    assert [entry["training_minutes"] for entry in training] == [0.5, 1.0]
+    assert np.isfinite(evaluation["eval_si_sdr"])
+    # One of the three recordings is long enough for it, so that one process has no value at all.
+    assert np.isfinite(evaluation["eval_stoi"])
+    assert evaluation["eval_stoi_left_out"] == 2
+    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
