@@ -29,18 +29,26 @@ class ModelArguments:
         overrides (`dict`): Fields of the configuration that differ from the preset.
         pretrained (`str`, *optional*): Folder or Hub id of a codec to fine-tune, in place of `preset`; `overrides`
             change its configuration, and layers that it lacks, such as projections to teachers, start anew.
+        warm_start (`bool`): Let a model of other sizes start from `pretrained`: one of `preset`, if that is given too,
+            else of the trained configuration with `overrides`. [`warm_start`] says what is kept. Where each part comes
+            from is written to `warm_start.json` in the output folder.
     """
 
     preset: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     pretrained: str | None = None
+    warm_start: bool = False
 
     def __post_init__(self):
-        if (self.preset is None) == (self.pretrained is None):
+        if self.preset is not None and self.pretrained is not None and not self.warm_start:
             raise ValueError(
                 "`model` needs either `preset` or `pretrained`, and not both; to fine-tune by a recipe that has a"
-                " preset, give model.preset=null."
+                " preset, give model.preset=null, or model.warm_start=true to start a new model from trained weights."
             )
+        if self.preset is None and self.pretrained is None:
+            raise ValueError("`model` needs `preset`, for a new model, or `pretrained`, for a trained one.")
+        if self.warm_start and self.pretrained is None:
+            raise ValueError("`model.warm_start` needs trained weights to start from; give model.pretrained.")
 
 
 @dataclass

@@ -8,17 +8,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from torch import nn
 from tqdm import tqdm
-from transformers import FEATURE_EXTRACTOR_MAPPING, AutoConfig, SequenceFeatureExtractor
+from transformers import FEATURE_EXTRACTOR_MAPPING, AutoConfig, AutoModel, SequenceFeatureExtractor
 
 from speech_tokenizers.checkpoints import find_checkpoint, load
 from speech_tokenizers.modeling.configuration_cst import CST_PRESETS
@@ -68,6 +69,7 @@ from speech_tokenizers.training.reconstruction_losses import (
 from speech_tokenizers.training.reporting import LossWindow, TrainingLog, draw_loss_curves, has_matplotlib, save_sample
 from speech_tokenizers.training.validation import validate
 from speech_tokenizers.training.vocoder_training import UnitConditions, new_vocoder
+from speech_tokenizers.training.warm_start import warm_start
 
 
 class CodecTrainer:
@@ -693,16 +695,38 @@ def model_losses(model: nn.Module) -> list[str]:
     return [name for name, part in parts.items() if getattr(model, part, None) is not None]
 
 
-def build_model(args: CodecTrainingArguments) -> RVQCodecModel | UnitVocoderModel | CSTModel | JointModel:
-    """The codec or vocoder that a recipe names, new or trained; or a tokenizer with a language model."""
+def build_model(
+    args: CodecTrainingArguments, report: Callable[[dict[str, str]], None] | None = None
+) -> RVQCodecModel | UnitVocoderModel | CSTModel | JointModel:
+    r"""
+    The codec or vocoder that a recipe names, new or trained; or a tokenizer with a language model.
+
+    Args:
+        args ([`CodecTrainingArguments`]): The recipe.
+        report (callable, *optional*): Is told what [`warm_start`] took from where.
+    """
     if args.joint is not None:
         return build_joint(args)
-    if args.model.pretrained is not None:
-        config = AutoConfig.from_pretrained(find_checkpoint(args.model.pretrained))
+    if args.model.preset is not None:
+        model = _new_model(args)
+    else:
+        path = find_checkpoint(str(args.model.pretrained))
+        config = AutoConfig.from_pretrained(path)
         check_names(args.model.overrides, type(config).__dataclass_fields__, "The field", "model.overrides.")
-        if isinstance(config, UnitVocoderConfig):
-            return UnitVocoderModel.from_pretrained(find_checkpoint(args.model.pretrained), **args.model.overrides)
-        return load(args.model.pretrained, **args.model.overrides)[0]
+        if args.model.warm_start:
+            model = AutoModel.from_config(AutoConfig.from_pretrained(path, **args.model.overrides))
+        elif isinstance(config, UnitVocoderConfig):
+            return UnitVocoderModel.from_pretrained(path, **args.model.overrides)
+        else:
+            return load(str(args.model.pretrained), **args.model.overrides)[0]
+    if args.model.warm_start:
+        origins = warm_start(str(args.model.pretrained), model)
+        if report is not None:
+            report(origins)
+    return model
+
+
+def _new_model(args: CodecTrainingArguments) -> RVQCodecModel | UnitVocoderModel | CSTModel:
     preset = str(args.model.preset)
     if preset in UNIT_VOCODER_PRESETS:
         return new_vocoder(args)
@@ -711,6 +735,14 @@ def build_model(args: CodecTrainingArguments) -> RVQCodecModel | UnitVocoderMode
     if preset in DM_CODEC_PRESETS:
         return DMCodecModel(DMCodecConfig.from_preset(preset, **args.model.overrides))
     return RVQCodecModel(RVQCodecConfig.from_preset(preset, **args.model.overrides))
+
+
+def keep_origins(args: CodecTrainingArguments, origins: dict[str, str]) -> None:
+    """Say what a warm start took from where, and keep it in `warm_start.json`."""
+    tqdm.write("\n".join(f"{part}: {origin}" for part, origin in origins.items()))
+    path = Path(args.output_dir) / "warm_start.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"pretrained": args.model.pretrained, "parts": origins}, indent=2), encoding="utf-8")
 
 
 def build_objectives(args: CodecTrainingArguments) -> list[CodecObjective]:
@@ -740,9 +772,9 @@ def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Codec
     """
     args = load_recipe(path_or_name, overrides)
     set_seed(args.seed)
-    trainer = CodecTrainer(
-        build_model(args), args, objectives=build_objectives(args), conditions=build_conditions(args)
-    )
+    is_main = PartialState().is_main_process
+    model = build_model(args, partial(keep_origins, args) if is_main else None)
+    trainer = CodecTrainer(model, args, objectives=build_objectives(args), conditions=build_conditions(args))
     trainer.train()
     if trainer.finished:
         trainer.save_model()
