@@ -14,7 +14,12 @@ from typing import Any
 
 import yaml
 
-from speech_tokenizers.training.latent_arguments import JointArguments, LatentArguments, RecognitionArguments
+from speech_tokenizers.training.latent_arguments import (
+    JointArguments,
+    LatentArguments,
+    LatentHealthArguments,
+    RecognitionArguments,
+)
 
 
 @dataclass
@@ -290,6 +295,7 @@ class CodecTrainingArguments:
         output_dir (`str`): Folder of checkpoints, log, samples and, in `final`, the trained codec.
         model, data, adversarial, distillation, units, latents, recognition, joint, optimizer, discriminator_optimizer:
             See their classes. `units` is for vocoders; `latents`, `recognition` and `joint` are for continuous tokens.
+        latent_health ([`LatentHealthArguments`]): How latents are kept from collapse, and codebooks started.
         loss_weights (`dict`): Weight of each loss by name. Must name the trainer's losses exactly.
         mel_scales (`str` or `list`): `"default"`, `"speechtokenizer"`, or a list of dicts of [`MelScale`]'s fields.
         global_batch_size (`int`): Crops per step, over all processes and accumulated micro-batches.
@@ -316,6 +322,7 @@ class CodecTrainingArguments:
     distillation: DistillationArguments = field(default_factory=DistillationArguments)
     units: UnitArguments | None = None
     latents: LatentArguments = field(default_factory=LatentArguments)
+    latent_health: LatentHealthArguments = field(default_factory=LatentHealthArguments)
     recognition: RecognitionArguments | None = None
     joint: JointArguments | None = None
     optimizer: OptimizerArguments = field(default_factory=OptimizerArguments)

@@ -10,7 +10,13 @@ from accelerate import Accelerator
 from torch import nn
 
 from speech_tokenizers.modeling.spectral_losses import MelScale, multi_scale_mel_loss
+from speech_tokenizers.training.latent_health import LatentReport, latents_of
 from speech_tokenizers.training.losses import waveform_loss
+
+
+def fewer_codebooks(num_quantizers: int) -> list[int]:
+    """Powers of two below a number of codebooks."""
+    return [2**power for power in range(num_quantizers) if 2**power < num_quantizers]
 
 
 @torch.no_grad()
@@ -43,7 +49,8 @@ def validate(
     Returns:
         `dict`: Means over recordings of `mel`, `waveform`, the model's losses and the metrics; where it chooses codes,
         the share of codes used and the perplexity of each stage over all recordings, `codes_used_<stage>` and
-        `perplexity_<stage>`.
+        `perplexity_<stage>`, and the mel loss with fewer codebooks, `mel_at_<codebooks>`; where it has latents, what
+        [`LatentReport`] tells of them over all recordings.
     """
     if not len(recordings):
         raise ValueError("There is no recording to evaluate on; see rejected.jsonl for those that were set aside.")
@@ -51,6 +58,7 @@ def validate(
     # A model of continuous latents chooses no codes.
     sizes = getattr(model.config, "num_quantizers", 0), getattr(model.config, "codebook_size", 0)
     counts = torch.zeros(*sizes, dtype=torch.float64)
+    report = LatentReport()
     for index in range(accelerator.process_index, len(recordings), accelerator.num_processes):
         recording = np.asarray(recordings[index][: round(max_seconds * model.sampling_rate)])
         scale = 32767.0 if recording.dtype == np.int16 else 1.0
@@ -62,6 +70,14 @@ def validate(
             "waveform": float(waveform_loss(decoded, recorded)),
             **{name: float(outputs[f"{name}_loss"]) for name in loss_names},
         }
+        if (latents := latents_of(outputs)) is not None:
+            stages = outputs.get("stage_latents", ())
+            report.add(latents, model.quantizer.project_in(latents) if stages else latents, stages)
+            for used in fewer_codebooks(len(stages)):
+                with accelerator.autocast():
+                    fewer = model.decode(outputs.audio_codes[:, :used], num_samples=recorded.shape[-1]).audio_values
+                mel = multi_scale_mel_loss(fewer, recorded, model.sampling_rate, mel_scales)
+                values[f"mel_at_{used}"] = float(mel)
         if compute_metrics is not None:
             arrays = recorded[0, 0].cpu().numpy(), decoded[0, 0].cpu().numpy()
             values |= compute_metrics(*arrays, model.sampling_rate)
@@ -74,12 +90,15 @@ def validate(
 
     if accelerator.num_processes > 1:
         gathered: list = [None] * accelerator.num_processes
-        torch.distributed.all_gather_object(gathered, (sums, counts))
-        names = sorted({name for part, _ in gathered for name in part})
-        sums = {name: sum(part.get(name, 0.0) for part, _ in gathered) for name in names}
-        counts = torch.stack([part for _, part in gathered]).sum(0)
+        torch.distributed.all_gather_object(gathered, (sums, counts, report))
+        names = sorted({name for part, _, _ in gathered for name in part})
+        sums = {name: sum(part.get(name, 0.0) for part, _, _ in gathered) for name in names}
+        counts = torch.stack([part for _, part, _ in gathered]).sum(0)
+        report = LatentReport()
+        for _, _, part in gathered:
+            report.merge(part)
 
-    means = {name: value / len(recordings) for name, value in sums.items()}
+    means = {name: value / len(recordings) for name, value in sums.items()} | report.values()
     if not counts.any():
         return means
     shares = counts / counts.sum(-1, keepdim=True)
