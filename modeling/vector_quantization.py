@@ -42,14 +42,17 @@ def kmeans(vectors: torch.Tensor, means: torch.Tensor, iterations: int) -> tuple
     Args:
         vectors (`torch.Tensor` of shape `(num_vectors, dim)`): What to cluster.
         means (`torch.Tensor` of shape `(num_clusters, dim)`): Where to start.
-        iterations (`int`): How often to move the means.
+        iterations (`int`): How often to move the means, unless they come to rest before.
 
     Returns:
         The means, and the number of vectors in each cluster at the last assignment, (num_clusters,).
     """
-    counts = means.new_zeros(len(means))
+    counts, clusters = means.new_zeros(len(means)), None
     for _ in range(iterations):
-        assignment = F.one_hot(nearest_entries(vectors, means), len(means)).to(vectors.dtype)  # (N, K)
+        previous, clusters = clusters, nearest_entries(vectors, means)
+        if previous is not None and torch.equal(previous, clusters):
+            break  # nothing moves any more
+        assignment = F.one_hot(clusters, len(means)).to(vectors.dtype)  # (N, K)
         counts = assignment.sum(dim=0)
         moved = (assignment.t() @ vectors) / counts.clamp(min=1).unsqueeze(-1)
         means = torch.where(counts.unsqueeze(-1) > 0, moved, means)

@@ -256,10 +256,12 @@ def test_a_run_that_resumes_at_a_revival_equals_an_uninterrupted_one(make_traine
         **SMALL,
         "max_steps": 8,
         "eval_steps": 4,
-        "latent_health": {"revival_steps": [4], "revival_seconds": 1.0, "kmeans_frames": 100, "live_threshold": 0.05},
+        "latent_health": {"revival_steps": [4], "revival_seconds": 1.0, "kmeans_frames": 100, "live_threshold": 0.5},
     }
     whole = make_trainer(**changes, output_dir=str(tmp_path / "whole"))
     whole.train()
+    assert whole.weight_average.num_updates == 4
+    assert whole.optimizer.state[whole.unwrapped_model.encoder.layers[-1].conv.bias]["step"] == 4
     make_trainer(**changes, output_dir=str(tmp_path / "parts"), save_steps=4).train()
     resumed = make_trainer(**changes, output_dir=str(tmp_path / "parts"))
     torch.rand(7)
@@ -377,7 +379,7 @@ def test_accumulated_micro_batches_start_the_same_codebooks(make_trainer):
             **SMALL,
             max_steps=4,
             gradient_accumulation_steps=accumulation,
-            latent_health={"quantizer_start_step": 2, "revival_steps": [1], "live_threshold": 0.1},
+            latent_health={"quantizer_start_step": 2, "revival_steps": [1], "live_threshold": 0.5},
         )
         fitted = {}
         fit = trainer.model.quantizer.fit

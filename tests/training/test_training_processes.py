@@ -98,7 +98,7 @@ LATENT_HEALTH = {
         "quantizer_start_step": 4,
         "revival_steps": [2],
         "revival_seconds": 2.0,
-        "live_threshold": 0.02,
+        "live_threshold": 0.5,
         "kmeans_frames": 100,
     },
     "eval_steps": 3,
