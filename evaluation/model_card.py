@@ -46,9 +46,10 @@ def describe_model(folder: Path) -> dict[str, Any]:
         "frames": f"{config.frame_rate:g} a second, {config.hop_length} samples each",
     }
     described: dict[str, Any] = {"family": "codec", "frame_rate": config.frame_rate, "facts": facts}
+    described["hidden_size"] = getattr(config, "hidden_size", None)
     described |= {"sampling_rate": config.sampling_rate, "kbps": config.bits_per_second / 1000}
     if not hasattr(config, "codebook_size"):
-        described |= {"family": "latents", "hidden_size": config.hidden_size}
+        described["family"] = "latents"
         facts |= _latent_facts(config)
     else:
         described |= {"num_quantizers": config.num_quantizers, "bits_per_code": math.log2(config.codebook_size)}
@@ -159,6 +160,38 @@ def loss_table(entries: list[dict[str, Any]], num_rows: int = 8) -> dict[str, An
     return {"names": names, "rows": rows}
 
 
+def latent_table(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+    r"""
+    What the last evaluation in a training log tells of the latents; `None` where none does.
+
+    Args:
+        entries (`list` of `dict`): Lines of the log, each with `step`.
+
+    Returns:
+        `dict`: `step`, `live_directions`, `participation_ratio`, and `rows`: the share of the latents' variance that
+        so many codebooks leave, and the mel loss with them. No rows for latents without codebooks.
+    """
+    measured = [entry for entry in entries if "eval_latent_live_directions" in entry]
+    if not measured:
+        return None
+    last = measured[-1]
+    left = {
+        int(name.removeprefix("eval_variance_left_")): value
+        for name, value in last.items()
+        if name.startswith("eval_variance_left_")
+    }
+    rows = []
+    for used, share in sorted(left.items()):
+        mel = last.get("eval_mel" if used == len(left) else f"eval_mel_at_{used}")
+        rows.append((used, f"{100 * share:.3g} %", "" if mel is None else f"{mel:.4g}"))
+    return {
+        "step": last["step"],
+        "live_directions": f"{last['eval_latent_live_directions']:g}",
+        "participation_ratio": f"{last['eval_latent_participation_ratio']:.3g}",
+        "rows": rows,
+    }
+
+
 def without_folders(recipe: str) -> str:
     r"""The text of a recipe with absolute paths cut to their last part, since they hold on one machine only."""
     return re.sub(r"""(?m)((?::|-)\s+['"]?)/(?:[^/\n'"]+/)*(?=[^/\n'"]*['"]?$)""", r"\1", recipe)
@@ -196,6 +229,7 @@ def describe_training(run_folder: Path, card_folder: Path, command: str | None) 
         if hours:
             described["summary"] = f"Trained for {steps} steps in {hours:.1f} hours of training steps."
         described["losses"] = loss_table(entries)
+        described["latents"] = latent_table(entries)
     else:
         described["summary"] = ""
     described["files"] = ", ".join(f"`{name}`" for name in copied if name != "loss_curves.png")

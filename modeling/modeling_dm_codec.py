@@ -79,7 +79,7 @@ class DMCodecModel(RVQCodecModel):
 
     @staticmethod
     def _project(stages, stage, projection, mask):
-        if projection is None or (isinstance(stage, int) and stage > len(stages)):
+        if projection is None or len(stages) < (stage if isinstance(stage, int) else 1):
             return None
         if isinstance(stage, int):
             chosen = stages[stage - 1]

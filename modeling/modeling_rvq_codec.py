@@ -210,7 +210,8 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
                 [-1, 1].
             padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples, padded on
                 either side.
-            num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
+            num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all. With 0, which `encode`
+                refuses, the decoder hears the latents as they are, and there are no codes.
             return_loss (`bool`, defaults to `True`): Also compute the losses that need no discriminator.
             kwargs: What transformers passes to any model, such as `output_attentions`, of which a codec has none.
 

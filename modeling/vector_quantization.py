@@ -42,14 +42,17 @@ def kmeans(vectors: torch.Tensor, means: torch.Tensor, iterations: int) -> tuple
     Args:
         vectors (`torch.Tensor` of shape `(num_vectors, dim)`): What to cluster.
         means (`torch.Tensor` of shape `(num_clusters, dim)`): Where to start.
-        iterations (`int`): How often to move the means.
+        iterations (`int`): How often to move the means, unless they come to rest before.
 
     Returns:
         The means, and the number of vectors in each cluster at the last assignment, (num_clusters,).
     """
-    counts = means.new_zeros(len(means))
+    counts, clusters = means.new_zeros(len(means)), None
     for _ in range(iterations):
-        assignment = F.one_hot(nearest_entries(vectors, means), len(means)).to(vectors.dtype)  # (N, K)
+        previous, clusters = clusters, nearest_entries(vectors, means)
+        if previous is not None and torch.equal(previous, clusters):
+            break  # nothing moves any more
+        assignment = F.one_hot(clusters, len(means)).to(vectors.dtype)  # (N, K)
         counts = assignment.sum(dim=0)
         moved = (assignment.t() @ vectors) / counts.clamp(min=1).unsqueeze(-1)
         means = torch.where(counts.unsqueeze(-1) > 0, moved, means)
@@ -60,7 +63,7 @@ def _several_processes() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def _gather_rows(rows: torch.Tensor) -> torch.Tensor:
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """Rows (num_rows, dim) of all processes in rank order; their number may differ from process to process."""
     if not _several_processes():
         return rows
@@ -126,13 +129,27 @@ class VectorQuantizer(FreezableModule):
     @torch.no_grad()
     def initialize(self, vectors: torch.Tensor, generator: torch.Generator):
         """Start at the cluster means of `vectors` (num_vectors, codebook_dim), pooled over all processes."""
-        vectors = _gather_rows(vectors)
+        self.fit(gather_rows(vectors), generator)
+
+    @torch.no_grad()
+    def fit(self, vectors: torch.Tensor, generator: torch.Generator, batch_size: int | None = None):
+        r"""
+        Start at the cluster means of vectors that all processes have alike.
+
+        Args:
+            vectors (`torch.Tensor` of shape `(num_vectors, codebook_dim)`): What to cluster.
+            generator (`torch.Generator`): Draws the first means; in the same state on every process.
+            batch_size (`int`, *optional*): Vectors of a training batch over all processes, to whose counts the
+                averages are scaled. Defaults to the number of vectors.
+        """
         if len(vectors) == 0:
             return
         self.initialized.fill_(True)
         if self.kmeans_iterations == 0:
             return
         means, counts = kmeans(vectors, self._sample(vectors, len(self.codebook), generator), self.kmeans_iterations)
+        if batch_size is not None:
+            counts = counts * (batch_size / len(vectors))
         self.codebook.copy_(means)
         self.cluster_size.copy_(counts)
         self.codebook_sum.copy_(means * counts.unsqueeze(-1))
@@ -158,7 +175,7 @@ class VectorQuantizer(FreezableModule):
         uniform_use = self.cluster_size.mean()
         dead = self.cluster_size < self.dead_code_threshold * uniform_use
         if dead.any():
-            candidates = _gather_rows(vectors)
+            candidates = gather_rows(vectors)
             if len(candidates) == 0:
                 return
             self.codebook_sum[dead] = self._sample(candidates, int(dead.sum()), generator) * uniform_use
@@ -235,21 +252,41 @@ class ResidualVectorQuantizer(FreezableModule):
             quantized = quantized + quantizer.decode(codes)
         return self.project_out(quantized)
 
+    @torch.no_grad()
+    def fit(self, latents: torch.Tensor, generator: torch.Generator, batch_size: int | None = None):
+        r"""
+        Start each codebook at the cluster means of what the codebooks before it leave of latents.
+
+        Args:
+            latents (`torch.Tensor` of shape `(num_frames, hidden_size)`): The same on every process.
+            generator, batch_size: See [`VectorQuantizer.fit`].
+        """
+        residual = self.project_in(latents.to(self.quantizers[0].codebook.dtype))
+        for quantizer in self.quantizers:
+            quantizer.fit(residual, generator, batch_size)
+            residual = residual - quantizer.decode(quantizer.encode(residual))
+
     def forward(
         self, latents: torch.Tensor, num_quantizers: int | None = None, mask: torch.Tensor | None = None
     ) -> QuantizerOutput:
         r"""
         Quantize with gradients; in training mode also update the codebooks.
 
+        With `num_quantizers=0` the latents pass unquantized (through the projections, where there are any), and
+        nothing is initialised or updated.
+
         Args:
             latents (`torch.Tensor` of shape `(batch, num_frames, hidden_size)`): Encoder output.
-            num_quantizers (`int`, *optional*): Use only the first codebooks, for a lower bit rate. Defaults to all.
+            num_quantizers (`int`, *optional*): Use only the first codebooks, for a lower bit rate, or none. Defaults
+                to all.
             mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for frames that count.
 
         Raises:
-            ValueError: If `num_quantizers` is not between 1 and the number of codebooks.
+            ValueError: If `num_quantizers` is not between 0 and the number of codebooks.
         """
-        used = self._check(num_quantizers)
+        used = self._check(num_quantizers, least=0)
+        if used == 0:
+            return self._unquantized(latents)
         with torch.autocast(latents.device.type, enabled=False):
             projected = self.project_in(latents.to(self.quantizers[0].codebook.dtype))
             weight = torch.ones_like(projected[..., :1]) if mask is None else mask.unsqueeze(-1).to(projected.dtype)
@@ -288,15 +325,25 @@ class ResidualVectorQuantizer(FreezableModule):
                 stage_quantized=tuple(stages),
             )
 
+    def _unquantized(self, latents: torch.Tensor) -> QuantizerOutput:
+        with torch.autocast(latents.device.type, enabled=False):
+            passed = self.project_out(self.project_in(latents.to(self.quantizers[0].codebook.dtype)))
+        return QuantizerOutput(
+            quantized_latents=passed.to(latents.dtype),
+            audio_codes=torch.empty(len(latents), 0, latents.shape[1], dtype=torch.long, device=latents.device),
+            commitment_loss=passed.new_zeros(()),
+            stage_quantized=(),
+        )
+
     def remainder(self, residual: torch.Tensor, entry: torch.Tensor) -> torch.Tensor:
         """What a stage leaves to the next. Entries are buffers, so every stage sends its gradient to the encoder."""
         return residual - entry
 
-    def _check(self, num_quantizers: int | None) -> int:
+    def _check(self, num_quantizers: int | None, least: int = 1) -> int:
         if num_quantizers is None:
             return len(self.quantizers)
-        if not 1 <= num_quantizers <= len(self.quantizers):
+        if not least <= num_quantizers <= len(self.quantizers):
             raise ValueError(
-                f"`num_quantizers` must lie between 1 and {len(self.quantizers)}, but got {num_quantizers}."
+                f"`num_quantizers` must lie between {least} and {len(self.quantizers)}, but got {num_quantizers}."
             )
         return num_quantizers

@@ -14,7 +14,12 @@ from typing import Any
 
 import yaml
 
-from speech_tokenizers.training.latent_arguments import JointArguments, LatentArguments, RecognitionArguments
+from speech_tokenizers.training.latent_arguments import (
+    JointArguments,
+    LatentArguments,
+    LatentHealthArguments,
+    RecognitionArguments,
+)
 
 
 @dataclass
@@ -328,6 +333,7 @@ class CodecTrainingArguments:
         model, data, adversarial, distillation, speech_features, units, latents, recognition, joint, optimizer,
             discriminator_optimizer: See their classes. `units` is for vocoders; `latents`, `recognition` and `joint`
             are for continuous tokens.
+        latent_health ([`LatentHealthArguments`]): How latents are kept from collapse, and codebooks started.
         loss_weights (`dict`): Weight of each loss by name. Must name those of the model, the discriminators and the
             objectives, `mel` and `waveform`; further ones of `RECONSTRUCTION_LOSSES` as wanted.
         losses (`dict`): Settings of reconstruction losses by name, such as `{"loudness": {"asymmetry": 0.0}}`; see
@@ -366,6 +372,7 @@ class CodecTrainingArguments:
     speech_features: SpeechFeatureArguments | None = None
     units: UnitArguments | None = None
     latents: LatentArguments = field(default_factory=LatentArguments)
+    latent_health: LatentHealthArguments = field(default_factory=LatentHealthArguments)
     recognition: RecognitionArguments | None = None
     joint: JointArguments | None = None
     optimizer: OptimizerArguments = field(default_factory=OptimizerArguments)

@@ -97,6 +97,10 @@ class WeightAverage:
         torch._foreach_lerp_(list(self.averages.values()), list(_weights(model).values()), 1 - decay)
         self.num_updates += 1
 
+    def restart(self) -> None:
+        """Forget the weights so far; the next update copies."""
+        self.num_updates = 0
+
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
         """Within this context the model has the averaged weights; afterwards its own again."""

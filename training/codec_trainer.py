@@ -49,10 +49,13 @@ from speech_tokenizers.training.checkpoints import (
 )
 from speech_tokenizers.training.crops import training_batches
 from speech_tokenizers.training.data import append_rejected, prepare_recordings
+from speech_tokenizers.training.decorrelation import Decorrelation
 from speech_tokenizers.training.discriminators import DiscriminatorEnsemble, DiscriminatorOutput
 from speech_tokenizers.training.distillation import DISTILLATION_LOSS_NAMES, Distillation
 from speech_tokenizers.training.frozen_encoder import SpeechFeatureObjective
 from speech_tokenizers.training.joint_training import JointModel, build_joint
+from speech_tokenizers.training.latent_health import collapse_warning
+from speech_tokenizers.training.latent_schedule import LatentSchedule
 from speech_tokenizers.training.latent_training import cst_objectives, new_cst, trains_cst
 from speech_tokenizers.training.losses import (
     adversarial_loss,
@@ -60,7 +63,7 @@ from speech_tokenizers.training.losses import (
     feature_matching_loss,
 )
 from speech_tokenizers.training.objectives import CodecObjective, Conditions
-from speech_tokenizers.training.optimization import detached, frozen, make_optimizer, set_learning_rate
+from speech_tokenizers.training.optimization import detached, forget, frozen, make_optimizer, set_learning_rate
 from speech_tokenizers.training.reconstruction_losses import (
     RECONSTRUCTION_LOSSES,
     WaveformPair,
@@ -70,6 +73,11 @@ from speech_tokenizers.training.reporting import LossWindow, TrainingLog, draw_l
 from speech_tokenizers.training.validation import validate
 from speech_tokenizers.training.vocoder_training import UnitConditions, new_vocoder
 from speech_tokenizers.training.warm_start import warm_start
+
+
+# What is drawn of the latents beside the losses.
+LATENT_MEASURES = ("latent_participation_ratio", "latent_live_directions")
+NUMBERED_MEASURES = {"variance_left": "variance left, by codebook", "mel_at": "mel by codebooks used"}
 
 
 class CodecTrainer:
@@ -162,7 +170,9 @@ class CodecTrainer:
             for module in (getattr(model, "encoder", None), model.decoder, discriminator):
                 if module is not None:
                     module.compile()
-        self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, args.optimizer))
+        optimizer = make_optimizer(model, args.optimizer)
+        self.latent_schedule = LatentSchedule(args.latent_health, model, self.loss_names)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.discriminator: Any = None
         self.discriminator_optimizer: Any = None
         if discriminator is not None:
@@ -240,6 +250,8 @@ class CodecTrainer:
     def reconstruct(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
         """What a model makes of a batch: of the waveforms, or of the conditions that it takes in their place."""
         given = {**batch, "num_samples": batch["input_values"].shape[-1], "return_loss": False}
+        if not self.latent_schedule.quantizes(self.step, model.training):
+            given["num_quantizers"] = 0
         return model(**{name: value for name, value in given.items() if name in self._model_arguments})
 
     def training_step(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -337,6 +349,7 @@ class CodecTrainer:
         )
         with stopping_on_signals() as stop, progress:
             while not self.finished:
+                self._tend_latents()
                 started = time.perf_counter()
                 losses = self._step_over(batches)
                 self._window.add(losses, time.perf_counter() - started)
@@ -358,6 +371,23 @@ class CodecTrainer:
         if self.args.report_to:
             self.accelerator.end_training()
         return logged
+
+    def _tend_latents(self) -> None:
+        """Do what the recipe's `latent_health` asks for before the next step."""
+        model = self.unwrapped_model
+        if not self.latent_schedule.has_work(self.step, model):
+            return
+        crop_frames = model.get_encoded_length(round(self.args.data.segment_seconds * self.sampling_rate))
+        changed = self.latent_schedule.apply(
+            self.step,
+            model,
+            self.accelerator,
+            lambda num_steps: self._batches(range(self.step, self.step + num_steps)),
+            crop_frames * self.args.global_batch_size,
+        )
+        forget(self.optimizer, changed)
+        if self.weight_average is not None:
+            self.weight_average.restart()
 
     def _step_over(self, batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         args = self.args
@@ -438,6 +468,11 @@ class CodecTrainer:
     def train_batches(self) -> torch.utils.data.DataLoader:
         """Micro-batches of this process from the present step on, with what the model and the objectives need."""
         self._prepare_conditions()
+        return self._batches(
+            range(self.step, self.args.max_steps), self._targets if self.objectives or self.conditions else None
+        )
+
+    def _batches(self, steps: range, targets: Callable | None = None) -> torch.utils.data.DataLoader:
         return training_batches(
             self.train_recordings,
             self.args.data,
@@ -445,10 +480,10 @@ class CodecTrainer:
             self.args.seed,
             self.args.global_batch_size,
             self.args.gradient_accumulation_steps,
-            range(self.step, self.args.max_steps),
+            steps,
             self.accelerator,
             self.output_dir / "rejected.jsonl",
-            self._targets if self.objectives or self.conditions else None,
+            targets,
             1 if self.conditions is None else self.unwrapped_model.hop_length,
         )
 
@@ -513,9 +548,15 @@ class CodecTrainer:
             model.train(was_training)
         entry = {f"eval_{name}": value for name, value in values.items()}
         self._write_log(entry)
-        if self.log is not None and has_matplotlib():
-            names = ["loss", *self.loss_names, "discriminator", *self.args.metrics]
-            draw_loss_curves(self.log.path, self.output_dir / "loss_curves.png", names)
+        warning = collapse_warning(values, self.args.latent_health.min_live_share, model.config.hidden_size)
+        if warning and self.accelerator.is_main_process:
+            tqdm.write(f"warning, step {self.step}: {warning}")
+        if self.log is not None:
+            if warning:
+                self.log.write({"step": self.step, "warning": warning})
+            if has_matplotlib():
+                names = ["loss", *self.loss_names, "discriminator", *self.args.metrics, *LATENT_MEASURES]
+                draw_loss_curves(self.log.path, self.output_dir / "loss_curves.png", names, NUMBERED_MEASURES)
         return entry
 
     def _reconstruct_evaluated(self, index: int, recorded: torch.Tensor) -> Any:
@@ -750,6 +791,8 @@ def build_objectives(args: CodecTrainingArguments) -> list[CodecObjective]:
     objectives: list[CodecObjective] = list(cst_objectives(args)) if trains_cst(args) else []
     if args.distillation.speech_teacher is not None or args.distillation.language_teacher is not None:
         objectives.append(Distillation(args.distillation))
+    if "decorrelation" in args.loss_weights:
+        objectives.append(Decorrelation())
     if args.speech_features is not None:
         objectives.append(SpeechFeatureObjective(args.speech_features))
     return objectives

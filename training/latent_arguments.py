@@ -33,6 +33,51 @@ class LatentArguments:
 
 
 @dataclass
+class LatentHealthArguments:
+    r"""
+    What keeps the latent directions of a codec alive, and when an evaluation warns that they are not.
+
+    Codebooks fitted to latents of few directions can be used evenly and yet tell little: directions below the
+    quantizer's noise are noise to the decoder, which learns to ignore them, so that no gradient brings them back. The
+    decorrelation of latents is a loss; see [`decorrelation_loss`].
+
+    At a step at which latents or codebooks change, the weight average starts anew, and so do Adam's moments of the
+    weights that changed.
+
+    Args:
+        min_live_share (`float`): Warn when an evaluation finds a smaller share of live directions (those with a
+            variance above 1e-3 of the largest); 0 never warns.
+        quantizer_start_step (`int`): Until this step the decoder hears the latents unquantized, also in evaluations.
+            Then the codebooks start. Not together with distillation.
+        kmeans_frames (`int`, *optional*): Frames of the coming crops that the codebooks start from, by k-means.
+            Defaults to eight a codebook entry where `quantizer_start_step` or `revival_steps` fit the codebooks, and
+            otherwise to those of the first batch. Codebooks of a trained codec are kept.
+        revival_steps (`list` of `int`): After so many steps (0: before the first one) dead directions are filled with
+            what the encoder knows besides, and the codebooks are fitted anew; see [`revive_latents`]. Where all
+            directions are live, nothing changes.
+        live_threshold (`float`): Share of the largest variance above which a direction is live at a revival.
+        revival_seconds (`float`): Audio of the coming crops that a revival looks at.
+    """
+
+    min_live_share: float = 0.5
+    quantizer_start_step: int = 0
+    kmeans_frames: int | None = None
+    revival_steps: list[int] = field(default_factory=list)
+    live_threshold: float = 1e-3
+    revival_seconds: float = 160.0
+
+    def __post_init__(self):
+        if not 0 <= self.min_live_share <= 1:
+            raise ValueError(f"`min_live_share` must lie between 0 and 1, but got {self.min_live_share}.")
+        if not 0 < self.live_threshold < 1:
+            raise ValueError(f"`live_threshold` must lie strictly between 0 and 1, but got {self.live_threshold}.")
+        if self.quantizer_start_step < 0 or any(step < 0 for step in self.revival_steps):
+            raise ValueError("`quantizer_start_step` and `revival_steps` must not be negative.")
+        if self.revival_seconds <= 0:
+            raise ValueError(f"`revival_seconds` must be positive, but got {self.revival_seconds}.")
+
+
+@dataclass
 class RecognitionArguments:
     r"""
     What a [`CSTModel`] learns from the texts of its recordings, by CTC.

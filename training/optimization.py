@@ -2,7 +2,7 @@
 """Optimizers, learning rates that follow from the step and the part of the model, and freezing."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -98,6 +98,12 @@ def set_learning_rate(
     for group in optimizer.param_groups:
         scale = group.get("learning_rate_scale", 1.0)  # absent where an older checkpoint was loaded
         group["lr"] = args.learning_rate * scale * factor
+
+
+def forget(optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Let the moments of parameters that were replaced start anew."""
+    for parameter in parameters:
+        optimizer.state.pop(parameter, None)
 
 
 @contextmanager

@@ -4,7 +4,8 @@
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,24 +86,40 @@ def has_matplotlib() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def draw_loss_curves(log_path: Path, picture_path: Path, names: list[str]) -> None:
-    """Draw the named losses, and their values on the evaluation recordings, over the steps of a log into a PNG."""
+def draw_loss_curves(
+    log_path: Path, picture_path: Path, names: Sequence[str], numbered: Mapping[str, str] | None = None
+) -> None:
+    r"""
+    Draw the named losses, and their values on the evaluation recordings, over the steps of a log into a PNG.
+
+    Args:
+        log_path (`Path`): A [`TrainingLog`].
+        picture_path (`Path`): The PNG.
+        names (sequence of `str`): A panel each, if the log has them, alone or after `eval_`.
+        numbered (mapping, *optional*): Titles by the beginnings of names that end in a number, such as
+            `perplexity_1`; those of one beginning share a panel.
+    """
     from matplotlib.figure import Figure
 
     entries = read_log(log_path)
-    names = [name for name in names if any(name in entry for entry in entries)]
-    if not names:
+    keys = list(dict.fromkeys(key for entry in entries for key in entry))
+    panels = {name: {name: "training", f"eval_{name}": "evaluation"} for name in names}
+    for beginning, title in (numbered or {}).items():
+        found = [key for key in keys if re.fullmatch(rf"(eval_)?{beginning}_\d+", key)]
+        panels[title] = {key: key.rpartition("_")[2] for key in found}
+    panels = {title: lines for title, lines in panels.items() if not lines.keys().isdisjoint(keys)}
+    if not panels:
         return
-    columns = min(3, len(names))
-    rows = -(-len(names) // columns)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.5 * columns, 3 * rows), layout="constrained")
-    for i, name in enumerate(names):
+    for i, (title, lines) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
-        for key, label in ((name, "training"), (f"eval_{name}", "evaluation")):
+        for key, label in lines.items():
             points = [(entry["step"], entry[key]) for entry in entries if key in entry]
             if points:
                 axes.plot(*zip(*points, strict=True), label=label)
-        axes.set(title=name, xlabel="step")
+        axes.set(title=title, xlabel="step")
         axes.legend()
     figure.savefig(picture_path, dpi=100)
 

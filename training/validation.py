@@ -9,7 +9,13 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from speech_tokenizers.training.latent_health import LatentReport, latents_of
 from speech_tokenizers.training.reconstruction_losses import ReconstructionLoss, WaveformPair
+
+
+def fewer_codebooks(num_quantizers: int) -> list[int]:
+    """Powers of two below a number of codebooks."""
+    return [2**power for power in range(num_quantizers) if 2**power < num_quantizers]
 
 
 @torch.no_grad()
@@ -43,7 +49,9 @@ def validate(
     Returns:
         `dict`: Means of the losses, the model's own losses and the metrics, each over the recordings that have a value
         and, where some have none, their number as `<metric>_left_out`. Where the model chooses codes, the share of
-        codes used and the perplexity of each stage over all recordings, `codes_used_<stage>` and `perplexity_<stage>`.
+        codes used and the perplexity of each stage over all recordings, `codes_used_<stage>` and `perplexity_<stage>`,
+        and the mel loss with fewer codebooks, `mel_at_<codebooks>`; where it has latents, what [`LatentReport`] tells
+        of them over all recordings.
     """
     if not len(recordings):
         raise ValueError("There is no recording to evaluate on; see rejected.jsonl for those that were set aside.")
@@ -52,6 +60,7 @@ def validate(
     # A model of continuous latents chooses no codes.
     sizes = getattr(model.config, "num_quantizers", 0), getattr(model.config, "codebook_size", 0)
     counts = torch.zeros(*sizes, dtype=torch.float64)
+    report = LatentReport()
     for index in range(accelerator.process_index, len(recordings), accelerator.num_processes):
         recording = np.asarray(recordings[index][: round(max_seconds * model.sampling_rate)])
         scale = 32767.0 if recording.dtype == np.int16 else 1.0
@@ -63,6 +72,14 @@ def validate(
             **{name: float(loss(pair)) for name, loss in losses.items()},
             **{name: float(outputs[f"{name}_loss"]) for name in loss_names},
         }
+        if (latents := latents_of(outputs)) is not None:
+            stages = outputs.get("stage_latents", ())
+            report.add(latents, model.quantizer.project_in(latents) if stages else latents, stages)
+            for used in fewer_codebooks(len(stages)):
+                with accelerator.autocast():
+                    fewer = model.decode(outputs.audio_codes[:, :used], num_samples=recorded.shape[-1]).audio_values
+                fewer_pair = WaveformPair(fewer, recorded, model.sampling_rate)
+                values[f"mel_at_{used}"] = float(losses["mel"](fewer_pair))
         if compute_metrics is not None:
             arrays = recorded[0, 0].cpu().numpy(), decoded[0, 0].cpu().numpy()
             values |= compute_metrics(*arrays, model.sampling_rate)
@@ -76,13 +93,16 @@ def validate(
 
     if accelerator.num_processes > 1:
         gathered: list = [None] * accelerator.num_processes
-        torch.distributed.all_gather_object(gathered, (sums, left_out, counts))
-        names = sorted({name for part, _, _ in gathered for name in part})
-        sums = {name: sum(part.get(name, 0.0) for part, _, _ in gathered) for name in names}
-        left_out = {name: sum(part.get(name, 0) for _, part, _ in gathered) for name in names}
-        counts = torch.stack([part for _, _, part in gathered]).sum(0)
+        torch.distributed.all_gather_object(gathered, (sums, left_out, counts, report))
+        names = sorted({name for part, *_ in gathered for name in part})
+        sums = {name: sum(part[0].get(name, 0.0) for part in gathered) for name in names}
+        left_out = {name: sum(part[1].get(name, 0) for part in gathered) for name in names}
+        counts = torch.stack([part[2] for part in gathered]).sum(0)
+        report = LatentReport()
+        for part in gathered:
+            report.merge(part[3])
 
-    means: dict[str, float] = {}
+    means: dict[str, float] = report.values()
     for name, value in sums.items():
         if left_out[name] < len(recordings):
             means[name] = value / (len(recordings) - left_out[name])

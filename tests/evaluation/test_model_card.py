@@ -98,6 +98,25 @@ def test_a_full_card_holds_what_was_measured(folder, report, run_folder):
     assert (folder / "training_log.jsonl").exists()
 
 
+def test_a_card_tells_of_the_latents_what_the_last_evaluation_did(folder, run_folder):
+    assert "### Latents" not in str(build_card(folder, "tiny-codec", run_folder=run_folder))
+    log = run_folder / "training_log.jsonl"
+    measured = {"eval_latent_live_directions": 5.0, "eval_latent_participation_ratio": 2.346, "eval_mel": 1.0}
+    measured |= {f"eval_variance_left_{stage}": 0.5**stage for stage in (1, 2, 3)} | {"eval_mel_at_1": 1.5}
+    entries = [{"step": 20, **measured, "eval_latent_live_directions": 7.0}, {"step": 40, **measured}]
+    log.write_text("\n".join(map(json.dumps, [*entries, {"step": 40, "warning": "collapsed"}])))
+    text = str(build_card(folder, "tiny-codec", run_folder=run_folder))
+    assert "At step 40, over all evaluation recordings, 5 of 16 latent directions were live" in text
+    assert "participation ratio was 2.35 (" in text
+    assert "| 1 | 50 % | 1.5 |\n| 2 | 25 % |  |\n| 3 | 12.5 % | 1 |\n" in text
+    del measured["eval_mel_at_1"]
+    without_codebooks = {key: value for key, value in measured.items() if "variance" not in key}
+    log.write_text(json.dumps({"step": 40, **without_codebooks}))
+    text = str(build_card(folder, "tiny-codec", run_folder=run_folder))
+    assert "latent directions were live" in text
+    assert "| codebooks | variance left |" not in text
+
+
 def test_the_metadata_survives_and_leaves_out_what_failed(folder, report, tmp_path):
     build_card(folder, "tiny-codec", report=report).save(tmp_path / "README.md")
     data = ModelCard.load(tmp_path / "README.md").data

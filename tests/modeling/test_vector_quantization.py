@@ -258,12 +258,44 @@ def test_factorised_codes_have_their_own_dimension():
     assert quantizer.project_out.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("num_quantizers", [0, 5, -1])
+@pytest.mark.parametrize("num_quantizers", [5, -1])
 def test_a_wrong_number_of_quantizers_is_an_error(quantizer, num_quantizers):
-    with pytest.raises(ValueError, match="must lie between 1 and 4, but got"):
+    with pytest.raises(ValueError, match="must lie between 0 and 4, but got"):
         quantizer(make_latents(1, 3), num_quantizers)
+
+
+@pytest.mark.parametrize("num_quantizers", [0, 5, -1])
+def test_nothing_is_encoded_by_a_wrong_number_of_quantizers(quantizer, num_quantizers):
     with pytest.raises(ValueError, match="must lie between 1 and 4, but got"):
         quantizer.encode(make_latents(1, 3), num_quantizers)
+
+
+def test_without_quantizers_latents_pass_and_nothing_is_updated():
+    quantizer = make_quantizer(quantizer_dropout=0.5).train()
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    latents = make_latents(2, 30)
+    outputs = quantizer(latents, 0)
+    assert torch.equal(outputs.quantized_latents, latents)
+    assert outputs.audio_codes.shape == (2, 0, 30)
+    assert outputs.commitment_loss == 0
+    assert outputs.stage_quantized == ()
+    assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
+
+
+def test_codebooks_that_start_from_many_frames_follow_batches_as_ever():
+    quantizer, frames = make_quantizer(), make_latents(400)
+    quantizer.fit(frames, torch.Generator().manual_seed(0), batch_size=100)
+    first = quantizer.quantizers[0]
+    drawn = torch.randperm(400, generator=torch.Generator().manual_seed(0))[:CODEBOOK_SIZE]
+    means, counts = kmeans(frames, frames[drawn], 10)
+    torch.testing.assert_close(first.codebook, means)
+    torch.testing.assert_close(first.cluster_size, counts / 4)
+    assert first.cluster_size.sum() == 100
+    residual = frames - first.codebook[first.encode(frames)]
+    assert residual.square().mean() < 0.8 * frames.square().mean()
+    # The averages stand for the entries: an update by the same frames moves them nowhere far.
+    torch.testing.assert_close(first.codebook_sum / first.cluster_size.unsqueeze(-1), means)
+    assert all(stage.initialized for stage in quantizer.quantizers)
 
 
 def test_autocast_does_not_touch_the_codes(quantizer):

@@ -14,7 +14,7 @@ from speech_tokenizers.training.arguments import CodecTrainingArguments, build_s
 from speech_tokenizers.training.codec_trainer import CodecTrainer, build_model, build_objectives, train_from_recipe
 from speech_tokenizers.training.joint_training import JointModel
 from speech_tokenizers.training.latent_arguments import JointArguments
-from speech_tokenizers.training.latent_training import LatentCollapseError
+from speech_tokenizers.training.latent_health import LatentCollapseError
 from speech_tokenizers.training.reporting import read_log
 
 

@@ -22,12 +22,10 @@ from speech_tokenizers.processing.word_alignment import TimedWord
 from speech_tokenizers.training.arguments import CodecTrainingArguments, build_section, load_recipe
 from speech_tokenizers.training.codec_trainer import build_model, build_objectives, train_from_recipe
 from speech_tokenizers.training.latent_arguments import LatentArguments, RecognitionArguments
+from speech_tokenizers.training.latent_health import CollapseGuard, LatentCollapseError, latent_health
 from speech_tokenizers.training.latent_training import (
-    CollapseGuard,
     CropLabels,
-    LatentCollapseError,
     labels_of,
-    latent_health,
     span_ctc_loss,
 )
 from speech_tokenizers.training.reporting import read_log
@@ -153,7 +151,7 @@ def test_frozen_statistics_tell_what_variance_is_normal():
     for normal, collapsed in ((1.0, False), (4.0, True)):
         guard = CollapseGuard(LatentArguments(grace_steps=0, window_steps=1), 8, normal_variance=normal)
         if collapsed:
-            with pytest.raises(LatentCollapseError, match=r"mean variance is 2.* \(at least 4.00e-01\)"):
+            with pytest.raises(LatentCollapseError, match=r"mean variance is 2.* \(at least 4.00e-01 is wanted\)"):
                 guard(latent_health(latents))
         else:
             guard(latent_health(latents))
@@ -275,7 +273,8 @@ def test_training_lowers_the_losses_and_reports_the_latents(make_trainer, tmp_pa
     assert {"kl", "latent_rank", "active_dimensions", "latent_variance"} <= log[-1].keys()
     assert 1 <= log[-1]["latent_rank"] <= 6
     values = trainer.evaluate()
-    assert {"eval_mel", "eval_waveform", "eval_kl"} == values.keys()
+    latents = {"eval_latent_participation_ratio", "eval_latent_live_directions"}
+    assert {"eval_mel", "eval_waveform", "eval_kl", *latents} == values.keys()
     loaded = CSTModel.from_pretrained(trainer.save_model())
     assert loaded.statistics.num_updates == 4
 

@@ -112,14 +112,33 @@ def train_in_two_processes(recipe: Path, output: Path, seconds_per_step: tuple[s
     return states
 
 
-def test_two_processes_equal_one(recipe_file, tmp_path):
+# Not the hinge loss: its first gradients cancel, and Adam makes whole steps of the rounding errors left.
+ADVERSARIAL = {"adversarial": {"start_step": 2, "warmup_steps": 0, "objective": "least_squares"}}
+# The latents of all processes together: evaluated, decorrelated, revived, and coded from step 4 on.
+LATENT_HEALTH = {
+    "adversarial": {"discriminators": {}},
+    "model": {"overrides": {"encoder_hidden_size": 32}},
+    "loss_weights": {"mel": 15.0, "waveform": 1.0, "commitment": 0.25, "decorrelation": 1.0},
+    "latent_health": {
+        "quantizer_start_step": 4,
+        "revival_steps": [2],
+        "revival_seconds": 2.0,
+        "live_threshold": 0.5,
+        "kmeans_frames": 100,
+    },
+    "eval_steps": 3,
+}
+
+
+@pytest.mark.parametrize("changes", [ADVERSARIAL, LATENT_HEALTH], ids=["adversarial", "latent health"])
+def test_two_processes_equal_one(recipe_file, tmp_path, audio_folder, changes):
     recipe = str(
         recipe_file(
             max_steps=6,
-            # Not the hinge loss: its first gradients cancel, and Adam makes whole steps of the rounding errors left.
-            adversarial={"start_step": 2, "warmup_steps": 0, "objective": "least_squares"},
             optimizer={"learning_rate": 1e-4},
             discriminator_optimizer={"learning_rate": 1e-4},
+            data={"eval": str(audio_folder)},
+            **changes,
         )
     )
     alone = train_from_recipe(recipe, [f"output_dir={tmp_path / 'alone'}"])
