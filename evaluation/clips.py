@@ -4,6 +4,7 @@
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,16 +64,45 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_transcripts(path: Path) -> dict[str, str | None]:
+    r"""
+    What is said in each recording, by its file name.
+
+    Args:
+        path (`Path`): JSON lines with `file_name` and `text`, or with the suffix `.tsv` lines of the two, parted by a
+            tab.
+
+    Raises:
+        ValueError: If a line is neither; the message names it.
+    """
+    if path.suffix != ".tsv":
+        return {row.get("file_name", ""): row.get("text") for row in read_rows(path)}
+    texts: dict[str, str | None] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            name, tab, text = line.partition("\t")
+            if not tab or "\t" in text:
+                raise ValueError(
+                    f"{path}, line {number}: a file name, a tab and a text were expected, but got {line!r}."
+                )
+            texts[name] = text
+    return texts
+
+
 def read_clips(
-    folder: Path, list_file: Path | None, transcripts: Path | None, limit: int | None, pattern: str | None = None
+    folder: Path,
+    list_file: Path | None,
+    transcripts: Sequence[Path] | None,
+    limit: int | None,
+    pattern: str | None = None,
 ) -> list[Clip]:
     r"""
     Args:
         folder (`Path`): Folder of recordings.
         list_file (`Path`, *optional*): Text file with a path relative to `folder` on each line. Defaults to every
             audio file.
-        transcripts (`Path`, *optional*): JSON lines with `file_name` and `text`. Defaults to `metadata.jsonl` in
-            `folder`, if any.
+        transcripts (sequence of `Path`, *optional*): See [`read_transcripts`]; where several have a clip, the last one
+            counts. Defaults to `metadata.jsonl` in `folder`, if any.
         limit (`int`, *optional*): Take only the first so many.
         pattern (`str`, *optional*): Take only files whose path within `folder` matches, such as `Original_*`.
     """
@@ -83,11 +113,11 @@ def read_clips(
         paths = [folder / line.strip() for line in lines if line.strip()]
     if pattern is not None:
         paths = [path for path in paths if path.relative_to(folder).match(pattern)]
-    texts = {}
-    if transcripts is None and (folder / "metadata.jsonl").is_file():
-        transcripts = folder / "metadata.jsonl"
-    if transcripts is not None:
-        texts = {row.get("file_name"): row.get("text") for row in read_rows(transcripts)}
+    if transcripts is None:
+        transcripts = [path for path in [folder / "metadata.jsonl"] if path.is_file()]
+    texts: dict[str, str | None] = {}
+    for file in transcripts:
+        texts |= read_transcripts(file)
     clips = []
     for path in paths[:limit]:
         if not path.is_file():

@@ -44,7 +44,11 @@ def add_measuring_arguments(parser: argparse.ArgumentParser, metrics: Sequence[s
     parser.add_argument("--list", type=Path, help="text file of paths relative to the data; default: all audio files")
     parser.add_argument("--pattern", metavar="GLOB", help="use only recordings whose path in the data matches")
     parser.add_argument(
-        "--transcripts", type=Path, help="JSON lines with file_name, text; default: metadata.jsonl of the data"
+        "--transcripts",
+        type=Path,
+        nargs="+",
+        help="JSON lines with file_name and text, or .tsv lines of the two; the last file that has a clip counts; "
+        "default: metadata.jsonl of the data",
     )
     parser.add_argument("--limit", type=int, help="use only the first so many clips")
     parser.add_argument(

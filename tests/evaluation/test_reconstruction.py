@@ -283,3 +283,19 @@ def test_a_peer_that_is_not_installed_is_skipped_with_the_reason(tmp_path, data,
     assert run(tmp_path, str(tmp_path / "tiny"), "--peers", "opus:6") == 0
     assert "skipped opus:6: The program `opusenc` is missing" in capsys.readouterr().err
     assert "Skipped opus:6" in (tmp_path / "out" / "results.md").read_text()
+
+
+def test_true_transcripts_replace_those_of_the_data(data, tmp_path):
+    (tmp_path / "true.tsv").write_text("north/0.wav\twhat was said\n\n", encoding="utf-8")
+    (tmp_path / "all.jsonl").write_text(
+        '{"file_name": "north/0.wav", "text": "heard"}\n{"file_name": "north/1.wav", "text": "kept"}\n',
+        encoding="utf-8",
+    )
+    files = [tmp_path / "all.jsonl", tmp_path / "true.tsv"]
+    texts = [clip.text for clip in read_clips(data, None, files, None, "north/*")]
+    assert texts == ["what was said", "kept"]
+    texts = [clip.text for clip in read_clips(data, None, files[::-1], None, "north/*")]
+    assert texts == ["heard", "kept"]
+    files[1].write_text("north/0.wav what was said\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="true.tsv, line 1: a file name, a tab and a text were expected"):
+        read_clips(data, None, files, None)
