@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 from transformers import EncodecConfig, EncodecModel
 
+from speech_tokenizers.evaluation.processor import BF16_FLAGS, cpu_flags
 from speech_tokenizers.modeling.codec_streaming import CodecStream
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
@@ -31,8 +32,6 @@ FAST_PRESET = "fast-16khz"
 STREAMING_PRESET = "streaming-16khz"
 # Of a long file, what units are encoded from as a whole too, to see what windows change.
 WINDOW_EFFECT_SECONDS = 120.0
-# Processor features without which bfloat16 arithmetic is emulated, on Linux.
-BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def synthetic_sound(num_samples: int, sampling_rate: int, seed: int = 0) -> np.ndarray:
@@ -423,15 +422,6 @@ def profile_table(values: dict[str, Any]) -> list[str]:
     }
     lines = ["| | ms | share of the step |", "| --- | --- | --- |"]
     return lines + [f"| {name} | {ms:.1f} | {ms / step:.0%} |" for name, ms in rows.items()]
-
-
-def cpu_flags() -> set[str]:
-    r"""Feature flags of the processor; empty where the system does not list them."""
-    path = Path("/proc/cpuinfo")
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        if line.startswith(("flags", "Features")):
-            return set(line.partition(":")[2].split())
-    return set()
 
 
 def machine() -> dict[str, Any]:

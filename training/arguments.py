@@ -348,7 +348,8 @@ class CodecTrainingArguments:
             agree on the time when they log, and end then. What depends on the time, learning rates and with them
             weights, is not reproducible; the order of the data and the warm-up are.
         weight_ema_decay (`float`, *optional*): Decay of the moving average of the weights that is evaluated and saved.
-        mixed_precision (`str`, *optional*): "no", "bf16" or "fp16". Defaults to what `accelerate launch` says.
+        mixed_precision (`str`, *optional*): "no", "bf16", "fp16", or "auto": bf16 where the device computes in it
+            without emulating it, else none. Defaults to what `accelerate launch` says.
         compile (`bool`): Compile the codec and the discriminators with `torch.compile`.
         seed (`int`): Seed of weights and data.
         logging_steps, eval_steps, save_steps (`int`): Intervals; 0 switches evaluation or checkpoints off.
@@ -402,6 +403,10 @@ class CodecTrainingArguments:
                 raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise ValueError(f"`max_minutes` must be positive, but got {self.max_minutes}.")
+        if self.mixed_precision not in (None, "no", "bf16", "fp16", "auto"):
+            raise ValueError(
+                f"`mixed_precision` must be 'no', 'bf16', 'fp16' or 'auto', but got {self.mixed_precision!r}."
+            )
         if self.weight_ema_decay is not None and not 0 < self.weight_ema_decay < 1:
             raise ValueError(f"`weight_ema_decay` must lie strictly between 0 and 1, but got {self.weight_ema_decay}.")
 

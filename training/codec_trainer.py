@@ -22,6 +22,7 @@ from tqdm import tqdm
 from transformers import FEATURE_EXTRACTOR_MAPPING, AutoConfig, AutoModel, SequenceFeatureExtractor
 
 from speech_tokenizers.checkpoints import find_checkpoint, load
+from speech_tokenizers.evaluation.processor import has_bf16_units
 from speech_tokenizers.modeling.configuration_cst import CST_PRESETS
 from speech_tokenizers.modeling.configuration_dm_codec import DM_CODEC_PRESETS, DMCodecConfig
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
@@ -152,7 +153,7 @@ class CodecTrainer:
             or (getattr(model, "ctc_projection", None) is not None and "latent_ctc" not in self.loss_names),
         )
         self.accelerator = Accelerator(
-            mixed_precision=args.mixed_precision,
+            mixed_precision=resolve_precision(args.mixed_precision),
             log_with=list(args.report_to) or None,
             project_dir=args.output_dir,
             kwargs_handlers=[parallel],
@@ -717,6 +718,13 @@ class CodecTrainer:
                 f"`loss_weights` lacks {', '.join(missing)}; give each loss a weight, 0 to switch it off."
             )
         return dict(weights)
+
+
+def resolve_precision(mixed_precision: str | None) -> str | None:
+    """A recipe's `mixed_precision` as Accelerate knows it, "auto" decided for the device of this process."""
+    if mixed_precision != "auto":
+        return mixed_precision
+    return "bf16" if has_bf16_units(PartialState().device.type) else "no"
 
 
 def model_features(model: nn.Module) -> list[str]:

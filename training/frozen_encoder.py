@@ -107,7 +107,11 @@ class SpeechFeatureObjective:
         args = self.args
         self.accelerator = accelerator
         try:
-            loaded = AutoModel.from_pretrained(args.model, dtype=torch.float32, revision=args.revision or "main")
+            # On a CPU the fused attention is the slower one for sequences as short as a crop.
+            attention = "eager" if accelerator.device.type == "cpu" else None
+            loaded = AutoModel.from_pretrained(
+                args.model, dtype=torch.float32, revision=args.revision or "main", attn_implementation=attention
+            )
             extractor = AutoFeatureExtractor.from_pretrained(args.model, revision=args.revision or "main")
         except (OSError, ValueError) as error:
             raise ValueError(

@@ -57,6 +57,7 @@ def test_overrides_reach_sections_and_are_yaml(recipe_file):
         ("data.gain_db=[3.0, 0.0]", r"`gain_db` must be a pair"),
         ("model.pretrained=x", "either `preset` or `pretrained`"),
         ("max_steps=0", "`max_steps` must be at least 1"),
+        ("mixed_precision=bf8", "`mixed_precision` must be 'no', 'bf16', 'fp16' or 'auto', but got 'bf8'"),
         ("weight_ema_decay=1.0", "strictly between 0 and 1"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoFeatureExtractor, AutoModel
 
+from speech_tokenizers.evaluation import processor
 from speech_tokenizers.training.codec_trainer import CodecTrainer, build_model
 from speech_tokenizers.training.optimization import learning_rate_factor
 from speech_tokenizers.training.reporting import read_log
@@ -314,3 +315,9 @@ def test_log_states_throughput_and_the_recipe_is_kept(make_trainer):
     assert entry["audio_seconds_per_second"] == pytest.approx(entry["steps_per_second"] * 4 * 0.1)
     assert "loss_weights" in (trainer.output_dir / "recipe.yaml").read_text(encoding="utf-8")
     assert json.loads((trainer.output_dir / "checkpoint-00000002" / "trainer_state.json").read_text())["step"] == 2
+
+
+@pytest.mark.parametrize(("flags", "expected"), [({"avx2", "amx_bf16"}, "bf16"), ({"avx2", "avx512f"}, "no")])
+def test_precision_follows_the_processor_where_a_recipe_leaves_it_to_it(make_trainer, monkeypatch, flags, expected):
+    monkeypatch.setattr(processor, "cpu_flags", lambda: flags)
+    assert make_trainer(mixed_precision="auto").accelerator.mixed_precision == expected
