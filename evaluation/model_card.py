@@ -299,6 +299,7 @@ def build_card(
     dataset_name: str = "held-out speech",
     benchmark: str = "",
     limits: str = "",
+    summary: str = "",
     sections: dict[str, str] | None = None,
     licence: str = "apache-2.0",
     licence_text: str = "Apache License 2.0.",
@@ -317,6 +318,7 @@ def build_card(
         dataset_name (`str`, *optional*): Of the data that was measured on.
         benchmark (`str`, *optional*): Markdown of `speech-tokenizers benchmark`.
         limits (`str`, *optional*): Markdown on what the model cannot do.
+        summary (`str`, *optional*): Markdown on what the model is good for, which stands first.
         sections (`dict` of `str` to `str`, *optional*): More sections in Markdown, by title.
         licence, licence_text, language (`str`, *optional*): Of the model.
 
@@ -353,6 +355,7 @@ def build_card(
         results=describe_results(report, system, evaluation_command) if report else None,
         benchmark=benchmark.strip(),
         limits=limits.strip(),
+        summary=summary.strip(),
         sections={title: text.strip() for title, text in (sections or {}).items()},
         licence_text=licence_text,
     )
@@ -372,6 +375,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset-name", default="held-out speech", help="name of the data that was measured on")
     parser.add_argument("--benchmark", type=Path, help="benchmark.md of `speech-tokenizers benchmark`")
     parser.add_argument("--limits", type=Path, help="Markdown file on the model's limits")
+    parser.add_argument("--summary", type=Path, help="Markdown file on what the model is good for, in five lines")
     parser.add_argument(
         "--section",
         nargs=2,
@@ -385,10 +389,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     r"""Run `speech-tokenizers card`; returns the exit code."""
     try:
-        texts = {
-            name: path.read_text(encoding="utf-8") if path else ""
-            for name, path in (("data", args.data), ("benchmark", args.benchmark), ("limits", args.limits))
-        }
+        files = {name: getattr(args, name) for name in ("data", "benchmark", "limits", "summary")}
+        texts = {name: path.read_text(encoding="utf-8") if path else "" for name, path in files.items()}
         sections = {title: Path(path).read_text(encoding="utf-8") for title, path in args.section}
         card = build_card(
             args.folder,

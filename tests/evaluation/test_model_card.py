@@ -72,6 +72,7 @@ def test_a_full_card_holds_what_was_measured(folder, report, run_folder):
         training_command="speech-tokenizers train x",
         data="Recordings of **nobody**.",
         limits="It knows no music.",
+        summary="Good for speech.",
     )
     text = str(card)
     for wanted in (
@@ -91,6 +92,7 @@ def test_a_full_card_holds_what_was_measured(folder, report, run_folder):
         "![Loss over the steps](loss_curves.png)",
     ):
         assert wanted in text, wanted
+    assert text.index("and comes back") < text.index("Good for speech.") < text.index("## Use")
     recipe = "seed: 0\ndata:\n  train: my speech\n  eval: 'eval.txt'\n  rate: 1/2\n"
     assert (folder / "recipe.yaml").read_text() == recipe
     assert recipe in text
