@@ -109,13 +109,13 @@ def revive_latents(model: Any, moments: LatentMoments, threshold: float) -> tupl
     new_weight[:, :, encoder.pad_left] += to_new  # the kernel's position at the latent's own frame
     new_mean = to_new @ mean[:width] - from_old @ (to_live @ mean[width:])
     new_bias = -from_old @ live_bias - new_mean
-    changed = _assign(encoder.conv, torch.cat([live_weight, new_weight]), torch.cat([live_bias, new_bias]))
+    changed = assign_weights(encoder.conv, torch.cat([live_weight, new_weight]), torch.cat([live_bias, new_bias]))
 
     dead_mean = mean[width:] - directions @ (directions.T @ mean[width:])
     weight, bias = decoder.conv.weight.double().cpu(), decoder.conv.bias.double().cpu()
     reading = torch.zeros_like(weight)
     reading[:, :num_live] = torch.einsum("odk,dl->olk", weight, from_live)
-    changed += _assign(decoder.conv, reading, bias + weight.sum(-1) @ dead_mean)
+    changed += assign_weights(decoder.conv, reading, bias + weight.sum(-1) @ dead_mean)
     for name, projection in model.named_children():
         if name.endswith("_projection"):
             stage = getattr(model.config, f"{name.removesuffix('_projection')}_stage")
@@ -123,7 +123,7 @@ def revive_latents(model: Any, moments: LatentMoments, threshold: float) -> tupl
             reading = torch.zeros_like(weight)
             reading[:, :num_live] = weight @ from_live
             mean_share = _share_of_mean(stage, model.config.num_quantizers)
-            changed += _assign(projection, reading, bias + mean_share * weight @ dead_mean)
+            changed += assign_weights(projection, reading, bias + mean_share * weight @ dead_mean)
     return num_live, changed
 
 
@@ -142,14 +142,16 @@ def _principal(covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return values, vectors * largest.sign()
 
 
-def _assign(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor) -> list[nn.Parameter]:
+def assign_weights(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor) -> list[nn.Parameter]:
     """Give a layer, with weight normalization or without, this weight and bias; its parameters."""
     layer.bias.copy_(bias)
     if parametrize.is_parametrized(layer, "weight"):
         parts = layer.parametrizations.weight
         originals = [parts.original0, parts.original1]
-        for original, value in zip(originals, parts[0].right_inverse(weight), strict=True):
-            original.copy_(value)
+        sizes, directions = parts[0].right_inverse(weight)
+        parts.original0.copy_(sizes)
+        # A row of zeros has no direction; it keeps its own.
+        parts.original1.copy_(torch.where(sizes > 0, directions, parts.original1))
         return [*originals, layer.bias]
     layer.weight.copy_(weight)
     return [layer.weight, layer.bias]

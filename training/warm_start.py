@@ -12,6 +12,8 @@ from transformers import AutoModel, PreTrainedModel
 
 from speech_tokenizers.checkpoints import find_checkpoint
 from speech_tokenizers.modeling.codec_layers import ConvNeXtBlock, InverseSpectrum, SpectralDecoder, SpectralEncoder
+from speech_tokenizers.modeling.vector_quantization import VectorQuantizer
+from speech_tokenizers.training.latent_revival import assign_weights
 
 
 @torch.no_grad()
@@ -22,7 +24,8 @@ def warm_start(pretrained: str, new: nn.Module) -> dict[str, str]:
     What has the same name and shape is taken over. Spectral networks may have more ConvNeXt blocks: the new ones, put
     behind the old ones, begin as the identity. An inverse-STFT head may have more spectra a frame, another window or a
     residual: each new spectrum begins as the old one nearest to it, its phase moved by the time between their centres,
-    and the residual begins at zero. Everything else stays as it is in the new model.
+    and the residual begins at zero. Codebooks start anew where the encoder before them does not stay as it was.
+    Everything else stays as it is in the new model.
 
     Args:
         pretrained (`str`): Folder, name or Hub id of the trained model.
@@ -32,14 +35,18 @@ def warm_start(pretrained: str, new: nn.Module) -> dict[str, str]:
         `dict`: Where each part of the new model comes from, by the part's name.
 
     Raises:
-        ValueError: If a spectral network has fewer blocks than before, or nothing could be taken over.
+        ValueError: If a spectral network has fewer blocks than before, an inverse-STFT head another frame rate, or
+            nothing could be taken over.
     """
     old = load_trained(pretrained)
     before, origins = old.state_dict(), {}
     blocks = _added_blocks(old, new)
+    changed_heads = _changed_heads(old, new)
     for name, value in new.state_dict().items():
         source = _old_name(name, blocks)
-        if source in before and before[source].shape == value.shape:
+        if any(name.startswith(f"{path}.layers.{index}.") for path, index in changed_heads):
+            origins[name] = "new"
+        elif source in before and before[source].shape == value.shape:
             value.copy_(before[source])
             origins[name] = "taken over" if source == name else f"taken over from {source}"
         elif source is None:
@@ -52,10 +59,10 @@ def warm_start(pretrained: str, new: nn.Module) -> dict[str, str]:
         raise ValueError(
             f"Nothing of {pretrained!r} fits the new model; `model.warm_start` needs networks of the same kind."
         )
-    decoders = _modules(new, SpectralDecoder)
-    for path, old_decoder in _modules(old, SpectralDecoder).items():
-        if path in decoders:
-            origins |= _convert_head(path, old_decoder, decoders[path], origins)
+    if any(origin == "new" for name, origin in origins.items() if name.startswith(("encoder.", "quantizer."))):
+        origins |= _forget_codebooks(new)
+    for (path, index), (old_decoder, new_decoder) in changed_heads.items():
+        origins |= _convert_head(f"{path}.layers.{index}.", old_decoder, new_decoder)
     return _by_part(origins)
 
 
@@ -94,18 +101,43 @@ def _old_name(name: str, blocks: Mapping[str, tuple[int, int]]) -> str | None:
     return name
 
 
-def _convert_head(path: str, old: SpectralDecoder, new: SpectralDecoder, origins: Mapping[str, str]) -> dict[str, str]:
+def _changed_heads(old: nn.Module, new: nn.Module) -> dict[tuple[str, int], tuple[SpectralDecoder, SpectralDecoder]]:
+    # Old and new decoder, by the new one's name and the layer of its head, where what the head says has changed.
+    decoders, changed = _modules(new, SpectralDecoder), {}
+    for path, old_decoder in _modules(old, SpectralDecoder).items():
+        if path not in decoders:
+            continue
+        before, after = old_decoder.layers[-1], decoders[path].layers[-1]
+        if (before.hop_length, old.config.causal) != (after.hop_length, new.config.causal):
+            raise ValueError(
+                f"`{path}` had frames of {before.hop_length} samples (causal: {old.config.causal}) and would have"
+                f" {after.hop_length} (causal: {new.config.causal}); a warm start keeps both."
+            )
+        kinds = [(head.num_spectra, head.n_fft, head.has_residual) for head in (before, after)]
+        if kinds[0] != kinds[1]:
+            changed[path, len(decoders[path].layers) - 2] = old_decoder, decoders[path]
+    return changed
+
+
+def _forget_codebooks(new: nn.Module) -> dict[str, str]:
+    # Codebooks of other latents, or of another size, are none.
+    forgotten = {}
+    for path, quantizer in _modules(new, VectorQuantizer).items():
+        quantizer.initialized.fill_(False)
+        for name in quantizer.state_dict():
+            forgotten[f"{path}.{name}"] = "new, fitted when training starts"
+    return forgotten
+
+
+def _convert_head(prefix: str, old: SpectralDecoder, new: SpectralDecoder) -> dict[str, str]:
     # Write the weights of a changed head; gives the origins of what it wrote.
-    index = len(new.layers) - 2
-    names = [f"{path}.layers.{index}.conv.{kind}" for kind in ("weight", "bias")]
-    if all(origins[name].startswith("taken over") for name in names):
-        return {}
     (source, before), (target, after) = (decoder.layers[-2:] for decoder in (old, new))
-    if source.conv.weight.shape[1:] != target.conv.weight.shape[1:]:
+    weights = [layer.conv.weight.clone() for layer in (source, target)]
+    if weights[0].shape[1:] != weights[1].shape[1:]:
         return {}
     # Polar and residual part of each old spectrum: (parts, spectra, 2, bins, width).
-    old_weight, old_bias = (_by_spectrum(value, before) for value in (source.conv.weight, source.conv.bias))
-    new_weight, new_bias = (_by_spectrum(value, after) for value in (target.conv.weight, target.conv.bias))
+    old_weight, old_bias = (_by_spectrum(value, before) for value in (weights[0], source.conv.bias))
+    new_weight, new_bias = (_by_spectrum(value, after) for value in (weights[1], target.conv.bias))
     new_weight.zero_(), new_bias.zero_()
     bins = torch.arange(after.n_fft // 2 + 1)
     nearest = (bins * before.n_fft / after.n_fft).round().long()
@@ -125,8 +157,10 @@ def _convert_head(path: str, old: SpectralDecoder, new: SpectralDecoder, origins
         gains.append((2 + math.cos(2 * math.pi * delay / after.n_fft)) / 3)
     # A longer window holds more of the signal.
     new_bias[0, :, 0] += math.log(after.n_fft / before.n_fft) - math.log(sum(gains) / len(gains))
+    assign_weights(target.conv, weights[1], target.conv.bias.clone())
     origin = f"converted from {before.num_spectra} spectra of {before.n_fft} samples a frame"
-    return dict.fromkeys(names, origin + (", the residual begins at 0" if parts <= after.has_residual else ""))
+    origin += ", the residual begins at 0" if parts <= after.has_residual else ""
+    return {prefix + name: origin for name in target.state_dict()}
 
 
 def _centre(head: InverseSpectrum, spectrum: int) -> float:

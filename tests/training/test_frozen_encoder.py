@@ -58,15 +58,14 @@ def test_gradients_reach_the_decoded_waveform_alone(objective, recordings):
     assert loss_of(objective, recorded, recorded) == 0
 
 
-def test_a_recipe_trains_by_it_and_resumes_exactly(make_trainer, whisper_folder):
+def test_a_recipe_trains_by_it_and_resumes_exactly(make_trainer, whisper_folder, tmp_path):
     weights = {"mel": 1.0, "waveform": 1.0, "commitment": 1.0, "speech_features": 2.0}
     changes = {
         "loss_weights": weights,
         "adversarial": {"discriminators": {}},
         "speech_features": {"model": whisper_folder},
     }
-    whole = make_trainer(**changes, max_steps=4, output_dir="unused")
-    whole.output_dir = whole.output_dir.with_name("whole")
+    whole = make_trainer(**changes, max_steps=4, output_dir=str(tmp_path / "whole"))
     logged = whole.train()
     assert logged["loss"] == pytest.approx(sum(weight * logged[name] for name, weight in weights.items()), rel=1e-5)
     first = make_trainer(**changes, max_steps=4, save_steps=2)
