@@ -87,6 +87,16 @@ def normalized(waveforms: torch.Tensor, feature_extractor: Any) -> torch.Tensor:
     return centred / (centred.square().mean(-1, keepdim=True) + 1e-7).sqrt()
 
 
+def _cut_layers(encoder: Any, depth: int) -> None:
+    # What nobody listens to is not computed.
+    if has_fixed_window(encoder.config):
+        # Whisper's norm after the last layer belongs to that layer.
+        encoder.layers, encoder.layer_norm = encoder.layers[:depth], nn.Identity()
+    elif isinstance(getattr(getattr(encoder, "encoder", None), "layers", None), nn.ModuleList):
+        # HuBERT's kin report their last layer normed: one layer more leaves the others as they are.
+        encoder.encoder.layers = encoder.encoder.layers[: depth + 1]
+
+
 class SpeechFeatureObjective:
     r"""
     Decoded speech that a frozen speech encoder takes for the recording: the mean squared difference of their features
@@ -126,9 +136,8 @@ class SpeechFeatureObjective:
         num_layers, deepest = num_encoder_layers(encoder.config), max(args.layers)
         if deepest > num_layers:
             raise ValueError(f"`speech_features.layers` names layer {deepest}, but the encoder has {num_layers}.")
-        if has_fixed_window(encoder.config) and deepest < num_layers:
-            # What nobody listens to is not computed; the final norm belongs to the last layer.
-            encoder.layers, encoder.layer_norm = encoder.layers[:deepest], nn.Identity()
+        if deepest < num_layers:
+            _cut_layers(encoder, deepest)
         self.encoder = FrozenEncoder(encoder.to(accelerator.device), extractor, "tight")
         self.scales = self._measure(recordings, accelerator.device)
 

@@ -163,13 +163,17 @@ class LowFrequencyComplexLoss(_SpectralLoss):
 @dataclass
 class LoudnessLoss:
     r"""
-    Difference of the loudness that an ear hears in each Bark band (Zwicker's law, as ITU-T P.862 states it), less what
-    is masked. Energy that was added counts more than energy that is missing.
+    Difference of the loudness that an ear hears in each Bark band, less what is masked. Energy that was added counts
+    more than energy that is missing. After ITU-T P.862, whose law (Zwicker's), dead zone and asymmetry these are.
 
-    With loudness N = (P0 / 0.5)^0.23 ((0.5 + 0.5 P / P0)^0.23 - 1) of the power P in a band of threshold in quiet
-    P0 (Terhardt 1979), a band's disturbance is max(0, |N' - N| - min(N', N) / 4). The loss is the mean over frames of
-    the root mean square over bands, plus `asymmetry` times the mean of disturbance times a factor h: the ratio of the
-    powers to the power of 1.2, at most 12 and 0 below 3 (P.862, 10.2.10). Each recording is heard at 79 dB.
+    With loudness N = (P0 / 0.5)^0.23 ((0.5 + 0.5 P / P0)^0.23 - 1) of the power P in a band of threshold in quiet P0,
+    a band's disturbance is max(0, |N' - N| - min(N', N) / 4). The loss is the mean over frames of the root mean square
+    over bands, plus `asymmetry` times the mean of disturbance times a factor h = ((P' + c) / (P + c))^1.2, at most 12,
+    and 0 where it is below 3. Powers are relative to 0 dB of sound pressure.
+
+    Unlike P.862: c is 1e4 (40 dB; there 50), so that faint noise in silence is no asymmetric fault; thresholds are
+    Terhardt's (1979), at least 0 dB, for Traunmüller's bands; frames count alike; and each recording is heard at 79 dB
+    (those below -45 dB RMS at less), without alignment in time or level.
 
     A loss modelled on P.862 favours PESQ; judge a codec that was trained with it by other measures too.
 
@@ -186,8 +190,7 @@ class LoudnessLoss:
 
     def __call__(self, pair: WaveformPair) -> torch.Tensor:
         filters, threshold = bark_filters(pair.sampling_rate, self.n_fft, self.num_bands, pair.recorded.device)
-        # Near silence is not amplified without end.
-        level = pair.recorded.square().mean(-1).clamp(min=10**-4.5)  # (B,)
+        level = pair.recorded.square().mean(-1).clamp(min=10**-4.5)  # (B,): near silence is not amplified without end
         window_power = hann_window(self.n_fft, pair.recorded.device).square().sum()
         scale = 10**7.9 * 2 / (self.n_fft * window_power * level)
         decoded, recorded = (

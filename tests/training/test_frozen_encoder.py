@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers import (
+    HubertConfig,
+    HubertModel,
+    Wav2Vec2FeatureExtractor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
 
 from speech_tokenizers.modeling.speech_encoders import WaveformEncoder
 from speech_tokenizers.training.arguments import SpeechFeatureArguments
@@ -46,6 +53,23 @@ def test_it_is_the_squared_difference_of_features_in_units_of_their_deviation(wh
     over_data = encoder(torch.from_numpy(recordings[0])[None], 2)[0][0]
     expected = ((encoder(decoded, 2)[0] - encoder(recorded, 2)[0]) / over_data.std(0)).square().mean()
     torch.testing.assert_close(loss_of(objective, decoded[None], recorded[None]), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("stable", [False, True])
+def test_layers_that_nobody_listens_to_are_cut_without_a_change(recordings, tmp_path, stable):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 12, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 12}
+    sizes |= {"conv_dim": (8, 8), "conv_kernel": (40, 16), "conv_stride": (20, 16)}
+    sizes |= {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "do_stable_layer_norm": stable}
+    HubertModel(HubertConfig(**sizes, feat_extract_norm="layer")).save_pretrained(tmp_path)
+    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(tmp_path)
+    objective = SpeechFeatureObjective(SpeechFeatureArguments(str(tmp_path), layers=[1, 2]))
+    objective.prepare(recordings, SimpleNamespace(sampling_rate=16000), Accelerator(), tmp_path)
+    waveform = torch.from_numpy(recordings[0][:3200])[None]
+    found, whole = objective.encoder(waveform).hidden_states, WaveformEncoder.from_pretrained(str(tmp_path))
+    assert len(objective.encoder.encoder.encoder.layers) == 3
+    for layer in (1, 2):
+        torch.testing.assert_close(found[layer], whole(waveform, layer)[0])
 
 
 def test_gradients_reach_the_decoded_waveform_alone(objective, recordings):
