@@ -77,6 +77,25 @@ def hann_window(n_fft: int, device: torch.device) -> torch.Tensor:
         return torch.hann_window(n_fft, device=device)
 
 
+class RealFourierTransform(torch.autograd.Function):
+    r"""
+    `torch.fft.rfft` of the last dimension, of even length, whose gradient is a real transform too: PyTorch's own takes
+    a complex one, of twice the size, which costs a sixth of the mel loss.
+    """
+
+    @staticmethod
+    def forward(ctx, frames: torch.Tensor) -> torch.Tensor:
+        ctx.length = frames.shape[-1]
+        return torch.fft.rfft(frames)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        # The inverse counts each bin twice, for its mirror image, but for the first and the last.
+        weights = torch.full(gradient.shape[-1:], 0.5, device=gradient.device)
+        weights[0] = weights[-1] = 1.0
+        return torch.fft.irfft(gradient * weights, n=ctx.length, norm="forward")
+
+
 def short_time_spectrum(audio: torch.Tensor, n_fft: int, hop_length: int) -> torch.Tensor:
     r"""
     Hann-windowed Fourier transforms, in float32.
@@ -100,7 +119,8 @@ def short_time_spectrum(audio: torch.Tensor, n_fft: int, hop_length: int) -> tor
         else:
             audio = F.pad(audio, (extension, extension))
         audio = F.pad(audio, (0, max(0, n_fft - audio.shape[-1])))
-        return torch.fft.rfft(audio.unfold(-1, n_fft, hop_length) * hann_window(n_fft, audio.device))
+        frames = audio.unfold(-1, n_fft, hop_length) * hann_window(n_fft, audio.device)
+        return torch.fft.rfft(frames) if n_fft % 2 else RealFourierTransform.apply(frames)
 
 
 def log_mel_spectrogram(

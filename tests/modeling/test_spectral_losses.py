@@ -12,6 +12,7 @@ from speech_tokenizers.modeling.spectral_losses import (
     DEFAULT_MEL_SCALES,
     SPEECHTOKENIZER_MEL_SCALES,
     MelScale,
+    RealFourierTransform,
     log_mel_spectrogram,
     mel_filters,
     multi_scale_mel_loss,
@@ -138,3 +139,13 @@ def test_filters_made_under_inference_mode_serve_training():
 def test_a_hop_beyond_the_window_is_an_error():
     with pytest.raises(ValueError, match="hop_length"):
         MelScale(64, 128, 10)
+
+
+@pytest.mark.parametrize("length", [2, 8, 30])
+def test_the_real_transform_and_its_gradient_are_pytorchs(length):
+    frames = torch.randn(3, length, dtype=torch.float64, requires_grad=True)
+    mixing = torch.randn(3, length // 2 + 1, dtype=torch.complex128)
+    expected, found = torch.fft.rfft(frames), RealFourierTransform.apply(frames)
+    assert torch.equal(found, expected)
+    gradients = [torch.autograd.grad((spectrum * mixing).real.sum(), frames)[0] for spectrum in (expected, found)]
+    torch.testing.assert_close(*gradients)

@@ -113,7 +113,19 @@ def train_in_two_processes(recipe: Path, output: Path, seconds_per_step: tuple[s
 
 
 # Not the hinge loss: its first gradients cancel, and Adam makes whole steps of the rounding errors left.
-ADVERSARIAL = {"adversarial": {"start_step": 2, "warmup_steps": 0, "objective": "least_squares"}}
+ADVERSARIAL = {
+    "adversarial": {"start_step": 2, "warmup_steps": 0, "objective": "least_squares"},
+    "loss_weights": {
+        **{
+            "mel": 15.0,
+            "waveform": 100.0,
+            "low_frequency_complex": 30.0,
+            "compressed_magnitude": 30.0,
+            "loudness": 2.0,
+        },
+        **{"commitment": 0.25, "adversarial": 1.0, "feature_matching": 2.0},
+    },
+}
 # The latents of all processes together: evaluated, decorrelated, revived, and coded from step 4 on.
 LATENT_HEALTH = {
     "adversarial": {"discriminators": {}},
