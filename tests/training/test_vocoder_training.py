@@ -239,7 +239,7 @@ def test_a_training_goes_on_as_if_it_had_not_been_stopped(first_steps, write_rec
         ({"units": {"num_quantizers": 2}}, "num_quantizers"),
         ({"model": "no-such-units"}, "no-such-units"),
         ({"overrides": {"hiden_size": 3}}, "hiden_size"),
-        ({"overrides": {"n_fft": 100}}, "multiple of `hop_length`"),
+        ({"overrides": {"n_fft": 100}}, "multiple of `hop_length / decoder_spectra`"),
         ({"overrides": {"codebook_size": 5}}, "`units.model` has `codebook_size` 12, but the vocoder is for 5"),
         ({"overrides": {"num_quantizers": 2}}, "`units.model` has `num_quantizers` 1, but the vocoder is for 2"),
         ({"loss_weights": {"mel": 1.0, "waveform": 0.0, "duration": 1.0}}, "duration"),
