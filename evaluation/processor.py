@@ -24,3 +24,10 @@ def has_bf16_units(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device == "cpu" and not cpu_flags().isdisjoint(BF16_FLAGS)
+
+
+def resolve_precision(mixed_precision: str | None, device: str) -> str | None:
+    """A recipe's `mixed_precision` as Accelerate knows it, "auto" decided for a kind of device."""
+    if mixed_precision != "auto":
+        return mixed_precision
+    return "bf16" if has_bf16_units(device) else "no"

@@ -9,11 +9,15 @@ import time
 from collections.abc import Mapping
 from typing import TypeVar
 
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from tqdm import tqdm
 
+from speech_tokenizers.evaluation.processor import resolve_precision
+
 from .arguments import CodecTrainingArguments
-from .codec_trainer import CodecTrainer, build_conditions, build_model, build_objectives, resolve_precision
+from .codec_building import build_conditions, build_model, build_objectives
+from .codec_trainer import CodecTrainer
 
 
 class SteppedTrainer(CodecTrainer):
@@ -73,7 +77,8 @@ def start_trainer(
 def check_one_precision(recipes: Mapping[str, CodecTrainingArguments]) -> None:
     r"""Raises `ValueError` if recipes differ in `mixed_precision`, of which a process has one in Accelerate."""
     default = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    precisions = {name: resolve_precision(args.mixed_precision) or default for name, args in recipes.items()}
+    device = PartialState().device.type
+    precisions = {name: resolve_precision(args.mixed_precision, device) or default for name, args in recipes.items()}
     if len(set(precisions.values())) > 1:
         described = ", ".join(f"{name}: {precision}" for name, precision in precisions.items())
         raise ValueError(

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModel
 
 from speech_tokenizers.evaluation import processor
-from speech_tokenizers.training.codec_trainer import CodecTrainer, build_model
+from speech_tokenizers.training.codec_building import build_model
+from speech_tokenizers.training.codec_trainer import CodecTrainer
 from speech_tokenizers.training.optimization import learning_rate_factor
 from speech_tokenizers.training.reporting import read_log
 

@@ -11,7 +11,8 @@ import yaml
 from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.modeling.modeling_latent_lm import LatentLanguageModel
 from speech_tokenizers.training.arguments import CodecTrainingArguments, build_section, load_recipe
-from speech_tokenizers.training.codec_trainer import CodecTrainer, build_model, build_objectives, train_from_recipe
+from speech_tokenizers.training.codec_building import build_model, build_objectives
+from speech_tokenizers.training.codec_trainer import CodecTrainer, train_from_recipe
 from speech_tokenizers.training.joint_training import JointModel
 from speech_tokenizers.training.latent_arguments import JointArguments
 from speech_tokenizers.training.latent_health import LatentCollapseError

@@ -13,7 +13,8 @@ from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 from speech_tokenizers.modeling.vector_quantization import kmeans
 from speech_tokenizers.training.arguments import DistillationArguments, SpeechTeacherArguments
-from speech_tokenizers.training.codec_trainer import CodecTrainer, build_model
+from speech_tokenizers.training.codec_building import build_model
+from speech_tokenizers.training.codec_trainer import CodecTrainer
 from speech_tokenizers.training.decorrelation import decorrelation_loss
 from speech_tokenizers.training.distillation import Distillation
 from speech_tokenizers.training.latent_arguments import LatentHealthArguments
