@@ -29,12 +29,12 @@ class SteppedTrainer(CodecTrainer):
         for objective in self.objectives:
             objective.prepare(self.train_recordings, self.unwrapped_model, self.accelerator, self.output_dir)
         self.model.train()
-        self._batches = iter(self.train_batches())
+        self.micro_batches = iter(self.train_batches())
 
     def take_step(self) -> tuple[float, float]:
         r"""One step, data loading included; its wall-clock and processor seconds."""
         wall, processor = time.perf_counter(), time.process_time()
-        losses = self._step_over(self._batches)
+        losses = self._step_over(self.micro_batches)
         self.step += 1
         self.average_weights()
         float(losses["loss"])  # waits for the device
@@ -53,7 +53,7 @@ def start_trainer(
     args: CodecTrainingArguments, folder: str, num_steps: int, trainer_class: type[SomeTrainer]
 ) -> SomeTrainer:
     r"""
-    A trainer of a recipe that is ready for its first step.
+    A trainer of a recipe that is ready for its first step, in which the quantizer acts even if its start is late.
 
     Args:
         args ([`CodecTrainingArguments`]): The recipe. Its output folder is left alone, but for the caches of decoded
@@ -65,7 +65,15 @@ def start_trainer(
     data = dataclasses.replace(args.data, cache_dir=args.data.cache_dir or f"{args.output_dir}/audio_cache")
     cache_dir = args.distillation.cache_dir or f"{args.output_dir}/teacher_cache"
     distillation = dataclasses.replace(args.distillation, cache_dir=cache_dir)
-    args = dataclasses.replace(args, data=data, distillation=distillation, output_dir=folder, max_steps=num_steps)
+    latent_health = dataclasses.replace(args.latent_health, quantizer_start_step=0)
+    args = dataclasses.replace(
+        args,
+        data=data,
+        distillation=distillation,
+        latent_health=latent_health,
+        output_dir=folder,
+        max_steps=num_steps,
+    )
     set_seed(args.seed)
     trainer = trainer_class(
         build_model(args), args, objectives=build_objectives(args), conditions=build_conditions(args)
