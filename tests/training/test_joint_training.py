@@ -234,6 +234,8 @@ def test_contradictions_are_refused(joint_recipe, tiny_checkpoint):
     for model, message in (
         ({"preset": "cst-fast-16khz"}, "Stage 2 needs a trained tokenizer"),
         ({"pretrained": str(tiny_checkpoint)}, "stage 2 is for continuous tokens"),
+        ({"pretrained": "x", "warm_start": True}, "`model.warm_start` and `joint` exclude each other"),
+        ({"pretrained": "x", "warm_start": True, "preset": "cst-fast-16khz"}, "exclude each other"),
     ):
         with pytest.raises(ValueError, match=message):
             build_model(build_section(CodecTrainingArguments, joint_recipe(model=model), ""))
