@@ -22,11 +22,8 @@ from tqdm import tqdm
 from transformers import FEATURE_EXTRACTOR_MAPPING, SequenceFeatureExtractor
 
 from speech_tokenizers.evaluation.processor import resolve_precision
-from speech_tokenizers.training.arguments import (
-    CodecTrainingArguments,
-    OptimizerArguments,
-    load_recipe,
-)
+from speech_tokenizers.training.adversarial_schedule import AdversarialSchedule
+from speech_tokenizers.training.arguments import CodecTrainingArguments, OptimizerArguments, load_recipe
 from speech_tokenizers.training.checkpoints import (
     WeightAverage,
     find_state,
@@ -53,17 +50,10 @@ from speech_tokenizers.training.data import prepare_recordings
 from speech_tokenizers.training.discriminators import DiscriminatorOutput
 from speech_tokenizers.training.latent_health import collapse_warning
 from speech_tokenizers.training.latent_schedule import LatentSchedule
-from speech_tokenizers.training.losses import (
-    adversarial_loss,
-    discriminator_loss,
-    feature_matching_loss,
-)
+from speech_tokenizers.training.losses import adversarial_loss, discriminator_loss, feature_matching_loss
 from speech_tokenizers.training.objectives import CodecObjective, Conditions
 from speech_tokenizers.training.optimization import detached, forget, frozen, make_optimizer, set_learning_rate
-from speech_tokenizers.training.reconstruction_losses import (
-    WaveformPair,
-    make_reconstruction_losses,
-)
+from speech_tokenizers.training.reconstruction_losses import WaveformPair, make_reconstruction_losses
 from speech_tokenizers.training.reporting import LossWindow, TrainingLog, report_evaluation, save_sample
 from speech_tokenizers.training.validation import validate
 
@@ -155,6 +145,7 @@ class CodecTrainer:
                 if module is not None:
                     module.compile()
         optimizer = make_optimizer(model, args.optimizer)
+        self.adversarial_schedule = AdversarialSchedule(args.adversarial)
         self.latent_schedule = LatentSchedule(args.latent_health, model, self.loss_names)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.discriminator: Any = None
@@ -222,19 +213,17 @@ class CodecTrainer:
     @property
     def discriminators_act(self) -> bool:
         """Whether the discriminators run and learn at the present step."""
-        return self.discriminator is not None and self.step >= self.args.adversarial.start_step
+        return self.discriminator is not None and self.adversarial_schedule.first_step is not None
 
     def current_weight(self, name: str) -> float:
         """Weight of a loss at the present step: the recipe's, and for the adversarial ones grown from 0."""
-        if name not in self.adversarial_loss_names or self.args.adversarial.warmup_steps == 0:
-            return self.loss_weights[name]
-        steps_acting = self.step + 1 - self.args.adversarial.start_step
-        return self.loss_weights[name] * min(1.0, steps_acting / self.args.adversarial.warmup_steps)
+        weight = self.loss_weights[name]
+        return weight * self.adversarial_schedule.weight(self.step) if name in self.adversarial_loss_names else weight
 
     def reconstruct(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
         """What a model makes of a batch: of the waveforms, or of the conditions that it takes in their place."""
         given = {**batch, "num_samples": batch["input_values"].shape[-1], "return_loss": False}
-        if not self.latent_schedule.quantizes(self.step, model.training):
+        if not self.latent_schedule.quantizes(self.unwrapped_model):
             given["num_quantizers"] = 0
         return model(**{name: value for name, value in given.items() if name in self._model_arguments})
 
@@ -297,11 +286,14 @@ class CodecTrainer:
         return self.training_seconds + (self._window.seconds if self.accelerator.num_processes == 1 else 0.0)
 
     @property
+    def time_share(self) -> float:
+        """Share of `args.max_minutes` that has passed, on which all processes agree; 0 where time does not count."""
+        return 0.0 if self.args.max_minutes is None else min(1.0, self.elapsed_seconds / (60 * self.args.max_minutes))
+
+    @property
     def progress(self) -> float:
         """How far the run is, in steps of `args.max_steps`: more than `step` where its time is further."""
-        if self.args.max_minutes is None:
-            return self.step
-        return max(self.step, self.args.max_steps * min(1.0, self.elapsed_seconds / (60 * self.args.max_minutes)))
+        return max(self.step, self.args.max_steps * self.time_share)
 
     @property
     def finished(self) -> bool:
@@ -358,33 +350,30 @@ class CodecTrainer:
 
     def _tend_latents(self) -> None:
         """Do what the recipe's `latent_health` asks for before the next step."""
-        model = self.unwrapped_model
-        if not self.latent_schedule.has_work(self.step, model):
+        model, time_share = self.unwrapped_model, self.time_share
+        if not self.latent_schedule.has_work(self.step, time_share, model):
             return
         crop_frames = model.get_encoded_length(round(self.args.data.segment_seconds * self.sampling_rate))
         changed = self.latent_schedule.apply(
             self.step,
+            time_share,
             model,
             self.accelerator,
             lambda num_steps: self._batches(range(self.step, self.step + num_steps)),
             crop_frames * self.args.global_batch_size,
         )
         forget(self.optimizer, changed)
-        if self.weight_average is not None:
+        if changed and self.weight_average is not None:
             self.weight_average.restart()
 
     def _step_over(self, batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         args = self.args
         progress = self.progress
         set_learning_rate(self.optimizer, args.optimizer, self.step, args.max_steps, progress)
+        self.adversarial_schedule.begin(self.step, progress)
         if self.discriminators_act:
-            start = args.adversarial.start_step
-            set_learning_rate(
-                self.discriminator_optimizer,
-                args.discriminator_optimizer,
-                self.step - start,
-                args.max_steps - start,
-                progress - start,
+            self.adversarial_schedule.set_learning_rate(
+                self.discriminator_optimizer, args.discriminator_optimizer, self.step, args.max_steps, progress
             )
         totals: dict[str, torch.Tensor] = {}
         for micro_batch in range(args.gradient_accumulation_steps):
@@ -565,7 +554,11 @@ class CodecTrainer:
 
         Args:
             output_dir (`str` or `Path`, *optional*): Defaults to `final` in `args.output_dir`.
+
+        Raises:
+            ValueError: If its codebooks have not started.
         """
+        self.latent_schedule.check_started(self.unwrapped_model)
         folder = self.output_dir / "final" if output_dir is None else Path(output_dir)
         if self.accelerator.is_main_process:
             with self.averaged_weights():
@@ -586,6 +579,7 @@ class CodecTrainer:
         repo_id = repo_id or self.args.hub_model_id
         if repo_id is None:
             raise ValueError("`push_to_hub` needs `repo_id`, here or as `hub_model_id` in the recipe.")
+        self.latent_schedule.check_started(self.unwrapped_model)
         if self.accelerator.is_main_process:
             with self.averaged_weights():
                 self.unwrapped_model.push_to_hub(repo_id, **options)
@@ -605,6 +599,7 @@ class CodecTrainer:
                     "training_seconds": self.training_seconds,
                     "seed": self.args.seed,
                     "global_batch_size": self.args.global_batch_size,
+                    **self.adversarial_schedule.state_dict(),
                 }
                 (temporary / "trainer_state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
             process_state = {"random": random_state(), "window": self._window.state_dict()}
@@ -624,7 +619,8 @@ class CodecTrainer:
             return
         folder, state = found
         modules, optimization = self._modules(), self._optimization()
-        if state["step"] <= self.args.adversarial.start_step:
+        self.adversarial_schedule.load_state_dict(state)
+        if self.adversarial_schedule.first_step is None:
             # Discriminators that have not learnt anything yet may be exchanged for others.
             modules.pop("discriminator", None)
             optimization.pop("discriminator_optimizer", None)
