@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from torch import nn
 from tqdm import tqdm
@@ -53,6 +53,7 @@ from speech_tokenizers.training.latent_schedule import LatentSchedule
 from speech_tokenizers.training.losses import adversarial_loss, discriminator_loss, feature_matching_loss
 from speech_tokenizers.training.objectives import CodecObjective, Conditions
 from speech_tokenizers.training.optimization import detached, forget, frozen, make_optimizer, set_learning_rate
+from speech_tokenizers.training.processes import process_state
 from speech_tokenizers.training.reconstruction_losses import WaveformPair, make_reconstruction_losses
 from speech_tokenizers.training.reporting import LossWindow, TrainingLog, report_evaluation, save_sample
 from speech_tokenizers.training.validation import validate
@@ -130,7 +131,7 @@ class CodecTrainer:
             or (getattr(model, "ctc_projection", None) is not None and "latent_ctc" not in self.loss_names),
         )
         self.accelerator = Accelerator(
-            mixed_precision=resolve_precision(args.mixed_precision, PartialState().device.type),
+            mixed_precision=resolve_precision(args.mixed_precision, process_state().device.type),
             log_with=list(args.report_to) or None,
             project_dir=args.output_dir,
             kwargs_handlers=[parallel],
@@ -673,7 +674,7 @@ def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Codec
     """
     args = load_recipe(path_or_name, overrides)
     set_seed(args.seed)
-    is_main = PartialState().is_main_process
+    is_main = process_state().is_main_process
     model = build_model(args, partial(keep_origins, args) if is_main else None)
     trainer = CodecTrainer(model, args, objectives=build_objectives(args), conditions=build_conditions(args))
     trainer.train()

@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from typing import TypeVar
 
-from accelerate import PartialState
 from accelerate.utils import set_seed
 from tqdm import tqdm
 
@@ -18,6 +17,7 @@ from speech_tokenizers.evaluation.processor import resolve_precision
 from .arguments import CodecTrainingArguments
 from .codec_building import build_conditions, build_model, build_objectives
 from .codec_trainer import CodecTrainer
+from .processes import process_state
 
 
 class SteppedTrainer(CodecTrainer):
@@ -85,7 +85,7 @@ def start_trainer(
 def check_one_precision(recipes: Mapping[str, CodecTrainingArguments]) -> None:
     r"""Raises `ValueError` if recipes differ in `mixed_precision`, of which a process has one in Accelerate."""
     default = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    device = PartialState().device.type
+    device = process_state().device.type
     precisions = {name: resolve_precision(args.mixed_precision, device) or default for name, args in recipes.items()}
     if len(set(precisions.values())) > 1:
         described = ", ".join(f"{name}: {precision}" for name, precision in precisions.items())
