@@ -30,22 +30,25 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def find_state(
-    output_dir: Path, checkpoint: str | bool, kept: Mapping[str, int]
+    output_dir: Path, checkpoint: str | bool | None, kept: Mapping[str, int]
 ) -> tuple[Path, dict[str, Any]] | None:
     r"""
     The checkpoint that a run continues from.
 
     Args:
         output_dir (`Path`): Folder of the run.
-        checkpoint (`str` or `bool`): A checkpoint folder; `True` or `"latest"` for the newest complete one.
+        checkpoint (`str` or `bool`, *optional*): A checkpoint folder; `True` or `"latest"` for the newest complete
+            one. Without it the run begins anew.
         kept (mapping): Settings by name that must be those of the checkpoint, since they decide the order of the data.
 
     Returns:
-        The folder and its `trainer_state.json`; `None` where there is no newest one.
+        The folder and its `trainer_state.json`; `None` where the run begins anew, or there is no newest one.
 
     Raises:
         ValueError: If the folder is no complete checkpoint, or was trained with other settings.
     """
+    if not checkpoint:
+        return None
     if checkpoint is True or checkpoint == "latest":
         checkpoints = list_checkpoints(output_dir)
         if not checkpoints:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModel
+from transformers import FEATURE_EXTRACTOR_MAPPING, AutoConfig, AutoModel, SequenceFeatureExtractor
 
 from speech_tokenizers.checkpoints import find_checkpoint, load
 from speech_tokenizers.modeling.configuration_cst import CST_PRESETS
@@ -113,6 +113,14 @@ def build_objectives(args: CodecTrainingArguments) -> list[CodecObjective]:
 def build_conditions(args: CodecTrainingArguments) -> Conditions | None:
     """What a recipe gives the model in place of the waveform."""
     return None if args.units is None else UnitConditions(args.units)
+
+
+def default_feature_extractor(model: nn.Module) -> SequenceFeatureExtractor | None:
+    """The feature extractor of a model's family, if there is one."""
+    if type(model.config) not in FEATURE_EXTRACTOR_MAPPING:
+        return None
+    kind = FEATURE_EXTRACTOR_MAPPING[type(model.config)]
+    return kind(sampling_rate=model.sampling_rate, hop_length=model.hop_length)
 
 
 def build_discriminators(args: AdversarialArguments) -> DiscriminatorEnsemble | None:

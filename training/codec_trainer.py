@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from torch import nn
 from tqdm import tqdm
-from transformers import FEATURE_EXTRACTOR_MAPPING, SequenceFeatureExtractor
+from transformers import SequenceFeatureExtractor
 
 from speech_tokenizers.evaluation.processor import resolve_precision
 from speech_tokenizers.training.adversarial_schedule import AdversarialSchedule
@@ -41,6 +41,7 @@ from speech_tokenizers.training.codec_building import (
     build_model,
     build_objectives,
     check_loss_weights,
+    default_feature_extractor,
     keep_origins,
     model_features,
     model_losses,
@@ -107,11 +108,7 @@ class CodecTrainer:
         self.conditions = conditions
         self.sampling_rate = model.sampling_rate
         self.output_dir = Path(args.output_dir)
-        self.feature_extractor = feature_extractor
-        if feature_extractor is None and type(model.config) in FEATURE_EXTRACTOR_MAPPING:
-            self.feature_extractor = FEATURE_EXTRACTOR_MAPPING[type(model.config)](
-                sampling_rate=model.sampling_rate, hop_length=model.hop_length
-            )
+        self.feature_extractor = feature_extractor or default_feature_extractor(model)
         self.model_loss_names = model_losses(model)
         self._model_arguments = inspect.signature(model.forward).parameters
         self.compute_metrics = compute_metrics
@@ -612,8 +609,6 @@ class CodecTrainer:
         return folder
 
     def _resume(self, checkpoint: str | bool | None) -> None:
-        if not checkpoint:
-            return
         kept = {"seed": self.args.seed, "global_batch_size": self.args.global_batch_size}
         found = find_state(self.output_dir, checkpoint, kept)
         if found is None:
