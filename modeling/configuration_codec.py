@@ -63,7 +63,8 @@ class CodecConfig(PreTrainedConfig):
         convnext_kernel_size (`int`, defaults to 7): Kernel of the blocks' depthwise convolutions, in frames.
         convnext_expansion (`int`, defaults to 3): Inner width of a block relative to its width.
         n_fft (`int`, *optional*): Window of the STFT encoder, in samples; a multiple of `hop_length`. Defaults to four
-            hops.
+            hops. Another `n_fft` for a saved checkpoint changes the encoder's window alone: the decoder keeps the one
+            that it was trained with, also where the checkpoint was saved before `decoder_n_fft` existed.
         decoder_n_fft (`int`, *optional*): Window of the inverse-STFT decoder, in samples; a multiple of
             `hop_length / decoder_spectra`. Defaults to `n_fft`.
         decoder_spectra (`int`, defaults to 1): Spectra that the inverse-STFT decoder makes of a frame, evenly spaced:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import distributed
 
 from .codec_layers import ChannelNorm, CodecConv1d, CodecLayer, CodecSequential, PointwiseConv1d, StreamingCache
-from .vector_quantization import FreezableModule
+from .vector_quantization import FreezableModule, several_processes
 
 
 class BottleneckOutput(NamedTuple):
@@ -159,7 +159,7 @@ class LatentStatistics(FreezableModule):
             counts = counts & mask.unsqueeze(-1).bool()
         offsets = torch.where(counts, offsets, 0.0)
         sums = torch.stack([offsets.sum(dim=(0, 1)), offsets.square().sum(dim=(0, 1)), counts.sum().expand(self.dim)])
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        if several_processes():
             distributed.all_reduce(sums)
         total, squares, count = sums
         if count[0] < 1:

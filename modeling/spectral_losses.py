@@ -3,6 +3,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -194,16 +195,45 @@ def multi_scale_mel_loss(
         padding_mask = padding_mask[:, :num_samples].to(recorded.device, torch.float32)
         decoded, recorded = decoded * padding_mask, recorded * padding_mask
 
-    loss = decoded.new_zeros((), dtype=torch.float32)
+    def spectra(n_fft: int, hop_length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return short_time_spectrum(decoded, n_fft, hop_length), short_time_spectrum(recorded, n_fft, hop_length)
+
+    return mel_loss_of_spectra(spectra, sampling_rate, scales, padding_mask)
+
+
+def mel_loss_of_spectra(
+    spectra: Callable[[int, int], tuple[torch.Tensor, torch.Tensor]],
+    sampling_rate: int,
+    scales: tuple[MelScale, ...] = DEFAULT_MEL_SCALES,
+    padding_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    r"""
+    [`multi_scale_mel_loss`] of spectra that other losses may need as well.
+
+    Args:
+        spectra (callable): Called with `n_fft` and `hop_length`; returns what [`short_time_spectrum`] makes of the
+            decoded and of the recorded waveforms, of one length.
+        sampling_rate (`int`): Rate of both in Hz.
+        scales (`tuple` of [`MelScale`], *optional*): Resolutions and weights. Defaults to `DEFAULT_MEL_SCALES`.
+        padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples, floating-point.
+            Frames centred on padding do not count.
+
+    Returns:
+        `torch.Tensor`: A scalar, float32.
+    """
+    terms = []
     for scale in scales:
-        sizes = (sampling_rate, scale.n_fft, scale.hop_length, scale.num_mels)
-        difference = (log_mel_spectrogram(decoded, *sizes) - log_mel_spectrogram(recorded, *sizes)).abs()
+        decoded, recorded = (
+            log_mel(spectrum, sampling_rate, scale.n_fft, scale.num_mels)
+            for spectrum in spectra(scale.n_fft, scale.hop_length)
+        )
+        difference = (decoded - recorded).abs()
         if padding_mask is None:
-            loss = loss + scale.weight * difference.mean()
+            terms.append(scale.weight * difference.mean())
         else:
             # Frame i is centred on sample (i + 1/2) * hop_length of the signal.
             centres = torch.arange(difference.shape[-1], device=difference.device) * scale.hop_length
-            centres = (centres + scale.hop_length // 2).clamp_max(num_samples - 1)
+            centres = (centres + scale.hop_length // 2).clamp_max(padding_mask.shape[-1] - 1)
             weights = padding_mask[:, centres]  # (B, frames)
-            loss = loss + scale.weight * (difference.mean(1) * weights).sum() / weights.sum().clamp_min(1.0)
-    return loss
+            terms.append(scale.weight * (difference.mean(1) * weights).sum() / weights.sum().clamp_min(1.0))
+    return torch.stack(terms).sum()

@@ -59,13 +59,14 @@ def kmeans(vectors: torch.Tensor, means: torch.Tensor, iterations: int) -> tuple
     return means, counts
 
 
-def _several_processes() -> bool:
+def several_processes() -> bool:
+    """Whether this process trains together with others."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """Rows (num_rows, dim) of all processes in rank order; their number may differ from process to process."""
-    if not _several_processes():
+    if not several_processes():
         return rows
     sizes = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(distributed.get_world_size())]
     distributed.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
@@ -167,7 +168,7 @@ class VectorQuantizer(FreezableModule):
         """
         assignment = F.one_hot(codes, len(self.codebook)).to(vectors.dtype)  # (N, K)
         statistics = torch.cat([assignment.sum(dim=0).unsqueeze(-1), assignment.t() @ vectors], dim=-1)  # (K, 1 + D)
-        if _several_processes():
+        if several_processes():
             distributed.all_reduce(statistics)
         self.cluster_size.lerp_(statistics[:, 0], 1 - self.ema_decay)
         self.codebook_sum.lerp_(statistics[:, 1:], 1 - self.ema_decay)

@@ -123,7 +123,8 @@ class AdversarialArguments:
         discriminators (`dict`): Sizes by kind: `multi_scale_stft`, `multi_period`, `multi_scale`, each a dict of the
             arguments of the class in `discriminators.py`. Empty trains without.
         objective (`str`): `"hinge"` or `"least_squares"`.
-        start_step (`int`): Until this step the discriminators neither run nor learn.
+        start_step (`int`): Until this step the discriminators neither run nor learn. In a run with `max_minutes` they
+            begin when its time is as far as this step would be: with half of `max_steps`, after half of the time.
         warmup_steps (`int`): Steps after that over which the adversarial and feature-matching weights grow from 0.
         relative_features (`bool`): Divide each feature difference by the mean size of the recording's feature, as
             EnCodec does.
@@ -344,12 +345,15 @@ class CodecTrainingArguments:
         max_steps (`int`): Steps of the run. An optimizer step of codec and discriminators counts once.
         max_minutes (`float`, *optional*): The run ends after so much training time, if not at `max_steps` before. Its
             time is the wall-clock time of its steps; evaluating, saving and pauses between sessions do not count. The
-            learning rates follow whichever is further: the share of the steps or that of the time. Several processes
+            learning rates and the start of the discriminators follow whichever is further: the share of the steps or
+            that of the time. Several processes
             agree on the time when they log, and end then. What depends on the time, learning rates and with them
             weights, is not reproducible; the order of the data and the warm-up are.
         weight_ema_decay (`float`, *optional*): Decay of the moving average of the weights that is evaluated and saved.
-        mixed_precision (`str`, *optional*): "no", "bf16", "fp16", or "auto": bf16 where the device computes in it
-            without emulating it, else none. Defaults to what `accelerate launch` says.
+        mixed_precision (`str`, *optional*): "no", "bf16", "fp16", or "auto": what `accelerate launch
+            --mixed_precision` asks for; where it asks for none, bf16 if the device computes in it without emulating
+            it. The launcher says "no" also when it is not asked, so that only "no" here rules bf16 out. Defaults to
+            what the launcher says.
         compile (`bool`): Compile the codec and the discriminators with `torch.compile`.
         seed (`int`): Seed of weights and data.
         logging_steps, eval_steps, save_steps (`int`): Intervals; 0 switches evaluation or checkpoints off.
@@ -401,6 +405,13 @@ class CodecTrainingArguments:
         for name in ("global_batch_size", "gradient_accumulation_steps", "max_steps", "logging_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
+        start = self.latent_health.quantizer_start_step
+        if start >= self.max_steps:
+            raise ValueError(
+                f"`latent_health.quantizer_start_step` is {start}, but `max_steps` {self.max_steps}, so that the"
+                " codebooks would never start; lower the former (0 starts them with the first step), or raise the"
+                " latter."
+            )
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise ValueError(f"`max_minutes` must be positive, but got {self.max_minutes}.")
         if self.mixed_precision not in (None, "no", "bf16", "fp16", "auto"):

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training checkpoints that are complete or absent, and the moving average of a model's weights."""
 
+import json
 import os
 import random
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,45 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     """
     found = [folder for folder in output_dir.glob("checkpoint-*") if CHECKPOINT_NAME.fullmatch(folder.name)]
     return sorted(found, key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
+
+
+def find_state(
+    output_dir: Path, checkpoint: str | bool | None, kept: Mapping[str, int]
+) -> tuple[Path, dict[str, Any]] | None:
+    r"""
+    The checkpoint that a run continues from.
+
+    Args:
+        output_dir (`Path`): Folder of the run.
+        checkpoint (`str` or `bool`, *optional*): A checkpoint folder; `True` or `"latest"` for the newest complete
+            one. Without it the run begins anew.
+        kept (mapping): Settings by name that must be those of the checkpoint, since they decide the order of the data.
+
+    Returns:
+        The folder and its `trainer_state.json`; `None` where the run begins anew, or there is no newest one.
+
+    Raises:
+        ValueError: If the folder is no complete checkpoint, or was trained with other settings.
+    """
+    if not checkpoint:
+        return None
+    if checkpoint is True or checkpoint == "latest":
+        checkpoints = list_checkpoints(output_dir)
+        if not checkpoints:
+            return None
+        folder = checkpoints[-1]
+    else:
+        folder = Path(checkpoint)
+        if not (folder / "trainer_state.json").is_file():
+            raise ValueError(f"`resume_from_checkpoint` is {str(folder)!r}, which is no complete checkpoint.")
+    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    for name, value in kept.items():
+        if state[name] != value:
+            raise ValueError(
+                f"`{name}` is {value}, but the checkpoint was trained with {state[name]}, which decides the order of"
+                " the data; keep it, or start anew from its weights with `model.pretrained`."
+            )
+    return folder, state
 
 
 def write_checkpoint(

@@ -15,31 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from torch import nn
 from tqdm import tqdm
-from transformers import FEATURE_EXTRACTOR_MAPPING, AutoConfig, AutoModel, SequenceFeatureExtractor
+from transformers import SequenceFeatureExtractor
 
-from speech_tokenizers.checkpoints import find_checkpoint, load
-from speech_tokenizers.evaluation.processor import has_bf16_units
-from speech_tokenizers.modeling.configuration_cst import CST_PRESETS
-from speech_tokenizers.modeling.configuration_dm_codec import DM_CODEC_PRESETS, DMCodecConfig
-from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
-from speech_tokenizers.modeling.configuration_unit_vocoder import UNIT_VOCODER_PRESETS, UnitVocoderConfig
-from speech_tokenizers.modeling.modeling_cst import CSTModel
-from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
-from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
-from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
-from speech_tokenizers.training.arguments import (
-    CodecTrainingArguments,
-    OptimizerArguments,
-    check_names,
-    load_recipe,
-)
+from speech_tokenizers.evaluation.processor import resolve_precision
+from speech_tokenizers.training.adversarial_schedule import AdversarialSchedule
+from speech_tokenizers.training.arguments import CodecTrainingArguments, OptimizerArguments, load_recipe
 from speech_tokenizers.training.checkpoints import (
     WeightAverage,
-    list_checkpoints,
+    find_state,
     load_states,
     random_state,
     remove_old_checkpoints,
@@ -48,37 +35,29 @@ from speech_tokenizers.training.checkpoints import (
     stopping_on_signals,
     write_checkpoint,
 )
+from speech_tokenizers.training.codec_building import (
+    build_conditions,
+    build_discriminators,
+    build_model,
+    build_objectives,
+    check_loss_weights,
+    default_feature_extractor,
+    keep_origins,
+    model_features,
+    model_losses,
+)
 from speech_tokenizers.training.crops import training_batches
-from speech_tokenizers.training.data import append_rejected, prepare_recordings
-from speech_tokenizers.training.decorrelation import Decorrelation
-from speech_tokenizers.training.discriminators import DiscriminatorEnsemble, DiscriminatorOutput
-from speech_tokenizers.training.distillation import DISTILLATION_LOSS_NAMES, Distillation
-from speech_tokenizers.training.frozen_encoder import SpeechFeatureObjective
-from speech_tokenizers.training.joint_training import JointModel, build_joint
+from speech_tokenizers.training.data import prepare_recordings
+from speech_tokenizers.training.discriminators import DiscriminatorOutput
 from speech_tokenizers.training.latent_health import collapse_warning
 from speech_tokenizers.training.latent_schedule import LatentSchedule
-from speech_tokenizers.training.latent_training import cst_objectives, new_cst, trains_cst
-from speech_tokenizers.training.losses import (
-    adversarial_loss,
-    discriminator_loss,
-    feature_matching_loss,
-)
+from speech_tokenizers.training.losses import adversarial_loss, discriminator_loss, feature_matching_loss
 from speech_tokenizers.training.objectives import CodecObjective, Conditions
 from speech_tokenizers.training.optimization import detached, forget, frozen, make_optimizer, set_learning_rate
-from speech_tokenizers.training.reconstruction_losses import (
-    RECONSTRUCTION_LOSSES,
-    WaveformPair,
-    make_reconstruction_losses,
-)
-from speech_tokenizers.training.reporting import LossWindow, TrainingLog, draw_loss_curves, has_matplotlib, save_sample
+from speech_tokenizers.training.processes import process_state
+from speech_tokenizers.training.reconstruction_losses import WaveformPair, make_reconstruction_losses
+from speech_tokenizers.training.reporting import LossWindow, TrainingLog, report_evaluation, save_sample
 from speech_tokenizers.training.validation import validate
-from speech_tokenizers.training.vocoder_training import UnitConditions, new_vocoder
-from speech_tokenizers.training.warm_start import warm_start
-
-
-# What is drawn of the latents beside the losses.
-LATENT_MEASURES = ("latent_participation_ratio", "latent_live_directions")
-NUMBERED_MEASURES = {"variance_left": "variance left, by codebook", "mel_at": "mel by codebooks used"}
 
 
 class CodecTrainer:
@@ -129,11 +108,7 @@ class CodecTrainer:
         self.conditions = conditions
         self.sampling_rate = model.sampling_rate
         self.output_dir = Path(args.output_dir)
-        self.feature_extractor = feature_extractor
-        if feature_extractor is None and type(model.config) in FEATURE_EXTRACTOR_MAPPING:
-            self.feature_extractor = FEATURE_EXTRACTOR_MAPPING[type(model.config)](
-                sampling_rate=model.sampling_rate, hop_length=model.hop_length
-            )
+        self.feature_extractor = feature_extractor or default_feature_extractor(model)
         self.model_loss_names = model_losses(model)
         self._model_arguments = inspect.signature(model.forward).parameters
         self.compute_metrics = compute_metrics
@@ -143,7 +118,7 @@ class CodecTrainer:
             from speech_tokenizers.training.clip_metrics import ClipMetrics
 
             self.compute_metrics = ClipMetrics(args.metrics, model.sampling_rate)
-        self.loss_weights = self._check_loss_weights(args.loss_weights)
+        self.loss_weights = check_loss_weights(args, self.loss_names, self.adversarial_loss_names)
 
         # Buffers are not broadcast: the quantizer itself keeps codebooks equal on all processes.
         parallel = DistributedDataParallelKwargs(
@@ -153,7 +128,7 @@ class CodecTrainer:
             or (getattr(model, "ctc_projection", None) is not None and "latent_ctc" not in self.loss_names),
         )
         self.accelerator = Accelerator(
-            mixed_precision=resolve_precision(args.mixed_precision),
+            mixed_precision=resolve_precision(args.mixed_precision, process_state().device.type),
             log_with=list(args.report_to) or None,
             project_dir=args.output_dir,
             kwargs_handlers=[parallel],
@@ -162,16 +137,13 @@ class CodecTrainer:
             # Denormal numbers, as in fading silence, are slow and inaudible.
             torch.set_flush_denormal(True)
 
-        discriminator = None
-        if args.adversarial.discriminators:
-            kinds = ("multi_scale_stft", "multi_period", "multi_scale")
-            check_names(args.adversarial.discriminators, kinds, "The discriminator")
-            discriminator = DiscriminatorEnsemble(**args.adversarial.discriminators)
+        discriminator = build_discriminators(args.adversarial)
         if args.compile:
             for module in (getattr(model, "encoder", None), model.decoder, discriminator):
                 if module is not None:
                     module.compile()
         optimizer = make_optimizer(model, args.optimizer)
+        self.adversarial_schedule = AdversarialSchedule(args.adversarial)
         self.latent_schedule = LatentSchedule(args.latent_health, model, self.loss_names)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.discriminator: Any = None
@@ -239,19 +211,17 @@ class CodecTrainer:
     @property
     def discriminators_act(self) -> bool:
         """Whether the discriminators run and learn at the present step."""
-        return self.discriminator is not None and self.step >= self.args.adversarial.start_step
+        return self.discriminator is not None and self.adversarial_schedule.first_step is not None
 
     def current_weight(self, name: str) -> float:
         """Weight of a loss at the present step: the recipe's, and for the adversarial ones grown from 0."""
-        if name not in self.adversarial_loss_names or self.args.adversarial.warmup_steps == 0:
-            return self.loss_weights[name]
-        steps_acting = self.step + 1 - self.args.adversarial.start_step
-        return self.loss_weights[name] * min(1.0, steps_acting / self.args.adversarial.warmup_steps)
+        weight = self.loss_weights[name]
+        return weight * self.adversarial_schedule.weight(self.step) if name in self.adversarial_loss_names else weight
 
     def reconstruct(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
         """What a model makes of a batch: of the waveforms, or of the conditions that it takes in their place."""
         given = {**batch, "num_samples": batch["input_values"].shape[-1], "return_loss": False}
-        if not self.latent_schedule.quantizes(self.step, model.training):
+        if not self.latent_schedule.quantizes(self.unwrapped_model):
             given["num_quantizers"] = 0
         return model(**{name: value for name, value in given.items() if name in self._model_arguments})
 
@@ -314,11 +284,14 @@ class CodecTrainer:
         return self.training_seconds + (self._window.seconds if self.accelerator.num_processes == 1 else 0.0)
 
     @property
+    def time_share(self) -> float:
+        """Share of `args.max_minutes` that has passed, on which all processes agree; 0 where time does not count."""
+        return 0.0 if self.args.max_minutes is None else min(1.0, self.elapsed_seconds / (60 * self.args.max_minutes))
+
+    @property
     def progress(self) -> float:
         """How far the run is, in steps of `args.max_steps`: more than `step` where its time is further."""
-        if self.args.max_minutes is None:
-            return self.step
-        return max(self.step, self.args.max_steps * min(1.0, self.elapsed_seconds / (60 * self.args.max_minutes)))
+        return max(self.step, self.args.max_steps * self.time_share)
 
     @property
     def finished(self) -> bool:
@@ -375,33 +348,30 @@ class CodecTrainer:
 
     def _tend_latents(self) -> None:
         """Do what the recipe's `latent_health` asks for before the next step."""
-        model = self.unwrapped_model
-        if not self.latent_schedule.has_work(self.step, model):
+        model, time_share = self.unwrapped_model, self.time_share
+        if not self.latent_schedule.has_work(self.step, time_share, model):
             return
         crop_frames = model.get_encoded_length(round(self.args.data.segment_seconds * self.sampling_rate))
         changed = self.latent_schedule.apply(
             self.step,
+            time_share,
             model,
             self.accelerator,
             lambda num_steps: self._batches(range(self.step, self.step + num_steps)),
             crop_frames * self.args.global_batch_size,
         )
         forget(self.optimizer, changed)
-        if self.weight_average is not None:
+        if changed and self.weight_average is not None:
             self.weight_average.restart()
 
     def _step_over(self, batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         args = self.args
         progress = self.progress
         set_learning_rate(self.optimizer, args.optimizer, self.step, args.max_steps, progress)
+        self.adversarial_schedule.begin(self.step, progress)
         if self.discriminators_act:
-            start = args.adversarial.start_step
-            set_learning_rate(
-                self.discriminator_optimizer,
-                args.discriminator_optimizer,
-                self.step - start,
-                args.max_steps - start,
-                progress - start,
+            self.adversarial_schedule.set_learning_rate(
+                self.discriminator_optimizer, args.discriminator_optimizer, self.step, args.max_steps, progress
             )
         totals: dict[str, torch.Tensor] = {}
         for micro_batch in range(args.gradient_accumulation_steps):
@@ -506,16 +476,9 @@ class CodecTrainer:
     def _prepare_recordings(self) -> None:
         """Find and decode what `args.data` names; what cannot be decoded goes to `rejected.jsonl`."""
         cache_dir = Path(self.args.data.cache_dir or self.output_dir / "audio_cache")
-        self.train_recordings, self.eval_recordings, rejected = prepare_recordings(
-            self.args.data, self.sampling_rate, cache_dir, self.accelerator
+        self.train_recordings, self.eval_recordings = prepare_recordings(
+            self.args.data, self.sampling_rate, cache_dir, self.accelerator, self.output_dir / "rejected.jsonl"
         )
-        if self.accelerator.is_main_process:
-            path = self.output_dir / "rejected.jsonl"
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
-            if rejected:
-                append_rejected(path, rejected)
-                tqdm.write(f"{len(rejected)} recordings were set aside; see {path}.")
 
     # Evaluation
 
@@ -549,15 +512,10 @@ class CodecTrainer:
             model.train(was_training)
         entry = {f"eval_{name}": value for name, value in values.items()}
         self._write_log(entry)
-        warning = collapse_warning(values, self.args.latent_health.min_live_share, model.config.hidden_size)
-        if warning and self.accelerator.is_main_process:
-            tqdm.write(f"warning, step {self.step}: {warning}")
-        if self.log is not None:
-            if warning:
-                self.log.write({"step": self.step, "warning": warning})
-            if has_matplotlib():
-                names = ["loss", *self.loss_names, "discriminator", *self.args.metrics, *LATENT_MEASURES]
-                draw_loss_curves(self.log.path, self.output_dir / "loss_curves.png", names, NUMBERED_MEASURES)
+        if self.accelerator.is_main_process:
+            warning = collapse_warning(values, self.args.latent_health.min_live_share, model.config.hidden_size)
+            names = ["loss", *self.loss_names, "discriminator", *self.args.metrics]
+            report_evaluation(self.step, warning, self.log, self.output_dir / "loss_curves.png", names)
         return entry
 
     def _reconstruct_evaluated(self, index: int, recorded: torch.Tensor) -> Any:
@@ -594,7 +552,11 @@ class CodecTrainer:
 
         Args:
             output_dir (`str` or `Path`, *optional*): Defaults to `final` in `args.output_dir`.
+
+        Raises:
+            ValueError: If its codebooks have not started.
         """
+        self.latent_schedule.check_started(self.unwrapped_model)
         folder = self.output_dir / "final" if output_dir is None else Path(output_dir)
         if self.accelerator.is_main_process:
             with self.averaged_weights():
@@ -615,6 +577,7 @@ class CodecTrainer:
         repo_id = repo_id or self.args.hub_model_id
         if repo_id is None:
             raise ValueError("`push_to_hub` needs `repo_id`, here or as `hub_model_id` in the recipe.")
+        self.latent_schedule.check_started(self.unwrapped_model)
         if self.accelerator.is_main_process:
             with self.averaged_weights():
                 self.unwrapped_model.push_to_hub(repo_id, **options)
@@ -634,6 +597,7 @@ class CodecTrainer:
                     "training_seconds": self.training_seconds,
                     "seed": self.args.seed,
                     "global_batch_size": self.args.global_batch_size,
+                    **self.adversarial_schedule.state_dict(),
                 }
                 (temporary / "trainer_state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
             process_state = {"random": random_state(), "window": self._window.state_dict()}
@@ -645,26 +609,14 @@ class CodecTrainer:
         return folder
 
     def _resume(self, checkpoint: str | bool | None) -> None:
-        if not checkpoint:
+        kept = {"seed": self.args.seed, "global_batch_size": self.args.global_batch_size}
+        found = find_state(self.output_dir, checkpoint, kept)
+        if found is None:
             return
-        if checkpoint is True or checkpoint == "latest":
-            checkpoints = list_checkpoints(self.output_dir)
-            if not checkpoints:
-                return
-            folder = checkpoints[-1]
-        else:
-            folder = Path(checkpoint)
-            if not (folder / "trainer_state.json").is_file():
-                raise ValueError(f"`resume_from_checkpoint` is {str(folder)!r}, which is no complete checkpoint.")
-        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        for name in ("seed", "global_batch_size"):
-            if state[name] != getattr(self.args, name):
-                raise ValueError(
-                    f"`{name}` is {getattr(self.args, name)}, but the checkpoint was trained with {state[name]}, which"
-                    " decides the order of the data; keep it, or start anew from its weights with `model.pretrained`."
-                )
+        folder, state = found
         modules, optimization = self._modules(), self._optimization()
-        if state["step"] <= self.args.adversarial.start_step:
+        self.adversarial_schedule.load_state_dict(state)
+        if self.adversarial_schedule.first_step is None:
             # Discriminators that have not learnt anything yet may be exchanged for others.
             modules.pop("discriminator", None)
             optimization.pop("discriminator_optimizer", None)
@@ -704,112 +656,6 @@ class CodecTrainer:
         told = torch.tensor(float(stop), device=self.accelerator.device)
         return bool(self.accelerator.reduce(told, reduction="sum") > 0)
 
-    def _check_loss_weights(self, weights: dict[str, float]) -> dict[str, float]:
-        # A recipe keeps its weights when its teachers, like its discriminators, are switched off.
-        known = dict.fromkeys((*RECONSTRUCTION_LOSSES, *self.loss_names, *DISTILLATION_LOSS_NAMES))
-        check_names(weights, known, "The loss in `loss_weights`")
-        needed = [
-            name
-            for name in dict.fromkeys(("mel", "waveform", *self.loss_names))
-            if self.args.adversarial.discriminators or name not in self.adversarial_loss_names
-        ]
-        if missing := [name for name in needed if name not in weights]:
-            raise ValueError(
-                f"`loss_weights` lacks {', '.join(missing)}; give each loss a weight, 0 to switch it off."
-            )
-        return dict(weights)
-
-
-def resolve_precision(mixed_precision: str | None) -> str | None:
-    """A recipe's `mixed_precision` as Accelerate knows it, "auto" decided for the device of this process."""
-    if mixed_precision != "auto":
-        return mixed_precision
-    return "bf16" if has_bf16_units(PartialState().device.type) else "no"
-
-
-def model_features(model: nn.Module) -> list[str]:
-    """Kinds of features that a codec computes for teachers: "semantic", "contextual", both or none."""
-    kinds = ("semantic", "contextual")
-    return [kind for kind in kinds if getattr(model.config, f"{kind}_dimension", None) is not None]
-
-
-def model_losses(model: nn.Module) -> list[str]:
-    """Losses that a model computes itself, by the part of it that they belong to."""
-    parts = {
-        "commitment": "quantizer",
-        "duration": "duration_predictor",
-        "kl": "bottleneck",
-        "prediction": "language_model",
-    }
-    return [name for name, part in parts.items() if getattr(model, part, None) is not None]
-
-
-def build_model(
-    args: CodecTrainingArguments, report: Callable[[dict[str, str]], None] | None = None
-) -> RVQCodecModel | UnitVocoderModel | CSTModel | JointModel:
-    r"""
-    The codec or vocoder that a recipe names, new or trained; or a tokenizer with a language model.
-
-    Args:
-        args ([`CodecTrainingArguments`]): The recipe.
-        report (callable, *optional*): Is told what [`warm_start`] took from where.
-    """
-    if args.joint is not None:
-        return build_joint(args)
-    if args.model.preset is not None:
-        model = _new_model(args)
-    else:
-        path = find_checkpoint(str(args.model.pretrained))
-        config = AutoConfig.from_pretrained(path)
-        check_names(args.model.overrides, type(config).__dataclass_fields__, "The field", "model.overrides.")
-        if args.model.warm_start:
-            model = AutoModel.from_config(AutoConfig.from_pretrained(path, **args.model.overrides))
-        elif isinstance(config, UnitVocoderConfig):
-            return UnitVocoderModel.from_pretrained(path, **args.model.overrides)
-        else:
-            return load(str(args.model.pretrained), **args.model.overrides)[0]
-    if args.model.warm_start:
-        origins = warm_start(str(args.model.pretrained), model)
-        if report is not None:
-            report(origins)
-    return model
-
-
-def _new_model(args: CodecTrainingArguments) -> RVQCodecModel | UnitVocoderModel | CSTModel:
-    preset = str(args.model.preset)
-    if preset in UNIT_VOCODER_PRESETS:
-        return new_vocoder(args)
-    if preset in CST_PRESETS:
-        return new_cst(args)
-    if preset in DM_CODEC_PRESETS:
-        return DMCodecModel(DMCodecConfig.from_preset(preset, **args.model.overrides))
-    return RVQCodecModel(RVQCodecConfig.from_preset(preset, **args.model.overrides))
-
-
-def keep_origins(args: CodecTrainingArguments, origins: dict[str, str]) -> None:
-    """Say what a warm start took from where, and keep it in `warm_start.json`."""
-    tqdm.write("\n".join(f"{part}: {origin}" for part, origin in origins.items()))
-    path = Path(args.output_dir) / "warm_start.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"pretrained": args.model.pretrained, "parts": origins}, indent=2), encoding="utf-8")
-
-
-def build_objectives(args: CodecTrainingArguments) -> list[CodecObjective]:
-    """What a recipe trains for besides reconstruction."""
-    objectives: list[CodecObjective] = list(cst_objectives(args)) if trains_cst(args) else []
-    if args.distillation.speech_teacher is not None or args.distillation.language_teacher is not None:
-        objectives.append(Distillation(args.distillation))
-    if "decorrelation" in args.loss_weights:
-        objectives.append(Decorrelation())
-    if args.speech_features is not None:
-        objectives.append(SpeechFeatureObjective(args.speech_features))
-    return objectives
-
-
-def build_conditions(args: CodecTrainingArguments) -> Conditions | None:
-    """What a recipe gives the model in place of the waveform."""
-    return None if args.units is None else UnitConditions(args.units)
-
 
 def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> CodecTrainer:
     r"""
@@ -823,7 +669,7 @@ def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Codec
     """
     args = load_recipe(path_or_name, overrides)
     set_seed(args.seed)
-    is_main = PartialState().is_main_process
+    is_main = process_state().is_main_process
     model = build_model(args, partial(keep_origins, args) if is_main else None)
     trainer = CodecTrainer(model, args, objectives=build_objectives(args), conditions=build_conditions(args))
     trainer.train()

@@ -321,8 +321,8 @@ def append_rejected(path: Path, rejected: Iterable[dict[str, str]]) -> None:
 
 
 def prepare_recordings(
-    args: DataArguments, sampling_rate: int, cache_dir: Path, accelerator: Accelerator
-) -> tuple["DecodedRecordings | datasets.IterableDataset", DecodedRecordings | None, list[dict[str, str]]]:
+    args: DataArguments, sampling_rate: int, cache_dir: Path, accelerator: Accelerator, rejected_path: Path
+) -> tuple["DecodedRecordings | datasets.IterableDataset", DecodedRecordings | None]:
     r"""
     Training and evaluation recordings as a recipe names them, decoded once for all epochs and processes.
 
@@ -331,9 +331,10 @@ def prepare_recordings(
         sampling_rate (`int`): Rate to decode at.
         cache_dir (`Path`): Where to keep decoded audio.
         accelerator (`Accelerator`): Its main process decodes while the others wait.
+        rejected_path (`Path`): File of JSON lines for what cannot be decoded.
 
     Returns:
-        The training recordings, the evaluation recordings if there are any, and what could not be decoded.
+        The training recordings, and the evaluation recordings if there are any.
     """
     if args.train is None:
         raise ValueError("`data.train` must name the training recordings; give it as data.train=PATH.")
@@ -360,4 +361,10 @@ def prepare_recordings(
     evaluation = None
     if args.eval is not None:
         evaluation = decoded(args.eval, args.eval_split, args.eval_filter, args.eval_files, args.max_eval_recordings)
-    return train, evaluation, rejected
+    if accelerator.is_main_process:
+        rejected_path.parent.mkdir(parents=True, exist_ok=True)
+        rejected_path.unlink(missing_ok=True)
+        if rejected:
+            append_rejected(rejected_path, rejected)
+            tqdm.write(f"{len(rejected)} recordings were set aside; see {rejected_path}.")
+    return train, evaluation

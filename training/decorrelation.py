@@ -9,12 +9,15 @@ from accelerate import Accelerator
 from torch import distributed
 from torch.distributed.nn.functional import all_reduce
 
+from speech_tokenizers.modeling.vector_quantization import several_processes
 from speech_tokenizers.training.latent_health import latents_of
 
 
 def decorrelation_loss(latents: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     r"""
-    Mean squared correlation of two different dimensions of latents, over a batch of all processes, in float32.
+    Mean squared correlation of two different dimensions of latents, over a batch of all processes, in float32. With
+    gradient accumulation this is a micro-batch of all processes, whose fewer frames correlate more by chance: the loss
+    of a step is the mean over its micro-batches, and not that of the whole batch.
 
     The redundancy term of Barlow Twins (equation 1, arXiv 2103.03230) within one view, as VICReg takes it (equation
     3, arXiv 2105.04906); of correlations rather than covariances, so that smaller latents do not lower it.
@@ -27,7 +30,7 @@ def decorrelation_loss(latents: torch.Tensor, mask: torch.Tensor | None = None) 
         Sum of the squared off-diagonal correlations, divided by dim * (dim - 1): 0 without correlation, 1 where all
         dimensions are the same. A dimension that does not vary correlates with none.
     """
-    several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    several = several_processes()
     with torch.autocast(latents.device.type, enabled=False):
         rows = latents.float().flatten(0, 1)
         weights = torch.ones_like(rows[:, :1]) if mask is None else mask.reshape(-1, 1).float()

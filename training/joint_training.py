@@ -136,10 +136,15 @@ def build_joint(args: CodecTrainingArguments) -> JointModel:
         args ([`CodecTrainingArguments`]): With `joint`, and a trained tokenizer in `model.pretrained`.
 
     Raises:
-        ValueError: If there is no trained tokenizer of continuous tokens.
+        ValueError: If there is no trained tokenizer of continuous tokens, or it is to start warm.
     """
     joint = args.joint
     assert joint is not None
+    if args.model.warm_start:
+        raise ValueError(
+            "`model.warm_start` and `joint` exclude each other; give the tokenizer as model.pretrained=PATH with"
+            " model.preset=null and without `model.warm_start`, or start it warm in a training of its own before."
+        )
     if args.model.pretrained is None:
         raise ValueError("Stage 2 needs a trained tokenizer; name it as model.pretrained=PATH and model.preset=null.")
     found = find_checkpoint(args.model.pretrained)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import nn
 from tqdm import tqdm
 
 from speech_tokenizers.modeling.vector_quantization import ResidualVectorQuantizer, gather_rows
@@ -19,18 +18,22 @@ from speech_tokenizers.training.latent_revival import check_revivable, hidden_an
 
 # Frames an entry for k-means, where a recipe does not say.
 FRAMES_PER_ENTRY = 8
+# Share of a run's `max_minutes` after which a late quantizer starts, if its step has not come before.
+LATEST_START = 0.1
 
 
 class LatentSchedule:
     r"""
     What [`LatentHealthArguments`] asks for before some steps of a [`CodecTrainer`].
 
-    All of it depends on the model, the step and the crops to come alone, so that a run which resumes at such a step
-    does the same again.
+    All of it depends on the model, the step, the run's time and the crops to come alone, so that a run which resumes
+    at such a step does the same again. That a late quantizer has started is kept in the model itself: its codebooks
+    are marked as initialized.
 
     Args:
         args ([`LatentHealthArguments`]): When.
-        model (`PreTrainedModel`): The codec.
+        model (`PreTrainedModel`): The codec. If its quantizer starts late, its codebooks count as not initialized
+            until then.
         loss_names (sequence of `str`): What it is trained for.
 
     Raises:
@@ -67,68 +70,88 @@ class LatentSchedule:
             )
         if args.revival_steps:
             check_revivable(model)
+        if args.quantizer_start_step:
+            # Those of a trained codec do not fit latents that have moved without them.
+            for codebook in quantizer.quantizers:
+                codebook.initialized.fill_(False)
 
-    def quantizes(self, step: int, is_training: bool) -> bool:
-        """Whether the decoder hears quantized latents in the step after `step` steps, or in an evaluation then."""
-        start = self.args.quantizer_start_step
-        # An evaluation comes before what is done before a step.
-        return start == 0 or step >= start + (not is_training)
+    def quantizes(self, model: Any) -> bool:
+        """Whether the decoder hears quantized latents."""
+        return self.args.quantizer_start_step == 0 or _is_initialized(model)
 
-    def has_work(self, step: int, model: Any) -> bool:
+    def check_started(self, model: Any) -> None:
+        r"""
+        Raises:
+            ValueError: If a codec is to be saved whose quantizer has not started.
+        """
+        if not self.quantizes(model):
+            raise ValueError(
+                "The run ended before its codebooks started (`latent_health.quantizer_start_step` is"
+                f" {self.args.quantizer_start_step}), so that there is no codec to save; raise `max_minutes` or"
+                " `max_steps`, and go on with `resume_from_checkpoint=latest`."
+            )
+
+    def has_work(self, step: int, time_share: float, model: Any) -> bool:
         """Whether [`apply`] has something to do before the step that follows `step` steps."""
-        return step in self.args.revival_steps or self._starts(step, model)
+        return step in self.args.revival_steps or self._starts(step, time_share, model)
 
-    def _starts(self, step: int, model: Any) -> bool:
-        if step != self.args.quantizer_start_step or (step == 0 and self.args.kmeans_frames is None):
-            return False
-        # Codebooks of a trained codec fit its latents as long as these have not moved without them.
-        return step > 0 or not all(bool(quantizer.initialized) for quantizer in model.quantizer.quantizers)
+    def _starts(self, step: int, time_share: float, model: Any) -> bool:
+        start = self.args.quantizer_start_step
+        if start:
+            due = step >= start or time_share >= LATEST_START
+        else:
+            due = step == 0 and self.args.kmeans_frames is not None
+        return due and not _is_initialized(model)
 
     @torch.no_grad()
     def apply(
         self,
         step: int,
+        time_share: float,
         model: Any,
         accelerator: Accelerator,
         coming: Callable[[int], Iterable[dict[str, torch.Tensor]]],
         frames_per_step: int,
-    ) -> list[nn.Parameter]:
+    ) -> list[torch.Tensor]:
         r"""
         Revive the latents, fit the codebooks, or both.
 
         Args:
             step (`int`): Steps done.
+            time_share (`float`): Share of the run's time that has passed; the same on all processes.
             model ([`RVQCodecModel`]): Changed in place, alike on all processes.
             accelerator (`Accelerator`): The trainer's.
             coming (callable): This process's micro-batches of a number of steps to come.
             frames_per_step (`int`): Latents of a step over all processes.
 
         Returns:
-            The parameters that changed.
+            The parameters and codebooks that changed.
         """
         was_training = model.training
         model.eval()
-        changed: list[nn.Parameter] = []
-        if revives := step in self.args.revival_steps:
+        changed: list[torch.Tensor] = []
+        if step in self.args.revival_steps:
             needed = math.ceil(self.args.revival_seconds * model.frame_rate / frames_per_step)
             moments: LatentMoments | None = None
             for rows in self._rows(model, accelerator, coming(needed), hidden_and_latents):
                 addition = LatentMoments.of(rows)
                 moments = addition if moments is None else moments.plus(addition)
             assert moments is not None
-            num_live, changed = revive_latents(model, moments, self.args.live_threshold)
-            for parameter in changed:
+            num_live, revived = revive_latents(model, moments, self.args.live_threshold)
+            changed += revived
+            for parameter in revived:
                 parameter.copy_(broadcast(parameter.detach().clone()))
             if accelerator.is_main_process:
-                outcome = "the others are revived" if changed else "there is nothing to revive"
+                outcome = "the others are revived" if revived else "there is nothing to revive"
                 dim = model.config.hidden_size
                 tqdm.write(f"After {step} steps {num_live} of {dim} latent directions are live; {outcome}.")
-        if self._starts(step, model) or (revives and changed and self.quantizes(step, True)):
+        if self._starts(step, time_share, model) or (changed and self.quantizes(model)):
             wanted = self.args.kmeans_frames or FRAMES_PER_ENTRY * model.config.codebook_size
             latents = torch.cat(
                 [*self._rows(model, accelerator, coming(math.ceil(wanted / frames_per_step)), _latents)]
             )
             model.quantizer.fit(latents[:wanted], torch.Generator().manual_seed(step), frames_per_step)
+            changed += [quantizer.codebook for quantizer in model.quantizer.quantizers]
         model.train(was_training)
         return changed
 
@@ -138,6 +161,11 @@ class LatentSchedule:
         for batch in batches:
             frames = encode(model, batch["input_values"].to(accelerator.device)).flatten(0, 1)
             yield gather_rows(frames[frames.isfinite().all(-1)])
+
+
+def _is_initialized(model: Any) -> bool:
+    # The last codebook has its first vectors from those before it.
+    return bool(model.quantizer.quantizers[-1].initialized)
 
 
 def _latents(model: Any, input_values: torch.Tensor) -> torch.Tensor:

@@ -100,10 +100,10 @@ def set_learning_rate(
         group["lr"] = args.learning_rate * scale * factor
 
 
-def forget(optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """Let the moments of parameters that were replaced start anew."""
-    for parameter in parameters:
-        optimizer.state.pop(parameter, None)
+def forget(optimizer, replaced: Iterable[torch.Tensor]) -> None:
+    """Let the moments of parameters that were replaced start anew; other tensors have none."""
+    for tensor in replaced:
+        optimizer.state.pop(tensor, None)
 
 
 @contextmanager

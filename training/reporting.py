@@ -13,9 +13,15 @@ import numpy as np
 import soundfile
 import torch
 from accelerate import Accelerator
+from tqdm import tqdm
 
 from speech_tokenizers.modeling.spectral_losses import log_mel_spectrogram
 from speech_tokenizers.training.arguments import check_names
+
+
+# What is drawn of the latents beside the losses.
+LATENT_MEASURES = ("latent_participation_ratio", "latent_live_directions")
+NUMBERED_MEASURES = {"variance_left": "variance left, by codebook", "mel_at": "mel by codebooks used"}
 
 
 class LossWindow:
@@ -84,6 +90,29 @@ def read_log(path: Path) -> list[dict[str, float]]:
 def has_matplotlib() -> bool:
     """Whether pictures can be drawn. They are left out where matplotlib is not installed."""
     return importlib.util.find_spec("matplotlib") is not None
+
+
+def report_evaluation(
+    step: int, warning: str, log: TrainingLog | None, picture_path: Path, names: Sequence[str]
+) -> None:
+    r"""
+    Tell what an evaluation found: print and log its warning, and draw the curves of the log anew.
+
+    Args:
+        step (`int`): Steps of training before.
+        warning (`str`): See [`collapse_warning`]; empty where there is none.
+        log ([`TrainingLog`], *optional*): With the evaluation. Absent where nothing was trained.
+        picture_path (`Path`): Of the curves.
+        names (sequence of `str`): What is drawn beside the latents; see [`draw_loss_curves`].
+    """
+    if warning:
+        tqdm.write(f"warning, step {step}: {warning}")
+    if log is None:
+        return
+    if warning:
+        log.write({"step": step, "warning": warning})
+    if has_matplotlib():
+        draw_loss_curves(log.path, picture_path, [*names, *LATENT_MEASURES], NUMBERED_MEASURES)
 
 
 def draw_loss_curves(

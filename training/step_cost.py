@@ -12,8 +12,12 @@ from typing import TypeVar
 from accelerate.utils import set_seed
 from tqdm import tqdm
 
+from speech_tokenizers.evaluation.processor import resolve_precision
+
 from .arguments import CodecTrainingArguments
-from .codec_trainer import CodecTrainer, build_conditions, build_model, build_objectives, resolve_precision
+from .codec_building import build_conditions, build_model, build_objectives
+from .codec_trainer import CodecTrainer
+from .processes import process_state
 
 
 class SteppedTrainer(CodecTrainer):
@@ -25,12 +29,12 @@ class SteppedTrainer(CodecTrainer):
         for objective in self.objectives:
             objective.prepare(self.train_recordings, self.unwrapped_model, self.accelerator, self.output_dir)
         self.model.train()
-        self._batches = iter(self.train_batches())
+        self.micro_batches = iter(self.train_batches())
 
     def take_step(self) -> tuple[float, float]:
         r"""One step, data loading included; its wall-clock and processor seconds."""
         wall, processor = time.perf_counter(), time.process_time()
-        losses = self._step_over(self._batches)
+        losses = self._step_over(self.micro_batches)
         self.step += 1
         self.average_weights()
         float(losses["loss"])  # waits for the device
@@ -49,7 +53,7 @@ def start_trainer(
     args: CodecTrainingArguments, folder: str, num_steps: int, trainer_class: type[SomeTrainer]
 ) -> SomeTrainer:
     r"""
-    A trainer of a recipe that is ready for its first step.
+    A trainer of a recipe that is ready for its first step, in which the quantizer acts even if its start is late.
 
     Args:
         args ([`CodecTrainingArguments`]): The recipe. Its output folder is left alone, but for the caches of decoded
@@ -61,7 +65,15 @@ def start_trainer(
     data = dataclasses.replace(args.data, cache_dir=args.data.cache_dir or f"{args.output_dir}/audio_cache")
     cache_dir = args.distillation.cache_dir or f"{args.output_dir}/teacher_cache"
     distillation = dataclasses.replace(args.distillation, cache_dir=cache_dir)
-    args = dataclasses.replace(args, data=data, distillation=distillation, output_dir=folder, max_steps=num_steps)
+    latent_health = dataclasses.replace(args.latent_health, quantizer_start_step=0)
+    args = dataclasses.replace(
+        args,
+        data=data,
+        distillation=distillation,
+        latent_health=latent_health,
+        output_dir=folder,
+        max_steps=num_steps,
+    )
     set_seed(args.seed)
     trainer = trainer_class(
         build_model(args), args, objectives=build_objectives(args), conditions=build_conditions(args)
@@ -73,7 +85,8 @@ def start_trainer(
 def check_one_precision(recipes: Mapping[str, CodecTrainingArguments]) -> None:
     r"""Raises `ValueError` if recipes differ in `mixed_precision`, of which a process has one in Accelerate."""
     default = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    precisions = {name: resolve_precision(args.mixed_precision) or default for name, args in recipes.items()}
+    device = process_state().device.type
+    precisions = {name: resolve_precision(args.mixed_precision, device) or default for name, args in recipes.items()}
     if len(set(precisions.values())) > 1:
         described = ", ".join(f"{name}: {precision}" for name, precision in precisions.items())
         raise ValueError(

@@ -64,7 +64,7 @@ class ProfiledTrainer(SteppedTrainer):
     def start(self) -> None:
         super().start()
         self.stopwatch = Stopwatch(self.accelerator.device)
-        self._batches = self._timed(self._batches)
+        self.micro_batches = self._timed(self.micro_batches)
         # Gradients arrive at these places in this order; what follows each is the backward pass of the next part.
         self._backward_part = "losses"
         model = self.unwrapped_model

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a configuration derives, keeps and refuses."""
 
+import json
+
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
@@ -33,6 +35,18 @@ def test_presets_survive_a_file(name, tmp_path):
     assert config.sampling_rate == 16000
     assert config.frame_rate == 50.0
     assert config.bits_per_second <= 4000
+
+
+@pytest.mark.parametrize("has_field", [True, False])
+def test_another_encoder_window_for_a_checkpoint_leaves_the_decoder_s(tmp_path, has_field):
+    RVQCodecConfig().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    if not has_field:  # as before it existed
+        del saved["decoder_n_fft"]
+        path.write_text(json.dumps(saved))
+    config = RVQCodecConfig.from_pretrained(tmp_path, n_fft=640)
+    assert (config.n_fft, config.decoder_n_fft) == (640, 1280)
 
 
 @pytest.mark.parametrize("name", RVQ_CODEC_PRESETS)

@@ -15,7 +15,9 @@ from speech_tokenizers.modeling.spectral_losses import (
     RealFourierTransform,
     log_mel_spectrogram,
     mel_filters,
+    mel_loss_of_spectra,
     multi_scale_mel_loss,
+    short_time_spectrum,
 )
 
 
@@ -48,6 +50,19 @@ def test_longer_signal_is_cut_to_the_shorter(reference):
     decoded, recorded = reference["wav_hat"], reference["wav"]
     loss = multi_scale_mel_loss(decoded[..., :15800], recorded, 16000)
     assert loss == multi_scale_mel_loss(decoded[..., :15800], recorded[..., :15800], 16000)
+
+
+def test_spectra_give_the_same_loss_as_their_waveforms(reference):
+    waveforms = reference["wav_hat"], reference["wav"]
+    asked = []
+
+    def spectra(n_fft, hop_length):
+        asked.append((n_fft, hop_length))
+        return tuple(short_time_spectrum(waveform[:, 0], n_fft, hop_length) for waveform in waveforms)
+
+    loss = mel_loss_of_spectra(spectra, 16000, SPEECHTOKENIZER_MEL_SCALES)
+    assert loss == multi_scale_mel_loss(*waveforms, 16000, SPEECHTOKENIZER_MEL_SCALES)
+    assert asked == [(scale.n_fft, scale.hop_length) for scale in SPEECHTOKENIZER_MEL_SCALES]
 
 
 def test_log_mel_equals_a_naive_version():

@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from speech_tokenizers.training.arguments import CodecTrainingArguments, build_section
-from speech_tokenizers.training.codec_trainer import CodecTrainer, build_model, build_objectives
+from speech_tokenizers.training.codec_building import build_model, build_objectives
+from speech_tokenizers.training.codec_trainer import CodecTrainer
 
 
 SAMPLING_RATE = 16000

@@ -4,7 +4,7 @@
 import pytest
 
 from speech_tokenizers.training.arguments import load_recipe, recipe_names
-from speech_tokenizers.training.codec_trainer import build_model
+from speech_tokenizers.training.codec_building import build_model
 from speech_tokenizers.training.discriminators import DiscriminatorEnsemble
 from speech_tokenizers.training.losses import parse_mel_scales
 

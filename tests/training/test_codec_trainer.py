@@ -9,7 +9,8 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModel
 
 from speech_tokenizers.evaluation import processor
-from speech_tokenizers.training.codec_trainer import CodecTrainer, build_model
+from speech_tokenizers.training.codec_building import build_model
+from speech_tokenizers.training.codec_trainer import CodecTrainer
 from speech_tokenizers.training.optimization import learning_rate_factor
 from speech_tokenizers.training.reporting import read_log
 
@@ -103,6 +104,7 @@ def test_discriminators_cost_nothing_before_their_start_and_then_both_sides_lear
 
 def test_adversarial_weights_grow_over_the_warmup(make_trainer):
     trainer = make_trainer(adversarial={"start_step": 10, "warmup_steps": 4})
+    trainer.adversarial_schedule.begin(10, 10)
     weights = []
     for trainer.step in (10, 11, 13, 50):
         weights.append(trainer.current_weight("adversarial"))
@@ -320,4 +322,20 @@ def test_log_states_throughput_and_the_recipe_is_kept(make_trainer):
 @pytest.mark.parametrize(("flags", "expected"), [({"avx2", "amx_bf16"}, "bf16"), ({"avx2", "avx512f"}, "no")])
 def test_precision_follows_the_processor_where_a_recipe_leaves_it_to_it(make_trainer, monkeypatch, flags, expected):
     monkeypatch.setattr(processor, "cpu_flags", lambda: flags)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     assert make_trainer(mixed_precision="auto").accelerator.mixed_precision == expected
+
+
+@pytest.mark.parametrize(("launched", "expected"), [("fp16", "fp16"), ("bf16", "bf16"), ("no", "no")])
+def test_precision_follows_the_launcher_where_that_asks_for_one(monkeypatch, launched, expected):
+    monkeypatch.setattr(processor, "cpu_flags", lambda: {"avx2"})
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    assert processor.resolve_precision("auto", "cpu") == expected
+    assert processor.resolve_precision("no", "cpu") == "no"
+    assert processor.resolve_precision(None, "cpu") is None
+
+
+def test_no_is_what_the_launcher_says_unasked(monkeypatch):
+    monkeypatch.setattr(processor, "cpu_flags", lambda: {"amx_bf16"})
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert processor.resolve_precision("auto", "cpu") == "bf16"

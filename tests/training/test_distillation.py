@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from speech_tokenizers.training.arguments import ModelArguments
-from speech_tokenizers.training.codec_trainer import build_model, build_objectives
+from speech_tokenizers.training.codec_building import build_model, build_objectives
 from speech_tokenizers.training.data import decode_all, load_recordings
 from speech_tokenizers.training.distillation import Distillation
 from speech_tokenizers.training.reporting import read_log

@@ -11,7 +11,8 @@ import yaml
 from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.modeling.modeling_latent_lm import LatentLanguageModel
 from speech_tokenizers.training.arguments import CodecTrainingArguments, build_section, load_recipe
-from speech_tokenizers.training.codec_trainer import CodecTrainer, build_model, build_objectives, train_from_recipe
+from speech_tokenizers.training.codec_building import build_model, build_objectives
+from speech_tokenizers.training.codec_trainer import CodecTrainer, train_from_recipe
 from speech_tokenizers.training.joint_training import JointModel
 from speech_tokenizers.training.latent_arguments import JointArguments
 from speech_tokenizers.training.latent_health import LatentCollapseError
@@ -233,6 +234,8 @@ def test_contradictions_are_refused(joint_recipe, tiny_checkpoint):
     for model, message in (
         ({"preset": "cst-fast-16khz"}, "Stage 2 needs a trained tokenizer"),
         ({"pretrained": str(tiny_checkpoint)}, "stage 2 is for continuous tokens"),
+        ({"pretrained": "x", "warm_start": True}, "`model.warm_start` and `joint` exclude each other"),
+        ({"pretrained": "x", "warm_start": True, "preset": "cst-fast-16khz"}, "exclude each other"),
     ):
         with pytest.raises(ValueError, match=message):
             build_model(build_section(CodecTrainingArguments, joint_recipe(model=model), ""))

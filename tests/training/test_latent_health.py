@@ -13,7 +13,8 @@ from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 from speech_tokenizers.modeling.vector_quantization import kmeans
 from speech_tokenizers.training.arguments import DistillationArguments, SpeechTeacherArguments
-from speech_tokenizers.training.codec_trainer import CodecTrainer, build_model
+from speech_tokenizers.training.codec_building import build_model
+from speech_tokenizers.training.codec_trainer import CodecTrainer
 from speech_tokenizers.training.decorrelation import decorrelation_loss
 from speech_tokenizers.training.distillation import Distillation
 from speech_tokenizers.training.latent_arguments import LatentHealthArguments
@@ -289,6 +290,17 @@ def test_revival_begins_anew_with_moments_and_averages(make_trainer):
     assert model.quantizer.quantizers[0].cluster_size.sum() == pytest.approx(40, rel=1e-4)  # a batch's frames
 
 
+def test_a_revival_that_finds_all_directions_live_changes_nothing(make_trainer, tmp_path):
+    runs = {}
+    for name, steps in (("without", []), ("with", [3])):
+        health = {"revival_steps": steps, "revival_seconds": 1.0, "live_threshold": 1e-12}
+        runs[name] = make_trainer(**SMALL, max_steps=4, latent_health=health, output_dir=str(tmp_path / name))
+        runs[name].train()
+    assert runs["with"].weight_average.num_updates == 4
+    for name, value in runs["without"].weight_average.averages.items():
+        assert torch.equal(runs["with"].weight_average.averages[name], value), name
+
+
 # The start of the quantizer
 
 
@@ -328,10 +340,10 @@ def test_codebooks_start_from_many_coming_frames(make_trainer):
 
 def test_codebooks_of_a_trained_codec_are_kept(make_trainer):
     trainer = make_trainer(**SMALL, latent_health={"kmeans_frames": 100})
-    assert trainer.latent_schedule.has_work(0, trainer.model)
+    assert trainer.latent_schedule.has_work(0, 0.0, trainer.model)
     for quantizer in trainer.model.quantizer.quantizers:
         quantizer.initialized.fill_(True)
-    assert not trainer.latent_schedule.has_work(0, trainer.model)
+    assert not trainer.latent_schedule.has_work(0, 0.0, trainer.model)
 
 
 def test_until_its_start_the_quantizer_does_nothing(make_trainer):
@@ -370,6 +382,27 @@ def test_a_run_that_resumes_at_the_start_equals_an_uninterrupted_one(make_traine
     make_trainer(**changes, output_dir=str(tmp_path / "parts"), save_steps=3).train()
     make_trainer(**changes, output_dir=str(tmp_path / "parts")).train(str(tmp_path / "parts" / "checkpoint-00000003"))
     assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("max_steps", [2, 3])
+def test_a_quantizer_that_would_never_start_is_refused(make_args, max_steps):
+    with pytest.raises(ValueError, match=f"`latent_health.quantizer_start_step` is 3, but `max_steps` {max_steps}"):
+        make_args(max_steps=max_steps, latent_health={"quantizer_start_step": 3})
+
+
+def test_codebooks_of_a_trained_codec_start_anew_with_a_late_quantizer(make_trainer):
+    class OfTrainedCodec(CodecTrainer):
+        def __init__(self, model, *rest, **named):
+            for quantizer in model.quantizer.quantizers:
+                quantizer.initialized.fill_(True)
+            super().__init__(model, *rest, **named)
+
+    trainer = make_trainer(OfTrainedCodec, **SMALL, max_steps=3, latent_health={"quantizer_start_step": 2})
+    untrained = trainer.model.quantizer.quantizers[0].codebook.clone()
+    trainer.train()
+    log = losses_of(trainer.output_dir)
+    assert [entry["commitment"] > 0 for entry in log] == [False, False, True]
+    assert not torch.allclose(trainer.model.quantizer.quantizers[0].codebook, untrained, atol=1e-3)
 
 
 def test_accumulated_micro_batches_start_the_same_codebooks(make_trainer):

@@ -20,7 +20,8 @@ from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
 from speech_tokenizers.processing.word_alignment import TimedWord
 from speech_tokenizers.training.arguments import CodecTrainingArguments, build_section, load_recipe
-from speech_tokenizers.training.codec_trainer import build_model, build_objectives, train_from_recipe
+from speech_tokenizers.training.codec_building import build_model, build_objectives
+from speech_tokenizers.training.codec_trainer import train_from_recipe
 from speech_tokenizers.training.latent_arguments import LatentArguments, RecognitionArguments
 from speech_tokenizers.training.latent_health import CollapseGuard, LatentCollapseError, latent_health
 from speech_tokenizers.training.latent_training import (

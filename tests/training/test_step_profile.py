@@ -4,6 +4,7 @@
 import pytest
 import torch
 
+from speech_tokenizers.modeling.vector_quantization import VectorQuantizer
 from speech_tokenizers.training import step_cost, step_profile
 from speech_tokenizers.training.arguments import load_recipe
 from speech_tokenizers.training.step_profile import ProfiledTrainer, profile_training
@@ -118,6 +119,21 @@ def test_discriminators_have_a_part_where_there_are_any(recipe_file, tmp_path):
     assert profile["mixed_precision"] == "no"
     assert "peak_memory_gb" not in profile
     assert not (tmp_path / "run").exists()
+
+
+def test_the_quantizer_acts_in_every_step_however_late_its_start(recipe_file, monkeypatch):
+    coded = []
+    encode = VectorQuantizer.encode
+    monkeypatch.setattr(
+        VectorQuantizer, "encode", lambda quantizer, vectors: (coded.append(1), encode(quantizer, vectors))[1]
+    )
+    changes = {"adversarial": {"discriminators": {}}, "model": {"overrides": {"quantizer_dropout": 0.0}}}
+    recipe = str(recipe_file(**changes, max_steps=1000, latent_health={"quantizer_start_step": 900}))
+    profile_training(load_recipe(recipe), num_steps=2, num_warmup_steps=1)
+    assert len(coded) == 2 * 6  # of two codebooks, in steps with a stopwatch and without
+    coded.clear()
+    step_cost.measure_steps({"late": load_recipe(recipe)}, num_steps=2, num_warmup_steps=1)
+    assert len(coded) == 2 * 3
 
 
 def test_a_frozen_encoder_has_no_backward_pass(recipe_file):

@@ -85,6 +85,94 @@ def test_the_discriminators_follow_the_time(make_trainer, ten_seconds_a_step):
     assert sorted(set(rates), reverse=True) == pytest.approx(expected)
 
 
+def test_the_discriminators_begin_when_time_has_come_as_far_as_their_step(make_trainer, ten_seconds_a_step):
+    optimizer = {"schedule": "constant", "warmup_steps": 4, "learning_rate": 1e-3}
+    trainer = make_trainer(
+        **TIMED, adversarial={"start_step": 500, "warmup_steps": 2}, discriminator_optimizer=optimizer
+    )
+    weights, rates = {}, {}
+    weight_of = trainer.current_weight
+
+    def observed(name):
+        weights.setdefault((trainer.step, name), weight_of(name))
+        rates[trainer.step] = trainer.discriminator_optimizer.param_groups[0]["lr"]
+        return weight_of(name)
+
+    trainer.current_weight = observed
+    trainer.train()
+    log = read_log(trainer.output_dir / "training_log.jsonl")
+    # Half of the steps is half of the minute, and both warm-ups begin there.
+    assert [entry["step"] for entry in log if "adversarial" in entry] == [4, 5, 6]
+    assert [weights[step, "feature_matching"] for step in (3, 4, 5)] == [1.0, 2.0, 2.0]
+    assert [rates[step] for step in (3, 4, 5)] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3])
+
+
+def test_discriminators_that_have_begun_go_on_when_a_run_gets_more_time(make_trainer, ten_seconds_a_step):
+    changes = {"max_steps": 1000, "adversarial": {"start_step": 500, "warmup_steps": 4}}
+    make_trainer(**changes, max_minutes=1.0).train()
+    # Ten minutes, of which one has passed: steps and time have yet to come as far as step 500.
+    trainer = make_trainer(**changes, max_minutes=10.0)
+    weights = {}
+    weight_of = trainer.current_weight
+
+    def observed(name):
+        weights[trainer.step, name] = weight_of(name)
+        return weights[trainer.step, name]
+
+    trainer.current_weight = observed
+    trainer._agreed = lambda stop: trainer.step == 8
+    trainer.train(resume_from_checkpoint="latest")
+    log = read_log(trainer.output_dir / "training_log.jsonl")
+    assert [entry["step"] for entry in log if "adversarial" in entry] == [4, 5, 6, 7, 8]
+    # Three steps were theirs before.
+    assert [weights[step, "feature_matching"] for step in (6, 7)] == [2.0, 2.0]
+
+
+LATE = {"latent_health": {"quantizer_start_step": 500}, "adversarial": {"start_step": 500}}
+
+
+def test_codebooks_start_after_a_tenth_of_the_time_if_their_step_has_not_come(make_trainer, ten_seconds_a_step):
+    trainer = make_trainer(max_minutes=5.0, max_steps=1000, **LATE, eval_steps=1)
+    trainer.train()
+    log = read_log(trainer.output_dir / "training_log.jsonl")
+    trained = [entry for entry in log if "commitment" in entry]
+    assert [entry["commitment"] > 0 for entry in trained] == [False] * 3 + [True] * 27
+    # The evaluation after the third step comes before the codebooks start.
+    evaluated = [entry for entry in log if "eval_mel" in entry]
+    assert ["eval_perplexity_1" in entry for entry in evaluated] == [False] * 3 + [True] * 27
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_a_resumed_run_keeps_what_time_has_started(make_trainer, tmp_path, monkeypatch, step):
+    # Codebooks start after step 1, discriminators after step 3.
+    changes = {**TIMED, **LATE, "save_steps": 1, "save_total_limit": None}
+    set_clock(monkeypatch, itertools.count(0.0, 10.0))
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), **changes)
+    whole.train()
+    log = read_log(whole.output_dir / "training_log.jsonl")
+    set_clock(monkeypatch, itertools.count(5000.0, 10.0))
+    resumed = make_trainer(output_dir=str(tmp_path / "whole"), **changes)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step:08d}"))
+    assert read_log(resumed.output_dir / "training_log.jsonl") == log
+    assert [entry["commitment"] > 0 for entry in log] == [False] + [True] * 5
+    assert ["adversarial" in entry for entry in log] == [False] * 3 + [True] * 3
+    for name, value in whole.unwrapped_model.state_dict().items():
+        assert torch.equal(resumed.unwrapped_model.state_dict()[name], value), name
+
+
+def test_a_codec_whose_codebooks_have_not_started_is_not_saved(recipe_file, tmp_path, monkeypatch):
+    set_clock(monkeypatch, itertools.count(0.0, 1000.0))
+    recipe = str(recipe_file(**TIMED, **LATE))
+    with pytest.raises(ValueError, match="before its codebooks started.* raise `max_minutes`"):
+        train_from_recipe(recipe)
+    assert not (tmp_path / "run" / "final").exists()
+    # As the message says: more time, and the run goes on.
+    set_clock(monkeypatch, itertools.count(0.0, 1000.0))
+    trainer = train_from_recipe(recipe, ["max_minutes=30", "resume_from_checkpoint=latest"])
+    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+    assert all(quantizer.initialized for quantizer in trainer.unwrapped_model.quantizer.quantizers)
+
+
 def test_every_schedule_takes_a_progress(make_args):
     exponential = {"schedule": "exponential", "warmup_steps": 10, "decay_rate": 0.5, "decay_steps": 10}
     exponential = make_args(optimizer=exponential).optimizer

@@ -175,6 +175,9 @@ def test_two_processes_with_different_clocks_stop_at_the_same_step(recipe_file, 
         max_steps=1000,
         max_minutes=1.0,
         logging_steps=3,
+        # After step 3, when half of the time has passed.
+        adversarial={"start_step": 500},
+        latent_health={"quantizer_start_step": 500},
         eval_steps=1000,
         data={"eval": str(audio_folder), "max_eval_recordings": 3},
         metrics=["si_sdr", "stoi"],
@@ -187,6 +190,7 @@ def test_two_processes_with_different_clocks_stop_at_the_same_step(recipe_file, 
     for name, value in states[0]["codec"].items():
         assert torch.equal(value, states[1]["codec"][name]), name
     *training, evaluation = read_log(tmp_path / "run" / "training_log.jsonl")
+    assert [(entry["commitment"] > 0, "adversarial" in entry) for entry in training] == [(False, False), (True, True)]
     assert [entry["training_minutes"] for entry in training] == [0.5, 1.0]
     assert np.isfinite(evaluation["eval_si_sdr"])
     # One of the three recordings is long enough for it, so that one process has no value at all.

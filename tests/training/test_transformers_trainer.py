@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from speech_tokenizers.training.codec_trainer import build_model
+from speech_tokenizers.training.codec_building import build_model
 from speech_tokenizers.training.crops import AudioCropDataset
 from speech_tokenizers.training.data import decode_all, load_recordings
 
