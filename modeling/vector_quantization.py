@@ -32,7 +32,26 @@ def nearest_entries(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tens
     centre = codebook.mean(dim=0)
     vectors, codebook = vectors - centre, codebook - centre
     scores = torch.addmm(codebook.square().sum(dim=-1), vectors.flatten(0, -2), codebook.t(), beta=-0.5)
-    return scores.argmax(dim=-1).view(vectors.shape[:-1])
+    return scores.max(dim=-1).indices.view(vectors.shape[:-1])  # on CPUs, `argmax` takes several times as long
+
+
+def cluster_sums(
+    vectors: torch.Tensor, clusters: torch.Tensor, num_clusters: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""
+    Number of vectors in each cluster, (num_clusters,), and their sum, (num_clusters, dim), in the vectors' dtype.
+
+    Args:
+        vectors (`torch.Tensor` of shape `(num_vectors, dim)`): The vectors.
+        clusters (`torch.Tensor` of shape `(num_vectors,)`): The cluster of each.
+        num_clusters (`int`): How many clusters there are.
+    """
+    if vectors.device.type == "cpu":
+        counts = torch.bincount(clusters, minlength=num_clusters).to(vectors.dtype)
+        return counts, vectors.new_zeros(num_clusters, vectors.shape[1]).index_add_(0, clusters, vectors)
+    # Elsewhere sums of one cluster would be added in an order that changes from run to run.
+    assignment = F.one_hot(clusters, num_clusters).to(vectors.dtype)  # (N, K)
+    return assignment.sum(dim=0), assignment.t() @ vectors
 
 
 def kmeans(vectors: torch.Tensor, means: torch.Tensor, iterations: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,9 +71,8 @@ def kmeans(vectors: torch.Tensor, means: torch.Tensor, iterations: int) -> tuple
         previous, clusters = clusters, nearest_entries(vectors, means)
         if previous is not None and torch.equal(previous, clusters):
             break  # nothing moves any more
-        assignment = F.one_hot(clusters, len(means)).to(vectors.dtype)  # (N, K)
-        counts = assignment.sum(dim=0)
-        moved = (assignment.t() @ vectors) / counts.clamp(min=1).unsqueeze(-1)
+        counts, sums = cluster_sums(vectors, clusters, len(means))
+        moved = sums / counts.clamp(min=1).unsqueeze(-1)
         means = torch.where(counts.unsqueeze(-1) > 0, moved, means)
     return means, counts
 
@@ -166,8 +184,8 @@ class VectorQuantizer(FreezableModule):
             generator (`torch.Generator`): Draws the replacements of unused entries; in the same state on every
                 process.
         """
-        assignment = F.one_hot(codes, len(self.codebook)).to(vectors.dtype)  # (N, K)
-        statistics = torch.cat([assignment.sum(dim=0).unsqueeze(-1), assignment.t() @ vectors], dim=-1)  # (K, 1 + D)
+        counts, sums = cluster_sums(vectors, codes, len(self.codebook))
+        statistics = torch.cat([counts.unsqueeze(-1), sums], dim=-1)  # (K, 1 + D)
         if several_processes():
             distributed.all_reduce(statistics)
         self.cluster_size.lerp_(statistics[:, 0], 1 - self.ema_decay)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from speech_tokenizers.modeling.spectral_losses import MelScale, hann_window, log_mel, short_time_spectrum
+from speech_tokenizers.modeling.spectral_losses import MelScale, hann_window, mel_loss_of_spectra, short_time_spectrum
 from speech_tokenizers.training.arguments import build_section, check_names
 from speech_tokenizers.training.losses import parse_mel_scales, waveform_loss
 
@@ -75,14 +75,7 @@ class MelLoss:
         self._scales: tuple[MelScale, ...] = parse_mel_scales(self.scales)
 
     def __call__(self, pair: WaveformPair) -> torch.Tensor:
-        terms = []
-        for scale in self._scales:
-            decoded, recorded = (
-                log_mel(spectrum, pair.sampling_rate, scale.n_fft, scale.num_mels)
-                for spectrum in pair.spectra(scale.n_fft, scale.hop_length)
-            )
-            terms.append(scale.weight * (decoded - recorded).abs().mean())
-        return torch.stack(terms).sum()
+        return mel_loss_of_spectra(pair.spectra, pair.sampling_rate, self._scales)
 
 
 @dataclass
