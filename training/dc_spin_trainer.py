@@ -37,6 +37,7 @@ from speech_tokenizers.training.hubert_pretraining import (
 )
 from speech_tokenizers.training.length_batches import length_batch_loader
 from speech_tokenizers.training.perturbed_views import PerturbedViewsDataset, pad_views
+from speech_tokenizers.training.processes import process_state
 from speech_tokenizers.training.reporting import draw_loss_curves, has_matplotlib
 
 
@@ -284,7 +285,7 @@ def train_dc_spin(args: DCSpinTrainingArguments) -> Path:
             from.
     """
     output = Path(args.output_dir)
-    processes = PartialState()
+    processes = process_state()
     final = output / "final"
     is_finished = (final / "config.json").is_file()
     if not is_finished:

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
@@ -36,6 +35,7 @@ from speech_tokenizers.training.data import DecodedRecordings, decode_all, load_
 from speech_tokenizers.training.kmeans import fit_kmeans
 from speech_tokenizers.training.length_batches import length_batch_loader
 from speech_tokenizers.training.mfcc import mfcc_features
+from speech_tokenizers.training.processes import process_state
 from speech_tokenizers.training.pseudo_labels import (
     CodesLabeler,
     Labeler,
@@ -386,7 +386,7 @@ def pretrain(args: HubertPretrainingArguments) -> Path:
     output = Path(args.output_dir)
     config = _check_model(args)
     data = args.data
-    processes = PartialState()
+    processes = process_state()
     with processes.main_process_first():
         recordings = decode_all(
             load_recordings(data.train, data.train_filter, data.train_files, data.train_split, data.audio_column),
@@ -450,7 +450,7 @@ def run_iteration(
         folder (`Path`): Of the iteration.
         previous (`Path`, *optional*): The encoder of the iteration before.
     """
-    processes = PartialState()
+    processes = process_state()
     with processes.main_process_first():
         labeler = make_labeler(iteration.labels, recordings, folder / "labels", previous, args.seed)
         labels = label_all(recordings, labeler, folder / "labels", show_progress=processes.is_main_process)
