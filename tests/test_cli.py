@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from accelerate.state import AcceleratorState
 
 from speech_tokenizers import load, load_audio, load_codes, save_codes
 from speech_tokenizers.cli import main
@@ -251,7 +252,10 @@ print(peak() - before)
     ],
 )
 def test_a_training_that_cannot_start_is_one_line_and_exit_code_two(tmp_path, capsys, overrides, message):
+    # A process trains in one precision; what trained in it before this test does not matter.
+    AcceleratorState._reset_state(reset_partial_state=True)
     assert main(["train", "rvq_codec_16khz_4kbps", f"output_dir={tmp_path}", *overrides]) == 2
+    AcceleratorState._reset_state(reset_partial_state=True)
     error = capsys.readouterr().err.strip().splitlines()
     assert error[-1].startswith("speech-tokenizers train: error: ")
     assert message in error[-1]
