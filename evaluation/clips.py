@@ -126,6 +126,11 @@ def read_clips(
         clips.append(Clip(name, path, hashlib.sha256(path.read_bytes()).hexdigest()[:16], texts.get(name)))
     if not clips:
         raise ValueError(f"There is no clip to evaluate in {list_file or folder}.")
+    if texts and not any(clip.text for clip in clips):
+        raise ValueError(
+            f"{', '.join(map(str, transcripts))}: no transcript is of a clip; names there, such as"
+            f" {next(iter(texts))!r}, must be paths within the data, such as {clips[0].name!r}."
+        )
     return clips
 
 

@@ -406,11 +406,15 @@ class CodecTrainingArguments:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
         start = self.latent_health.quantizer_start_step
-        if start >= self.max_steps:
+        if start >= self.max_steps and self.max_minutes is None:
             raise ValueError(
                 f"`latent_health.quantizer_start_step` is {start}, but `max_steps` {self.max_steps}, so that the"
                 " codebooks would never start; lower the former (0 starts them with the first step), or raise the"
                 " latter."
+            )
+        if late := [step for step in self.latent_health.revival_steps if step >= self.max_steps]:
+            raise ValueError(
+                f"`latent_health.revival_steps` has {late[0]}, but the run ends at `max_steps` {self.max_steps}."
             )
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise ValueError(f"`max_minutes` must be positive, but got {self.max_minutes}.")
@@ -591,7 +595,9 @@ def convert(value: Any, hint: Any, key: str) -> Any:
             return float(value)
         except ValueError:
             raise ValueError(f"`{key}` must be a number, but got {value!r}.") from None
-    if origin is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if origin is str and isinstance(value, bool):
+        return "yes" if value else "no"  # what YAML took for a truth value
+    if origin is str and isinstance(value, (int, float)):
         return str(value)
     if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
         raise ValueError(f"`{key}` must be of type {origin.__name__}, but got {value!r}.")

@@ -66,17 +66,32 @@ def build_model(
         path = find_checkpoint(str(args.model.pretrained))
         config = AutoConfig.from_pretrained(path)
         check_names(args.model.overrides, type(config).__dataclass_fields__, "The field", "model.overrides.")
-        if args.model.warm_start:
-            model = AutoModel.from_config(AutoConfig.from_pretrained(path, **args.model.overrides))
-        elif isinstance(config, UnitVocoderConfig):
-            return UnitVocoderModel.from_pretrained(path, **args.model.overrides)
-        else:
-            return load(str(args.model.pretrained), **args.model.overrides)[0]
+        if not args.model.warm_start:
+            return _load_trained(args, isinstance(config, UnitVocoderConfig))
+        # Made anew, so that fields are checked and the weights are in float32, whatever the file has.
+        given = {name: value for name, value in config.to_dict().items() if name in config.__dataclass_fields__}
+        given = {name: value for name, value in given.items() if name not in ("dtype", "architectures")}
+        model = AutoModel.from_config(type(config)(**{**given, **args.model.overrides}))
     if args.model.warm_start:
         origins = warm_start(str(args.model.pretrained), model)
         if report is not None:
             report(origins)
     return model
+
+
+def _load_trained(args: CodecTrainingArguments, is_vocoder: bool) -> RVQCodecModel | UnitVocoderModel | CSTModel:
+    pretrained, overrides = str(args.model.pretrained), args.model.overrides
+    try:
+        if is_vocoder:
+            return UnitVocoderModel.from_pretrained(find_checkpoint(pretrained), **overrides)
+        return load(pretrained, **overrides)[0]
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"`model.overrides` ({', '.join(overrides)}) changes the sizes of networks of {pretrained!r}; give"
+            " model.warm_start=true, which keeps what still fits."
+        ) from error
 
 
 def _new_model(args: CodecTrainingArguments) -> RVQCodecModel | UnitVocoderModel | CSTModel:
@@ -148,6 +163,10 @@ def check_loss_weights(
     weights = args.loss_weights
     # A recipe keeps its weights when its teachers, like its discriminators, are switched off.
     known = dict.fromkeys((*RECONSTRUCTION_LOSSES, *loss_names, *DISTILLATION_LOSS_NAMES))
+    if "speech_features" in weights and args.speech_features is None:
+        raise ValueError("`loss_weights.speech_features` needs a speech encoder; give speech_features.model.")
+    if negative := [name for name, weight in weights.items() if weight < 0]:
+        raise ValueError(f"`loss_weights.{negative[0]}` must not be negative, but is {weights[negative[0]]}.")
     check_names(weights, known, "The loss in `loss_weights`")
     needed = [
         name

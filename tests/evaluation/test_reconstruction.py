@@ -296,6 +296,9 @@ def test_true_transcripts_replace_those_of_the_data(data, tmp_path):
     assert texts == ["what was said", "kept"]
     texts = [clip.text for clip in read_clips(data, None, files[::-1], None, "north/*")]
     assert texts == ["heard", "kept"]
+    files[1].write_text("0.wav\twhat was said\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="no transcript is of a clip; names there, such as '0.wav', must be paths"):
+        read_clips(data, None, files[1:], None)
     files[1].write_text("north/0.wav what was said\n", encoding="utf-8")
     with pytest.raises(ValueError, match="true.tsv, line 1: a file name, a tab and a text were expected"):
         read_clips(data, None, files, None)

@@ -27,6 +27,10 @@ def test_every_recipe_builds_its_codec_and_discriminators(name):
     parse_mel_scales(args.mel_scales)
 
 
+def test_a_no_that_yaml_takes_for_false_is_a_no(recipe_file):
+    assert load_recipe(str(recipe_file()), ["mixed_precision=no"]).mixed_precision == "no"
+
+
 def test_overrides_reach_sections_and_are_yaml(recipe_file):
     args = load_recipe(
         str(recipe_file()),
@@ -57,6 +61,7 @@ def test_overrides_reach_sections_and_are_yaml(recipe_file):
         ("data.gain_db=[3.0, 0.0]", r"`gain_db` must be a pair"),
         ("model.pretrained=x", "either `preset` or `pretrained`"),
         ("max_steps=0", "`max_steps` must be at least 1"),
+        ("latent_health.revival_steps=[6]", "`latent_health.revival_steps` has 6, but the run ends at `max_steps` 6"),
         ("mixed_precision=bf8", "`mixed_precision` must be 'no', 'bf16', 'fp16' or 'auto', but got 'bf8'"),
         ("weight_ema_decay=1.0", "strictly between 0 and 1"),
     ],

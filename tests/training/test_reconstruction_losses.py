@@ -131,5 +131,12 @@ def test_a_recipe_trains_by_the_losses_that_it_weights(make_trainer):
     assert logged["loss"] == pytest.approx(sum(weight * logged[name] for name, weight in weights.items()), rel=1e-5)
     assert "compressed_magnitude" not in logged
     assert {"eval_loudness", "eval_low_frequency_complex"} <= trainer.evaluate().keys()
-    with pytest.raises(ValueError, match="`loudnes` is unknown; did you mean `loudness`"):
-        make_trainer(loss_weights={**weights, "loudnes": 1.0})
+    wrong = {
+        "loudnes": "`loudnes` is unknown; did you mean `loudness`",
+        "speech_features": "give speech_features.model",
+    }
+    for name, message in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            make_trainer(loss_weights={**weights, name: 1.0})
+    with pytest.raises(ValueError, match="`loss_weights.mel` must not be negative"):
+        make_trainer(loss_weights={**weights, "mel": -1.0})

@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
 from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
+from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 from speech_tokenizers.training.codec_trainer import build_model, train_from_recipe
 from speech_tokenizers.training.warm_start import warm_start
 
@@ -188,3 +190,28 @@ def test_a_preset_of_another_family_starts_from_trained_weights(trained, make_ar
 def test_contradictory_starts_are_refused(make_args, model, message):
     with pytest.raises(ValueError, match=message):
         make_args(model=model)
+
+
+def test_a_model_stored_in_half_precision_starts_in_float32_and_its_sizes_are_checked(trained, make_args):
+    trained[0].half().save_pretrained(trained[1])
+    model = {"preset": None, "pretrained": trained[1], "warm_start": True}
+
+    def changed(**overrides):
+        args = make_args(model=model)
+        args.model.overrides = overrides
+        return args
+
+    started = build_model(changed(decoder_spectra=2))
+    assert {value.dtype for value in started.state_dict().values() if value.is_floating_point()} == {torch.float32}
+    with pytest.raises(
+        StrictDataclassClassValidationError, match=r"`n_fft` \(500\) must be a multiple of `hop_length`"
+    ):
+        build_model(changed(n_fft=500))
+
+
+def test_sizes_that_change_without_a_warm_start_say_what_to_give(trained, make_args):
+    RVQCodecFeatureExtractor().save_pretrained(trained[1])
+    args = make_args(model={"preset": None, "pretrained": trained[1]})
+    args.model.overrides = {"decoder_spectra": 2}
+    with pytest.raises(ValueError, match="give model.warm_start=true"):
+        build_model(args)
