@@ -113,10 +113,9 @@ def read_clips(
         paths = [folder / line.strip() for line in lines if line.strip()]
     if pattern is not None:
         paths = [path for path in paths if path.relative_to(folder).match(pattern)]
-    if transcripts is None:
-        transcripts = [path for path in [folder / "metadata.jsonl"] if path.is_file()]
+    files = [path for path in [folder / "metadata.jsonl"] if path.is_file()] if transcripts is None else transcripts
     texts: dict[str, str | None] = {}
-    for file in transcripts:
+    for file in files:
         texts |= read_transcripts(file)
     clips = []
     for path in paths[:limit]:
@@ -126,10 +125,10 @@ def read_clips(
         clips.append(Clip(name, path, hashlib.sha256(path.read_bytes()).hexdigest()[:16], texts.get(name)))
     if not clips:
         raise ValueError(f"There is no clip to evaluate in {list_file or folder}.")
-    if texts and not any(clip.text for clip in clips):
+    if transcripts and not any(clip.name in texts for clip in clips):
         raise ValueError(
             f"{', '.join(map(str, transcripts))}: no transcript is of a clip; names there, such as"
-            f" {next(iter(texts))!r}, must be paths within the data, such as {clips[0].name!r}."
+            f" {next(iter(texts), '')!r}, must be paths within the data, such as {clips[0].name!r}."
         )
     return clips
 
