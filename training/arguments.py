@@ -499,21 +499,34 @@ def keep_recipe(path: Path, args: Any, incidental: Sequence[str] = _INCIDENTAL) 
     Raises:
         ValueError: If the file tells of other settings.
     """
+    if changed := changed_settings(path, args, incidental):
+        key, (before, now) = next(iter(changed.items()))
+        raise ValueError(
+            f"{path.parent} was begun with other settings (`{key}` was {before!r} and is {now!r}); choose another"
+            " `output_dir`, or delete that folder."
+        )
+    path.write_text(yaml.safe_dump(dataclasses.asdict(args), sort_keys=False), encoding="utf-8")
+
+
+def changed_settings(path: Path, args: Any, incidental: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    r"""
+    What an output folder's recipe and the settings differ in: both values by their dotted keys.
+
+    Args:
+        path (`Path`): The YAML file; nothing differs where there is none.
+        args (dataclass): The settings.
+        incidental (sequence of `str`): Settings that may change.
+    """
+    if not path.is_file():
+        return {}
     settings = dataclasses.asdict(args)
-    if path.is_file():
-        before, now = _flattened(yaml.safe_load(path.read_text(encoding="utf-8"))), _flattened(settings)
-        differing = [
-            key
-            for key in {**now, **before}
-            if key.split(".")[0] in settings.keys() - set(incidental) and before.get(key) != now.get(key)
-        ]
-        if differing:
-            key = differing[0]
-            raise ValueError(
-                f"{path.parent} was begun with other settings (`{key}` was {before.get(key)!r} and is"
-                f" {now.get(key)!r}); choose another `output_dir`, or delete that folder."
-            )
-    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    before, now = _flattened(yaml.safe_load(path.read_text(encoding="utf-8"))), _flattened(settings)
+    compared = settings.keys() - set(incidental)
+    return {
+        key: (before.get(key), now.get(key))
+        for key in {**now, **before}
+        if key.split(".")[0] in compared and before.get(key) != now.get(key)
+    }
 
 
 def _flattened(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

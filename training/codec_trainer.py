@@ -23,7 +23,12 @@ from transformers import SequenceFeatureExtractor
 
 from speech_tokenizers.evaluation.processor import resolve_precision
 from speech_tokenizers.training.adversarial_schedule import AdversarialSchedule
-from speech_tokenizers.training.arguments import CodecTrainingArguments, OptimizerArguments, load_recipe
+from speech_tokenizers.training.arguments import (
+    CodecTrainingArguments,
+    OptimizerArguments,
+    changed_settings,
+    load_recipe,
+)
 from speech_tokenizers.training.checkpoints import (
     WeightAverage,
     find_state,
@@ -58,6 +63,13 @@ from speech_tokenizers.training.processes import process_state
 from speech_tokenizers.training.reconstruction_losses import WaveformPair, make_reconstruction_losses
 from speech_tokenizers.training.reporting import LossWindow, TrainingLog, report_evaluation, save_sample
 from speech_tokenizers.training.validation import validate
+
+
+# Settings that say how often, how long and where, of which a resumed run need not warn.
+MAY_CHANGE = (
+    *("output_dir", "max_steps", "max_minutes", "logging_steps", "eval_steps", "save_steps", "save_total_limit"),
+    *("metrics", "num_audio_samples", "report_to", "resume_from_checkpoint", "hub_model_id"),
+)
 
 
 class CodecTrainer:
@@ -428,8 +440,14 @@ class CodecTrainer:
     def _start_reports(self) -> None:
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
+            path = self.output_dir / "recipe.yaml"
+            if self.step and (changed := changed_settings(path, self.args, MAY_CHANGE)):
+                # What was trained until here has its own recipe.
+                path.rename(path.with_name(f"recipe-until-{self.step:08d}.yaml"))
+                listed = "; ".join(f"`{key}` was {before!r} and is {now!r}" for key, (before, now) in changed.items())
+                tqdm.write(f"warning: the run goes on from step {self.step} with other settings: {listed}.")
             recipe = yaml.safe_dump(self.args.to_dict(), sort_keys=False, allow_unicode=True)
-            (self.output_dir / "recipe.yaml").write_text(recipe, encoding="utf-8")
+            path.write_text(recipe, encoding="utf-8")
             self.log = TrainingLog(self.output_dir / "training_log.jsonl", self.step)
         if self.args.report_to:
             self.accelerator.init_trackers(self.output_dir.name or "codec", config=None)

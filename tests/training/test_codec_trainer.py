@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from transformers import AutoFeatureExtractor, AutoModel
 
 from speech_tokenizers.evaluation import processor
@@ -339,3 +340,17 @@ def test_no_is_what_the_launcher_says_unasked(monkeypatch):
     monkeypatch.setattr(processor, "cpu_flags", lambda: {"amx_bf16"})
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert processor.resolve_precision("auto", "cpu") == "bf16"
+
+
+def test_a_run_that_goes_on_with_other_settings_says_so_and_keeps_both_recipes(make_trainer, capsys):
+    make_trainer(max_steps=2).train()
+    make_trainer(max_steps=3).train(resume_from_checkpoint=True)
+    assert "other settings" not in capsys.readouterr().out
+    weights = {**make_trainer().args.loss_weights, "mel": 1.0}
+    trainer = make_trainer(max_steps=4, loss_weights=weights)
+    trainer.train(resume_from_checkpoint=True)
+    assert (
+        "goes on from step 3 with other settings: `loss_weights.mel` was 15.0 and is 1.0." in capsys.readouterr().out
+    )
+    recipes = [trainer.output_dir / name for name in ("recipe-until-00000003.yaml", "recipe.yaml")]
+    assert [yaml.safe_load(path.read_text())["loss_weights"]["mel"] for path in recipes] == [15.0, 1.0]
