@@ -31,4 +31,7 @@ if __name__ == "__main__":
         torch.save((torch.stack(losses).mean(), module.codebook.grad), sys.argv[1])
         # A process alone may evaluate.
         module.eval()(torch.randn(3, 8), torch.randn(3, 8))
+    # A group that ends while the other process still uses it may abort.
+    torch.distributed.barrier()
+    del parallel
     torch.distributed.destroy_process_group()
