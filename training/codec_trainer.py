@@ -59,7 +59,7 @@ from speech_tokenizers.training.latent_schedule import LatentSchedule
 from speech_tokenizers.training.losses import adversarial_loss, discriminator_loss, feature_matching_loss
 from speech_tokenizers.training.objectives import CodecObjective, Conditions
 from speech_tokenizers.training.optimization import detached, forget, frozen, make_optimizer, set_learning_rate
-from speech_tokenizers.training.processes import process_state
+from speech_tokenizers.training.processes import leave_together, process_state
 from speech_tokenizers.training.reconstruction_losses import WaveformPair, make_reconstruction_losses
 from speech_tokenizers.training.reporting import LossWindow, TrainingLog, report_evaluation, save_sample
 from speech_tokenizers.training.validation import validate
@@ -354,8 +354,8 @@ class CodecTrainer:
                     break
                 if self.args.eval_steps and (self.step % self.args.eval_steps == 0 or finished):
                     self.evaluate()
-        if self.args.report_to:
-            self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         return logged
 
     def _tend_latents(self) -> None:
@@ -709,6 +709,7 @@ def main() -> None:
         trainer = train_from_recipe(sys.argv[1], sys.argv[2:])
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    leave_together()
     sys.exit(not trainer.finished)
 
 

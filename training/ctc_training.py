@@ -30,6 +30,7 @@ from speech_tokenizers.training.ctc_targets import (
     learnable_labels,
 )
 from speech_tokenizers.training.data import decode_recording, load_recordings, parse_filter, recording_name
+from speech_tokenizers.training.processes import leave_together
 
 
 class EncoderStates(torch.utils.data.Dataset):
@@ -286,6 +287,7 @@ def run(args: argparse.Namespace) -> int:
     for name, value in trainer.state.log_history[-1].items():
         if name.endswith("_error_rate"):
             print(f"{name.removeprefix('eval_').replace('_', ' ')}: {value:.2f} %")
+    leave_together()
     return 0
 
 

@@ -37,7 +37,7 @@ from speech_tokenizers.training.hubert_pretraining import (
 )
 from speech_tokenizers.training.length_batches import length_batch_loader
 from speech_tokenizers.training.perturbed_views import PerturbedViewsDataset, pad_views
-from speech_tokenizers.training.processes import process_state
+from speech_tokenizers.training.processes import leave_together, process_state
 from speech_tokenizers.training.reporting import draw_loss_curves, has_matplotlib
 
 
@@ -378,6 +378,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(f"the units: {final}")
+    leave_together()
     return 0
 
 

@@ -35,7 +35,7 @@ from speech_tokenizers.training.data import DecodedRecordings, decode_all, load_
 from speech_tokenizers.training.kmeans import fit_kmeans
 from speech_tokenizers.training.length_batches import length_batch_loader
 from speech_tokenizers.training.mfcc import mfcc_features
-from speech_tokenizers.training.processes import process_state
+from speech_tokenizers.training.processes import leave_together, process_state
 from speech_tokenizers.training.pseudo_labels import (
     CodesLabeler,
     Labeler,
@@ -616,6 +616,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(f"the encoder: {final}")
+    leave_together()
     return 0
 
 

@@ -33,6 +33,7 @@ from speech_tokenizers.training.data import decode_all, load_recordings
 from speech_tokenizers.training.hubert_pretraining import JsonLinesCallback, newest_checkpoint
 from speech_tokenizers.training.latent_prediction import generation_milliseconds, judge, write_continuations
 from speech_tokenizers.training.length_batches import length_batch_loader
+from speech_tokenizers.training.processes import leave_together
 from speech_tokenizers.training.pseudo_labels import LatentLabeler, PseudoLabels, label_all
 
 
@@ -465,6 +466,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(results_table(results))
+    leave_together()
     return 0
 
 

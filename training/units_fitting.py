@@ -38,6 +38,7 @@ from speech_tokenizers.training.data import (
 )
 from speech_tokenizers.training.kmeans import assign, fit_kmeans, mean_squared_distance
 from speech_tokenizers.training.length_batches import pack_by_length
+from speech_tokenizers.training.processes import leave_together
 from speech_tokenizers.training.pseudo_labels import as_float
 
 
@@ -452,6 +453,7 @@ def run(args: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         print(f"speech-tokenizers fit-units: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    leave_together()
     return 0
 
 

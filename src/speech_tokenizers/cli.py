@@ -256,6 +256,7 @@ def _run_train(args: argparse.Namespace) -> int:
             return importlib.import_module(other).run(args)
         load_recipe(args.recipe, args.overrides)  # before the imports that take seconds
         from speech_tokenizers.training.codec_trainer import train_from_recipe
+        from speech_tokenizers.training.processes import leave_together
 
         trainer = train_from_recipe(args.recipe, args.overrides)
     except (ValueError, TypeError, OSError, ImportError, StrictDataclassError) as error:
@@ -263,6 +264,7 @@ def _run_train(args: argparse.Namespace) -> int:
     except FloatingPointError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 1
+    leave_together()
     return int(not trainer.finished)
 
 

@@ -6,6 +6,7 @@ import sys
 import torch
 
 from speech_tokenizers.modeling.swapped_prediction import SwappedPrediction
+from speech_tokenizers.training.processes import leave_together
 
 
 def unit_vectors(count: int, dim: int, seed: int) -> torch.Tensor:
@@ -31,7 +32,5 @@ if __name__ == "__main__":
         torch.save((torch.stack(losses).mean(), module.codebook.grad), sys.argv[1])
         # A process alone may evaluate.
         module.eval()(torch.randn(3, 8), torch.randn(3, 8))
-    # A group that ends while the other process still uses it may abort.
-    torch.distributed.barrier()
     del parallel
-    torch.distributed.destroy_process_group()
+    leave_together()

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from speech_tokenizers.training.kmeans import fit_kmeans, mean_squared_distance
+from speech_tokenizers.training.processes import leave_together
 
 
 if __name__ == "__main__":
@@ -31,3 +32,4 @@ if __name__ == "__main__":
     distance = mean_squared_distance(frames, result.centroids, accelerator)
     state = {**vars(result), "distance": distance, "world_size": accelerator.num_processes}
     torch.save(state, f"{output}.{accelerator.process_index}")
+    leave_together()

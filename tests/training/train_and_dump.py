@@ -12,6 +12,7 @@ import torch
 
 from speech_tokenizers.training import codec_trainer
 from speech_tokenizers.training.codec_trainer import train_from_recipe
+from speech_tokenizers.training.processes import leave_together
 
 
 if __name__ == "__main__":
@@ -24,3 +25,4 @@ if __name__ == "__main__":
     state |= {"step": trainer.step, "elapsed_seconds": trainer.elapsed_seconds}
     state["learning_rate"] = trainer.optimizer.param_groups[0]["lr"]
     torch.save(state, f"{output}.{trainer.accelerator.process_index}")
+    leave_together()
