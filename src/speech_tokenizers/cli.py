@@ -103,8 +103,10 @@ def _add_reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    from speech_tokenizers.training.arguments import recipe_names
+
     parser.add_argument(
-        "recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that this installation carries"
+        "recipe", metavar="RECIPE", help=f"a YAML file, or of this installation: {', '.join(recipe_names())}"
     )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that differ from the recipe's")
     parser.set_defaults(run=_run_train)
