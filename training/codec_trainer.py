@@ -61,7 +61,7 @@ from speech_tokenizers.training.objectives import CodecObjective, Conditions
 from speech_tokenizers.training.optimization import detached, forget, frozen, make_optimizer, set_learning_rate
 from speech_tokenizers.training.processes import leave_together, process_state
 from speech_tokenizers.training.reconstruction_losses import WaveformPair, make_reconstruction_losses
-from speech_tokenizers.training.reporting import LossWindow, TrainingLog, report_evaluation, save_sample
+from speech_tokenizers.training.reporting import LossWindow, TrainingLog, draw_training, save_sample
 from speech_tokenizers.training.validation import validate
 
 
@@ -532,9 +532,16 @@ class CodecTrainer:
         self._write_log(entry)
         if self.accelerator.is_main_process:
             warning = collapse_warning(values, self.args.latent_health.min_live_share, model.config.hidden_size)
-            names = ["loss", *self.loss_names, "discriminator", *self.args.metrics]
-            report_evaluation(self.step, warning, self.log, self.output_dir / "loss_curves.png", names)
+            if warning:
+                tqdm.write(f"warning, step {self.step}: {warning}")
+                if self.log is not None:
+                    self.log.write({"step": self.step, "warning": warning})
+            self.draw_curves()
         return entry
+
+    def draw_curves(self) -> None:
+        """Draw the log into `loss_curves.png`, where matplotlib is installed and something was trained."""
+        draw_training(self.log, ["loss", *self.loss_names, "discriminator", *self.args.metrics])
 
     def _reconstruct_evaluated(self, index: int, recorded: torch.Tensor) -> Any:
         batch = {"input_values": recorded}
@@ -691,6 +698,7 @@ def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Codec
     model = build_model(args, partial(keep_origins, args) if is_main else None)
     trainer = CodecTrainer(model, args, objectives=build_objectives(args), conditions=build_conditions(args))
     trainer.train()
+    trainer.draw_curves()
     if trainer.finished:
         trainer.save_model()
     else:

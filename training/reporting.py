@@ -13,7 +13,6 @@ import numpy as np
 import soundfile
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from speech_tokenizers.modeling.spectral_losses import log_mel_spectrogram
 from speech_tokenizers.training.arguments import check_names
@@ -92,27 +91,17 @@ def has_matplotlib() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def report_evaluation(
-    step: int, warning: str, log: TrainingLog | None, picture_path: Path, names: Sequence[str]
-) -> None:
+def draw_training(log: TrainingLog | None, names: Sequence[str]) -> None:
     r"""
-    Tell what an evaluation found: print and log its warning, and draw the curves of the log anew.
+    Draw the curves of a codec's log into `loss_curves.png` beside it, where matplotlib is installed.
 
     Args:
-        step (`int`): Steps of training before.
-        warning (`str`): See [`collapse_warning`]; empty where there is none.
-        log ([`TrainingLog`], *optional*): With the evaluation. Absent where nothing was trained.
-        picture_path (`Path`): Of the curves.
+        log ([`TrainingLog`], *optional*): Absent where nothing was trained.
         names (sequence of `str`): What is drawn beside the latents; see [`draw_loss_curves`].
     """
-    if warning:
-        tqdm.write(f"warning, step {step}: {warning}")
-    if log is None:
-        return
-    if warning:
-        log.write({"step": step, "warning": warning})
-    if has_matplotlib():
-        draw_loss_curves(log.path, picture_path, [*names, *LATENT_MEASURES], NUMBERED_MEASURES)
+    if log is not None and has_matplotlib():
+        picture = log.path.with_name("loss_curves.png")
+        draw_loss_curves(log.path, picture, [*names, *LATENT_MEASURES], NUMBERED_MEASURES)
 
 
 def draw_loss_curves(

@@ -84,6 +84,7 @@ def test_sigterm_leaves_a_checkpoint(recipe_file, tmp_path):
     assert process.returncode == 1, output
     assert "`resume_from_checkpoint=latest` continues" in output
     assert list((tmp_path / "run").glob("checkpoint-*"))
+    assert (tmp_path / "run" / "loss_curves.png").stat().st_size > 0  # without any evaluation
     assert not (tmp_path / "run" / "final").exists()  # what is there is finished
 
 
