@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -32,8 +31,7 @@ def distributions(tmp_path_factory) -> dict[str, Path]:
     shutil.copytree(ROOT, source, ignore=ignored)
     build(source, "sdist", folder)
     (sdist,) = folder.glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder / "unpacked", filter="data")
+    shutil.unpack_archive(sdist, folder / "unpacked")
     (unpacked,) = (folder / "unpacked").iterdir()
     build(unpacked, "wheel", folder)
     (wheel,) = folder.glob("*.whl")
