@@ -364,7 +364,7 @@ class CodecTrainer:
         if not self.latent_schedule.has_work(self.step, time_share, model):
             return
         crop_frames = model.get_encoded_length(round(self.args.data.segment_seconds * self.sampling_rate))
-        changed = self.latent_schedule.apply(
+        changed, done = self.latent_schedule.apply(
             self.step,
             time_share,
             model,
@@ -375,6 +375,9 @@ class CodecTrainer:
         forget(self.optimizer, changed)
         if changed and self.weight_average is not None:
             self.weight_average.restart()
+        for sentence in done:
+            # Of the coming step: a run that resumes here does it again, and logs it again.
+            self._tell("latents", sentence, self.step + 1)
 
     def _step_over(self, batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         args = self.args
@@ -436,6 +439,13 @@ class CodecTrainer:
             self.log.write({"step": self.step, **entry})
         if self.args.report_to and self.accelerator.trackers:
             self.accelerator.log(entry, step=self.step)
+
+    def _tell(self, kind: str, sentence: str, step: int) -> None:
+        """Say on the terminal and in the log what happened at a step."""
+        if self.accelerator.is_main_process:
+            tqdm.write(f"{kind}, step {step}: {sentence}")
+            if self.log is not None:
+                self.log.write({"step": step, kind: sentence})
 
     def _start_reports(self) -> None:
         if self.accelerator.is_main_process:
@@ -530,12 +540,9 @@ class CodecTrainer:
             model.train(was_training)
         entry = {f"eval_{name}": value for name, value in values.items()}
         self._write_log(entry)
+        if warning := collapse_warning(values, self.args.latent_health.min_live_share, model.config.hidden_size):
+            self._tell("warning", warning, self.step)
         if self.accelerator.is_main_process:
-            warning = collapse_warning(values, self.args.latent_health.min_live_share, model.config.hidden_size)
-            if warning:
-                tqdm.write(f"warning, step {self.step}: {warning}")
-                if self.log is not None:
-                    self.log.write({"step": self.step, "warning": warning})
             self.draw_curves()
         return entry
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from tqdm import tqdm
 
 from speech_tokenizers.modeling.vector_quantization import ResidualVectorQuantizer, gather_rows
 from speech_tokenizers.training.latent_arguments import LatentHealthArguments
@@ -112,7 +111,7 @@ class LatentSchedule:
         accelerator: Accelerator,
         coming: Callable[[int], Iterable[dict[str, torch.Tensor]]],
         frames_per_step: int,
-    ) -> list[torch.Tensor]:
+    ) -> tuple[list[torch.Tensor], list[str]]:
         r"""
         Revive the latents, fit the codebooks, or both.
 
@@ -125,11 +124,12 @@ class LatentSchedule:
             frames_per_step (`int`): Latents of a step over all processes.
 
         Returns:
-            The parameters and codebooks that changed.
+            The parameters and codebooks that changed, and what was done, in sentences.
         """
         was_training = model.training
         model.eval()
         changed: list[torch.Tensor] = []
+        done: list[str] = []
         if step in self.args.revival_steps:
             needed = math.ceil(self.args.revival_seconds * model.frame_rate / frames_per_step)
             moments: LatentMoments | None = None
@@ -141,10 +141,8 @@ class LatentSchedule:
             changed += revived
             for parameter in revived:
                 parameter.copy_(broadcast(parameter.detach().clone()))
-            if accelerator.is_main_process:
-                outcome = "the others are revived" if revived else "there is nothing to revive"
-                dim = model.config.hidden_size
-                tqdm.write(f"After {step} steps {num_live} of {dim} latent directions are live; {outcome}.")
+            outcome = "the others are revived" if revived else "there is nothing to revive"
+            done.append(f"{num_live} of {model.config.hidden_size} latent directions are live; {outcome}")
         if self._starts(step, time_share, model) or (changed and self.quantizes(model)):
             wanted = self.args.kmeans_frames or FRAMES_PER_ENTRY * model.config.codebook_size
             latents = torch.cat(
@@ -152,8 +150,9 @@ class LatentSchedule:
             )
             model.quantizer.fit(latents[:wanted], torch.Generator().manual_seed(step), frames_per_step)
             changed += [quantizer.codebook for quantizer in model.quantizer.quantizers]
+            done.append(f"the codebooks are fitted to {min(wanted, len(latents)):,} frames")
         model.train(was_training)
-        return changed
+        return changed, done
 
     @staticmethod
     def _rows(model, accelerator, batches, encode) -> Iterator[torch.Tensor]:

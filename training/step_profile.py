@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import ModelOutput
 
 from .arguments import CodecTrainingArguments, OptimizerArguments, load_recipe
 from .reconstruction_losses import WaveformPair
@@ -117,7 +118,7 @@ class ProfiledTrainer(SteppedTrainer):
     def codec_losses(self, outputs: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         self.stopwatch.lap("other")
         losses = super().codec_losses(outputs, batch)
-        self._last_pair = outputs.audio_values.detach(), batch["input_values"]
+        self._last_outputs, self._last_batch = apart(outputs), batch
         self.stopwatch.lap("losses")
         return losses
 
@@ -143,23 +144,41 @@ class ProfiledTrainer(SteppedTrainer):
         Take a step.
 
         Returns:
-            The seconds of its parts, and those of each reconstruction loss by itself on the same audio, forward and
-            backward.
+            The seconds of its parts, and those of each reconstruction loss and each objective by itself on the same
+            audio, forward and backward.
         """
         self.stopwatch.start()
         self.take_step()
         self.stopwatch.lap("other")
         parts = self.stopwatch.seconds
-        decoded, recorded = self._last_pair
+        outputs, batch = self._last_outputs, self._last_batch
+        pair = WaveformPair(outputs.audio_values, batch["input_values"], self.sampling_rate)
         self.stopwatch.start()
-        for name in self.reconstruction_losses:
-            self._single_loss(name, WaveformPair(decoded.requires_grad_(), recorded, self.sampling_rate)).backward()
-            self.stopwatch.lap(name)
+        for name, loss in self.reconstruction_losses.items():
+            self._time_alone(name, loss(pair))
+        for objective in self.objectives:
+            values = objective.losses(outputs, batch)
+            self._time_alone(", ".join(values), torch.stack(list(values.values())).sum())
         self.stopwatch.stop()
         return parts, self.stopwatch.seconds
 
-    def _single_loss(self, name: str, pair: WaveformPair) -> torch.Tensor:
-        return self.reconstruction_losses[name](pair)
+    def _time_alone(self, name: str, loss: torch.Tensor) -> None:
+        if loss.requires_grad:
+            loss.backward()
+        self.stopwatch.lap(name)
+
+
+def apart(outputs: ModelOutput) -> ModelOutput:
+    r"""A model's outputs without what made them, ready to receive gradients."""
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(leaf, value))
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.detach().requires_grad_(value.requires_grad)
+
+    return type(outputs)(**{name: leaf(value) for name, value in outputs.items()})
 
 
 def profile_training(args: CodecTrainingArguments, num_steps: int = 10, num_warmup_steps: int = 2) -> dict[str, Any]:
@@ -178,9 +197,9 @@ def profile_training(args: CodecTrainingArguments, num_steps: int = 10, num_warm
         `dict`: Medians over the steps: `step_ms`; `parts_ms` by part, where `losses` are all losses forward and
         backward, with what the codec hears from its discriminators, `discriminators` is their own update, `quantizer`
         is forward and backward, and parts that the model or the recipe lacks are absent; `losses_ms`, forward and
-        backward of each reconstruction loss by itself. `audio_seconds_per_second` of the whole step; what it was
-        measured on: `device`, `mixed_precision`, `threads`, `clock`, `batch` and `segment_seconds`; with CUDA also
-        `peak_memory_gb`.
+        backward of each reconstruction loss and each objective by itself. `audio_seconds_per_second` of the whole
+        step; what it was measured on: `device`, `mixed_precision`, `threads`, `clock`, `batch` and `segment_seconds`;
+        with CUDA also `peak_memory_gb`.
     """
     args = dataclasses.replace(
         args, compile=False, adversarial=dataclasses.replace(args.adversarial, start_step=0, warmup_steps=0)
