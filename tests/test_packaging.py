@@ -94,6 +94,7 @@ def test_an_installed_wheel_loads_a_codec_and_runs_the_command(clean_python, tmp
 
 def test_the_wheel_holds_the_code_and_its_data_and_nothing_else(distributions):
     names = zipfile.ZipFile(distributions["wheel"]).namelist()
+    assert distributions["wheel"].stat().st_size <= 60e6
     for needed in (
         "speech_tokenizers/py.typed",
         "speech_tokenizers/recordings/sense_and_sensibility.flac",

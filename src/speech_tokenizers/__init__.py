@@ -14,7 +14,13 @@ from speech_tokenizers.auto_registration import register_auto_classes_on_import
 
 if TYPE_CHECKING:
     from speech_tokenizers.checkpoint_conversion import CheckpointError, convert_checkpoint
-    from speech_tokenizers.checkpoints import DEFAULT_CHECKPOINT, find_checkpoint, list_checkpoints, load
+    from speech_tokenizers.checkpoints import (
+        DEFAULT_CHECKPOINT,
+        find_checkpoint,
+        list_checkpoints,
+        load,
+        store_in_half,
+    )
     from speech_tokenizers.file_coding import decode_file, encode_file, reconstruct_file
     from speech_tokenizers.modeling.codec_streaming import CodecStream, LatentStream
     from speech_tokenizers.modeling.configuration_cst import CST_PRESETS, CSTConfig
@@ -69,6 +75,7 @@ _MODULES = {
     "find_checkpoint": "checkpoints",
     "list_checkpoints": "checkpoints",
     "load": "checkpoints",
+    "store_in_half": "checkpoints",
     "decode_file": "file_coding",
     "encode_file": "file_coding",
     "reconstruct_file": "file_coding",

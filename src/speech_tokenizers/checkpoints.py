@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load a codec and its feature extractor by name."""
+"""Load a codec and its feature extractor by name, and store one in half the bytes."""
 
+import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,40 @@ def load(name_or_path: str | Path | None = None, dtype: Any = None, **kwargs: An
     }
     model = AutoModel.from_pretrained(checkpoint, dtype=torch.float32 if dtype is None else dtype, **kwargs)
     return model.eval(), AutoFeatureExtractor.from_pretrained(checkpoint, **shared)
+
+
+def store_in_half(folder: str | Path) -> None:
+    r"""
+    Store the float32 weights of a saved model as float16, in half the bytes. The model computes in float32 as before,
+    however it is loaded, since config.json says so: in float16 a codec chooses other codes than in float32.
+
+    Args:
+        folder (`str` or `Path`): Of `save_pretrained`. Each weight is rounded to 11 bits, so that a codec or unit
+            model may choose a few other codes than before: compare.
+
+    Raises:
+        ValueError: If there is no `model.safetensors`, or a weight is too large for float16. Nothing is changed then.
+    """
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save
+
+    from speech_tokenizers.processing.code_files import write_whole
+
+    path = Path(folder) / "model.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no model.safetensors; name the folder of a model that was saved in one file.")
+    weights = {}
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        for name in file.keys():  # noqa: SIM118
+            tensor = file.get_tensor(name)
+            if tensor.dtype == torch.float32:
+                tensor, exact = tensor.half(), tensor
+                if bool((tensor.isinf() & exact.isfinite()).any()):
+                    raise ValueError(f"`{name}` in {path} has values beyond 65,504, the largest of float16.")
+            weights[name] = tensor
+    config_path = path.with_name("config.json")
+    config = json.loads(config_path.read_text(encoding="utf-8")) | {"dtype": "float32"}
+    write_whole(config_path, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+    write_whole(path, save(weights, metadata))
