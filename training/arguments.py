@@ -3,6 +3,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -605,9 +606,12 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
-            return float(value)
+            number = float(value)
         except ValueError:
-            raise ValueError(f"`{key}` must be a number, but got {value!r}.") from None
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"`{key}` must be a number, but got {value!r}.")
+        return number
     if origin is str and isinstance(value, bool):
         return "yes" if value else "no"  # what YAML took for a truth value
     if origin is str and isinstance(value, (int, float)):

@@ -54,6 +54,8 @@ def test_overrides_reach_sections_and_are_yaml(recipe_file):
         ("optimizer.learning_rate=-1", "`learning_rate` must be positive"),
         ("data=3", "`data` must be a mapping"),
         ("loss_weights.mel=much", "`loss_weights.mel` must be a number"),
+        ("loss_weights.mel=.nan", "`loss_weights.mel` must be a number"),
+        ("loss_weights.mel=.inf", "`loss_weights.mel` must be a number"),
         ("adversarial.objective=wgan", "`objective` must be 'hinge' or 'least_squares'"),
         ("optimizer.schedule=linear", "`schedule` must be"),
         ("max_steps", "must read `key=value`"),
