@@ -146,7 +146,17 @@ def loss_table(entries: list[dict[str, Any]], num_rows: int = 8) -> dict[str, An
     entries = evaluated or entries
     if not entries:
         return None
-    wanted = ("eval_mel", "eval_waveform", "eval_stoi", "loss", "mel", "waveform", "commitment", "discriminator")
+    wanted = (
+        "eval_mel",
+        "eval_waveform",
+        "eval_stoi",
+        "eval_pesq",
+        "loss",
+        "mel",
+        "waveform",
+        "commitment",
+        "discriminator",
+    )
     wanted += ("semantic_distillation", "contextual_distillation", "kl", "latent_ctc", "reconstruction_ctc")
     wanted += ("latent_rank", "active_dimensions")
     wanted += ("primary_swapped_prediction_loss", "primary_accuracy", "auxiliary_swapped_prediction_loss")
@@ -206,6 +216,9 @@ def describe_training(run_folder: Path, card_folder: Path, command: str | None) 
             `loss_curves.png`.
         card_folder (`Path`): The model's folder.
         command (`str`, *optional*): The exact command that trained it.
+
+    Raises:
+        ValueError: If the folder has none of these files.
     """
     described: dict[str, Any] = {"command": command}
     copied = []
@@ -218,6 +231,10 @@ def describe_training(run_folder: Path, card_folder: Path, command: str | None) 
                 (card_folder / name).write_text(recipe, encoding="utf-8")
                 described["recipe"] = recipe.rstrip()
             copied.append(name)
+    if not copied:
+        raise ValueError(
+            f"`--run` is {run_folder}, which is no folder of a training run: it has no training_log.jsonl."
+        )
     if "loss_curves.png" in copied:
         described["curve"] = "loss_curves.png"
     if "training_log.jsonl" in copied:

@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 from transformers import EncodecConfig, EncodecModel
 
+from speech_tokenizers.evaluation.benchmark import DEFAULT_RECIPE
 from speech_tokenizers.evaluation.processor import BF16_FLAGS, cpu_flags
 from speech_tokenizers.modeling.codec_streaming import CodecStream
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
@@ -380,6 +381,12 @@ def measure_training(args: argparse.Namespace) -> dict[str, Any]:
     trains with, precision among it, holds for all of it.
     """
     recipe, *overrides = args.recipe
+    if (
+        args.model is not None
+        and args.recipe == DEFAULT_RECIPE
+        and not isinstance(load_model(args.model), RVQCodecModel)
+    ):
+        return {"skipped": f"{recipe} does not train a model like {args.model}; name its recipe by `--recipe`"}
     with tempfile.TemporaryDirectory() as folder:
         recordings = Path(folder) / "recordings"
         recordings.mkdir()

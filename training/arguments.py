@@ -140,6 +140,7 @@ class AdversarialArguments:
     def __post_init__(self):
         if self.objective not in ("hinge", "least_squares"):
             raise ValueError(f"`objective` must be 'hinge' or 'least_squares', but got {self.objective!r}.")
+        _check_not_negative(self, "start_step", "warmup_steps")
 
 
 @dataclass
@@ -321,6 +322,11 @@ class OptimizerArguments:
             raise ValueError(f"`schedule` must be 'cosine', 'exponential' or 'constant', but got {self.schedule!r}.")
         if self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` must be positive, but got {self.learning_rate}.")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"`betas` must be two numbers from 0 to below 1, but got {self.betas}.")
+        _check_not_negative(self, "weight_decay", "warmup_steps", "final_ratio", "decay_rate")
+        if self.decay_steps < 1:
+            raise ValueError(f"`decay_steps` must be at least 1, but got {self.decay_steps}.")
         if any(scale < 0 for scale in self.learning_rate_scales.values()):
             raise ValueError(f"`learning_rate_scales` must not be negative, but got {self.learning_rate_scales}.")
 
@@ -345,8 +351,8 @@ class CodecTrainingArguments:
         gradient_accumulation_steps (`int`): Micro-batches that a process splits its share into.
         max_steps (`int`): Steps of the run. An optimizer step of codec and discriminators counts once.
         max_minutes (`float`, *optional*): The run ends after so much training time, if not at `max_steps` before. Its
-            time is the wall-clock time of its steps; evaluating, saving and pauses between sessions do not count. The
-            learning rates and the start of the discriminators follow whichever is further: the share of the steps or
+            time is the wall-clock time of its steps; evaluating, saving, fitting codebooks, reviving latents and pauses
+            between sessions do not count. The learning rates and the start of the discriminators follow whichever is further: the share of the steps or
             that of the time. Several processes
             agree on the time when they log, and end then. What depends on the time, learning rates and with them
             weights, is not reproducible; the order of the data and the warm-up are.
@@ -406,13 +412,16 @@ class CodecTrainingArguments:
         for name in ("global_batch_size", "gradient_accumulation_steps", "max_steps", "logging_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
-        start = self.latent_health.quantizer_start_step
-        if start >= self.max_steps and self.max_minutes is None:
-            raise ValueError(
-                f"`latent_health.quantizer_start_step` is {start}, but `max_steps` {self.max_steps}, so that the"
-                " codebooks would never start; lower the former (0 starts them with the first step), or raise the"
-                " latter."
-            )
+        _check_not_negative(self, "eval_steps", "save_steps", "num_audio_samples")
+        starts = {"latent_health.quantizer_start_step": (self.latent_health.quantizer_start_step, "codebooks")}
+        if self.adversarial.discriminators:
+            starts["adversarial.start_step"] = self.adversarial.start_step, "discriminators"
+        for name, (start, what) in starts.items():
+            if start >= self.max_steps:
+                raise ValueError(
+                    f"`{name}` is {start}, but `max_steps` {self.max_steps}, so that the {what} would never start;"
+                    " lower the former (0 starts them with the first step), or raise the latter."
+                )
         if late := [step for step in self.latent_health.revival_steps if step >= self.max_steps]:
             raise ValueError(
                 f"`latent_health.revival_steps` has {late[0]}, but the run ends at `max_steps` {self.max_steps}."
@@ -429,6 +438,12 @@ class CodecTrainingArguments:
     def to_dict(self) -> dict[str, Any]:
         """Nested dict of plain values, as a recipe would state them."""
         return dataclasses.asdict(self)
+
+
+def _check_not_negative(section: Any, *names: str) -> None:
+    for name in names:
+        if getattr(section, name) < 0:
+            raise ValueError(f"`{name}` must not be negative, but got {getattr(section, name)}.")
 
 
 def load_recipe(path_or_name: str, overrides: Sequence[str] = (), section: type | None = None) -> Any:

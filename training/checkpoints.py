@@ -183,7 +183,7 @@ def load_states(folder: Path, modules: dict[str, nn.Module], objects: dict[str, 
     Load what `save_states` saved.
 
     Raises:
-        ValueError: If the checkpoint lacks one of the modules or objects.
+        ValueError: If the checkpoint lacks one of the modules or objects, or a module has other sizes now.
     """
     states = torch.load(folder / "optimization.pt", map_location="cpu", weights_only=True)
     missing = [name for name in modules if not (folder / f"{name}.safetensors").is_file()]
@@ -191,7 +191,13 @@ def load_states(folder: Path, modules: dict[str, nn.Module], objects: dict[str, 
     if missing:
         raise ValueError(f"`{folder}` has no {', '.join(missing)}; resume with the recipe that it was trained with.")
     for name, module in modules.items():
-        module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+        try:
+            module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+        except RuntimeError as error:
+            raise ValueError(
+                f"The {name} of `{folder}` is of another recipe than this one's; choose another `output_dir`, or begin"
+                f" anew with `resume_from_checkpoint=null` ({' '.join(str(error).split())[:300]})."
+            ) from error
     for name, value in objects.items():
         value.load_state_dict(states[name])
 

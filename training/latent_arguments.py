@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of what only a model of continuous latents is trained for."""
+"""Settings of what keeps latents from collapse: continuous ones, and those of codecs with codebooks."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,12 +48,12 @@ class LatentHealthArguments:
         min_live_share (`float`): Warn when an evaluation finds a smaller share of live directions (those with a
             variance above 1e-3 of the largest); 0 never warns.
         quantizer_start_step (`int`): Until this step the decoder hears the latents unquantized, also in evaluations.
-            Then the codebooks start, those of a trained codec anew. In a run with `max_minutes` they start after a
-            tenth of that time, if their step has not come before. Not together with distillation.
+            Then the codebooks start. In a run with `max_minutes` they start after a tenth of that time, if their step
+            has not come before. Not together with distillation. Codebooks of a trained codec are kept, and act from
+            the first step on.
         kmeans_frames (`int`, *optional*): Frames of the coming crops that the codebooks start from, by k-means.
             Defaults to eight a codebook entry where `quantizer_start_step` or `revival_steps` fit the codebooks, and
-            otherwise to those of the first batch. Where the quantizer acts from the first step, codebooks of a trained
-            codec are kept.
+            otherwise to those of the first batch.
         revival_steps (`list` of `int`): After so many steps (0: before the first one) dead directions are filled with
             what the encoder knows besides, and the codebooks are fitted anew; see [`revive_latents`]. Where all
             directions are live, nothing changes.

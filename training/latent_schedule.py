@@ -31,8 +31,8 @@ class LatentSchedule:
 
     Args:
         args ([`LatentHealthArguments`]): When.
-        model (`PreTrainedModel`): The codec. If its quantizer starts late, its codebooks count as not initialized
-            until then.
+        model (`PreTrainedModel`): The codec. Codebooks that are initialized are those of a trained codec: they are
+            kept, and neither a late start nor `kmeans_frames` is for them.
         loss_names (sequence of `str`): What it is trained for.
 
     Raises:
@@ -69,10 +69,6 @@ class LatentSchedule:
             )
         if args.revival_steps:
             check_revivable(model)
-        if args.quantizer_start_step:
-            # Those of a trained codec do not fit latents that have moved without them.
-            for codebook in quantizer.quantizers:
-                codebook.initialized.fill_(False)
 
     def quantizes(self, model: Any) -> bool:
         """Whether the decoder hears quantized latents."""

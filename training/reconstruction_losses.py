@@ -99,6 +99,13 @@ class _SpectralLoss:
         raise NotImplementedError
 
 
+def check_positive(settings: Any, *names: str) -> None:
+    """Refuse a loss whose named settings are not all above 0."""
+    for name in names:
+        if getattr(settings, name) <= 0:
+            raise ValueError(f"`{name}` must be positive, but got {getattr(settings, name)}.")
+
+
 def _power(spectrum: torch.Tensor, n_fft: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     # Real part, imaginary part and power, at a level that does not depend on `n_fft`: 3/8 is a Hann window's power.
     # The constant keeps the gradients of roots finite.
@@ -136,6 +143,10 @@ class LowFrequencyComplexLoss(_SpectralLoss):
 
     max_hertz: float = 4000.0
     corner_hertz: float = 1500.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(self, "max_hertz", "corner_hertz")
 
     def at(self, pair: WaveformPair, n_fft: int, hop_length: int) -> torch.Tensor:
         bins = int(self.max_hertz * n_fft / pair.sampling_rate)
@@ -180,6 +191,13 @@ class LoudnessLoss:
     hop_length: int = 256
     num_bands: int = 42
     asymmetry: float = 0.3
+
+    def __post_init__(self):
+        check_positive(self, "n_fft", "hop_length", "num_bands")
+        if self.hop_length > self.n_fft:
+            raise ValueError(f"`hop_length` ({self.hop_length}) must not exceed `n_fft` ({self.n_fft}).")
+        if self.asymmetry < 0:
+            raise ValueError(f"`asymmetry` must not be negative, but got {self.asymmetry}.")
 
     def __call__(self, pair: WaveformPair) -> torch.Tensor:
         filters, threshold = bark_filters(pair.sampling_rate, self.n_fft, self.num_bands, pair.recorded.device)

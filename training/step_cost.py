@@ -65,7 +65,7 @@ def start_trainer(
     data = dataclasses.replace(args.data, cache_dir=args.data.cache_dir or f"{args.output_dir}/audio_cache")
     cache_dir = args.distillation.cache_dir or f"{args.output_dir}/teacher_cache"
     distillation = dataclasses.replace(args.distillation, cache_dir=cache_dir)
-    latent_health = dataclasses.replace(args.latent_health, quantizer_start_step=0)
+    latent_health = dataclasses.replace(args.latent_health, quantizer_start_step=0, revival_steps=[])
     args = dataclasses.replace(
         args,
         data=data,

@@ -35,10 +35,16 @@ def warm_start(pretrained: str, new: nn.Module) -> dict[str, str]:
         `dict`: Where each part of the new model comes from, by the part's name.
 
     Raises:
-        ValueError: If a spectral network has fewer blocks than before, an inverse-STFT head another frame rate, or
-            nothing could be taken over.
+        ValueError: If the new model has another sampling rate or frame rate, is causal where the trained one is not or
+            the other way round, or has fewer blocks in a spectral network, or if nothing could be taken over.
     """
     old = load_trained(pretrained)
+    for name in ("sampling_rate", "causal"):
+        before, after = (getattr(model.config, name, None) for model in (old, new))
+        if None not in (before, after) and before != after:
+            raise ValueError(
+                f"`model.warm_start` keeps `{name}`, but {pretrained!r} has {before}, and the new model {after}."
+            )
     before, origins = old.state_dict(), {}
     blocks = _added_blocks(old, new)
     changed_heads = _changed_heads(old, new)
@@ -108,10 +114,10 @@ def _changed_heads(old: nn.Module, new: nn.Module) -> dict[tuple[str, int], tupl
         if path not in decoders:
             continue
         before, after = old_decoder.layers[-1], decoders[path].layers[-1]
-        if (before.hop_length, old.config.causal) != (after.hop_length, new.config.causal):
+        if before.hop_length != after.hop_length:
             raise ValueError(
-                f"`{path}` had frames of {before.hop_length} samples (causal: {old.config.causal}) and would have"
-                f" {after.hop_length} (causal: {new.config.causal}); a warm start keeps both."
+                f"`{path}` had frames of {before.hop_length} samples and would have {after.hop_length}; a warm start keeps"
+                " their length."
             )
         kinds = [(head.num_spectra, head.n_fft, head.has_residual) for head in (before, after)]
         if kinds[0] != kinds[1]:
@@ -160,6 +166,7 @@ def _convert_head(prefix: str, old: SpectralDecoder, new: SpectralDecoder) -> di
     assign_weights(target.conv, weights[1], target.conv.bias.clone())
     origin = f"converted from {before.num_spectra} spectra of {before.n_fft} samples a frame"
     origin += ", the residual begins at 0" if parts <= after.has_residual else ""
+    origin += ", the residual is dropped" if parts <= before.has_residual else ""
     return {prefix + name: origin for name in target.state_dict()}
 
 

@@ -217,6 +217,13 @@ def test_a_training_step_is_profiled_by_a_recipe(tmp_path, monkeypatch, capsys):
     assert "did you mean `mel`" in error
 
 
+def test_a_model_that_the_recipe_does_not_train_skips_the_section_alone(tmp_path, make_cst, capsys):
+    for part in make_cst():
+        part.save_pretrained(tmp_path / "cst")
+    assert run("--sections", "training", "--model", str(tmp_path / "cst"), "--output", str(tmp_path)) == 0
+    assert "does not train a model like" in (tmp_path / "benchmark.md").read_text()
+
+
 def test_a_missing_recording_is_one_line_and_exit_code_two(tmp_path, capsys):
     assert run("--sections", "bf16", "--audio", str(tmp_path / "missing.wav")) == 2
     assert "no such file" in capsys.readouterr().err

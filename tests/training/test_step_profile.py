@@ -112,7 +112,8 @@ def test_time_goes_to_the_part_that_takes_it(recipe_file, clock, monkeypatch):
 
 def test_discriminators_have_a_part_where_there_are_any(recipe_file, tmp_path):
     # They act from the first step, whatever the recipe's schedule.
-    profile = profile_training(load_recipe(str(recipe_file(adversarial={"start_step": 1000}))), 2, 1)
+    recipe = recipe_file(adversarial={"start_step": 1000}, max_steps=2000, latent_health={"revival_steps": [1500]})
+    profile = profile_training(load_recipe(str(recipe)), 2, 1)
     assert set(profile["parts_ms"]) == RECONSTRUCTION_PARTS | {"discriminators"}
     assert set(profile["losses_ms"]) == {"mel", "waveform"}
     assert all(ms >= 0 for ms in profile["parts_ms"].values())

@@ -190,7 +190,9 @@ def test_two_processes_with_different_clocks_stop_at_the_same_step(recipe_file, 
     assert states[0]["learning_rate"] == states[1]["learning_rate"]
     for name, value in states[0]["codec"].items():
         assert torch.equal(value, states[1]["codec"][name]), name
-    *training, evaluation = read_log(tmp_path / "run" / "training_log.jsonl")
+    log = read_log(tmp_path / "run" / "training_log.jsonl")
+    assert [entry["step"] for entry in log if "latents" in entry] == [4]
+    *training, evaluation = (entry for entry in log if "latents" not in entry)
     assert [(entry["commitment"] > 0, "adversarial" in entry) for entry in training] == [(False, False), (True, True)]
     assert [entry["training_minutes"] for entry in training] == [0.5, 1.0]
     assert np.isfinite(evaluation["eval_si_sdr"])

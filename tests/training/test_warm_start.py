@@ -108,10 +108,22 @@ def test_a_finer_head_of_finer_heads_and_with_weight_norm_keeps_the_signal(tmp_p
     torch.testing.assert_close(new.decode(latents=latents).audio_values, old.decode(latents=latents).audio_values)
 
 
-@pytest.mark.parametrize("changes", [{"causal": True}, {"downsampling_ratios": (4, 5, 4), "decoder_n_fft": 320}])
-def test_another_frame_rate_or_look_ahead_is_refused(trained, changes):
-    with pytest.raises(ValueError, match="a warm start keeps both"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"causal": True}, "`model.warm_start` keeps `causal`"),
+        ({"sampling_rate": 24000}, "`model.warm_start` keeps `sampling_rate`"),
+        ({"downsampling_ratios": (4, 5, 4), "decoder_n_fft": 320}, "a warm start keeps their length"),
+    ],
+)
+def test_another_rate_or_look_ahead_is_refused(trained, changes, message):
+    with pytest.raises(ValueError, match=message):
         warm_start(trained[1], new_codec(**changes))
+
+
+def test_a_residual_that_is_dropped_is_told(tmp_path):
+    new_codec(decoder_complex_residual=True).save_pretrained(tmp_path)
+    assert any("the residual is dropped" in origin for origin in warm_start(str(tmp_path), new_codec()).values())
 
 
 def test_codebooks_of_other_latents_start_anew(trained):
