@@ -351,11 +351,11 @@ class CodecTrainingArguments:
         gradient_accumulation_steps (`int`): Micro-batches that a process splits its share into.
         max_steps (`int`): Steps of the run. An optimizer step of codec and discriminators counts once.
         max_minutes (`float`, *optional*): The run ends after so much training time, if not at `max_steps` before. Its
-            time is the wall-clock time of its steps; evaluating, saving, fitting codebooks, reviving latents and pauses
-            between sessions do not count. The learning rates and the start of the discriminators follow whichever is further: the share of the steps or
-            that of the time. Several processes
-            agree on the time when they log, and end then. What depends on the time, learning rates and with them
-            weights, is not reproducible; the order of the data and the warm-up are.
+            time is the wall-clock time of its steps; evaluating, saving, fitting codebooks, reviving latents and
+            pauses between sessions do not count. The learning rates and the start of the discriminators follow
+            whichever is further: the share of the steps or that of the time. Several processes agree on the time when
+            they log, and end then. What depends on the time, learning rates and with them weights, is not
+            reproducible; the order of the data and the warm-up are.
         weight_ema_decay (`float`, *optional*): Decay of the moving average of the weights that is evaluated and saved.
         mixed_precision (`str`, *optional*): "no", "bf16", "fp16", or "auto": what `accelerate launch
             --mixed_precision` asks for; where it asks for none, bf16 if the device computes in it without emulating

@@ -116,8 +116,8 @@ def _changed_heads(old: nn.Module, new: nn.Module) -> dict[tuple[str, int], tupl
         before, after = old_decoder.layers[-1], decoders[path].layers[-1]
         if before.hop_length != after.hop_length:
             raise ValueError(
-                f"`{path}` had frames of {before.hop_length} samples and would have {after.hop_length}; a warm start keeps"
-                " their length."
+                f"`{path}` had frames of {before.hop_length} samples and would have {after.hop_length}; a"
+                " warm start keeps their length."
             )
         kinds = [(head.num_spectra, head.n_fft, head.has_residual) for head in (before, after)]
         if kinds[0] != kinds[1]:
