@@ -226,28 +226,25 @@ class MultiScaleDiscriminator(nn.Module):
         return outputs
 
 
+DISCRIMINATORS: dict[str, type[nn.Module]] = {
+    "multi_scale_stft": MultiScaleSTFTDiscriminator,
+    "multi_period": MultiPeriodDiscriminator,
+    "multi_scale": MultiScaleDiscriminator,
+}
+
+
 class DiscriminatorEnsemble(nn.Module):
     r"""
     Several kinds of discriminators as one module.
 
     Args:
-        multi_scale_stft, multi_period, multi_scale (`dict`, *optional*): Arguments of each kind's class, `{}` for its
-            defaults. Kinds left out are not built.
+        sizes (`dict`): By kind, a name of `DISCRIMINATORS`: arguments of its class, `{}` for its defaults.
     """
 
-    def __init__(
-        self,
-        multi_scale_stft: dict | None = None,
-        multi_period: dict | None = None,
-        multi_scale: dict | None = None,
-    ):
+    def __init__(self, **sizes: dict):
         super().__init__()
-        kinds = [
-            (MultiScaleSTFTDiscriminator, multi_scale_stft),
-            (MultiPeriodDiscriminator, multi_period),
-            (MultiScaleDiscriminator, multi_scale),
-        ]
-        self.members = nn.ModuleList(kind(**sizes) for kind, sizes in kinds if sizes is not None)
+        # In one order, whatever that of the recipe: it names the weights.
+        self.members = nn.ModuleList(made(**sizes[kind]) for kind, made in DISCRIMINATORS.items() if kind in sizes)
 
     def forward(self, audio: torch.Tensor) -> list[DiscriminatorOutput]:
         """(batch, 1, num_samples) -> the outputs of all members."""

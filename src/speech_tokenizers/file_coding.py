@@ -324,5 +324,6 @@ def _check_is_of(model: Any, encoded: AudioCodes | AudioLatents, path: str | os.
         raise CodeFileError(
             path,
             f"was made by a codec with other {kind} ({encoded.model_fingerprint}, here {known}); "
-            "name the codec that made the codes, or encode the recording again.",
+            f"it was called {encoded.model_name!r}, and the weights under a name may change between versions. Name "
+            "the folder of those that made the file, or encode the recording again.",
         )

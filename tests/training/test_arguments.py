@@ -66,6 +66,13 @@ def test_overrides_reach_sections_and_are_yaml(recipe_file):
         ("latent_health.revival_steps=[6]", "`latent_health.revival_steps` has 6, but the run ends at `max_steps` 6"),
         ("mixed_precision=bf8", "`mixed_precision` must be 'no', 'bf16', 'fp16' or 'auto', but got 'bf8'"),
         ("weight_ema_decay=1.0", "strictly between 0 and 1"),
+        ("optimizer.betas=[0.8]", "`betas` must be two numbers"),
+        ("optimizer.warmup_steps=-5", "`warmup_steps` must not be negative"),
+        ("eval_steps=-1", "`eval_steps` must not be negative"),
+        (
+            "adversarial.start_step=6",
+            "`adversarial.start_step` is 6, but `max_steps` 6, so that the discriminators would",
+        ),
     ],
 )
 def test_wrong_overrides_are_errors(recipe_file, override, message):

@@ -274,6 +274,9 @@ def test_resume_refuses_another_order_of_data_and_a_folder_without_checkpoint(ma
         make_trainer(global_batch_size=8).train(resume_from_checkpoint="latest")
     with pytest.raises(ValueError, match="no complete checkpoint"):
         make_trainer().train(resume_from_checkpoint=str(tmp_path / "nothing"))
+    overrides = {"hidden_size": 12}
+    with pytest.raises(ValueError, match="is of another recipe than this one's; choose another `output_dir`"):
+        make_trainer(model={"overrides": overrides}).train(resume_from_checkpoint="latest")
 
 
 def test_discriminators_that_have_not_learnt_yet_may_be_exchanged(make_trainer):

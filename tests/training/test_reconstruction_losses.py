@@ -114,6 +114,8 @@ def test_spectra_are_computed_once_for_all_losses():
         ({"mel": 1.0}, {"mel": {"scales": "default"}}, "`mel` is unknown"),
         ({"mel": 1.0}, {"loudness": {}}, r"`loss_weights.loudness` is missing; add a weight"),
         ({"loudness": 1.0}, {"loudness": {"asymetry": 1}}, "`losses.loudness.asymetry` is unknown; did you mean"),
+        ({"loudness": 1.0}, {"loudness": {"num_bands": 0}}, "`num_bands` must be positive"),
+        ({"loudness": 1.0}, {"loudness": {"asymmetry": -5}}, "`asymmetry` must not be negative"),
         ({"loudness": 1.0}, {"loudness": {"asymmetry": "much"}}, "`losses.loudness.asymmetry` must be a number"),
         ({"compressed_magnitude": 1.0}, {"compressed_magnitude": {"resolutions": []}}, "`resolutions` is empty"),
         ({"compressed_magnitude": 1.0}, {"compressed_magnitude": {"resolutions": [[8]]}}, r"A resolution is \[n_fft"),
