@@ -413,15 +413,13 @@ class CodecTrainingArguments:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
         _check_not_negative(self, "eval_steps", "save_steps", "num_audio_samples")
-        starts = {"latent_health.quantizer_start_step": (self.latent_health.quantizer_start_step, "codebooks")}
-        if self.adversarial.discriminators:
-            starts["adversarial.start_step"] = self.adversarial.start_step, "discriminators"
-        for name, (start, what) in starts.items():
-            if start >= self.max_steps:
-                raise ValueError(
-                    f"`{name}` is {start}, but `max_steps` {self.max_steps}, so that the {what} would never start;"
-                    " lower the former (0 starts them with the first step), or raise the latter."
-                )
+        start = self.latent_health.quantizer_start_step
+        if start >= self.max_steps:
+            raise ValueError(
+                f"`latent_health.quantizer_start_step` is {start}, but `max_steps` {self.max_steps}, so that the"
+                " codebooks would never start; lower the former (0 starts them with the first step), or raise the"
+                " latter."
+            )
         if late := [step for step in self.latent_health.revival_steps if step >= self.max_steps]:
             raise ValueError(
                 f"`latent_health.revival_steps` has {late[0]}, but the run ends at `max_steps` {self.max_steps}."

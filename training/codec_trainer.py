@@ -458,6 +458,8 @@ class CodecTrainer:
                 path.rename(path.with_name(f"recipe-until-{self.step:08d}.yaml"))
                 listed = "; ".join(f"`{key}` was {before!r} and is {now!r}" for key, (before, now) in changed.items())
                 tqdm.write(f"warning: the run goes on from step {self.step} with other settings: {listed}.")
+            if self.discriminator is not None and self.args.adversarial.start_step >= self.args.max_steps:
+                tqdm.write("warning: the run ends before `adversarial.start_step`; its discriminators never act.")
             recipe = yaml.safe_dump(self.args.to_dict(), sort_keys=False, allow_unicode=True)
             path.write_text(recipe, encoding="utf-8")
             self.log = TrainingLog(self.output_dir / "training_log.jsonl", self.step)

@@ -70,8 +70,8 @@ def test_overrides_reach_sections_and_are_yaml(recipe_file):
         ("optimizer.warmup_steps=-5", "`warmup_steps` must not be negative"),
         ("eval_steps=-1", "`eval_steps` must not be negative"),
         (
-            "adversarial.start_step=6",
-            "`adversarial.start_step` is 6, but `max_steps` 6, so that the discriminators would",
+            "latent_health.quantizer_start_step=6",
+            "is 6, but `max_steps` 6, so that the codebooks would never start",
         ),
     ],
 )

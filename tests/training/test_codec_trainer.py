@@ -279,8 +279,9 @@ def test_resume_refuses_another_order_of_data_and_a_folder_without_checkpoint(ma
         make_trainer(model={"overrides": overrides}).train(resume_from_checkpoint="latest")
 
 
-def test_discriminators_that_have_not_learnt_yet_may_be_exchanged(make_trainer):
+def test_discriminators_that_have_not_learnt_yet_may_be_exchanged(make_trainer, capsys):
     make_trainer(max_steps=2, save_steps=2).train()
+    assert "warning: the run ends before `adversarial.start_step`" in capsys.readouterr().out
     other = {"start_step": 2, "discriminators": {"multi_period": {"periods": [2], "channels": [2, 2]}}}
     trainer = make_trainer(max_steps=3, adversarial=other)
     assert "adversarial" in trainer.train(resume_from_checkpoint="latest")
