@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a recipe trains: its model, objectives and conditions."""
 
-import inspect
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
 from speech_tokenizers.training.arguments import AdversarialArguments, CodecTrainingArguments, check_names
 from speech_tokenizers.training.decorrelation import Decorrelation
-from speech_tokenizers.training.discriminators import DISCRIMINATORS, DiscriminatorEnsemble
+from speech_tokenizers.training.discriminators import DiscriminatorEnsemble
 from speech_tokenizers.training.distillation import DISTILLATION_LOSS_NAMES, Distillation
 from speech_tokenizers.training.frozen_encoder import SpeechFeatureObjective
 from speech_tokenizers.training.joint_training import JointModel, build_joint
@@ -143,10 +142,6 @@ def build_discriminators(args: AdversarialArguments) -> DiscriminatorEnsemble | 
     """The discriminators that a recipe names, if any."""
     if not args.discriminators:
         return None
-    check_names(args.discriminators, DISCRIMINATORS, "The discriminator")
-    for kind, sizes in args.discriminators.items():
-        known = list(inspect.signature(DISCRIMINATORS[kind]).parameters)
-        check_names(sizes, known, "The setting in `adversarial.discriminators`", f"{kind}.")
     return DiscriminatorEnsemble(**args.discriminators)
 
 

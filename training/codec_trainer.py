@@ -354,8 +354,9 @@ class CodecTrainer:
                     break
                 if self.args.eval_steps and (self.step % self.args.eval_steps == 0 or finished):
                     self.evaluate()
-        if self.finished and (missed := [step for step in self.args.latent_health.revival_steps if step > self.step]):
-            self._tell("warning", f"the time was over before the revivals after step {missed}.", self.step)
+        if self.finished and (missed := [step for step in self.args.latent_health.revival_steps if step >= self.step]):
+            steps = ", ".join(map(str, missed))
+            self._tell("warning", f"The time was over before the revivals after these steps: {steps}.", self.step)
         for tracker in self.accelerator.trackers:
             tracker.finish()
         return logged

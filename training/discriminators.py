@@ -3,6 +3,7 @@
 Discriminators that tell recorded from decoded speech: over spectrograms, over periods, over scales of the waveform.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+
+from speech_tokenizers.training.arguments import check_names
 
 
 class DiscriminatorOutput(NamedTuple):
@@ -239,10 +242,17 @@ class DiscriminatorEnsemble(nn.Module):
 
     Args:
         sizes (`dict`): By kind, a name of `DISCRIMINATORS`: arguments of its class, `{}` for its defaults.
+
+    Raises:
+        ValueError: If a kind, or one of its arguments, is unknown.
     """
 
     def __init__(self, **sizes: dict):
         super().__init__()
+        check_names(sizes, DISCRIMINATORS, "The discriminator")
+        for kind, given in sizes.items():
+            known = inspect.signature(DISCRIMINATORS[kind]).parameters
+            check_names(given, known, "The size of a discriminator", f"{kind}.")
         # In one order, whatever that of the recipe: it names the weights.
         self.members = nn.ModuleList(made(**sizes[kind]) for kind, made in DISCRIMINATORS.items() if kind in sizes)
 

@@ -99,7 +99,7 @@ class _SpectralLoss:
         raise NotImplementedError
 
 
-def check_positive(settings: Any, *names: str) -> None:
+def _check_positive(settings: Any, *names: str) -> None:
     """Refuse a loss whose named settings are not all above 0."""
     for name in names:
         if getattr(settings, name) <= 0:
@@ -146,7 +146,7 @@ class LowFrequencyComplexLoss(_SpectralLoss):
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(self, "max_hertz", "corner_hertz")
+        _check_positive(self, "max_hertz", "corner_hertz")
 
     def at(self, pair: WaveformPair, n_fft: int, hop_length: int) -> torch.Tensor:
         bins = int(self.max_hertz * n_fft / pair.sampling_rate)
@@ -193,7 +193,7 @@ class LoudnessLoss:
     asymmetry: float = 0.3
 
     def __post_init__(self):
-        check_positive(self, "n_fft", "hop_length", "num_bands")
+        _check_positive(self, "n_fft", "hop_length", "num_bands")
         if self.hop_length > self.n_fft:
             raise ValueError(f"`hop_length` ({self.hop_length}) must not exceed `n_fft` ({self.n_fft}).")
         if self.asymmetry < 0:

@@ -100,23 +100,21 @@ def store_in_half(folder: str | Path) -> None:
     """
     import torch
     from safetensors import safe_open
-    from safetensors.torch import save
+    from safetensors.torch import load_file, save
 
     from speech_tokenizers.processing.code_files import write_whole
 
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
         raise ValueError(f"{folder} has no model.safetensors; name the folder of a model that was saved in one file.")
-    weights = {}
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-        for name in file.keys():  # noqa: SIM118
-            tensor = file.get_tensor(name)
-            if tensor.dtype == torch.float32:
-                tensor, exact = tensor.half(), tensor
-                if bool((tensor.isinf() & exact.isfinite()).any()):
-                    raise ValueError(f"`{name}` in {path} has values beyond 65,504, the largest of float16.")
-            weights[name] = tensor
+    weights = load_file(path)
+    for name, exact in weights.items():
+        if exact.dtype == torch.float32:
+            weights[name] = exact.half()
+            if bool((weights[name].isinf() & exact.isfinite()).any()):
+                raise ValueError(f"`{name}` in {path} has values beyond 65,504, the largest of float16.")
     config_path = path.with_name("config.json")
     config = json.loads(config_path.read_text(encoding="utf-8")) | {"dtype": "float32"}
     write_whole(config_path, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())

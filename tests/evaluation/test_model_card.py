@@ -119,6 +119,11 @@ def test_a_card_tells_of_the_latents_what_the_last_evaluation_did(folder, run_fo
     assert "| codebooks | variance left |" not in text
 
 
+def test_a_folder_without_a_run_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="which is no folder of a training run"):
+        build_card(folder, "tiny-codec", run_folder=tmp_path / "nothing")
+
+
 def test_the_metadata_survives_and_leaves_out_what_failed(folder, report, tmp_path):
     build_card(folder, "tiny-codec", report=report).save(tmp_path / "README.md")
     data = ModelCard.load(tmp_path / "README.md").data

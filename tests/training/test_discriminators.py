@@ -8,8 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from speech_tokenizers.training.arguments import AdversarialArguments
-from speech_tokenizers.training.codec_building import build_discriminators
 from speech_tokenizers.training.discriminators import (
     DiscriminatorEnsemble,
     MultiPeriodDiscriminator,
@@ -116,10 +114,11 @@ def test_sizes_are_chosen_and_kinds_left_out():
     assert len(DiscriminatorEnsemble(multi_period={"periods": [2], "channels": [2]})(audio)) == 1
 
 
-def test_a_misspelt_size_is_an_error():
-    args = AdversarialArguments(discriminators={"multi_scale_stft": {"num_filter": 4}})
+def test_a_misspelt_kind_or_size_is_an_error():
     with pytest.raises(ValueError, match="did you mean `multi_scale_stft.num_filters`"):
-        build_discriminators(args)
+        DiscriminatorEnsemble(multi_scale_stft={"num_filter": 4})
+    with pytest.raises(ValueError, match="did you mean `multi_period`"):
+        DiscriminatorEnsemble(multi_periods={})
 
 
 def test_default_sizes_are_those_of_the_papers():

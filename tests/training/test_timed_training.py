@@ -72,6 +72,15 @@ def test_the_schedule_follows_the_larger_share_and_never_goes_back(make_trainer,
     assert trainer.step == 10
 
 
+def test_revivals_that_the_time_did_not_allow_are_told(make_trainer, ten_seconds_a_step):
+    trainer = make_trainer(**TIMED, latent_health={"revival_steps": [2, 6, 900]})
+    trainer.train()
+    log = read_log(trainer.output_dir / "training_log.jsonl")
+    assert trainer.step == 6
+    assert [entry["step"] for entry in log if "latents" in entry][0] == 3
+    assert log[-1] == {"step": 6, "warning": "The time was over before the revivals after these steps: 6, 900."}
+
+
 def test_the_discriminators_follow_the_time(make_trainer, ten_seconds_a_step):
     optimizer = {"schedule": "cosine", "warmup_steps": 0, "learning_rate": 1e-3}
     trainer = make_trainer(**TIMED, adversarial={"start_step": 1}, discriminator_optimizer=optimizer)
