@@ -6,12 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 # The public API, which mypy checks.
-TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .checkpoint_conversion .checkpoints .cli .file_coding .demo \
+TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.speechtokenizer .coding.loading .cli .coding.file_coding .demo.command \
 	.modeling.configuration_rvq_codec .modeling.modeling_rvq_codec .modeling.configuration_dm_codec \
 	.modeling.modeling_dm_codec .modeling.codec_streaming .modeling.hub_export \
 	.processing.audio_files .processing.code_files .processing.latent_files .processing.feature_extraction_rvq_codec \
 	.processing.feature_extraction_dm_codec \
-	.unit_coding .unit_bpe_training .modeling.configuration_units .modeling.unit_model \
+	.coding.recording_coding .commands.units_bpe .modeling.configuration_units .modeling.unit_model \
 	.modeling.configuration_kmeans_units .modeling.modeling_kmeans_units .modeling.configuration_unit_vocoder \
 	.modeling.modeling_unit_vocoder .modeling.windowed_encoding .modeling.padding_invariance \
 	.modeling.configuration_hubert_masked_prediction .modeling.modeling_hubert_masked_prediction \
@@ -47,7 +47,7 @@ $(VENV)/installed-demo: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/installed-demo
-	$(BIN)/python -m speech_tokenizers.demo --output demo
+	$(BIN)/python -m speech_tokenizers demo --output demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from .clips import Clip
-from .codec_systems import CodecSystem
-from .recognition import match_texts, text_normalizer, word_information_lost
-from .reconstruction_metrics import ClipMetric
-from .summaries import Estimate, Statistic, bootstrap_sums, ratio
+from speech_tokenizers.evaluation.bootstrap import Estimate, Statistic, bootstrap_sums, ratio
+from speech_tokenizers.evaluation.clips import Clip
+from speech_tokenizers.evaluation.codec_systems import CodecSystem
+from speech_tokenizers.evaluation.recognition import match_texts, text_normalizer, word_information_lost
+from speech_tokenizers.evaluation.reconstruction.signal_metrics import ClipMetric
 
 
 # Raise it when a metric changes: earlier results are then measured anew.

@@ -89,7 +89,7 @@ def load_original():
         import torch
         from safetensors import safe_open
 
-        from speech_tokenizers.checkpoint_conversion import codec_config_of, rename_state
+        from speech_tokenizers.conversion.speechtokenizer import codec_config_of, rename_state
         from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 
         path = Path(__file__).parent / "fixtures" / f"speechtokenizer_{name}.safetensors"

@@ -185,7 +185,7 @@ def test_a_malformed_command_line_exits_with_2(arguments, capsys):
 def test_evaluate_measures_reconstruction_or_what_its_second_word_says(words, module, monkeypatch):
     seen = []
     for name in ("reconstruction", "units"):
-        evaluation = importlib.import_module(f"speech_tokenizers.evaluation.{name}")
+        evaluation = importlib.import_module(f"speech_tokenizers.evaluation.{name}.command")
         monkeypatch.setattr(evaluation, "run", lambda args, name=name: seen.append((name, args.models)) or 0)
     assert main([*words, "codec", "--data", "in", "--output", "out"]) == 0
     assert seen == [(module, ["./units", "codec"] if "./units" in words else ["codec"])]

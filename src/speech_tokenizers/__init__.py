@@ -13,15 +13,16 @@ from speech_tokenizers.auto_registration import register_auto_classes_on_import
 
 
 if TYPE_CHECKING:
-    from speech_tokenizers.checkpoint_conversion import CheckpointError, convert_checkpoint
-    from speech_tokenizers.checkpoints import (
+    from speech_tokenizers.coding.file_coding import decode_file, encode_file, reconstruct_file
+    from speech_tokenizers.coding.loading import (
         DEFAULT_CHECKPOINT,
         find_checkpoint,
         list_checkpoints,
         load,
         store_in_half,
     )
-    from speech_tokenizers.file_coding import decode_file, encode_file, reconstruct_file
+    from speech_tokenizers.conversion.speechtokenizer import CheckpointError, convert_checkpoint
+    from speech_tokenizers.conversion.spin import convert_spin
     from speech_tokenizers.modeling.codec_streaming import CodecStream, LatentStream
     from speech_tokenizers.modeling.configuration_cst import CST_PRESETS, CSTConfig
     from speech_tokenizers.modeling.configuration_dc_spin import DCSpinConfig
@@ -64,21 +65,20 @@ if TYPE_CHECKING:
     from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
     from speech_tokenizers.processing.latent_files import AudioLatents, load_encoded, load_latents, save_latents
     from speech_tokenizers.processing.word_alignment import TimedWord, load_word_aligner, match_words
-    from speech_tokenizers.spin_conversion import convert_spin
 
 # Public name -> module that defines it. The block above repeats it for type checkers; tests/test_import_time.py
 # compares the two.
 _MODULES = {
-    "CheckpointError": "checkpoint_conversion",
-    "convert_checkpoint": "checkpoint_conversion",
-    "DEFAULT_CHECKPOINT": "checkpoints",
-    "find_checkpoint": "checkpoints",
-    "list_checkpoints": "checkpoints",
-    "load": "checkpoints",
-    "store_in_half": "checkpoints",
-    "decode_file": "file_coding",
-    "encode_file": "file_coding",
-    "reconstruct_file": "file_coding",
+    "CheckpointError": "conversion.speechtokenizer",
+    "convert_checkpoint": "conversion.speechtokenizer",
+    "DEFAULT_CHECKPOINT": "coding.loading",
+    "find_checkpoint": "coding.loading",
+    "list_checkpoints": "coding.loading",
+    "load": "coding.loading",
+    "store_in_half": "coding.loading",
+    "decode_file": "coding.file_coding",
+    "encode_file": "coding.file_coding",
+    "reconstruct_file": "coding.file_coding",
     "CodecStream": "modeling.codec_streaming",
     "LatentStream": "modeling.codec_streaming",
     "CSTConfig": "modeling.configuration_cst",
@@ -136,7 +136,7 @@ _MODULES = {
     "TimedWord": "processing.word_alignment",
     "load_word_aligner": "processing.word_alignment",
     "match_words": "processing.word_alignment",
-    "convert_spin": "spin_conversion",
+    "convert_spin": "conversion.spin",
 }
 
 __version__ = "0.1.0"

@@ -103,7 +103,7 @@ def _add_reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    from speech_tokenizers.training.arguments import recipe_names
+    from speech_tokenizers.training.codec.arguments import recipe_names
 
     parser.add_argument(
         "recipe", metavar="RECIPE", help=f"a YAML file, or of this installation: {', '.join(recipe_names())}"
@@ -194,8 +194,8 @@ def _run_encode(args: argparse.Namespace) -> int:
     jobs = _plan(args, AUDIO_SUFFIXES, (CODE_FILE_SUFFIX,))
     model = _load_model(args.model, args.device)
     _check_kind(model, args)
-    from speech_tokenizers.checkpoints import DEFAULT_CHECKPOINT, list_checkpoints
-    from speech_tokenizers.file_coding import encode_file
+    from speech_tokenizers.coding.file_coding import encode_file
+    from speech_tokenizers.coding.loading import DEFAULT_CHECKPOINT, list_checkpoints
 
     name = args.model or DEFAULT_CHECKPOINT
     if name not in list_checkpoints() and os.path.isdir(name):
@@ -217,7 +217,7 @@ def _run_decode(args: argparse.Namespace) -> int:
         models[args.model] = _load_model(args.model, args.device)
 
     def decode(source: Path, target: Path, on_progress: Callable[[float], object]) -> None:
-        from speech_tokenizers.file_coding import decode_file
+        from speech_tokenizers.coding.file_coding import decode_file
 
         name = args.model or load_encoded(source).model_name
         if name not in models:
@@ -238,7 +238,7 @@ def _run_reconstruct(args: argparse.Namespace) -> int:
     _check_kind(model, args)
 
     def reconstruct(source: Path, target: Path, on_progress: Callable[[float], object]) -> None:
-        from speech_tokenizers.file_coding import reconstruct_file
+        from speech_tokenizers.coding.file_coding import reconstruct_file
 
         reconstruct_file(
             model, source, target, args.num_quantizers, lambda seconds: on_progress(seconds / 2), args.latents
@@ -250,15 +250,15 @@ def _run_reconstruct(args: argparse.Namespace) -> int:
 def _run_train(args: argparse.Namespace) -> int:
     from huggingface_hub.errors import StrictDataclassError  # what a contradictory configuration raises
 
-    from speech_tokenizers.training.arguments import load_recipe, recipe_trainer
+    from speech_tokenizers.training.codec.arguments import load_recipe, recipe_trainer
 
     try:
         other = recipe_trainer(args.recipe)
         if other is not None:
             return importlib.import_module(other).run(args)
         load_recipe(args.recipe, args.overrides)  # before the imports that take seconds
-        from speech_tokenizers.training.codec_trainer import train_from_recipe
-        from speech_tokenizers.training.processes import leave_together
+        from speech_tokenizers.training.codec.codec_trainer import train_from_recipe
+        from speech_tokenizers.training.common.processes import leave_together
 
         trainer = train_from_recipe(args.recipe, args.overrides)
     except (ValueError, TypeError, OSError, ImportError, StrictDataclassError) as error:
@@ -271,7 +271,7 @@ def _run_train(args: argparse.Namespace) -> int:
 
 
 def _run_info(args: argparse.Namespace) -> int:
-    from speech_tokenizers.checkpoints import DEFAULT_CHECKPOINT, list_checkpoints
+    from speech_tokenizers.coding.loading import DEFAULT_CHECKPOINT, list_checkpoints
 
     if args.subject is None:
         print(f"speech-tokenizers {__version__}")
@@ -294,7 +294,7 @@ def _run_info(args: argparse.Namespace) -> int:
 def _run_convert(args: argparse.Namespace) -> int:
     from transformers.utils import logging
 
-    from speech_tokenizers.checkpoint_conversion import convert_checkpoint
+    from speech_tokenizers.conversion.speechtokenizer import convert_checkpoint
 
     logging.disable_progress_bar()
     try:
@@ -346,7 +346,7 @@ def _audio_facts(path: str) -> dict[str, object]:
 
 
 def _model_facts(name: str) -> dict[str, object]:
-    from speech_tokenizers.file_coding import is_continuous
+    from speech_tokenizers.coding.file_coding import is_continuous
 
     model = _load_model(name, "cpu")
     kilobits = model.bits_per_second / 1000
@@ -416,7 +416,7 @@ def _load_model(name: str | None, device: str | None) -> Any:
     import torch
     from transformers.utils import logging
 
-    from speech_tokenizers.checkpoints import load
+    from speech_tokenizers.coding.loading import load
 
     logging.disable_progress_bar()
     if device is None:
@@ -435,7 +435,7 @@ def _load_model(name: str | None, device: str | None) -> Any:
 
 def _check_kind(model: Any, args: argparse.Namespace) -> None:
     # Whether --num-quantizers and --latents suit the model.
-    from speech_tokenizers.file_coding import decodes_latents, is_continuous
+    from speech_tokenizers.coding.file_coding import decodes_latents, is_continuous
 
     if args.latents and not decodes_latents(model):
         raise UsageError(f"--latents: a {type(model).__name__} decodes no latents; leave it out.")
@@ -520,56 +520,62 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "reconstruct": ("speech through the codec and back", _add_reconstruct_arguments),
     "info": ("describe a checkpoint, a file of codes or an audio file", _add_info_arguments),
     "convert": ("turn a checkpoint of SpeechTokenizer or DM-Codec into one of this package", _add_convert_arguments),
-    "convert-spin": ("turn a checkpoint of Spin into units", _of_module("speech_tokenizers.spin_conversion")),
+    "convert-spin": ("turn a checkpoint of Spin into units", _of_module("speech_tokenizers.conversion.spin")),
     "train": ("train a codec, a speech encoder or units by a recipe", _add_train_arguments),
-    "align": ("find when words are spoken", _of_module("speech_tokenizers.file_alignment")),
-    "units": ("speech to discrete units, in the formats of other tools", _of_module("speech_tokenizers.unit_coding")),
-    "units-bpe": ("learn to merge frequent units", _of_module("speech_tokenizers.unit_bpe_training")),
+    "align": ("find when words are spoken", _of_module("speech_tokenizers.commands.align")),
+    "units": (
+        "speech to discrete units, in the formats of other tools",
+        _of_module("speech_tokenizers.coding.recording_coding"),
+    ),
+    "units-bpe": ("learn to merge frequent units", _of_module("speech_tokenizers.commands.units_bpe")),
     "fit-units": (
         "cluster the frames of a speech encoder",
-        _of_module("speech_tokenizers.training.units_fitting"),
+        _of_module("speech_tokenizers.training.units.units_fitting"),
     ),
     "pretrain-hubert": (
         "pre-train a HuBERT by a recipe",
-        _of_module("speech_tokenizers.training.hubert_pretraining"),
+        _of_module("speech_tokenizers.training.units.hubert_pretraining"),
     ),
     "train-latent-lm": (
         "train a language model on continuous tokens with several heads, and compare them",
-        _of_module("speech_tokenizers.training.latent_lm"),
+        _of_module("speech_tokenizers.training.language_models.latent_lm"),
     ),
     "compare-heads": (
         "compare heads of continuous tokens on a distribution that is known",
-        _of_module("speech_tokenizers.training.head_comparison"),
+        _of_module("speech_tokenizers.training.language_models.head_comparison"),
     ),
     "train-dc-spin": (
         "train units that a change of speaker leaves as they are, by a recipe",
-        _of_module("speech_tokenizers.training.dc_spin_trainer"),
+        _of_module("speech_tokenizers.training.units.dc_spin_trainer"),
     ),
     "finetune-ctc": (
         "fine-tune a speech encoder to write characters or phones",
-        _of_module("speech_tokenizers.training.ctc_finetuning"),
+        _of_module("speech_tokenizers.training.recognition.ctc_finetuning"),
     ),
     "evaluate": (
         "measure reconstruction beside other codecs; also `evaluate reconstruction`",
-        _of_module("speech_tokenizers.evaluation.reconstruction"),
+        _of_module("speech_tokenizers.evaluation.reconstruction.command"),
     ),
     "evaluate units": (
         "measure what discrete units keep of speech, of unit models and codecs",
-        _of_module("speech_tokenizers.evaluation.units"),
+        _of_module("speech_tokenizers.evaluation.units.command"),
     ),
     "evaluate retention": (
         "measure how much of each frequency survives codecs and continuous tokens",
-        _of_module("speech_tokenizers.evaluation.retention"),
+        _of_module("speech_tokenizers.evaluation.retention.command"),
     ),
     "ablate": (
         "train a recipe in several variants and compare them",
-        _of_module("speech_tokenizers.training.ablation"),
+        _of_module("speech_tokenizers.training.studies.ablation"),
     ),
     "compare-units": (
         "train k-means, Spin and DC-Spin units on one encoder and compare them",
-        _of_module("speech_tokenizers.training.unit_study"),
+        _of_module("speech_tokenizers.training.studies.unit_study"),
     ),
-    "benchmark": ("measure speed and memory", _of_module("speech_tokenizers.evaluation.benchmark")),
-    "card": ("write the card of a checkpoint", _of_module("speech_tokenizers.evaluation.model_card")),
-    "demo": ("encode and decode a recording that comes with the package", _of_module("speech_tokenizers.demo")),
+    "benchmark": ("measure speed and memory", _of_module("speech_tokenizers.evaluation.speed.command")),
+    "card": ("write the card of a checkpoint", _of_module("speech_tokenizers.evaluation.cards.model_card")),
+    "demo": (
+        "encode and decode a recording that comes with the package",
+        _of_module("speech_tokenizers.demo.command"),
+    ),
 }

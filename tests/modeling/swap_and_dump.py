@@ -6,7 +6,7 @@ import sys
 import torch
 
 from speech_tokenizers.modeling.swapped_prediction import SwappedPrediction
-from speech_tokenizers.training.processes import leave_together
+from speech_tokenizers.training.common.processes import leave_together
 
 
 def unit_vectors(count: int, dim: int, seed: int) -> torch.Tensor:

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import HubertConfig
 
+from speech_tokenizers.conversion.spin import LEFT_OVER, rename_spin
 from speech_tokenizers.modeling.configuration_dc_spin import DCSpinConfig
 from speech_tokenizers.modeling.modeling_dc_spin import DCSpinModel
 from speech_tokenizers.modeling.padding_invariance import frame_mask
 from speech_tokenizers.modeling.swapped_prediction import SwappedPrediction, sinkhorn
-from speech_tokenizers.spin_conversion import LEFT_OVER, rename_spin
 
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

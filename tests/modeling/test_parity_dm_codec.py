@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from speech_tokenizers.checkpoint_conversion import (
+from speech_tokenizers.conversion.speechtokenizer import (
     LineageNetwork,
     codec_config_of,
     compare_with_original,

@@ -22,9 +22,9 @@ from transformers import (
     WhisperModel,
 )
 
-from speech_tokenizers.training.arguments import CodecTrainingArguments, build_section
-from speech_tokenizers.training.codec_building import build_model, build_objectives
-from speech_tokenizers.training.codec_trainer import CodecTrainer
+from speech_tokenizers.training.codec.arguments import CodecTrainingArguments, build_section
+from speech_tokenizers.training.codec.codec_building import build_model, build_objectives
+from speech_tokenizers.training.codec.codec_trainer import CodecTrainer
 
 
 SAMPLING_RATE = 16000

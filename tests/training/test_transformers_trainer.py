@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from speech_tokenizers.training.codec_building import build_model
-from speech_tokenizers.training.crops import AudioCropDataset
-from speech_tokenizers.training.data import decode_all, load_recordings
+from speech_tokenizers.processing.recordings import decode_all, load_recordings
+from speech_tokenizers.training.codec.codec_building import build_model
+from speech_tokenizers.training.codec.crops import AudioCropDataset
 
 
 def test_trainer_lowers_and_reports_eval_loss(make_args, audio_folder, tmp_path):

@@ -1,0 +1,427 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+`speech-tokenizers card`: write the card of a model from its configuration, its training log and its measured results.
+"""
+
+import argparse
+import importlib.resources
+import json
+import math
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+
+TEMPLATE = "card_template.md"
+TAGS = {
+    "codec": ["neural-codec", "residual-vector-quantization"],
+    "units": ["discrete-units", "k-means"],
+    "swapped units": ["discrete-units", "speaker-invariant"],
+    "latents": ["continuous-tokens", "variational-autoencoder"],
+}
+# What the card's metadata may show of a results file: Hub name of the metric by score.
+METADATA_METRICS = {
+    "pesq": "PESQ-wb",
+    "stoi": "STOI",
+    "estoi": "ESTOI",
+    "mel_distance": "Mel distance",
+    "si_sdr": "SI-SDR",
+    "dnsmos": "DNSMOS overall",
+    "speaker_similarity": "Speaker similarity",
+}
+
+
+def describe_model(folder: Path) -> dict[str, Any]:
+    r"""What the configuration and the weights in a model folder say, for the template."""
+    from safetensors import safe_open
+    from transformers import AutoConfig
+
+    import speech_tokenizers  # noqa: F401 - makes AutoConfig know the family
+
+    config = AutoConfig.from_pretrained(folder)
+    facts = {
+        "sampling rate": f"{config.sampling_rate} Hz",
+        "frames": f"{config.frame_rate:g} a second, {config.hop_length} samples each",
+    }
+    described: dict[str, Any] = {"family": "codec", "frame_rate": config.frame_rate, "facts": facts}
+    described["hidden_size"] = getattr(config, "hidden_size", None)
+    described |= {"sampling_rate": config.sampling_rate, "kbps": config.bits_per_second / 1000}
+    if not hasattr(config, "codebook_size"):
+        described["family"] = "latents"
+        facts |= _latent_facts(config)
+    else:
+        described |= {"num_quantizers": config.num_quantizers, "bits_per_code": math.log2(config.codebook_size)}
+    if hasattr(config, "encoder_config"):
+        described["family"] = "units"
+        facts |= _unit_facts(config)
+        # Codes that were learnt by swapped prediction, rather than the centroids of clusters.
+        described["is_swapped"] = hasattr(config, "primary_codebook_size")
+        described["has_vocoder"] = config.vocoder_config is not None
+    elif described["family"] == "codec":
+        facts |= _codec_facts(config)
+    described["tags"] = "swapped units" if described.get("is_swapped") else described["family"]
+    weights = folder / "model.safetensors"
+    if weights.is_file():
+        with safe_open(weights, "pt") as tensors:
+            slices = [tensors.get_slice(name) for name in tensors.keys()]  # noqa: SIM118 - not a mapping
+            count = sum(math.prod(part.get_shape()) for part in slices)
+            kinds = sorted({part.get_dtype() for part in slices if part.get_dtype().startswith(("F", "BF"))})
+        facts["weights"] = f"{count / 1e6:.2f} M numbers ({', '.join(kinds)}), {weights.stat().st_size / 1e6:.1f} MB"
+    return described
+
+
+def _network_facts(config: Any) -> dict[str, str]:
+    return {
+        "encoder": config.encoder_type,
+        "decoder": config.decoder_type,
+        "look-ahead": "none" if config.causal else "yes (not causal)",
+    }
+
+
+def _latent_facts(config: Any) -> dict[str, str]:
+    noise = {
+        "sigma": f"sigma-VAE: noise of a standard deviation that is drawn from N(0, {config.noise_std:g}²)",
+        "kl": "the encoder predicts the standard deviation of its noise",
+    }
+    facts = {
+        "latents": f"{config.hidden_size} numbers a frame, of zero mean and unit variance over the training speech",
+        "bottleneck": f"{noise[config.bottleneck_type]}; in training only",
+        "bit rate": f"{config.bits_per_second:g} bit/s in half precision; continuous, so that it is no measure of "
+        "information",
+        **_network_facts(config),
+    }
+    if config.ctc_labels is not None:
+        facts["CTC head"] = f"{len(config.ctc_labels)} labels, on the latents (training only)"
+    return facts
+
+
+def _codec_facts(config: Any) -> dict[str, str]:
+    per_codebook = config.frame_rate * math.log2(config.codebook_size)
+    facts = {
+        "codebooks": f"{config.num_quantizers} of {config.codebook_size} entries",
+        "bit rate": f"{config.bits_per_second:g} bit/s, or {per_codebook:g} bit/s for each codebook used",
+        **_network_facts(config),
+    }
+    learnt_from = {"semantic": "a speech model", "contextual": "a language model"}
+    for kind, teacher in learnt_from.items():
+        dimension = getattr(config, f"{kind}_dimension", None)
+        if dimension is not None:
+            stage = getattr(config, f"{kind}_stage")
+            codebooks = f"codebook {stage}" if isinstance(stage, int) else f"the {stage} of all codebooks"
+            facts[f"distilled from {teacher}"] = f"{codebooks}, projected to {dimension} features (training only)"
+    return facts
+
+
+def _unit_facts(config: Any) -> dict[str, str]:
+    encoder = config.encoder_config
+    learnt = {}
+    if hasattr(config, "primary_codebook_size"):
+        auxiliary = config.auxiliary_codebook_size
+        learnt["learnt by"] = (
+            f"swapped prediction in {config.projection_dim} dimensions with the top {config.trainable_layers} layers"
+            + (f", beside an auxiliary codebook of {auxiliary} (DC-Spin)" if auxiliary else " (Spin)")
+        )
+    return {
+        "units": f"{config.num_quantizers} of {config.codebook_size} a frame",
+        "bit rate": f"{config.bits_per_second:.0f} bit/s before runs of equal units are merged",
+        "encoder": f"{encoder.model_type}, {encoder.hidden_size} dimensions, read at layer "
+        + ", ".join(map(str, config.layers)),
+        "batches": "units of a padded batch equal those alone" if config.padding_invariant else "as in transformers",
+        **learnt,
+        "vocoder": "none" if config.vocoder_config is None else "attached, see `decode`",
+    }
+
+
+def loss_table(entries: list[dict[str, Any]], num_rows: int = 8) -> dict[str, Any] | None:
+    r"""
+    A few rows of a training log, evenly spread, the last one included.
+
+    Args:
+        entries (`list` of `dict`): Lines of the log, each with `step`. Those with evaluation losses are preferred.
+        num_rows (`int`, *optional*, defaults to 8): Rows of the table.
+    """
+    evaluated = [entry for entry in entries if any(name.startswith("eval_") for name in entry)]
+    entries = evaluated or entries
+    if not entries:
+        return None
+    wanted = ("eval_mel", "eval_waveform", "eval_stoi", "eval_pesq")
+    wanted += ("loss", "mel", "waveform", "commitment", "discriminator")
+    wanted += ("semantic_distillation", "contextual_distillation", "kl", "latent_ctc", "reconstruction_ctc")
+    wanted += ("latent_rank", "active_dimensions")
+    wanted += ("primary_swapped_prediction_loss", "primary_accuracy", "auxiliary_swapped_prediction_loss")
+    names = [name for name in wanted if isinstance(entries[-1].get(name), float)]
+    places = sorted({round(i * (len(entries) - 1) / max(1, num_rows - 1)) for i in range(min(num_rows, len(entries)))})
+    places = sorted({*places, len(entries) - 1})
+    rows = []
+    for place in places:
+        values = [f"{entries[place][name]:.4g}" if name in entries[place] else "" for name in names]
+        rows.append({"step": entries[place]["step"], "values": values})
+    return {"names": names, "rows": rows}
+
+
+def latent_table(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+    r"""
+    What the last evaluation in a training log tells of the latents; `None` where none does.
+
+    Args:
+        entries (`list` of `dict`): Lines of the log, each with `step`.
+
+    Returns:
+        `dict`: `step`, `live_directions`, `participation_ratio`, and `rows`: the share of the latents' variance that
+        so many codebooks leave, and the mel loss with them. No rows for latents without codebooks.
+    """
+    measured = [entry for entry in entries if "eval_latent_live_directions" in entry]
+    if not measured:
+        return None
+    last = measured[-1]
+    left = {
+        int(name.removeprefix("eval_variance_left_")): value
+        for name, value in last.items()
+        if name.startswith("eval_variance_left_")
+    }
+    rows = []
+    for used, share in sorted(left.items()):
+        mel = last.get("eval_mel" if used == len(left) else f"eval_mel_at_{used}")
+        rows.append((used, f"{100 * share:.3g} %", "" if mel is None else f"{mel:.4g}"))
+    return {
+        "step": last["step"],
+        "live_directions": f"{last['eval_latent_live_directions']:g}",
+        "participation_ratio": f"{last['eval_latent_participation_ratio']:.3g}",
+        "rows": rows,
+    }
+
+
+def without_folders(recipe: str) -> str:
+    r"""The text of a recipe with absolute paths cut to their last part, since they hold on one machine only."""
+    return re.sub(r"""(?m)((?::|-)\s+['"]?)/(?:[^/\n'"]+/)*(?=[^/\n'"]*['"]?$)""", r"\1", recipe)
+
+
+def describe_training(run_folder: Path, card_folder: Path, command: str | None) -> dict[str, Any]:
+    r"""
+    What a training run left, for the template; its log, recipe and loss curve are copied into the card's folder.
+
+    Args:
+        run_folder (`Path`): `output_dir` of the run, with `training_log.jsonl`, `recipe.yaml` and perhaps
+            `loss_curves.png`.
+        card_folder (`Path`): The model's folder.
+        command (`str`, *optional*): The exact command that trained it.
+
+    Raises:
+        ValueError: If the folder has none of these files.
+    """
+    described: dict[str, Any] = {"command": command}
+    copied = []
+    for name in ("training_log.jsonl", "recipe.yaml", "loss_curves.png"):
+        if (run_folder / name).is_file():
+            if (run_folder / name).resolve() != (card_folder / name).resolve():
+                shutil.copyfile(run_folder / name, card_folder / name)
+            if name == "recipe.yaml":
+                recipe = without_folders((card_folder / name).read_text(encoding="utf-8"))
+                (card_folder / name).write_text(recipe, encoding="utf-8")
+                described["recipe"] = recipe.rstrip()
+            copied.append(name)
+    if not copied:
+        raise ValueError(
+            f"`--run` is {run_folder}, which is no folder of a training run: it has no training_log.jsonl."
+        )
+    if "loss_curves.png" in copied:
+        described["curve"] = "loss_curves.png"
+    if "training_log.jsonl" in copied:
+        lines = (card_folder / "training_log.jsonl").read_text(encoding="utf-8").splitlines()
+        entries = [json.loads(line) for line in lines if line.endswith("}")]
+        steps = max(entry["step"] for entry in entries)
+        described["summary"] = f"Trained for {steps} steps."
+        hours = max((entry.get("training_seconds", 0.0) for entry in entries), default=0.0) / 3600
+        if hours:
+            described["summary"] = f"Trained for {steps} steps in {hours:.1f} hours of training steps."
+        described["losses"] = loss_table(entries)
+        described["latents"] = latent_table(entries)
+    else:
+        described["summary"] = ""
+    described["files"] = ", ".join(f"`{name}`" for name in copied if name != "loss_curves.png")
+    return described
+
+
+def describe_results(report: dict[str, Any], system: str, command: str | None) -> dict[str, Any]:
+    r"""Tables of a `results.json` for the template; the stages are those of `system`."""
+    from speech_tokenizers.evaluation.reconstruction.report import (
+        failure_lines,
+        markdown_table,
+        notes,
+        stage_rows,
+        table_rows,
+    )
+
+    own = find_system(report, system)
+    groups = report["data"]["groups"]
+    return {
+        "notes": notes(report),
+        "table": markdown_table(table_rows(report)),
+        "failures": failure_lines(report),
+        "groups": {name: markdown_table(table_rows(report, name)) for name in groups} if len(groups) > 1 else {},
+        "stages": markdown_table(stage_rows(own)) if "stages" in own else "",
+        "command": command,
+    }
+
+
+def find_system(report: dict[str, Any], system: str) -> dict[str, Any]:
+    r"""The entry of a system in a report; raises `ValueError` where there is none."""
+    for entry in report["systems"]:
+        if entry["system"] == system:
+            return entry
+    names = ", ".join(entry["system"] for entry in report["systems"])
+    raise ValueError(f"`system` must be one of {names}, but got {system!r}.")
+
+
+def metadata_results(report: dict[str, Any], system: str, dataset_name: str, dataset_id: str) -> list[Any]:
+    r"""The measured means of one system as `EvalResult`s; what failed or was not measured is left out."""
+    from huggingface_hub import EvalResult
+
+    scores = find_system(report, system)["scores"]
+    names = dict(METADATA_METRICS)
+    names |= {key: f"WER % ({key})" for key in scores if key.startswith("wer_")}
+    shared = {
+        "task_type": "audio-to-audio",
+        "task_name": "Speech reconstruction",
+        "dataset_type": dataset_id,
+        "dataset_name": dataset_name,
+    }
+    return [
+        EvalResult(
+            **shared,
+            metric_type=key.partition("[")[0],
+            metric_name=title,
+            metric_value=round(scores[key]["value"], 4),
+        )
+        for key, title in names.items()
+        if scores.get(key) is not None
+    ]
+
+
+def build_card(
+    folder: Path,
+    name: str,
+    report: dict[str, Any] | None = None,
+    system: str | None = None,
+    run_folder: Path | None = None,
+    training_command: str | None = None,
+    evaluation_command: str | None = None,
+    data: str = "",
+    datasets: list[str] | None = None,
+    dataset_name: str = "held-out speech",
+    benchmark: str = "",
+    limits: str = "",
+    summary: str = "",
+    sections: dict[str, str] | None = None,
+    licence: str = "apache-2.0",
+    licence_text: str = "Apache License 2.0.",
+    language: str = "en",
+) -> Any:
+    r"""
+    Args:
+        folder (`Path`): The model's folder, with `config.json`.
+        name (`str`): Name of the checkpoint.
+        report (`dict`, *optional*): Contents of the evaluation's `results.json`.
+        system (`str`, *optional*): The model's name in the report. Defaults to `name`.
+        run_folder (`Path`, *optional*): `output_dir` of the training run.
+        training_command, evaluation_command (`str`, *optional*): The exact commands.
+        data (`str`, *optional*): Markdown that describes the training data with its licences.
+        datasets (`list` of `str`, *optional*): Hub ids of the training data.
+        dataset_name (`str`, *optional*): Of the data that was measured on.
+        benchmark (`str`, *optional*): Markdown of `speech-tokenizers benchmark`.
+        limits (`str`, *optional*): Markdown on what the model cannot do.
+        summary (`str`, *optional*): Markdown on what the model is good for, which stands first.
+        sections (`dict` of `str` to `str`, *optional*): More sections in Markdown, by title.
+        licence, licence_text, language (`str`, *optional*): Of the model.
+
+    Returns:
+        `huggingface_hub.ModelCard`: Sections that nothing is known about are left out.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    from speech_tokenizers import model_cards
+
+    system = system or name
+    results = metadata_results(report, system, dataset_name, (datasets or ["speech"])[0]) if report else []
+    described = describe_model(folder)
+    card_data = ModelCardData(
+        language=language,
+        license=licence,
+        library_name="transformers",
+        pipeline_tag="feature-extraction",
+        tags=["audio-tokenizer", "speech", *TAGS[described["tags"]]],
+        datasets=datasets,
+        metrics=sorted({result.metric_type for result in results}) or None,
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    template = importlib.resources.files(model_cards).joinpath(TEMPLATE).read_text(encoding="utf-8")
+    return ModelCard.from_template(
+        card_data,
+        template_str=template,
+        **described,
+        model_name=name,
+        model_id=name,
+        data=data.strip(),
+        training=describe_training(run_folder, folder, training_command) if run_folder else None,
+        results=describe_results(report, system, evaluation_command) if report else None,
+        benchmark=benchmark.strip(),
+        limits=limits.strip(),
+        summary=summary.strip(),
+        sections={title: text.strip() for title, text in (sections or {}).items()},
+        licence_text=licence_text,
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    r"""Arguments of `speech-tokenizers card`."""
+    parser.add_argument("folder", type=Path, help="the model's folder; README.md is written into it")
+    parser.add_argument("--name", help="of the checkpoint; default: the folder's name")
+    parser.add_argument("--results", type=Path, help="results.json of `speech-tokenizers evaluate`")
+    parser.add_argument("--system", help="the model's name in the results; default: --name")
+    parser.add_argument("--run", dest="run_folder", type=Path, help="output folder of the training run")
+    parser.add_argument("--training-command", help="the exact command that trained the model")
+    parser.add_argument("--evaluation-command", help="the exact command that measured it")
+    parser.add_argument("--data", type=Path, help="Markdown file that describes the training data and its licences")
+    parser.add_argument("--datasets", nargs="*", help="Hub ids of the training data")
+    parser.add_argument("--dataset-name", default="held-out speech", help="name of the data that was measured on")
+    parser.add_argument("--benchmark", type=Path, help="benchmark.md of `speech-tokenizers benchmark`")
+    parser.add_argument("--limits", type=Path, help="Markdown file on the model's limits")
+    parser.add_argument("--summary", type=Path, help="Markdown file on what the model is good for, in five lines")
+    parser.add_argument(
+        "--section",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("TITLE", "FILE"),
+        help="a further section, a Markdown file; may be given several times",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    r"""Run `speech-tokenizers card`; returns the exit code."""
+    try:
+        files = {name: getattr(args, name) for name in ("data", "benchmark", "limits", "summary")}
+        texts = {name: path.read_text(encoding="utf-8") if path else "" for name, path in files.items()}
+        sections = {title: Path(path).read_text(encoding="utf-8") for title, path in args.section}
+        card = build_card(
+            args.folder,
+            args.name or args.folder.resolve().name,
+            report=json.loads(args.results.read_text(encoding="utf-8")) if args.results else None,
+            system=args.system,
+            run_folder=args.run_folder,
+            training_command=args.training_command,
+            evaluation_command=args.evaluation_command,
+            datasets=args.datasets,
+            dataset_name=args.dataset_name,
+            sections=sections,
+            **texts,
+        )
+        card.save(args.folder / "README.md")
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(f"written: {args.folder / 'README.md'}")
+    return 0

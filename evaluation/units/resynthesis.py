@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether units can still be understood when a vocoder speaks them: what a recogniser hears."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from speech_tokenizers.evaluation.bootstrap import bootstrap_sums, ratio
+from speech_tokenizers.evaluation.clips import SAMPLING_RATE, Clip
+from speech_tokenizers.evaluation.codec_systems import EncodingSystem
+from speech_tokenizers.evaluation.peers import resample
+from speech_tokenizers.evaluation.recognition import match_texts, text_normalizer
+from speech_tokenizers.evaluation.units.measures import EncodedClips, Measured, UnitSettings, grouped
+from speech_tokenizers.processing.optional_packages import MissingPackageError, require_package
+from speech_tokenizers.processing.speech_recognition import Recognizer, load_recognizer
+
+
+@torch.inference_mode()
+def resynthesize(system: EncodingSystem, audio_codes: np.ndarray, voice: str | None = None) -> np.ndarray:
+    r"""
+    Speak units.
+
+    Args:
+        system ([`EncodingSystem`]): Of a model with a vocoder, or of a codec.
+        audio_codes (`np.ndarray` of shape `(num_quantizers, num_frames)`): What to speak.
+        voice (`str`, *optional*): Of a vocoder with several, one of its `speaker_names`. Defaults to its
+            `default_speaker`, or to the first.
+
+    Returns:
+        `np.ndarray` of shape `(num_samples,)` at 16 kHz.
+
+    Raises:
+        ValueError: If the model has no vocoder, the vocoder has no such voice, or it wants vectors of speakers.
+    """
+    codes = torch.from_numpy(np.ascontiguousarray(audio_codes)).to(system.device)[None]
+    decoded = system.model.decode(audio_codes=codes, **_voice_arguments(system.model, voice))
+    values = decoded.audio_values.reshape(-1).float().cpu().numpy()
+    return resample(values, system.sampling_rate, SAMPLING_RATE)
+
+
+def _voice_arguments(model: Any, voice: str | None) -> dict[str, torch.Tensor]:
+    config = getattr(getattr(model, "vocoder", None), "config", None)
+    if getattr(config, "speaker_embedding_dim", None) is not None:
+        raise ValueError("the vocoder wants a vector of a speaker; only voices that it has itself can be chosen here")
+    if getattr(config, "num_speakers", None) is None:
+        if voice is not None:
+            raise ValueError(f"there is no choice of voices, so `voice` cannot be {voice!r}")
+        return {}
+    names = config.speaker_names or [str(number) for number in range(config.num_speakers)]
+    if voice is not None and voice not in names:
+        raise ValueError(f"the vocoder has no voice {voice!r}; it has {', '.join(names[:5])}, ...")
+    number = (config.default_speaker or 0) if voice is None else names.index(voice)
+    return {"speaker_ids": torch.tensor([number], device=model.device)}
+
+
+def measure_resynthesis(encoded: EncodedClips, settings: UnitSettings) -> Measured:
+    r"""
+    Word error rate, in percent, of what `settings.recognizer` hears when the units are spoken and in the recordings,
+    over the first `settings.resynthesis_clips` clips, drawn by the seed, that have a text.
+
+    Raises:
+        ValueError: If the units cannot be spoken, or there is no text.
+    """
+    try:
+        require_package("jiwer", "The error rate")
+        recognizer = load_recognizer(str(settings.recognizer))
+    except MissingPackageError as error:
+        raise ValueError(str(error)) from error
+    measured = Measured()
+    order = np.random.default_rng(settings.seed).permutation(len(encoded.data.clips)).tolist()
+    with_text = [number for number in order if (encoded.data.clips[number].text or "").strip()]
+    drawn = set(with_text[: settings.resynthesis_clips])
+    if not drawn:
+        raise ValueError("no clip has a text in the metadata")
+    chosen = [(n, codes) for n, codes in zip(encoded.numbers, encoded.codes, strict=True) if n in drawn]
+    views: dict[str, list[tuple[float, float]]] = {"": [], "[recordings]": []}
+    with tqdm(total=len(chosen), desc="resynthesis", leave=False, disable=None) as progress:
+        for number, codes in chosen:
+            clip = encoded.data.clips[number]
+            spoken = resynthesize(encoded.system, codes, settings.voice)
+            views[""].append(_errors(encoded, clip, recognizer, f"spoken {settings.voice}", lambda x=spoken: x))
+            views["[recordings]"].append(_errors(encoded, clip, recognizer, "recording", clip.load))
+            progress.update()
+    groups = [encoded.data.groups[number] for number, _ in chosen]
+    for view, counts in views.items():
+        estimate = bootstrap_sums(grouped(np.array(counts), groups), ratio, seed=settings.seed)
+        measured.add(f"resynthesis_wer{view}", estimate, len(counts))
+    return measured
+
+
+def _errors(
+    encoded: EncodedClips, clip: Clip, recognizer: Recognizer, view: str, load: Callable[[], np.ndarray]
+) -> tuple[float, float]:
+    # What the clip adds to the sums of the rate: a hundred times the errors, and the true words. Texts are kept.
+    results, key = encoded.results, (encoded.system.key, f"{clip.key} heard by {recognizer.key} {view}")
+    if key not in results.records:
+        record = {"version": results.version, "system_key": key[0], "clip_key": key[1], "clip": clip.name}
+        results.append({**record, "text": recognizer.transcribe(load())})
+    normalize = text_normalizer()
+    words = match_texts(normalize(results.records[key]["text"]), normalize(clip.text or ""))
+    return 100.0 * words.errors, float(words.reference_length)

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A codec's codebooks learn from a speech model and a language model (DM-Codec, SpeechTokenizer)."""
+
+import functools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from speech_tokenizers.processing.speech_recognition import load_recognizer
+from speech_tokenizers.processing.word_alignment import TimedWord, load_word_aligner
+from speech_tokenizers.training.codec.arguments import DistillationArguments, LanguageTeacherArguments
+from speech_tokenizers.training.codec.losses import distillation_loss
+from speech_tokenizers.training.codec.teacher_cache import TeacherCache, fill_cache
+from speech_tokenizers.training.codec.teachers import (
+    LanguageTeacher,
+    SpeechTeacher,
+    Teacher,
+    TimedFeatures,
+    Utterance,
+    place_on_frames,
+)
+
+
+DISTILLATION_LOSS_NAMES = ("semantic_distillation", "contextual_distillation")
+RECOGNIZER_RATE = 16000  # Hz; what recognisers and aligners hear
+
+
+class Distillation:
+    r"""
+    Losses that draw projected codebook outputs of a [`DMCodecModel`] towards the features of its teachers.
+
+    `semantic_distillation` is the paper's L_S, `contextual_distillation` its L_L; with both, weights of w/2 make
+    L_LS = (L_L + L_S) / 2 weighted by w. (DM-Codec, arXiv 2410.15017)
+
+    Args:
+        args ([`DistillationArguments`]): The teachers.
+    """
+
+    def __init__(self, args: DistillationArguments):
+        self.args = args
+        named = {"semantic": args.speech_teacher, "contextual": args.language_teacher}
+        self.kinds = [kind for kind, teacher in named.items() if teacher is not None]
+        self.loss_names = tuple(f"{kind}_distillation" for kind in self.kinds)
+
+    def prepare(self, recordings: Any, model: Any, accelerator: Accelerator, folder: Path) -> None:
+        """See [`CodecObjective`]. Computes the teachers' features of all recordings, unless they are there."""
+        self.recordings, self.hop_length, self.sampling_rate = recordings, model.hop_length, model.sampling_rate
+        self.accelerator = accelerator
+        is_stream = isinstance(recordings, torch.utils.data.IterableDataset)
+        if is_stream and (self.args.cache or "contextual" in self.kinds):
+            raise ValueError(
+                "A stream of recordings can be distilled from a speech teacher alone, with `distillation.cache=false`."
+            )
+        teachers: dict[str, Teacher] = {}
+        if self.args.speech_teacher is not None:
+            teachers["semantic"] = SpeechTeacher(self.args.speech_teacher)
+        if self.args.language_teacher is not None:
+            teachers["contextual"] = LanguageTeacher(self.args.language_teacher, model.frame_rate)
+            self.sayings = Sayings(self.args.language_teacher, recordings, accelerator.device)
+        for kind, teacher in teachers.items():
+            self._check_model(model, kind, teacher)
+        self.interpolated = {kind: teacher.interpolated for kind, teacher in teachers.items()}
+        self.teachers, self.caches, self.keys, self.means = {}, {}, {}, {}
+        if not self.args.cache:
+            speech_rate = teachers["semantic"].encoder.sampling_rate if "semantic" in teachers else self.sampling_rate
+            if speech_rate != self.sampling_rate:
+                raise ValueError(
+                    f"The speech teacher hears {speech_rate} Hz, but the codec has {self.sampling_rate} Hz; set"
+                    " `distillation.cache=true`, which resamples whole recordings."
+                )
+            self.teachers = teachers
+            for teacher in teachers.values():
+                teacher.to(accelerator.device)
+            return
+        for kind, teacher in teachers.items():
+            description = teacher.description
+            if kind == "contextual":
+                description = {**description, **self.sayings.description}
+            cache_dir = Path(self.args.cache_dir or folder / "teacher_cache")
+            with accelerator.main_process_first():
+                self.caches[kind] = TeacherCache(cache_dir / kind, description)
+            self.keys[kind] = [teacher.key(self._utterance(index)) for index in range(len(recordings))]
+            fill_cache(
+                self.caches[kind],
+                self.keys[kind],
+                self._utterance,
+                teacher,
+                accelerator,
+                f"Features of the {'speech' if kind == 'semantic' else 'language'} model",
+            )
+            if self.args.centered:
+                self.means[kind] = self.caches[kind].mean(self.keys[kind])
+
+    def targets(self, recording: int, first_sample: int, num_samples: int) -> dict[str, torch.Tensor]:
+        """
+        See [`CodecObjective`]. From the caches: `<kind>_targets` (num_frames, dim), `<kind>_mask` (num_frames,).
+        """
+        if not self.args.cache:
+            return {"recording": torch.tensor(recording), "first_sample": torch.tensor(first_sample)}
+        found = {}
+        for kind, cache in self.caches.items():
+            # Silence may stand for the mean of all the recording's vectors.
+            whole = kind == "contextual" and not self.interpolated[kind]
+            span = (
+                (0.0, math.inf)
+                if whole
+                else (
+                    first_sample / self.sampling_rate,
+                    (first_sample + num_samples) / self.sampling_rate,
+                )
+            )
+            timed = cache.read(self.keys[kind][recording], *span)
+            if self.args.centered:
+                timed = timed._replace(features=timed.features.float() - self.means[kind])
+            found |= self._placed(kind, timed, recording, first_sample, num_samples)
+        return found
+
+    def losses(self, outputs: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """See [`CodecObjective`]."""
+        if not self.args.cache:
+            batch = {**batch, **self._targets_of_batch(batch)}
+        return {
+            f"{kind}_distillation": distillation_loss(
+                getattr(outputs, f"{kind}_features"),
+                batch[f"{kind}_targets"],
+                batch[f"{kind}_mask"],
+                self.args.axis,
+            )
+            for kind in self.kinds
+        }
+
+    def _targets_of_batch(self, batch):
+        # The speech teacher hears the crops; the language teacher reads the whole texts.
+        recorded = batch["input_values"][:, 0]
+        frame_times = self._frame_times(0, recorded.shape[-1])
+        found: dict[str, list[torch.Tensor]] = {}
+        if "semantic" in self.kinds:
+            teacher = self.teachers["semantic"]
+            assert isinstance(teacher, SpeechTeacher)
+            features, times = teacher.of_waveforms(recorded)
+            for index, item in enumerate(features):
+                length = recorded.shape[-1]
+                if "recording" in batch:
+                    length = len(self.recordings[int(batch["recording"][index])]) - int(batch["first_sample"][index])
+                placed = place_on_frames(TimedFeatures(item, times), frame_times, length / self.sampling_rate, True)
+                for name, value in zip(("semantic_targets", "semantic_mask"), placed, strict=True):
+                    found.setdefault(name, []).append(value)
+        if "contextual" in self.kinds:
+            crops = zip(batch["recording"].tolist(), batch["first_sample"].tolist(), strict=True)
+            for recording, first_sample in crops:
+                timed = self.teachers["contextual"].features(self._utterance(recording))
+                placed = self._placed("contextual", timed, recording, first_sample, recorded.shape[-1])
+                for name, value in placed.items():
+                    found.setdefault(name, []).append(value.to(recorded.device))
+        return {name: torch.stack(values) for name, values in found.items()}
+
+    def _placed(self, kind, timed, recording, first_sample, num_samples):
+        targets, mask = place_on_frames(
+            timed,
+            self._frame_times(first_sample, num_samples),
+            len(self.recordings[recording]) / self.sampling_rate,
+            self.interpolated[kind],
+            self.args.language_teacher.silence if kind == "contextual" else "zero",
+        )
+        return {f"{kind}_targets": targets, f"{kind}_mask": mask}
+
+    def _frame_times(self, first_sample: int, num_samples: int) -> torch.Tensor:
+        frames = torch.arange(math.ceil(num_samples / self.hop_length))
+        return (first_sample + (frames + 0.5) * self.hop_length) / self.sampling_rate
+
+    def _utterance(self, index: int) -> Utterance:
+        recording = self.recordings[index]
+        if self.args.language_teacher is None:
+            return Utterance(recording, self.sampling_rate)
+        return self.sayings.utterance(index, recording, self.sampling_rate)
+
+    @staticmethod
+    def _check_model(model: Any, kind: str, teacher: Teacher) -> None:
+        if not hasattr(model.config, f"{kind}_dimension"):
+            raise ValueError(
+                f"A {type(model).__name__} has no features to compare with a teacher's; choose a preset of"
+                " `DM_CODEC_PRESETS`."
+            )
+        dimension = getattr(model.config, f"{kind}_dimension")
+        if dimension != teacher.dimension:
+            raise ValueError(
+                f"`{kind}_dimension` of the codec is {dimension}, but the teacher's features have {teacher.dimension};"
+                f" set model.overrides.{kind}_dimension={teacher.dimension}."
+            )
+        stage = getattr(model.config, f"{kind}_stage")
+        if isinstance(stage, int) and stage > 1 and model.config.quantizer_dropout > 0:
+            raise ValueError(
+                f"`{kind}_stage` is {stage}, which quantizer dropout leaves out of some batches; set"
+                " model.overrides.quantizer_dropout=0."
+            )
+
+
+class Sayings:
+    r"""
+    What is said in recordings, and when: from their metadata, a file of word times, or recognisers.
+
+    Args:
+        args ([`LanguageTeacherArguments`]): Where to look.
+        recordings ([`DecodedRecordings`]): With `metadata`, a row each, and `names`.
+        device (`torch.device`): Where recognisers run.
+
+    Raises:
+        ValueError: If there is neither text nor a recogniser, or word times are wanted and cannot be had.
+    """
+
+    def __init__(self, args: LanguageTeacherArguments, recordings: Any, device: torch.device):
+        self.args, self.device = args, device
+        metadata = getattr(recordings, "metadata", None)
+        columns = [] if metadata is None else metadata.column_names
+        self.names = list(getattr(recordings, "names", map(str, range(len(recordings)))))
+        self.texts: Sequence[str | None] = [None] * len(recordings)
+        if args.text_column in columns:
+            self.texts = metadata[args.text_column][:]
+        self.words: dict[int, list[TimedWord]] = {}
+        if args.alignment == "ctc":
+            if args.words_column in columns:
+                for index, row in enumerate(metadata[args.words_column][:]):
+                    if row is not None:
+                        self.words[index] = timed_words(row, f"{self.names[index]}, column {args.words_column!r}")
+            if args.word_times is not None:
+                self.words |= self._read_word_times(Path(args.word_times))
+
+        indices = range(len(recordings))
+        self._untranscribed = [index for index in indices if not self.texts[index] and index not in self.words]
+        self._untimed = [index for index in indices if index not in self.words] if args.alignment == "ctc" else []
+        if self._untranscribed and args.recognizer is None and (args.aligner is None or args.alignment != "ctc"):
+            raise ValueError(
+                f"{self._some(self._untranscribed)} have no transcript in column {args.text_column!r}; give"
+                " `distillation.language_teacher.recognizer`, or leave them out by `data.train_files`."
+            )
+        if self._untimed and args.aligner is None:
+            raise ValueError(
+                f"{self._some(self._untimed)} have no word times; give `distillation.language_teacher.aligner` or"
+                " another `alignment`, or leave them out by `data.train_files`."
+            )
+
+    def _read_word_times(self, path: Path) -> dict[int, list[TimedWord]]:
+        places = {name: index for index, name in enumerate(self.names)}
+        found, num_unknown = {}, 0
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                name, words = row["file_name"], row["words"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"`word_times`: {path}, line {number}, is no object with `file_name` and `words`."
+                ) from error
+            if name in places:
+                found[places[name]] = timed_words(words, f"{path}, line {number}")
+            else:
+                num_unknown += 1
+        if num_unknown and not found:
+            raise ValueError(
+                f"`word_times`: {path} names none of the recordings, but such as {name!r}, where they are called"
+                f" {self.names[0]!r}."
+            )
+        return found
+
+    def _some(self, indices: Sequence[int]) -> str:
+        names = ", ".join(self.names[index] for index in indices[:3])
+        return f"{len(indices)} of {len(self.names)} recordings ({names}{', ...' if len(indices) > 3 else ''})"
+
+    @property
+    def description(self) -> dict[str, str]:
+        """What a cache has to know of the recognisers that are asked."""
+        found = {}
+        if self._untranscribed and self.args.recognizer is not None:
+            found["recognizer"] = self.recognizer.key
+        if self._untimed:
+            found["aligner"] = self.aligner.key
+        return found
+
+    @functools.cached_property
+    def recognizer(self) -> Any:
+        """Transcribes what has no transcript."""
+        return load_recognizer(self.args.recognizer, self.args.language, str(self.device))
+
+    @functools.cached_property
+    def aligner(self) -> Any:
+        """Finds word times."""
+        return load_word_aligner(self.args.aligner, str(self.device))
+
+    def utterance(self, index: int, recording: Any, sampling_rate: int) -> Utterance:
+        """The recording with its text and words."""
+        text, words = self.texts[index], self.words.get(index)
+        utterance = Utterance(recording, sampling_rate, said=f"{text} {words or ''}")
+
+        def find_text() -> str:
+            return text or self.recognizer.transcribe(utterance.at(RECOGNIZER_RATE))
+
+        def find_words() -> Sequence[TimedWord]:
+            if words is not None:
+                return words
+            known = text or (find_text() if self.args.recognizer is not None else None)
+            return self.aligner.align(utterance.at(RECOGNIZER_RATE), known)
+
+        utterance.find_text, utterance.find_words = find_text, find_words
+        return utterance
+
+
+def timed_words(rows: Any, where: str) -> list[TimedWord]:
+    r"""
+    Word times as data state them: a list of `{"word", "start", "end"}`, in seconds and in order.
+
+    Raises:
+        ValueError: If they are something else; `where` they are stands in the error.
+    """
+    try:
+        words = [TimedWord(str(row["word"]), float(row["start"]), float(row["end"])) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"Word times ({where}) must be a list of `word`, `start` and `end` (seconds).") from error
+    for before, word in zip([TimedWord("", 0.0, 0.0), *words], words, strict=False):
+        if not (before.start <= word.start <= word.end < math.inf):
+            raise ValueError(
+                f"Word times ({where}) must be in order and end after they start, but {word.word!r} is from"
+                f" {word.start} to {word.end} s after one from {before.start} s."
+            )
+    return words

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""
+Fine-tune a speech encoder by CTC by a recipe, such as stage II of DC-Spin; what it does is [`finetune_ctc`].
+
+The same command goes on after a kill, at the newest checkpoint.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from speech_tokenizers.processing.optional_packages import MissingPackageError
+from speech_tokenizers.processing.phonemization import EspeakPhonemizer
+from speech_tokenizers.processing.recordings import load_recordings
+from speech_tokenizers.training.codec.arguments import check_names, keep_recipe, load_recipe
+from speech_tokenizers.training.recognition.ctc_finetuning import CTCFinetuningArguments, finetune_ctc
+
+
+@dataclass
+class CTCDataArguments:
+    r"""
+    Where the recordings are and what is said in them; see [`load_recordings`].
+
+    Args:
+        train (`str`): A folder, a file of metadata, Parquet, or a dataset's id on the Hub.
+        train_filter, eval_filter (`dict`): Rows to learn from, and of the same data to measure on. An empty
+            `eval_filter` measures nothing.
+        column (`str`, *optional*): Holds the text, or the phones; see [`finetune_ctc`].
+        phonemize (`str`, *optional*): Make phones of the text by espeak-ng, in this language, such as `en-us`.
+        cache_dir (`str`, *optional*): Where decoded audio is kept. Defaults to `audio_cache` in the output folder.
+    """
+
+    train: str
+    train_filter: dict[str, Any] = field(default_factory=dict)
+    eval_filter: dict[str, Any] = field(default_factory=dict)
+    column: str | None = None
+    phonemize: str | None = None
+    cache_dir: str | None = None
+
+
+@dataclass
+class CTCRecipeArguments:
+    r"""
+    A fine-tuning.
+
+    Args:
+        output_dir (`str`): Gets the recogniser, which serves as an encoder again.
+        encoder (`str`): Folder or Hub id of an encoder or a CTC model of it.
+        data ([`CTCDataArguments`]): The recordings.
+        finetuning (`dict`): Fields of the [`CTCFinetuningArguments`], those of `TrainingArguments` included.
+        unit (`str`): `"phone"` or `"character"`.
+    """
+
+    output_dir: str
+    encoder: str
+    data: CTCDataArguments
+    finetuning: dict[str, Any] = field(default_factory=dict)
+    unit: str = "phone"
+
+    def __post_init__(self):
+        if self.unit not in ("phone", "character"):
+            raise ValueError(f"`unit` must be 'phone' or 'character', but got {self.unit!r}.")
+        known = set(CTCFinetuningArguments.__dataclass_fields__) - {"output_dir", "cache_dir"}
+        check_names(self.finetuning, known, "The recipe's key", "finetuning.")
+
+
+def finetune_by_recipe(args: CTCRecipeArguments) -> Path:
+    r"""
+    Fine-tune, from the newest checkpoint in `args.output_dir` or from the beginning.
+
+    Returns:
+        `Path`: The folder of the recogniser.
+
+    Raises:
+        ValueError: If the output folder belongs to another recipe; see also [`finetune_ctc`].
+    """
+    data, output = args.data, Path(args.output_dir)
+    settings = {"logging_steps": 10, "save_total_limit": 2, "report_to": "none", **args.finetuning}
+    training_args = CTCFinetuningArguments(output_dir=args.output_dir, cache_dir=data.cache_dir, **settings)
+    with training_args.main_process_first(desc="recipe"):
+        output.mkdir(parents=True, exist_ok=True)
+        keep_recipe(output / "recipe.yaml", args)
+    if (output / "config.json").is_file():
+        return output
+    finetune_ctc(
+        args.encoder,
+        load_recordings(data.train, data.train_filter),
+        load_recordings(data.train, data.eval_filter) if data.eval_filter else None,
+        args.unit,
+        training_args,
+        data.column,
+        None if data.phonemize is None else EspeakPhonemizer(data.phonemize),
+        resume=True,
+    )
+    return output
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run by `args.recipe` and `args.overrides`; returns the exit code."""
+    try:
+        folder = finetune_by_recipe(load_recipe(args.recipe, args.overrides, CTCRecipeArguments))
+    except (ValueError, TypeError, OSError, MissingPackageError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(f"the recogniser: {folder}")
+    return 0

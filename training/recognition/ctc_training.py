@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""
+Train a CTC recogniser of characters or phones on a frozen speech encoder of transformers.
+
+The encoder hears each recording once; its states are kept on disk while the linear map on them learns.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import Trainer, TrainingArguments
+
+from speech_tokenizers.modeling.modeling_speech_encoder_ctc import SpeechEncoderForCTC
+from speech_tokenizers.processing.audio_files import AudioFileError
+from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
+from speech_tokenizers.processing.recordings import decode_recording, load_recordings, parse_filter, recording_name
+from speech_tokenizers.training.common.processes import leave_together
+from speech_tokenizers.training.recognition.ctc_targets import (
+    COLUMNS,
+    LabelErrorRate,
+    UnusableText,
+    check_column,
+    check_num_frames,
+    learnable_labels,
+)
+
+
+class EncoderStates(torch.utils.data.Dataset):
+    r"""
+    What a frozen encoder says about recordings, in half precision in a file, with the labels of their texts.
+
+    Args:
+        model ([`SpeechEncoderForCTC`]): Its encoder is run.
+        feature_extractor (`FeatureExtractionMixin`): The encoder's.
+        labels ([`CTCLabels`]): Gives the labels of a text.
+        recordings (`datasets.Dataset`): Rows with `audio` and the column `column`.
+        column (`str`): Holds the text or the phones.
+        path (`Path`): The file to write.
+
+    Attributes:
+        rejected (`list[dict]`): `{"name", "reason"}` of the recordings that cannot be learnt from.
+
+    Raises:
+        ValueError: If no recording is left.
+    """
+
+    def __init__(
+        self,
+        model: SpeechEncoderForCTC,
+        feature_extractor: Any,
+        labels: CTCLabels,
+        recordings: datasets.Dataset,
+        column: str,
+        path: Path,
+    ):
+        self.rejected: list[dict[str, str]] = []
+        self._labels: list[list[int]] = []
+        self._shapes: list[tuple[int, int, int]] = []
+        with path.open("wb") as file:
+            for index, row in enumerate(tqdm(recordings, desc="Encoding", unit="file", disable=None)):
+                try:
+                    states, sequence = self._learnable(model, feature_extractor, labels, row, column)
+                except (AudioFileError, UnusableText) as error:
+                    self.rejected.append({"name": recording_name(row, index), "reason": str(error)})
+                    continue
+                self._labels.append(sequence)
+                self._shapes.append(states.shape)
+                file.write(states.tobytes())
+        if not self._labels:
+            raise ValueError(f"No recording is left to learn from; the first reason: {self.rejected[:1]}.")
+        self._starts = np.cumsum([0, *(np.prod(shape) for shape in self._shapes)])
+        self._states = np.memmap(path, dtype=np.float16, mode="r")
+
+    @staticmethod
+    def _learnable(
+        model: SpeechEncoderForCTC, feature_extractor: Any, labels: CTCLabels, row: dict[str, Any], column: str
+    ) -> tuple[np.ndarray, list[int]]:
+        sequence = learnable_labels(labels, row[column])
+        sampling_rate = feature_extractor.sampling_rate
+        audio = decode_recording(row, sampling_rate)
+        longest = getattr(feature_extractor, "n_samples", len(audio))
+        if len(audio) > longest:
+            raise UnusableText(f"it is longer than the {longest / sampling_rate:g} s that the encoder hears")
+        inputs = feature_extractor(audio, sampling_rate=sampling_rate, return_tensors="pt").to(model.device)
+        states, _ = model.encode(inputs[model.main_input_name], inputs.get("attention_mask"))
+        check_num_frames(states.shape[2], sequence)
+        return states[0].half().cpu().numpy(), sequence
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        states = self._states[self._starts[index] : self._starts[index + 1]].reshape(self._shapes[index])
+        return {"encoder_states": torch.from_numpy(states.astype(np.float32)), "labels": self._labels[index]}
+
+
+def pad_batch(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    r"""
+    Pad items of [`EncoderStates`] into the arguments of [`SpeechEncoderForCTC.forward`].
+
+    Returns:
+        `dict`: `encoder_states` of shape `(batch, num_layers, num_frames, hidden_size)`, `attention_mask` of shape
+        `(batch, num_frames)`, 1 = real, and `labels` of shape `(batch, num_labels)`, padded with -100.
+    """
+    num_layers, _, hidden_size = items[0]["encoder_states"].shape
+    lengths = [item["encoder_states"].shape[1] for item in items]
+    states = torch.zeros(len(items), num_layers, max(lengths), hidden_size)
+    labels = torch.full((len(items), max(len(item["labels"]) for item in items)), -100)
+    for row, (item, length) in enumerate(zip(items, lengths, strict=True)):
+        states[row, :, :length] = item["encoder_states"]
+        labels[row, : len(item["labels"])] = torch.tensor(item["labels"])
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return {"encoder_states": states, "attention_mask": mask, "labels": labels}
+
+
+def train_recognizer(
+    encoder: str,
+    recordings: datasets.Dataset,
+    eval_recordings: datasets.Dataset | None,
+    unit: str,
+    args: TrainingArguments,
+    column: str | None = None,
+    **fields: Any,
+) -> Trainer:
+    r"""
+    Train a recogniser and save it, with its feature extractor and tokenizer, in `args.output_dir`.
+
+    Args:
+        encoder (`str`): Folder or Hub id of the speech encoder.
+        recordings, eval_recordings (`datasets.Dataset`): As [`load_recordings`] returns them.
+        unit (`str`): `"character"` or `"phone"`.
+        args (`TrainingArguments`): Of the linear map.
+        column (`str`, *optional*): Holds the text, or the phones (parted by spaces, words by `|`). Defaults to
+            `"text"` or `"phones"`.
+        fields: Of the [`SpeechEncoderCTCConfig`], such as `layer`.
+
+    Returns:
+        `Trainer`: With the trained `model` and its log in `state.log_history`.
+
+    Raises:
+        ValueError: If there is no such column, or no recording can be learnt from.
+    """
+    column = COLUMNS[unit] if column is None else column
+    for dataset in filter(None, (recordings, eval_recordings)):
+        check_column(column, dataset)
+    tokenizer = build_tokenizer((text for text in recordings[column][:] if text), unit)
+    labels = CTCLabels(tokenizer)
+    model, feature_extractor = SpeechEncoderForCTC.from_encoder(
+        encoder, vocab_size=len(tokenizer), pad_token_id=labels.blank, **fields
+    )
+    model.to(args.device)
+    output = Path(args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".states-") as folder:
+
+        def states(name: str, dataset: datasets.Dataset) -> EncoderStates:
+            result = EncoderStates(model, feature_extractor, labels, dataset, column, Path(folder, name))
+            for entry in result.rejected:
+                tqdm.write(f"left out of {name}: {entry['name']}: {entry['reason']}", file=sys.stderr)
+            return result
+
+        eval_states = None if eval_recordings is None else states("evaluation", eval_recordings)
+        trainer = train_on_states(model, labels, states("training", recordings), eval_states, args)
+    model.save_pretrained(output)
+    feature_extractor.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    return trainer
+
+
+def train_on_states(
+    model: SpeechEncoderForCTC,
+    labels: CTCLabels,
+    states: torch.utils.data.Dataset,
+    eval_states: torch.utils.data.Dataset | None,
+    args: TrainingArguments,
+) -> Trainer:
+    r"""
+    Train the linear map of a recogniser, and measure its label error rate.
+
+    Args:
+        model ([`SpeechEncoderForCTC`]): What is trained; its encoder is not.
+        labels ([`CTCLabels`]): What it writes.
+        states, eval_states (`Dataset`): Items like those of [`EncoderStates`].
+        args (`TrainingArguments`): `remove_unused_columns` and `label_names` are set here.
+    """
+    args.remove_unused_columns = False
+    args.label_names = ["labels"]
+    set_statistics(model, states)
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=states,
+        eval_dataset=eval_states,
+        data_collator=pad_batch,
+        compute_metrics=LabelErrorRate(labels),
+        preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1),
+    )
+    trainer.train()
+    if eval_states is not None:
+        trainer.evaluate()
+    return trainer
+
+
+@torch.no_grad()
+def set_statistics(model: SpeechEncoderForCTC, states: torch.utils.data.Dataset, num_items: int = 300) -> None:
+    r"""
+    Tell a recogniser the mean and the standard deviation of what it reads, which speeds up its training much.
+
+    Args:
+        model ([`SpeechEncoderForCTC`]): Its `states_mean` and `states_std` are set.
+        states (`Dataset`): Items like those of [`EncoderStates`].
+        num_items (`int`, *optional*, defaults to 300): Items that are looked at, spread over all.
+    """
+    num_frames, total, squares = 0, 0.0, 0.0
+    for index in np.unique(np.linspace(0, len(states) - 1, num_items).round().astype(int)):
+        item = states[int(index)]["encoder_states"].double()  # (L, F, H)
+        num_frames += item.shape[1]
+        total += item.sum(dim=1)
+        squares += item.square().sum(dim=1)
+    mean = total / num_frames
+    model.states_mean.copy_(mean)
+    model.states_std.copy_((squares / num_frames - mean.square()).clamp(min=1e-8).sqrt())
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("encoder", metavar="ENCODER", help="folder or Hub id of a speech encoder of transformers")
+    parser.add_argument("data", metavar="SPEECH", help="folder with metadata, or a dataset")
+    parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="the recogniser, new")
+    parser.add_argument("--unit", choices=tuple(COLUMNS), default="character", help="what it writes")
+    parser.add_argument(
+        "--column", metavar="NAME", default=None, help="holds the text, or the phones (`AO1 R | DH AH0`)"
+    )
+    parser.add_argument(
+        "--filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of SPEECH to train on"
+    )
+    parser.add_argument(
+        "--eval-filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of SPEECH to measure on"
+    )
+    parser.add_argument("--layer", default="weighted", help="weighted, average, last or a number (default: weighted)")
+    parser.add_argument(
+        "--window", choices=("padded", "tight"), default="tight", help="of Whisper's encoder (default: tight)"
+    )
+    parser.add_argument("--kernel-size", type=int, default=1, help="frames that a label is read from (default: 1)")
+    parser.add_argument("--epochs", type=float, default=15.0, help="(default: 15)")
+    parser.add_argument("--batch-size", type=int, default=16, help="(default: 16)")
+    parser.add_argument("--learning-rate", type=float, default=5e-3, help="(default: 0.005)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    training_args = TrainingArguments(
+        output_dir=args.output,
+        num_train_epochs=args.epochs,
+        per_device_train_batch_size=args.batch_size,
+        per_device_eval_batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=50,
+        logging_steps=50,
+        eval_strategy="no",
+        save_strategy="no",
+        seed=args.seed,
+        report_to="none",
+    )
+    recordings = load_recordings(args.data, parse_filter(args.filter))
+    eval_recordings = load_recordings(args.data, parse_filter(args.eval_filter)) if args.eval_filter else None
+    layer = int(args.layer) if args.layer.isdigit() else args.layer
+    trainer = train_recognizer(
+        args.encoder,
+        recordings,
+        eval_recordings,
+        args.unit,
+        training_args,
+        args.column,
+        layer=layer,
+        window=args.window,
+        kernel_size=args.kernel_size,
+    )
+    for name, value in trainer.state.log_history[-1].items():
+        if name.endswith("_error_rate"):
+            print(f"{name.removeprefix('eval_').replace('_', ' ')}: {value:.2f} %")
+    leave_together()
+    return 0
+
+
+def main() -> None:
+    """`python -m speech_tokenizers.training.recognition.ctc_training ENCODER SPEECH -o FOLDER ...`"""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    args = parser.parse_args()
+    try:
+        sys.exit(run(args))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

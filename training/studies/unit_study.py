@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""
+`speech-tokenizers compare-units`: k-means, Spin and DC-Spin units of one encoder, as it is and after stage II, with as
+many units each, trained, spoken by vocoders and measured side by side.
+
+Each training and the measuring run in processes of their own. What is finished is not done again: the same command
+goes on after a kill.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from speech_tokenizers.training.codec.arguments import keep_recipe, load_recipe
+from speech_tokenizers.training.common.child_process import Stopped, run_command
+
+
+# Units that swapped prediction learns, by name: what differs in the recipe of `dc_spin`.
+VARIANTS: dict[str, dict[str, Any]] = {"spin": {"model.auxiliary_codebook_size": None}, "dc_spin": {}}
+
+
+@dataclass
+class StudyDataArguments:
+    r"""
+    Recordings to train on and to measure on, of different speakers.
+
+    Args:
+        train, evaluation (`str`): A folder with metadata each.
+        train_filter, evaluation_filter (`dict`): Rows of them, by a column and its values.
+        labels (`str`, *optional*): Phones of the evaluation and their times, of `align --unit label`.
+        cache_dir (`str`, *optional*): Where decoded audio is kept. Defaults to `audio_cache` in the output folder.
+    """
+
+    train: str
+    evaluation: str
+    train_filter: dict[str, Any] = field(default_factory=dict)
+    evaluation_filter: dict[str, Any] = field(default_factory=dict)
+    labels: str | None = None
+    cache_dir: str | None = None
+
+
+@dataclass
+class StageArguments:
+    r"""
+    One kind of training.
+
+    Args:
+        recipe (`str`): A recipe of `speech-tokenizers train`.
+        overrides (`dict`): Its settings that differ, by dotted keys.
+    """
+
+    recipe: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class UnitStudyArguments:
+    r"""
+    A comparison of units.
+
+    Args:
+        output_dir (`str`): Gets `encoders`, `units`, `vocoders` and the `results`.
+        encoder (`str`): Folder or Hub id of the speech encoder (stage I).
+        data ([`StudyDataArguments`]): The recordings.
+        variants (`dict`): Units by swapped prediction, by name, each with the settings of `dc_spin` that differ.
+        quantizers (`list[str]`, *optional*): What is compared, `kmeans` or names of `variants`. Defaults to all.
+        skip (`list[str]`): Units that are left out nonetheless, such as `base-spin`.
+        codebook_size (`int`): Units of each.
+        kmeans (`dict`): Options of `speech-tokenizers fit-units`, such as `layers`.
+        dc_spin ([`StageArguments`]): Of all `variants`.
+        finetuning ([`StageArguments`], *optional*): Stage II. Without it, the encoder is only taken as it is.
+        vocoder ([`StageArguments`], *optional*): That speaks the units; one for each. Without it, they are not spoken.
+        evaluation (`dict`): Options of `speech-tokenizers evaluate units`, such as `recognizer`.
+        seed (`int`): Of all of it.
+    """
+
+    output_dir: str
+    encoder: str
+    data: StudyDataArguments
+    dc_spin: StageArguments
+    variants: dict[str, dict[str, Any]] = field(default_factory=lambda: dict(VARIANTS))
+    quantizers: list[str] | None = None
+    skip: list[str] = field(default_factory=list)
+    codebook_size: int = 100
+    kmeans: dict[str, Any] = field(default_factory=dict)
+    finetuning: StageArguments | None = None
+    vocoder: StageArguments | None = None
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self):
+        if "kmeans" in self.variants:
+            raise ValueError("`variants` must not be called `kmeans`, which is the baseline.")
+        known = ["kmeans", *self.variants]
+        self.quantizers = known if self.quantizers is None else list(dict.fromkeys(self.quantizers))
+        if unknown := [name for name in self.quantizers if name not in known]:
+            raise ValueError(f"`quantizers` must be among {', '.join(known)}, but got {unknown[0]!r}.")
+        skippable = [f"{encoder}-{quantizer}" for encoder in encoders(self) for quantizer in known]
+        if unknown := [name for name in self.skip if name not in skippable]:
+            raise ValueError(f"`skip` must be among {', '.join(skippable)}, but got {unknown[0]!r}.")
+        if not compared_units(self):
+            raise ValueError(f"`quantizers` must name at least one of {', '.join(known)}, and `skip` not all units.")
+        from speech_tokenizers.training.units.dc_spin_trainer import DCSpinTrainingArguments
+
+        for name in self.variants:
+            # Its keys are looked at now, not after the hours of the stages before it.
+            given = {"data.train": "", "output_dir": "", "model.encoder": "", **self.dc_spin.overrides}
+            overrides = [f"{key}={json.dumps(value)}" for key, value in {**given, **self.variants[name]}.items()]
+            load_recipe(self.dc_spin.recipe, overrides, DCSpinTrainingArguments)
+
+
+def compared_units(args: UnitStudyArguments) -> list[str]:
+    r"""Each encoder with each quantizer, such as `base-kmeans`, less what is skipped."""
+    names = [f"{encoder}-{quantizer}" for encoder in encoders(args) for quantizer in args.quantizers or []]
+    return [name for name in names if name not in args.skip]
+
+
+class Stage(NamedTuple):
+    r"""
+    A command of `speech-tokenizers`.
+
+    Args:
+        title (`str`): What it does.
+        arguments (`list[str]`): The command and its arguments.
+        done (`Path`): A file that is there once it is finished.
+    """
+
+    title: str
+    arguments: list[str]
+    done: Path
+
+
+def stages(args: UnitStudyArguments) -> Iterator[Stage]:
+    r"""All trainings of a study, in order."""
+    output, data = Path(args.output_dir), args.data
+    shared = {
+        "data.train": data.train,
+        "data.train_filter": data.train_filter,
+        "data.cache_dir": data.cache_dir or str(output / "audio_cache"),
+    }
+    for encoder, folder in encoders(args).items():
+        of_encoder = [name for name in compared_units(args) if name.startswith(f"{encoder}-")]
+        if encoder == "finetuned" and of_encoder:
+            assert args.finetuning is not None
+            settings = {"encoder": args.encoder, "output_dir": str(folder), "finetuning.seed": args.seed}
+            yield Stage(
+                "stage II",
+                _training(args.finetuning, shared | settings),
+                Path(folder) / "trainer_state.json",  # what is written last
+            )
+        for name in of_encoder:
+            quantizer = name.removeprefix(f"{encoder}-")
+            units = units_folder(args, name)
+            if quantizer == "kmeans":
+                options = {
+                    "output": units,
+                    "codebook-size": args.codebook_size,
+                    "seed": args.seed,
+                    "cache-dir": shared["data.cache_dir"],
+                    "filter": [f"{column}={_values(value)}" for column, value in data.train_filter.items()],
+                }
+                arguments = ["fit-units", str(folder), data.train, *as_options({**options, **args.kmeans})]
+            else:
+                settings = {
+                    "output_dir": str(units.parent),
+                    "model.encoder": str(folder),
+                    "model.primary_codebook_size": args.codebook_size,
+                    "seed": args.seed,
+                }
+                stage = StageArguments(args.dc_spin.recipe, {**args.dc_spin.overrides, **args.variants[quantizer]})
+                arguments = _training(stage, shared | settings)
+            yield Stage(f"units {name}", arguments, units / "config.json")
+            if args.vocoder is not None:
+                folder_of_vocoder = output / "vocoders" / name
+                settings = {
+                    "output_dir": str(folder_of_vocoder),
+                    "units.model": str(units),
+                    "resume_from_checkpoint": "latest",
+                    "seed": args.seed,
+                }
+                yield Stage(
+                    f"vocoder {name}",
+                    _training(args.vocoder, shared | settings),
+                    folder_of_vocoder / "final" / "config.json",
+                )
+
+
+def encoders(args: UnitStudyArguments) -> dict[str, str]:
+    r"""Folders or Hub ids of the encoders, by name."""
+    found = {"base": args.encoder}
+    if args.finetuning is not None:
+        found["finetuned"] = str(Path(args.output_dir) / "encoders" / "finetuned")
+    return found
+
+
+def units_folder(args: UnitStudyArguments, name: str) -> Path:
+    r"""Where units are, such as `base-kmeans`."""
+    folder = Path(args.output_dir) / "units" / name
+    return folder if name.partition("-")[2] == "kmeans" else folder / "final"
+
+
+def as_options(options: Mapping[str, Any]) -> list[str]:
+    r"""Settings as a command line has them: `{"max_epochs": 30, "layers": [4]}` is `--max-epochs 30 --layers 4`."""
+    line = []
+    for name, value in options.items():
+        if value is None or value is False or value == []:
+            continue
+        line.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            line += [str(item) for item in (value if isinstance(value, list) else [value])]
+    return line
+
+
+def _values(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _training(stage: StageArguments, settings: Mapping[str, Any]) -> list[str]:
+    # JSON is YAML, and keeps a path's colons and blanks. What the study says of a stage comes last but one.
+    given = {**settings, **stage.overrides}
+    return ["train", stage.recipe, *(f"{key}={json.dumps(value)}" for key, value in given.items())]
+
+
+def spoken_units(args: UnitStudyArguments, name: str) -> Path:
+    r"""The folder of units with their vocoder, which is made if it is not there; without vocoders, of the units."""
+    if args.vocoder is None:
+        return units_folder(args, name)
+    folder = Path(args.output_dir) / "spoken" / name
+    if (folder / "config.json").is_file():
+        return folder
+    import speech_tokenizers
+
+    model, feature_extractor = speech_tokenizers.load(str(units_folder(args, name)))
+    vocoder = speech_tokenizers.UnitVocoderModel.from_pretrained(Path(args.output_dir) / "vocoders" / name / "final")
+    model.attach_vocoder(vocoder)
+    temporary = folder.with_name(f".{folder.name}.incomplete")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    feature_extractor.save_pretrained(temporary)
+    os.replace(temporary, folder)
+    return folder
+
+
+def compare_units(args: UnitStudyArguments) -> int:
+    r"""
+    Train what is not trained yet, and measure.
+
+    Returns:
+        `int`: The exit code of `evaluate units`.
+
+    Raises:
+        ValueError: If the output folder belongs to another study.
+        ChildProcessError: If a stage failed; its words are above.
+        Stopped: If a stage was told to stop.
+    """
+    output = Path(args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    keep_recipe(output / "recipe.yaml", args, incidental=("output_dir", "evaluation", "quantizers", "skip"))
+    for stage in stages(args):
+        if stage.done.is_file():
+            continue
+        print(f"{stage.title}: speech-tokenizers {' '.join(stage.arguments)}", file=sys.stderr)
+        _run(stage)
+    options = {
+        "systems": [f"{name}={spoken_units(args, name)}" for name in compared_units(args)],
+        "data": args.data.evaluation,
+        "filter": [f"{column}={_values(value)}" for column, value in args.data.evaluation_filter.items()],
+        "labels": args.data.labels,
+        "seed": args.seed,
+        "output": output / "results",
+    }
+    finished = run_command(["evaluate", "units", *as_options({**options, **args.evaluation})])
+    if finished.was_stopped:
+        raise Stopped
+    return finished.returncode
+
+
+def _run(stage: Stage) -> None:
+    finished = run_command(stage.arguments)
+    if finished.was_stopped:
+        raise Stopped
+    if finished.returncode or not stage.done.is_file():
+        raise ChildProcessError(
+            f"{stage.title} ended with code {finished.returncode}; its words are above. The same command goes on."
+        )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    r"""Arguments of `speech-tokenizers compare-units`."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe of this installation")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that differ from the recipe")
+
+
+def run(args: argparse.Namespace) -> int:
+    r"""Run `speech-tokenizers compare-units`; returns the exit code."""
+    try:
+        return compare_units(load_recipe(args.recipe, args.overrides, UnitStudyArguments))
+    except Stopped:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2

@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Pseudo-labels: a class for each frame of each recording, by k-means of MFCC or by any model with codes, in one file; or
+a vector for each, the continuous tokens of a model.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import soxr
+import torch
+from tqdm import tqdm
+
+from speech_tokenizers.processing.recordings import DecodedRecordings
+from speech_tokenizers.training.common.length_batches import pack_by_length
+from speech_tokenizers.training.units.kmeans import assign
+from speech_tokenizers.training.units.mfcc import mfcc_features
+
+
+class Labeler(Protocol):
+    r"""
+    Gives waveforms their labels.
+
+    Attributes:
+        label_rate (`float`): Labels per second.
+        num_labels (`int`): Labels are smaller. 0 where they are vectors of float32; then there also is `label_shape`,
+            `(dim,)`.
+    """
+
+    label_rate: float
+    num_labels: int
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the labels depend on besides the recording, of plain values."""
+        ...
+
+    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The labels of float32 waveforms `(num_samples,)` of like length, `(num_labels, *label_shape)` each."""
+        ...
+
+
+class MfccLabeler:
+    r"""
+    Labels by k-means of MFCC, as for the first iteration of HuBERT.
+
+    Args:
+        centroids (`torch.Tensor` of shape `(num_labels, 39)`): Of MFCC with their differences.
+        sampling_rate (`int`, *optional*, defaults to 16000): Of the recordings.
+        subtract_mean (`bool`, *optional*, defaults to `False`): See [`mfcc_features`].
+    """
+
+    label_rate = 100.0
+
+    def __init__(self, centroids: torch.Tensor, sampling_rate: int = 16000, subtract_mean: bool = False):
+        self.centroids, self.sampling_rate, self.subtract_mean = centroids, sampling_rate, subtract_mean
+
+    @property
+    def num_labels(self) -> int:
+        """Number of centroids."""
+        return len(self.centroids)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The kind of labels, and the centroids' checksum."""
+        description = {"kind": "mfcc", "centroids": _checksum(self.centroids)}
+        return {**description, "subtract_mean": True} if self.subtract_mean else description
+
+    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
+        features = [mfcc_features(waveform, self.sampling_rate, self.subtract_mean) for waveform in waveforms]
+        return [assign(torch.as_tensor(row), self.centroids).numpy() for row in features]
+
+
+class CodesLabeler:
+    r"""
+    Labels that are the codes of a model of the common interface: k-means units, or a codec's codebook.
+
+    Args:
+        model (`PreTrainedModel`): Has `encode`, `sampling_rate`, `frame_rate` and `config.codebook_size`.
+        codebook (`int`, *optional*, defaults to 0): Which of its codebooks.
+        sampling_rate (`int`, *optional*): Of the recordings, which are resampled where the model wants another.
+
+    Raises:
+        ValueError: If the model has no such codebook.
+    """
+
+    def __init__(self, model: Any, codebook: int = 0, sampling_rate: int = 16000):
+        if not 0 <= codebook < model.config.num_quantizers:
+            raise ValueError(f"`codebook` must lie below {model.config.num_quantizers}, but got {codebook}.")
+        self.model, self.codebook, self.sampling_rate = model.eval(), codebook, sampling_rate
+        self.label_rate, self.num_labels = float(model.frame_rate), int(model.config.codebook_size)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The kind of labels, and the checksum of the model's weights."""
+        return {"kind": "codes", "model": _weights_checksum(self.model), "codebook": self.codebook}
+
+    @torch.inference_mode()
+    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
+        outputs = _encode(self.model, waveforms, self.sampling_rate)
+        codes, num_codes = outputs.audio_codes[:, self.codebook].cpu(), outputs.audio_codes_mask.sum(-1).cpu()
+        return [row[:count].numpy() for row, count in zip(codes, num_codes.tolist(), strict=True)]
+
+
+class LatentLabeler:
+    r"""
+    The continuous tokens of a model, or what its quantizer is given.
+
+    Args:
+        model (`PreTrainedModel`): Has `encode` with `latents`, `sampling_rate`, `frame_rate` and `config.hidden_size`.
+        sampling_rate (`int`, *optional*): Of the recordings, which are resampled where the model wants another.
+    """
+
+    num_labels = 0
+
+    def __init__(self, model: Any, sampling_rate: int = 16000):
+        self.model, self.sampling_rate = model.eval(), sampling_rate
+        self.label_rate, self.label_shape = float(model.frame_rate), (int(model.config.hidden_size),)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The kind of labels, and the checksum of the model's weights."""
+        return {"kind": "latents", "model": _weights_checksum(self.model)}
+
+    @torch.inference_mode()
+    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
+        outputs = _encode(self.model, waveforms, self.sampling_rate)
+        latents, counts = outputs.latents.float().cpu(), outputs.audio_codes_mask.sum(-1).cpu()
+        return [row[:count].numpy() for row, count in zip(latents, counts.tolist(), strict=True)]
+
+
+def _encode(model: Any, waveforms: Sequence[np.ndarray], sampling_rate: int) -> Any:
+    if model.sampling_rate != sampling_rate:
+        waveforms = [soxr.resample(row, sampling_rate, model.sampling_rate) for row in waveforms]
+    lengths = torch.tensor([len(row) for row in waveforms])
+    padded = torch.zeros(len(waveforms), int(lengths.max()))
+    for row, waveform in zip(padded, waveforms, strict=True):
+        row[: len(waveform)] = torch.from_numpy(waveform)
+    padding_mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+    return model.encode(padded[:, None].to(model.device), padding_mask=padding_mask.to(model.device))
+
+
+class PseudoLabels(Sequence):
+    r"""
+    The labels of recordings, in a memory-mapped file.
+
+    Args:
+        path (`Path`): The index that [`label_all`] wrote, beside the labels.
+    """
+
+    def __init__(self, path: Path):
+        index = json.loads(path.read_text(encoding="utf-8"))
+        self.label_rate: float = index["label_rate"]
+        self.num_labels: int = index["num_labels"]
+        self._spans: list[tuple[int, int]] = index["spans"]
+        shape = (-1, *index.get("label_shape", ()))  # older files have none
+        self._labels = np.memmap(path.with_suffix(".labels"), dtype=index["dtype"], mode="r").reshape(shape)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, index):
+        """Labels of recording `index`, `(num_labels, *label_shape)`, a view of the file."""
+        start, end = self._spans[index]
+        return self._labels[start:end]
+
+    def shares(self) -> np.ndarray:
+        """Share of each label, `(num_labels,)`; the largest is the accuracy of guessing."""
+        return np.bincount(self._labels, minlength=self.num_labels) / len(self._labels)
+
+
+def frame_labels(
+    labels: np.ndarray, label_rate: float, frame_rate: float, first_frame: int, num_frames: int
+) -> np.ndarray:
+    r"""
+    The labels of some frames: of frame f that numbered `floor(f * label_rate / frame_rate)`, as in fairseq.
+
+    Args:
+        labels (`np.ndarray` of shape `(num_labels,)`): Of a whole recording.
+        label_rate (`float`), frame_rate (`float`): In Hz.
+        first_frame (`int`): Of the recording.
+        num_frames (`int`): That follow each other from there.
+
+    Returns:
+        `np.ndarray` of shape `(num_frames,)`, int64; -100 for frames after the last label.
+    """
+    frames = np.arange(first_frame, first_frame + num_frames)
+    # A rate such as 16000 / 320 is exact; others may be a hair below the whole number that is meant.
+    positions = np.floor(frames * (label_rate / frame_rate) + 1e-6).astype(np.int64)
+    result = np.full(num_frames, -100, dtype=np.int64)
+    within = positions < len(labels)
+    result[within] = labels[positions[within]]
+    return result
+
+
+def label_all(
+    recordings: DecodedRecordings,
+    labeler: Labeler,
+    cache_dir: str | os.PathLike,
+    batch_seconds: float = 60.0,
+    min_seconds: float = 0.1,
+    show_progress: bool = True,
+) -> PseudoLabels:
+    r"""
+    Label recordings once; a second call with the same recordings and the same labeler reads what the first one wrote,
+    and one after a kill goes on where it was.
+
+    Args:
+        recordings ([`DecodedRecordings`]): What to label.
+        labeler ([`Labeler`]): Gives the labels.
+        cache_dir (`str` or `os.PathLike`): Where to keep them.
+        batch_seconds (`float`): Recordings that are labelled at once, with padding.
+        min_seconds (`float`): Shorter recordings get no labels, since a model may refuse them.
+        show_progress (`bool`): Whether to show a bar.
+    """
+    content = json.dumps([recordings.path.stem, min_seconds, labeler.description], sort_keys=True)
+    path = Path(cache_dir) / f"{hashlib.sha256(content.encode()).hexdigest()[:20]}.json"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lengths = np.diff(recordings.starts)
+        order = np.argsort(-lengths, kind="stable")
+        order = order[lengths[order] >= min_seconds * recordings.sampling_rate]
+        batches = pack_by_length(lengths, order, round(batch_seconds * recordings.sampling_rate))
+        dtype = np.dtype(np.float32) if _label_shape(labeler) else np.min_scalar_type(labeler.num_labels - 1)
+        _write_labels(path, recordings, labeler, batches, dtype, show_progress)
+    return PseudoLabels(path)
+
+
+def _write_labels(
+    path: Path,
+    recordings: DecodedRecordings,
+    labeler: Labeler,
+    batches: list[list[int]],
+    dtype: np.dtype,
+    show_progress: bool,
+) -> None:
+    # What is done is noted in a second file, after the labels themselves; what a kill left beyond it is cut off.
+    partial, done_path = path.with_suffix(".partial"), path.with_suffix(".done")
+    done = np.fromfile(done_path, dtype=np.int64) if done_path.is_file() else np.empty(0, dtype=np.int64)
+    order = [index for batch in batches for index in batch]
+    with open(partial, "ab") as labels_file, open(done_path, "ab") as done_file:
+        labels_file.truncate(int(done.sum()) * dtype.itemsize * math.prod(_label_shape(labeler)))
+        done_file.truncate(len(done) * 8)
+        num_labels = done.tolist()
+        total = sum(len(recordings[index]) for index in order) / recordings.sampling_rate
+        with tqdm(total=round(total), desc="Labelling", unit="s", disable=not show_progress) as progress:
+            position = 0
+            for batch in batches:
+                position += len(batch)
+                if position > len(done):
+                    # A batch of which a part is noted is labelled again as a whole, to be padded as before.
+                    rows = labeler([as_float(recordings[index]) for index in batch])
+                    rows = rows[max(0, len(batch) - (position - len(done))) :]
+                    for row in rows:
+                        labels_file.write(row.astype(dtype).tobytes())
+                    labels_file.flush()
+                    counts = np.array([len(row) for row in rows], dtype=np.int64)
+                    done_file.write(counts.tobytes())
+                    done_file.flush()
+                    num_labels += counts.tolist()
+                progress.update(round(sum(len(recordings[index]) for index in batch) / recordings.sampling_rate))
+    ends = np.cumsum(num_labels)
+    spans = [[0, 0]] * len(recordings)
+    for index, end, count in zip(order, ends.tolist(), num_labels, strict=True):
+        spans[index] = [end - count, end]
+    contents = {
+        "label_rate": labeler.label_rate,
+        "num_labels": labeler.num_labels,
+        "label_shape": _label_shape(labeler),
+        "dtype": dtype.name,
+    }
+    os.replace(partial, path.with_suffix(".labels"))
+    # The index is written last: where it exists, the labels are complete.
+    temporary = path.with_suffix(f".tmp-{os.getpid()}")
+    temporary.write_text(json.dumps({**contents, **labeler.description, "spans": spans}), encoding="utf-8")
+    os.replace(temporary, path)
+    done_path.unlink()
+
+
+def _label_shape(labeler: Labeler) -> tuple[int, ...]:
+    return getattr(labeler, "label_shape", ())
+
+
+def as_float(recording: np.ndarray) -> np.ndarray:
+    """A recording of 16-bit samples as float32 in [-1, 1]."""
+    return np.asarray(recording, dtype=np.float32) / np.float32(32767.0)
+
+
+def _weights_checksum(model: Any) -> str:
+    lines = "".join(f"{name} {_checksum(value)}" for name, value in model.state_dict().items())
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def _checksum(values: torch.Tensor) -> str:
+    return hashlib.sha256(values.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]

@@ -1,0 +1,545 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""
+Fit k-means units: the frames of a speech encoder, computed once into a file, and their centroids.
+
+The file of frames may be larger than memory, and serves several sizes of codebook. Processes share both parts of the
+work, to the same centroids as one process finds. What is finished is not done again: the same command goes on after a
+kill.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.lib.format import open_memmap
+from safetensors.torch import load_file, save_file
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
+from speech_tokenizers.modeling.padding_invariance import frame_mask
+from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
+from speech_tokenizers.processing.recordings import (
+    DecodedRecordings,
+    append_rejected,
+    decode_all,
+    load_recordings,
+    parse_filter,
+)
+from speech_tokenizers.training.common.length_batches import pack_by_length
+from speech_tokenizers.training.common.processes import leave_together
+from speech_tokenizers.training.units.kmeans import assign, fit_kmeans, mean_squared_distance
+from speech_tokenizers.training.units.pseudo_labels import as_float
+
+
+# Frames that are changed and written at once.
+_FRAMES_AT_ONCE = 65536
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    r"""
+    A part of a recording, heard at once.
+
+    Args:
+        recording (`int`): Number of the recording.
+        start (`int`), num_samples (`int`): Where the part is.
+    """
+
+    recording: int
+    start: int
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class UnitsFit:
+    r"""
+    What [`fit_units`] found.
+
+    Args:
+        num_frames (`int`): Frames that were clustered.
+        seconds (`float`): Their duration.
+        distortion (`list[float]`): Of each codebook, the mean squared distance of all frames from their centroids.
+        explained (`list[float]`): Of each codebook, the share of the frames' variance that it and those before it in
+            its stream account for.
+    """
+
+    num_frames: int
+    seconds: float
+    distortion: list[float]
+    explained: list[float]
+
+
+def draw_excerpts(
+    recordings: DecodedRecordings,
+    max_samples: int,
+    min_samples: int,
+    fit_seconds: float | None = None,
+    seed: int = 0,
+) -> list[Excerpt]:
+    r"""
+    Whole recordings in a random order, long ones in parts, until there is enough.
+
+    Args:
+        recordings ([`DecodedRecordings`]): To draw from.
+        max_samples (`int`): Longer recordings are cut into parts of this length.
+        min_samples (`int`): Shorter recordings and remainders are left out.
+        fit_seconds (`float`, *optional*): Audio to draw. Defaults to all.
+        seed (`int`): Of the order.
+
+    Raises:
+        ValueError: If nothing is long enough.
+    """
+    left = float("inf") if fit_seconds is None else fit_seconds * recordings.sampling_rate
+    lengths = np.diff(recordings.starts)
+    excerpts = []
+    for index in np.random.default_rng(seed).permutation(len(recordings)).tolist():
+        for start in range(0, int(lengths[index]), max_samples):
+            num_samples = min(max_samples, int(lengths[index]) - start)
+            if num_samples >= min_samples and left > 0:
+                excerpts.append(Excerpt(index, start, num_samples))
+                left -= num_samples
+    if not excerpts:
+        raise ValueError(
+            f"Not one of the {len(recordings)} recordings has the {min_samples} samples that a frame needs; give "
+            "longer ones."
+        )
+    return excerpts
+
+
+def write_features(
+    model: KMeansUnitsModel,
+    recordings: DecodedRecordings,
+    excerpts: Sequence[Excerpt],
+    path: Path,
+    batch_seconds: float = 60.0,
+    accelerator: Accelerator | None = None,
+    dtype: str = "float16",
+) -> np.ndarray:
+    r"""
+    Compute the frames of excerpts into one file; those that the file has already are not computed again.
+
+    Args:
+        model ([`KMeansUnitsModel`]): Its [`~KMeansUnitsModel.features`] are written.
+        recordings ([`DecodedRecordings`]): At the model's rate.
+        excerpts (sequence of [`Excerpt`]): What the model hears.
+        path (`Path`): The `.npy` file. It must not hold the frames of another model or of other excerpts.
+        batch_seconds (`float`): Audio that the model hears at once, with padding.
+        accelerator (`Accelerator`, *optional*): Of the processes that share the work, and the file system.
+        dtype (`str`): Of the file, `"float16"` or `"float32"`.
+
+    Returns:
+        A memory map `(num_streams, num_frames, hidden_size)`.
+
+    Raises:
+        ValueError: If frames are too large for half precision.
+    """
+    lengths = np.array([excerpt.num_samples for excerpt in excerpts])
+    order = np.argsort(-lengths, kind="stable")
+    batches = pack_by_length(lengths, order, round(batch_seconds * recordings.sampling_rate))
+    num_frames = [int(model.get_encoded_length(int(length))) for length in lengths]
+    starts = dict(zip(order.tolist(), np.cumsum([0, *(num_frames[i] for i in order)]).tolist(), strict=False))
+    shape = (model.config.num_streams, sum(num_frames), model.config.hidden_size)
+    done_path = path.with_suffix(".done")
+    is_main = accelerator is None or accelerator.is_main_process
+    if is_main and not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.zeros(len(batches), dtype=np.uint8).tofile(done_path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        open_memmap(temporary, mode="w+", dtype=dtype, shape=shape).flush()
+        os.replace(temporary, path)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+        model = model.to(accelerator.device)
+    features, done = open_memmap(path, mode="r+"), np.memmap(done_path, dtype=np.uint8, mode="r+")
+    if features.shape != shape or len(done) != len(batches):
+        raise ValueError(f"`{path}` holds other frames; remove it.")
+    share = slice(None) if accelerator is None else slice(accelerator.process_index, None, accelerator.num_processes)
+    mine = range(len(batches))[share]
+    with tqdm(total=len(mine), desc="frames", unit="batch", disable=None if is_main else True) as progress:
+        for number in mine:
+            if not done[number]:
+                rows = _features_of(model, recordings, [excerpts[i] for i in batches[number]])
+                for i, row in zip(batches[number], rows, strict=True):
+                    features[:, starts[i] : starts[i] + num_frames[i]] = row
+                    if not np.isfinite(features[:, starts[i] : starts[i] + num_frames[i]]).all():
+                        raise ValueError(
+                            f"`{recordings.names[excerpts[i].recording]}` has frames that are not finite in {dtype};"
+                            " use float32."
+                        )
+                features.flush()
+                done[number] = 1  # after the frames themselves
+                done.flush()
+            progress.update()
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+    return open_memmap(path, mode="c")
+
+
+def _features_of(
+    model: KMeansUnitsModel, recordings: DecodedRecordings, excerpts: Sequence[Excerpt]
+) -> list[np.ndarray]:
+    # Of each excerpt, (num_streams, num_frames, hidden_size).
+    waveforms = [
+        torch.from_numpy(as_float(recordings[part.recording][part.start : part.start + part.num_samples]))
+        for part in excerpts
+    ]
+    lengths = torch.tensor([len(waveform) for waveform in waveforms])
+    padded = pad_sequence(waveforms, batch_first=True).to(model.device)
+    padding_mask = frame_mask(lengths, padded.shape[1]).long().to(model.device)
+    features, mask = model.features(padded[:, None], padding_mask)
+    return [row[:, : int(frames)].cpu().numpy() for row, frames in zip(features, mask.sum(-1), strict=True)]
+
+
+def fit_units(
+    model: KMeansUnitsModel,
+    features: np.ndarray,
+    folder: Path,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+    **kmeans_options: Any,
+) -> UnitsFit:
+    r"""
+    Give a model the centroids, and the statistics if its frames are standardized, of its frames.
+
+    Args:
+        model ([`KMeansUnitsModel`]): Changed in place.
+        features (`np.ndarray` of shape `(num_streams, num_frames, hidden_size)`): Of [`write_features`] with a model
+            of the same encoder and layers that has no statistics yet.
+        folder (`Path`): Keeps what is unfinished, and centroids that are finished. It belongs to this fit.
+        seed (`int`): Of k-means.
+        accelerator (`Accelerator`, *optional*): Of the processes that share the work.
+        kmeans_options: Of [`fit_kmeans`].
+
+    Raises:
+        ValueError: If the features are not those of the model, or there are fewer distinct frames than centroids.
+    """
+    config = model.config
+    if features.shape[0] != config.num_streams or features.shape[2] != config.hidden_size:
+        raise ValueError(
+            f"`features` must be ({config.num_streams}, num_frames, {config.hidden_size}), but are {features.shape}."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.normalization == "standardize":
+        moments = [_moments(stream) for stream in features]
+        mean, std = (torch.stack(part) for part in zip(*moments, strict=True))
+        model.set_statistics(mean, std.clamp(min=1e-6))
+    centroids, distortion, explained = [], [], []
+    for stream in range(config.num_streams):
+        frames = features[stream]
+        if config.normalization == "standardize":
+            mean, std = model.quantizer.features_mean[stream].cpu(), model.quantizer.features_std[stream].cpu()
+
+            def standardize(block: torch.Tensor, mean: torch.Tensor = mean, std: torch.Tensor = std) -> torch.Tensor:
+                return (block - mean) / std
+
+            frames = _changed(frames, folder / f"standardized-{stream}.npy", standardize, accelerator)
+        variance = float(_moments(frames)[1].square().sum())
+        for stage in range(config.num_stages):
+            name = f"codebook-{stream * config.num_stages + stage}"
+            table = _fit_codebook(frames, config.codebook_size, folder / name, seed, accelerator, kmeans_options)
+            centroids.append(table)
+            distortion.append(mean_squared_distance(frames, table, accelerator))
+            explained.append(1 - distortion[-1] / variance)
+            if stage + 1 < config.num_stages:
+                path = folder / f"residual-{stream}-{stage}.npy"
+                frames = _changed(frames, path, lambda x, table=table: x - table[assign(x, table)], accelerator)
+    model.set_centroids(torch.stack(centroids))
+    return UnitsFit(features.shape[1], features.shape[1] / model.frame_rate, distortion, explained)
+
+
+def _fit_codebook(
+    frames: np.ndarray,
+    codebook_size: int,
+    path: Path,
+    seed: int,
+    accelerator: Accelerator | None,
+    options: dict[str, Any],
+) -> torch.Tensor:
+    finished, checkpoint = path.with_suffix(".safetensors"), path.with_suffix(".checkpoint")
+    if not finished.is_file():
+        batch_size = options.get("batch_size", 10000)
+        result = fit_kmeans(
+            frames,
+            codebook_size,
+            seed=seed,
+            accelerator=accelerator,
+            checkpoint=checkpoint,
+            description=path.stem,
+            **{**options, "batch_size": min(batch_size, len(frames))},
+        )
+        if accelerator is None or accelerator.is_main_process:
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            save_file({"centroids": result.centroids}, temporary)
+            os.replace(temporary, finished)
+            checkpoint.unlink(missing_ok=True)
+        if accelerator is not None:
+            accelerator.wait_for_everyone()
+    return load_file(finished)["centroids"]
+
+
+def _moments(frames: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    # Mean and standard deviation of each dimension, (hidden_size,); in double precision, block by block.
+    total = torch.zeros(2, frames.shape[1], dtype=torch.float64)
+    for first in range(0, len(frames), _FRAMES_AT_ONCE):
+        block = torch.from_numpy(frames[first : first + _FRAMES_AT_ONCE].astype(np.float64))
+        total += torch.stack([block.sum(0), block.square().sum(0)])
+    mean, square = total / len(frames)
+    return mean.float(), (square - mean.square()).clamp(min=0).sqrt().float()
+
+
+def _changed(frames: np.ndarray, path: Path, change: Any, accelerator: Accelerator | None) -> np.ndarray:
+    # A second file, of changed frames.
+    if not path.is_file() and (accelerator is None or accelerator.is_main_process):
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        target = open_memmap(temporary, mode="w+", dtype=np.float32, shape=frames.shape)
+        for first in range(0, len(frames), _FRAMES_AT_ONCE):
+            block = torch.from_numpy(frames[first : first + _FRAMES_AT_ONCE].astype(np.float32))
+            target[first : first + len(block)] = change(block).numpy()
+        target.flush()
+        os.replace(temporary, path)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+    return open_memmap(path, mode="c")
+
+
+def fit_on_recordings(
+    model: KMeansUnitsModel,
+    recordings: DecodedRecordings,
+    folder: Path,
+    codebook_sizes: Sequence[int] | None = None,
+    fit_seconds: float | None = None,
+    max_seconds: float = 20.0,
+    batch_seconds: float = 60.0,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+    **kmeans_options: Any,
+) -> list[tuple[KMeansUnitsModel, UnitsFit]]:
+    r"""
+    Fit units on recordings.
+
+    Args:
+        model ([`KMeansUnitsModel`]): Without centroids; see [`KMeansUnitsModel.from_encoder`].
+        recordings ([`DecodedRecordings`]): At the model's rate.
+        folder (`Path`): Keeps the frames, and what is unfinished; see the size in the docstring of
+            [`write_features`]. It can be removed afterwards.
+        codebook_sizes (sequence of `int`, *optional*): A model is fitted for each. Defaults to that of the model.
+        fit_seconds (`float`, *optional*): Audio to use, drawn at random. Defaults to all.
+        max_seconds (`float`): Longer recordings are cut into parts.
+        batch_seconds (`float`): Audio that the encoder hears at once, with padding.
+        seed (`int`): Of the drawing and of k-means.
+        accelerator (`Accelerator`, *optional*): Of the processes that share the work.
+        kmeans_options: Of [`fit_kmeans`].
+
+    Returns:
+        A list of fitted models, which share their encoder, with what was found.
+
+    Raises:
+        ValueError: If rates differ, nothing is long enough, or there are fewer distinct frames than centroids.
+    """
+    if recordings.sampling_rate != model.sampling_rate:
+        raise ValueError(f"`recordings` must be at {model.sampling_rate} Hz, but are at {recordings.sampling_rate}.")
+    longest = model.longest_input or sys.maxsize
+    excerpts = draw_excerpts(
+        recordings,
+        min(longest, round(max_seconds * model.sampling_rate)),
+        model.frame_span,
+        fit_seconds,
+        seed,
+    )
+    drawn = [recordings.path.stem, [vars(excerpt) for excerpt in excerpts], batch_seconds]
+    key = _key(_encoder_description(model), drawn)
+    features = write_features(model, recordings, excerpts, folder / f"{key}.npy", batch_seconds, accelerator)
+    fitted = []
+    for codebook_size in codebook_sizes or [model.config.codebook_size]:
+        sized = _with_codebook_size(model, codebook_size)
+        config = sized.config
+        subfolder = folder / _key(key, config.normalization, config.num_stages, codebook_size, seed, kmeans_options)
+        fitted.append((sized, fit_units(sized, features, subfolder, seed, accelerator, **kmeans_options)))
+    return fitted
+
+
+def _with_codebook_size(model: KMeansUnitsModel, codebook_size: int) -> KMeansUnitsModel:
+    config = type(model.config)(**{**model.config.to_diff_dict(), "codebook_size": codebook_size})
+    with torch.device("meta"):
+        sized = KMeansUnitsModel(config)
+    sized.encoder, sized.quantizer = (
+        model.encoder,
+        type(model.quantizer)(config.num_streams, config.num_stages, codebook_size, config.hidden_size),
+    )
+    sized.quantizer.to(model.device)
+    return sized.eval()
+
+
+def _encoder_description(model: KMeansUnitsModel) -> list[Any]:
+    # All that frames depend on besides the recordings.
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    config = model.config
+    names = ("layers", "layer_weights", "do_normalize", "frame_rule", "padding_invariant", "window")
+    layer_norm = config.normalization == "layer_norm"
+    return [digest.hexdigest(), layer_norm, *(getattr(config, name) for name in names)]
+
+
+def _key(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def save_units(model: KMeansUnitsModel, fit: UnitsFit, folder: Path, **facts: Any) -> None:
+    r"""
+    Save a model with its feature extractor and `fit.json`, whole or not at all.
+
+    Args:
+        model ([`KMeansUnitsModel`]): Fitted.
+        fit ([`UnitsFit`]): What was found.
+        folder (`Path`): New, or an empty one.
+        facts: Further entries of `fit.json`.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    KMeansUnitsFeatureExtractor(sampling_rate=model.sampling_rate, hop_length=model.hop_length).save_pretrained(
+        temporary
+    )
+    (temporary / "fit.json").write_text(json.dumps({**vars(fit), **facts}, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, folder)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("encoder", metavar="ENCODER", help="folder or Hub id of a speech encoder of transformers")
+    parser.add_argument("data", metavar="SPEECH", help="a folder, a file of metadata, Parquet, or a dataset's Hub id")
+    parser.add_argument(
+        "-o", "--output", metavar="FOLDER", required=True, type=Path, help="the model; with several, a folder of them"
+    )
+    parser.add_argument("--layers", type=int, nargs="+", default=[6], help="from 1; several: a codebook each")
+    parser.add_argument("--separately", action="store_true", help="a model for each of the layers")
+    parser.add_argument("--codebook-size", metavar="K", type=int, nargs="+", default=[100], help="centroids")
+    parser.add_argument("--num-stages", type=int, default=1, help="residual codebooks of a layer (default: 1)")
+    parser.add_argument("--normalization", choices=("layer_norm", "standardize"), default=None, help="of frames")
+    parser.add_argument(
+        "--window", choices=("padded", "tight"), default="padded", help="of Whisper's encoder (default: padded)"
+    )
+    parser.add_argument(
+        "--frame-rule", choices=("conv", "fairseq"), default="conv", help="frames of a padded row (default: conv)"
+    )
+    parser.add_argument(
+        "--filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of SPEECH to use"
+    )
+    parser.add_argument("--fit-seconds", type=float, default=None, help="audio to use, drawn at random; default: all")
+    parser.add_argument("--max-seconds", type=float, default=20.0, help="longer recordings are cut (default: 20)")
+    parser.add_argument("--batch-seconds", type=float, default=60.0, help="audio heard at once (default: 60)")
+    parser.add_argument("--max-epochs", type=float, default=100, help="of k-means (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--cache-dir", type=Path, default=None, help="keeps audio and frames; default: in FOLDER")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    try:
+        _fit_all(args)
+    except (ValueError, OSError) as error:
+        print(f"speech-tokenizers fit-units: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    leave_together()
+    return 0
+
+
+def _fit_all(args: argparse.Namespace) -> None:
+    from huggingface_hub.errors import StrictDataclassError  # what a contradictory configuration raises
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    for name in ("fit_seconds", "max_seconds", "batch_seconds", "max_epochs"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be positive, but is {value:g}.")
+    accelerator = Accelerator()
+    groups = [[layer] for layer in args.layers] if args.separately else [args.layers]
+    targets = {}
+    for group in groups:
+        for size in args.codebook_size:
+            parts = [f"layer{group[0]}"] * (len(groups) > 1) + [f"k{size}"] * (len(args.codebook_size) > 1)
+            targets[tuple(group), size] = args.output.joinpath("-".join(parts))
+    if all((target / "config.json").is_file() for target in targets.values()):
+        raise ValueError(f"{args.output} is finished; name another folder, or remove it.")
+    cache = args.cache_dir or args.output.with_name(f".{args.output.name}.cache")
+
+    with accelerator.main_process_first():
+        recordings = decode_all(
+            load_recordings(args.data, parse_filter(args.filter)), 16000, cache, accelerator.is_main_process
+        )
+    summary = f"{len(recordings)} recordings, {recordings.seconds / 3600:.2f} h"
+    if recordings.rejected:
+        rejected_path = args.output.with_name(f"{args.output.name}.rejected.jsonl")
+        if accelerator.is_main_process:
+            rejected_path.parent.mkdir(parents=True, exist_ok=True)
+            rejected_path.unlink(missing_ok=True)
+            append_rejected(rejected_path, recordings.rejected)
+        summary += f"; {len(recordings.rejected)} cannot be read, see {rejected_path}"
+    accelerator.print(summary, file=sys.stderr)
+    for group in groups:
+        try:
+            model = KMeansUnitsModel.from_encoder(
+                args.encoder,
+                layers=group,
+                num_stages=args.num_stages,
+                codebook_size=max(args.codebook_size),
+                normalization=args.normalization,
+                window=args.window,
+                frame_rule=args.frame_rule,
+            )
+        except StrictDataclassError as error:
+            raise ValueError(str(error)) from error
+        except (ValueError, OSError) as error:
+            raise ValueError(f"ENCODER {args.encoder} cannot be used: {error}") from error
+        for size, (fitted, fit) in zip(
+            args.codebook_size,
+            fit_on_recordings(
+                model,
+                recordings,
+                cache,
+                args.codebook_size,
+                args.fit_seconds,
+                args.max_seconds,
+                args.batch_seconds,
+                args.seed,
+                accelerator,
+                max_epochs=args.max_epochs,
+            ),
+            strict=True,
+        ):
+            target = targets[tuple(group), size]
+            if accelerator.is_main_process and not (target / "config.json").is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                save_units(fitted, fit, target, seed=args.seed, encoder=Path(args.encoder).name, layers=group)
+            accelerator.print(
+                f"{target}: {size} centroids of {fit.num_frames} frames ({fit.seconds / 60:.1f} min) account for "
+                + ", ".join(f"{share:.1%}" for share in fit.explained)
+                + " of their variance"
+            )
+    if args.cache_dir is None and accelerator.is_main_process:
+        shutil.rmtree(cache)
+
+
+def main() -> None:
+    """`python -m speech_tokenizers.training.units.units_fitting ENCODER SPEECH -o FOLDER ...`"""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    sys.exit(run(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
