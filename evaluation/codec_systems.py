@@ -5,7 +5,6 @@ import hashlib
 import inspect
 import json
 import math
-import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from speech_tokenizers.evaluation.stopwatch import Stopwatch
 from speech_tokenizers.modeling.vector_quantization import ResidualVectorQuantizer
 
 
@@ -57,17 +57,6 @@ class CodecSystem(Protocol):
     def code(self, audio: np.ndarray) -> CodedClip:
         r"""Encode and decode one clip of shape `(num_samples,)`, in [-1, 1] at `sampling_rate`."""
         ...
-
-
-class Stopwatch:
-    r"""Context manager that measures wall-clock `seconds` and the process's `cpu_seconds`."""
-
-    def __enter__(self) -> "Stopwatch":
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds, self.cpu_seconds = time.perf_counter() - self._wall, time.process_time() - self._cpu
 
 
 def model_fingerprint(model: nn.Module, **settings: Any) -> str:

@@ -18,7 +18,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from speech_tokenizers.evaluation.codec_systems import CodecSystem, CodedClip, Stopwatch
+from speech_tokenizers.evaluation.codec_systems import CodecSystem, CodedClip
+from speech_tokenizers.evaluation.stopwatch import Stopwatch
 from speech_tokenizers.processing.audio_files import AUDIO_SUFFIXES, load_audio
 from speech_tokenizers.processing.optional_packages import require_package
 from speech_tokenizers.processing.speech_recognition import folder_fingerprint

@@ -10,15 +10,9 @@ from torch.nn.utils import parametrize
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
-from .codec_layers import (
-    ConvNeXtBlock,
-    InverseSpectrum,
-    LSTMWeights,
-    Snake,
-    Spectrum,
-    ceil_divide,
-)
+from .codec_layers import LSTMWeights, Snake, ceil_divide
 from .configuration_codec import CodecConfig
+from .spectral_layers import ConvNeXtBlock, InverseSpectrum, Spectrum
 from .spectral_losses import multi_scale_mel_loss
 from .vector_quantization import FreezableModule
 

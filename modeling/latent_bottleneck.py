@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import distributed
 
-from .codec_layers import ChannelNorm, CodecConv1d, CodecLayer, CodecSequential, PointwiseConv1d, StreamingCache
+from .codec_layers import CodecConv1d, CodecLayer, CodecSequential, PointwiseConv1d, StreamingCache
+from .spectral_layers import ChannelNorm
 from .vector_quantization import FreezableModule, several_processes
 
 

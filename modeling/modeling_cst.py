@@ -17,14 +17,13 @@ from .codec_layers import (
     PointwiseConv1d,
     SEANetDecoder,
     SEANetEncoder,
-    SpectralDecoder,
-    SpectralEncoder,
     StreamingCache,
 )
 from .codec_model import CodecPreTrainedModel, place_frames, real_span, shift_steps
 from .configuration_cst import CSTConfig
 from .input_checks import check_waveforms
 from .latent_bottleneck import CTCProjection, LatentBottleneck, LatentStatistics
+from .spectral_layers import SpectralDecoder, SpectralEncoder
 
 
 @dataclass

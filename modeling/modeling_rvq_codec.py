@@ -10,10 +10,11 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
-from .codec_layers import SEANetDecoder, SEANetEncoder, SpectralDecoder, SpectralEncoder, StreamingCache
+from .codec_layers import SEANetDecoder, SEANetEncoder, StreamingCache
 from .codec_model import CodecPreTrainedModel, place_frames, real_span, shift_steps
 from .configuration_rvq_codec import RVQCodecConfig
 from .input_checks import check_codes, check_waveforms
+from .spectral_layers import SpectralDecoder, SpectralEncoder
 from .vector_quantization import ResidualVectorQuantizer, VectorQuantizer
 
 

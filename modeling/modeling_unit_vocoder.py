@@ -14,18 +14,10 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
-from .codec_layers import (
-    ChannelNorm,
-    CodecConv1d,
-    CodecSequential,
-    ConvNeXtBlock,
-    InverseSpectrum,
-    PointwiseConv1d,
-    SpectralDecoder,
-    mask_beyond,
-)
+from .codec_layers import CodecConv1d, CodecSequential, PointwiseConv1d, mask_beyond
 from .configuration_unit_vocoder import UnitVocoderConfig
 from .input_checks import check_codes
+from .spectral_layers import ChannelNorm, ConvNeXtBlock, InverseSpectrum, SpectralDecoder
 from .unit_runs import deduplicate_codes, expand_codes
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .optional_packages import require_package
-from .word_alignment import TimedLabel, TimedWord, normalized_word
+from .timed_labels import TimedLabel, TimedWord, normalized_word
 
 
 _FRAMES_PER_SECOND = 100

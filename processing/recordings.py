@@ -20,11 +20,9 @@ import datasets
 import numpy as np
 import soundfile
 import soxr
-from accelerate import Accelerator
 from tqdm import tqdm
 
 from speech_tokenizers.processing.audio_files import AudioFileError, find_audio_files, load_audio
-from speech_tokenizers.training.codec.arguments import DataArguments
 
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
@@ -318,53 +316,3 @@ def append_rejected(path: Path, rejected: Iterable[dict[str, str]]) -> None:
     """Add lines to a JSONL file of rejected recordings."""
     with open(path, "a", encoding="utf-8") as file:
         file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in rejected)
-
-
-def prepare_recordings(
-    args: DataArguments, sampling_rate: int, cache_dir: Path, accelerator: Accelerator, rejected_path: Path
-) -> tuple["DecodedRecordings | datasets.IterableDataset", DecodedRecordings | None]:
-    r"""
-    Training and evaluation recordings as a recipe names them, decoded once for all epochs and processes.
-
-    Args:
-        args ([`DataArguments`]): Where they are.
-        sampling_rate (`int`): Rate to decode at.
-        cache_dir (`Path`): Where to keep decoded audio.
-        accelerator (`Accelerator`): Its main process decodes while the others wait.
-        rejected_path (`Path`): File of JSON lines for what cannot be decoded.
-
-    Returns:
-        The training recordings, and the evaluation recordings if there are any.
-    """
-    if args.train is None:
-        raise ValueError("`data.train` must name the training recordings; give it as data.train=PATH.")
-    rejected: list[dict[str, str]] = []
-
-    def decoded(
-        path: str, split: str, filter_by: dict[str, Any], files: str | None, at_most: int | None = None
-    ) -> DecodedRecordings:
-        with accelerator.main_process_first():
-            recordings = load_recordings(path, filter_by, files, split, args.audio_column)
-            if at_most is not None and at_most < len(recordings):
-                recordings = recordings.select([i * len(recordings) // at_most for i in range(at_most)])
-            result = decode_all(recordings, sampling_rate, cache_dir, accelerator.is_main_process)
-        rejected.extend(result.rejected)
-        return result
-
-    train: DecodedRecordings | datasets.IterableDataset
-    if args.streaming:
-        train = load_recordings(
-            args.train, args.train_filter, args.train_files, args.train_split, args.audio_column, streaming=True
-        )
-    else:
-        train = decoded(args.train, args.train_split, args.train_filter, args.train_files)
-    evaluation = None
-    if args.eval is not None:
-        evaluation = decoded(args.eval, args.eval_split, args.eval_filter, args.eval_files, args.max_eval_recordings)
-    if accelerator.is_main_process:
-        rejected_path.parent.mkdir(parents=True, exist_ok=True)
-        rejected_path.unlink(missing_ok=True)
-        if rejected:
-            append_rejected(rejected_path, rejected)
-            tqdm.write(f"{len(rejected)} recordings were set aside; see {rejected_path}.")
-    return train, evaluation

@@ -2,11 +2,41 @@
 """Word times as `speech-tokenizers align` writes them."""
 
 import json
+import math
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from speech_tokenizers.processing.word_alignment import TimedWord
-from speech_tokenizers.training.codec.distillation import timed_words
+
+class TimedWord(NamedTuple):
+    r"""
+    A word and when it is spoken.
+
+    Args:
+        word (`str`): As it is written.
+        start (`float`): Seconds from the start of the recording.
+        end (`float`): Seconds; not before `start`.
+    """
+
+    word: str
+    start: float
+    end: float
+
+
+class TimedLabel(NamedTuple):
+    r"""
+    A character or phone, and when it is spoken.
+
+    Args:
+        label (`str`): As the recogniser's vocabulary writes it.
+        start (`float`): Seconds from the start of the recording.
+        end (`float`): Seconds; not before `start`.
+    """
+
+    label: str
+    start: float
+    end: float
 
 
 def read_word_times(path: Path, names: Sequence[str]) -> dict[int, list[TimedWord]]:
@@ -36,3 +66,35 @@ def read_word_times(path: Path, names: Sequence[str]) -> dict[int, list[TimedWor
     if not found:
         raise ValueError(f"`word_times`: {path} names none of the recordings, such as {names[0]!r}.")
     return found
+
+
+def normalized_word(word: str) -> str:
+    r"""A word in lower case, with its letters, marks, digits and apostrophes alone; what words are compared by."""
+    return "".join(word_pieces(word))
+
+
+def word_pieces(word: str) -> list[str]:
+    word = unicodedata.normalize("NFKC", word).replace("\u2019", "'").lower()
+    kept = (c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in word)
+    # Quotation marks look like apostrophes at the ends; a word of apostrophes alone is punctuation.
+    return [piece for run in "".join(kept).split() if (piece := run.strip("'"))]
+
+
+def timed_words(rows: Any, where: str) -> list[TimedWord]:
+    r"""
+    Word times as data state them: a list of `{"word", "start", "end"}`, in seconds and in order.
+
+    Raises:
+        ValueError: If they are something else; `where` they are stands in the error.
+    """
+    try:
+        words = [TimedWord(str(row["word"]), float(row["start"]), float(row["end"])) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"Word times ({where}) must be a list of `word`, `start` and `end` (seconds).") from error
+    for before, word in zip([TimedWord("", 0.0, 0.0), *words], words, strict=False):
+        if not (before.start <= word.start <= word.end < math.inf):
+            raise ValueError(
+                f"Word times ({where}) must be in order and end after they start, but {word.word!r} is from"
+                f" {word.start} to {word.end} s after one from {before.start} s."
+            )
+    return words

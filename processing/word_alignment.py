@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """When each word of a text is spoken."""
 
-import unicodedata
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -10,6 +9,7 @@ import numpy as np
 from .ctc_alignment import forced_alignment, greedy_labels, speech_frames, spread_labels
 from .ctc_labels import CTCLabels
 from .speech_recognition import TransformersRecognizer, VoskRecognizer, is_vosk_folder
+from .timed_labels import TimedLabel, TimedWord, normalized_word, word_pieces
 
 
 # Costs of aligning two word sequences. A substitution costs less than a deletion and an insertion together, so that
@@ -17,36 +17,6 @@ from .speech_recognition import TransformersRecognizer, VoskRecognizer, is_vosk_
 _GAP, _SUBSTITUTION = 1.0, 1.5
 # A digit is spoken as a word of about this many letters.
 _LETTERS_PER_DIGIT = 4
-
-
-class TimedWord(NamedTuple):
-    r"""
-    A word and when it is spoken.
-
-    Args:
-        word (`str`): As it is written.
-        start (`float`): Seconds from the start of the recording.
-        end (`float`): Seconds; not before `start`.
-    """
-
-    word: str
-    start: float
-    end: float
-
-
-class TimedLabel(NamedTuple):
-    r"""
-    A character or phone, and when it is spoken.
-
-    Args:
-        label (`str`): As the recogniser's vocabulary writes it.
-        start (`float`): Seconds from the start of the recording.
-        end (`float`): Seconds; not before `start`.
-    """
-
-    label: str
-    start: float
-    end: float
 
 
 class WordAligner(Protocol):
@@ -87,7 +57,7 @@ class VoskWordAligner:
     def align(self, audio: np.ndarray, text: str | None = None) -> list[TimedWord]:
         r"""See [`WordAligner`]."""
         seconds = len(audio) / 16000
-        phrase = None if text is None else " ".join(piece for word in text.split() for piece in _pieces(word))
+        phrase = None if text is None else " ".join(piece for word in text.split() for piece in word_pieces(word))
         results = self.recognizer.results(audio, phrase) if phrase != "" else []
         heard = [
             TimedWord(word["word"], word["start"], word["end"])
@@ -248,7 +218,7 @@ def match_words(text: str, recognised: Sequence[TimedWord], seconds: float) -> l
     if seconds < 0:
         raise ValueError(f"`seconds` must not be negative, but got {seconds}.")
     words = text.split()
-    pieces = [_Piece(piece, index) for index, word in enumerate(words) for piece in _pieces(word)]
+    pieces = [_Piece(piece, index) for index, word in enumerate(words) for piece in word_pieces(word)]
     heard = _split_into_pieces(_within(recognised, seconds))
     matches = _matching_positions([piece.text for piece in pieces], [word.word for word in heard])
 
@@ -298,11 +268,6 @@ def share_word_times(words: Sequence[TimedWord], phones: str) -> list[TimedLabel
     return labels
 
 
-def normalized_word(word: str) -> str:
-    r"""A word in lower case, with its letters, marks, digits and apostrophes alone; what words are compared by."""
-    return "".join(_pieces(word))
-
-
 def edit_distance(said: Sequence[Hashable], true: Sequence[Hashable]) -> int:
     r"""Substitutions, deletions and insertions that turn one sequence into the other, at least."""
     rows, columns = _numbered(said, true)
@@ -313,13 +278,6 @@ def edit_distance(said: Sequence[Hashable], true: Sequence[Hashable]) -> int:
         cost = np.minimum(cost + 1, np.concatenate([[cost[0] + 1], substituted]))
         cost = np.minimum.accumulate(cost - steps) + steps
     return int(cost[-1])
-
-
-def _pieces(word: str) -> list[str]:
-    word = unicodedata.normalize("NFKC", word).replace("\u2019", "'").lower()
-    kept = (c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in word)
-    # Quotation marks look like apostrophes at the ends; a word of apostrophes alone is punctuation.
-    return [piece for run in "".join(kept).split() if (piece := run.strip("'"))]
 
 
 def _within(recognised: Sequence[TimedWord], seconds: float) -> list[TimedWord]:
@@ -338,7 +296,7 @@ def _split_into_pieces(recognised: Sequence[TimedWord]) -> list[TimedWord]:
     for word, start, end in recognised:
         is_unknown = word.startswith(("[", "<")) and word.endswith(("]", ">"))
         # An empty piece equals nothing in a text, yet holds its time.
-        pieces = [""] if is_unknown else _pieces(word) or [""]
+        pieces = [""] if is_unknown else word_pieces(word) or [""]
         bounds = np.linspace(start, end, len(pieces) + 1).tolist()
         heard += [TimedWord(piece, bounds[i], bounds[i + 1]) for i, piece in enumerate(pieces)]
     return heard

@@ -107,3 +107,27 @@ def load_original():
         return model, state, fields, {key[3:]: value for key, value in tensors.items() if key.startswith("io.")}
 
     return load
+
+
+def synthetic_speech(seed: int, num_samples: int) -> np.ndarray:
+    """Harmonics of a gliding fundamental with a syllabic envelope and some noise, (num_samples,), float32."""
+    generator = np.random.default_rng(seed)
+    seconds = np.arange(num_samples) / 16000
+    phase = 2 * np.pi * np.cumsum(100 + 20 * (seed % 5) + 20 * np.sin(2 * np.pi * seconds)) / 16000
+    voice = sum(np.sin(k * phase) / k for k in range(1, 9))
+    envelope = 0.55 + 0.45 * np.sin(2 * np.pi * 3 * seconds + seed)
+    return (0.2 * voice * envelope + 0.01 * generator.standard_normal(num_samples)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def recordings() -> list[np.ndarray]:
+    return [synthetic_speech(seed, 4000 + 700 * seed) for seed in range(6)]
+
+
+@pytest.fixture(scope="session")
+def audio_folder(tmp_path_factory, recordings) -> Path:
+    """A folder of the recordings as WAV files, without metadata."""
+    folder = tmp_path_factory.mktemp("audio")
+    for i, recording in enumerate(recordings):
+        soundfile.write(folder / f"{i}.wav", recording, 16000)
+    return folder

@@ -246,13 +246,8 @@ def describe_training(run_folder: Path, card_folder: Path, command: str | None) 
 
 def describe_results(report: dict[str, Any], system: str, command: str | None) -> dict[str, Any]:
     r"""Tables of a `results.json` for the template; the stages are those of `system`."""
-    from speech_tokenizers.evaluation.reconstruction.report import (
-        failure_lines,
-        markdown_table,
-        notes,
-        stage_rows,
-        table_rows,
-    )
+    from speech_tokenizers.evaluation.reconstruction.report import failure_lines, notes, stage_rows, table_rows
+    from speech_tokenizers.evaluation.report_pages import markdown_table
 
     own = find_system(report, system)
     groups = report["data"]["groups"]

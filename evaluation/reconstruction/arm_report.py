@@ -7,15 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech_tokenizers.evaluation.reconstruction.report import (
-    STYLE,
-    embed_figure,
-    html_table,
-    markdown_table,
-    score_digits,
-    score_titles,
-    write_text,
-)
+from speech_tokenizers.evaluation.reconstruction.report import score_digits, score_titles
+from speech_tokenizers.evaluation.report_pages import STYLE, embed_figure, html_table, markdown_table, write_text
 
 
 if TYPE_CHECKING:

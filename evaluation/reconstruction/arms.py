@@ -21,17 +21,17 @@ from speech_tokenizers.evaluation.bootstrap import paired_difference, ratio
 from speech_tokenizers.evaluation.clip_results import ClipCounts
 from speech_tokenizers.evaluation.clips import read_rows
 from speech_tokenizers.evaluation.codec_systems import ModelSystem
+from speech_tokenizers.evaluation.frame_labels import read_labels
 from speech_tokenizers.evaluation.reconstruction.comparison import CodecComparison, RecordingSystem
 from speech_tokenizers.evaluation.reconstruction.frame_probe import (
-    FrameLabel,
     ProbeResult,
     held_out_speakers,
     macro_f1,
     probe_system,
-    read_labels,
 )
-from speech_tokenizers.evaluation.reconstruction.report import write_text
+from speech_tokenizers.evaluation.report_pages import write_text
 from speech_tokenizers.processing.audio_files import load_audio
+from speech_tokenizers.processing.timed_labels import TimedLabel
 
 
 # Raise it when the frame probe changes: earlier results are then computed anew.
@@ -74,13 +74,13 @@ class FrameLabels:
 
     Args:
         folder (`Path`): Where the recordings are.
-        labels (`dict` of `str` to sequence of [`FrameLabel`]): Of each recording, by its path in `folder`.
+        labels (`dict` of `str` to sequence of [`TimedLabel`]): Of each recording, by its path in `folder`.
         held_out (`set` of `str`): Recordings that are classified; the others are learnt from.
         description (`str`): What was held out, in words.
     """
 
     folder: Path
-    labels: dict[str, list[FrameLabel]]
+    labels: dict[str, list[TimedLabel]]
     held_out: set[str]
     description: str
 

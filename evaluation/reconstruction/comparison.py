@@ -21,6 +21,8 @@ from transformers.utils import logging
 from speech_tokenizers.evaluation.clip_results import (
     SCORES_VERSION,
     ClipCounts,
+    ClipMetric,
+    MetricFailure,
     ResultsFile,
     metric_counts,
     recognition_counts,
@@ -41,14 +43,7 @@ from speech_tokenizers.evaluation.reconstruction.codebook import (
 )
 from speech_tokenizers.evaluation.reconstruction.neural_metrics import DNSMOS, SpeakerSimilarity
 from speech_tokenizers.evaluation.reconstruction.report import write_reports
-from speech_tokenizers.evaluation.reconstruction.signal_metrics import (
-    PESQ,
-    STOI,
-    ClipMetric,
-    MelDistance,
-    MetricFailure,
-    ScaleInvariantSDR,
-)
+from speech_tokenizers.evaluation.reconstruction.signal_metrics import PESQ, STOI, MelDistance, ScaleInvariantSDR
 from speech_tokenizers.processing.optional_packages import MissingPackageError, require_package
 from speech_tokenizers.processing.speech_recognition import Recognizer, load_recognizer
 

@@ -4,7 +4,6 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,25 +12,8 @@ from torch.nn import functional as F
 
 from speech_tokenizers.evaluation.bootstrap import ratio
 from speech_tokenizers.evaluation.clip_results import ClipCounts
-from speech_tokenizers.evaluation.clips import read_rows
-
-
-# Neither sounds nor silence: the boundary between two words in characters and phones.
-IGNORED_LABELS = ("", "|")
-
-
-class FrameLabel(NamedTuple):
-    r"""
-    A label and the time it covers.
-
-    Args:
-        label (`str`): A phone or a character.
-        start, end (`float`): Seconds from the start of the recording.
-    """
-
-    label: str
-    start: float
-    end: float
+from speech_tokenizers.evaluation.frame_labels import IGNORED_LABELS, label_frames
+from speech_tokenizers.processing.timed_labels import TimedLabel
 
 
 class ProbedUtterance(NamedTuple):
@@ -65,50 +47,6 @@ class ProbeResult:
     num_train: int
     num_test: int
     scores: dict[str, ClipCounts]
-
-
-def read_labels(path: Path) -> dict[str, list[FrameLabel]]:
-    r"""
-    Labels of recordings.
-
-    Args:
-        path (`Path`): JSON lines with `file_name` and `labels`, a list of `{"label", "start", "end"}` in seconds, as
-            `speech-tokenizers align --unit label` writes them.
-
-    Raises:
-        ValueError: If a line has another form.
-    """
-    labels = {}
-    for number, row in enumerate(read_rows(path), 1):
-        try:
-            labels[str(row["file_name"])] = [
-                FrameLabel(str(item["label"]), float(item["start"]), float(item["end"])) for item in row["labels"]
-            ]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path}, line {number}: `file_name` and `labels` with `label`, `start` and `end` were expected"
-                f" ({type(error).__name__}: {error})."
-            ) from error
-    return labels
-
-
-def label_frames(
-    labels: Sequence[FrameLabel], num_frames: int, frame_rate: float, classes: Mapping[str, int]
-) -> np.ndarray:
-    r"""
-    The class of the label that covers the middle of each frame, of shape `(num_frames,)`; -1 where there is none.
-
-    Args:
-        labels (sequence of [`FrameLabel`]): Of one recording; of labels that overlap the later one counts.
-        num_frames (`int`), frame_rate (`float`): Frame k lies from k / frame_rate to (k + 1) / frame_rate.
-        classes (mapping of `str` to `int`): Number of each label; others are left out.
-    """
-    middles = (np.arange(num_frames) + 0.5) / frame_rate
-    numbers = np.full(num_frames, -1)
-    for item in labels:
-        if item.label in classes:
-            numbers[(middles >= item.start) & (middles < item.end)] = classes[item.label]
-    return numbers
 
 
 def held_out_speakers(speakers: Sequence[str], share: float = 0.25) -> set[str]:
@@ -290,7 +228,7 @@ def _labelled_frames(
 def probe_system(
     system: Any,
     load: Callable[[str], np.ndarray],
-    labels: Mapping[str, Sequence[FrameLabel]],
+    labels: Mapping[str, Sequence[TimedLabel]],
     held_out: set[str],
     stages: Sequence[tuple[int, int]] = ((1, 1),),
     on_progress: Callable[[], object] = lambda: None,
@@ -301,7 +239,7 @@ def probe_system(
     Args:
         system ([`ModelSystem`]): The codec; with `encode` and `dequantize`.
         load (`Callable`): From a recording's name to its waveform `(num_samples,)`, at the system's rate.
-        labels (mapping of `str` to sequence of [`FrameLabel`]): Of each recording.
+        labels (mapping of `str` to sequence of [`TimedLabel`]): Of each recording.
         held_out (`set` of `str`): Recordings that are classified; the others are learnt from.
         stages (sequence of `tuple`, *optional*): Ranges of codebooks, first and last, counted from 1.
         on_progress (`Callable`, *optional*): Called after each recording.

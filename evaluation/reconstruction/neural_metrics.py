@@ -15,12 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from speech_tokenizers.evaluation.reconstruction.signal_metrics import (
-    ClipMetric,
-    MetricFailure,
-    check_clips,
-    check_rate,
-)
+from speech_tokenizers.evaluation.clip_results import ClipMetric, MetricFailure
+from speech_tokenizers.evaluation.reconstruction.signal_metrics import check_clips, check_rate
 from speech_tokenizers.processing.optional_packages import require_package
 
 

@@ -1,30 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The evaluation's results as JSON, a Markdown table and an HTML page with plots and audio players."""
 
-import base64
 import html
-import io
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile
 
+from speech_tokenizers.evaluation.report_pages import STYLE, embed_figure, html_table, markdown_table, write_text
+
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from speech_tokenizers.evaluation.clips import Clip
-
-
-def write_text(path: Path, text: str) -> Path:
-    r"""Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
 
 
 def score_titles(report: dict[str, Any]) -> dict[str, str]:
@@ -132,29 +123,6 @@ def failure_lines(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def markdown_table(rows: list[list[str]]) -> str:
-    r"""A Markdown table whose first row is the header."""
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
-
-
-def html_table(rows: list[list[str]]) -> str:
-    r"""An HTML table whose first row is the header."""
-    lines = []
-    for number, row in enumerate(rows):
-        tag = "td" if number else "th"
-        lines.append("<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>")
-    return "<table>" + "\n".join(lines) + "</table>"
-
-
-def embed_figure(figure: "Figure") -> str:
-    r"""An `<img>` that holds the figure as PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90, bbox_inches="tight")
-    return f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}" alt="">'
-
-
 def plot_scores(report: dict[str, Any]) -> "Figure":
     r"""A panel for each score: bars of the systems with their intervals."""
     from matplotlib.figure import Figure
@@ -195,14 +163,6 @@ def plot_spectrograms(waveforms: dict[str, np.ndarray], sampling_rate: int) -> "
         axes.set_ylabel("kHz", fontsize=8)
         axes.set_title(name, fontsize=8, loc="left")
     return figure
-
-
-STYLE = """
-body{font-family:sans-serif;margin:2em;max-width:90em}
-table{border-collapse:collapse;margin:1em 0;font-size:85%}
-td,th{border:1px solid #ccc;padding:.3em .5em;text-align:left}
-img{max-width:100%}
-"""
 
 
 def html_page(report: dict[str, Any], folder: Path, examples: dict[str, "Clip"]) -> str:

@@ -2,82 +2,14 @@
 """How near decoded speech is to the recording: PESQ, STOI, mel distance and SI-SDR as `evaluate` metrics."""
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 import torch
 
+from speech_tokenizers.evaluation.clip_results import ClipMetric, MetricFailure
 from speech_tokenizers.modeling.spectral_losses import DEFAULT_MEL_SCALES, MelScale, multi_scale_mel_loss
 from speech_tokenizers.processing.optional_packages import require_package
-
-
-class MetricFailure(ValueError):
-    r"""A metric has no value for this clip; the message says why."""
-
-
-class ClipMetric(evaluate.Metric):
-    r"""
-    A score of one decoded clip, and its mean over clips.
-
-    `compute(predictions=..., references=..., sampling_rate=...)` takes decoded clips and recordings of shape
-    `(num_samples,)`. It returns the mean under `score_name`, the number of clips it is taken over as `num_clips`, each
-    clip's score as `scores` (`None` where there is none) and the reasons as `failures`, a dictionary from the clip's
-    number to a text. A clip that cannot be scored never gets a default score. Where no clip can be, the mean is
-    `None`.
-
-    Subclasses write `score_clip`. Class attributes: `score_name`, `title` (with the unit), `higher_is_better` and
-    `uses_recording` (false for metrics that judge the decoded clip alone).
-    """
-
-    score_name: str
-    title: str
-    higher_is_better = True
-    uses_recording = True
-    citation = ""
-
-    def __init__(self, **kwargs: Any):
-        # Clips are large and read once: the Arrow file that `evaluate` would write has no use.
-        super().__init__(**{"keep_in_memory": True, **kwargs})
-
-    def _info(self) -> evaluate.MetricInfo:
-        audio = datasets.Sequence(datasets.Value("float32"))
-        return evaluate.MetricInfo(
-            description=f"{self.title}. {(self.__doc__ or '').strip()}",
-            citation=self.citation,
-            inputs_description="predictions, references: decoded and recorded clips, each of shape (num_samples,)",
-            features=datasets.Features({"predictions": audio, "references": audio}),
-        )
-
-    def _compute(
-        self, predictions: Sequence[Sequence[float]], references: Sequence[Sequence[float]], sampling_rate: int = 16000
-    ) -> dict[str, Any]:
-        scores: list[float | None] = []
-        failures = {}
-        for number, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
-            try:
-                decoded, recorded = np.asarray(prediction, np.float32), np.asarray(reference, np.float32)
-                scores.append(self.score_clip(decoded, recorded, sampling_rate))
-            except MetricFailure as failure:
-                scores.append(None)
-                failures[number] = str(failure)
-        worked = [score for score in scores if score is not None]
-        mean = float(np.mean(worked)) if worked else None
-        return {self.score_name: mean, "num_clips": len(worked), "scores": scores, "failures": failures}
-
-    def score_clip(self, decoded: np.ndarray, recorded: np.ndarray, sampling_rate: int) -> float:
-        r"""
-        Args:
-            decoded (`np.ndarray` of shape `(num_samples,)`): The codec's output in [-1, 1].
-            recorded (`np.ndarray` of shape `(num_samples,)`): The recording, of the same length.
-            sampling_rate (`int`): Rate of both in Hz.
-
-        Raises:
-            MetricFailure: If the metric has no value for this clip.
-        """
-        raise NotImplementedError
 
 
 def check_clips(decoded: np.ndarray, recorded: np.ndarray) -> None:

@@ -7,13 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech_tokenizers.evaluation.reconstruction.report import (
-    STYLE,
-    embed_figure,
-    html_table,
-    markdown_table,
-    write_text,
-)
+from speech_tokenizers.evaluation.report_pages import STYLE, embed_figure, html_table, markdown_table, write_text
 
 
 if TYPE_CHECKING:

@@ -3,13 +3,10 @@
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +16,16 @@ import torch
 from tqdm import tqdm
 from transformers import EncodecConfig, EncodecModel
 
-from speech_tokenizers.evaluation.speed.command import DEFAULT_RECIPE
 from speech_tokenizers.evaluation.speed.processor import BF16_FLAGS, cpu_flags
+from speech_tokenizers.evaluation.speed.report import describe
+from speech_tokenizers.evaluation.speed.timing import (
+    compare_times,
+    interleave,
+    machine,
+    memory_bytes,
+    num_parameters,
+    synthetic_sound,
+)
 from speech_tokenizers.modeling.codec_streaming import CodecStream
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
@@ -28,68 +33,12 @@ from speech_tokenizers.processing.audio_files import AudioFileError, AudioReader
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 
 
+DEFAULT_RECIPE = "rvq_codec_16khz_4kbps"
 ENCODEC_PRESET = "encodec-16khz"
 FAST_PRESET = "fast-16khz"
 STREAMING_PRESET = "streaming-16khz"
 # Of a long file, what units are encoded from as a whole too, to see what windows change.
 WINDOW_EFFECT_SECONDS = 120.0
-
-
-def synthetic_sound(num_samples: int, sampling_rate: int, seed: int = 0) -> np.ndarray:
-    r"""
-    A voice-like buzz with gliding pitch, pauses and breath noise, of shape `(num_samples,)`, float32 in [-1, 1].
-    """
-    generator = np.random.default_rng(seed)
-    time_axis = np.arange(num_samples) / sampling_rate
-    pitch = 120 + 30 * np.sin(2 * np.pi * 0.7 * time_axis)
-    phase = 2 * np.pi * np.cumsum(pitch) / sampling_rate
-    buzz = sum(np.sin(order * phase) / order for order in range(1, 20))
-    loudness = np.clip(np.sin(2 * np.pi * 1.3 * time_axis) + 0.5, 0, 1)
-    return (0.1 * loudness * buzz + 0.01 * generator.standard_normal(num_samples)).astype(np.float32)
-
-
-def interleave(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    r"""
-    Time functions in turn, so that a change of the machine's load meets all of them.
-
-    Args:
-        functions (`dict`): What to time, by name. Each is called once before, untimed.
-        repeats (`int`): Rounds.
-
-    Returns:
-        `dict` of `list`: Seconds of each round. With one thread they are the process's processor time, which other
-        processes do not lengthen; otherwise wall-clock time.
-    """
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    for function in functions.values():
-        function()
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            start = clock()
-            function()
-            seconds[name].append(clock() - start)
-    return seconds
-
-
-def compare_times(times: dict[str, list[float]], baseline: str, audio_seconds: float) -> list[dict[str, Any]]:
-    r"""
-    One row a name: median time, real-time factor, and the median, lowest and highest ratio of `baseline`'s time to its
-    own.
-    """
-    rows = []
-    for name, seconds in times.items():
-        ratios = np.array(times[baseline]) / np.array(seconds)
-        rows.append(
-            {
-                "name": name,
-                "median_seconds": float(np.median(seconds)),
-                "real_time_factor": float(np.median(seconds)) / audio_seconds,
-                "speed_up": float(np.median(ratios)),
-                "speed_up_range": [float(ratios.min()), float(ratios.max())],
-            }
-        )
-    return rows
 
 
 def random_model(preset: str, **overrides: Any) -> RVQCodecModel:
@@ -135,11 +84,6 @@ def in_bfloat16(model: RVQCodecModel) -> RVQCodecModel:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return RVQCodecModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
-
-
-def num_parameters(model: torch.nn.Module) -> int:
-    r"""Trained numbers in a model."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @torch.inference_mode()
@@ -284,14 +228,6 @@ def load_model(name: str) -> RVQCodecModel:
     return speech_tokenizers.load(name)[0]
 
 
-def memory_bytes(field: str) -> int:
-    r"""`VmRSS` (now) or `VmHWM` (the most so far) of this process, in bytes; Linux only."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{field}:"):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError(f"The system does not report {field}.")
-
-
 def print_file_memory(model_name: str, audio_path: str, threads: str) -> None:
     r"""
     Runs in a process of its own: encode and decode a file with the functions of the command line, print memory as
@@ -386,12 +322,8 @@ def measure_training(args: argparse.Namespace) -> dict[str, Any]:
     The parts of a training step by `--recipe`, of a new model or of `--model`, in a process of its own: what a process
     trains with, precision among it, holds for all of it.
     """
-    recipe, *overrides = args.recipe
-    if (
-        args.model is not None
-        and args.recipe == DEFAULT_RECIPE
-        and not isinstance(load_model(args.model), RVQCodecModel)
-    ):
+    recipe, *overrides = args.recipe or [DEFAULT_RECIPE]
+    if args.model is not None and args.recipe is None and not isinstance(load_model(args.model), RVQCodecModel):
         return {"skipped": f"{recipe} does not train a model like {args.model}; name its recipe by `--recipe`"}
     with tempfile.TemporaryDirectory() as folder:
         recordings = Path(folder) / "recordings"
@@ -414,7 +346,7 @@ def measure_training(args: argparse.Namespace) -> dict[str, Any]:
             settings |= {"model.pretrained": args.model, "model.preset": None}
         # JSON is YAML, and keeps a path's colons and blanks.
         settings_as_text = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-        command = [sys.executable, "-m", "speech_tokenizers.training.studies.step_profile", recipe, *overrides]
+        command = [sys.executable, "-m", "speech_tokenizers", "profile", recipe, *overrides]
         command += [*settings_as_text, "--steps", str(args.repeats), "--threads", str(args.threads)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -422,36 +354,6 @@ def measure_training(args: argparse.Namespace) -> dict[str, Any]:
         raise ChildProcessError(f"The training step could not be profiled: {reason}")
     profile = json.loads(done.stdout.strip().splitlines()[-1])
     return {"recipe": " ".join(args.recipe), "model": args.model or "random weights", **profile}
-
-
-def profile_table(values: dict[str, Any]) -> list[str]:
-    r"""Lines of a Markdown table of `measure_training`."""
-    step = values["step_ms"]
-    rows = {
-        # What has no name of its own comes last.
-        **dict(sorted(values["parts_ms"].items(), key=lambda row: row[0] == "other")),
-        **{f"loss {name}, forward and backward, by itself": ms for name, ms in values["losses_ms"].items()},
-        "whole step": step,
-    }
-    lines = ["| | ms | share of the step |", "| --- | --- | --- |"]
-    return lines + [f"| {name} | {ms:.1f} | {ms / step:.0%} |" for name, ms in rows.items()]
-
-
-def machine() -> dict[str, Any]:
-    r"""What the numbers were measured on."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    notable = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_tile", *BF16_FLAGS)
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "flags": [flag for flag in notable if flag in cpu_flags()],
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "load_average": os.getloadavg()[0],
-        "torch": torch.__version__,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
 
 
 MEASURES = {
@@ -466,109 +368,9 @@ MEASURES = {
 }
 
 
-def time_table(rows: list[dict[str, Any]], audio_seconds: float) -> list[str]:
-    r"""Lines of a Markdown table of `compare_times`."""
-    lines = ["| | seconds | real-time factor | times faster (range) |", "| --- | --- | --- | --- |"]
-    for row in rows:
-        low, high = row["speed_up_range"]
-        lines.append(
-            f"| {row['name']} | {row['median_seconds']:.3f} | {row['real_time_factor']:.4f} | "
-            f"{row['speed_up']:.2f} ({low:.2f} to {high:.2f}) |"
-        )
-    return lines
-
-
-def token_table(rows: list[dict[str, Any]]) -> list[str]:
-    r"""Lines of a Markdown table of `measure_tokens`."""
-    lines = [
-        "| | look-ahead | RTF encode | RTF decode | encode: a call that answers, median (95 %) | decode: likewise |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        cells = [f"{row['name']}, {row['parameters'] / 1e6:.2f} M"]
-        cells.append(f"none, {row['frame_ms']:g} ms a latent" if row["is_streamable"] else "in windows")
-        cells += [f"{row[f'real_time_factor_{side}']:.4f}" for side in ("encode", "decode")]
-        for side in ("encode", "decode"):
-            cells.append(f"{row[f'{side}_median_ms']:.2f} ({row[f'{side}_p95_ms']:.2f}) ms")
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", "RTF: processor seconds per second of audio."]
-
-
-def describe(report: dict[str, Any]) -> str:
-    r"""The report in Markdown."""
-    host = report["machine"]
-    lines = [
-        f"{host['processor']}, {host['cores']} cores ({', '.join(host['flags'])}; torch uses {host['capability']}), "
-        f"torch {host['torch']}, {report['threads']} thread(s), load {host['load_average']:.1f} at the start. "
-        f"Medians of {report['repeats']} interleaved repeats; seconds are {report['clock']} time."
-    ]
-    headings = {
-        "encodec": "Against transformers' EncodecModel, same architecture",
-        "decoders": "Inverse-STFT decoder against SEANet decoder",
-        "bf16": "bfloat16 against float32",
-        "streaming": "One streamed frame, encoded and decoded",
-        "tokens": "Continuous tokens, streamed a latent at a time",
-        "memory": "A long file, encoded and decoded",
-        "training": "A training step",
-        "units": "Units in batches against the plain forward pass of their encoder",
-    }
-    for section, values in report["sections"].items():
-        lines += ["", f"### {headings[section]}", ""]
-        if "skipped" in values:
-            lines.append(f"skipped: {values['skipped']}")
-            continue
-        for side in ("encode", "decode"):
-            if side in values:
-                lines += [f"{side}, {values['audio_seconds']:g} s of audio", ""]
-                lines += [*time_table(values[side], values["audio_seconds"]), ""]
-        if section == "units":
-            lines.append(f"{values['model']}.")
-        if section == "encodec":
-            counts = (f"{name} {count / 1e6:.2f} M" for name, count in values["parameters"].items())
-            lines.append("Parameters: " + ", ".join(counts))
-        if section == "bf16":
-            stages = ", ".join(f"{share:.1%}" for share in values["code_agreement_by_stage"])
-            units = ", ".join(values["bf16_units"]) or "none, so it is emulated"
-            lines.append(f"{values['model']}: {values['code_agreement']:.2%} of codes equal (by stage {stages}).")
-            lines.append(f"bfloat16 units of this processor: {units}.")
-        if section == "streaming":
-            for clock in ("wall", "processor"):
-                row = values[clock]
-                lines.append(
-                    f"- {clock} time: mean {row['mean_ms']:.2f} ms, median {row['median_ms']:.2f} ms, 95th percentile "
-                    f"{row['p95_ms']:.2f} ms for a frame of {values['frame_ms']:g} ms ({values['num_frames']} frames)"
-                )
-        if section == "tokens":
-            lines += token_table(values["models"])
-        if section == "memory":
-            decoded = f", decoded in {values['decode_seconds']:.0f} s" if "decode_seconds" in values else ""
-            lines.append(
-                f"{values['model']}, {values['minutes']:g} minutes: {values['extra_bytes'] / 1e6:.0f} MB beyond the "
-                f"loaded model ({values['with_model_bytes'] / 1e6:.0f} MB with Python and torch); encoded in "
-                f"{values['encode_seconds']:.0f} s{decoded}."
-            )
-            effect = values.get("window_effect")
-            if effect is not None:
-                lines.append(
-                    f"In windows of {effect['window_seconds']:g} s with {effect['context_seconds']:g} s of context "
-                    f"before and after, {effect['seconds']:.0f} s of it get units that differ from those of the whole "
-                    f"by a unit edit distance of {effect['unit_edit_distance']:.2f} %; {effect['frames_equal']:.2%} "
-                    "of the frames are equal."
-                )
-        if section == "training":
-            lines += [*profile_table(values), ""]
-            memory = f", peak {values['peak_memory_gb']:.2f} GB" if "peak_memory_gb" in values else ""
-            lines.append(
-                f"{values['recipe']} ({values['model']}), {values['batch']} x {values['segment_seconds']:g} s on "
-                f"{values['device']}, precision {values['mixed_precision']}, {values['clock']} time: "
-                f"{values['audio_seconds_per_second']:.1f} s of audio a second{memory}."
-            )
-    return "\n".join(lines) + "\n"
-
-
 def benchmark(args: argparse.Namespace) -> int:
     r"""What `speech-tokenizers benchmark` does; returns the exit code."""
-    from speech_tokenizers.evaluation.reconstruction.report import write_text
+    from speech_tokenizers.evaluation.report_pages import write_text
 
     torch.set_num_threads(args.threads)
     report: dict[str, Any] = {

@@ -5,7 +5,6 @@ import argparse
 from pathlib import Path
 
 
-DEFAULT_RECIPE = ["rvq_codec_16khz_4kbps"]
 SECTIONS = ("encodec", "decoders", "bf16", "streaming", "tokens", "memory", "training", "units")
 
 
@@ -29,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         nargs="+",
-        default=DEFAULT_RECIPE,
         metavar=("RECIPE", "key=value"),
         help="for training: a recipe and what differs from it, such as mixed_precision=bf16; its recordings are "
         "--audio. Default: rvq_codec_16khz_4kbps",

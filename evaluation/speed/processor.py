@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the processor of this machine can do."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -25,21 +24,3 @@ def has_bf16_units(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device == "cpu" and not cpu_flags().isdisjoint(BF16_FLAGS)
-
-
-def resolve_precision(mixed_precision: str | None, device: str) -> str | None:
-    r"""
-    A recipe's `mixed_precision` as Accelerate knows it.
-
-    Args:
-        mixed_precision (`str`, *optional*): "auto" is what `accelerate launch --mixed_precision` asked for, and where
-            that asked for none, bf16 if the device has units for it. The launcher passes "no" on to its processes also
-            when it was not asked for anything, so that "no" counts as unasked.
-        device (`str`): Kind of device, `"cuda"` or `"cpu"`.
-    """
-    if mixed_precision != "auto":
-        return mixed_precision
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if launched != "no":
-        return launched
-    return "bf16" if has_bf16_units(device) else "no"

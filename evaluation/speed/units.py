@@ -13,7 +13,7 @@ from speech_tokenizers.evaluation.units.robustness import unit_edit_distance, un
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.modeling.windowed_encoding import WindowedEncoder
 from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
-from speech_tokenizers.training.common.length_batches import pack_by_length
+from speech_tokenizers.processing.packing import pack_by_length
 
 
 NUM_LAYERS = 6

@@ -20,7 +20,8 @@ import numpy as np
 from scipy import sparse
 
 from speech_tokenizers.evaluation.bootstrap import Estimate
-from speech_tokenizers.evaluation.reconstruction.frame_probe import IGNORED_LABELS, FrameLabel
+from speech_tokenizers.evaluation.frame_labels import IGNORED_LABELS
+from speech_tokenizers.processing.timed_labels import TimedLabel
 
 
 # From frames (num_frames_1, ...) and (num_frames_2, ...) to distances (num_frames_1, num_frames_2).
@@ -49,7 +50,7 @@ class PhoneToken(NamedTuple):
 
 
 def phone_tokens(
-    labels: Sequence[FrameLabel],
+    labels: Sequence[TimedLabel],
     num_frames: int,
     frame_rate: float,
     speaker: str,
@@ -64,7 +65,7 @@ def phone_tokens(
     no labels: a phone's neighbour is the next sound, unless a pause of more than `max_pause` parts them.
 
     Args:
-        labels (sequence of [`FrameLabel`]): Of the recording, in order of time.
+        labels (sequence of [`TimedLabel`]): Of the recording, in order of time.
         num_frames (`int`), frame_rate (`float`): Frame k lies from k / frame_rate to (k + 1) / frame_rate.
         speaker (`str`), clip (`int`): Of the recording.
         span (`"phone"` or `"triphone"`, *optional*, defaults to `"phone"`): Whether a token's frames are those of the

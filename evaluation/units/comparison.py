@@ -18,17 +18,21 @@ from transformers.utils import logging
 
 from speech_tokenizers.evaluation.clip_results import ResultsFile
 from speech_tokenizers.evaluation.clips import Clip
-from speech_tokenizers.evaluation.codec_systems import EncodingSystem, Stopwatch
+from speech_tokenizers.evaluation.codec_systems import EncodingSystem
+from speech_tokenizers.evaluation.frame_labels import read_labels
 from speech_tokenizers.evaluation.reconstruction.comparison import installed_version
-from speech_tokenizers.evaluation.reconstruction.frame_probe import read_labels
-from speech_tokenizers.evaluation.units.latency import measure_streaming
-from speech_tokenizers.evaluation.units.measures import (
+from speech_tokenizers.evaluation.stopwatch import Stopwatch
+from speech_tokenizers.evaluation.units.encoded_clips import (
     UNITS_VERSION,
     EncodedClips,
     EncodingFailure,
     Measured,
     SpokenClips,
     UnitSettings,
+    without_stress,
+)
+from speech_tokenizers.evaluation.units.latency import measure_streaming
+from speech_tokenizers.evaluation.units.measures import (
     measure_abx,
     measure_agreement,
     measure_characters,
@@ -36,7 +40,6 @@ from speech_tokenizers.evaluation.units.measures import (
     measure_rate,
     measure_robustness,
     measure_usage,
-    without_stress,
 )
 from speech_tokenizers.evaluation.units.probes import measure_probes
 from speech_tokenizers.evaluation.units.report import write_unit_reports

@@ -8,7 +8,8 @@ import torch
 from tqdm import tqdm
 
 from speech_tokenizers.evaluation.bootstrap import bootstrap_sums
-from speech_tokenizers.evaluation.units.measures import EncodedClips, Measured, UnitSettings, grouped
+from speech_tokenizers.evaluation.units.encoded_clips import EncodedClips, Measured, UnitSettings
+from speech_tokenizers.evaluation.units.measures import grouped
 from speech_tokenizers.evaluation.units.robustness import unit_edit_distance, unit_edits
 from speech_tokenizers.modeling.unit_streaming import UnitStream
 

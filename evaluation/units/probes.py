@@ -29,7 +29,8 @@ from torch.nn import functional as F
 
 from speech_tokenizers.evaluation.bootstrap import Statistic, bootstrap_sums
 from speech_tokenizers.evaluation.reconstruction.frame_probe import fit_linear, macro_f1
-from speech_tokenizers.evaluation.units.measures import EncodedClips, Measured, UnitSettings, grouped
+from speech_tokenizers.evaluation.units.encoded_clips import EncodedClips, Measured, UnitSettings
+from speech_tokenizers.evaluation.units.measures import grouped
 
 
 INPUTS = ("units", "centroids", "features")

@@ -13,7 +13,8 @@ from speech_tokenizers.evaluation.clips import SAMPLING_RATE, Clip
 from speech_tokenizers.evaluation.codec_systems import EncodingSystem
 from speech_tokenizers.evaluation.peers import resample
 from speech_tokenizers.evaluation.recognition import match_texts, text_normalizer
-from speech_tokenizers.evaluation.units.measures import EncodedClips, Measured, UnitSettings, grouped
+from speech_tokenizers.evaluation.units.encoded_clips import EncodedClips, Measured, UnitSettings
+from speech_tokenizers.evaluation.units.measures import grouped
 from speech_tokenizers.processing.optional_packages import MissingPackageError, require_package
 from speech_tokenizers.processing.speech_recognition import Recognizer, load_recognizer
 

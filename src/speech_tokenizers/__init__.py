@@ -21,7 +21,8 @@ if TYPE_CHECKING:
         load,
         store_in_half,
     )
-    from speech_tokenizers.conversion.speechtokenizer import CheckpointError, convert_checkpoint
+    from speech_tokenizers.conversion.foreign_files import CheckpointError
+    from speech_tokenizers.conversion.speechtokenizer import convert_checkpoint
     from speech_tokenizers.conversion.spin import convert_spin
     from speech_tokenizers.modeling.codec_streaming import CodecStream, LatentStream
     from speech_tokenizers.modeling.configuration_cst import CST_PRESETS, CSTConfig
@@ -64,12 +65,13 @@ if TYPE_CHECKING:
     from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
     from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
     from speech_tokenizers.processing.latent_files import AudioLatents, load_encoded, load_latents, save_latents
-    from speech_tokenizers.processing.word_alignment import TimedWord, load_word_aligner, match_words
+    from speech_tokenizers.processing.timed_labels import TimedWord
+    from speech_tokenizers.processing.word_alignment import load_word_aligner, match_words
 
 # Public name -> module that defines it. The block above repeats it for type checkers; tests/test_import_time.py
 # compares the two.
 _MODULES = {
-    "CheckpointError": "conversion.speechtokenizer",
+    "CheckpointError": "conversion.foreign_files",
     "convert_checkpoint": "conversion.speechtokenizer",
     "DEFAULT_CHECKPOINT": "coding.loading",
     "find_checkpoint": "coding.loading",

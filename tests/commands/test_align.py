@@ -7,7 +7,7 @@ import pytest
 
 from speech_tokenizers.cli import main
 from speech_tokenizers.processing import word_alignment
-from speech_tokenizers.processing.word_alignment import TimedLabel, TimedWord
+from speech_tokenizers.processing.timed_labels import TimedLabel, TimedWord
 
 
 class Ear:

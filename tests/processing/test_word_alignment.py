@@ -4,9 +4,9 @@ import random
 import numpy as np
 import pytest
 
+from speech_tokenizers.processing.timed_labels import TimedWord
 from speech_tokenizers.processing.word_alignment import (
     CTCWordAligner,
-    TimedWord,
     VoskWordAligner,
     edit_distance,
     load_word_aligner,

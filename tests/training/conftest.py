@@ -4,9 +4,7 @@
 import copy
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 import yaml
 from accelerate.state import AcceleratorState
@@ -22,9 +20,10 @@ from transformers import (
     WhisperModel,
 )
 
-from speech_tokenizers.training.codec.arguments import CodecTrainingArguments, build_section
+from speech_tokenizers.training.codec.arguments import CodecTrainingArguments
 from speech_tokenizers.training.codec.codec_building import build_model, build_objectives
 from speech_tokenizers.training.codec.codec_trainer import CodecTrainer
+from speech_tokenizers.training.common.recipe_files import build_section
 
 
 SAMPLING_RATE = 16000
@@ -76,35 +75,11 @@ TINY_RECIPE = {
 }
 
 
-def synthetic_speech(seed: int, num_samples: int) -> np.ndarray:
-    """Harmonics of a gliding fundamental with a syllabic envelope and some noise, (num_samples,), float32."""
-    generator = np.random.default_rng(seed)
-    seconds = np.arange(num_samples) / SAMPLING_RATE
-    phase = 2 * np.pi * np.cumsum(100 + 20 * (seed % 5) + 20 * np.sin(2 * np.pi * seconds)) / SAMPLING_RATE
-    voice = sum(np.sin(k * phase) / k for k in range(1, 9))
-    envelope = 0.55 + 0.45 * np.sin(2 * np.pi * 3 * seconds + seed)
-    return (0.2 * voice * envelope + 0.01 * generator.standard_normal(num_samples)).astype(np.float32)
-
-
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch):
     """Tiny trainings are the same everywhere on the CPU only. Each test chooses its precision anew."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="session")
-def recordings() -> list[np.ndarray]:
-    return [synthetic_speech(seed, 4000 + 700 * seed) for seed in range(6)]
-
-
-@pytest.fixture(scope="session")
-def audio_folder(tmp_path_factory, recordings) -> Path:
-    """A folder of the recordings as WAV files, without metadata."""
-    folder = tmp_path_factory.mktemp("audio")
-    for i, recording in enumerate(recordings):
-        soundfile.write(folder / f"{i}.wav", recording, SAMPLING_RATE)
-    return folder
 
 
 def merged(base: dict, changes: dict) -> dict:

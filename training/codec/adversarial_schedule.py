@@ -4,8 +4,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from speech_tokenizers.training.codec.arguments import AdversarialArguments, OptimizerArguments
-from speech_tokenizers.training.common.optimization import set_learning_rate
+from speech_tokenizers.training.codec.arguments import AdversarialArguments
+from speech_tokenizers.training.common.optimization import OptimizerArguments, set_learning_rate
 
 
 class AdversarialSchedule:

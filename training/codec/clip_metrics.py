@@ -6,9 +6,9 @@ from contextlib import suppress
 
 import numpy as np
 
+from speech_tokenizers.evaluation.clip_results import MetricFailure
 from speech_tokenizers.evaluation.reconstruction.comparison import METRICS
-from speech_tokenizers.evaluation.reconstruction.signal_metrics import MetricFailure
-from speech_tokenizers.training.codec.arguments import check_names
+from speech_tokenizers.training.common.recipe_files import check_names
 
 
 class ClipMetrics:

@@ -18,7 +18,7 @@ from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
-from speech_tokenizers.training.codec.arguments import AdversarialArguments, CodecTrainingArguments, check_names
+from speech_tokenizers.training.codec.arguments import AdversarialArguments, CodecTrainingArguments
 from speech_tokenizers.training.codec.decorrelation import Decorrelation
 from speech_tokenizers.training.codec.discriminators import DiscriminatorEnsemble
 from speech_tokenizers.training.codec.distillation import DISTILLATION_LOSS_NAMES, Distillation
@@ -29,6 +29,7 @@ from speech_tokenizers.training.codec.objectives import CodecObjective, Conditio
 from speech_tokenizers.training.codec.reconstruction_losses import RECONSTRUCTION_LOSSES
 from speech_tokenizers.training.codec.vocoder_conditions import UnitConditions, new_vocoder
 from speech_tokenizers.training.codec.warm_start import warm_start
+from speech_tokenizers.training.common.recipe_files import check_names
 
 
 def model_features(model: nn.Module) -> list[str]:

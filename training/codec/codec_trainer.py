@@ -4,11 +4,9 @@
 import inspect
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +14,17 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from torch import nn
 from tqdm import tqdm
 from transformers import SequenceFeatureExtractor
 
-from speech_tokenizers.evaluation.speed.processor import resolve_precision
-from speech_tokenizers.processing.recordings import prepare_recordings
 from speech_tokenizers.training.codec.adversarial_schedule import AdversarialSchedule
-from speech_tokenizers.training.codec.arguments import (
-    CodecTrainingArguments,
-    OptimizerArguments,
-    changed_settings,
-    load_recipe,
-)
+from speech_tokenizers.training.codec.arguments import CodecTrainingArguments
 from speech_tokenizers.training.codec.codec_building import (
-    build_conditions,
     build_discriminators,
-    build_model,
-    build_objectives,
     check_loss_weights,
     default_feature_extractor,
-    keep_origins,
     model_features,
     model_losses,
 )
@@ -60,8 +47,18 @@ from speech_tokenizers.training.common.checkpoints import (
     stopping_on_signals,
     write_checkpoint,
 )
-from speech_tokenizers.training.common.optimization import detached, forget, frozen, make_optimizer, set_learning_rate
-from speech_tokenizers.training.common.processes import leave_together, process_state
+from speech_tokenizers.training.common.data import prepare_recordings
+from speech_tokenizers.training.common.optimization import (
+    OptimizerArguments,
+    detached,
+    forget,
+    frozen,
+    make_optimizer,
+    set_learning_rate,
+)
+from speech_tokenizers.training.common.precision import resolve_precision
+from speech_tokenizers.training.common.processes import process_state
+from speech_tokenizers.training.common.recipe_files import changed_settings
 from speech_tokenizers.training.common.reporting import LossWindow, TrainingLog, draw_training, save_sample
 
 
@@ -692,46 +689,3 @@ class CodecTrainer:
             return False
         told = torch.tensor(float(stop), device=self.accelerator.device)
         return bool(self.accelerator.reduce(told, reduction="sum") > 0)
-
-
-def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> CodecTrainer:
-    r"""
-    Train as a recipe says, save the codec or vocoder in `final` in the output folder, and return the trainer.
-
-    A run that was told to stop (SIGINT, SIGTERM) leaves a checkpoint and no `final`.
-
-    Args:
-        path_or_name (`str`): See [`load_recipe`].
-        overrides (sequence of `str`): `key=value` pairs.
-    """
-    args = load_recipe(path_or_name, overrides)
-    set_seed(args.seed)
-    is_main = process_state().is_main_process
-    model = build_model(args, partial(keep_origins, args) if is_main else None)
-    trainer = CodecTrainer(model, args, objectives=build_objectives(args), conditions=build_conditions(args))
-    trainer.train()
-    trainer.draw_curves()
-    if trainer.finished:
-        trainer.save_model()
-    else:
-        place = f"step {trainer.step} of {args.max_steps}"
-        if args.max_minutes is not None:
-            place += f", after {trainer.elapsed_seconds / 60:.1f} of {args.max_minutes:g} minutes"
-        tqdm.write(f"Stopped at {place}; `resume_from_checkpoint=latest` continues.")
-    return trainer
-
-
-def main() -> None:
-    """`python -m speech_tokenizers.training.codec.codec_trainer RECIPE key=value ...`, or under `accelerate`."""
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        sys.exit(main.__doc__)
-    try:
-        trainer = train_from_recipe(sys.argv[1], sys.argv[2:])
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
-    leave_together()
-    sys.exit(not trainer.finished)
-
-
-if __name__ == "__main__":
-    main()

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from speech_tokenizers.processing.audio_files import AudioFileError
 from speech_tokenizers.processing.recordings import append_rejected, decode_recording, recording_name
-from speech_tokenizers.training.codec.arguments import DataArguments
+from speech_tokenizers.training.common.data import DataArguments
 
 
 @dataclass(frozen=True)

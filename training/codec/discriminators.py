@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from speech_tokenizers.training.codec.arguments import check_names
+from speech_tokenizers.training.common.recipe_files import check_names
 
 
 class DiscriminatorOutput(NamedTuple):

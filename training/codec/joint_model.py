@@ -19,7 +19,8 @@ from speech_tokenizers.coding.loading import find_checkpoint
 from speech_tokenizers.modeling.configuration_latent_lm import LatentLMConfig
 from speech_tokenizers.modeling.modeling_cst import CSTModel, CSTOutput
 from speech_tokenizers.modeling.modeling_latent_lm import LatentLanguageModel
-from speech_tokenizers.training.codec.arguments import CodecTrainingArguments, check_names
+from speech_tokenizers.training.codec.arguments import CodecTrainingArguments
+from speech_tokenizers.training.common.recipe_files import check_names
 
 
 # The paper's learning rate of the encoder relative to the language model's, and its frozen decoder.

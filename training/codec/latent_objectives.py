@@ -16,12 +16,12 @@ from speech_tokenizers.modeling.configuration_cst import CST_PRESETS, CSTConfig
 from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
 from speech_tokenizers.processing.recordings import DecodedRecordings, load_recordings
-from speech_tokenizers.processing.timed_labels import read_word_times
-from speech_tokenizers.processing.word_alignment import TimedWord
-from speech_tokenizers.training.codec.arguments import CodecTrainingArguments, check_names
+from speech_tokenizers.processing.timed_labels import TimedWord, read_word_times
+from speech_tokenizers.training.codec.arguments import CodecTrainingArguments
 from speech_tokenizers.training.codec.frozen_recognizer import FrozenRecognizer
 from speech_tokenizers.training.codec.latent_arguments import LatentArguments, RecognitionArguments
 from speech_tokenizers.training.codec.latent_health import CollapseGuard, latent_health
+from speech_tokenizers.training.common.recipe_files import check_names
 from speech_tokenizers.training.recognition.ctc_targets import COLUMNS, UnusableText, check_column, learnable_labels
 
 

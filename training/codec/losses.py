@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from speech_tokenizers.modeling.spectral_losses import DEFAULT_MEL_SCALES, SPEECHTOKENIZER_MEL_SCALES, MelScale
-from speech_tokenizers.training.codec.arguments import check_names
 from speech_tokenizers.training.codec.discriminators import DiscriminatorOutput
+from speech_tokenizers.training.common.recipe_files import check_names
 
 
 MEL_SCALES = {"default": DEFAULT_MEL_SCALES, "speechtokenizer": SPEECHTOKENIZER_MEL_SCALES}

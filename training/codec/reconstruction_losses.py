@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import torch
 
 from speech_tokenizers.modeling.spectral_losses import MelScale, hann_window, mel_loss_of_spectra, short_time_spectrum
-from speech_tokenizers.training.codec.arguments import build_section, check_names
 from speech_tokenizers.training.codec.losses import parse_mel_scales, waveform_loss
+from speech_tokenizers.training.common.recipe_files import build_section, check_names
 
 
 class WaveformPair:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from speech_tokenizers.modeling.speech_encoders import WaveformEncoder, check_layer, select_layer
-from speech_tokenizers.processing.word_alignment import TimedWord
+from speech_tokenizers.processing.timed_labels import TimedWord
 from speech_tokenizers.training.codec.arguments import LanguageTeacherArguments, SpeechTeacherArguments
 
 

@@ -16,7 +16,8 @@ from speech_tokenizers.evaluation.codec_systems import EncodingSystem
 from speech_tokenizers.modeling.configuration_unit_vocoder import UNIT_VOCODER_PRESETS, UnitVocoderConfig
 from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
 from speech_tokenizers.processing.recordings import DecodedRecordings, load_recordings
-from speech_tokenizers.training.codec.arguments import CodecTrainingArguments, UnitArguments, check_names
+from speech_tokenizers.training.codec.arguments import CodecTrainingArguments, UnitArguments
+from speech_tokenizers.training.common.recipe_files import check_names
 from speech_tokenizers.training.units.pseudo_labels import PseudoLabels, label_all
 
 

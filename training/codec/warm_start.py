@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
 from speech_tokenizers.coding.loading import find_checkpoint
-from speech_tokenizers.modeling.codec_layers import ConvNeXtBlock, InverseSpectrum, SpectralDecoder, SpectralEncoder
+from speech_tokenizers.modeling.spectral_layers import ConvNeXtBlock, InverseSpectrum, SpectralDecoder, SpectralEncoder
 from speech_tokenizers.modeling.vector_quantization import VectorQuantizer
 from speech_tokenizers.training.codec.latent_revival import assign_weights
 

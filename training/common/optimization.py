@@ -4,12 +4,58 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from speech_tokenizers.modeling.vector_quantization import VectorQuantizer
-from speech_tokenizers.training.codec.arguments import OptimizerArguments, check_names
+from speech_tokenizers.training.common.recipe_files import check_names, check_not_negative
+
+
+@dataclass
+class OptimizerArguments:
+    r"""
+    AdamW and the schedule of its learning rate, a function of the step alone unless the run has `max_minutes`.
+
+    Args:
+        learning_rate (`float`): Peak learning rate.
+        betas (`list` of two `float`): Decay of the first and second moments.
+        weight_decay (`float`): Decoupled weight decay.
+        schedule (`str`): `"cosine"` (to `final_ratio` at the last step), `"exponential"` or `"constant"`.
+        warmup_steps (`int`): Steps of linear warm-up.
+        final_ratio (`float`): Where the cosine ends, relative to the peak.
+        decay_rate (`float`), decay_steps (`int`): The exponential schedule multiplies by `decay_rate` every
+            `decay_steps`.
+        max_grad_norm (`float`, *optional*): Longer gradients are scaled down to this norm.
+        learning_rate_scales (`dict`): Learning rate of parts of the model relative to the rest, by the submodule's
+            name, such as `{"encoder": 0, "quantizer": 0}` to train a codec's decoder alone; the innermost part named
+            counts. A part of scale 0 is frozen: its parameters need no gradient, its codebooks are not updated.
+    """
+
+    learning_rate: float = 1e-4
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    final_ratio: float = 0.0
+    decay_rate: float = 0.98
+    decay_steps: int = 1000
+    max_grad_norm: float | None = None
+    learning_rate_scales: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.schedule not in ("cosine", "exponential", "constant"):
+            raise ValueError(f"`schedule` must be 'cosine', 'exponential' or 'constant', but got {self.schedule!r}.")
+        if self.learning_rate <= 0:
+            raise ValueError(f"`learning_rate` must be positive, but got {self.learning_rate}.")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"`betas` must be two numbers from 0 to below 1, but got {self.betas}.")
+        check_not_negative(self, "weight_decay", "warmup_steps", "final_ratio", "decay_rate")
+        if self.decay_steps < 1:
+            raise ValueError(f"`decay_steps` must be at least 1, but got {self.decay_steps}.")
+        if any(scale < 0 for scale in self.learning_rate_scales.values()):
+            raise ValueError(f"`learning_rate_scales` must not be negative, but got {self.learning_rate_scales}.")
 
 
 def make_optimizer(module: nn.Module, args: OptimizerArguments) -> torch.optim.AdamW:

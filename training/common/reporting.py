@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from speech_tokenizers.modeling.spectral_losses import log_mel_spectrogram
-from speech_tokenizers.training.codec.arguments import check_names
+from speech_tokenizers.training.common.recipe_files import check_names
 
 
 # What is drawn of the latents beside the losses.

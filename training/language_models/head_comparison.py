@@ -10,7 +10,6 @@ itself are not at distance 0 either; theirs is the floor.
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -274,14 +273,3 @@ def run(args: argparse.Namespace) -> int:
         contents = {"floor": floor, "steps": args.steps, "results": [asdict(result) for result in results]}
         args.output.write_text(json.dumps(contents, indent=2), encoding="utf-8")
     return 0
-
-
-def main() -> None:
-    """`python -m speech_tokenizers.training.language_models.head_comparison --steps N ...`"""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    sys.exit(run(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    main()

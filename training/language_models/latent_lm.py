@@ -29,15 +29,15 @@ from speech_tokenizers.modeling.configuration_latent_lm import LatentLMConfig
 from speech_tokenizers.modeling.continuous_heads import build_head
 from speech_tokenizers.modeling.modeling_latent_lm import LatentLanguageModel
 from speech_tokenizers.processing.recordings import decode_all, load_recordings
-from speech_tokenizers.training.codec.arguments import keep_recipe, load_recipe
 from speech_tokenizers.training.common.length_batches import length_batch_loader
 from speech_tokenizers.training.common.processes import leave_together
+from speech_tokenizers.training.common.recipe_files import keep_recipe, load_recipe
+from speech_tokenizers.training.common.recipe_trainer import JsonLinesCallback, newest_checkpoint
 from speech_tokenizers.training.language_models.latent_prediction import (
     generation_milliseconds,
     judge,
     write_continuations,
 )
-from speech_tokenizers.training.units.hubert_pretraining import JsonLinesCallback, newest_checkpoint
 from speech_tokenizers.training.units.pseudo_labels import LatentLabeler, PseudoLabels, label_all
 
 
@@ -472,14 +472,3 @@ def run(args: argparse.Namespace) -> int:
     print(results_table(results))
     leave_together()
     return 0
-
-
-def main() -> None:
-    """`python -m speech_tokenizers.training.language_models.latent_lm RECIPE key=value ...`"""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    sys.exit(run(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    main()

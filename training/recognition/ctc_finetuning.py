@@ -44,6 +44,7 @@ from speech_tokenizers.processing.recordings import (
     parse_filter,
 )
 from speech_tokenizers.training.common.length_batches import length_batch_loader
+from speech_tokenizers.training.common.recipe_trainer import newest_checkpoint
 from speech_tokenizers.training.recognition.ctc_targets import (
     COLUMNS,
     LabelErrorRate,
@@ -52,7 +53,6 @@ from speech_tokenizers.training.recognition.ctc_targets import (
     check_num_frames,
     learnable_labels,
 )
-from speech_tokenizers.training.units.hubert_pretraining import newest_checkpoint
 
 
 # The learning rate of the first step, relative to the peak.
@@ -359,8 +359,7 @@ def _encoder_config(encoder: str) -> Any:
     if config.model_type not in EXACT_IN_BATCHES:
         raise ValueError(
             f"`encoder` is a `{config.model_type}`; those that can be fine-tuned are {', '.join(EXACT_IN_BATCHES)}."
-            " `speech_tokenizers.training.recognition.ctc_training` trains a recogniser on any other, which stays as"
-            " it is."
+            " `speech-tokenizers train-ctc` trains a recogniser on any other, which stays as it is."
         )
     return config
 

@@ -14,7 +14,7 @@ from typing import Any
 from speech_tokenizers.processing.optional_packages import MissingPackageError
 from speech_tokenizers.processing.phonemization import EspeakPhonemizer
 from speech_tokenizers.processing.recordings import load_recordings
-from speech_tokenizers.training.codec.arguments import check_names, keep_recipe, load_recipe
+from speech_tokenizers.training.common.recipe_files import check_names, keep_recipe, load_recipe
 from speech_tokenizers.training.recognition.ctc_finetuning import CTCFinetuningArguments, finetune_ctc
 
 

@@ -256,6 +256,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    try:
+        trainer = _train(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    for name, value in trainer.state.log_history[-1].items():
+        if name.endswith("_error_rate"):
+            print(f"{name.removeprefix('eval_').replace('_', ' ')}: {value:.2f} %")
+    leave_together()
+    return 0
+
+
+def _train(args: argparse.Namespace) -> Trainer:
     training_args = TrainingArguments(
         output_dir=args.output,
         num_train_epochs=args.epochs,
@@ -273,7 +286,7 @@ def run(args: argparse.Namespace) -> int:
     recordings = load_recordings(args.data, parse_filter(args.filter))
     eval_recordings = load_recordings(args.data, parse_filter(args.eval_filter)) if args.eval_filter else None
     layer = int(args.layer) if args.layer.isdigit() else args.layer
-    trainer = train_recognizer(
+    return train_recognizer(
         args.encoder,
         recordings,
         eval_recordings,
@@ -284,23 +297,3 @@ def run(args: argparse.Namespace) -> int:
         window=args.window,
         kernel_size=args.kernel_size,
     )
-    for name, value in trainer.state.log_history[-1].items():
-        if name.endswith("_error_rate"):
-            print(f"{name.removeprefix('eval_').replace('_', ' ')}: {value:.2f} %")
-    leave_together()
-    return 0
-
-
-def main() -> None:
-    """`python -m speech_tokenizers.training.recognition.ctc_training ENCODER SPEECH -o FOLDER ...`"""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    args = parser.parse_args()
-    try:
-        sys.exit(run(args))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

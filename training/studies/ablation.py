@@ -113,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     r"""Run `speech-tokenizers ablate`; returns the exit code."""
-    from speech_tokenizers.training.codec.arguments import load_recipe
+    from speech_tokenizers.training.codec.arguments import load_codec_recipe
 
     try:
         arms = choose_arms(args.arms, args.arm)
@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
             for name, changes in arms.items()
             for seed in args.seeds
         ]
-        recipes = {plan.name: load_recipe(args.recipe, plan.overrides) for plan in plans}
+        recipes = {plan.name: load_codec_recipe(args.recipe, plan.overrides) for plan in plans}
         for plan in plans:  # before hours of training
             check_settings(plan.folder, recipes[plan.name].to_dict())
         if args.cost_steps:
@@ -240,10 +240,10 @@ def plan_arm(
 
     Decoded recordings and teachers' features are shared by all arms, unless the recipe says where to keep them.
     """
-    from speech_tokenizers.training.codec.arguments import load_recipe
+    from speech_tokenizers.training.codec.arguments import load_codec_recipe
 
     folder = output / "runs" / name / f"seed-{seed}"
-    chosen = load_recipe(recipe, [*overrides, *changes])
+    chosen = load_codec_recipe(recipe, [*overrides, *changes])
     settings = {"seed": seed, "output_dir": str(folder), "resume_from_checkpoint": "latest"}
     if chosen.data.cache_dir is None:
         settings["data.cache_dir"] = str(output / "audio_cache")
@@ -316,11 +316,11 @@ class ArmPlan:
 
 def step_costs(args: argparse.Namespace, plans: Sequence[ArmPlan]) -> dict[str, dict[str, float]]:
     r"""What a step of each arm takes when all take theirs in turn, from the output folder where it is known there."""
-    from speech_tokenizers.evaluation.reconstruction.report import write_text
-    from speech_tokenizers.training.codec.arguments import load_recipe
+    from speech_tokenizers.evaluation.report_pages import write_text
+    from speech_tokenizers.training.codec.arguments import load_codec_recipe
     from speech_tokenizers.training.studies.step_cost import measure_steps
 
-    recipes = {plan.name: load_recipe(args.recipe, plan.overrides) for plan in plans}
+    recipes = {plan.name: load_codec_recipe(args.recipe, plan.overrides) for plan in plans}
     settings = {name: essential(recipe.to_dict()) for name, recipe in recipes.items()}
     content = json.dumps([args.cost_steps, settings], sort_keys=True)
     key = hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -338,12 +338,12 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     r"""
     Raises `ValueError` if what was trained in `folder`, by its `recipe.yaml`, had other settings than `settings`.
     """
-    from speech_tokenizers.training.codec.arguments import load_recipe
+    from speech_tokenizers.training.codec.arguments import load_codec_recipe
 
     path = folder / "recipe.yaml"
     if not path.is_file():
         return
-    before, now = essential(load_recipe(str(path)).to_dict()), essential(settings)
+    before, now = essential(load_codec_recipe(str(path)).to_dict()), essential(settings)
     differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if differing:
         key = differing[0]

@@ -12,10 +12,10 @@ from typing import TypeVar
 from accelerate.utils import set_seed
 from tqdm import tqdm
 
-from speech_tokenizers.evaluation.speed.processor import resolve_precision
 from speech_tokenizers.training.codec.arguments import CodecTrainingArguments
 from speech_tokenizers.training.codec.codec_building import build_conditions, build_model, build_objectives
 from speech_tokenizers.training.codec.codec_trainer import CodecTrainer
+from speech_tokenizers.training.common.precision import resolve_precision
 from speech_tokenizers.training.common.processes import process_state
 
 

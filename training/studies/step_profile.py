@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from speech_tokenizers.training.codec.arguments import CodecTrainingArguments, OptimizerArguments, load_recipe
+from speech_tokenizers.training.codec.arguments import CodecTrainingArguments, load_codec_recipe
 from speech_tokenizers.training.codec.reconstruction_losses import WaveformPair
+from speech_tokenizers.training.common.optimization import OptimizerArguments
 from speech_tokenizers.training.studies.step_cost import SteppedTrainer, start_trainer
 
 
@@ -244,21 +245,21 @@ def median_ms(steps: list[dict[str, float]]) -> dict[str, float]:
     return {part: 1000 * statistics.median(step[part] for step in steps) for part in steps[0]}
 
 
-def main() -> None:
-    r"""`python -m speech_tokenizers.training.studies.step_profile RECIPE key=value ...`: prints a profile as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipe", metavar="RECIPE")
-    parser.add_argument("overrides", metavar="key=value", nargs="*")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a codec's recipe")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that differ from the recipe's")
+    parser.add_argument("--steps", type=int, default=10, help="steps that are timed; default: 10")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch; default: 1")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the profile as JSON; returns the exit code."""
+    torch.set_num_threads(args.threads)
     try:
-        profile = profile_training(load_recipe(options.recipe, options.overrides), options.steps)
+        profile = profile_training(load_codec_recipe(args.recipe, args.overrides), args.steps)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     print(json.dumps(profile))
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from speech_tokenizers.training.codec.arguments import keep_recipe, load_recipe
 from speech_tokenizers.training.common.child_process import Stopped, run_command
+from speech_tokenizers.training.common.recipe_files import keep_recipe, load_recipe
 
 
 # Units that swapped prediction learns, by name: what differs in the recipe of `dc_spin`.

@@ -29,15 +29,12 @@ from speech_tokenizers.processing.feature_extraction_dc_spin import DCSpinFeatur
 from speech_tokenizers.processing.optional_packages import MissingPackageError
 from speech_tokenizers.processing.recordings import DecodedRecordings, decode_all, load_recordings
 from speech_tokenizers.processing.speaker_perturbation import SpeakerPerturbation
-from speech_tokenizers.training.codec.arguments import check_names, keep_recipe, load_recipe
+from speech_tokenizers.training.common.data import PretrainingDataArguments
 from speech_tokenizers.training.common.length_batches import length_batch_loader
 from speech_tokenizers.training.common.processes import leave_together, process_state
+from speech_tokenizers.training.common.recipe_files import check_names, keep_recipe, load_recipe
+from speech_tokenizers.training.common.recipe_trainer import JsonLinesCallback, newest_checkpoint
 from speech_tokenizers.training.common.reporting import draw_loss_curves, has_matplotlib
-from speech_tokenizers.training.units.hubert_pretraining import (
-    JsonLinesCallback,
-    PretrainingDataArguments,
-    newest_checkpoint,
-)
 from speech_tokenizers.training.units.perturbed_views import PerturbedViewsDataset, pad_views
 
 
@@ -380,14 +377,3 @@ def run(args: argparse.Namespace) -> int:
     print(f"the units: {final}")
     leave_together()
     return 0
-
-
-def main() -> None:
-    """`python -m speech_tokenizers.training.units.dc_spin_trainer RECIPE key=value ...`"""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    sys.exit(run(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    main()

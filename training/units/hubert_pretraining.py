@@ -9,10 +9,8 @@ been stopped.
 
 import argparse
 import os
-import re
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,20 +20,20 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
-from torch.nn.utils.rnn import pad_sequence
-from transformers import Trainer, TrainerCallback, TrainingArguments, Wav2Vec2FeatureExtractor, set_seed
+from transformers import Trainer, TrainingArguments, Wav2Vec2FeatureExtractor, set_seed
 
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.modeling.configuration_hubert_masked_prediction import HubertMaskedPredictionConfig
-from speech_tokenizers.modeling.modeling_hubert_masked_prediction import HubertForMaskedPrediction, span_mask
+from speech_tokenizers.modeling.modeling_hubert_masked_prediction import HubertForMaskedPrediction
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
-from speech_tokenizers.modeling.padding_invariance import num_conv_frames
 from speech_tokenizers.processing.recordings import DecodedRecordings, decode_all, load_recordings
-from speech_tokenizers.training.codec.arguments import check_names, keep_recipe, load_recipe
-from speech_tokenizers.training.common.length_batches import length_batch_loader
+from speech_tokenizers.training.common.data import PretrainingDataArguments
 from speech_tokenizers.training.common.processes import leave_together, process_state
-from speech_tokenizers.training.common.reporting import TrainingLog, draw_loss_curves, has_matplotlib
+from speech_tokenizers.training.common.recipe_files import check_names, keep_recipe, load_recipe
+from speech_tokenizers.training.common.recipe_trainer import JsonLinesCallback, newest_checkpoint, step_of
+from speech_tokenizers.training.common.reporting import draw_loss_curves, has_matplotlib
 from speech_tokenizers.training.units.kmeans import fit_kmeans
+from speech_tokenizers.training.units.masked_prediction import MaskedPredictionDataset, MaskedPredictionTrainer
 from speech_tokenizers.training.units.mfcc import mfcc_features
 from speech_tokenizers.training.units.pseudo_labels import (
     CodesLabeler,
@@ -43,7 +41,6 @@ from speech_tokenizers.training.units.pseudo_labels import (
     MfccLabeler,
     PseudoLabels,
     as_float,
-    frame_labels,
     label_all,
 )
 from speech_tokenizers.training.units.spectral_stem import check_spectral_stem, init_spectral_stem
@@ -110,34 +107,6 @@ class IterationArguments:
             raise ValueError(f"`start_from` must be 'scratch' or 'previous', but got {self.start_from!r}.")
         if self.max_steps < 1:
             raise ValueError(f"`max_steps` must be at least 1, but got {self.max_steps}.")
-
-
-@dataclass
-class PretrainingDataArguments:
-    r"""
-    Where the recordings are; see [`load_recordings`].
-
-    Args:
-        train (`str`): A folder, a file of metadata, Parquet, or a dataset's id on the Hub.
-        train_filter (`dict`), train_files (`str`, *optional*), train_split (`str`), audio_column (`str`): Which of
-            them.
-        cache_dir (`str`, *optional*): Where decoded audio is kept. Defaults to `audio_cache` in the output folder.
-        min_seconds (`float`): Shorter recordings are left out.
-        max_seconds (`float`): Of a longer one, a part of this length is drawn each time.
-    """
-
-    train: str
-    train_filter: dict[str, Any] = field(default_factory=dict)
-    train_files: str | None = None
-    train_split: str = "train"
-    audio_column: str = "audio"
-    cache_dir: str | None = None
-    min_seconds: float = 0.5
-    max_seconds: float = 15.6
-
-    def __post_init__(self):
-        if not 0 < self.min_seconds <= self.max_seconds:
-            raise ValueError("`data.min_seconds` must be positive and not above `data.max_seconds`.")
 
 
 @dataclass
@@ -210,164 +179,6 @@ def load_pretraining_recipe(path_or_name: str, overrides: Sequence[str] = ()) ->
         ValueError: If the recipe does not exist, or a key is unknown or has a value of the wrong type.
     """
     return load_recipe(path_or_name, overrides, HubertPretrainingArguments)
-
-
-class MaskedPredictionDataset(torch.utils.data.Dataset):
-    r"""
-    Recordings, or parts of long ones, with the labels of their frames and the frames to mask.
-
-    An item depends on the seed and its index only. Indices beyond the length belong to later epochs, as a
-    [`LengthBatchSampler`] gives them.
-
-    Args:
-        recordings ([`DecodedRecordings`]): int16 audio.
-        labels ([`PseudoLabels`]): Of each recording.
-        config ([`HubertMaskedPredictionConfig`]): Tells the frames of the encoder, and how to mask.
-        min_seconds, max_seconds (`float`): See [`PretrainingDataArguments`].
-        seed (`int`): Of parts and masks.
-
-    Attributes:
-        lengths (`np.ndarray` of shape `(len(dataset),)`): Samples of each item.
-
-    Raises:
-        ValueError: If every recording is too short.
-    """
-
-    def __init__(
-        self,
-        recordings: DecodedRecordings,
-        labels: PseudoLabels,
-        config: HubertMaskedPredictionConfig,
-        min_seconds: float,
-        max_seconds: float,
-        seed: int = 0,
-    ):
-        self.recordings, self.labels, self.config, self.seed = recordings, labels, config, seed
-        self.max_samples = round(max_seconds * recordings.sampling_rate)
-        lengths = np.diff(recordings.starts)
-        self.recording_of_item = np.flatnonzero(lengths >= min_seconds * recordings.sampling_rate)
-        if len(self.recording_of_item) == 0:
-            raise ValueError(f"Every recording is shorter than `data.min_seconds` ({min_seconds}).")
-        self.lengths = np.minimum(lengths[self.recording_of_item], self.max_samples)
-
-    def __len__(self) -> int:
-        return len(self.recording_of_item)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        r"""`input_values` `(num_samples,)`, `labels` and `mask_time_indices` `(num_frames,)`."""
-        epoch, item = divmod(index, len(self))
-        generator = torch.Generator().manual_seed(int(np.random.default_rng((self.seed, epoch, item)).integers(2**63)))
-        number = int(self.recording_of_item[item])
-        recording, hop = self.recordings[number], self.config.inputs_to_logits_ratio
-        # Parts begin with a frame of the whole recording, so that frames keep their labels.
-        last_frame = (len(recording) - int(self.lengths[item])) // hop
-        first_frame = int(torch.randint(last_frame + 1, (), generator=generator))
-        samples = recording[first_frame * hop :][: self.max_samples]
-        num_frames = num_conv_frames(self.config, len(samples))
-        labels = frame_labels(
-            self.labels[number], self.labels.label_rate, self.recordings.sampling_rate / hop, first_frame, num_frames
-        )
-        config = self.config
-        return {
-            "input_values": torch.from_numpy(samples.astype(np.float32) / np.float32(32767.0)),
-            "labels": torch.from_numpy(labels),
-            "mask_time_indices": span_mask(
-                num_frames, config.mask_prob, config.mask_length, config.mask_min_spans, generator
-            ),
-        }
-
-
-def pad_batch(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    r"""
-    Pad items of a [`MaskedPredictionDataset`] into the arguments of [`HubertForMaskedPrediction`]; labels with -100,
-    the mask with `False`.
-    """
-    padding = {"input_values": 0.0, "labels": -100, "mask_time_indices": False}
-    batch = {
-        name: pad_sequence([item[name] for item in items], batch_first=True, padding_value=value)
-        for name, value in padding.items()
-    }
-    lengths = torch.tensor([len(item["input_values"]) for item in items])
-    batch["attention_mask"] = (torch.arange(batch["input_values"].shape[1]) < lengths[:, None]).long()
-    return batch
-
-
-class MaskedPredictionTrainer(Trainer):
-    r"""
-    `transformers.Trainer` on batches by seconds, whose loss is the mean over the masked frames of a whole step.
-
-    Args:
-        batch_samples (`int`): Samples of a micro-batch, with padding.
-        kwargs: Of the `Trainer`; `train_dataset` is a [`MaskedPredictionDataset`], `args.max_steps` is set.
-    """
-
-    def __init__(self, *args: Any, batch_samples: int, **kwargs: Any):
-        super().__init__(*args, data_collator=pad_batch, **kwargs)
-        self.batch_samples = batch_samples
-        self._window: dict[str, torch.Tensor] = {}
-        self._window_start = time.perf_counter()
-
-    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """All batches of this process, as one epoch, so that a resumed training skips those it has taken."""
-        return length_batch_loader(self, self.batch_samples)
-
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
-        model = self.accelerator.unwrap_model(self.model)
-        count = sum(model.learnt_frames(batch["labels"], batch["mask_time_indices"]).sum() for batch in batch_samples)
-        return self.accelerator.reduce(torch.as_tensor(count, device=device).clamp(min=1), "sum")
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if model.training:
-            self._note(outputs)
-        return (loss, outputs) if return_outputs else loss
-
-    @torch.no_grad()
-    def _note(self, outputs: Any) -> None:
-        # Sums on the device, so that no step waits for them.
-        sums = {"frames": outputs["frame_mask"].sum()}
-        for kind in ("masked", "unmasked"):
-            count = outputs[f"num_{kind}"]
-            sums[f"num_{kind}"] = count
-            for name in (f"{kind}_loss", f"{kind}_accuracy"):
-                sums[name] = outputs[name] * count
-        sums["features_penalty"] = outputs["features_penalty"] * outputs["num_masked"]
-        for name, value in sums.items():
-            self._window[name] = self._window.get(name, 0) + value.detach().float()
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the parts of the loss since the last log."""
-        if "loss" in logs and self._window:
-            sums = {name: float(value) for name, value in self.accelerator.reduce(self._window, "sum").items()}
-            for kind in ("masked", "unmasked"):
-                for name in (f"{kind}_loss", f"{kind}_accuracy"):
-                    logs[name] = round(sums[name] / max(1.0, sums[f"num_{kind}"]), 4)
-            logs["features_penalty"] = round(sums["features_penalty"] / max(1.0, sums["num_masked"]), 5)
-            dataset: Any = self.train_dataset
-            seconds = sums["frames"] * dataset.config.inputs_to_logits_ratio / dataset.recordings.sampling_rate
-            logs["audio_seconds_per_second"] = round(seconds / (time.perf_counter() - self._window_start), 2)
-            self._window, self._window_start = {}, time.perf_counter()
-        super().log(logs, start_time)
-
-
-class JsonLinesCallback(TrainerCallback):
-    r"""
-    Writes what is logged as JSON lines.
-
-    Args:
-        path (`Path`): The file.
-        last_step (`int`): Of the checkpoint that the training goes on from; later entries are removed.
-    """
-
-    def __init__(self, path: Path, last_step: int):
-        self.log_file = TrainingLog(path, last_step)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Called by the `Trainer`."""
-        if state.is_world_process_zero and logs and "loss" in logs:
-            entry = {"step": state.global_step, **logs}
-            entry.pop("epoch", None)  # the trainer takes the whole training for one
-            self.log_file.write(entry)
 
 
 def pretrain(args: HubertPretrainingArguments) -> Path:
@@ -536,7 +347,7 @@ def train_iteration(
         ),
         batch_samples=round(args.batch_seconds * recordings.sampling_rate),
         train_dataset=dataset,
-        callbacks=[JsonLinesCallback(log_path, 0 if checkpoint is None else _step_of(checkpoint))],
+        callbacks=[JsonLinesCallback(log_path, 0 if checkpoint is None else step_of(checkpoint))],
     )
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.is_world_process_zero() and has_matplotlib():
@@ -592,16 +403,6 @@ def fit_mfcc(args: LabelArguments, recordings: DecodedRecordings, seed: int) -> 
     return fit_kmeans(np.concatenate(parts), args.num_clusters, seed=seed, description="k-means of MFCC").centroids
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a `Trainer` in a folder; it writes `trainer_state.json` last."""
-    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return max(complete, key=_step_of, default=None)
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(re.sub(r"\D", "", checkpoint.name))
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe of this installation")
@@ -618,14 +419,3 @@ def run(args: argparse.Namespace) -> int:
     print(f"the encoder: {final}")
     leave_together()
     return 0
-
-
-def main() -> None:
-    """`python -m speech_tokenizers.training.units.hubert_pretraining RECIPE key=value ...`"""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    sys.exit(run(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    main()

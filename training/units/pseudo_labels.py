@@ -17,8 +17,8 @@ import soxr
 import torch
 from tqdm import tqdm
 
+from speech_tokenizers.processing.packing import pack_by_length
 from speech_tokenizers.processing.recordings import DecodedRecordings
-from speech_tokenizers.training.common.length_batches import pack_by_length
 from speech_tokenizers.training.units.kmeans import assign
 from speech_tokenizers.training.units.mfcc import mfcc_features
 

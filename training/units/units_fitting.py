@@ -29,6 +29,7 @@ from tqdm import tqdm
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.modeling.padding_invariance import frame_mask
 from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
+from speech_tokenizers.processing.packing import pack_by_length
 from speech_tokenizers.processing.recordings import (
     DecodedRecordings,
     append_rejected,
@@ -36,7 +37,6 @@ from speech_tokenizers.processing.recordings import (
     load_recordings,
     parse_filter,
 )
-from speech_tokenizers.training.common.length_batches import pack_by_length
 from speech_tokenizers.training.common.processes import leave_together
 from speech_tokenizers.training.units.kmeans import assign, fit_kmeans, mean_squared_distance
 from speech_tokenizers.training.units.pseudo_labels import as_float
@@ -532,14 +532,3 @@ def _fit_all(args: argparse.Namespace) -> None:
             )
     if args.cache_dir is None and accelerator.is_main_process:
         shutil.rmtree(cache)
-
-
-def main() -> None:
-    """`python -m speech_tokenizers.training.units.units_fitting ENCODER SPEECH -o FOLDER ...`"""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    sys.exit(run(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    main()

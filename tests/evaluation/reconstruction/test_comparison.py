@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from speech_tokenizers.evaluation.clip_results import ResultsFile
+from speech_tokenizers.evaluation.clip_results import ClipMetric, MetricFailure, ResultsFile
 from speech_tokenizers.evaluation.clips import Clip, read_clips
 from speech_tokenizers.evaluation.reconstruction import command as reconstruction
 from speech_tokenizers.evaluation.reconstruction import comparison as codec_comparison
 from speech_tokenizers.evaluation.reconstruction.comparison import METRICS, measure_clip
 from speech_tokenizers.evaluation.reconstruction.report import table_rows
-from speech_tokenizers.evaluation.reconstruction.signal_metrics import ClipMetric, MetricFailure
 
 
 @pytest.fixture

@@ -6,17 +6,16 @@ import pytest
 import torch
 
 from speech_tokenizers.evaluation.codec_systems import ModelSystem
+from speech_tokenizers.evaluation.frame_labels import label_frames, read_labels
 from speech_tokenizers.evaluation.reconstruction.frame_probe import (
-    FrameLabel,
     ProbedUtterance,
     fit_linear,
     held_out_speakers,
-    label_frames,
     macro_f1,
     probe,
     probe_system,
-    read_labels,
 )
+from speech_tokenizers.processing.timed_labels import TimedLabel
 
 
 ENTRIES = np.random.default_rng(0).standard_normal((3, 16, 24))  # stages, codes, dimensions
@@ -44,7 +43,7 @@ def score(result, name: str) -> float:
 
 def test_a_frame_has_the_label_at_its_middle():
     classes = {"a": 0, "b": 1}
-    spans = [FrameLabel("a", 0.0, 0.05), FrameLabel("b", 0.05, 0.08), FrameLabel("|", 0.08, 0.2)]
+    spans = [TimedLabel("a", 0.0, 0.05), TimedLabel("b", 0.05, 0.08), TimedLabel("|", 0.08, 0.2)]
     # Middles at 0.01, 0.03, 0.05, 0.07, 0.09 s.
     assert label_frames(spans, 5, 50.0, classes).tolist() == [0, 0, 1, 1, -1]
     assert label_frames([], 2, 50.0, classes).tolist() == [-1, -1]
@@ -126,7 +125,7 @@ def test_a_codec_is_probed_on_held_out_recordings_only(make_rvq_codec):
     tones = {"low": 200, "high": 1500}
     # Half a second each of low and high, so that a frame's label is its pitch.
     audio = np.concatenate([0.3 * np.sin(2 * np.pi * hertz * time) for hertz in tones.values()]).astype(np.float32)
-    spans = [FrameLabel("low", 0.0, 0.5), FrameLabel("high", 0.5, 1.0), FrameLabel("|", 1.0, 1.1)]
+    spans = [TimedLabel("low", 0.0, 0.5), TimedLabel("high", 0.5, 1.0), TimedLabel("|", 1.0, 1.1)]
     names = [f"{number}.wav" for number in range(4)]
     noise = np.random.default_rng(0)
     recordings = {name: audio + 0.001 * noise.standard_normal(len(audio)).astype(np.float32) for name in names}
@@ -146,7 +145,7 @@ def test_labels_are_read_and_a_wrong_line_is_named(tmp_path):
     path = tmp_path / "labels.jsonl"
     row = {"file_name": "a.wav", "text": "a", "labels": [{"label": "AH", "start": 0, "end": 0.5}]}
     path.write_text(json.dumps(row) + "\n")
-    assert read_labels(path) == {"a.wav": [FrameLabel("AH", 0.0, 0.5)]}
+    assert read_labels(path) == {"a.wav": [TimedLabel("AH", 0.0, 0.5)]}
     path.write_text(json.dumps(row) + "\n" + json.dumps({"file_name": "b.wav"}) + "\n")
     with pytest.raises(ValueError, match="line 2: `file_name` and `labels`"):
         read_labels(path)

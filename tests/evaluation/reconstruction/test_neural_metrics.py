@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from speech_tokenizers.evaluation.clip_results import MetricFailure
 from speech_tokenizers.evaluation.reconstruction.neural_metrics import (
     DNSMOS,
     SpeakerSimilarity,
@@ -14,7 +15,6 @@ from speech_tokenizers.evaluation.reconstruction.neural_metrics import (
     slaney_hertz,
     slaney_mel,
 )
-from speech_tokenizers.evaluation.reconstruction.signal_metrics import MetricFailure
 
 
 def make_voice(pitch: float, seconds: float = 3.0) -> np.ndarray:

@@ -4,13 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from speech_tokenizers.evaluation.reconstruction.signal_metrics import (
-    PESQ,
-    STOI,
-    MelDistance,
-    MetricFailure,
-    ScaleInvariantSDR,
-)
+from speech_tokenizers.evaluation.clip_results import MetricFailure
+from speech_tokenizers.evaluation.reconstruction.signal_metrics import PESQ, STOI, MelDistance, ScaleInvariantSDR
 from speech_tokenizers.modeling.spectral_losses import MelScale
 from speech_tokenizers.processing.optional_packages import MissingPackageError, require_package
 

@@ -9,13 +9,8 @@ from speech_tokenizers.evaluation.speed import benchmark as speed_and_memory
 from speech_tokenizers.evaluation.speed import command as benchmark
 from speech_tokenizers.evaluation.speed import tokens as latent_speed
 from speech_tokenizers.evaluation.speed import units as unit_speed
-from speech_tokenizers.evaluation.speed.benchmark import (
-    compare_times,
-    encodec_of_same_shape,
-    interleave,
-    num_parameters,
-    synthetic_sound,
-)
+from speech_tokenizers.evaluation.speed.benchmark import encodec_of_same_shape
+from speech_tokenizers.evaluation.speed.timing import compare_times, interleave, num_parameters, synthetic_sound
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor

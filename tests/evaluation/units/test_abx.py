@@ -7,7 +7,6 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from speech_tokenizers.evaluation.reconstruction.frame_probe import FrameLabel
 from speech_tokenizers.evaluation.units.abx import (
     PhoneToken,
     abx,
@@ -18,6 +17,7 @@ from speech_tokenizers.evaluation.units.abx import (
     unit_mismatch,
     warped_distances,
 )
+from speech_tokenizers.processing.timed_labels import TimedLabel
 
 
 def naive_warping(costs: np.ndarray) -> float:
@@ -75,7 +75,7 @@ def speech():
         labels, time = [], 0.0
         for phone in generator.choice(list("aei"), 10):
             seconds = generator.integers(1, 5) / 50
-            labels.append(FrameLabel(str(phone), time, time + seconds))
+            labels.append(TimedLabel(str(phone), time, time + seconds))
             time += seconds
         num_frames = round(time * 50)
         tokens += phone_tokens(labels, num_frames, 50.0, speaker, clip)
@@ -130,13 +130,13 @@ def test_distance_of_units_is_that_of_their_entries(distance):
 
 def test_tokens_have_frames_by_their_middles_and_neighbours_across_word_boundaries():
     labels = [
-        FrameLabel("h", 0.0, 0.05),  # middles at 0.01 and 0.03
-        FrameLabel("i", 0.05, 0.06),  # 0.05
-        FrameLabel("|", 0.06, 0.1),
-        FrameLabel("j", 0.1, 0.105),  # too short to have one
-        FrameLabel("u", 0.105, 0.14),  # 0.11 and 0.13
-        FrameLabel("h", 0.5, 0.6),  # after a pause; from 0.51 to the last frame
-        FrameLabel("i", 0.6, 0.7),  # after the last frame
+        TimedLabel("h", 0.0, 0.05),  # middles at 0.01 and 0.03
+        TimedLabel("i", 0.05, 0.06),  # 0.05
+        TimedLabel("|", 0.06, 0.1),
+        TimedLabel("j", 0.1, 0.105),  # too short to have one
+        TimedLabel("u", 0.105, 0.14),  # 0.11 and 0.13
+        TimedLabel("h", 0.5, 0.6),  # after a pause; from 0.51 to the last frame
+        TimedLabel("i", 0.6, 0.7),  # after the last frame
     ]
     assert phone_tokens(labels, 28, 50.0, "s", 3) == [
         PhoneToken("h", "", "i", "s", 3, 0, 2),

@@ -18,7 +18,7 @@ from speech_tokenizers.evaluation.units import command as units
 from speech_tokenizers.evaluation.units import comparison as unit_comparison
 from speech_tokenizers.evaluation.units import probes as unit_probes
 from speech_tokenizers.evaluation.units.comparison import UnitComparison, read_spoken_clips, usable_measures
-from speech_tokenizers.evaluation.units.measures import UnitSettings
+from speech_tokenizers.evaluation.units.encoded_clips import UnitSettings
 from speech_tokenizers.evaluation.units.perturbations import default_perturbations, perturb
 from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel

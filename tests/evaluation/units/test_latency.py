@@ -12,8 +12,8 @@ from speech_tokenizers.evaluation.codec_systems import EncodingSystem
 from speech_tokenizers.evaluation.speed.units import random_units
 from speech_tokenizers.evaluation.units import latency as unit_latency
 from speech_tokenizers.evaluation.units.comparison import read_spoken_clips
+from speech_tokenizers.evaluation.units.encoded_clips import UNITS_VERSION, EncodedClips, UnitSettings
 from speech_tokenizers.evaluation.units.latency import StreamSetting, measure_streaming
-from speech_tokenizers.evaluation.units.measures import UNITS_VERSION, EncodedClips, UnitSettings
 from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
 
 

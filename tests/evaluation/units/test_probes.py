@@ -12,10 +12,10 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from sklearn.preprocessing import StandardScaler
 
 from speech_tokenizers.evaluation.clips import Clip
-from speech_tokenizers.evaluation.reconstruction.frame_probe import FrameLabel, macro_f1
+from speech_tokenizers.evaluation.reconstruction.frame_probe import macro_f1
 from speech_tokenizers.evaluation.units import probes as unit_probes
 from speech_tokenizers.evaluation.units.agreement import joint_symbols
-from speech_tokenizers.evaluation.units.measures import EncodedClips, SpokenClips, UnitSettings
+from speech_tokenizers.evaluation.units.encoded_clips import EncodedClips, SpokenClips, UnitSettings
 from speech_tokenizers.evaluation.units.probes import (
     CodeRows,
     ProbeInputs,
@@ -28,6 +28,7 @@ from speech_tokenizers.evaluation.units.probes import (
     mlp_scores,
     probe_task,
 )
+from speech_tokenizers.processing.timed_labels import TimedLabel
 
 
 @pytest.fixture
@@ -195,7 +196,7 @@ class Encoded(EncodedClips):
         said = [generator.integers(0, 4, 200) for _ in names]
         sounds = 6 * generator.standard_normal((4, 8))
         labels = {
-            name: [FrameLabel("AEIO"[k], place / 50, (place + 1) / 50) for place, k in enumerate(phones)]
+            name: [TimedLabel("AEIO"[k], place / 50, (place + 1) / 50) for place, k in enumerate(phones)]
             for name, phones in zip(names, said, strict=True)
         }
         self.entries = sounds

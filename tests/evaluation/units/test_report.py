@@ -10,9 +10,6 @@ import pytest
 
 from speech_tokenizers.evaluation.units.comparison import MEASURES
 from speech_tokenizers.evaluation.units.report import (
-    INK,
-    SCORE_KINDS,
-    SECTIONS,
     codebook_rows,
     csv_table,
     failure_lines,
@@ -20,19 +17,20 @@ from speech_tokenizers.evaluation.units.report import (
     html_page,
     markdown_page,
     notes,
+    probe_rows,
+    score_rows,
+    summary_rows,
+    write_unit_reports,
+)
+from speech_tokenizers.evaluation.units.report_plots import (
+    INK,
     plot_bars,
     plot_confusion,
     plot_phones,
     plot_probes,
     plot_usage,
-    probe_rows,
-    score_rows,
-    score_title,
-    section_scores,
-    split_name,
-    summary_rows,
-    write_unit_reports,
 )
+from speech_tokenizers.evaluation.units.scores import SCORE_KINDS, SECTIONS, score_title, section_scores, split_name
 
 
 def score(value, low=None, high=None, num_clips=8):

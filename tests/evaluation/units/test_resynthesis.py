@@ -12,7 +12,7 @@ import torch
 from speech_tokenizers.evaluation.clip_results import ResultsFile
 from speech_tokenizers.evaluation.units import resynthesis as unit_resynthesis
 from speech_tokenizers.evaluation.units.comparison import read_spoken_clips
-from speech_tokenizers.evaluation.units.measures import UNITS_VERSION, EncodedClips, UnitSettings
+from speech_tokenizers.evaluation.units.encoded_clips import UNITS_VERSION, EncodedClips, UnitSettings
 from speech_tokenizers.evaluation.units.resynthesis import measure_resynthesis, resynthesize
 from speech_tokenizers.modeling.configuration_unit_vocoder import UnitVocoderConfig
 from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel

@@ -3,10 +3,11 @@
 
 import pytest
 
-from speech_tokenizers.training.codec.arguments import load_recipe, recipe_names
+from speech_tokenizers.training.codec.arguments import load_codec_recipe
 from speech_tokenizers.training.codec.codec_building import build_model
 from speech_tokenizers.training.codec.discriminators import DiscriminatorEnsemble
 from speech_tokenizers.training.codec.losses import parse_mel_scales
+from speech_tokenizers.training.common.recipe_files import recipe_names
 
 
 def test_recipes_of_the_package_are_complete():
@@ -17,7 +18,7 @@ def test_recipes_of_the_package_are_complete():
 def test_every_recipe_builds_its_codec_and_discriminators(name):
     import torch
 
-    args = load_recipe(name, ["data.train=recordings"])
+    args = load_codec_recipe(name, ["data.train=recordings"])
     assert args.data.train == "recordings"
     with torch.device("meta"):
         model = build_model(args)
@@ -28,11 +29,11 @@ def test_every_recipe_builds_its_codec_and_discriminators(name):
 
 
 def test_a_no_that_yaml_takes_for_false_is_a_no(recipe_file):
-    assert load_recipe(str(recipe_file()), ["mixed_precision=no"]).mixed_precision == "no"
+    assert load_codec_recipe(str(recipe_file()), ["mixed_precision=no"]).mixed_precision == "no"
 
 
 def test_overrides_reach_sections_and_are_yaml(recipe_file):
-    args = load_recipe(
+    args = load_codec_recipe(
         str(recipe_file()),
         ["max_steps=7", "optimizer.learning_rate=1e-4", "data.train_filter={split: [a, b]}", "weight_ema_decay=null"],
     )
@@ -77,16 +78,16 @@ def test_overrides_reach_sections_and_are_yaml(recipe_file):
 )
 def test_wrong_overrides_are_errors(recipe_file, override, message):
     with pytest.raises(ValueError, match=message):
-        load_recipe(str(recipe_file()), [override])
+        load_codec_recipe(str(recipe_file()), [override])
 
 
 def test_missing_recipe_names_those_there_are():
     with pytest.raises(ValueError, match="speechtokenizer_16khz"):
-        load_recipe("speechtokeniser_16khz")
+        load_codec_recipe("speechtokeniser_16khz")
 
 
 def test_recipe_without_a_required_key(tmp_path):
     path = tmp_path / "short.yaml"
     path.write_text("output_dir: x\nmodel: {preset: fast-16khz}\ndata: {}\n", encoding="utf-8")
     with pytest.raises(ValueError, match="lacks `loss_weights`"):
-        load_recipe(str(path))
+        load_codec_recipe(str(path))

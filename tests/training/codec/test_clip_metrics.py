@@ -6,11 +6,13 @@ import importlib.util
 import numpy as np
 import pytest
 
+from speech_tokenizers.cli import main
+from speech_tokenizers.evaluation.clip_results import MetricFailure
 from speech_tokenizers.evaluation.reconstruction.comparison import METRICS
-from speech_tokenizers.evaluation.reconstruction.signal_metrics import PESQ, STOI, MetricFailure, ScaleInvariantSDR
+from speech_tokenizers.evaluation.reconstruction.signal_metrics import PESQ, STOI, ScaleInvariantSDR
 from speech_tokenizers.processing.optional_packages import MissingPackageError
 from speech_tokenizers.training.codec.clip_metrics import ClipMetrics
-from speech_tokenizers.training.codec.codec_trainer import main, train_from_recipe
+from speech_tokenizers.training.codec.codec_recipe import train_from_recipe
 from speech_tokenizers.training.common.reporting import TrainingLog, draw_metric_curves, read_log
 
 
@@ -77,14 +79,13 @@ def test_misspelt_metric_is_an_error_at_the_start(make_trainer):
         make_trainer(metrics=["pesk"])
 
 
-def test_missing_package_is_an_error_at_the_start_that_names_the_extra(make_trainer, recipe_file, monkeypatch):
+def test_missing_package_is_an_error_at_the_start_that_names_the_extra(make_trainer, recipe_file, monkeypatch, capsys):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "pesq" else find_spec(name))
     with pytest.raises(MissingPackageError, match=r"speech-tokenizers\[evaluation\]"):
         make_trainer(metrics=["pesq"])
-    monkeypatch.setattr("sys.argv", ["codec_trainer", str(recipe_file(metrics=["pesq"]))])
-    with pytest.raises(SystemExit, match=r"error: .*speech-tokenizers\[evaluation\]"):
-        main()
+    assert main(["train", str(recipe_file(metrics=["pesq"]))]) == 2
+    assert "speech-tokenizers[evaluation]" in capsys.readouterr().err
 
 
 def test_metric_that_is_not_defined_at_the_codecs_rate_is_an_error_at_the_start():

@@ -10,12 +10,14 @@ import yaml
 
 from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.modeling.modeling_latent_lm import LatentLanguageModel
-from speech_tokenizers.training.codec.arguments import CodecTrainingArguments, build_section, load_recipe
+from speech_tokenizers.training.codec.arguments import CodecTrainingArguments, load_codec_recipe
 from speech_tokenizers.training.codec.codec_building import build_model, build_objectives
-from speech_tokenizers.training.codec.codec_trainer import CodecTrainer, train_from_recipe
+from speech_tokenizers.training.codec.codec_recipe import train_from_recipe
+from speech_tokenizers.training.codec.codec_trainer import CodecTrainer
 from speech_tokenizers.training.codec.joint_model import JointModel
 from speech_tokenizers.training.codec.latent_arguments import JointArguments
 from speech_tokenizers.training.codec.latent_health import LatentCollapseError
+from speech_tokenizers.training.common.recipe_files import build_section
 from speech_tokenizers.training.common.reporting import read_log
 
 
@@ -242,7 +244,7 @@ def test_contradictions_are_refused(joint_recipe, tiny_checkpoint):
 
 
 def test_the_recipe_is_the_papers_in_its_rates(trained_tokenizer):
-    args = load_recipe("cst_joint_16khz", [f"model.pretrained={trained_tokenizer}"])
+    args = load_codec_recipe("cst_joint_16khz", [f"model.pretrained={trained_tokenizer}"])
     model = build_model(args)
     assert args.optimizer.learning_rate_scales == {"tokenizer": 0.05, "tokenizer.decoder": 0.0}
     names = {"mel", "waveform", "kl", "prediction"}

@@ -18,11 +18,10 @@ import yaml
 
 from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
-from speech_tokenizers.processing.timed_labels import read_word_times
-from speech_tokenizers.processing.word_alignment import TimedWord
-from speech_tokenizers.training.codec.arguments import CodecTrainingArguments, build_section, load_recipe
+from speech_tokenizers.processing.timed_labels import TimedWord, read_word_times
+from speech_tokenizers.training.codec.arguments import CodecTrainingArguments, load_codec_recipe
 from speech_tokenizers.training.codec.codec_building import build_model, build_objectives
-from speech_tokenizers.training.codec.codec_trainer import train_from_recipe
+from speech_tokenizers.training.codec.codec_recipe import train_from_recipe
 from speech_tokenizers.training.codec.latent_arguments import LatentArguments, RecognitionArguments
 from speech_tokenizers.training.codec.latent_health import CollapseGuard, LatentCollapseError, latent_health
 from speech_tokenizers.training.codec.latent_objectives import (
@@ -31,6 +30,7 @@ from speech_tokenizers.training.codec.latent_objectives import (
     span_ctc_loss,
 )
 from speech_tokenizers.training.codec.reconstruction_losses import RECONSTRUCTION_LOSSES
+from speech_tokenizers.training.common.recipe_files import build_section
 from speech_tokenizers.training.common.reporting import read_log
 
 
@@ -336,7 +336,7 @@ def test_the_head_learns_what_is_said(make_args, spoken_folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["cst_16khz", "cst_16khz_cpu"])
 def test_the_recipes_name_exactly_their_losses(name):
-    args = load_recipe(name)
+    args = load_codec_recipe(name)
     objectives = build_objectives(args)
     names = {"mel", "waveform", "kl", *(loss for objective in objectives for loss in objective.loss_names)}
     adversarial = {"adversarial", "feature_matching"} if args.adversarial.discriminators else set()

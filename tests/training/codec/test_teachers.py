@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from speech_tokenizers.modeling.speech_encoders import WaveformEncoder
-from speech_tokenizers.processing.word_alignment import TimedWord
+from speech_tokenizers.processing.timed_labels import TimedWord
 from speech_tokenizers.training.codec.arguments import LanguageTeacherArguments, SpeechTeacherArguments
 from speech_tokenizers.training.codec.teachers import (
     LanguageTeacher,

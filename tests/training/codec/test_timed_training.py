@@ -10,7 +10,7 @@ import torch
 
 from speech_tokenizers.cli import main
 from speech_tokenizers.training.codec import codec_trainer
-from speech_tokenizers.training.codec.codec_trainer import train_from_recipe
+from speech_tokenizers.training.codec.codec_recipe import train_from_recipe
 from speech_tokenizers.training.common.optimization import learning_rate_factor
 from speech_tokenizers.training.common.reporting import read_log
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from speech_tokenizers.training.codec.codec_trainer import train_from_recipe
+from speech_tokenizers.training.codec.codec_recipe import train_from_recipe
 from speech_tokenizers.training.common.reporting import read_log
 
 
@@ -49,9 +49,7 @@ def test_killed_run_continues_bit_for_bit(recipe_file, tmp_path):
     expected = losses_by_step(tmp_path / "whole")
 
     log = tmp_path / "killed" / "training_log.jsonl"
-    process = start(
-        ["-m", "speech_tokenizers.training.codec.codec_trainer", recipe, f"output_dir={tmp_path / 'killed'}"]
-    )
+    process = start(["-m", "speech_tokenizers", "train", recipe, f"output_dir={tmp_path / 'killed'}"])
     kill_after = random.Random(time.time_ns()).randint(8, 22)
     deadline = time.monotonic() + 200
     while not (log.exists() and len(log.read_text(encoding="utf-8").splitlines()) >= kill_after):
@@ -74,7 +72,7 @@ def test_killed_run_continues_bit_for_bit(recipe_file, tmp_path):
 
 def test_sigterm_leaves_a_checkpoint(recipe_file, tmp_path):
     recipe = str(recipe_file(max_steps=100000))
-    process = start(["-m", "speech_tokenizers.training.codec.codec_trainer", recipe, f"output_dir={tmp_path / 'run'}"])
+    process = start(["-m", "speech_tokenizers", "train", recipe, f"output_dir={tmp_path / 'run'}"])
     log = tmp_path / "run" / "training_log.jsonl"
     deadline = time.monotonic() + 200
     while not (log.exists() and log.read_text(encoding="utf-8")):

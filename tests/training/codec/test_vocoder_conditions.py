@@ -19,9 +19,10 @@ from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
 from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
 from speech_tokenizers.processing.recordings import decode_all, load_recordings
-from speech_tokenizers.training.codec.arguments import CodecTrainingArguments, UnitArguments, build_section
-from speech_tokenizers.training.codec.codec_trainer import train_from_recipe
+from speech_tokenizers.training.codec.arguments import CodecTrainingArguments, UnitArguments
+from speech_tokenizers.training.codec.codec_recipe import train_from_recipe
 from speech_tokenizers.training.codec.vocoder_conditions import UnitConditions, new_vocoder
+from speech_tokenizers.training.common.recipe_files import build_section
 from speech_tokenizers.training.common.reporting import read_log
 
 

@@ -12,7 +12,8 @@ from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
 from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
-from speech_tokenizers.training.codec.codec_trainer import build_model, train_from_recipe
+from speech_tokenizers.training.codec.codec_building import build_model
+from speech_tokenizers.training.codec.codec_recipe import train_from_recipe
 from speech_tokenizers.training.codec.warm_start import warm_start
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import torch
 
 from speech_tokenizers.training.codec import codec_trainer
-from speech_tokenizers.training.codec.codec_trainer import train_from_recipe
+from speech_tokenizers.training.codec.codec_recipe import train_from_recipe
 from speech_tokenizers.training.common.processes import leave_together
 
 

@@ -6,7 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from speech_tokenizers.training.common.length_batches import LengthBatchSampler, pack_by_length
+from speech_tokenizers.processing.packing import pack_by_length
+from speech_tokenizers.training.common.length_batches import LengthBatchSampler
 
 
 LENGTHS = np.random.default_rng(0).integers(100, 3000, 157)

@@ -11,9 +11,8 @@ from transformers import AutoModel, Trainer, TrainingArguments
 from speech_tokenizers.conversion.speechtokenizer import convert_checkpoint
 from speech_tokenizers.modeling.configuration_dm_codec import DMCodecConfig
 from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
-from speech_tokenizers.training.codec.arguments import OptimizerArguments
 from speech_tokenizers.training.codec.crops import AudioCropDataset
-from speech_tokenizers.training.common.optimization import make_optimizer, set_learning_rate
+from speech_tokenizers.training.common.optimization import OptimizerArguments, make_optimizer, set_learning_rate
 
 
 DECODER_ONLY = {"encoder": 0.0, "quantizer": 0.0}

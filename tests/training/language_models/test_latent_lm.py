@@ -18,7 +18,7 @@ from speech_tokenizers.modeling.configuration_cst import CSTConfig
 from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.modeling.modeling_latent_lm import LatentLanguageModel
 from speech_tokenizers.processing.feature_extraction_cst import CSTFeatureExtractor
-from speech_tokenizers.training.codec.arguments import load_recipe
+from speech_tokenizers.training.common.recipe_files import load_recipe
 from speech_tokenizers.training.common.reporting import read_log
 from speech_tokenizers.training.language_models import latent_lm
 from speech_tokenizers.training.language_models.head_comparison import (

@@ -11,7 +11,7 @@ from transformers import AutoModelForCTC, HubertConfig, HubertModel, Wav2Vec2Fea
 
 from speech_tokenizers.cli import main
 from speech_tokenizers.modeling.modeling_dc_spin import DCSpinModel
-from speech_tokenizers.training.codec.arguments import load_recipe
+from speech_tokenizers.training.common.recipe_files import load_recipe
 from speech_tokenizers.training.recognition.ctc_recipe import CTCRecipeArguments
 
 

@@ -13,8 +13,8 @@ import soundfile
 import yaml
 from accelerate.state import AcceleratorState
 
-from speech_tokenizers.training.codec.arguments import load_recipe
-from speech_tokenizers.training.codec.codec_trainer import train_from_recipe
+from speech_tokenizers.training.codec.arguments import load_codec_recipe
+from speech_tokenizers.training.codec.codec_recipe import train_from_recipe
 from speech_tokenizers.training.common.reporting import read_log
 from speech_tokenizers.training.studies import ablation
 from speech_tokenizers.training.studies.ablation import (
@@ -57,7 +57,7 @@ def test_arms_that_cannot_be_told_apart_are_refused(named, own, message):
 def test_the_arms_of_the_recipe_leave_the_teachers_that_they_name():
     kept = {}
     for name, changes in DISTILLATION_ARMS.items():
-        args = load_recipe("dm_codec_16khz_4kbps", changes)
+        args = load_codec_recipe("dm_codec_16khz_4kbps", changes)
         teachers = args.distillation.speech_teacher, args.distillation.language_teacher
         dimensions = tuple(args.model.overrides[f"{kind}_dimension"] for kind in ("semantic", "contextual"))
         kept[name] = tuple(teacher is not None for teacher in teachers)
@@ -77,7 +77,7 @@ def test_arms_share_what_is_computed_once_and_nothing_else(recipe_file, tmp_path
     plans = [
         plan_arm(path, ["max_steps=2"], "a: b", ["loss_weights.mel=3"], seed, tmp_path / "out") for seed in (0, 7)
     ]
-    args = [load_recipe(path, plan.overrides) for plan in plans]
+    args = [load_codec_recipe(path, plan.overrides) for plan in plans]
     assert [arm.seed for arm in args] == [0, 7]
     assert args[0].output_dir == str(tmp_path / "out" / "runs" / "a: b" / "seed-0") != args[1].output_dir
     assert args[0].loss_weights["mel"] == 3
@@ -88,13 +88,17 @@ def test_arms_share_what_is_computed_once_and_nothing_else(recipe_file, tmp_path
 
 def test_an_arm_trained_with_other_settings_is_not_taken_for_it(recipe_file, tmp_path):
     same = ["optimizer.learning_rate=1e-3"]
-    args = load_recipe(str(recipe_file()), same)
+    args = load_codec_recipe(str(recipe_file()), same)
     check_settings(tmp_path / "new", args.to_dict())
     run = tmp_path / "run"
     run.mkdir()
     (run / "recipe.yaml").write_text(yaml.safe_dump(args.to_dict()))
-    check_settings(run, load_recipe(str(recipe_file()), [*same, "output_dir=elsewhere", "save_steps=9"]).to_dict())
-    changed = load_recipe(str(recipe_file()), ["optimizer.learning_rate=2e-3", "model.overrides.hidden_size=null"])
+    check_settings(
+        run, load_codec_recipe(str(recipe_file()), [*same, "output_dir=elsewhere", "save_steps=9"]).to_dict()
+    )
+    changed = load_codec_recipe(
+        str(recipe_file()), ["optimizer.learning_rate=2e-3", "model.overrides.hidden_size=null"]
+    )
     with pytest.raises(ValueError, match="`model.overrides.hidden_size` was 16 and is None") as refused:
         check_settings(run, changed.to_dict())
     assert "optimizer.learning_rate" in str(refused.value)
@@ -200,7 +204,7 @@ def test_wrong_usage_is_one_line_before_any_training(
 
 def test_steps_of_all_arms_are_timed_in_turn(recipe_file, tmp_path, monkeypatch):
     recipe = str(recipe_file(adversarial=RECONSTRUCTION))
-    recipes = {name: load_recipe(recipe, [f"seed={seed}"]) for seed, name in enumerate(("one", "other"))}
+    recipes = {name: load_codec_recipe(recipe, [f"seed={seed}"]) for seed, name in enumerate(("one", "other"))}
     order = []
     take_step = SteppedTrainer.take_step
 
@@ -222,7 +226,7 @@ def test_steps_of_different_precisions_are_refused_before_any_work(
     recipe_file, tmp_path, evaluation_data, in_this_process, capsys
 ):
     recipe = str(recipe_file(adversarial=RECONSTRUCTION))
-    recipes = {name: load_recipe(recipe, [f"mixed_precision={name}"]) for name in ("bf16", "null")}
+    recipes = {name: load_codec_recipe(recipe, [f"mixed_precision={name}"]) for name in ("bf16", "null")}
     with pytest.raises(ValueError, match=r"differ in `mixed_precision` \(bf16: bf16, null: no\)"):
         measure_steps(recipes)
     assert not (tmp_path / "cache").exists()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from speech_tokenizers.modeling.vector_quantization import VectorQuantizer
-from speech_tokenizers.training.codec.arguments import load_recipe
+from speech_tokenizers.training.codec.arguments import load_codec_recipe
 from speech_tokenizers.training.studies import step_cost, step_profile
 from speech_tokenizers.training.studies.step_profile import ProfiledTrainer, profile_training
 
@@ -102,7 +102,7 @@ def test_time_goes_to_the_part_that_takes_it(recipe_file, clock, monkeypatch):
     names = ("mel", "waveform", "compressed_magnitude", "low_frequency_complex", "decorrelation")
     weights = dict.fromkeys((*names, "commitment"), 1.0)
     recipe = recipe_file(adversarial={"discriminators": {}}, loss_weights=weights)
-    profile = profile_training(load_recipe(str(recipe)), num_steps=2, num_warmup_steps=1)
+    profile = profile_training(load_codec_recipe(str(recipe)), num_steps=2, num_warmup_steps=1)
     expected = dict.fromkeys(RECONSTRUCTION_PARTS, 0.0)
     expected |= {"data": 16.0, "encoder forward": 1.0, "encoder backward": 2.0}
     expected |= {"decoder forward": 4.0, "decoder backward": 8.0, "weight average": 32.0}
@@ -115,7 +115,7 @@ def test_time_goes_to_the_part_that_takes_it(recipe_file, clock, monkeypatch):
 def test_discriminators_have_a_part_where_there_are_any(recipe_file, tmp_path):
     # They act from the first step, whatever the recipe's schedule.
     recipe = recipe_file(adversarial={"start_step": 1000}, max_steps=2000, latent_health={"revival_steps": [1500]})
-    profile = profile_training(load_recipe(str(recipe)), 2, 1)
+    profile = profile_training(load_codec_recipe(str(recipe)), 2, 1)
     assert set(profile["parts_ms"]) == RECONSTRUCTION_PARTS | {"discriminators"}
     assert set(profile["losses_ms"]) == {"mel", "waveform"}
     assert all(ms >= 0 for ms in profile["parts_ms"].values())
@@ -133,15 +133,15 @@ def test_the_quantizer_acts_in_every_step_however_late_its_start(recipe_file, mo
     )
     changes = {"adversarial": {"discriminators": {}}, "model": {"overrides": {"quantizer_dropout": 0.0}}}
     recipe = str(recipe_file(**changes, max_steps=1000, latent_health={"quantizer_start_step": 900}))
-    profile_training(load_recipe(recipe), num_steps=2, num_warmup_steps=1)
+    profile_training(load_codec_recipe(recipe), num_steps=2, num_warmup_steps=1)
     assert len(coded) == 2 * 6  # of two codebooks, in steps with a stopwatch and without
     coded.clear()
-    step_cost.measure_steps({"late": load_recipe(recipe)}, num_steps=2, num_warmup_steps=1)
+    step_cost.measure_steps({"late": load_codec_recipe(recipe)}, num_steps=2, num_warmup_steps=1)
     assert len(coded) == 2 * 3
 
 
 def test_a_frozen_encoder_has_no_backward_pass(recipe_file):
     scales = {"encoder": 0.0, "quantizer": 0.0}
     recipe = recipe_file(adversarial={"discriminators": {}}, optimizer={"learning_rate_scales": scales})
-    profile = profile_training(load_recipe(str(recipe)), 1, 1)
+    profile = profile_training(load_codec_recipe(str(recipe)), 1, 1)
     assert set(profile["parts_ms"]) == RECONSTRUCTION_PARTS - {"encoder backward"}

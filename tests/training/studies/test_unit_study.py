@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from speech_tokenizers.cli import _build_parser, _join_command
-from speech_tokenizers.training.codec.arguments import load_recipe, recipe_trainer
 from speech_tokenizers.training.common.child_process import Finished, Stopped
+from speech_tokenizers.training.common.recipe_files import load_recipe, recipe_trainer
 from speech_tokenizers.training.studies import unit_study
 from speech_tokenizers.training.studies.unit_study import UnitStudyArguments, as_options, compare_units, stages
 from speech_tokenizers.training.units.dc_spin_trainer import DCSpinTrainingArguments

@@ -21,7 +21,7 @@ from transformers import AutoFeatureExtractor, AutoModel, HubertConfig, HubertMo
 from speech_tokenizers.modeling.modeling_dc_spin import DCSpinModel
 from speech_tokenizers.processing.recordings import decode_all, load_recordings
 from speech_tokenizers.processing.speaker_perturbation import SpeakerPerturbation
-from speech_tokenizers.training.codec.arguments import load_recipe, recipe_trainer
+from speech_tokenizers.training.common.recipe_files import load_recipe, recipe_trainer
 from speech_tokenizers.training.common.reporting import read_log
 from speech_tokenizers.training.recognition.ctc_recipe import CTCRecipeArguments
 from speech_tokenizers.training.units.dc_spin_trainer import (

@@ -21,12 +21,8 @@ from speech_tokenizers.modeling.configuration_hubert_masked_prediction import Hu
 from speech_tokenizers.modeling.padding_invariance import num_conv_frames
 from speech_tokenizers.processing.recordings import decode_all, load_recordings
 from speech_tokenizers.training.common.reporting import read_log
-from speech_tokenizers.training.units.hubert_pretraining import (
-    MaskedPredictionDataset,
-    load_pretraining_recipe,
-    pad_batch,
-    pretrain,
-)
+from speech_tokenizers.training.units.hubert_pretraining import load_pretraining_recipe, pretrain
+from speech_tokenizers.training.units.masked_prediction import MaskedPredictionDataset, pad_batch
 from speech_tokenizers.training.units.pseudo_labels import label_all
 from speech_tokenizers.training.units.spectral_stem import init_spectral_stem
 

@@ -166,7 +166,7 @@ def test_a_stopped_fit_continues_bit_for_bit(encoder, decoded, tmp_path, monkeyp
 
 
 def test_two_processes_find_the_same_centroids(encoder, audio_folder, tmp_path):
-    command = [sys.executable, "-m", "speech_tokenizers.training.units.units_fitting", str(encoder), str(audio_folder)]
+    command = [sys.executable, "-m", "speech_tokenizers", "fit-units", str(encoder), str(audio_folder)]
     command += ["--layers", "1", "--codebook-size", "5", "--batch-seconds", "0.5", "--max-epochs", "3"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     with socket.socket() as found:

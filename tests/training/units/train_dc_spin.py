@@ -5,8 +5,8 @@ import sys
 
 import torch
 
-from speech_tokenizers.training.codec.arguments import load_recipe
 from speech_tokenizers.training.common.processes import leave_together
+from speech_tokenizers.training.common.recipe_files import load_recipe
 from speech_tokenizers.training.units.dc_spin_trainer import DCSpinTrainingArguments, train_dc_spin
 
 

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labels of recordings, as `speech-tokenizers align --unit label` writes them, and the label of each frame."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from speech_tokenizers.evaluation.clips import read_rows
+from speech_tokenizers.processing.timed_labels import TimedLabel
+
+
+# Neither sounds nor silence: the boundary between two words in characters and phones.
+IGNORED_LABELS = ("", "|")
+
+
+def read_labels(path: Path) -> dict[str, list[TimedLabel]]:
+    r"""
+    Labels of recordings.
+
+    Args:
+        path (`Path`): JSON lines with `file_name` and `labels`, a list of `{"label", "start", "end"}` in seconds, as
+            `speech-tokenizers align --unit label` writes them.
+
+    Raises:
+        ValueError: If a line has another form.
+    """
+    labels = {}
+    for number, row in enumerate(read_rows(path), 1):
+        try:
+            labels[str(row["file_name"])] = [
+                TimedLabel(str(item["label"]), float(item["start"]), float(item["end"])) for item in row["labels"]
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}, line {number}: `file_name` and `labels` with `label`, `start` and `end` were expected"
+                f" ({type(error).__name__}: {error})."
+            ) from error
+    return labels
+
+
+def label_frames(
+    labels: Sequence[TimedLabel], num_frames: int, frame_rate: float, classes: Mapping[str, int]
+) -> np.ndarray:
+    r"""
+    The class of the label that covers the middle of each frame, of shape `(num_frames,)`; -1 where there is none.
+
+    Args:
+        labels (sequence of [`TimedLabel`]): Of one recording; of labels that overlap the later one counts.
+        num_frames (`int`), frame_rate (`float`): Frame k lies from k / frame_rate to (k + 1) / frame_rate.
+        classes (mapping of `str` to `int`): Number of each label; others are left out.
+    """
+    middles = (np.arange(num_frames) + 0.5) / frame_rate
+    numbers = np.full(num_frames, -1)
+    for item in labels:
+        if item.label in classes:
+            numbers[(middles >= item.start) & (middles < item.end)] = classes[item.label]
+    return numbers

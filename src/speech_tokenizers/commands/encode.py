@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`speech-tokenizers encode`: speech to files of codes."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from speech_tokenizers.commands.file_jobs import (
+    add_input_arguments,
+    add_latents_argument,
+    add_model_argument,
+    add_num_quantizers_argument,
+    audio_seconds,
+    check_kind,
+    plan,
+    work,
+)
+from speech_tokenizers.commands.frame import load_model
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    add_input_arguments(
+        parser, "AUDIO", "audio files, folders of them, or globs", "a folder, or for one file a `.safetensors`"
+    )
+    add_model_argument(parser)
+    add_num_quantizers_argument(parser)
+    add_latents_argument(parser)
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16"), default="float32", help="of latents in files; default: float32"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    from speech_tokenizers.processing.audio_files import AUDIO_SUFFIXES
+    from speech_tokenizers.processing.code_files import CODE_FILE_SUFFIX
+
+    jobs = plan(args, AUDIO_SUFFIXES, (CODE_FILE_SUFFIX,))
+    model = load_model(args.model, args.device)
+    check_kind(model, args)
+    from speech_tokenizers.coding.file_coding import encode_file
+    from speech_tokenizers.coding.loading import DEFAULT_CHECKPOINT, list_checkpoints
+
+    name = args.model or DEFAULT_CHECKPOINT
+    if name not in list_checkpoints() and os.path.isdir(name):
+        name = os.path.abspath(name)
+
+    def encode(source: Path, target: Path, on_progress: Callable[[float], object]) -> None:
+        encode_file(model, source, target, args.num_quantizers, name, on_progress, args.latents, args.dtype)
+
+    return work(jobs, encode, "encode", audio_seconds)

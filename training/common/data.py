@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a recipe finds its recordings, and how they are decoded for training."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from speech_tokenizers.processing.recordings import DecodedRecordings, append_rejected, decode_all, load_recordings
+
+
+@dataclass
+class DataArguments:
+    r"""
+    Where the recordings are and how they become crops.
+
+    Args:
+        train, eval (`str`, *optional*): A folder of audio files, with or without `metadata.jsonl` or `metadata.csv`;
+            such a file itself; a Parquet file or a folder of them; or the id of a dataset on the Hub.
+        train_filter, eval_filter (`dict`): Keep only rows where each named column has this value, or one of these
+            values.
+        train_files, eval_files (`str`, *optional*): A text file that lists, one a line, the `file_name`s to keep.
+        train_split, eval_split (`str`): Split of a Hub dataset.
+        audio_column (`str`): Column of Parquet and Hub datasets that holds the audio.
+        streaming (`bool`): Read the training data as a stream, decoded as it comes, instead of decoding all of it
+            first.
+        shuffle_buffer (`int`): Recordings among which a stream is shuffled.
+        segment_seconds (`float`): Length of a training crop.
+        max_eval_seconds (`float`): Recordings are cut to this length for evaluation.
+        max_eval_recordings (`int`, *optional*): Evaluate on so many of the recordings that `eval` names, spread evenly
+            over them. Defaults to all.
+        cache_dir (`str`, *optional*): Where decoded audio is kept. Defaults to `audio_cache` in the output folder.
+        target_level_db (`float`, *optional*): Bring every crop to this RMS level (dB relative to full scale) first.
+        gain_db (`list` of two `float`): Range of a random gain. Peaks are kept below full scale.
+        min_level_db (`float`): A crop below this level is drawn again, eight times in all, so that few crops are
+            silence.
+        num_workers (`int`): Worker processes that prepare crops. Crops do not depend on it. Reading decoded audio
+            needs none.
+    """
+
+    train: str | None = None
+    eval: str | None = None
+    train_filter: dict[str, Any] = field(default_factory=dict)
+    eval_filter: dict[str, Any] = field(default_factory=dict)
+    train_files: str | None = None
+    eval_files: str | None = None
+    train_split: str = "train"
+    eval_split: str = "validation"
+    audio_column: str = "audio"
+    streaming: bool = False
+    shuffle_buffer: int = 1000
+    segment_seconds: float = 1.0
+    max_eval_seconds: float = 10.0
+    max_eval_recordings: int | None = None
+    cache_dir: str | None = None
+    target_level_db: float | None = None
+    gain_db: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    min_level_db: float = -60.0
+    num_workers: int = 0
+
+    def __post_init__(self):
+        if self.segment_seconds <= 0 or self.max_eval_seconds <= 0:
+            raise ValueError("`segment_seconds` and `max_eval_seconds` must be positive.")
+        if self.max_eval_recordings is not None and self.max_eval_recordings < 1:
+            raise ValueError(f"`max_eval_recordings` must be at least 1, but got {self.max_eval_recordings}.")
+        if len(self.gain_db) != 2 or self.gain_db[0] > self.gain_db[1]:
+            raise ValueError(f"`gain_db` must be a pair [lowest, highest], but got {self.gain_db}.")
+
+
+def prepare_recordings(
+    args: DataArguments, sampling_rate: int, cache_dir: Path, accelerator: Accelerator, rejected_path: Path
+) -> tuple["DecodedRecordings | datasets.IterableDataset", DecodedRecordings | None]:
+    r"""
+    Training and evaluation recordings as a recipe names them, decoded once for all epochs and processes.
+
+    Args:
+        args ([`DataArguments`]): Where they are.
+        sampling_rate (`int`): Rate to decode at.
+        cache_dir (`Path`): Where to keep decoded audio.
+        accelerator (`Accelerator`): Its main process decodes while the others wait.
+        rejected_path (`Path`): File of JSON lines for what cannot be decoded.
+
+    Returns:
+        The training recordings, and the evaluation recordings if there are any.
+    """
+    if args.train is None:
+        raise ValueError("`data.train` must name the training recordings; give it as data.train=PATH.")
+    rejected: list[dict[str, str]] = []
+
+    def decoded(
+        path: str, split: str, filter_by: dict[str, Any], files: str | None, at_most: int | None = None
+    ) -> DecodedRecordings:
+        with accelerator.main_process_first():
+            recordings = load_recordings(path, filter_by, files, split, args.audio_column)
+            if at_most is not None and at_most < len(recordings):
+                recordings = recordings.select([i * len(recordings) // at_most for i in range(at_most)])
+            result = decode_all(recordings, sampling_rate, cache_dir, accelerator.is_main_process)
+        rejected.extend(result.rejected)
+        return result
+
+    train: DecodedRecordings | datasets.IterableDataset
+    if args.streaming:
+        train = load_recordings(
+            args.train, args.train_filter, args.train_files, args.train_split, args.audio_column, streaming=True
+        )
+    else:
+        train = decoded(args.train, args.train_split, args.train_filter, args.train_files)
+    evaluation = None
+    if args.eval is not None:
+        evaluation = decoded(args.eval, args.eval_split, args.eval_filter, args.eval_files, args.max_eval_recordings)
+    if accelerator.is_main_process:
+        rejected_path.parent.mkdir(parents=True, exist_ok=True)
+        rejected_path.unlink(missing_ok=True)
+        if rejected:
+            append_rejected(rejected_path, rejected)
+            tqdm.write(f"{len(rejected)} recordings were set aside; see {rejected_path}.")
+    return train, evaluation
+
+
+@dataclass
+class PretrainingDataArguments:
+    r"""
+    Where the recordings are; see [`load_recordings`].
+
+    Args:
+        train (`str`): A folder, a file of metadata, Parquet, or a dataset's id on the Hub.
+        train_filter (`dict`), train_files (`str`, *optional*), train_split (`str`), audio_column (`str`): Which of
+            them.
+        cache_dir (`str`, *optional*): Where decoded audio is kept. Defaults to `audio_cache` in the output folder.
+        min_seconds (`float`): Shorter recordings are left out.
+        max_seconds (`float`): Of a longer one, a part of this length is drawn each time.
+    """
+
+    train: str
+    train_filter: dict[str, Any] = field(default_factory=dict)
+    train_files: str | None = None
+    train_split: str = "train"
+    audio_column: str = "audio"
+    cache_dir: str | None = None
+    min_seconds: float = 0.5
+    max_seconds: float = 15.6
+
+    def __post_init__(self):
+        if not 0 < self.min_seconds <= self.max_seconds:
+            raise ValueError("`data.min_seconds` must be positive and not above `data.max_seconds`.")

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches and trainer of masked prediction."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Trainer
+
+from speech_tokenizers.modeling.configuration_hubert_masked_prediction import HubertMaskedPredictionConfig
+from speech_tokenizers.modeling.modeling_hubert_masked_prediction import span_mask
+from speech_tokenizers.modeling.padding_invariance import num_conv_frames
+from speech_tokenizers.processing.recordings import DecodedRecordings
+from speech_tokenizers.training.common.length_batches import length_batch_loader
+from speech_tokenizers.training.units.pseudo_labels import (
+    PseudoLabels,
+    frame_labels,
+)
+
+
+class MaskedPredictionDataset(torch.utils.data.Dataset):
+    r"""
+    Recordings, or parts of long ones, with the labels of their frames and the frames to mask.
+
+    An item depends on the seed and its index only. Indices beyond the length belong to later epochs, as a
+    [`LengthBatchSampler`] gives them.
+
+    Args:
+        recordings ([`DecodedRecordings`]): int16 audio.
+        labels ([`PseudoLabels`]): Of each recording.
+        config ([`HubertMaskedPredictionConfig`]): Tells the frames of the encoder, and how to mask.
+        min_seconds, max_seconds (`float`): See [`PretrainingDataArguments`].
+        seed (`int`): Of parts and masks.
+
+    Attributes:
+        lengths (`np.ndarray` of shape `(len(dataset),)`): Samples of each item.
+
+    Raises:
+        ValueError: If every recording is too short.
+    """
+
+    def __init__(
+        self,
+        recordings: DecodedRecordings,
+        labels: PseudoLabels,
+        config: HubertMaskedPredictionConfig,
+        min_seconds: float,
+        max_seconds: float,
+        seed: int = 0,
+    ):
+        self.recordings, self.labels, self.config, self.seed = recordings, labels, config, seed
+        self.max_samples = round(max_seconds * recordings.sampling_rate)
+        lengths = np.diff(recordings.starts)
+        self.recording_of_item = np.flatnonzero(lengths >= min_seconds * recordings.sampling_rate)
+        if len(self.recording_of_item) == 0:
+            raise ValueError(f"Every recording is shorter than `data.min_seconds` ({min_seconds}).")
+        self.lengths = np.minimum(lengths[self.recording_of_item], self.max_samples)
+
+    def __len__(self) -> int:
+        return len(self.recording_of_item)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        r"""`input_values` `(num_samples,)`, `labels` and `mask_time_indices` `(num_frames,)`."""
+        epoch, item = divmod(index, len(self))
+        generator = torch.Generator().manual_seed(int(np.random.default_rng((self.seed, epoch, item)).integers(2**63)))
+        number = int(self.recording_of_item[item])
+        recording, hop = self.recordings[number], self.config.inputs_to_logits_ratio
+        # Parts begin with a frame of the whole recording, so that frames keep their labels.
+        last_frame = (len(recording) - int(self.lengths[item])) // hop
+        first_frame = int(torch.randint(last_frame + 1, (), generator=generator))
+        samples = recording[first_frame * hop :][: self.max_samples]
+        num_frames = num_conv_frames(self.config, len(samples))
+        labels = frame_labels(
+            self.labels[number], self.labels.label_rate, self.recordings.sampling_rate / hop, first_frame, num_frames
+        )
+        config = self.config
+        return {
+            "input_values": torch.from_numpy(samples.astype(np.float32) / np.float32(32767.0)),
+            "labels": torch.from_numpy(labels),
+            "mask_time_indices": span_mask(
+                num_frames, config.mask_prob, config.mask_length, config.mask_min_spans, generator
+            ),
+        }
+
+
+def pad_batch(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    r"""
+    Pad items of a [`MaskedPredictionDataset`] into the arguments of [`HubertForMaskedPrediction`]; labels with -100,
+    the mask with `False`.
+    """
+    padding = {"input_values": 0.0, "labels": -100, "mask_time_indices": False}
+    batch = {
+        name: pad_sequence([item[name] for item in items], batch_first=True, padding_value=value)
+        for name, value in padding.items()
+    }
+    lengths = torch.tensor([len(item["input_values"]) for item in items])
+    batch["attention_mask"] = (torch.arange(batch["input_values"].shape[1]) < lengths[:, None]).long()
+    return batch
+
+
+class MaskedPredictionTrainer(Trainer):
+    r"""
+    `transformers.Trainer` on batches by seconds, whose loss is the mean over the masked frames of a whole step.
+
+    Args:
+        batch_samples (`int`): Samples of a micro-batch, with padding.
+        kwargs: Of the `Trainer`; `train_dataset` is a [`MaskedPredictionDataset`], `args.max_steps` is set.
+    """
+
+    def __init__(self, *args: Any, batch_samples: int, **kwargs: Any):
+        super().__init__(*args, data_collator=pad_batch, **kwargs)
+        self.batch_samples = batch_samples
+        self._window: dict[str, torch.Tensor] = {}
+        self._window_start = time.perf_counter()
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """All batches of this process, as one epoch, so that a resumed training skips those it has taken."""
+        return length_batch_loader(self, self.batch_samples)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+        model = self.accelerator.unwrap_model(self.model)
+        count = sum(model.learnt_frames(batch["labels"], batch["mask_time_indices"]).sum() for batch in batch_samples)
+        return self.accelerator.reduce(torch.as_tensor(count, device=device).clamp(min=1), "sum")
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if model.training:
+            self._note(outputs)
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _note(self, outputs: Any) -> None:
+        # Sums on the device, so that no step waits for them.
+        sums = {"frames": outputs["frame_mask"].sum()}
+        for kind in ("masked", "unmasked"):
+            count = outputs[f"num_{kind}"]
+            sums[f"num_{kind}"] = count
+            for name in (f"{kind}_loss", f"{kind}_accuracy"):
+                sums[name] = outputs[name] * count
+        sums["features_penalty"] = outputs["features_penalty"] * outputs["num_masked"]
+        for name, value in sums.items():
+            self._window[name] = self._window.get(name, 0) + value.detach().float()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the parts of the loss since the last log."""
+        if "loss" in logs and self._window:
+            sums = {name: float(value) for name, value in self.accelerator.reduce(self._window, "sum").items()}
+            for kind in ("masked", "unmasked"):
+                for name in (f"{kind}_loss", f"{kind}_accuracy"):
+                    logs[name] = round(sums[name] / max(1.0, sums[f"num_{kind}"]), 4)
+            logs["features_penalty"] = round(sums["features_penalty"] / max(1.0, sums["num_masked"]), 5)
+            dataset: Any = self.train_dataset
+            seconds = sums["frames"] * dataset.config.inputs_to_logits_ratio / dataset.recordings.sampling_rate
+            logs["audio_seconds_per_second"] = round(seconds / (time.perf_counter() - self._window_start), 2)
+            self._window, self._window_start = {}, time.perf_counter()
+        super().log(logs, start_time)
