@@ -53,6 +53,7 @@ RVQ_MODEL_FILES = {
     "configuration_rvq_codec.py",
     "input_checks.py",
     "modeling_rvq_codec.py",
+    "spectral_layers.py",
     "spectral_losses.py",
     "vector_quantization.py",
 }
@@ -66,6 +67,7 @@ VOCODER_FILES = {
     "configuration_unit_vocoder.py",
     "input_checks.py",
     "modeling_unit_vocoder.py",
+    "spectral_layers.py",
     "unit_runs.py",
 }
 UNITS_FILES = VOCODER_FILES | {

@@ -135,7 +135,7 @@ _MODULES = {
     "load_encoded": "processing.latent_files",
     "load_latents": "processing.latent_files",
     "save_latents": "processing.latent_files",
-    "TimedWord": "processing.word_alignment",
+    "TimedWord": "processing.timed_labels",
     "load_word_aligner": "processing.word_alignment",
     "match_words": "processing.word_alignment",
     "convert_spin": "conversion.spin",

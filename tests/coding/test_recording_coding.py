@@ -11,7 +11,7 @@ import soundfile
 import torch
 from transformers import AutoConfig, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
-from speech_tokenizers.coding import recording_coding as unit_coding
+from speech_tokenizers.commands import units as units_command
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.coding.recording_coding import encode_recordings
 from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
@@ -90,9 +90,9 @@ def command(unit_checkpoint):
 
     def run(*arguments):
         parser = argparse.ArgumentParser()
-        unit_coding.add_arguments(parser)
+        units_command.add_arguments(parser)
         words = [*map(str, arguments), "--model", str(unit_checkpoint), "--device", "cpu"]
-        return unit_coding.run(parser.parse_args(words))
+        return units_command.run(parser.parse_args(words))
 
     return run
 
@@ -320,11 +320,11 @@ def test_wrong_usage_is_one_line_and_does_nothing(command, speech, tmp_path, cap
 
 def test_several_codebooks_need_another_format(speech, tmp_path, tiny_checkpoint, capsys):
     parser = argparse.ArgumentParser()
-    unit_coding.add_arguments(parser)
+    units_command.add_arguments(parser)
     arguments = [str(speech / "a"), "-o", str(tmp_path / "out"), "--model", str(tiny_checkpoint), "--device", "cpu"]
-    assert unit_coding.run(parser.parse_args([*arguments, "--format", "km"])) == 2
+    assert units_command.run(parser.parse_args([*arguments, "--format", "km"])) == 2
     assert "has 4; use jsonl or array" in capsys.readouterr().err
-    assert unit_coding.run(parser.parse_args(arguments)) == 0
+    assert units_command.run(parser.parse_args(arguments)) == 0
     assert all(line.units.shape[0] == 4 for line in load_unit_lines(tmp_path / "out"))
 
 
@@ -335,9 +335,9 @@ def test_a_model_without_units_is_refused(speech, tmp_path, capsys):
     HubertModel(HubertConfig(**config)).save_pretrained(folder)
     Wav2Vec2FeatureExtractor().save_pretrained(folder)
     parser = argparse.ArgumentParser()
-    unit_coding.add_arguments(parser)
+    units_command.add_arguments(parser)
     arguments = [str(speech), "-o", str(tmp_path / "units.jsonl"), "--model", str(folder), "--device", "cpu"]
-    assert unit_coding.run(parser.parse_args(arguments)) == 2
+    assert units_command.run(parser.parse_args(arguments)) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert "is a HubertModel, which has no units; `speech-tokenizers fit-units`" in line
     assert not (tmp_path / "units.jsonl").exists()

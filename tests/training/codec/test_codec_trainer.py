@@ -10,6 +10,7 @@ import yaml
 from transformers import AutoFeatureExtractor, AutoModel
 
 from speech_tokenizers.evaluation.speed import processor
+from speech_tokenizers.training.common import precision
 from speech_tokenizers.training.codec.codec_building import build_model
 from speech_tokenizers.training.codec.codec_trainer import CodecTrainer
 from speech_tokenizers.training.common.optimization import learning_rate_factor
@@ -335,15 +336,15 @@ def test_precision_follows_the_processor_where_a_recipe_leaves_it_to_it(make_tra
 def test_precision_follows_the_launcher_where_that_asks_for_one(monkeypatch, launched, expected):
     monkeypatch.setattr(processor, "cpu_flags", lambda: {"avx2"})
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
-    assert processor.resolve_precision("auto", "cpu") == expected
-    assert processor.resolve_precision("no", "cpu") == "no"
-    assert processor.resolve_precision(None, "cpu") is None
+    assert precision.resolve_precision("auto", "cpu") == expected
+    assert precision.resolve_precision("no", "cpu") == "no"
+    assert precision.resolve_precision(None, "cpu") is None
 
 
 def test_no_is_what_the_launcher_says_unasked(monkeypatch):
     monkeypatch.setattr(processor, "cpu_flags", lambda: {"amx_bf16"})
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    assert processor.resolve_precision("auto", "cpu") == "bf16"
+    assert precision.resolve_precision("auto", "cpu") == "bf16"
 
 
 def test_a_run_that_goes_on_with_other_settings_says_so_and_keeps_both_recipes(make_trainer, capsys):
