@@ -10,7 +10,9 @@ from torch.nn.utils import parametrize
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
+from .codec_interface import SpeechCodec, SpeechStream, TokenKind
 from .codec_layers import LSTMWeights, Snake, ceil_divide
+from .codec_streaming import CodecStream, LatentStream
 from .configuration_codec import CodecConfig
 from .spectral_layers import ConvNeXtBlock, InverseSpectrum, Spectrum
 from .spectral_losses import multi_scale_mel_loss
@@ -38,7 +40,7 @@ def place_frames(values: torch.Tensor, mask: torch.Tensor, starts: torch.Tensor)
     return shift_steps(values * mask.view(shape).to(values.dtype), starts)
 
 
-class CodecPreTrainedModel(PreTrainedAudioTokenizerBase):
+class CodecPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
     r"""
     A codec's `encoder` and `decoder`, which every family has, and how they are run.
 
@@ -80,21 +82,6 @@ class CodecPreTrainedModel(PreTrainedAudioTokenizerBase):
             super()._init_weights(module)
 
     @property
-    def sampling_rate(self) -> int:
-        """Samples per second, in Hz."""
-        return self.config.sampling_rate
-
-    @property
-    def hop_length(self) -> int:
-        """Samples per frame."""
-        return self.config.hop_length
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames per second, in Hz."""
-        return self.config.frame_rate
-
-    @property
     def is_streamable(self) -> bool:
         """Whether the layers carry a stream: none looks ahead, not even for its padding."""
         return self.config.causal and self.config.pad_mode == "constant" and self.config.trim_right_ratio == 1
@@ -110,6 +97,21 @@ class CodecPreTrainedModel(PreTrainedAudioTokenizerBase):
         """Frames before and after its own that a hop of samples depends on."""
         first, last = self.decoder.input_span(0, self.hop_length - 1)
         return max(0, -first), max(0, last)
+
+    def encode_stream(self, kind: TokenKind | None = None, num_quantizers: int | None = None) -> SpeechStream:
+        """See [`SpeechCodec.encode_stream`]. The tokens are those of the whole recording."""
+        return self._stream(self.check_kind(kind), num_quantizers)
+
+    def decode_stream(self, kind: TokenKind | None = None, num_samples: int | None = None) -> SpeechStream:
+        """See [`SpeechCodec.decode_stream`]. The samples are those of all tokens at once, in whole frames."""
+        return self._stream(self.check_kind(kind, decode=True))
+
+    def _stream(self, kind: TokenKind, num_quantizers: int | None = None) -> SpeechStream:
+        if kind == "codes":
+            return CodecStream(self, num_quantizers=self.check_num_quantizers(num_quantizers))
+        if num_quantizers is not None:
+            raise ValueError("`num_quantizers` chooses among codebooks, of which latents have none; leave it out.")
+        return LatentStream(self)
 
     def get_encoded_length(self, num_samples):
         """Frames for a number of samples (integer or integer tensor): the quotient by `hop_length`, rounded up."""

@@ -10,6 +10,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
+from .codec_interface import TokenKind
 from .codec_layers import (
     CodecConv1d,
     CodecConvTranspose1d,
@@ -121,9 +122,28 @@ class CSTModel(CSTPreTrainedModel):
         self.post_init()
 
     @property
-    def bits_per_second(self) -> float:
-        """Nominal bit rate of latents in half precision, in bit/s."""
-        return self.config.bits_per_second
+    def kind(self) -> TokenKind:
+        """See [`SpeechCodec.kind`]."""
+        return "latents"
+
+    @property
+    def decodable_kinds(self) -> tuple[TokenKind, ...]:
+        """See [`SpeechCodec.decodable_kinds`]."""
+        return ("latents",)
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """See [`SpeechCodec.loss_names`]."""
+        return ("kl",)
+
+    @property
+    def trained_parts(self) -> dict[str, str]:
+        """See [`SpeechCodec.trained_parts`]."""
+        return {} if self.ctc_projection is None else {"latent_ctc": "ctc_projection"}
+
+    def _fingerprinted(self) -> list[torch.Tensor]:
+        # Statistics that have seen no speech decide nothing.
+        return [self.statistics.mean, self.statistics.std] if bool(self.statistics.num_updates) else []
 
     @can_return_tuple
     def encode(

@@ -132,6 +132,11 @@ class DCSpinModel(DCSpinPreTrainedModel):
         self.trained_layers.train(self.training).requires_grad_(True)
 
     @property
+    def latent_dim(self) -> int:
+        """See [`SpeechCodec.latent_dim`]."""
+        return self.config.projection_dim
+
+    @property
     def centroids(self) -> torch.Tensor:
         """Codes of the primary codebook, `(1, codebook_size, projection_dim)`."""
         return self.primary.codebook.detach()[None]

@@ -53,6 +53,17 @@ class DMCodecModel(RVQCodecModel):
         self.contextual_projection = None if config.share_projection else projection(config.contextual_dimension)
         self.post_init()
 
+    @property
+    def trained_parts(self) -> dict[str, str]:
+        """See [`SpeechCodec.trained_parts`]."""
+        parts = {}
+        if self.config.semantic_dimension is not None:
+            parts["semantic_distillation"] = "semantic_projection"
+        if self.config.contextual_dimension is not None:
+            shared = self.config.share_projection
+            parts["contextual_distillation"] = "semantic_projection" if shared else "contextual_projection"
+        return parts
+
     @can_return_tuple
     def forward(
         self,

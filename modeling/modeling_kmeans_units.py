@@ -130,6 +130,11 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
         self.post_init()
 
     @property
+    def latent_dim(self) -> int:
+        """See [`SpeechCodec.latent_dim`]; the streams beside each other."""
+        return self.config.num_streams * self.config.hidden_size
+
+    @property
     def centroids(self) -> torch.Tensor:
         """Centroids, `(num_quantizers, codebook_size, hidden_size)`."""
         return self.quantizer.centroids

@@ -122,9 +122,12 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         self.post_init()
 
     @property
-    def bits_per_second(self) -> float:
-        """Nominal bit rate with all codebooks, in bit/s."""
-        return self.config.bits_per_second
+    def loss_names(self) -> tuple[str, ...]:
+        """See [`SpeechCodec.loss_names`]."""
+        return ("commitment",)
+
+    def _fingerprinted(self) -> list[torch.Tensor]:
+        return [quantizer.codebook for quantizer in self.quantizer.quantizers]
 
     @can_return_tuple
     def encode(
@@ -186,7 +189,7 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             raise ValueError("`decode` needs `audio_codes` or `latents`, but got neither.")
         if audio_codes is not None:
             frames = check_codes(audio_codes, self.config.num_quantizers)
-            audio_values = self._decode_placed(frames, audio_codes_mask, num_samples, padding_cache, self._dequantize)
+            audio_values = self._decode_placed(frames, audio_codes_mask, num_samples, padding_cache, self.dequantize)
         else:
             frames = self._check_latents(latents).transpose(1, 2)
             audio_values = self._decode_placed(
@@ -262,7 +265,16 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             stage_latents=tuple(stage_latents),
         )
 
-    def _dequantize(self, audio_codes):
+    def dequantize(self, audio_codes: torch.Tensor) -> torch.Tensor:
+        r"""
+        The sum of the codes' entries, `(batch, num_frames, hidden_size)`.
+
+        Args:
+            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): Codes of the first codebooks.
+
+        Raises:
+            ValueError: If a code is too large.
+        """
         if torch.compiler.is_compiling():
             return self.quantizer.decode(audio_codes)
         try:

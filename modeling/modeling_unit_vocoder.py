@@ -120,6 +120,16 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
         return self.config.frame_rate
 
     @property
+    def loss_names(self) -> tuple[str, ...]:
+        """See [`SpeechCodec.loss_names`]."""
+        return () if self.duration_predictor is None else ("duration",)
+
+    @property
+    def trained_parts(self) -> dict[str, str]:
+        """See [`SpeechCodec.trained_parts`]."""
+        return {}
+
+    @property
     def decoder_context(self) -> tuple[int, int]:
         """Frames before and after its own that a hop of samples depends on."""
         first, last = self.decoder.input_span(0, self.hop_length - 1)

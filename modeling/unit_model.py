@@ -11,15 +11,17 @@ from torch import nn
 from transformers import AutoFeatureExtractor, AutoModel, WhisperFeatureExtractor
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
+from .codec_interface import SpeechCodec, SpeechStream, TokenKind
 from .configuration_units import UnitsConfig
 from .encoder_geometry import first_frame_centre, frame_geometry, has_fixed_window, num_encoder_layers
 from .input_checks import check_codes, check_waveforms
 from .modeling_unit_vocoder import UnitVocoderModel, UnitVocoderOutput
 from .padding_invariance import frame_mask, make_padding_invariant
 from .speech_encoders import encoder_of, spectrogram_states, transformer_layers, waveform_states
+from .unit_streaming import WindowedUnitStream
 
 
-class UnitPreTrainedModel(PreTrainedAudioTokenizerBase):
+class UnitPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
     r"""
     A speech encoder whose frames become codes, and perhaps a vocoder that speaks them.
 
@@ -98,26 +100,6 @@ class UnitPreTrainedModel(PreTrainedAudioTokenizerBase):
         self._freeze_encoder()
         return self
 
-    @property
-    def sampling_rate(self) -> int:
-        """Samples per second, in Hz."""
-        return self.config.sampling_rate
-
-    @property
-    def hop_length(self) -> int:
-        """Samples per frame."""
-        return self.config.hop_length
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames per second, in Hz."""
-        return self.config.frame_rate
-
-    @property
-    def bits_per_second(self) -> float:
-        """Nominal bit rate, in bit/s."""
-        return self.config.bits_per_second
-
     def get_encoded_length(self, num_samples):
         """Frames for a number of samples (integer or integer tensor)."""
         return self.config.get_encoded_length(num_samples)
@@ -126,6 +108,59 @@ class UnitPreTrainedModel(PreTrainedAudioTokenizerBase):
         """Times of the middles of the first frames, `(num_frames,)`, in seconds."""
         first = first_frame_centre(self.config.encoder_config)
         return (first + self.hop_length * torch.arange(num_frames, dtype=torch.float64)) / self.sampling_rate
+
+    @property
+    def decodable_kinds(self) -> tuple[TokenKind, ...]:
+        """See [`SpeechCodec.decodable_kinds`]: codes, once a vocoder is attached."""
+        return () if self.vocoder is None else ("codes",)
+
+    @property
+    def nested_codebooks(self) -> bool:
+        """See [`SpeechCodec.nested_codebooks`]. `encode` gives the codes of all codebooks."""
+        return False
+
+    @property
+    def shortest_input(self) -> int:
+        """Fewest samples that give a frame."""
+        return self.frame_span
+
+    @property
+    def exact_streams(self) -> bool:
+        """See [`SpeechCodec.exact_streams`]. The encoders of units hear all that they are given."""
+        return False
+
+    def voice_arguments(self, voice: str | None = None) -> dict[str, torch.Tensor]:
+        """See [`SpeechCodec.voice_arguments`]: one of the vocoder's `speaker_names`, by default `default_speaker`."""
+        config = None if self.vocoder is None else self.vocoder.config
+        if config is not None and config.speaker_embedding_dim is not None:
+            raise ValueError(
+                "the vocoder wants a vector of a speaker; only voices that it has itself can be chosen here"
+            )
+        if config is None or config.num_speakers is None:
+            return super().voice_arguments(voice)
+        names = config.speaker_names or [str(number) for number in range(config.num_speakers)]
+        if voice is not None and voice not in names:
+            raise ValueError(f"the vocoder has no voice {voice!r}; it has {', '.join(names[:5])}, ...")
+        number = (config.default_speaker or 0) if voice is None else names.index(voice)
+        return {"speaker_ids": torch.tensor([number], device=self.device)}
+
+    def encode_stream(self, kind: TokenKind | None = None, num_quantizers: int | None = None) -> SpeechStream:
+        """See [`SpeechCodec.encode_stream`]. The codes are those of [`WindowedEncoder`]."""
+        self.check_kind(kind)
+        return WindowedUnitStream(self, self.check_num_quantizers(num_quantizers))
+
+    def decode_stream(self, kind: TokenKind | None = None, num_samples: int | None = None) -> SpeechStream:
+        """See [`SpeechCodec.decode_stream`]. The samples are those of all units at once, in one voice."""
+        if self.vocoder is not None:
+            self.check_kind(kind, decode=True)
+        return WindowedUnitStream(self, num_samples=num_samples)
+
+    def codebook_vectors(self) -> torch.Tensor:
+        """See [`SpeechCodec.codebook_vectors`]; the centroids, `(num_quantizers, codebook_size, dim)`."""
+        return self.centroids.detach().float()
+
+    def _fingerprinted(self) -> list[torch.Tensor]:
+        return list(self.centroids)
 
     @property
     def frame_span(self) -> int:

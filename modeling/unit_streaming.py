@@ -128,4 +128,108 @@ class UnitStream:
         return torch.cat(codes, dim=1)
 
 
-__all__ = ["UnitStream"]
+class WindowedUnitStream:
+    r"""
+    A recording through units in windows, in the shapes of [`SpeechStream`]; see [`WindowedEncoder`].
+
+    Args:
+        model ([`UnitPreTrainedModel`]): The units, in evaluation mode; they need a vocoder to decode.
+        num_quantizers (`int`, *optional*): Number of first codebooks to give. Defaults to all.
+        num_samples (`int`, *optional*): Length of the recording that is decoded. Defaults to whole frames.
+        window_seconds (`float`, *optional*, defaults to 20): Speech whose codes a window gives.
+        context_seconds (`float`, *optional*, defaults to 2): Speech that the encoder hears before and after.
+        decode_seconds (`float`, *optional*, defaults to 10): Speech that is decoded at once.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        num_quantizers: int | None = None,
+        num_samples: int | None = None,
+        window_seconds: float = 20.0,
+        context_seconds: float = 2.0,
+        decode_seconds: float = 10.0,
+    ):
+        self.model, self.num_quantizers, self.num_samples = model, num_quantizers, num_samples
+        self._stream = UnitStream(model, window_seconds, context_seconds, context_seconds)
+        self._num_pushed = self._num_frames = 0
+        self._window = max(1, round(decode_seconds * model.frame_rate))
+        self._codes: torch.Tensor | None = None  # from `_first` frames of the recording on
+        self._first = self._done = self._before = self._after = 0
+
+    @property
+    def chunk_samples(self) -> int:
+        """Samples of a window without its context."""
+        return self._stream.num_samples(self._stream.chunk)
+
+    def encode(self, input_values: torch.Tensor) -> torch.Tensor:
+        r"""
+        Args:
+            input_values (`torch.Tensor` of shape `(1, 1, num_samples)`): The samples that follow, in [-1, 1].
+
+        Returns:
+            `torch.LongTensor` of shape `(1, num_quantizers, num_frames)`: Codes of the frames that are new.
+        """
+        if input_values.dim() != 3 or input_values.shape[:2] != (1, 1):
+            raise ValueError(
+                f"`input_values` must have shape (1, 1, num_samples), but has {tuple(input_values.shape)}."
+            )
+        self._num_pushed += input_values.shape[-1]
+        return self._counted(self._stream.push(input_values[0, 0]))
+
+    def finish_encode(self) -> torch.Tensor:
+        """The codes that are left, `(1, num_quantizers, num_frames)`. Raises `ValueError` if there is no frame."""
+        codes = self._counted(self._stream.flush())
+        if self._num_frames == 0:
+            raise ValueError(
+                f"The recording has {self._num_pushed} samples, but a frame needs {self.model.frame_span}; leave it"
+                " out."
+            )
+        return codes
+
+    def _counted(self, codes: torch.Tensor) -> torch.Tensor:
+        self._num_frames += codes.shape[1]
+        return codes[None, : self.num_quantizers]
+
+    def decode(self, audio_codes: torch.Tensor) -> torch.Tensor:
+        """Push codes `(1, num_quantizers, num_frames)`; returns samples `(1, 1, num_samples)` that are settled."""
+        if self._codes is None and self.model.vocoder is not None:
+            self._before, self._after = self.model.vocoder.decoder_context
+        audio_codes = audio_codes.to(self.model.device)
+        self._codes = audio_codes if self._codes is None else torch.cat([self._codes, audio_codes], dim=-1)
+        parts = []
+        while self._first + self._codes.shape[-1] > self._done + self._window + self._after:
+            parts.append(self._decode(self._window, is_end=False))
+        return self._joined(parts)
+
+    def finish_decode(self) -> torch.Tensor:
+        """The samples that are left, `(1, 1, num_samples)`. Raises `ValueError` if no code was pushed."""
+        if self._codes is None or self._codes.shape[-1] == 0:
+            raise ValueError("The stream is empty; push at least one frame before finishing it.")
+        parts = []
+        while (left := self._first + self._codes.shape[-1] - self._done) > 0:
+            parts.append(self._decode(min(self._window, left), is_end=True))
+        return self._joined(parts)
+
+    @torch.no_grad()
+    def _decode(self, count: int, is_end: bool) -> torch.Tensor:
+        assert self._codes is not None
+        hop, first, end = self.model.hop_length, self._first, self._done + count
+        num_frames = first + self._codes.shape[-1]
+        last = min(num_frames, end + self._after)
+        known = self.num_samples if is_end and last == num_frames else None
+        audio_values = self.model.decode(
+            self._codes[..., : last - first], num_samples=None if known is None else known - first * hop
+        ).audio_values
+        is_last = is_end and end == num_frames
+        result = audio_values[..., (self._done - first) * hop : None if is_last else (end - first) * hop]
+        self._first = max(first, end - self._before)
+        self._codes = self._codes[..., self._first - first :].clone()
+        self._done = end
+        return result
+
+    def _joined(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(parts, dim=-1) if parts else torch.zeros(1, 1, 0, device=self.model.device)
+
+
+__all__ = ["UnitStream", "WindowedUnitStream"]

@@ -3,11 +3,12 @@
 """Units of recordings of any length, in windows that overlap, in bounded memory."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
-from .unit_streaming import UnitStream
+from .unit_streaming import WindowedUnitStream
 
 
 class WindowedEncoder:
@@ -19,7 +20,7 @@ class WindowedEncoder:
     one window get exactly the codes of `encode`. With `do_normalize` each window is normalised by itself.
 
     Args:
-        model ([`KMeansUnitsModel`] or [`DCSpinModel`]): See [`UnitStream`], which this is built on.
+        model ([`KMeansUnitsModel`] or [`DCSpinModel`]): See [`UnitStream`].
         window_seconds (`float`, *optional*, defaults to 20): Speech whose codes a window gives.
         context_seconds (`float`, *optional*, defaults to 2): Speech that it hears before and after.
 
@@ -29,12 +30,10 @@ class WindowedEncoder:
     """
 
     def __init__(self, model: Any, window_seconds: float = 20.0, context_seconds: float = 2.0):
-        self.model = model
-        self._seconds = (window_seconds, context_seconds, context_seconds)
-        self._new_stream()
-
-    def _new_stream(self) -> UnitStream:
-        return UnitStream(self.model, *self._seconds)
+        self._new_stream = partial(
+            WindowedUnitStream, model, window_seconds=window_seconds, context_seconds=context_seconds
+        )
+        self._new_stream()  # what is wrong is said now
 
     def encode(self, chunks: torch.Tensor | Iterable[torch.Tensor]) -> torch.Tensor:
         r"""
@@ -60,19 +59,12 @@ class WindowedEncoder:
         """
         stream = self._new_stream()
         if isinstance(chunks, torch.Tensor):
-            chunks = chunks.split(stream.num_samples(stream.chunk))
-        num_frames, num_samples = 0, 0
+            chunks = chunks.split(stream.chunk_samples)
         for chunk in chunks:
-            num_samples += len(chunk)
-            codes = stream.push(chunk)
-            num_frames += codes.shape[1]
+            codes = stream.encode(chunk[None, None])[0]
             if codes.shape[1]:
                 yield codes
-        codes = stream.flush()
-        if num_frames + codes.shape[1] == 0:
-            raise ValueError(
-                f"The recording has {num_samples} samples, but a frame needs {self.model.frame_span}; leave it out."
-            )
+        codes = stream.finish_encode()[0]
         if codes.shape[1]:
             yield codes
 

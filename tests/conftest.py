@@ -131,3 +131,130 @@ def audio_folder(tmp_path_factory, recordings) -> Path:
     for i, recording in enumerate(recordings):
         soundfile.write(folder / f"{i}.wav", recording, 16000)
     return folder
+
+
+@pytest.fixture
+def make_rvq_codec():
+    """A function from a seed to a codec (50 frames a second, 4 codebooks of 32 entries) and its feature extractor."""
+
+    import torch
+
+    from speech_tokenizers import RVQCodecConfig, RVQCodecFeatureExtractor, RVQCodecModel
+
+    def make(seed: int = 0) -> tuple:
+        torch.manual_seed(seed)
+        config = RVQCodecConfig.from_preset(
+            "fast-16khz",
+            hidden_size=16,
+            encoder_hidden_size=16,
+            decoder_hidden_size=16,
+            encoder_num_layers=1,
+            decoder_num_layers=1,
+            num_quantizers=4,
+            codebook_size=32,
+        )
+        return RVQCodecModel(config).eval(), RVQCodecFeatureExtractor(sampling_rate=16000, hop_length=320)
+
+    return make
+
+
+@pytest.fixture
+def make_cst():
+    """A function from a seed to continuous tokens (25 latents of 6 numbers a second) and their feature extractor."""
+
+    import torch
+
+    from speech_tokenizers import CSTConfig, CSTFeatureExtractor, CSTModel
+
+    def make(seed: int = 0) -> tuple:
+        torch.manual_seed(seed)
+        config = CSTConfig.from_preset(
+            "cst-fast-16khz",
+            hidden_size=6,
+            network_hidden_size=16,
+            encoder_hidden_size=16,
+            decoder_hidden_size=16,
+            encoder_num_layers=1,
+            decoder_num_layers=1,
+        )
+        return CSTModel(config).eval(), CSTFeatureExtractor(sampling_rate=16000, hop_length=640)
+
+    return make
+
+
+@pytest.fixture
+def make_transformers_codec():
+    """A function from the name of a codec to one with random weights and its feature extractor."""
+    makers = {"encodec": _make_encodec, "dac": _make_dac, "mimi": _make_mimi, "vibevoice": _make_vibevoice}
+    return lambda name: makers[name]()
+
+
+def _make_encodec() -> tuple:
+    import torch
+    from transformers import EncodecConfig, EncodecFeatureExtractor, EncodecModel
+
+    torch.manual_seed(0)
+    config = EncodecConfig(
+        target_bandwidths=[0.5, 1.0, 2.0],
+        sampling_rate=16000,
+        hidden_size=16,
+        codebook_dim=16,
+        num_filters=4,
+        codebook_size=1024,
+        upsampling_ratios=[8, 5, 4, 2],
+    )
+    return EncodecModel(config).eval(), EncodecFeatureExtractor(sampling_rate=16000)
+
+
+def _make_dac() -> tuple:
+    import torch
+    from transformers import DacConfig, DacFeatureExtractor, DacModel
+
+    torch.manual_seed(0)
+    config = DacConfig(
+        encoder_hidden_size=8,
+        decoder_hidden_size=16,
+        downsampling_ratios=[2, 4, 5, 8],
+        n_codebooks=4,
+        codebook_size=64,
+        codebook_dim=4,
+        sampling_rate=16000,
+    )
+    return DacModel(config).eval(), DacFeatureExtractor(sampling_rate=16000, hop_length=320)
+
+
+def _make_mimi() -> tuple:
+    import torch
+    from transformers import EncodecFeatureExtractor, MimiConfig, MimiModel
+
+    torch.manual_seed(0)
+    config = MimiConfig(
+        hidden_size=32,
+        num_filters=4,
+        codebook_size=64,
+        codebook_dim=16,
+        vector_quantization_hidden_dimension=16,
+        num_quantizers=4,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=32,
+        upsample_groups=32,
+    )
+    return MimiModel(config).eval(), EncodecFeatureExtractor(sampling_rate=24000)
+
+
+def _make_vibevoice() -> tuple:
+    import torch
+    from transformers import (
+        VibeVoiceAcousticTokenizerConfig,
+        VibeVoiceAcousticTokenizerFeatureExtractor,
+        VibeVoiceAcousticTokenizerModel,
+    )
+
+    torch.manual_seed(0)
+    config = VibeVoiceAcousticTokenizerConfig(
+        hidden_size=8, num_filters=4, downsampling_ratios=[2, 4, 5, 8], depths=[1] * 5, kernel_size=3
+    )
+    return VibeVoiceAcousticTokenizerModel(config).eval(), VibeVoiceAcousticTokenizerFeatureExtractor()

@@ -117,7 +117,7 @@ def test_codes_that_do_not_fit_are_set_aside_with_a_reason(folder, tiny_checkpoi
         ),
         (["encode", "in", "-o", "codes", "--model", "no-such-codec"], "no checkpoint of this installation"),
         (["encode", "in", "-o", "codes", "--model", "in"], "has no config.json"),
-        (["encode", "in", "-o", "codes", "--num-quantizers", "5"], "must lie between 1 and 4, but is 5"),
+        (["encode", "in", "-o", "codes", "--num-quantizers", "5"], "must lie between 1 and 4, but got 5"),
         (["encode", "in", "-o", "codes", "--device", "warp"], "--device warp"),
         (["reconstruct", "in/a.wav", "-o", "in"], "is an input as well as an output"),
         (["decode", "in", "-o", "out"], "holds no file"),

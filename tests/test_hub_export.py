@@ -47,8 +47,10 @@ CODECS = {
     "dc-spin": {"encoder_layer": 1, "trainable_layers": 1, "projection_dim": 8, "auxiliary_codebook_size": 32},
 }
 RVQ_MODEL_FILES = {
+    "codec_interface.py",
     "codec_layers.py",
     "codec_model.py",
+    "codec_streaming.py",
     "configuration_codec.py",
     "configuration_rvq_codec.py",
     "input_checks.py",
@@ -71,6 +73,7 @@ VOCODER_FILES = {
     "unit_runs.py",
 }
 UNITS_FILES = VOCODER_FILES | {
+    "codec_interface.py",
     "configuration_kmeans_units.py",
     "configuration_units.py",
     "encoder_geometry.py",
@@ -80,6 +83,7 @@ UNITS_FILES = VOCODER_FILES | {
     "padding_invariance.py",
     "speech_encoders.py",
     "unit_model.py",
+    "unit_streaming.py",
 }
 SPIN_FILES = UNITS_FILES - {f"{kind}_kmeans_units.py" for kind in ("configuration", "feature_extraction", "modeling")}
 SPIN_FILES |= {f"{kind}_dc_spin.py" for kind in ("configuration", "feature_extraction", "modeling")}

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-import speech_tokenizers
+from speech_tokenizers.coding.loading import load
 from speech_tokenizers.evaluation.bootstrap import paired_difference, ratio
 from speech_tokenizers.evaluation.clip_results import ClipCounts
 from speech_tokenizers.evaluation.clips import read_rows
@@ -220,7 +220,7 @@ def compare_arms(
         recording = RecordingSystem()
         audio["recording"] = comparison.measure(recording, progress)["audio"]
         for arm in arms:
-            model, feature_extractor = speech_tokenizers.load(arm.folder)
+            model, feature_extractor = load(arm.folder)
             name = f"{arm.name}, seed {arm.seed}"
             for count, title in views.items():
                 system = ModelSystem(model, feature_extractor, name, count, device)

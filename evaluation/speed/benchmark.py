@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 from transformers import EncodecConfig, EncodecModel
 
+from speech_tokenizers.coding.loading import load
 from speech_tokenizers.evaluation.speed.processor import BF16_FLAGS, cpu_flags
 from speech_tokenizers.evaluation.speed.report import describe
 from speech_tokenizers.evaluation.speed.timing import (
@@ -29,6 +30,7 @@ from speech_tokenizers.evaluation.speed.timing import (
 from speech_tokenizers.modeling.codec_streaming import CodecStream
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
+from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 from speech_tokenizers.processing.audio_files import AudioFileError, AudioReader, load_audio
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 
@@ -208,7 +210,7 @@ def measure_tokens(args: argparse.Namespace) -> dict[str, Any]:
         }
     else:
         model = load_model(args.model)
-        if hasattr(model.config, "codebook_size"):
+        if model.kind == "codes":
             return {"skipped": f"{args.model} has codebooks; `streaming` is of codecs"}
         models = {args.model: model}
     rows = []
@@ -223,9 +225,8 @@ def measure_tokens(args: argparse.Namespace) -> dict[str, Any]:
 
 def load_model(name: str) -> RVQCodecModel:
     r"""A checkpoint by name, folder or Hub id."""
-    import speech_tokenizers
 
-    return speech_tokenizers.load(name)[0]
+    return load(name)[0]
 
 
 def print_file_memory(model_name: str, audio_path: str, threads: str) -> None:
@@ -233,11 +234,11 @@ def print_file_memory(model_name: str, audio_path: str, threads: str) -> None:
     Runs in a process of its own: encode and decode a file with the functions of the command line, print memory as
     JSON.
     """
-    import speech_tokenizers
     from speech_tokenizers.coding.file_coding import decode_file, encode_file
 
     torch.set_num_threads(int(threads))
-    model, _ = speech_tokenizers.load(model_name)
+    model, feature_extractor = load(model_name)
+    codec = as_speech_codec(model, feature_extractor)
     with_model = memory_bytes("VmRSS")
     # 5 resets the high-water mark, which loading may have raised.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -252,11 +253,11 @@ def print_file_memory(model_name: str, audio_path: str, threads: str) -> None:
         "encode_seconds": middle - start,
         "num_frames": codes.num_frames,
     }
-    if getattr(model, "vocoder", model) is not None:
+    if codec.kind in codec.decodable_kinds:
         result["num_samples"] = decode_file(model, folder / "codes.safetensors", folder / "decoded.wav")
         result["decode_seconds"] = time.perf_counter() - middle
     result["extra_bytes"] = memory_bytes("VmHWM") - with_model
-    if hasattr(model, "frame_span"):
+    if not codec.exact_streams:
         from speech_tokenizers.evaluation.speed.units import window_effect
 
         with AudioReader(audio_path, model.sampling_rate, WINDOW_EFFECT_SECONDS) as reader:

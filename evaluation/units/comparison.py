@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging
 
+from speech_tokenizers.coding.loading import load
 from speech_tokenizers.evaluation.clip_results import ResultsFile
 from speech_tokenizers.evaluation.clips import Clip
 from speech_tokenizers.evaluation.codec_systems import EncodingSystem
@@ -232,7 +233,7 @@ def describe_system(system: EncodingSystem) -> dict[str, Any]:
     config = system.model.config
     encoder = getattr(config, "encoder_config", None)
     layers = list(getattr(config, "layers", None) or ())
-    family = type(system.model).__name__ if encoder is None else f"{encoder.model_type} {encoder.hidden_size}"
+    family = system.model.family if encoder is None else f"{encoder.model_type} {encoder.hidden_size}"
     return {
         "system": system.name,
         "system_key": system.key,
@@ -270,7 +271,6 @@ PACKAGES = ("speech-tokenizers", "torch", "transformers", "numpy", "scipy")
 
 def compare(args: argparse.Namespace) -> int:
     r"""What `speech-tokenizers evaluate units` does; returns the exit code."""
-    import speech_tokenizers
 
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
@@ -299,7 +299,7 @@ def compare(args: argparse.Namespace) -> int:
             print(f"skipped {name}: {reason}", file=sys.stderr)
         comparison = UnitComparison(data, measures, settings, args.output)
         for name, model in models.items():
-            system = EncodingSystem(*speech_tokenizers.load(model), name, args.num_quantizers, args.device)
+            system = EncodingSystem(*load(model), name, args.num_quantizers, args.device)
             summaries.append(comparison.measure(system))
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -45,7 +45,7 @@ def measure_streaming(encoded: EncodedClips, settings: UnitSettings) -> Measured
         ValueError: If the model cannot be streamed.
     """
     model = encoded.system.model
-    if not hasattr(model, "frame_span"):
+    if model.exact_streams:
         raise ValueError("only units of speech encoders come in streams of chunks with context; see `CodecStream`")
     order = np.random.default_rng(settings.seed).permutation(len(encoded.data.clips))
     drawn = set(order[: settings.robustness_clips].tolist())

@@ -2,7 +2,6 @@
 """Whether units can still be understood when a vocoder speaks them: what a recogniser hears."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,24 +36,9 @@ def resynthesize(system: EncodingSystem, audio_codes: np.ndarray, voice: str | N
         ValueError: If the model has no vocoder, the vocoder has no such voice, or it wants vectors of speakers.
     """
     codes = torch.from_numpy(np.ascontiguousarray(audio_codes)).to(system.device)[None]
-    decoded = system.model.decode(audio_codes=codes, **_voice_arguments(system.model, voice))
+    decoded = system.model.decode(audio_codes=codes, **system.model.voice_arguments(voice))
     values = decoded.audio_values.reshape(-1).float().cpu().numpy()
     return resample(values, system.sampling_rate, SAMPLING_RATE)
-
-
-def _voice_arguments(model: Any, voice: str | None) -> dict[str, torch.Tensor]:
-    config = getattr(getattr(model, "vocoder", None), "config", None)
-    if getattr(config, "speaker_embedding_dim", None) is not None:
-        raise ValueError("the vocoder wants a vector of a speaker; only voices that it has itself can be chosen here")
-    if getattr(config, "num_speakers", None) is None:
-        if voice is not None:
-            raise ValueError(f"there is no choice of voices, so `voice` cannot be {voice!r}")
-        return {}
-    names = config.speaker_names or [str(number) for number in range(config.num_speakers)]
-    if voice is not None and voice not in names:
-        raise ValueError(f"the vocoder has no voice {voice!r}; it has {', '.join(names[:5])}, ...")
-    number = (config.default_speaker or 0) if voice is None else names.index(voice)
-    return {"speaker_ids": torch.tensor([number], device=model.device)}
 
 
 def measure_resynthesis(encoded: EncodedClips, settings: UnitSettings) -> Measured:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from speech_tokenizers.conversion.foreign_files import CheckpointError
     from speech_tokenizers.conversion.speechtokenizer import convert_checkpoint
     from speech_tokenizers.conversion.spin import convert_spin
+    from speech_tokenizers.modeling.codec_interface import SpeechCodec
     from speech_tokenizers.modeling.codec_streaming import CodecStream, LatentStream
     from speech_tokenizers.modeling.configuration_cst import CST_PRESETS, CSTConfig
     from speech_tokenizers.modeling.configuration_dc_spin import DCSpinConfig
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from speech_tokenizers.modeling.modeling_speech_encoder_ctc import SpeechEncoderForCTC
     from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
     from speech_tokenizers.modeling.padding_invariance import make_padding_invariant
+    from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
     from speech_tokenizers.modeling.unit_streaming import UnitStream
     from speech_tokenizers.modeling.windowed_encoding import WindowedEncoder
     from speech_tokenizers.processing.audio_files import (
@@ -81,6 +83,7 @@ _MODULES = {
     "decode_file": "coding.file_coding",
     "encode_file": "coding.file_coding",
     "reconstruct_file": "coding.file_coding",
+    "SpeechCodec": "modeling.codec_interface",
     "CodecStream": "modeling.codec_streaming",
     "LatentStream": "modeling.codec_streaming",
     "CSTConfig": "modeling.configuration_cst",
@@ -115,6 +118,7 @@ _MODULES = {
     "SpeechEncoderForCTC": "modeling.modeling_speech_encoder_ctc",
     "UnitVocoderModel": "modeling.modeling_unit_vocoder",
     "make_padding_invariant": "modeling.padding_invariance",
+    "as_speech_codec": "modeling.transformers_codecs",
     "UnitStream": "modeling.unit_streaming",
     "WindowedEncoder": "modeling.windowed_encoding",
     "AudioFileError": "processing.audio_files",

@@ -18,7 +18,6 @@ from speech_tokenizers import (
     load_latents,
 )
 from speech_tokenizers.cli import main
-from speech_tokenizers.coding.file_coding import fingerprint
 
 
 @pytest.fixture(scope="module", params=["causal", "windows"])
@@ -136,16 +135,16 @@ def test_latents_of_another_model_are_refused(tmp_path, write_audio, tokens, tin
         decode_file(codec, tmp_path / "l.safetensors", tmp_path / "b.wav")
     with pytest.raises(CodeFileError, match="holds codes, but a CSTModel decodes latents"):
         decode_file(model, tmp_path / "c.safetensors", tmp_path / "b.wav")
-    known = fingerprint(model)
+    known = model.fingerprint()
     model.statistics.mean += 0.01
-    assert fingerprint(model) != known
+    assert model.fingerprint() != known
     with pytest.raises(CodeFileError, match="made by a codec with other latents"):
         decode_file(model, tmp_path / "l.safetensors", tmp_path / "b.wav")
     # What has seen no speech cannot be told from another.
     model.statistics.num_updates.zero_()
-    assert fingerprint(model) == ""
+    assert model.fingerprint() == ""
     assert decode_file(model, tmp_path / "l.safetensors", tmp_path / "b.wav") == 1600
-    assert fingerprint(load(tokens, dtype=torch.float16)[0]) == known
+    assert load(tokens, dtype=torch.float16)[0].fingerprint() == known
 
 
 def test_codebooks_of_latents_cannot_be_chosen(tmp_path, write_audio, tokens, tiny_checkpoint, capsys):
@@ -153,7 +152,7 @@ def test_codebooks_of_latents_cannot_be_chosen(tmp_path, write_audio, tokens, ti
     for model, more in ((tokens, []), (tiny_checkpoint, ["--latents"])):
         arguments = ["encode", path, "-o", str(tmp_path / "out"), "--model", str(model), "--num-quantizers", "2"]
         assert main([*arguments, *more]) == 2
-        assert "--num-quantizers chooses among codebooks, of which latents have none" in capsys.readouterr().err
+        assert "`num_quantizers` chooses among codebooks, of which latents have none" in capsys.readouterr().err
     with pytest.raises(ValueError, match="`num_quantizers` chooses among codebooks"):
         encode_file(load(tokens)[0], path, num_quantizers=2)
 

@@ -72,7 +72,7 @@ def test_the_key_is_the_same_in_another_folder(tmp_path, monkeypatch):
 
 
 def test_a_number_of_codebooks_that_a_codec_lacks_is_refused(make_rvq_codec, make_transformers_codec):
-    with pytest.raises(ValueError, match="must lie between 1 and 4 for codec"):
+    with pytest.raises(ValueError, match="codec: `num_quantizers` must lie between 1 and 4"):
         ModelSystem(*make_rvq_codec(), "codec", 5)
     with pytest.raises(ValueError, match="offers 0.5, 1, 2 kbps"):
         ModelSystem(*make_transformers_codec("encodec"), "codec", 3)
@@ -94,13 +94,6 @@ def test_codes_are_looked_up_as_the_decoder_does(make_codec):
     assert system.dequantize(codes[:, 3:5]) == pytest.approx(frames[3:5], abs=1e-6)
     assert system.dequantize(codes[:1]).shape == frames.shape
     assert np.abs(system.dequantize(codes[:1]) - frames).max() > 1e-4
-
-
-def test_a_model_without_quantizer_cannot_be_looked_up(make_rvq_codec):
-    system = ModelSystem(*make_rvq_codec(), "codec")
-    system.model = torch.nn.Linear(1, 1)
-    with pytest.raises(ValueError, match="codec has no residual quantizer"):
-        system.dequantize(np.zeros((4, 2), int))
 
 
 @pytest.mark.parametrize("make_codec", ["ours", "encodec", "dac", "mimi"], indirect=True)
@@ -179,7 +172,7 @@ def test_a_model_is_measured_as_what_it_is(make_cst, make_rvq_codec, tmp_path):
         assert system.name == "a"
         with pytest.raises(ValueError, match="a is continuous"):
             load_system(str(tmp_path / name), "a", 2)
-    with pytest.raises(ValueError, match="a is a CSTModel, which has no codebooks"):
+    with pytest.raises(ValueError, match="a: A CSTModel has no codebooks"):
         ModelSystem(*make_cst(), "a")
 
 

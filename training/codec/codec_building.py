@@ -32,23 +32,6 @@ from speech_tokenizers.training.codec.warm_start import warm_start
 from speech_tokenizers.training.common.recipe_files import check_names
 
 
-def model_features(model: nn.Module) -> list[str]:
-    """Kinds of features that a codec computes for teachers: "semantic", "contextual", both or none."""
-    kinds = ("semantic", "contextual")
-    return [kind for kind in kinds if getattr(model.config, f"{kind}_dimension", None) is not None]
-
-
-def model_losses(model: nn.Module) -> list[str]:
-    """Losses that a model computes itself, by the part of it that they belong to."""
-    parts = {
-        "commitment": "quantizer",
-        "duration": "duration_predictor",
-        "kl": "bottleneck",
-        "prediction": "language_model",
-    }
-    return [name for name, part in parts.items() if getattr(model, part, None) is not None]
-
-
 def build_model(
     args: CodecTrainingArguments, report: Callable[[dict[str, str]], None] | None = None
 ) -> RVQCodecModel | UnitVocoderModel | CSTModel | JointModel:
@@ -144,6 +127,12 @@ def build_discriminators(args: AdversarialArguments) -> DiscriminatorEnsemble | 
     if not args.discriminators:
         return None
     return DiscriminatorEnsemble(**args.discriminators)
+
+
+def untrained_parts(model: nn.Module, loss_names: Sequence[str]) -> set[str]:
+    """Submodules of a model that none of the losses trains; see [`SpeechCodec.trained_parts`]."""
+    parts: dict[str, str] = model.trained_parts  # type: ignore[assignment]
+    return {*parts.values()} - {part for loss, part in parts.items() if loss in loss_names}
 
 
 def check_loss_weights(

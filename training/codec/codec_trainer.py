@@ -25,8 +25,7 @@ from speech_tokenizers.training.codec.codec_building import (
     build_discriminators,
     check_loss_weights,
     default_feature_extractor,
-    model_features,
-    model_losses,
+    untrained_parts,
 )
 from speech_tokenizers.training.codec.crops import training_batches
 from speech_tokenizers.training.codec.discriminators import DiscriminatorOutput
@@ -118,7 +117,7 @@ class CodecTrainer:
         self.sampling_rate = model.sampling_rate
         self.output_dir = Path(args.output_dir)
         self.feature_extractor = feature_extractor or default_feature_extractor(model)
-        self.model_loss_names = model_losses(model)
+        self.model_loss_names = model.loss_names
         self._model_arguments = inspect.signature(model.forward).parameters
         self.compute_metrics = compute_metrics
         self.reconstruction_losses = make_reconstruction_losses(args.loss_weights, args.losses, args.mel_scales)
@@ -132,9 +131,8 @@ class CodecTrainer:
         # Buffers are not broadcast: the quantizer itself keeps codebooks equal on all processes.
         parallel = DistributedDataParallelKwargs(
             broadcast_buffers=False,
-            # Projections that a model has for teachers which this training does without.
-            find_unused_parameters=not {f"{kind}_distillation" for kind in model_features(model)} <= {*self.loss_names}
-            or (getattr(model, "ctc_projection", None) is not None and "latent_ctc" not in self.loss_names),
+            # Such as projections that a model has for teachers which this training does without.
+            find_unused_parameters=bool(untrained_parts(model, self.loss_names)),
         )
         self.accelerator = Accelerator(
             mixed_precision=resolve_precision(args.mixed_precision, process_state().device.type),

@@ -105,6 +105,16 @@ class JointModel(nn.Module):
         """The tokenizer's."""
         return self.tokenizer.ctc_projection
 
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """The tokenizer's losses, and the language model's."""
+        return (*self.tokenizer.loss_names, "prediction")
+
+    @property
+    def trained_parts(self) -> dict[str, str]:
+        """The tokenizer's; see [`SpeechCodec.trained_parts`]."""
+        return self.tokenizer.trained_parts
+
     def forward(
         self,
         input_values: torch.Tensor,

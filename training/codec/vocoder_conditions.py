@@ -2,57 +2,21 @@
 """What a unit vocoder is trained from: codes of recordings, computed once, and their speakers."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soxr
 import torch
 from accelerate import Accelerator
 
 from speech_tokenizers.coding.loading import load
-from speech_tokenizers.evaluation.codec_systems import EncodingSystem
 from speech_tokenizers.modeling.configuration_unit_vocoder import UNIT_VOCODER_PRESETS, UnitVocoderConfig
 from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
+from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 from speech_tokenizers.processing.recordings import DecodedRecordings, load_recordings
 from speech_tokenizers.training.codec.arguments import CodecTrainingArguments, UnitArguments
 from speech_tokenizers.training.common.recipe_files import check_names
-from speech_tokenizers.training.units.pseudo_labels import PseudoLabels, label_all
-
-
-# Encoders refuse what is shorter than their window; 25 ms is common.
-_MIN_SECONDS = 0.1
-
-
-class RecordingCodes:
-    r"""
-    All codes of whole recordings, one recording at a time, as a [`Labeler`] of frame after frame.
-
-    Args:
-        system ([`EncodingSystem`]): Gives the codes.
-        num_quantizers (`int`): Codes per frame.
-        sampling_rate (`int`): Of the recordings, which are resampled where the system wants another.
-    """
-
-    def __init__(self, system: EncodingSystem, num_quantizers: int, sampling_rate: int):
-        self.system, self.sampling_rate = system, sampling_rate
-        self.label_rate, self.num_labels = system.frame_rate * num_quantizers, system.codebook_size
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """The model's weights and settings."""
-        return {"kind": "recordings' codes", "system": self.system.key, "sampling_rate": self.sampling_rate}
-
-    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Codes `(num_frames * num_quantizers,)` of each float32 waveform `(num_samples,)`."""
-        return [self._codes(waveform).T.reshape(-1) for waveform in waveforms]
-
-    def _codes(self, waveform: np.ndarray) -> np.ndarray:
-        if self.system.sampling_rate != self.sampling_rate:
-            waveform = soxr.resample(waveform, self.sampling_rate, self.system.sampling_rate)
-        shortest = round(_MIN_SECONDS * self.system.sampling_rate)
-        return self.system.encode(np.pad(waveform, (0, max(0, shortest - len(waveform)))))
+from speech_tokenizers.training.units.pseudo_labels import PseudoLabels, TokenLabeler, label_all
 
 
 class UnitConditions:
@@ -79,15 +43,15 @@ class UnitConditions:
             ValueError: If the vocoder is for other codes, or a speaker has no voice.
         """
         self.hop_length, self.num_quantizers = model.hop_length, model.config.num_quantizers
-        system = load_units(self.args, accelerator.device.type)
-        found = {"num_quantizers": _num_quantizers(system), "codebook_size": system.codebook_size}
+        units = load_units(self.args).to(accelerator.device)
+        labeler = TokenLabeler(units, model.sampling_rate, num_quantizers=self.args.num_quantizers)
+        found = unit_sizes(units, self.args)
         for name, value in found.items():
             if value != getattr(model.config, name):
                 raise ValueError(
                     f"`units.model` has `{name}` {value}, but the vocoder is for {getattr(model.config, name)}."
                 )
-        labeler = RecordingCodes(system, self.num_quantizers, model.sampling_rate)
-        self.codes_per_frame = system.frame_rate / model.frame_rate
+        self.codes_per_frame = units.frame_rate / model.frame_rate
         cache_dir = Path(self.args.cache_dir or folder / "unit_cache")
         self.train = self.evaluation = None
         with accelerator.main_process_first():
@@ -127,7 +91,7 @@ class _Units:
     def __init__(
         self,
         recordings: DecodedRecordings,
-        labeler: RecordingCodes,
+        labeler: TokenLabeler,
         cache_dir: Path,
         args: UnitArguments,
         config: UnitVocoderConfig,
@@ -162,15 +126,16 @@ class _Units:
         return self.recordings.metadata[name][:]
 
 
-def load_units(args: UnitArguments, device: str = "cpu") -> EncodingSystem:
-    """The model whose codes a vocoder speaks."""
-    model, feature_extractor = load(args.model)
-    return EncodingSystem(model, feature_extractor, "units", args.num_quantizers, device)
+def load_units(args: UnitArguments) -> Any:
+    """The model whose codes a vocoder speaks, as a [`SpeechCodec`]."""
+    units = as_speech_codec(*load(args.model))
+    units.check_kind("codes")
+    return units
 
 
-def _num_quantizers(system: EncodingSystem) -> int:
-    # Of a second of silence: models of other packages do not say how many they give.
-    return len(system.encode(np.zeros(system.sampling_rate, dtype=np.float32)))
+def unit_sizes(units: Any, args: UnitArguments) -> dict[str, int]:
+    """Codes per frame, and how many there are."""
+    return {"num_quantizers": args.num_quantizers or units.num_quantizers, "codebook_size": units.codebook_size}
 
 
 def new_vocoder(args: CodecTrainingArguments) -> UnitVocoderModel:
@@ -184,12 +149,11 @@ def new_vocoder(args: CodecTrainingArguments) -> UnitVocoderModel:
         raise ValueError("A vocoder needs units to speak; name their model as units.model=PATH.")
     overrides = args.model.overrides
     check_names(overrides, UnitVocoderConfig.__dataclass_fields__, "The field", "model.overrides.")
-    system = load_units(args.units)
+    units = load_units(args.units)
     sizes: dict[str, Any] = {
-        "num_quantizers": _num_quantizers(system),
-        "codebook_size": system.codebook_size,
-        "sampling_rate": system.sampling_rate,
-        "hop_length": round(system.sampling_rate / system.frame_rate),
+        **unit_sizes(units, args.units),
+        "sampling_rate": units.sampling_rate,
+        "hop_length": units.hop_length,
     }
     if args.units.speaker_column is not None:
         sizes["speaker_names"] = sorted({str(name) for name in _training_column(args, args.units.speaker_column)})

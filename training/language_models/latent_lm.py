@@ -38,7 +38,7 @@ from speech_tokenizers.training.language_models.latent_prediction import (
     judge,
     write_continuations,
 )
-from speech_tokenizers.training.units.pseudo_labels import LatentLabeler, PseudoLabels, label_all
+from speech_tokenizers.training.units.pseudo_labels import PseudoLabels, TokenLabeler, label_all
 
 
 @dataclass
@@ -316,7 +316,7 @@ def cached_latents(codec: Any, args: LatentLMArguments) -> tuple[PseudoLabels, l
         recordings = decode_all(
             load_recordings(source, kept, files, split, data.audio_column), codec.sampling_rate, cache_dir
         )
-        labeler = LatentLabeler(codec, codec.sampling_rate)
+        labeler = TokenLabeler(codec, codec.sampling_rate, kind="latents")
         found.append((recordings.names, label_all(recordings, labeler, cache_dir / "latents")))
         print(f"{source}: {len(recordings)} recordings, {recordings.seconds / 3600:.2f} h", file=sys.stderr)
     (_, train), (names, held_out) = found

@@ -36,10 +36,10 @@ from speech_tokenizers.training.units.kmeans import fit_kmeans
 from speech_tokenizers.training.units.masked_prediction import MaskedPredictionDataset, MaskedPredictionTrainer
 from speech_tokenizers.training.units.mfcc import mfcc_features
 from speech_tokenizers.training.units.pseudo_labels import (
-    CodesLabeler,
     Labeler,
     MfccLabeler,
     PseudoLabels,
+    TokenLabeler,
     as_float,
     label_all,
 )
@@ -378,7 +378,8 @@ def make_labeler(
             os.replace(temporary, path)
         return MfccLabeler(load_file(path)["centroids"], recordings.sampling_rate, args.subtract_mean)
     if args.kind == "codes":
-        return CodesLabeler(load(args.model)[0], args.codebook, recordings.sampling_rate)
+        model, feature_extractor = load(args.model)
+        return TokenLabeler(model, recordings.sampling_rate, args.codebook, feature_extractor=feature_extractor)
     units = folder / "units"
     if not (units / "config.json").is_file():
         model = KMeansUnitsModel.from_encoder(
@@ -388,7 +389,7 @@ def make_labeler(
         [(fitted, fit)] = fit_on_recordings(model, recordings, cache, None, args.fit_seconds, seed=seed)
         save_units(fitted, fit, units, seed=seed, layers=[args.layer])
         shutil.rmtree(cache)
-    return CodesLabeler(KMeansUnitsModel.from_pretrained(units), 0, recordings.sampling_rate)
+    return TokenLabeler(KMeansUnitsModel.from_pretrained(units), recordings.sampling_rate, codebook=0)
 
 
 def fit_mfcc(args: LabelArguments, recordings: DecodedRecordings, seed: int) -> torch.Tensor:

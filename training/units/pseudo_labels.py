@@ -17,6 +17,8 @@ import soxr
 import torch
 from tqdm import tqdm
 
+from speech_tokenizers.modeling.codec_interface import TokenKind, pad_waveforms
+from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 from speech_tokenizers.processing.packing import pack_by_length
 from speech_tokenizers.processing.recordings import DecodedRecordings
 from speech_tokenizers.training.units.kmeans import assign
@@ -77,73 +79,74 @@ class MfccLabeler:
         return [assign(torch.as_tensor(row), self.centroids).numpy() for row in features]
 
 
-class CodesLabeler:
+class TokenLabeler:
     r"""
-    Labels that are the codes of a model of the common interface: k-means units, or a codec's codebook.
+    Labels that are the tokens of a model: codes of one codebook or of all, or latents.
 
     Args:
-        model (`PreTrainedModel`): Has `encode`, `sampling_rate`, `frame_rate` and `config.codebook_size`.
-        codebook (`int`, *optional*, defaults to 0): Which of its codebooks.
-        sampling_rate (`int`, *optional*): Of the recordings, which are resampled where the model wants another.
+        model ([`SpeechCodec`] or codec of transformers): The model.
+        sampling_rate (`int`, *optional*, defaults to 16000): Rate of the recordings, which are resampled where the
+            model wants another.
+        codebook (`int`, *optional*): One codebook, from 0. Without it, all codes of a frame follow each other; the
+            labels are then `num_quantizers` times as many.
+        num_quantizers (`int`, *optional*): Number of first codebooks, where all codes are wanted. Defaults to all.
+        kind (`str`, *optional*): `"latents"` for the frames before quantization. Defaults to the model's.
+        feature_extractor (`SequenceFeatureExtractor`, *optional*): See [`as_speech_codec`].
 
     Raises:
-        ValueError: If the model has no such codebook.
+        ValueError: If the model has no such tokens.
     """
 
-    def __init__(self, model: Any, codebook: int = 0, sampling_rate: int = 16000):
-        if not 0 <= codebook < model.config.num_quantizers:
-            raise ValueError(f"`codebook` must lie below {model.config.num_quantizers}, but got {codebook}.")
-        self.model, self.codebook, self.sampling_rate = model.eval(), codebook, sampling_rate
-        self.label_rate, self.num_labels = float(model.frame_rate), int(model.config.codebook_size)
+    def __init__(
+        self,
+        model: Any,
+        sampling_rate: int = 16000,
+        codebook: int | None = None,
+        kind: TokenKind | None = None,
+        num_quantizers: int | None = None,
+        feature_extractor: Any = None,
+    ):
+        self.model = as_speech_codec(model, feature_extractor).eval()
+        self.kind, self.codebook, self.sampling_rate = self.model.check_kind(kind), codebook, sampling_rate
+        self.num_quantizers = num_quantizers
+        self._chosen = {} if num_quantizers is None else {"num_quantizers": num_quantizers}
+        self.label_rate = float(self.model.frame_rate)
+        self.num_labels, self.label_shape = 0, ()
+        if self.kind == "latents":
+            self.label_shape = (int(self.model.latent_dim),)
+            return
+        self.model.encode_stream("codes", num_quantizers)  # refuses a number that cannot be had
+        self.num_labels, available = int(self.model.codebook_size), self.model.num_quantizers
+        if codebook is None:
+            self.label_rate *= num_quantizers or available
+        elif not 0 <= codebook < available:
+            raise ValueError(f"`codebook` must lie below {available}, but got {codebook}.")
 
     @property
     def description(self) -> dict[str, Any]:
         """The kind of labels, and the checksum of the model's weights."""
-        return {"kind": "codes", "model": _weights_checksum(self.model), "codebook": self.codebook}
+        description = {"kind": self.kind, "model": _weights_checksum(self.model)}
+        if self.kind == "codes":
+            description["codebook"] = f"first {self.num_quantizers}" if self.codebook is None else self.codebook
+        return description
 
     @torch.inference_mode()
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
-        outputs = _encode(self.model, waveforms, self.sampling_rate)
-        codes, num_codes = outputs.audio_codes[:, self.codebook].cpu(), outputs.audio_codes_mask.sum(-1).cpu()
-        return [row[:count].numpy() for row, count in zip(codes, num_codes.tolist(), strict=True)]
-
-
-class LatentLabeler:
-    r"""
-    The continuous tokens of a model, or what its quantizer is given.
-
-    Args:
-        model (`PreTrainedModel`): Has `encode` with `latents`, `sampling_rate`, `frame_rate` and `config.hidden_size`.
-        sampling_rate (`int`, *optional*): Of the recordings, which are resampled where the model wants another.
-    """
-
-    num_labels = 0
-
-    def __init__(self, model: Any, sampling_rate: int = 16000):
-        self.model, self.sampling_rate = model.eval(), sampling_rate
-        self.label_rate, self.label_shape = float(model.frame_rate), (int(model.config.hidden_size),)
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """The kind of labels, and the checksum of the model's weights."""
-        return {"kind": "latents", "model": _weights_checksum(self.model)}
-
-    @torch.inference_mode()
-    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
-        outputs = _encode(self.model, waveforms, self.sampling_rate)
-        latents, counts = outputs.latents.float().cpu(), outputs.audio_codes_mask.sum(-1).cpu()
-        return [row[:count].numpy() for row, count in zip(latents, counts.tolist(), strict=True)]
-
-
-def _encode(model: Any, waveforms: Sequence[np.ndarray], sampling_rate: int) -> Any:
-    if model.sampling_rate != sampling_rate:
-        waveforms = [soxr.resample(row, sampling_rate, model.sampling_rate) for row in waveforms]
-    lengths = torch.tensor([len(row) for row in waveforms])
-    padded = torch.zeros(len(waveforms), int(lengths.max()))
-    for row, waveform in zip(padded, waveforms, strict=True):
-        row[: len(waveform)] = torch.from_numpy(waveform)
-    padding_mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
-    return model.encode(padded[:, None].to(model.device), padding_mask=padding_mask.to(model.device))
+        model = self.model
+        if model.sampling_rate != self.sampling_rate:
+            waveforms = [soxr.resample(row, self.sampling_rate, model.sampling_rate) for row in waveforms]
+        missing = [max(0, model.shortest_input - len(row)) for row in waveforms]
+        features = pad_waveforms([np.pad(row, (0, count)) for row, count in zip(waveforms, missing, strict=True)])
+        features = {name: value.to(model.device) for name, value in features.items()}
+        outputs = model.encode(**features, **self._chosen)
+        counts = outputs.audio_codes_mask.sum(-1).cpu().tolist()
+        if self.kind == "latents":
+            rows = outputs.latents.float().cpu()
+        else:
+            rows = outputs.audio_codes.cpu().transpose(1, 2)  # (B, F, num_quantizers)
+            rows = rows if self.codebook is None else rows[..., self.codebook]
+        labels = [row[:count].numpy() for row, count in zip(rows, counts, strict=True)]
+        return labels if self.label_shape else [row.reshape(-1) for row in labels]
 
 
 class PseudoLabels(Sequence):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many recordings to units, in batches of about equal length, and the command `units` that writes them."""
+"""Many recordings to codes, in batches of about equal length."""
 
 import collections
 import io
@@ -64,11 +64,11 @@ def encode_recordings(
     Encode recordings in batches, while threads decode those that come next.
 
     Recordings of about equal length go together, the longest first. Those longer than a batch, or than the encoder can
-    hear at once, are read in blocks and encoded in windows (see [`WindowedEncoder`] and [`CodecStream`]). Memory holds
+    hear at once, are read in blocks and encoded by [`SpeechCodec.encode_stream`]. Memory holds
     some batches, and the codes that wait for their turn.
 
     Args:
-        model: Any of the common interface, in evaluation mode, such as a [`KMeansUnitsModel`].
+        model: A [`SpeechCodec`] with codebooks or a codec of transformers, in evaluation mode.
         feature_extractor: Its feature extractor.
         recordings (sequence): Paths; waveforms (`np.ndarray` of shape `(num_samples,)`) at the model's rate; or rows
             with undecoded `audio`, such as the dataset that [`load_recordings`] returns.
@@ -97,7 +97,10 @@ class _Coding:
     # One call of `encode_recordings`. Recordings are known by their index, waveforms are `(num_samples,)`.
 
     def __init__(self, model: Any, feature_extractor: Any, recordings: Any, deduplicate: bool, with_latents: bool):
-        self.model = model
+        from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
+
+        self.model = as_speech_codec(model, feature_extractor)
+        self.model.check_kind("codes")
         self.feature_extractor = feature_extractor
         self.recordings = recordings
         self.deduplicate = deduplicate
@@ -118,7 +121,7 @@ class _Coding:
                     lengths[index] = length
             readable = [index for index, length in enumerate(lengths) if length]
             longest_first = sorted(readable, key=lambda index: -lengths[index])
-            limit = min(samples_per_batch, getattr(self.model, "longest_input", None) or samples_per_batch)
+            limit = min(samples_per_batch, self.model.longest_input or samples_per_batch)
             for index in longest_first:
                 if lengths[index] > limit:
                     yield self._encode_in_windows(index)
@@ -182,9 +185,7 @@ class _Coding:
             return waveforms, None, failed  # `_forward` finds out which one it was
 
     def _pad(self, waveforms: "dict[int, np.ndarray]") -> Any:
-        return self.feature_extractor(
-            list(waveforms.values()), sampling_rate=self.sampling_rate, padding=True, return_tensors="pt"
-        )
+        return self.model.batch_features(list(waveforms.values()), self.feature_extractor)
 
     def _forward(self, waveforms: "dict[int, np.ndarray]", inputs: Any = None) -> "list[tuple[dict, Any]]":
         # Waveforms with the output of the model. If a batch is refused, each recording is tried alone.
@@ -195,7 +196,8 @@ class _Coding:
         try:
             inputs = self._pad(waveforms) if inputs is None else inputs
             with torch.no_grad():
-                return [(waveforms, self.model.encode(**inputs.to(self.model.device)))]
+                on_device = {name: value.to(self.model.device) for name, value in inputs.items()}
+                return [(waveforms, self.model.encode(**on_device))]
         except ValueError as error:
             if len(waveforms) == 1:
                 return [(waveforms, error)]
@@ -213,6 +215,9 @@ class _Coding:
                 yield self._encoded(index, len(samples), codes[row][:, masks[row]], latents)
 
     def _encode_in_windows(self, index: int) -> EncodedRecording:
+        import torch
+
+        from speech_tokenizers.coding.file_coding import encode_blocks
         from speech_tokenizers.processing.audio_files import AudioReader
 
         if self.with_latents:
@@ -221,8 +226,6 @@ class _Coding:
 
         def chunks() -> "Iterator[torch.Tensor]":
             nonlocal num_samples
-            import torch
-
             if isinstance(source, str | os.PathLike):
                 with AudioReader(source, self.sampling_rate) as reader:
                     for block in reader:
@@ -236,23 +239,10 @@ class _Coding:
                 yield torch.from_numpy(samples)
 
         try:
-            codes = self._stream(_ahead(chunks()))
+            codes = torch.cat(list(encode_blocks(self.model, _ahead(chunks()), kind="codes")), dim=-1)
         except ValueError as error:
             return self._failed(index, error)
         return self._encoded(index, num_samples, codes, None)
-
-    def _stream(self, chunks: "Iterator[torch.Tensor]") -> "torch.Tensor":
-        import torch
-
-        from speech_tokenizers.modeling.codec_streaming import CodecStream
-        from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
-        from speech_tokenizers.modeling.windowed_encoding import WindowedEncoder
-
-        if not isinstance(self.model, RVQCodecModel):
-            return WindowedEncoder(self.model).encode(chunks)
-        stream = CodecStream(self.model)
-        parts = [stream.encode(chunk[None, None].to(self.model.device)).cpu() for chunk in chunks]
-        return torch.cat([*parts, stream.finish_encode().cpu()], dim=-1)[0]
 
     def _encoded(
         self, index: int, num_samples: int, audio_codes: "torch.Tensor", latents: "torch.Tensor | None"

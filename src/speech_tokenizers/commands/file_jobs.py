@@ -87,18 +87,12 @@ def plan(
 
 
 def check_kind(model: Any, args: argparse.Namespace) -> None:
-    # Whether --num-quantizers and --latents suit the model.
-    from speech_tokenizers.coding.file_coding import decodes_latents, is_continuous
-
-    if args.latents and not decodes_latents(model):
-        raise UsageError(f"--latents: a {type(model).__name__} decodes no latents; leave it out.")
-    count = args.num_quantizers
-    if count is None:
-        return
-    if is_continuous(model) or args.latents:
-        raise UsageError("--num-quantizers chooses among codebooks, of which latents have none; leave it out.")
-    if not 1 <= count <= model.config.num_quantizers:
-        raise UsageError(f"--num-quantizers must lie between 1 and {model.config.num_quantizers}, but is {count}.")
+    """Raises `UsageError` if --num-quantizers or --latents does not suit the model."""
+    try:
+        model.encode_stream("latents" if args.latents else None, args.num_quantizers)
+    except ValueError as error:
+        option = "--latents" if args.num_quantizers is None else "--num-quantizers"
+        raise UsageError(f"{option}: {error}") from error
 
 
 def work(

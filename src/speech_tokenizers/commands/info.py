@@ -77,24 +77,21 @@ def _audio_facts(path: str) -> dict[str, object]:
 
 
 def _model_facts(name: str) -> dict[str, object]:
-    from speech_tokenizers.coding.file_coding import is_continuous
-
     model = load_model(name, "cpu")
     kilobits = model.bits_per_second / 1000
     facts: dict[str, object] = {
-        "model": type(model).__name__,
+        "model": model.family,
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} million",
         "sampling rate": f"{model.sampling_rate} Hz",
         "frame rate": f"{model.frame_rate:g} Hz ({model.hop_length} samples a frame)",
     }
-    if is_continuous(model):
-        facts["latents"] = f"{model.config.hidden_size} numbers a frame"
+    if model.kind == "latents":
+        facts["latents"] = f"{model.latent_dim} numbers a frame"
         facts["bit rate"] = f"{kilobits:g} kbit/s in half precision"
     else:
-        num_quantizers = model.config.num_quantizers
-        facts["codebooks"] = f"{num_quantizers} of {model.config.codebook_size} entries"
-        facts["bit rate"] = f"{kilobits:g} kbit/s, or {kilobits / num_quantizers:g} a codebook"
-    facts["streaming"] = "frame by frame" if getattr(model, "is_streamable", False) else "in windows with look-ahead"
-    if hasattr(model, "vocoder"):
-        facts["vocoder"] = "attached" if model.vocoder is not None else "none"
+        facts["codebooks"] = f"{model.num_quantizers} of {model.codebook_size} entries"
+        facts["bit rate"] = f"{kilobits:g} kbit/s, or {kilobits / model.num_quantizers:g} a codebook"
+    facts["streaming"] = "frame by frame" if model.is_streamable else "in windows with look-ahead"
+    facts["decodes"] = ", ".join(model.decodable_kinds) or "nothing, for want of a vocoder"
+    facts["fingerprint"] = model.fingerprint() or "none yet"
     return facts

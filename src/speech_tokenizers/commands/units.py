@@ -135,9 +135,17 @@ def _load_model(name: str, device: str | None) -> tuple[Any, Any]:
     from transformers.utils import logging
 
     from speech_tokenizers.coding.loading import load
+    from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 
     logging.disable_progress_bar()
     model, feature_extractor = load(name)
+    try:
+        model = as_speech_codec(model, feature_extractor)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} is a {type(model).__name__}, which has no units; `speech-tokenizers fit-units` finds those of a"
+            " speech encoder."
+        ) from error
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -150,7 +158,11 @@ def _load_model(name: str, device: str | None) -> tuple[Any, Any]:
 def _check_model(args: argparse.Namespace, model: Any) -> Any:
     from speech_tokenizers.processing.unit_bpe import UnitBPE
 
-    num_quantizers, codebook_size = _sizes(model, args.model)
+    if model.kind == "latents":
+        raise ValueError(
+            f"{args.model} is a {model.family}, which has no units: its frames are continuous; `encode` writes them."
+        )
+    num_quantizers, codebook_size = model.num_quantizers, model.codebook_size
     if num_quantizers > 1 and (args.format in ("km", "textless") or args.bpe is not None):
         what = "--bpe" if args.bpe is not None else f"--format {args.format}"
         raise ValueError(f"{what} is for one codebook, but {args.model} has {num_quantizers}; use jsonl or array.")
@@ -160,18 +172,6 @@ def _check_model(args: argparse.Namespace, model: Any) -> Any:
     if bpe.codebook_size != codebook_size:
         raise ValueError(f"{args.bpe} merges {bpe.codebook_size} units, but {args.model} has {codebook_size}.")
     return bpe
-
-
-def _sizes(model: Any, name: str) -> tuple[int, int]:
-    num_quantizers, codebook_size = (
-        getattr(model.config, field, None) for field in ("num_quantizers", "codebook_size")
-    )
-    if not isinstance(num_quantizers, int) or not isinstance(codebook_size, int) or not hasattr(model, "encode"):
-        raise ValueError(
-            f"{name} is a {type(model).__name__}, which has no units; `speech-tokenizers fit-units` finds those of a"
-            " speech encoder."
-        )
-    return num_quantizers, codebook_size
 
 
 def _known_names(args: argparse.Namespace, names: Iterable[str]) -> set[str]:

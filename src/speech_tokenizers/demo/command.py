@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from transformers.utils import logging
 
-    from speech_tokenizers.coding.file_coding import are_units
     from speech_tokenizers.coding.loading import DEFAULT_CHECKPOINT, DEFAULT_UNITS, load
+    from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 
     logging.disable_progress_bar()
     recording = resources.files("speech_tokenizers").joinpath("recordings", "sense_and_sensibility.flac")
@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
         with resources.as_file(recording) as packaged_path:
             audio_path = packaged_path if args.audio is None else Path(args.audio)
             for number, name in enumerate(names):
-                model, _ = load(name)
-                show = show_units if are_units(model) else show_codec
+                model = as_speech_codec(*load(name))
+                show = show_units if model.num_quantizers == 1 else show_codec
                 facts = show(model, name, audio_path, args.output)
                 print("\n" * min(number, 1) + "\n".join(f"{fact:<10}  {value}" for fact, value in facts.items()))
     except (ValueError, OSError) as error:
@@ -76,7 +76,7 @@ def show_codec(model: Any, name: str, audio_path: Path, output: Path) -> dict[st
     """
     import torch
 
-    from speech_tokenizers.coding.file_coding import decode_file, encode_file, is_continuous
+    from speech_tokenizers.coding.file_coding import decode_file, encode_file
 
     codes_path, decoded_path, picture_path = (
         output / file_name for file_name in ("codes.safetensors", "decoded.wav", "demo.png")
@@ -85,8 +85,7 @@ def show_codec(model: Any, name: str, audio_path: Path, output: Path) -> dict[st
     if len(recorded) < MIN_SECONDS * model.sampling_rate:
         raise ValueError(f"{audio_path} is shorter than {MIN_SECONDS:g} s, too short to be measured.")
     # The first call of each layer sets it up, which is not what a longer recording would feel.
-    silence = model.encode(torch.zeros(1, 1, model.sampling_rate))
-    model.decode(silence.latents if is_continuous(model) else silence.audio_codes)
+    model.decode_encoded(model.encode_features({"input_values": torch.zeros(1, 1, model.sampling_rate)}))
     start = time.perf_counter()
     codes = encode_file(model, audio_path, codes_path, model_name=name)
     encoded = time.perf_counter()

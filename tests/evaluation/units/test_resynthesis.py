@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from transformers import HubertConfig
 
 from speech_tokenizers.evaluation.clip_results import ResultsFile
 from speech_tokenizers.evaluation.units import resynthesis as unit_resynthesis
 from speech_tokenizers.evaluation.units.comparison import read_spoken_clips
 from speech_tokenizers.evaluation.units.encoded_clips import UNITS_VERSION, EncodedClips, UnitSettings
 from speech_tokenizers.evaluation.units.resynthesis import measure_resynthesis, resynthesize
+from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
 from speech_tokenizers.modeling.configuration_unit_vocoder import UnitVocoderConfig
+from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
 
 
@@ -44,7 +47,7 @@ class Levels:
     name = key = "levels"
 
     def __init__(self, is_wrong: bool = False):
-        self.model = types.SimpleNamespace(decode=self.decode)
+        self.model = types.SimpleNamespace(decode=self.decode, voice_arguments=lambda voice: {})
         self.is_wrong = is_wrong
 
     def encode(self, audio: np.ndarray) -> np.ndarray:
@@ -106,12 +109,18 @@ def test_the_voice_is_one_of_the_vocoders():
     config = UnitVocoderConfig(
         codebook_size=5, hidden_size=8, decoder_hidden_size=16, decoder_num_layers=1, speaker_names=["ann", "ben"]
     )
-    vocoder = UnitVocoderModel(config).eval()
-    system = types.SimpleNamespace(
-        model=types.SimpleNamespace(decode=vocoder.decode, vocoder=vocoder, device=vocoder.device),
-        device=torch.device("cpu"),
-        sampling_rate=16000,
+    encoder = HubertConfig(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        conv_dim=(4,) * 7,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
     )
+    units = KMeansUnitsModel(KMeansUnitsConfig(encoder_config=encoder, layers=[1], codebook_size=5)).eval()
+    units.attach_vocoder(UnitVocoderModel(config).eval())
+    system = types.SimpleNamespace(model=units, device=torch.device("cpu"), sampling_rate=16000)
     codes = np.array([[1, 2, 3]])
     assert resynthesize(system, codes).shape == (960,)
     assert np.array_equal(resynthesize(system, codes), resynthesize(system, codes, "ann"))

@@ -15,9 +15,8 @@ from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 from speech_tokenizers.processing.recordings import decode_all, load_recordings
 from speech_tokenizers.training.units.mfcc import mfcc_features
 from speech_tokenizers.training.units.pseudo_labels import (
-    CodesLabeler,
-    LatentLabeler,
     MfccLabeler,
+    TokenLabeler,
     as_float,
     frame_labels,
     label_all,
@@ -139,14 +138,14 @@ def test_codes_of_a_codec_are_those_of_the_recording_alone(decoded, tmp_path, co
         codebook_size=16,
     )
     model = RVQCodecModel(config).eval()
-    labels = label_all(decoded, CodesLabeler(model, codebook), tmp_path, show_progress=False)
+    labels = label_all(decoded, TokenLabeler(model, codebook=codebook), tmp_path, show_progress=False)
     assert (labels.label_rate, labels.num_labels) == (100.0, 16)
     for row, recording in zip(labels, decoded, strict=True):
         with torch.no_grad():
             codes = model.encode(torch.from_numpy(as_float(recording))[None, None]).audio_codes
         assert row.tolist() == codes[0, codebook].tolist()
     with pytest.raises(ValueError, match="`codebook` must lie below 3, but got 3"):
-        CodesLabeler(model, 3)
+        TokenLabeler(model, codebook=3)
 
 
 def test_units_of_a_layer_are_those_of_the_recording_alone(decoded, tmp_path):
@@ -162,7 +161,7 @@ def test_units_of_a_layer_are_those_of_the_recording_alone(decoded, tmp_path):
     )
     model = KMeansUnitsModel(KMeansUnitsConfig(encoder_config=encoder, layers=[1], codebook_size=12)).eval()
     model.set_centroids(torch.randn(1, 12, 16))
-    labels = label_all(decoded, CodesLabeler(model), tmp_path, show_progress=False)
+    labels = label_all(decoded, TokenLabeler(model), tmp_path, show_progress=False)
     assert (labels.label_rate, labels.num_labels) == (50.0, 12)
     for row, recording in zip(labels, decoded, strict=True):
         assert row.tolist() == model.encode(torch.from_numpy(as_float(recording))[None]).audio_codes[0, 0].tolist()
@@ -184,7 +183,7 @@ def test_vectors_are_kept_as_a_model_gives_them(decoded, tmp_path):
         encoder_num_layers=1,
         decoder_num_layers=1,
     )
-    labeler = LatentLabeler(CSTModel(config))
+    labeler = TokenLabeler(CSTModel(config))
     latents = label_all(decoded, labeler, tmp_path, show_progress=False)
     assert latents.label_rate == 25.0
     for index in range(len(decoded)):

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The speech-tokenizers authors.
+"""What a model that turns speech into tokens says of itself, so that nobody has to ask what kind it is."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+
+
+TokenKind = Literal["codes", "latents"]
+
+
+class SpeechStream(Protocol):
+    r"""
+    One recording on its way through a model, in either direction; memory does not grow with its length unless the
+    model's own documentation says so.
+
+    Tokens are codes `(batch, num_quantizers, num_frames)` or latents `(batch, num_frames, latent_dim)`, waveforms
+    `(batch, 1, num_samples)`. Each call gives what is settled by now, perhaps nothing.
+    """
+
+    def encode(self, input_values: torch.Tensor) -> torch.Tensor:
+        """Push samples; returns tokens."""
+        ...
+
+    def finish_encode(self) -> torch.Tensor:
+        """The recording has ended; returns the tokens that were held back. Raises `ValueError` if it has no frame."""
+        ...
+
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Push tokens; returns samples."""
+        ...
+
+    def finish_decode(self) -> torch.Tensor:
+        """The tokens have ended; returns the samples that were held back."""
+        ...
+
+
+class SpeechCodec:
+    r"""
+    The interface of all models that turn speech into tokens: codecs, units, continuous tokens, and, by
+    [`as_speech_codec`], the codecs of transformers.
+
+    Evaluation, training and the commands use nothing else of a model. A language model needs from it
+    [`~SpeechCodec.codebook_vectors`] to start its embeddings, streams to play what it writes, and
+    [`~SpeechCodec.fingerprint`] to refuse tokens that another codec wrote.
+
+    `encode(input_values, padding_mask)` gives `audio_codes` (batch, num_quantizers, num_frames) or `latents` (batch,
+    num_frames, latent_dim) or both, with `audio_codes_mask` (batch, num_frames). `decode` takes what
+    `decodable_kinds` names and gives `audio_values` (batch, 1, num_samples).
+
+    A family has `get_encoded_length(num_samples)`, and says below what differs from a codec with codebooks.
+    """
+
+    config: Any
+
+    @property
+    def sampling_rate(self) -> int:
+        """Samples per second, in Hz."""
+        return self.config.sampling_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return self.config.hop_length
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second, in Hz."""
+        return self.config.frame_rate
+
+    @property
+    def bits_per_second(self) -> float:
+        """Nominal bit rate with all codebooks, or of latents in half precision, in bit/s."""
+        return self.config.bits_per_second
+
+    @property
+    def family(self) -> str:
+        """Name of the model's class, for messages and tables."""
+        return type(self).__name__
+
+    @property
+    def kind(self) -> TokenKind:
+        """What a language model is given: `"codes"`, or `"latents"` where there are no codebooks."""
+        return "codes"
+
+    @property
+    def decodable_kinds(self) -> tuple[TokenKind, ...]:
+        """What `decode` takes at present: codes, latents, both or, for units without a vocoder, none."""
+        return ("codes", "latents")
+
+    @property
+    def num_quantizers(self) -> int | None:
+        """Codes per frame; `None` for latents."""
+        return self.config.num_quantizers if self.kind == "codes" else None
+
+    @property
+    def codebook_size(self) -> int | None:
+        """Codes of a codebook lie below it; `None` for latents."""
+        return self.config.codebook_size if self.kind == "codes" else None
+
+    @property
+    def nested_codebooks(self) -> bool:
+        """Whether the first codebooks alone are a coarser form of all, which `encode` gives by `num_quantizers`."""
+        return self.kind == "codes"
+
+    @property
+    def latent_dim(self) -> int:
+        """Dimension of `latents`, and of what `dequantize` gives."""
+        return self.config.hidden_size
+
+    @property
+    def shortest_input(self) -> int:
+        """Fewest samples that give a frame."""
+        return 1
+
+    @property
+    def longest_input(self) -> int | None:
+        """Most samples that `encode` takes at once, if that is limited; `encode_stream` takes any number."""
+        return None
+
+    @property
+    def is_streamable(self) -> bool:
+        """Whether streams answer each frame at once; others answer in windows with look-ahead."""
+        return False
+
+    @property
+    def exact_streams(self) -> bool:
+        """Whether streams give the tokens of the whole recording; near the edge of a window units differ from them."""
+        return True
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Losses that `forward` computes besides those of the waveform, each as the output `NAME_loss`."""
+        return ()
+
+    @property
+    def trained_parts(self) -> dict[str, str]:
+        """Submodules that serve a loss alone, by the name of that loss; without it they get no gradient."""
+        return {}
+
+    def frame_centres(self, num_frames: int) -> torch.Tensor:
+        """Times of the middles of the first frames, `(num_frames,)`, in seconds."""
+        return (torch.arange(num_frames, dtype=torch.float64) + 0.5) / self.frame_rate
+
+    def encode_stream(self, kind: TokenKind | None = None, num_quantizers: int | None = None) -> SpeechStream:
+        r"""
+        A stream that encodes.
+
+        Args:
+            kind (`str`, *optional*): `"latents"` for a codec's frames before quantization. Defaults to the model's.
+            num_quantizers (`int`, *optional*): Number of first codebooks to give. Defaults to all.
+
+        Raises:
+            ValueError: If the model gives no tokens of that kind, or has not so many codebooks.
+        """
+        raise NotImplementedError
+
+    def decode_stream(self, kind: TokenKind | None = None, num_samples: int | None = None) -> SpeechStream:
+        r"""
+        A stream that decodes.
+
+        Args:
+            kind (`str`, *optional*): `"latents"` to decode a codec's frames before quantization. Defaults to the
+                model's.
+            num_samples (`int`, *optional*): Length of the recording, where it is known. Units need it to fill the end
+                that their frames leave out; other streams give whole frames in any case.
+
+        Raises:
+            ValueError: If the model decodes no tokens of that kind.
+        """
+        raise NotImplementedError
+
+    def dequantize(self, audio_codes: torch.Tensor) -> torch.Tensor:
+        """The frames `(batch, num_frames, latent_dim)` that codes `(batch, num_quantizers, num_frames)` stand for."""
+        raise ValueError(f"A {self.family} has no codebooks in which codes could be looked up.")
+
+    @torch.no_grad()
+    def codebook_vectors(self) -> torch.Tensor:
+        r"""
+        What each code of each codebook adds to a frame, `(num_quantizers, codebook_size, latent_dim)`, float32.
+
+        The vectors of a frame's codes sum to `dequantize` of them.
+        """
+        assert self.num_quantizers is not None
+        assert self.codebook_size is not None
+        vectors = []
+        for stage in range(self.num_quantizers):
+            codes = torch.zeros(1, stage + 1, self.codebook_size, dtype=torch.long, device=self.device)  # type: ignore[attr-defined]
+            codes[0, stage] = torch.arange(self.codebook_size, device=codes.device)
+            found = self.dequantize(codes)[0].float()
+            # The codebooks before add their first vector; what is left is this one's.
+            vectors.append(found - self.dequantize(codes[:, :stage, :1])[0].float() if stage else found)
+        return torch.stack(vectors)
+
+    def fingerprint(self) -> str:
+        r"""
+        Short hash of what decides how tokens are read, the same for weights in half and in single precision; empty
+        where nothing is decided yet.
+
+        Two codecs of one shape decode each other's codes without an error, to noise; this tells them apart.
+        """
+        return tensor_fingerprint(self._fingerprinted())
+
+    def _fingerprinted(self) -> Iterable[torch.Tensor]:
+        raise NotImplementedError
+
+    def check_kind(self, kind: TokenKind | None, decode: bool = False) -> TokenKind:
+        r"""
+        The kind of tokens that is meant.
+
+        Args:
+            kind (`str`, *optional*): Kind that is asked for. Defaults to the model's.
+            decode (`bool`, *optional*, defaults to `False`): Whether `decode` shall take it.
+
+        Raises:
+            ValueError: If the model does not have it.
+        """
+        kind = kind or self.kind
+        name = self.family
+        if kind not in ("codes", "latents"):
+            raise ValueError(f"`kind` must be 'codes' or 'latents', but got {kind!r}.")
+        if kind == "codes" and self.kind == "latents":
+            raise ValueError(f"A {name} has no codebooks: its frames are continuous, and there are no codes.")
+        if (decode or kind == "latents") and kind not in self.decodable_kinds:
+            raise ValueError(f"A {name} decodes no {kind}.")
+        return kind
+
+    def check_num_quantizers(self, num_quantizers: int | None) -> int | None:
+        """The number of codebooks that is asked for. Raises `ValueError` if the model has not so many."""
+        if num_quantizers is None:
+            return None
+        if self.num_quantizers is None:
+            raise ValueError("`num_quantizers` chooses among codebooks, of which latents have none; leave it out.")
+        if not 1 <= num_quantizers <= self.num_quantizers:
+            raise ValueError(
+                f"`num_quantizers` must lie between 1 and {self.num_quantizers}, but got {num_quantizers}."
+            )
+        return num_quantizers
+
+    def voice_arguments(self, voice: str | None = None) -> dict[str, torch.Tensor]:
+        r"""
+        What `decode` is given for a voice, for a batch of one.
+
+        Args:
+            voice (`str`, *optional*): Name of the voice. Defaults to the one that streams use.
+
+        Raises:
+            ValueError: If there is no such voice.
+        """
+        if voice is not None:
+            raise ValueError(f"there is no choice of voices, so `voice` cannot be {voice!r}")
+        return {}
+
+    def batch_features(self, waveforms: Sequence[Any], feature_extractor: Any) -> dict[str, torch.Tensor]:
+        r"""
+        What `encode` takes, of recordings of different lengths.
+
+        Args:
+            waveforms (sequence of `np.ndarray` of shape `(num_samples,)`): Recordings in [-1, 1] at `sampling_rate`.
+            feature_extractor (`SequenceFeatureExtractor`): The model's feature extractor.
+
+        Raises:
+            ValueError: If a recording is empty, or not finite.
+        """
+        return feature_extractor(list(waveforms), sampling_rate=self.sampling_rate, padding=True, return_tensors="pt")
+
+    def encode_features(self, features: dict[str, torch.Tensor], num_quantizers: int | None = None) -> Any:
+        r"""
+        `encode` of what the model's feature extractor gives.
+
+        Args:
+            features (`dict` of `str` to `torch.Tensor`): What it gives.
+            num_quantizers (`int`, *optional*): Number of first codebooks to give. Defaults to all.
+
+        Raises:
+            ValueError: If the number of codebooks cannot be chosen, or is too large.
+        """
+        if self.check_num_quantizers(num_quantizers) is None:
+            return self.encode(**features)  # type: ignore[attr-defined]
+        if not self.nested_codebooks:
+            raise ValueError(f"`num_quantizers` cannot be chosen for a {self.family}; leave it out.")
+        return self.encode(**features, num_quantizers=num_quantizers)  # type: ignore[attr-defined]
+
+    def decode_encoded(self, encoded: Any, kind: TokenKind | None = None) -> torch.Tensor:
+        """The waveforms `(batch, 1, num_samples)` of what `encode_features` gave, in whole frames."""
+        name = "latents" if self.check_kind(kind, decode=True) == "latents" else "audio_codes"
+        tokens = {name: encoded[name], "audio_codes_mask": encoded["audio_codes_mask"]}
+        return self.decode(**tokens, **self.voice_arguments()).audio_values  # type: ignore[attr-defined]
+
+
+def pad_waveforms(waveforms: Sequence[Any]) -> dict[str, torch.Tensor]:
+    r"""
+    Recordings as a batch with zeros on the right: `input_values` (batch, 1, num_samples) in float32, `padding_mask`
+    (batch, num_samples).
+
+    Args:
+        waveforms (sequence of `np.ndarray` of shape `(num_samples,)`): The recordings.
+    """
+    lengths = torch.tensor([len(row) for row in waveforms])
+    padded = torch.zeros(len(waveforms), int(lengths.max()))
+    for row, waveform in zip(padded, waveforms, strict=True):
+        row[: len(waveform)] = torch.as_tensor(waveform)
+    return {
+        "input_values": padded[:, None],
+        "padding_mask": (torch.arange(padded.shape[1]) < lengths[:, None]).long(),
+    }
+
+
+def tensor_fingerprint(tensors: Iterable[torch.Tensor]) -> str:
+    """Short hash of tensors in half precision; empty if there are none."""
+    digest, is_empty = hashlib.sha256(), True
+    for tensor in tensors:
+        is_empty = False
+        digest.update(tensor.detach().cpu().to(torch.float16).numpy().tobytes())
+    return "" if is_empty else digest.hexdigest()[:16]
+
+
+__all__ = ["SpeechCodec", "SpeechStream"]

@@ -1,0 +1,428 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The speech-tokenizers authors.
+"""transformers' own codecs through the interface of this package's models."""
+
+import inspect
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoFeatureExtractor
+from transformers.utils import ModelOutput
+
+from .codec_interface import SpeechCodec, SpeechStream, TokenKind, pad_waveforms, tensor_fingerprint
+from .vector_quantization import ResidualVectorQuantizer
+
+
+def as_speech_codec(model: Any, feature_extractor: Any = None) -> Any:
+    r"""
+    A model as a [`SpeechCodec`]: itself if it is one, else a [`TransformersCodec`] around it.
+
+    Args:
+        model (`PreTrainedModel`): A model of this package, or EncodecModel, DacModel, MimiModel, XcodecModel,
+            VibeVoiceAcousticTokenizerModel and the like.
+        feature_extractor (`SequenceFeatureExtractor`, *optional*): Feature extractor of a model of transformers.
+            Defaults to the one in the folder that the model was loaded from.
+
+    Raises:
+        ValueError: If the model turns no speech into tokens.
+    """
+    if isinstance(model, SpeechCodec):
+        return model
+    return TransformersCodec(model, feature_extractor)
+
+
+class TransformersCodec(SpeechCodec):
+    r"""
+    A codec of transformers as a [`SpeechCodec`].
+
+    transformers' codecs hear the padding of a batch. So each recording is encoded and decoded alone: batched equals
+    single, at the speed of single recordings. For the same reason streams hold the whole recording, and code it once
+    it has ended; their memory grows with its length.
+
+    Args:
+        model (`PreTrainedModel`): See [`as_speech_codec`].
+        feature_extractor (`SequenceFeatureExtractor`, *optional*): See [`as_speech_codec`].
+
+    Raises:
+        ValueError: If the model turns no speech into tokens.
+    """
+
+    def __init__(self, model: Any, feature_extractor: Any = None):
+        name = type(model).__name__
+        config = getattr(model, "config", None)
+        if not all(hasattr(model, method) for method in ("encode", "decode")) or config is None:
+            raise ValueError(f"A {name} turns no speech into tokens: it lacks `encode` or `decode`.")
+        if feature_extractor is None:
+            feature_extractor = AutoFeatureExtractor.from_pretrained(model.name_or_path)
+        self.model, self.config, self.feature_extractor = model, config, feature_extractor
+        self._sampling_rate = int(feature_extractor.sampling_rate)
+        hop_length: Any = getattr(config, "hop_length", None)
+        frame_rate: Any = getattr(config, "frame_rate", None)
+        if hop_length is None and frame_rate is None:
+            raise ValueError(f"A {name} does not say how long its frames are; `config.frame_rate` would.")
+        # Mimi's `hop_length` leaves its last downsampling out; EnCodec's whole number of frames is rounded up.
+        if hop_length is not None and (frame_rate is None or type(frame_rate) is int):
+            frame_rate = self.sampling_rate / hop_length
+        self._frame_rate = float(frame_rate)
+        self._encode_arguments = inspect.signature(model.encode).parameters
+        self._decode_arguments = inspect.signature(model.decode).parameters
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "model":
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+    @property
+    def family(self) -> str:
+        """See [`SpeechCodec.family`]; that of the model in transformers."""
+        return type(self.model).__name__
+
+    @property
+    def sampling_rate(self) -> int:
+        """Samples per second, in Hz; the feature extractor's."""
+        return self._sampling_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return round(self.sampling_rate / self.frame_rate)
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second, in Hz."""
+        return self._frame_rate
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the model's weights."""
+        return self.model.dtype
+
+    def to(self, *args: Any, **kwargs: Any) -> "TransformersCodec":
+        """Move the model; returns this object."""
+        self.model.to(*args, **kwargs)
+        return self
+
+    def eval(self) -> "TransformersCodec":
+        """Put the model in evaluation mode; returns this object."""
+        self.model.eval()
+        return self
+
+    @property
+    def kind(self) -> TokenKind:
+        """See [`SpeechCodec.kind`]. X-Codec2 and NeuCodec quantize to a grid of levels, which counts as a codebook."""
+        has_codes = getattr(self.config, "codebook_size", None) or getattr(self.config, "quantization_levels", None)
+        return "codes" if has_codes else "latents"
+
+    @property
+    def decodable_kinds(self) -> tuple[TokenKind, ...]:
+        """See [`SpeechCodec.decodable_kinds`]."""
+        arguments: dict[TokenKind, str] = {"codes": "audio_codes", "latents": "latents"}
+        return tuple(kind for kind, argument in arguments.items() if argument in self._decode_arguments)
+
+    @property
+    def codebook_size(self) -> int | None:
+        """See [`SpeechCodec.codebook_size`]."""
+        if self.kind == "latents":
+            return None
+        size = getattr(self.config, "codebook_size", None)
+        return int(size or math.prod(self.config.quantization_levels))
+
+    @property
+    def num_quantizers(self) -> int | None:
+        """See [`SpeechCodec.num_quantizers`]; EnCodec's and X-Codec's at their highest bandwidth."""
+        if self.kind == "latents":
+            return None
+        if "bandwidth" in self._encode_arguments:
+            return round(max(self.config.target_bandwidths) / self._kilobits_per_quantizer)
+        names = ("num_quantizers", "n_codebooks")
+        return next((value for value in (getattr(self.config, name, None) for name in names) if value), 1)
+
+    @property
+    def _kilobits_per_quantizer(self) -> float:
+        assert self.codebook_size is not None
+        return math.log2(self.codebook_size) * self.frame_rate / 1000
+
+    @property
+    def bits_per_second(self) -> float:
+        """See [`SpeechCodec.bits_per_second`]."""
+        if self.num_quantizers is None:
+            return self.frame_rate * self.latent_dim * 16
+        return self.num_quantizers * self._kilobits_per_quantizer * 1000
+
+    @property
+    def nested_codebooks(self) -> bool:
+        """See [`SpeechCodec.nested_codebooks`]."""
+        return any(name in self._encode_arguments for name in ("bandwidth", "num_quantizers", "n_quantizers"))
+
+    @cached_property
+    def latent_dim(self) -> int:  # type: ignore[override]
+        """See [`SpeechCodec.latent_dim`]; of what the model gives for silence."""
+        silence = torch.zeros(1, 1, self.sampling_rate, device=self.device)
+        return self.encode(silence).latents.shape[-1]
+
+    def get_encoded_length(self, num_samples: int) -> int:
+        """Frames for a number of samples."""
+        silence = torch.zeros(1, 1, num_samples, device=self.device)
+        encoded = self.encode(silence)
+        return encoded.audio_codes_mask.shape[-1]
+
+    @torch.no_grad()
+    def encode(
+        self,
+        input_values: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        num_quantizers: int | None = None,
+    ) -> ModelOutput:
+        r"""
+        Encode each recording of a batch alone.
+
+        Args:
+            input_values (`torch.Tensor` of shape `(batch, 1, num_samples)`): Waveforms in [-1, 1], padded on the
+                right.
+            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples.
+            num_quantizers (`int`, *optional*): Number of first codebooks to give. Defaults to all.
+
+        Returns:
+            `ModelOutput` with `audio_codes` (batch, num_quantizers, num_frames) where there are codebooks, `latents`
+            (batch, num_frames, latent_dim) where the model tells, and `audio_codes_mask` (batch, num_frames).
+
+        Raises:
+            ValueError: If the number of codebooks cannot be chosen, or is too large.
+        """
+        rows = []
+        for number, waveform in enumerate(input_values[:, 0]):
+            length = waveform.shape[-1] if padding_mask is None else int(padding_mask[number].sum())
+            features = self.feature_extractor(
+                waveform[:length].float().cpu().numpy(), sampling_rate=self.sampling_rate, return_tensors="pt"
+            )
+            rows.append(self.encode_features(features, num_quantizers))
+        lengths = [row.audio_codes_mask.shape[-1] for row in rows]
+        output = ModelOutput()
+        for name, time in (("audio_codes", -1), ("latents", -2), ("audio_codes_mask", -1)):
+            if rows[0].get(name) is not None:
+                padded = [_pad(row[name], max(lengths), time) for row in rows]
+                output[name] = torch.cat(padded)
+        return output
+
+    def batch_features(self, waveforms: Sequence[Any], feature_extractor: Any) -> dict[str, torch.Tensor]:
+        """See [`SpeechCodec.batch_features`]. The feature extractor of the model hears each recording alone, later."""
+        features = pad_waveforms(waveforms)
+        if not features["padding_mask"].any(-1).all() or not features["input_values"].isfinite().all():
+            raise ValueError("A recording is empty, or has NaN or infinity.")
+        return features
+
+    @torch.no_grad()
+    def encode_features(self, features: dict[str, torch.Tensor], num_quantizers: int | None = None) -> ModelOutput:
+        r"""
+        See [`SpeechCodec.encode_features`]; of one recording.
+
+        The output has what `encode` gives, and `native`: what the model itself gave, with EnCodec's scales and chunks.
+        """
+        given: dict[str, Any] = {
+            name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
+            for name, value in features.items()
+            if name in self._encode_arguments
+        }
+        given |= self._choose_quantizers(num_quantizers)
+        if "sample" in self._encode_arguments:
+            given["sample"] = False  # what can be drawn at random is not
+        frames: list[torch.Tensor] = []
+        parts = dict(self.model.named_children())
+        # Older versions of Mimi have their last downsampling beside the encoder, not in it.
+        module = parts.get("downsample") or parts.get("encoder", nn.Identity())
+        hook = module.register_forward_hook(lambda _, __, output: frames.append(output))
+        try:
+            native = self.model.encode(**given)
+        finally:
+            hook.remove()
+        output = ModelOutput()
+        if (audio_codes := native.get("audio_codes")) is not None:
+            # EnCodec's are (num_chunks, batch, num_quantizers, num_frames).
+            output["audio_codes"] = torch.cat(list(audio_codes), dim=-1) if audio_codes.dim() == 4 else audio_codes
+        latents = native.get("latents")
+        if latents is None and frames:
+            # Channels first; EnCodec's long recordings come in chunks. Newer versions of Mimi give an object.
+            found = [output if torch.is_tensor(output) else output.latents for output in frames]
+            latents = torch.cat(found, dim=-1).transpose(1, 2)
+        if latents is not None:
+            output["latents"] = latents
+        tokens = output["audio_codes"][:, 0] if "audio_codes" in output else output["latents"][..., 0]
+        output["audio_codes_mask"] = torch.ones_like(tokens, dtype=torch.long)
+        output["native"] = native
+        return output
+
+    def _choose_quantizers(self, num_quantizers: int | None) -> dict[str, Any]:
+        if "bandwidth" in self._encode_arguments:
+            bandwidths, per_stage = self.config.target_bandwidths, self._kilobits_per_quantizer
+            if num_quantizers is None:
+                return {"bandwidth": max(bandwidths)}
+            self.check_num_quantizers(num_quantizers)
+            nearest = min(bandwidths, key=lambda bandwidth: abs(bandwidth - num_quantizers * per_stage))
+            if abs(nearest - num_quantizers * per_stage) > per_stage / 2:
+                raise ValueError(
+                    f"`num_quantizers` {num_quantizers} gives {num_quantizers * per_stage:g} kbps, but a"
+                    f" {self.family} offers {', '.join(f'{each:g}' for each in bandwidths)} kbps."
+                )
+            return {"bandwidth": nearest}
+        if self.check_num_quantizers(num_quantizers) is None:
+            return {}
+        for argument in ("num_quantizers", "n_quantizers"):
+            if argument in self._encode_arguments:
+                return {argument: num_quantizers}
+        raise ValueError(f"`num_quantizers` cannot be chosen for a {self.family}; leave it out.")
+
+    @torch.no_grad()
+    def decode(
+        self,
+        audio_codes: torch.Tensor | None = None,
+        latents: torch.Tensor | None = None,
+        audio_codes_mask: torch.Tensor | None = None,
+        num_samples: int | None = None,
+    ) -> ModelOutput:
+        r"""
+        Decode each recording of a batch alone.
+
+        Args:
+            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`, *optional*): What to decode.
+            latents (`torch.Tensor` of shape `(batch, num_frames, latent_dim)`, *optional*): What to decode instead.
+            audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for real frames, padded on
+                the right.
+            num_samples (`int`, *optional*): Length of the result. Defaults to what the model gives.
+
+        Raises:
+            ValueError: If the model does not decode them, or its codes are not all that it needs to.
+        """
+        name, tokens = ("audio_codes", audio_codes) if audio_codes is not None else ("latents", latents)
+        self.check_kind("codes" if audio_codes is not None else "latents", decode=True)
+        assert tokens is not None
+        if getattr(self.config, "normalize", False) or getattr(self.config, "chunk_length_s", None):
+            raise ValueError(
+                f"A {self.family} with `normalize` or `chunk_length_s` decodes codes with their scales"
+                " and chunks alone; `decode_encoded` has them."
+            )
+        time, waveforms = -1 if name == "audio_codes" else -2, []
+        for number, row in enumerate(tokens):
+            count = tokens.shape[time] if audio_codes_mask is None else int(audio_codes_mask[number].sum())
+            real = row.narrow(time, 0, count)[None].to(self.device)
+            extra: dict[str, Any] = {}
+            if "audio_scales" in self._decode_arguments:
+                real, extra["audio_scales"] = real[None], [None]
+            waveforms.append(_waveform(self.model.decode(**{name: real}, **extra)))
+        longest = num_samples or max(waveform.shape[-1] for waveform in waveforms)
+        audio_values = torch.cat([_pad(waveform[..., :longest], longest, -1) for waveform in waveforms])
+        return ModelOutput(audio_values=audio_values)
+
+    @torch.no_grad()
+    def decode_encoded(self, encoded: Any, kind: TokenKind | None = None) -> torch.Tensor:
+        """See [`SpeechCodec.decode_encoded`]; with all that the model's own `encode` gave."""
+        kind = self.check_kind(kind, decode=True)
+        native = encoded["native"]
+        if kind == "latents":
+            if native.get("latents") is None:
+                raise ValueError(f"`encode` of a {self.family} gives no `latents`.")
+            return _waveform(self.model.decode(latents=native["latents"]))
+        extra = {
+            name: native[name]
+            for name in ("audio_scales", "last_frame_pad_length", "audio_codes_mask")
+            if name in self._decode_arguments and native.get(name) is not None
+        }
+        if "audio_scales" in self._decode_arguments:
+            extra.setdefault("audio_scales", [None] * len(native["audio_codes"]))
+        return _waveform(self.model.decode(audio_codes=native["audio_codes"], **extra))
+
+    def encode_stream(self, kind: TokenKind | None = None, num_quantizers: int | None = None) -> SpeechStream:
+        """See [`SpeechCodec.encode_stream`]. The recording is held until it ends, and then encoded as a whole."""
+        kind = self.check_kind(kind)
+        self._choose_quantizers(num_quantizers)
+        return _WholeRecording(self, kind, num_quantizers)
+
+    def decode_stream(self, kind: TokenKind | None = None, num_samples: int | None = None) -> SpeechStream:
+        """See [`SpeechCodec.decode_stream`]. The tokens are held until they end, and then decoded as a whole."""
+        return _WholeRecording(self, self.check_kind(kind, decode=True))
+
+    @torch.no_grad()
+    def dequantize(self, audio_codes: torch.Tensor) -> torch.Tensor:
+        r"""
+        See [`SpeechCodec.dequantize`]; of the first codebooks.
+
+        Raises:
+            ValueError: If the model has no residual quantizer.
+        """
+        quantizer: Any = getattr(self.model, "quantizer", None)
+        if isinstance(quantizer, ResidualVectorQuantizer):
+            return quantizer.decode(audio_codes)
+        if hasattr(quantizer, "from_codes"):  # DAC
+            return quantizer.from_codes(audio_codes)[0].transpose(1, 2)
+        if hasattr(quantizer, "decode"):
+            # EnCodec's has the stages first.
+            stages_first = "bandwidth" in self._encode_arguments
+            return quantizer.decode(audio_codes.transpose(0, 1) if stages_first else audio_codes).transpose(1, 2)
+        raise ValueError(f"A {self.family} has no residual quantizer whose entries could be looked up.")
+
+    def fingerprint(self) -> str:
+        """See [`SpeechCodec.fingerprint`]; of the quantizer's weights, or of all where there is none."""
+        module = getattr(self.model, "quantizer", self.model)
+        return tensor_fingerprint(value for _, value in sorted(module.state_dict().items()))
+
+
+class _WholeRecording:
+    # A stream that waits for the end, since what a model hears at the edge of a part would change its tokens.
+
+    def __init__(self, codec: TransformersCodec, kind: TokenKind, num_quantizers: int | None = None):
+        self._codec, self._kind, self._num_quantizers = codec, kind, num_quantizers
+        self._pushed: list[torch.Tensor] = []
+
+    def encode(self, input_values: torch.Tensor) -> torch.Tensor:
+        self._pushed.append(input_values.cpu())
+        return self._nothing(input_values)
+
+    def finish_encode(self) -> torch.Tensor:
+        whole = self._whole(-1)
+        encoded = self._codec.encode(whole.to(self._codec.device), num_quantizers=self._num_quantizers)
+        return encoded["audio_codes" if self._kind == "codes" else "latents"]
+
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+        self._pushed.append(tokens.cpu())
+        return torch.zeros(len(tokens), 1, 0)
+
+    def finish_decode(self) -> torch.Tensor:
+        name, time = ("audio_codes", -1) if self._kind == "codes" else ("latents", -2)
+        return self._codec.decode(**{name: self._whole(time)}).audio_values
+
+    def _nothing(self, input_values: torch.Tensor) -> torch.Tensor:
+        if self._kind == "codes":
+            count = self._num_quantizers or self._codec.num_quantizers
+            return torch.zeros(len(input_values), count or 0, 0, dtype=torch.long)
+        return torch.zeros(len(input_values), 0, self._codec.latent_dim)
+
+    def _whole(self, time: int) -> torch.Tensor:
+        if not sum(part.shape[time] for part in self._pushed):
+            raise ValueError("The stream is empty; push at least one sample or frame before finishing it.")
+        whole, self._pushed = torch.cat(self._pushed, dim=time), []
+        return whole
+
+
+def _waveform(decoded: Any) -> torch.Tensor:
+    # (1, 1, num_samples); two channels are averaged. `audio` is VibeVoice's name.
+    audio_values = decoded.audio_values if "audio_values" in decoded else decoded.audio
+    values = audio_values.reshape(1, -1, audio_values.shape[-1]).float()
+    return values.mean(1, keepdim=True)
+
+
+def _pad(values: torch.Tensor, length: int, time: int) -> torch.Tensor:
+    missing = length - values.shape[time]
+    shape = [*values.shape]
+    shape[time] = missing
+    return torch.cat([values, values.new_zeros(shape)], dim=time) if missing else values
+
+
+__all__ = ["TransformersCodec", "as_speech_codec"]
