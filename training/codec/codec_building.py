@@ -18,9 +18,8 @@ from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
-from speech_tokenizers.training.codec.arguments import AdversarialArguments, CodecTrainingArguments
+from speech_tokenizers.training.codec.arguments import CodecTrainingArguments
 from speech_tokenizers.training.codec.decorrelation import Decorrelation
-from speech_tokenizers.training.codec.discriminators import DiscriminatorEnsemble
 from speech_tokenizers.training.codec.distillation import DISTILLATION_LOSS_NAMES, Distillation
 from speech_tokenizers.training.codec.frozen_encoder import SpeechFeatureObjective
 from speech_tokenizers.training.codec.joint_model import JointModel, build_joint
@@ -120,13 +119,6 @@ def default_feature_extractor(model: nn.Module) -> SequenceFeatureExtractor | No
         return None
     kind = FEATURE_EXTRACTOR_MAPPING[type(model.config)]
     return kind(sampling_rate=model.sampling_rate, hop_length=model.hop_length)
-
-
-def build_discriminators(args: AdversarialArguments) -> DiscriminatorEnsemble | None:
-    """The discriminators that a recipe names, if any."""
-    if not args.discriminators:
-        return None
-    return DiscriminatorEnsemble(**args.discriminators)
 
 
 def untrained_parts(model: nn.Module, loss_names: Sequence[str]) -> set[str]:

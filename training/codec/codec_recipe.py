@@ -40,6 +40,6 @@ def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Codec
     else:
         place = f"step {trainer.step} of {args.max_steps}"
         if args.max_minutes is not None:
-            place += f", after {trainer.elapsed_seconds / 60:.1f} of {args.max_minutes:g} minutes"
+            place += f", after {trainer.run.elapsed_seconds / 60:.1f} of {args.max_minutes:g} minutes"
         tqdm.write(f"Stopped at {place}; `resume_from_checkpoint=latest` continues.")
     return trainer

@@ -11,6 +11,7 @@ from torch.distributed.nn.functional import all_reduce
 
 from speech_tokenizers.modeling.vector_quantization import several_processes
 from speech_tokenizers.training.codec.latent_health import latents_of
+from speech_tokenizers.training.codec.objectives import CodecObjective
 
 
 def decorrelation_loss(latents: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -52,7 +53,7 @@ def decorrelation_loss(latents: torch.Tensor, mask: torch.Tensor | None = None) 
         return (squares.sum() - squares.diagonal().sum()) / (dim * (dim - 1))
 
 
-class Decorrelation:
+class Decorrelation(CodecObjective):
     """The loss `decorrelation`, see [`decorrelation_loss`], of the latents of any codec, as a [`CodecObjective`]."""
 
     loss_names: tuple[str, ...] = ("decorrelation",)

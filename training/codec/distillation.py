@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from speech_tokenizers.training.codec.arguments import DistillationArguments
 from speech_tokenizers.training.codec.losses import distillation_loss
+from speech_tokenizers.training.codec.objectives import CodecObjective
 from speech_tokenizers.training.codec.sayings import Sayings
 from speech_tokenizers.training.codec.teacher_cache import TeacherCache, fill_cache
 from speech_tokenizers.training.codec.teachers import (
@@ -25,7 +26,7 @@ from speech_tokenizers.training.codec.teachers import (
 DISTILLATION_LOSS_NAMES = ("semantic_distillation", "contextual_distillation")
 
 
-class Distillation:
+class Distillation(CodecObjective):
     r"""
     Losses that draw projected codebook outputs of a [`DMCodecModel`] towards the features of its teachers.
 

@@ -21,6 +21,7 @@ from speech_tokenizers.modeling.speech_encoders import (
 )
 from speech_tokenizers.processing.recordings import DecodedRecordings
 from speech_tokenizers.training.codec.arguments import SpeechFeatureArguments
+from speech_tokenizers.training.codec.objectives import CodecObjective
 
 
 # Recordings over which the variances of features are measured.
@@ -97,7 +98,7 @@ def _cut_layers(encoder: Any, depth: int) -> None:
         encoder.encoder.layers = encoder.encoder.layers[: depth + 1]
 
 
-class SpeechFeatureObjective:
+class SpeechFeatureObjective(CodecObjective):
     r"""
     Decoded speech that a frozen speech encoder takes for the recording: the mean squared difference of their features
     at some layers (a perceptual loss, arXiv 1603.08155, on speech). Each feature counts relative to its variance over

@@ -21,11 +21,12 @@ from speech_tokenizers.training.codec.arguments import CodecTrainingArguments
 from speech_tokenizers.training.codec.frozen_recognizer import FrozenRecognizer
 from speech_tokenizers.training.codec.latent_arguments import LatentArguments, RecognitionArguments
 from speech_tokenizers.training.codec.latent_health import CollapseGuard, latent_health
+from speech_tokenizers.training.codec.objectives import CodecObjective
 from speech_tokenizers.training.common.recipe_files import check_names
 from speech_tokenizers.training.recognition.ctc_targets import COLUMNS, UnusableText, check_column, learnable_labels
 
 
-class LatentObjective:
+class LatentObjective(CodecObjective):
     r"""
     What every [`CSTModel`] is trained with: noise that a seed and a crop determine, whatever the number of processes,
     and the report of the latents' health.
@@ -39,7 +40,12 @@ class LatentObjective:
 
     def __init__(self, args: LatentArguments, seed: int = 0):
         self.args, self.seed = args, seed
-        self.reported: dict[str, torch.Tensor] = {}
+        self._reported: dict[str, torch.Tensor] = {}
+
+    @property
+    def reported(self) -> dict[str, torch.Tensor]:
+        """See [`CodecObjective`]: the latents' health."""
+        return self._reported
 
     def prepare(self, recordings: Any, model: Any, accelerator: Accelerator, folder: Path) -> None:
         """See [`CodecObjective`]."""
@@ -57,8 +63,8 @@ class LatentObjective:
 
     def losses(self, outputs: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """See [`CodecObjective`]. Has none, but reports and judges the latents."""
-        self.reported = latent_health(outputs.raw_latents, outputs.audio_codes_mask)
-        self.guard(self.reported)
+        self._reported = latent_health(outputs.raw_latents, outputs.audio_codes_mask)
+        self.guard(self._reported)
         return {}
 
 
@@ -140,7 +146,7 @@ def span_ctc_loss(
     return (losses * (counts > 0) / counts.clamp(min=1)).mean()
 
 
-class RecognitionObjective:
+class RecognitionObjective(CodecObjective):
     r"""
     Speech that can still be understood: CTC losses on the latents, on the reconstruction, or on both (Loss_ASR of
     arXiv 2410.17081).

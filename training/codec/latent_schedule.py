@@ -74,6 +74,10 @@ class LatentSchedule:
         """Whether the decoder hears quantized latents."""
         return self.args.quantizer_start_step == 0 or _is_initialized(model)
 
+    def missed_revivals(self, step: int) -> str:
+        """Steps after which the recipe has revivals that a run which ended after `step` steps did not reach."""
+        return ", ".join(str(missed) for missed in self.args.revival_steps if missed >= step)
+
     def check_started(self, model: Any) -> None:
         r"""
         Raises:

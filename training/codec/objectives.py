@@ -17,6 +17,11 @@ class CodecObjective(Protocol):
 
     loss_names: tuple[str, ...]
 
+    @property
+    def reported(self) -> dict[str, torch.Tensor]:
+        """Scalars about the last batch, which are logged and not weighted."""
+        return {}
+
     def prepare(self, recordings: Any, model: Any, accelerator: Accelerator, folder: Path) -> None:
         r"""
         Called once before training.

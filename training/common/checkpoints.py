@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -119,13 +120,19 @@ class WeightAverage:
 
     Args:
         model (`nn.Module`): Whose weights to average.
-        decay (`float`): Decay at each update.
+        decay (`float`, *optional*): Decay at each update. Without it no average is kept, and the model's own weights
+            take its place.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: nn.Module, decay: float | None):
         self.decay = decay
         self.num_updates = 0
-        self.averages = {name: tensor.clone() for name, tensor in _weights(model).items()}
+        self.averages = {name: tensor.clone() for name, tensor in _weights(model).items()} if self.is_kept else {}
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is an average."""
+        return self.decay is not None
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -133,6 +140,8 @@ class WeightAverage:
         Move the averages towards the model's weights. The first update copies them, since codebooks start with the
         data.
         """
+        if self.decay is None:
+            return
         decay = 0.0 if self.num_updates == 0 else min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         torch._foreach_lerp_(list(self.averages.values()), list(_weights(model).values()), 1 - decay)
         self.num_updates += 1
@@ -143,7 +152,10 @@ class WeightAverage:
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """Within this context the model has the averaged weights; afterwards its own again."""
+        """Within this context the model has the averaged weights, if there are any; afterwards its own again."""
+        if self.num_updates == 0:
+            yield
+            return
         weights = _weights(model)
         own = {name: tensor.clone() for name, tensor in weights.items()}
         _copy(self.averages, weights)
@@ -222,6 +234,52 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def save_run(
+    folder: Path,
+    accelerator: Accelerator,
+    modules: dict[str, nn.Module],
+    objects: dict[str, Any],
+    shared: dict[str, Any],
+    own: dict[str, Any],
+) -> None:
+    r"""
+    Save a run in a folder that exists only when it is complete.
+
+    Args:
+        folder (`Path`): The checkpoint.
+        accelerator (`Accelerator`): Accelerator of the run.
+        modules, objects (`dict`): See [`save_states`].
+        shared (`dict`): Plain values that all processes share, for `trainer_state.json`.
+        own (`dict`): State of this process besides its random generators.
+    """
+
+    def write(temporary: Path) -> None:
+        if accelerator.is_main_process:
+            save_states(temporary, modules, objects)
+            (temporary / "trainer_state.json").write_text(json.dumps(shared, indent=2), encoding="utf-8")
+        torch.save({"random": random_state(), **own}, temporary / f"process_{accelerator.process_index}.pt")
+
+    write_checkpoint(folder, write, accelerator.is_main_process, accelerator.wait_for_everyone)
+
+
+def load_run(
+    folder: Path, accelerator: Accelerator, modules: dict[str, nn.Module], objects: dict[str, Any]
+) -> dict[str, Any] | None:
+    r"""
+    Load what [`save_run`] saved, random generators included.
+
+    Returns:
+        The state of this process. `None` on a process that the run did not begin with, which needs none.
+    """
+    load_states(folder, modules, objects)
+    process_file = folder / f"process_{accelerator.process_index}.pt"
+    if not process_file.is_file():
+        return None
+    own = torch.load(process_file, map_location="cpu", weights_only=True)
+    set_random_state(own["random"])
+    return own
 
 
 class StopRequest:

@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """This process among those that train together."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
 import torch
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
+from torch import nn
+
+from speech_tokenizers.training.common.precision import resolve_precision
 
 
 def process_state() -> PartialState:
@@ -26,3 +33,35 @@ def leave_together() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+def make_accelerator(args: Any, find_unused_parameters: bool) -> Accelerator:
+    r"""
+    The accelerator of a run.
+
+    Args:
+        args (dataclass): A recipe with `mixed_precision`, `report_to` and `output_dir`.
+        find_unused_parameters (`bool`): Whether some parameters get no gradient.
+    """
+    # Buffers are not broadcast: a quantizer itself keeps codebooks equal on all processes.
+    parallel = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=find_unused_parameters)
+    accelerator = Accelerator(
+        mixed_precision=resolve_precision(args.mixed_precision, process_state().device.type),
+        log_with=list(args.report_to) or None,
+        project_dir=args.output_dir,
+        kwargs_handlers=[parallel],
+    )
+    if accelerator.device.type == "cpu":
+        # Denormal numbers, as in fading silence, are slow and inaudible.
+        torch.set_flush_denormal(True)
+    return accelerator
+
+
+@contextmanager
+def without_synchronization(accelerator: Accelerator, modules: Iterable[nn.Module | None]) -> Iterator[None]:
+    """Within this context the gradients of modules stay on their process, as between micro-batches."""
+    with ExitStack() as stack:
+        for module in modules:
+            if module is not None:
+                stack.enter_context(accelerator.no_sync(module))
+        yield

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training run leaves to read: a log of JSON lines, loss curves, decoded recordings and spectrograms."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -12,10 +13,12 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+import yaml
 from accelerate import Accelerator
+from tqdm import tqdm
 
 from speech_tokenizers.modeling.spectral_losses import log_mel_spectrogram
-from speech_tokenizers.training.common.recipe_files import check_names
+from speech_tokenizers.training.common.recipe_files import changed_settings, check_names
 
 
 # What is drawn of the latents beside the losses.
@@ -73,6 +76,88 @@ class TrainingLog:
         """Append an entry, which must have a `step`."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+
+
+class RunReports:
+    r"""
+    What a run writes while it goes on: its recipe, the training log, and what trackers show.
+
+    Args:
+        accelerator (`Accelerator`): Accelerator of the run; its main process writes.
+        output_dir (`Path`): Folder of the run.
+        report_to (sequence of `str`): Trackers that Accelerate knows.
+        num_samples (`int`, *optional*, defaults to 0): Evaluation recordings that are kept as audio.
+        sampling_rate (`int`, *optional*, defaults to 16000): Rate of that audio, in Hz.
+
+    Attributes:
+        log ([`TrainingLog`], *optional*): The log, on the main process and after `start`.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        output_dir: Path,
+        report_to: Sequence[str],
+        num_samples: int = 0,
+        sampling_rate: int = 16000,
+    ):
+        self.accelerator, self.output_dir, self.report_to = accelerator, output_dir, report_to
+        self.num_samples, self.sampling_rate = num_samples, sampling_rate
+        self.log: TrainingLog | None = None
+
+    def start(self, step: int, args: Any, may_change: Sequence[str]) -> None:
+        r"""
+        Write the recipe down, and open the log.
+
+        Args:
+            step (`int`): Steps taken. Where settings differ from those so far, the older recipe is kept beside.
+            args (dataclass): The settings.
+            may_change (sequence of `str`): Settings whose change is not told.
+        """
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            path = self.output_dir / "recipe.yaml"
+            if step and (changed := changed_settings(path, args, may_change)):
+                # What was trained until here has its own recipe.
+                path.rename(path.with_name(f"recipe-until-{step:08d}.yaml"))
+                listed = "; ".join(f"`{key}` was {before!r} and is {now!r}" for key, (before, now) in changed.items())
+                self.warn(f"the run goes on from step {step} with other settings: {listed}.")
+            recipe = yaml.safe_dump(dataclasses.asdict(args), sort_keys=False, allow_unicode=True)
+            path.write_text(recipe, encoding="utf-8")
+            self.log = TrainingLog(self.output_dir / "training_log.jsonl", step)
+        if self.report_to:
+            self.accelerator.init_trackers(self.output_dir.name or "codec", config=None)
+
+    def write(self, step: int, measures: Mapping[str, float], elapsed_seconds: float) -> None:
+        """Write measures of a step, after so much training time, to the log and to the trackers."""
+        entry = {"training_minutes": elapsed_seconds / 60, **measures}
+        if self.log is not None:
+            self.log.write({"step": step, **entry})
+        if self.report_to and self.accelerator.trackers:
+            self.accelerator.log(entry, step=step)
+
+    def tell(self, kind: str, sentence: str, step: int) -> None:
+        """Say on the terminal and in the log what happened at a step."""
+        if self.accelerator.is_main_process:
+            tqdm.write(f"{kind}, step {step}: {sentence}")
+            if self.log is not None:
+                self.log.write({"step": step, kind: sentence})
+
+    def warn(self, sentence: str) -> None:
+        """Say on the terminal what may not be meant."""
+        if self.accelerator.is_main_process:
+            tqdm.write(f"warning: {sentence}")
+
+    def keep_sample(self, index: int, step: int, recorded: torch.Tensor, decoded: torch.Tensor) -> None:
+        """Keep an evaluation recording, decoded at a step, if it is one of the first."""
+        if index < self.num_samples:
+            folder = self.output_dir / "samples" / f"{index:03d}"
+            save_sample(folder, f"step-{step:08d}", recorded, decoded, self.sampling_rate)
+
+    def finish(self) -> None:
+        """Close the trackers."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

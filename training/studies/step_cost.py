@@ -24,9 +24,7 @@ class SteppedTrainer(CodecTrainer):
 
     def start(self) -> None:
         r"""Everything that comes before the first step, teachers' features included."""
-        self._prepare_recordings()
-        for objective in self.objectives:
-            objective.prepare(self.train_recordings, self.unwrapped_model, self.accelerator, self.output_dir)
+        self.data.prepare_objectives(self.unwrapped_model)
         self.model.train()
         self.micro_batches = iter(self.train_batches())
 
@@ -34,15 +32,14 @@ class SteppedTrainer(CodecTrainer):
         r"""One step, data loading included; its wall-clock and processor seconds."""
         wall, processor = time.perf_counter(), time.process_time()
         losses = self._step_over(self.micro_batches)
-        self.step += 1
+        self.run.step += 1
         self.average_weights()
         float(losses["loss"])  # waits for the device
         return time.perf_counter() - wall, time.process_time() - processor
 
     def average_weights(self) -> None:
         r"""Let the average of the weights, if there is one, follow the step."""
-        if self.weight_average is not None:
-            self.weight_average.update(self.unwrapped_model)
+        self.weight_average.update(self.unwrapped_model)
 
 
 SomeTrainer = TypeVar("SomeTrainer", bound=SteppedTrainer)

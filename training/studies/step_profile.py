@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from speech_tokenizers.training.codec.adversary import Adversary
 from speech_tokenizers.training.codec.arguments import CodecTrainingArguments, load_codec_recipe
 from speech_tokenizers.training.codec.reconstruction_losses import WaveformPair
 from speech_tokenizers.training.common.optimization import OptimizerArguments
@@ -67,6 +68,7 @@ class ProfiledTrainer(SteppedTrainer):
         super().start()
         self.stopwatch = Stopwatch(self.accelerator.device)
         self.micro_batches = self._timed(self.micro_batches)
+        self.adversary.discriminator_loss = self._discriminator_loss  # type: ignore[method-assign]
         # Gradients arrive at these places in this order; what follows each is the backward pass of the next part.
         self._backward_part = "losses"
         model = self.unwrapped_model
@@ -110,9 +112,9 @@ class ProfiledTrainer(SteppedTrainer):
             yield batch
             self.stopwatch.lap("other")
 
-    def discriminator_loss(self, recorded: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
+    def _discriminator_loss(self, recorded: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
         self.stopwatch.lap("other")
-        loss = super().discriminator_loss(recorded, decoded)
+        loss = Adversary.discriminator_loss(self.adversary, recorded, decoded)
         self.stopwatch.lap("discriminators")
         return loss
 
@@ -137,7 +139,7 @@ class ProfiledTrainer(SteppedTrainer):
     def average_weights(self) -> None:
         self.stopwatch.lap("other")
         super().average_weights()
-        if self.weight_average is not None:
+        if self.weight_average.is_kept:
             self.stopwatch.lap("weight average")
 
     def profile_step(self) -> tuple[dict[str, float], dict[str, float]]:

@@ -100,7 +100,7 @@ def test_metric_that_is_not_defined_at_the_codecs_rate_is_an_error_at_the_start(
 def test_evaluation_recordings_are_spread_over_the_list(recipe_file, audio_folder, recordings, at_most, expected):
     recipe = recipe_file(data={"eval": str(audio_folder), "max_eval_recordings": at_most}, max_steps=1)
     trainer = train_from_recipe(str(recipe))
-    assert [len(recording) for recording in trainer.eval_recordings] == [len(recordings[i]) for i in expected]
+    assert [len(recording) for recording in trainer.data.evaluation] == [len(recordings[i]) for i in expected]
 
 
 def test_at_least_one_recording_is_evaluated(make_args):

@@ -12,6 +12,7 @@ from transformers import AutoFeatureExtractor, AutoModel
 from speech_tokenizers.evaluation.speed import processor
 from speech_tokenizers.training.codec.codec_building import build_model
 from speech_tokenizers.training.codec.codec_trainer import CodecTrainer
+from speech_tokenizers.training.codec.objectives import CodecObjective
 from speech_tokenizers.training.common import precision
 from speech_tokenizers.training.common.optimization import learning_rate_factor
 from speech_tokenizers.training.common.reporting import read_log
@@ -60,7 +61,7 @@ def test_unknown_discriminator_is_an_error(make_trainer):
 
 
 def test_objective_adds_a_named_loss(make_args, recordings):
-    class LatentNorm:
+    class LatentNorm(CodecObjective):
         loss_names = ("latent_norm",)
 
         def prepare(self, recordings, model, accelerator, folder):
@@ -93,22 +94,22 @@ def test_codec_runs_forward_once_a_step(make_trainer):
 def test_discriminators_cost_nothing_before_their_start_and_then_both_sides_learn(make_trainer):
     trainer = make_trainer(max_steps=6, adversarial={"start_step": 3})
     calls = []
-    trainer.discriminator.register_forward_pre_hook(lambda *_: calls.append(trainer.step))
-    before = {name: value.clone() for name, value in trainer.discriminator.named_parameters()}
+    trainer.adversary.discriminator.register_forward_pre_hook(lambda *_: calls.append(trainer.step))
+    before = {name: value.clone() for name, value in trainer.adversary.discriminator.named_parameters()}
     trainer.train()
     assert min(calls) == 3
     log = logged_losses(trainer.output_dir)
     assert ["adversarial" in entry for entry in log] == [False] * 3 + [True] * 3
-    assert all((value != before[name]).any() for name, value in trainer.discriminator.named_parameters())
+    assert all((value != before[name]).any() for name, value in trainer.adversary.discriminator.named_parameters())
     # Frozen only while the codec learns.
-    assert all(parameter.requires_grad for parameter in trainer.discriminator.parameters())
+    assert all(parameter.requires_grad for parameter in trainer.adversary.discriminator.parameters())
 
 
 def test_adversarial_weights_grow_over_the_warmup(make_trainer):
     trainer = make_trainer(adversarial={"start_step": 10, "warmup_steps": 4})
-    trainer.adversarial_schedule.begin(10, 10)
+    trainer.adversary.schedule.begin(10, 10)
     weights = []
-    for trainer.step in (10, 11, 13, 50):
+    for trainer.run.step in (10, 11, 13, 50):
         weights.append(trainer.current_weight("adversarial"))
     assert weights == [0.25, 0.5, 1.0, 1.0]
     assert trainer.current_weight("mel") == 15.0

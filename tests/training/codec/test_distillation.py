@@ -109,7 +109,7 @@ def test_every_stage_choice_trains_the_encoder(distilled, transcribed, kind, sta
     trainer = distilled(overrides={f"{kind}_stage": stage})
     (objective,) = trainer.objectives
     objective.prepare(transcribed, trainer.unwrapped_model, trainer.accelerator, trainer.output_dir)
-    trainer.train_recordings = transcribed
+    trainer.data.train = transcribed
     batch = next(iter(trainer.train_batches()))
     outputs = trainer.model(batch["input_values"], return_loss=False)
     objective.losses(outputs, batch)[f"{kind}_distillation"].backward()

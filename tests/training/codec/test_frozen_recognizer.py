@@ -125,9 +125,8 @@ def test_the_reconstruction_is_heard(recognizer_folder, make_trainer, recordings
     objective = RecognitionObjective(RecognitionArguments(head=False, recognizer=recognizer_folder))
     trainer = make_trainer()  # for its accelerator and its data
     trainer.args.data.train = str(folder)
-    trainer.train_recordings = None
-    trainer._prepare_recordings()
-    objective.prepare(trainer.train_recordings, model, trainer.accelerator, tmp_path)
+    trainer.data.find()
+    objective.prepare(trainer.data.train, model, trainer.accelerator, tmp_path)
     assert objective.loss_names == ("reconstruction_ctc",)
     crops = [objective.targets(k, 0, 8000) for k in range(2)]
     batch = {name: torch.stack([crop[name] for crop in crops]) for name in crops[0]}

@@ -353,16 +353,16 @@ def test_crops_of_recordings_have_labels(make_trainer, spoken_folder, tmp_path):
         data={"train": str(folder), "eval": str(folder), "cache_dir": str(tmp_path / "cache")},
         recognition={"word_times": str(times)},
     )
-    trainer._prepare_recordings()
+    trainer.data.find()
     recognition = trainer.objectives[1]
-    recognition.prepare(trainer.train_recordings, trainer.unwrapped_model, trainer.accelerator, tmp_path)
-    with_times = trainer.train_recordings.names.index("1.wav")
+    recognition.prepare(trainer.data.train, trainer.unwrapped_model, trainer.accelerator, tmp_path)
+    with_times = trainer.data.train.names.index("1.wav")
     found = recognition.targets(with_times, round(0.11 * 16000), round(0.12 * 16000))
     labels = found["latent_ctc_labels"]
     assert labels[labels >= 0].tolist() == [5, 3, 4]  # cab
     assert len(labels) == 6
     np.testing.assert_allclose(found["latent_ctc_span"], [0.0, 0.12], atol=1e-6)
-    without = trainer.train_recordings.names.index("5.wav")
+    without = trainer.data.train.names.index("5.wav")
     assert (recognition.targets(without, 0, 1600)["latent_ctc_labels"] == -100).all()
     whole = recognition.targets(without, 0, 16000)["latent_ctc_labels"]
     assert whole[whole >= 0].tolist() == [3, 4, 4, 3, 2, 5, 3, 4]

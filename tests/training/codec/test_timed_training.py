@@ -13,6 +13,7 @@ from speech_tokenizers.training.codec import codec_trainer
 from speech_tokenizers.training.codec.codec_recipe import train_from_recipe
 from speech_tokenizers.training.common.optimization import learning_rate_factor
 from speech_tokenizers.training.common.reporting import read_log
+from speech_tokenizers.training.common.run_progress import RunProgress
 
 
 TIMED = {"max_minutes": 1.0, "max_steps": 1000}
@@ -63,7 +64,7 @@ def test_the_schedule_follows_the_larger_share_and_never_goes_back(make_trainer,
     step_over = trainer._step_over
 
     def observed(batches):
-        progress.append(trainer.progress)
+        progress.append(trainer.run.position)
         return step_over(batches)
 
     monkeypatch.setattr(trainer, "_step_over", observed)
@@ -85,8 +86,8 @@ def test_the_discriminators_follow_the_time(make_trainer, ten_seconds_a_step):
     optimizer = {"schedule": "cosine", "warmup_steps": 0, "learning_rate": 1e-3}
     trainer = make_trainer(**TIMED, adversarial={"start_step": 1}, discriminator_optimizer=optimizer)
     rates = []
-    trainer.discriminator.register_forward_pre_hook(
-        lambda *_: rates.append(trainer.discriminator_optimizer.param_groups[0]["lr"])
+    trainer.adversary.discriminator.register_forward_pre_hook(
+        lambda *_: rates.append(trainer.adversary.optimizer.param_groups[0]["lr"])
     )
     trainer.train()
     # Of steps 1 to 999, which are theirs, time has passed by 1000 / 6 at step 1.
@@ -104,7 +105,7 @@ def test_the_discriminators_begin_when_time_has_come_as_far_as_their_step(make_t
 
     def observed(name):
         weights.setdefault((trainer.step, name), weight_of(name))
-        rates[trainer.step] = trainer.discriminator_optimizer.param_groups[0]["lr"]
+        rates[trainer.step] = trainer.adversary.optimizer.param_groups[0]["lr"]
         return weight_of(name)
 
     trainer.current_weight = observed
@@ -129,7 +130,7 @@ def test_discriminators_that_have_begun_go_on_when_a_run_gets_more_time(make_tra
         return weights[trainer.step, name]
 
     trainer.current_weight = observed
-    trainer._agreed = lambda stop: trainer.step == 8
+    trainer.run.agreed = lambda stop, logging_steps: trainer.step == 8
     trainer.train(resume_from_checkpoint="latest")
     log = read_log(trainer.output_dir / "training_log.jsonl")
     assert [entry["step"] for entry in log if "adversarial" in entry] == [4, 5, 6, 7, 8]
@@ -202,7 +203,7 @@ def test_evaluations_and_saving_take_no_training_time(make_trainer, monkeypatch)
     trainer = make_trainer(**TIMED, eval_steps=1, save_steps=1)
     trainer.train()
     assert trainer.step == 6
-    assert trainer.elapsed_seconds == 60.0
+    assert trainer.run.elapsed_seconds == 60.0
 
 
 def test_a_resumed_run_continues_its_time(make_trainer, tmp_path, monkeypatch):
@@ -231,13 +232,13 @@ def test_a_run_that_time_ended_is_finished(recipe_file, tmp_path, ten_seconds_a_
     # More time, and it goes on.
     trainer = train_from_recipe(recipe, ["max_minutes=1.5", "resume_from_checkpoint=latest"])
     assert trainer.step == 9
-    assert trainer.elapsed_seconds == 90.0
+    assert trainer.run.elapsed_seconds == 90.0
 
 
 def test_a_run_that_was_stopped_says_how_much_time_it_had(
     recipe_file, tmp_path, ten_seconds_a_step, monkeypatch, capsys
 ):
-    monkeypatch.setattr(codec_trainer.CodecTrainer, "_agreed", lambda trainer, stop: trainer.step == 3)
+    monkeypatch.setattr(RunProgress, "agreed", lambda run, stop, logging_steps: run.step == 3)
     trainer = train_from_recipe(str(recipe_file(**TIMED)))
     assert not trainer.finished
     assert "Stopped at step 3 of 1000, after 0.5 of 1 minutes" in "".join(capsys.readouterr())

@@ -22,7 +22,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     trainer = train_from_recipe(recipe)
     state = {"codec": trainer.unwrapped_model.state_dict(), "world_size": trainer.accelerator.num_processes}
-    state |= {"step": trainer.step, "elapsed_seconds": trainer.elapsed_seconds}
+    state |= {"step": trainer.step, "elapsed_seconds": trainer.run.elapsed_seconds}
     state["learning_rate"] = trainer.optimizer.param_groups[0]["lr"]
     torch.save(state, f"{output}.{trainer.accelerator.process_index}")
     leave_together()

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a codec is trained and evaluated on: recordings, conditions in place of them, and targets of objectives."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from speech_tokenizers.training.codec.arguments import CodecTrainingArguments
+from speech_tokenizers.training.codec.crops import training_batches
+from speech_tokenizers.training.codec.objectives import CodecObjective, Conditions
+from speech_tokenizers.training.common.data import prepare_recordings
+
+
+class TrainingData:
+    r"""
+    Recordings and all that is known of their crops.
+
+    Args:
+        args ([`CodecTrainingArguments`]): The recipe.
+        sampling_rate (`int`): Rate of the codec, in Hz.
+        accelerator (`Accelerator`): Accelerator of the run.
+        objectives (sequence of [`CodecObjective`]): What gives targets to crops.
+        conditions ([`Conditions`], *optional*): What the model is given in place of the waveform.
+        train, evaluation ([`DecodedRecordings`] and others, *optional*): Recordings. Defaults to what `args.data`
+            names, once `find` was called.
+    """
+
+    def __init__(
+        self,
+        args: CodecTrainingArguments,
+        sampling_rate: int,
+        accelerator: Accelerator,
+        objectives: Sequence[CodecObjective],
+        conditions: Conditions | None,
+        train: Any = None,
+        evaluation: Any = None,
+    ):
+        self.args, self.sampling_rate, self.accelerator = args, sampling_rate, accelerator
+        self.objectives, self.conditions = objectives, conditions
+        self.train, self.evaluation = train, evaluation
+        self.output_dir = Path(args.output_dir)
+        self._has_conditions = False
+
+    def find(self) -> None:
+        """Find and decode what `args.data` names; what cannot be decoded goes to `rejected.jsonl`."""
+        cache_dir = Path(self.args.data.cache_dir or self.output_dir / "audio_cache")
+        self.train, self.evaluation = prepare_recordings(
+            self.args.data, self.sampling_rate, cache_dir, self.accelerator, self.output_dir / "rejected.jsonl"
+        )
+
+    def prepare_objectives(self, model: Any) -> None:
+        """Let the objectives see the recordings; finds these first."""
+        if self.train is None:
+            self.find()
+        for objective in self.objectives:
+            objective.prepare(self.train, model, self.accelerator, self.output_dir)
+
+    def prepare_conditions(self, model: Any) -> None:
+        """Compute the conditions of all recordings, once."""
+        if self.conditions is not None and not self._has_conditions:
+            self.conditions.prepare(self.train, self.evaluation, model, self.accelerator, self.output_dir)
+            self._has_conditions = True
+
+    def batches(self, steps: range, model: Any, with_targets: bool = True) -> torch.utils.data.DataLoader:
+        r"""
+        Micro-batches of this process.
+
+        Args:
+            steps (`range`): Steps of the run, which decide what is drawn.
+            model (`PreTrainedModel`): The codec.
+            with_targets (`bool`, *optional*, defaults to `True`): Whether they hold what the model and the objectives
+                need besides waveforms.
+        """
+        wanted = with_targets and (self.objectives or self.conditions)
+        return training_batches(
+            self.train,
+            self.args.data,
+            self.sampling_rate,
+            self.args.seed,
+            self.args.global_batch_size,
+            self.args.gradient_accumulation_steps,
+            steps,
+            self.accelerator,
+            self.output_dir / "rejected.jsonl",
+            self._targets if wanted else None,
+            1 if self.conditions is None else model.hop_length,
+        )
+
+    def evaluated(self, index: int, recorded: torch.Tensor) -> dict[str, torch.Tensor]:
+        """An evaluation recording `(1, 1, num_samples)` as a batch, with its conditions."""
+        batch = {"input_values": recorded}
+        if self.conditions is not None:
+            of_recording = self.conditions.of_evaluated(index, recorded.shape[-1])
+            batch |= {name: value.to(recorded.device)[None] for name, value in of_recording.items()}
+        return batch
+
+    def _targets(self, recording: int, first_sample: int, num_samples: int) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {}
+        if self.conditions is not None:
+            found |= self.conditions.of_crop(recording, first_sample, num_samples)
+        for objective in self.objectives:
+            found |= objective.targets(recording, first_sample, num_samples)
+        return found
