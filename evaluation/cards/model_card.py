@@ -9,7 +9,6 @@ import json
 import math
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -397,26 +396,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     r"""Run `speech-tokenizers card`; returns the exit code."""
-    try:
-        files = {name: getattr(args, name) for name in ("data", "benchmark", "limits", "summary")}
-        texts = {name: path.read_text(encoding="utf-8") if path else "" for name, path in files.items()}
-        sections = {title: Path(path).read_text(encoding="utf-8") for title, path in args.section}
-        card = build_card(
-            args.folder,
-            args.name or args.folder.resolve().name,
-            report=json.loads(args.results.read_text(encoding="utf-8")) if args.results else None,
-            system=args.system,
-            run_folder=args.run_folder,
-            training_command=args.training_command,
-            evaluation_command=args.evaluation_command,
-            datasets=args.datasets,
-            dataset_name=args.dataset_name,
-            sections=sections,
-            **texts,
-        )
-        card.save(args.folder / "README.md")
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    files = {name: getattr(args, name) for name in ("data", "benchmark", "limits", "summary")}
+    texts = {name: path.read_text(encoding="utf-8") if path else "" for name, path in files.items()}
+    sections = {title: Path(path).read_text(encoding="utf-8") for title, path in args.section}
+    card = build_card(
+        args.folder,
+        args.name or args.folder.resolve().name,
+        report=json.loads(args.results.read_text(encoding="utf-8")) if args.results else None,
+        system=args.system,
+        run_folder=args.run_folder,
+        training_command=args.training_command,
+        evaluation_command=args.evaluation_command,
+        datasets=args.datasets,
+        dataset_name=args.dataset_name,
+        sections=sections,
+        **texts,
+    )
+    card.save(args.folder / "README.md")
     print(f"written: {args.folder / 'README.md'}")
     return 0

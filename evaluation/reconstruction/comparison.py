@@ -401,14 +401,10 @@ def compare(args: argparse.Namespace) -> int:
     r"""What `speech-tokenizers evaluate` does; returns the exit code."""
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
-    try:
-        if not args.models and not args.peers:
-            raise ValueError("Name at least one model or one of --peers.")
-        loaders, skipped = load_systems(args)
-        comparison, unavailable, num_unreadable = prepare_comparison(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not args.models and not args.peers:
+        raise ValueError("Name at least one model or one of --peers.")
+    loaders, skipped = load_systems(args)
+    comparison, unavailable, num_unreadable = prepare_comparison(args)
     skipped |= unavailable
     for name, reason in skipped.items():
         print(f"skipped {name}: {reason}", file=sys.stderr)
@@ -416,11 +412,7 @@ def compare(args: argparse.Namespace) -> int:
     summaries = []
     with tqdm(total=len(loaders) * len(comparison.clips), unit="clip", disable=None) as progress:
         for load in loaders:
-            try:
-                system = load()
-            except (ValueError, OSError) as error:
-                print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-                return 2
+            system = load()
             progress.set_description(system.name)
             summaries.append(comparison.measure(system, progress))
 

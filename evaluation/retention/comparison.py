@@ -234,37 +234,31 @@ def compare(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
     summaries: list[dict[str, Any]] = []
-    try:
-        if not args.models and not args.peers:
-            raise ValueError("Name at least one model or one of --peers.")
-        for option, values, least in (("--rates", args.rates, 2000), ("--windows", args.windows, 1.0)):
-            if min(values) < least or len(set(values)) < len(values):
-                raise ValueError(f"{option} takes different numbers of at least {least:g}, but got {values}.")
-        args.output.mkdir(parents=True, exist_ok=True)
-        clips, num_unreadable = set_aside_unreadable(read_clips(args.data, args.list, None, args.limit, args.pattern))
-        clusters = speakers_of(clips, args.data) if args.resample == "speakers" else list(range(len(clips)))
-        comparison = RetentionComparison(clips, clusters, args.rates, args.windows, args.output)
-        loaders, skipped = load_systems(args)
-        loaders = loaders[1:]  # the recording itself is the first
-        for name, reason in skipped.items():
-            print(f"skipped {name}: {reason}", file=sys.stderr)
-        num_coded = len(clips) * len(args.rates)
-        with tqdm(total=len(loaders) * num_coded, unit="clip", disable=None) as progress:
-            for load in loaders:
-                system = load()
-                if isinstance(system, DecodedFiles):
-                    raise ValueError(
-                        f"{system.name} is known by files of one rate; other rates need the codec itself."
-                    )
-                progress.set_description(system.name)
-                summaries.append(comparison.measure(system, progress))
-            for rate in sorted({summary["sampling_rate"] for summary in summaries}, reverse=True):
-                progress.set_description("resampling")
-                progress.reset(num_coded)
-                summaries.insert(0, comparison.measure(ResamplingAlone(rate), progress))
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    if not args.models and not args.peers:
+        raise ValueError("Name at least one model or one of --peers.")
+    for option, values, least in (("--rates", args.rates, 2000), ("--windows", args.windows, 1.0)):
+        if min(values) < least or len(set(values)) < len(values):
+            raise ValueError(f"{option} takes different numbers of at least {least:g}, but got {values}.")
+    args.output.mkdir(parents=True, exist_ok=True)
+    clips, num_unreadable = set_aside_unreadable(read_clips(args.data, args.list, None, args.limit, args.pattern))
+    clusters = speakers_of(clips, args.data) if args.resample == "speakers" else list(range(len(clips)))
+    comparison = RetentionComparison(clips, clusters, args.rates, args.windows, args.output)
+    loaders, skipped = load_systems(args)
+    loaders = loaders[1:]  # the recording itself is the first
+    for name, reason in skipped.items():
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    num_coded = len(clips) * len(args.rates)
+    with tqdm(total=len(loaders) * num_coded, unit="clip", disable=None) as progress:
+        for load in loaders:
+            system = load()
+            if isinstance(system, DecodedFiles):
+                raise ValueError(f"{system.name} is known by files of one rate; other rates need the codec itself.")
+            progress.set_description(system.name)
+            summaries.append(comparison.measure(system, progress))
+        for rate in sorted({summary["sampling_rate"] for summary in summaries}, reverse=True):
+            progress.set_description("resampling")
+            progress.reset(num_coded)
+            summaries.insert(0, comparison.measure(ResamplingAlone(rate), progress))
     report = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "data": {

@@ -287,23 +287,19 @@ def compare(args: argparse.Namespace) -> int:
         probe_frames=args.probe_frames,
     )
     summaries = []
-    try:
-        models = named_models(args.models, args.systems)
-        data = read_spoken_clips(
-            args.data, parse_filter(args.filter), args.list, args.limit, args.labels, args.character_labels, args.seed
-        )
-        measures, skipped = usable_measures(args.measures, data, settings)
-        settings.chosen_perturbations()  # a folder without noise is told of before any work
-        args.output.mkdir(parents=True, exist_ok=True)
-        for name, reason in skipped.items():
-            print(f"skipped {name}: {reason}", file=sys.stderr)
-        comparison = UnitComparison(data, measures, settings, args.output)
-        for name, model in models.items():
-            system = EncodingSystem(*load(model), name, args.num_quantizers, args.device)
-            summaries.append(comparison.measure(system))
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    models = named_models(args.models, args.systems)
+    data = read_spoken_clips(
+        args.data, parse_filter(args.filter), args.list, args.limit, args.labels, args.character_labels, args.seed
+    )
+    measures, skipped = usable_measures(args.measures, data, settings)
+    settings.chosen_perturbations()  # a folder without noise is told of before any work
+    args.output.mkdir(parents=True, exist_ok=True)
+    for name, reason in skipped.items():
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    comparison = UnitComparison(data, measures, settings, args.output)
+    for name, model in models.items():
+        system = EncodingSystem(*load(model), name, args.num_quantizers, args.device)
+        summaries.append(comparison.measure(system))
 
     report = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

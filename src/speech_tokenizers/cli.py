@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from speech_tokenizers import __version__
-from speech_tokenizers.commands.frame import UsageError
+from speech_tokenizers.commands.frame import one_line
+from speech_tokenizers.processing.optional_packages import MissingPackageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,16 +23,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _build_parser(chosen).parse_args(arguments)
     try:
         return args.run(args)
-    except UsageError as error:
-        print(f"speech-tokenizers {chosen}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         # The reader of our output, such as `head`, has left. Python would complain once more while it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (ValueError, OSError, MissingPackageError) as error:
+        # The one place that tells of what cannot be done; a command returns 1 for files that failed among others.
+        print(f"speech-tokenizers {chosen}: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"speech-tokenizers {chosen}: error: {one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _join_command(arguments: list[str]) -> list[str]:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many recordings give the units that each gives alone, and `speech-tokenizers units` writes them."""
 
-import argparse
 import json
 import threading
 
@@ -11,9 +10,9 @@ import soundfile
 import torch
 from transformers import AutoConfig, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
+from speech_tokenizers.cli import main
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.coding.recording_coding import encode_recordings
-from speech_tokenizers.commands import units as units_command
 from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.modeling.windowed_encoding import WindowedEncoder
@@ -89,10 +88,8 @@ def command(unit_checkpoint):
     """Function: run the command on the CPU; returns its exit code."""
 
     def run(*arguments):
-        parser = argparse.ArgumentParser()
-        units_command.add_arguments(parser)
         words = [*map(str, arguments), "--model", str(unit_checkpoint), "--device", "cpu"]
-        return units_command.run(parser.parse_args(words))
+        return main(["units", *words])
 
     return run
 
@@ -319,12 +316,10 @@ def test_wrong_usage_is_one_line_and_does_nothing(command, speech, tmp_path, cap
 
 
 def test_several_codebooks_need_another_format(speech, tmp_path, tiny_checkpoint, capsys):
-    parser = argparse.ArgumentParser()
-    units_command.add_arguments(parser)
     arguments = [str(speech / "a"), "-o", str(tmp_path / "out"), "--model", str(tiny_checkpoint), "--device", "cpu"]
-    assert units_command.run(parser.parse_args([*arguments, "--format", "km"])) == 2
+    assert main(["units", *arguments, "--format", "km"]) == 2
     assert "has 4; use jsonl or array" in capsys.readouterr().err
-    assert units_command.run(parser.parse_args(arguments)) == 0
+    assert main(["units", *arguments]) == 0
     assert all(line.units.shape[0] == 4 for line in load_unit_lines(tmp_path / "out"))
 
 
@@ -334,10 +329,8 @@ def test_a_model_without_units_is_refused(speech, tmp_path, capsys):
     config |= {"conv_dim": [8] * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
     HubertModel(HubertConfig(**config)).save_pretrained(folder)
     Wav2Vec2FeatureExtractor().save_pretrained(folder)
-    parser = argparse.ArgumentParser()
-    units_command.add_arguments(parser)
     arguments = [str(speech), "-o", str(tmp_path / "units.jsonl"), "--model", str(folder), "--device", "cpu"]
-    assert units_command.run(parser.parse_args(arguments)) == 2
+    assert main(["units", *arguments]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert "is a HubertModel, which has no units; `speech-tokenizers fit-units`" in line
     assert not (tmp_path / "units.jsonl").exists()

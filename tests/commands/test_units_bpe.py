@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`speech-tokenizers units-bpe` learns from the files that `speech-tokenizers units` writes."""
 
-import argparse
-
 import numpy as np
 import pytest
 
-from speech_tokenizers.commands import units_bpe as unit_bpe_training
+from speech_tokenizers.cli import main
 from speech_tokenizers.processing.unit_bpe import UnitBPE, train_unit_bpe
 from speech_tokenizers.processing.unit_exports import UnitLine, save_km, save_unit_lines
 from speech_tokenizers.processing.unit_sequences import deduplicate
@@ -20,10 +18,8 @@ def sequences():
 
 
 def train(folder, *inputs, vocab_size=12):
-    parser = argparse.ArgumentParser()
-    unit_bpe_training.add_arguments(parser)
     arguments = [*inputs, "-o", folder / "bpe", "--codebook-size", 3, "--vocab-size", vocab_size]
-    return unit_bpe_training.run(parser.parse_args(list(map(str, arguments))))
+    return main(["units-bpe", *list(map(str, arguments))])
 
 
 @pytest.mark.parametrize("kind", ["km", "km and durations", "jsonl", "jsonl with durations"])

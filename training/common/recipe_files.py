@@ -6,7 +6,8 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -214,3 +215,14 @@ def check_not_negative(section: Any, *names: str) -> None:
     for name in names:
         if getattr(section, name) < 0:
             raise ValueError(f"`{name}` must not be negative, but got {getattr(section, name)}.")
+
+
+@contextmanager
+def recipe_errors() -> Iterator[None]:
+    """Within this context settings that contradict each other raise `ValueError`, whoever finds them."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (TypeError, StrictDataclassError) as error:
+        raise ValueError(" ".join(str(error).split())) from error

@@ -256,11 +256,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    try:
-        trainer = _train(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    trainer = _train(args)
     for name, value in trainer.state.log_history[-1].items():
         if name.endswith("_error_rate"):
             print(f"{name.removeprefix('eval_').replace('_', ' ')}: {value:.2f} %")

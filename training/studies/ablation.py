@@ -114,33 +114,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     r"""Run `speech-tokenizers ablate`; returns the exit code."""
     from speech_tokenizers.training.codec.arguments import load_codec_recipe
+    from speech_tokenizers.training.common.recipe_files import recipe_errors
 
-    try:
-        arms = choose_arms(args.arms, args.arm)
-        baseline = args.baseline or next(iter(arms))
-        if baseline not in arms:
-            raise ValueError(f"`--baseline` must be one of {', '.join(arms)}, but got {baseline!r}.")
-        stages = [parse_stages(text) for text in args.probe_stages]
-        frame_labels = None
-        if args.labels is not None:
-            from speech_tokenizers.evaluation.reconstruction.arms import read_frame_labels
+    arms = choose_arms(args.arms, args.arm)
+    baseline = args.baseline or next(iter(arms))
+    if baseline not in arms:
+        raise ValueError(f"`--baseline` must be one of {', '.join(arms)}, but got {baseline!r}.")
+    stages = [parse_stages(text) for text in args.probe_stages]
+    frame_labels = None
+    if args.labels is not None:
+        from speech_tokenizers.evaluation.reconstruction.arms import read_frame_labels
 
-            frame_labels = read_frame_labels(args.labels, args.labels_data or args.data, args.held_out)
-        plans = [
-            plan_arm(args.recipe, args.overrides, name, changes, seed, args.output)
-            for name, changes in arms.items()
-            for seed in args.seeds
-        ]
+        frame_labels = read_frame_labels(args.labels, args.labels_data or args.data, args.held_out)
+    plans = [
+        plan_arm(args.recipe, args.overrides, name, changes, seed, args.output)
+        for name, changes in arms.items()
+        for seed in args.seeds
+    ]
+    with recipe_errors():
         recipes = {plan.name: load_codec_recipe(args.recipe, plan.overrides) for plan in plans}
-        for plan in plans:  # before hours of training
-            check_settings(plan.folder, recipes[plan.name].to_dict())
-        if args.cost_steps:
-            from speech_tokenizers.training.studies.step_cost import check_one_precision
+    for plan in plans:  # before hours of training
+        check_settings(plan.folder, recipes[plan.name].to_dict())
+    if args.cost_steps:
+        from speech_tokenizers.training.studies.step_cost import check_one_precision
 
-            check_one_precision(recipes)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        check_one_precision(recipes)
     return train_and_compare(args, plans, arms, baseline, frame_labels, stages)
 
 
@@ -168,28 +166,21 @@ def train_and_compare(
     except Stopped:
         print("stopped; the same command goes on", file=sys.stderr)
         return 1
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     for name, reason in skipped.items():
         print(f"skipped {name}: {reason}", file=sys.stderr)
 
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
     trained = [TrainedArm(plan.name, plan.seed, plan.final, plan.cost() | costs.get(plan.name, {})) for plan in plans]
-    try:
-        report = compare_arms(
-            trained,
-            comparison,
-            baseline,
-            [None, *args.num_quantizers],
-            frame_labels,
-            stages,
-            args.device,
-        )
-    except ValueError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    report = compare_arms(
+        trained,
+        comparison,
+        baseline,
+        [None, *args.num_quantizers],
+        frame_labels,
+        stages,
+        args.device,
+    )
     for name, changes in arms.items():
         report["arms"][name]["overrides"] = list(changes)
     report |= {"recipe": args.recipe, "overrides": args.overrides, "skipped": skipped}

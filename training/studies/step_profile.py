@@ -5,7 +5,6 @@ import argparse
 import dataclasses
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from speech_tokenizers.training.codec.adversary import Adversary
 from speech_tokenizers.training.codec.arguments import CodecTrainingArguments, load_codec_recipe
 from speech_tokenizers.training.codec.reconstruction_losses import WaveformPair
 from speech_tokenizers.training.common.optimization import OptimizerArguments
+from speech_tokenizers.training.common.recipe_files import recipe_errors
 from speech_tokenizers.training.studies.step_cost import SteppedTrainer, start_trainer
 
 
@@ -258,10 +258,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the profile as JSON; returns the exit code."""
     torch.set_num_threads(args.threads)
-    try:
+    with recipe_errors():
         profile = profile_training(load_codec_recipe(args.recipe, args.overrides), args.steps)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     print(json.dumps(profile))
     return 0

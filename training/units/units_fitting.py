@@ -448,11 +448,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    try:
-        _fit_all(args)
-    except (ValueError, OSError) as error:
-        print(f"speech-tokenizers fit-units: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    _fit_all(args)
     leave_together()
     return 0
 

@@ -50,20 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from transformers.utils import logging
 
-    from speech_tokenizers.processing.optional_packages import MissingPackageError
     from speech_tokenizers.processing.recordings import load_recordings, parse_filter
     from speech_tokenizers.processing.word_alignment import load_word_aligner
 
     logging.disable_progress_bar()
-    try:
-        recordings = load_recordings(args.data, parse_filter(args.filter), args.list)
-        aligner = load_word_aligner(args.aligner, args.device)
-        num_failed = align_recordings(
-            aligner, recordings, args.output, args.text_column, args.unit == "label", args.phones_column
-        )
-    except (ValueError, OSError, MissingPackageError) as error:
-        print(f"speech-tokenizers align: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    recordings = load_recordings(args.data, parse_filter(args.filter), args.list)
+    aligner = load_word_aligner(args.aligner, args.device)
+    num_failed = align_recordings(
+        aligner, recordings, args.output, args.text_column, args.unit == "label", args.phones_column
+    )
     return int(num_failed > 0)
 
 

@@ -3,9 +3,6 @@
 
 import argparse
 import importlib
-import sys
-
-from speech_tokenizers.commands.frame import UsageError, one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,24 +17,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    from huggingface_hub.errors import StrictDataclassError  # what a contradictory configuration raises
-
     from speech_tokenizers.training.codec.arguments import load_codec_recipe
-    from speech_tokenizers.training.common.recipe_files import recipe_trainer
+    from speech_tokenizers.training.common.recipe_files import recipe_errors, recipe_trainer
 
-    try:
-        other = recipe_trainer(args.recipe)
-        if other is not None:
-            return importlib.import_module(other).run(args)
+    other = recipe_trainer(args.recipe)
+    if other is not None:
+        return importlib.import_module(other).run(args)
+    with recipe_errors():
         load_codec_recipe(args.recipe, args.overrides)  # before the imports that take seconds
         from speech_tokenizers.training.codec.codec_recipe import train_from_recipe
         from speech_tokenizers.training.common.processes import leave_together
 
         trainer = train_from_recipe(args.recipe, args.overrides)
-    except (ValueError, TypeError, OSError, ImportError, StrictDataclassError) as error:
-        raise UsageError(one_line(error)) from error
-    except FloatingPointError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
     leave_together()
     return int(not trainer.finished)

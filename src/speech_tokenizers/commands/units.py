@@ -48,11 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    try:
-        num_failed = _write_units(args)
-    except (ValueError, OSError) as error:
-        print(f"speech-tokenizers units: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    num_failed = _write_units(args)
     return int(num_failed > 0)
 
 

@@ -2,7 +2,6 @@
 """The command `units-bpe`: learn which units to merge, from files of units."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,16 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from speech_tokenizers.processing.unit_bpe import train_unit_bpe
 
-    try:
-        if (args.output / "tokenizer.json").exists() and not args.overwrite:
-            raise ValueError(f"{args.output} holds a vocabulary; pass --overwrite to replace it.")
-        sequences = [frames for path in args.inputs for frames in load_frames(path)]
-        bpe = train_unit_bpe(sequences, args.codebook_size, args.vocab_size, args.min_frequency)
-        figures = bpe.compression(sequences, args.frame_rate)
-        bpe.save_pretrained(args.output)
-    except (ValueError, OSError) as error:
-        print(f"speech-tokenizers units-bpe: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    if (args.output / "tokenizer.json").exists() and not args.overwrite:
+        raise ValueError(f"{args.output} holds a vocabulary; pass --overwrite to replace it.")
+    sequences = [frames for path in args.inputs for frames in load_frames(path)]
+    bpe = train_unit_bpe(sequences, args.codebook_size, args.vocab_size, args.min_frequency)
+    figures = bpe.compression(sequences, args.frame_rate)
+    bpe.save_pretrained(args.output)
     print(f"{args.output}: {len(bpe)} ids for {bpe.codebook_size} units, from {len(sequences)} recordings")
     for name, value in figures.items():
         print(f"{name:<{max(map(len, figures))}}  {value:.4g}")

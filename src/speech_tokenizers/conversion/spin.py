@@ -10,7 +10,6 @@ import argparse
 import math
 import os
 import re
-import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -421,11 +420,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run `convert-spin`."""
     logging.disable_progress_bar()
-    try:
-        model = convert_spin(args.checkpoint, args.output, args.num_attention_heads, args.with_code, args.overwrite)
-    except (ValueError, OSError) as error:
-        print(f"speech-tokenizers convert-spin: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    model = convert_spin(args.checkpoint, args.output, args.num_attention_heads, args.with_code, args.overwrite)
     encoder = type(model.encoder).__name__
     print(f"{args.output}: {model.config.codebook_size} units on a {encoder}, equal to the original's")
     return 0

@@ -6,7 +6,6 @@ Encode and decode a recording, say how well and how fast, and draw what happened
 
 import argparse
 import importlib.util
-import sys
 import time
 from importlib import resources
 from pathlib import Path
@@ -47,17 +46,13 @@ def run(args: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     recording = resources.files("speech_tokenizers").joinpath("recordings", "sense_and_sensibility.flac")
     names = [args.model] if args.model else [DEFAULT_CHECKPOINT, DEFAULT_UNITS]
-    try:
-        with resources.as_file(recording) as packaged_path:
-            audio_path = packaged_path if args.audio is None else Path(args.audio)
-            for number, name in enumerate(names):
-                model = as_speech_codec(*load(name))
-                show = show_units if model.num_quantizers == 1 else show_codec
-                facts = show(model, name, audio_path, args.output)
-                print("\n" * min(number, 1) + "\n".join(f"{fact:<10}  {value}" for fact, value in facts.items()))
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    with resources.as_file(recording) as packaged_path:
+        audio_path = packaged_path if args.audio is None else Path(args.audio)
+        for number, name in enumerate(names):
+            model = as_speech_codec(*load(name))
+            show = show_units if model.num_quantizers == 1 else show_codec
+            facts = show(model, name, audio_path, args.output)
+            print("\n" * min(number, 1) + "\n".join(f"{fact:<10}  {value}" for fact, value in facts.items()))
     return 0
 
 

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-import argparse
 import json
 
 import pytest
 from huggingface_hub import ModelCard
 
 from speech_tokenizers import CSTConfig, CSTModel, DCSpinConfig, DMCodecConfig, KMeansUnitsConfig
-from speech_tokenizers.evaluation.cards import model_card
+from speech_tokenizers.cli import main
 from speech_tokenizers.evaluation.cards.model_card import build_card, loss_table
 
 
@@ -234,12 +233,10 @@ def test_loss_table_ends_with_the_last_entry():
 def test_the_command_writes_the_card(folder, report, tmp_path, capsys):
     results = tmp_path / "results.json"
     results.write_text(json.dumps(report))
-    parser = argparse.ArgumentParser()
-    model_card.add_arguments(parser)
-    assert model_card.run(parser.parse_args([str(folder), "--results", str(results)])) == 0
+    assert main(["card", str(folder), "--results", str(results)]) == 0
     assert "# tiny-codec" in (folder / "README.md").read_text()
-    assert model_card.run(parser.parse_args([str(tmp_path), "--results", str(results)])) == 2
-    assert capsys.readouterr().err.startswith("error: ")
+    assert main(["card", str(tmp_path), "--results", str(results)]) == 2
+    assert capsys.readouterr().err.startswith("speech-tokenizers card: error: ")
 
 
 def test_further_sections_and_teachers_are_told(tmp_path):

@@ -3,7 +3,6 @@ r"""
 The spectra against SciPy's, the quantities against values worked out by hand, and the command from end to end.
 """
 
-import argparse
 import json
 
 import numpy as np
@@ -12,8 +11,8 @@ import scipy.signal
 import scipy.special
 import soundfile
 
+from speech_tokenizers.cli import main
 from speech_tokenizers.evaluation.codec_systems import CodedClip
-from speech_tokenizers.evaluation.retention import command as retention
 from speech_tokenizers.evaluation.retention import comparison as retention_comparison
 from speech_tokenizers.evaluation.retention.transfer import (
     QUANTITIES,
@@ -225,9 +224,7 @@ def data(tmp_path):
 @pytest.fixture
 def run(tmp_path, data):
     def run(*arguments: str) -> int:
-        parser = argparse.ArgumentParser()
-        retention.add_arguments(parser)
-        return retention.run(parser.parse_args([*arguments, "--data", str(data), "--output", str(tmp_path / "out")]))
+        return main(["evaluate", "retention", *arguments, "--data", str(data), "--output", str(tmp_path / "out")])
 
     return run
 
@@ -319,7 +316,7 @@ def test_clips_that_cannot_be_coded_are_told(run, tmp_path, monkeypatch):
 def test_wrong_usage_is_one_line_and_exit_code_two(run, capsys, arguments, message):
     assert run(*arguments) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ")
+    assert error.startswith("speech-tokenizers evaluate retention: error: ")
     assert message in error
 
 

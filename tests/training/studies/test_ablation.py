@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`speech-tokenizers ablate` with arms of a tiny codec, without teachers."""
 
-import argparse
 import json
 import os
 import signal
@@ -13,10 +12,10 @@ import soundfile
 import yaml
 from accelerate.state import AcceleratorState
 
+from speech_tokenizers.cli import main
 from speech_tokenizers.training.codec.arguments import load_codec_recipe
 from speech_tokenizers.training.codec.codec_recipe import train_from_recipe
 from speech_tokenizers.training.common.reporting import read_log
-from speech_tokenizers.training.studies import ablation
 from speech_tokenizers.training.studies.ablation import (
     DISTILLATION_ARMS,
     ArmPlan,
@@ -137,12 +136,10 @@ def evaluation_data(tmp_path, recordings):
 
 
 def ablate(tmp_path, recipe, *arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    ablation.add_arguments(parser)
     shared = ["--evaluate-data", str(tmp_path / "eval"), "--output", str(tmp_path / "out")]
     own = ["--metrics", "mel_distance", "--labels", str(tmp_path / "labels.jsonl"), "--examples", "1"]
     own += ["--cost-steps", "1"]
-    return ablation.run(parser.parse_args([str(recipe), *arguments, *shared, *own]))
+    return main(["ablate", str(recipe), *arguments, *shared, *own])
 
 
 def test_arms_are_trained_measured_and_compared_and_kept(
