@@ -26,6 +26,9 @@ PAGES = {
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 }
 README = PAGES["README.md"]
+CARDS = {
+    path.parent.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "model_cards").glob("*/README.md"))
+}
 TABLES = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
 
 
@@ -114,15 +117,15 @@ def test_every_family_has_its_row():
         assert f"`{checkpoint}`" in results.split("<!-- end -->")[0]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, *CARDS])
 def test_command_lines_parse(page):
     commands = [
         shlex.split(line, comments=True)
-        for block in blocks(PAGES[page], "bash")
+        for block in blocks(PAGES.get(page) or CARDS[page], "bash")
         for line in block.replace("\\\n", " ").splitlines()
         if line.startswith(("speech-tokenizers ", "accelerate launch "))
     ]
-    assert len(commands) >= {"README.md": 8, "docs/layout.md": 0}.get(page, 4)
+    assert len(commands) >= {"README.md": 8, "docs/layout.md": 0}.get(page, 2)
     for words in commands:
         words = words[4:] if words[0] == "accelerate" else words[1:]
         arguments = _join_command(words)
@@ -193,13 +196,12 @@ def test_a_table_that_is_not_there_is_refused(fill_results):
 @pytest.mark.parametrize("name", [name for name, table in TABLES.items() if table["cards"]])
 def test_numbers_are_those_of_the_model_cards(name):
     table = TABLES[name]
-    cards = [(ROOT / "model_cards" / card / "README.md").read_text(encoding="utf-8") for card in table["cards"]]
     for row in table["rows"]:
         for cell in row[1:]:
             number = re.match(r"[-+]?\d[\d.,]*( \[.*\]| million| hours| minutes| MB)?", cell)
             if number:
                 exact = rf"(?<![\d.]){re.escape(number[0])}(?!\d)"
-                assert any(re.search(exact, card) for card in cards), cell
+                assert any(re.search(exact, CARDS[card]) for card in table["cards"]), cell
 
 
 def test_the_checkpoint_it_names_is_here():
@@ -208,11 +210,32 @@ def test_the_checkpoint_it_names_is_here():
 
 
 def test_nothing_is_left_to_fill_in():
-    cards = list((ROOT / "model_cards").glob("*/README.md"))
-    assert len(cards) == len(list_checkpoints())
-    for text in [*PAGES.values(), *(path.read_text(encoding="utf-8") for path in cards)]:
+    assert CARDS.keys() == set(list_checkpoints())
+    for text in [*PAGES.values(), *CARDS.values()]:
         assert "@@" not in text
         assert "More information needed" not in text
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_begins_with_what_a_reader_needs_and_folds_the_rest(name):
+    _, front, text = CARDS[name].split("---\n", 2)
+    order = [f"# {name}\n", "Converts 16 kHz", "Licence:", "| --- |", "## When to use it", "## Use\n", "<details>"]
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+    assert len(re.findall(r"(?m)^\|", text.split("## When to use it")[0])) <= 2 + 5  # header, rule, rows
+    beginning, _, rest = text.partition("<details>")
+    assert len(beginning.splitlines()) < 50
+    depth = 1
+    for line in rest.splitlines():
+        assert depth or line.startswith("<details>") or not line, line
+        depth += line.count("<details>") - line.count("</details>")
+    assert depth == 0
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_lines_of_a_card_are_no_longer_than_100_characters(name):
+    text = re.sub(r"(?s)```.*?```", "", CARDS[name].split("---\n", 2)[2])
+    assert not [line for line in text.splitlines() if len(line) > 100 and not line.startswith("|")]
 
 
 @pytest.mark.parametrize("name", list_checkpoints())
