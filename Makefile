@@ -24,13 +24,14 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-slow style quality dist clean
+.PHONY: help demo test test-slow style quality results dist clean
 
 help:
 	@echo "make demo       encode and decode a recording; writes demo/"
 	@echo "make test       the tests that need no GPU and little time"
 	@echo "make test-slow  the others that need no GPU"
 	@echo "make style      format the code;  make quality  check format, lint and types"
+	@echo "make results    write the tables of README.md and docs/ from docs/results.json"
 	@echo "make dist       build wheel and sdist into dist/"
 	@echo "make clean      remove .venv and what was built"
 
@@ -67,6 +68,9 @@ quality: $(INSTALLED)
 	rm -rf $(VENV)/types && mkdir -p $(VENV)/types/speech_tokenizers
 	ln -s $(abspath $(wildcard src/speech_tokenizers/*) modeling processing training evaluation model_cards) $(VENV)/types/speech_tokenizers
 	MYPYPATH=$(VENV)/types $(BIN)/mypy $(TYPED)
+
+results:
+	$(PYTHON) docs/fill_results.py
 
 dist: $(INSTALLED)
 	$(BIN)/python -m build

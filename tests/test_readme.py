@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's Python examples run, in order, in a folder with recordings."""
+"""README.md and docs/: their Python runs in a folder with recordings, their commands parse, their links lead on."""
 
+import importlib.util
+import json
 import re
 import shlex
 from importlib import resources
@@ -15,9 +17,23 @@ from speech_tokenizers import (
     load_audio,
 )
 from speech_tokenizers.cli import _build_parser, _join_command
+from speech_tokenizers.training.common.recipe_files import recipe_names
 
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+README = PAGES["README.md"]
+CARDS = {
+    path.parent.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "model_cards").glob("*/README.md"))
+}
+TABLES = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 @pytest.fixture
@@ -31,31 +47,161 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_python_blocks_run(folder):
-    names = {}
-    for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
-        exec(compile(block, "README.md", "exec"), names)
-
+def check_readme(names, folder):
     assert names["decoded"].audio_values.shape[-1] == 65280  # the longest recording, in whole frames
-    assert names["audio"].shape == names["waveform"].shape
-    assert names["spoken"].audio_values.shape[:2] == (3, 1)
-    assert names["live_units"].shape == (1, names["units"].get_encoded_length(sum(map(len, names["arriving"]))))
-    assert names["trainer"].state.global_step == 4
-    assert (folder / "my-codec" / "preprocessor_config.json").is_file()
     assert (folder / "my-codec-with-code" / "modeling_rvq_codec.py").is_file()
 
 
-def test_command_lines_parse():
+def check_codecs(names, folder):
+    assert names["decoded"].audio_values.shape[-1] == 65280
+    assert names["audio"].shape == names["waveform"].shape
+    assert (folder / "my-codec-with-code" / "modeling_rvq_codec.py").is_file()
+
+
+def check_units(names, folder):
+    assert names["spoken"].audio_values.shape[:2] == (3, 1)
+    assert names["live_units"].shape == (1, names["units"].get_encoded_length(sum(map(len, names["arriving"]))))
+
+
+def check_continuous_tokens(names, folder):
+    assert names["encoded"].latents.shape[::2] == (3, 32)
+    assert names["decoded"].audio_values.shape[:2] == (3, 1)
+
+
+def check_training(names, folder):
+    assert names["trainer"].state.global_step == 4
+    assert (folder / "my-codec" / "preprocessor_config.json").is_file()
+    # The codebooks learn without gradients, so nothing is left for the optimizer to change.
+    assert {group["lr"] for group in names["quantizer_trainer"].optimizer.param_groups} == {0.0}
+
+
+CHECKS = {
+    "README.md": check_readme,
+    "docs/codecs.md": check_codecs,
+    "docs/units.md": check_units,
+    "docs/continuous_tokens.md": check_continuous_tokens,
+    "docs/training.md": check_training,
+}
+
+
+def test_every_page_with_python_is_checked():
+    assert {page for page, text in PAGES.items() if blocks(text, "python")} == CHECKS.keys()
+
+
+@pytest.mark.parametrize("page", CHECKS)
+def test_python_blocks_run(folder, page):
+    names = {}
+    for block in blocks(PAGES[page], "python"):
+        exec(compile(block, page, "exec"), names)
+    CHECKS[page](names, folder)
+
+
+@pytest.mark.parametrize("checkpoint", list_checkpoints())
+def test_one_snippet_works_for_every_family(folder, checkpoint):
+    (snippet, *_) = blocks(README, "python")
+    assert DEFAULT_CHECKPOINT in snippet
+    names = {}
+    if checkpoint.startswith("kmeans"):
+        with pytest.raises(ValueError, match="vocoder"):
+            exec(snippet.replace(DEFAULT_CHECKPOINT, checkpoint), names)
+    else:
+        exec(snippet.replace(DEFAULT_CHECKPOINT, checkpoint), names)
+        assert names["decoded"].audio_values.shape[:2] == (3, 1)
+    assert names["tokens"].shape[0] == 3
+
+
+def test_every_family_has_its_row():
+    families, results = (README.split(f"<!-- results readme-{name} -->")[1] for name in ("families", "results"))
+    for checkpoint in list_checkpoints():
+        assert f"`{checkpoint}`" in families.split("<!-- end -->")[0]
+        assert f"`{checkpoint}`" in results.split("<!-- end -->")[0]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *CARDS])
+def test_command_lines_parse(page):
     commands = [
         shlex.split(line, comments=True)
-        for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-        for line in block.splitlines()
-        if line.startswith("speech-tokenizers ")
+        for block in blocks(PAGES.get(page) or CARDS[page], "bash")
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith(("speech-tokenizers ", "accelerate launch "))
     ]
-    assert len(commands) >= 6
-    for _, *words in commands:
+    assert len(commands) >= {"README.md": 8, "docs/layout.md": 0}.get(page, 2)
+    for words in commands:
+        words = words[4:] if words[0] == "accelerate" else words[1:]
         arguments = _join_command(words)
-        _build_parser(arguments[0]).parse_args(arguments)
+        args = _build_parser(arguments[0]).parse_args(arguments)
+        if arguments[0] == "train":
+            assert args.recipe in recipe_names()
+
+
+def anchors(text: str) -> set[str]:
+    """The names that GitHub gives to the headings of a page."""
+    headings = re.findall(r"(?m)^#+ (.*)$", re.sub(r"(?s)```.*?```", "", text))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for label, target in re.findall(r"\[([^\]\[]+)\]\(([^)\s]+)\)", re.sub(r"(?s)```.*?```", "", text)):
+        if target.startswith("https://"):
+            continue
+        place, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / place if place else ROOT / page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path.read_text(encoding="utf-8")), target
+        if label.startswith("`test_"):
+            assert f"def {label.strip('`')}(" in path.read_text(encoding="utf-8"), label
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
+def test_lines_are_no_longer_than_100_characters(page):
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    # Markdown has no way to wrap a row of a table, and no line can be shorter than its longest word.
+    assert not [line for line in lines if len(line) > 100 and " " in line.strip() and not line.startswith("|")]
+
+
+@pytest.fixture(scope="module")
+def fill_results():
+    spec = importlib.util.spec_from_file_location("fill_results", ROOT / "docs" / "fill_results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tables_are_those_of_the_results_file(fill_results, page):
+    assert fill_results.fill(PAGES[page], TABLES) == PAGES[page], "run `make results`"
+
+
+def test_every_table_of_the_results_file_is_shown():
+    shown = re.findall(r"<!-- results (\S+) -->", "".join(PAGES.values()))
+    assert sorted(shown) == sorted(TABLES)
+
+
+def test_a_changed_number_changes_the_tables_that_show_it(fill_results):
+    changed = json.loads(json.dumps(TABLES).replace("2.83 [2.74, 2.92]", "2.99 [2.98, 3.00]"))
+    assert "2.99 [2.98, 3.00]" in fill_results.fill(PAGES["docs/results.md"], changed)
+    filled = fill_results.fill(README, changed)
+    assert "2.99 [2.98, 3.00]" in filled
+    assert "PESQ-wb 2.99 |" in filled
+
+
+def test_a_table_that_is_not_there_is_refused(fill_results):
+    with pytest.raises(KeyError, match="nothing"):
+        fill_results.fill("<!-- results nothing -->\n<!-- end -->", TABLES)
+
+
+@pytest.mark.parametrize("name", [name for name, table in TABLES.items() if table["cards"]])
+def test_numbers_are_those_of_the_model_cards(name):
+    table = TABLES[name]
+    for row in table["rows"]:
+        for cell in row[1:]:
+            number = re.match(r"[-+]?\d[\d.,]*( \[.*\]| million| hours| minutes| MB)?", cell)
+            if number:
+                exact = rf"(?<![\d.]){re.escape(number[0])}(?!\d)"
+                assert any(re.search(exact, CARDS[card]) for card in table["cards"]), cell
 
 
 def test_the_checkpoint_it_names_is_here():
@@ -64,16 +210,37 @@ def test_the_checkpoint_it_names_is_here():
 
 
 def test_nothing_is_left_to_fill_in():
-    cards = list((Path(__file__).parents[1] / "model_cards").glob("*/README.md"))
-    assert len(cards) == len(list_checkpoints())
-    for text in [README, *(path.read_text(encoding="utf-8") for path in cards)]:
+    assert CARDS.keys() == set(list_checkpoints())
+    for text in [*PAGES.values(), *CARDS.values()]:
         assert "@@" not in text
         assert "More information needed" not in text
 
 
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_begins_with_what_a_reader_needs_and_folds_the_rest(name):
+    _, front, text = CARDS[name].split("---\n", 2)
+    order = [f"# {name}\n", "Converts 16 kHz", "Licence:", "| --- |", "## When to use it", "## Use\n", "<details>"]
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+    assert len(re.findall(r"(?m)^\|", text.split("## When to use it")[0])) <= 2 + 5  # header, rule, rows
+    beginning, _, rest = text.partition("<details>")
+    assert len(beginning.splitlines()) < 50
+    depth = 1
+    for line in rest.splitlines():
+        assert depth or line.startswith("<details>") or not line, line
+        depth += line.count("<details>") - line.count("</details>")
+    assert depth == 0
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_lines_of_a_card_are_no_longer_than_100_characters(name):
+    text = re.sub(r"(?s)```.*?```", "", CARDS[name].split("---\n", 2)[2])
+    assert not [line for line in text.splitlines() if len(line) > 100 and not line.startswith("|")]
+
+
 @pytest.mark.parametrize("name", list_checkpoints())
 def test_a_checkpoint_is_a_complete_repository(name):
-    folder = Path(__file__).parents[1] / "model_cards" / name
+    folder = ROOT / "model_cards" / name
     for file in ("README.md", "config.json", "preprocessor_config.json", "model.safetensors"):
         assert (folder / file).is_file()
     assert (folder / "model.safetensors").stat().st_size <= 15e6

@@ -9,11 +9,15 @@ import json
 import math
 import re
 import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
 
 TEMPLATE = "card_template.md"
+# The table that stands first on a card.
+MAX_SHORT_ROWS = 5
+SHORT_SCORES = ("pesq", "stoi", "speaker_similarity")  # and error rates against the transcript
 TAGS = {
     "codec": ["neural-codec", "residual-vector-quantization"],
     "units": ["discrete-units", "k-means"],
@@ -51,7 +55,8 @@ def describe_model(folder: Path) -> dict[str, Any]:
         described["family"] = "latents"
         facts |= _latent_facts(config)
     else:
-        described |= {"num_quantizers": config.num_quantizers, "bits_per_code": math.log2(config.codebook_size)}
+        described |= {"num_quantizers": config.num_quantizers, "codebook_size": config.codebook_size}
+        described["bits_per_code"] = math.log2(config.codebook_size)
     if hasattr(config, "encoder_config"):
         described["family"] = "units"
         facts |= _unit_facts(config)
@@ -231,10 +236,11 @@ def describe_training(run_folder: Path, card_folder: Path, command: str | None) 
         lines = (card_folder / "training_log.jsonl").read_text(encoding="utf-8").splitlines()
         entries = [json.loads(line) for line in lines if line.endswith("}")]
         steps = max(entry["step"] for entry in entries)
-        described["summary"] = f"Trained for {steps} steps."
+        described["summary"] = f"{steps:,} steps."
         hours = max((entry.get("training_seconds", 0.0) for entry in entries), default=0.0) / 3600
         if hours:
-            described["summary"] = f"Trained for {steps} steps in {hours:.1f} hours of training steps."
+            unit = "hour" if f"{hours:.1f}" == "1.0" else "hours"
+            described["summary"] = f"{steps:,} steps, {hours:.1f} {unit} of computation."
         described["losses"] = loss_table(entries)
         described["latents"] = latent_table(entries)
     else:
@@ -251,13 +257,56 @@ def describe_results(report: dict[str, Any], system: str, command: str | None) -
     own = find_system(report, system)
     groups = report["data"]["groups"]
     return {
-        "notes": notes(report),
+        "notes": [
+            textwrap.fill(f"- {note}", 100, subsequent_indent="  ", break_long_words=False) for note in notes(report)
+        ],
         "table": markdown_table(table_rows(report)),
         "failures": failure_lines(report),
         "groups": {name: markdown_table(table_rows(report, name)) for name in groups} if len(groups) > 1 else {},
         "stages": markdown_table(stage_rows(own)) if "stages" in own else "",
         "command": command,
     }
+
+
+def short_table(report: dict[str, Any], system: str, beside: list[str] | None = None) -> str:
+    r"""
+    The table that stands first on a card: few scores of the model and of at most four other systems.
+
+    Args:
+        report (`dict`): Contents of the evaluation's `results.json`.
+        system (`str`): The model's name in the report.
+        beside (`list` of `str`, *optional*): Names of the other systems. Defaults to the first of the report.
+
+    Raises:
+        ValueError: If the report lacks a system, or if there are more than four others.
+    """
+    from speech_tokenizers.evaluation.reconstruction.report import format_score, score_titles
+    from speech_tokenizers.evaluation.report_pages import markdown_table
+
+    if beside is None:
+        others = [entry["system"] for entry in report["systems"] if entry["system"] != system]
+        beside = others[: MAX_SHORT_ROWS - 1]
+    if len(beside) >= MAX_SHORT_ROWS:
+        raise ValueError(f"`beside` must name at most {MAX_SHORT_ROWS - 1} systems, but got {len(beside)}.")
+    titles = {
+        name: title
+        for name, title in score_titles(report).items()
+        if name in SHORT_SCORES or name.startswith("wer_transcript")
+    }
+    rows = [["system", *titles.values()]]
+    for name in [system, *beside]:
+        entry = find_system(report, name)
+        rows.append([name, *(format_score(entry, score) for score in titles)])
+    return markdown_table(rows).strip()
+
+
+def check_short_result(text: str) -> str:
+    r"""The text, stripped; raises `ValueError` if its tables have more than five rows together."""
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [row for row in rows if not re.fullmatch(r"[|\s:-]+", row)][1:]
+    if len(rows) > MAX_SHORT_ROWS:
+        raise ValueError(f"`result` must be a table of at most {MAX_SHORT_ROWS} rows, but has {len(rows)}.")
+    return text.strip()
 
 
 def find_system(report: dict[str, Any], system: str) -> dict[str, Any]:
@@ -307,7 +356,9 @@ def build_card(
     dataset_name: str = "held-out speech",
     benchmark: str = "",
     limits: str = "",
-    summary: str = "",
+    uses: str = "",
+    result: str = "",
+    beside: list[str] | None = None,
     sections: dict[str, str] | None = None,
     licence: str = "apache-2.0",
     licence_text: str = "Apache License 2.0.",
@@ -320,24 +371,36 @@ def build_card(
         report (`dict`, *optional*): Contents of the evaluation's `results.json`.
         system (`str`, *optional*): The model's name in the report. Defaults to `name`.
         run_folder (`Path`, *optional*): `output_dir` of the training run.
-        training_command, evaluation_command (`str`, *optional*): The exact commands.
+        training_command, evaluation_command (`str`, *optional*): The exact commands that trained and measured it.
         data (`str`, *optional*): Markdown that describes the training data with its licences.
         datasets (`list` of `str`, *optional*): Hub ids of the training data.
-        dataset_name (`str`, *optional*): Of the data that was measured on.
+        dataset_name (`str`, *optional*): Name of the data that was measured on.
         benchmark (`str`, *optional*): Markdown of `speech-tokenizers benchmark`.
         limits (`str`, *optional*): Markdown on what the model cannot do.
-        summary (`str`, *optional*): Markdown on what the model is good for, which stands first.
+        uses (`str`, *optional*): Markdown on when to use the model and when not.
+        result (`str`, *optional*): Markdown of the table that stands first, of at most five rows. Defaults to few
+            scores of the report; see [`short_table`].
+        beside (`list` of `str`, *optional*): Systems beside the model in that default, at most four.
         sections (`dict` of `str` to `str`, *optional*): More sections in Markdown, by title.
-        licence, licence_text, language (`str`, *optional*): Of the model.
+        licence (`str`, *optional*): Hub's name of the model's licence.
+        licence_text (`str`, *optional*): Sentence that names the licence.
+        language (`str`, *optional*): Code of the language of the model's speech.
 
     Returns:
-        `huggingface_hub.ModelCard`: Sections that nothing is known about are left out.
+        `huggingface_hub.ModelCard`: What the model is, the short result, its uses and three lines of code; below
+        that, folded, everything else. Sections that nothing is known about are left out.
+
+    Raises:
+        ValueError: If the report lacks a system, if `run_folder` holds no run, or if `result` has too many rows.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
     from speech_tokenizers import model_cards
 
     system = system or name
+    short_result = check_short_result(result)
+    if report and not short_result:
+        short_result = short_table(report, system, beside)
     results = metadata_results(report, system, dataset_name, (datasets or ["speech"])[0]) if report else []
     described = describe_model(folder)
     card_data = ModelCardData(
@@ -363,7 +426,8 @@ def build_card(
         results=describe_results(report, system, evaluation_command) if report else None,
         benchmark=benchmark.strip(),
         limits=limits.strip(),
-        summary=summary.strip(),
+        uses=uses.strip(),
+        short_result=short_result,
         sections={title: text.strip() for title, text in (sections or {}).items()},
         licence_text=licence_text,
     )
@@ -372,7 +436,7 @@ def build_card(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     r"""Arguments of `speech-tokenizers card`."""
     parser.add_argument("folder", type=Path, help="the model's folder; README.md is written into it")
-    parser.add_argument("--name", help="of the checkpoint; default: the folder's name")
+    parser.add_argument("--name", help="name of the checkpoint; default: the folder's name")
     parser.add_argument("--results", type=Path, help="results.json of `speech-tokenizers evaluate`")
     parser.add_argument("--system", help="the model's name in the results; default: --name")
     parser.add_argument("--run", dest="run_folder", type=Path, help="output folder of the training run")
@@ -383,7 +447,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset-name", default="held-out speech", help="name of the data that was measured on")
     parser.add_argument("--benchmark", type=Path, help="benchmark.md of `speech-tokenizers benchmark`")
     parser.add_argument("--limits", type=Path, help="Markdown file on the model's limits")
-    parser.add_argument("--summary", type=Path, help="Markdown file on what the model is good for, in five lines")
+    parser.add_argument("--uses", type=Path, help="Markdown file on when to use the model and when not")
+    parser.add_argument(
+        "--result", type=Path, help="Markdown file with the table that stands first, of at most five rows"
+    )
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        metavar="SYSTEM",
+        help="systems of the results that stand beside the model in the first table, at most four, without --result; "
+        "default: the first four",
+    )
     parser.add_argument(
         "--section",
         nargs=2,
@@ -396,7 +470,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     r"""Run `speech-tokenizers card`; returns the exit code."""
-    files = {name: getattr(args, name) for name in ("data", "benchmark", "limits", "summary")}
+    files = {name: getattr(args, name) for name in ("data", "benchmark", "limits", "uses", "result")}
     texts = {name: path.read_text(encoding="utf-8") if path else "" for name, path in files.items()}
     sections = {title: Path(path).read_text(encoding="utf-8") for title, path in args.section}
     card = build_card(
@@ -409,6 +483,7 @@ def run(args: argparse.Namespace) -> int:
         evaluation_command=args.evaluation_command,
         datasets=args.datasets,
         dataset_name=args.dataset_name,
+        beside=args.beside,
         sections=sections,
         **texts,
     )

@@ -74,8 +74,8 @@ SECTIONS = (
         ("pnmi", "phone_purity", "cluster_purity"),
         "PNMI is the share of what there is to know about a frame's phone that its unit tells (0 to 1, higher is "
         "better). Phone purity: frames whose phone is the commonest of their unit; it grows with the number of units. "
-        "Cluster purity: frames whose unit is the commonest of their phone; it falls with it. Chance: the same with "
-        "the labels turned against the units, what as many frames reach that have nothing to do with each other.",
+        "Cluster purity: frames whose unit is the commonest of their phone; it falls with it. Chance: the score after "
+        "shifting all labels by a random offset, i.e. what unrelated units and labels of the same sizes would reach.",
     ),
     Section(
         "Characters in the units",

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import re
 
 import pytest
 from huggingface_hub import ModelCard
 
 from speech_tokenizers import CSTConfig, CSTModel, DCSpinConfig, DMCodecConfig, KMeansUnitsConfig
 from speech_tokenizers.cli import main
-from speech_tokenizers.evaluation.cards.model_card import build_card, loss_table
+from speech_tokenizers.evaluation.cards.model_card import build_card, loss_table, short_table
 
 
 @pytest.fixture
@@ -71,16 +72,16 @@ def test_a_full_card_holds_what_was_measured(folder, report, run_folder):
         training_command="speech-tokenizers train x",
         data="Recordings of **nobody**.",
         limits="It knows no music.",
-        summary="Good for speech.",
+        uses="Good for speech.",
     )
     text = str(card)
     for wanted in (
         "1 kbps",
-        "4 integers of 5 bits",
+        "4 codes of 5 bits",
         "speech-tokenizers train x",
         "Recordings of **nobody**.",
         "seed: 0",
-        "Trained for 40 steps in 2.0 hours",
+        "40 steps, 2.0 hours of computation.",
         "| 40 | 1 | 1 |",
         "2.35 [2.20, 2.50]",
         "failed (8)",
@@ -91,7 +92,8 @@ def test_a_full_card_holds_what_was_measured(folder, report, run_folder):
         "![Loss over the steps](loss_curves.png)",
     ):
         assert wanted in text, wanted
-    assert text.index("and comes back") < text.index("Good for speech.") < text.index("## Use")
+    order = ("to codes and back", "| system |", "## When to use it\n\nGood for speech.", "## Use\n", "<details>")
+    assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
     recipe = "seed: 0\ndata:\n  train: my speech\n  eval: 'eval.txt'\n  rate: 1/2\n"
     assert (folder / "recipe.yaml").read_text() == recipe
     assert recipe in text
@@ -135,7 +137,7 @@ def test_the_metadata_survives_and_leaves_out_what_failed(folder, report, tmp_pa
 
 def test_what_is_not_known_is_left_out(folder):
     text = str(build_card(folder, "tiny-codec"))
-    for heading in ("## Training", "## Measured", "## Speed", "## Limits", "None", "More information"):
+    for heading in ("Training", "Measured", "Speed", "Limits", "When to use", "None", "More information"):
         assert heading not in text
     assert "## Use" in text
     assert "\n\n\n" not in text
@@ -145,18 +147,23 @@ def test_a_card_of_units_tells_how_to_get_them(tmp_path):
     fields = {"encoder_config": {"model_type": "hubert", "hidden_size": 96}, "layers": [3, 5], "codebook_size": 200}
     KMeansUnitsConfig(**fields).save_pretrained(tmp_path)
     text = str(build_card(tmp_path, "tiny-units", sections={"Measured": "PNMI 0.5"}))
-    for wanted in ("2 integers, 50 times a second", "hubert, 96 dimensions, read at layer 3, 5", "deduplicate=True"):
+    for wanted in (
+        "50 frames per second of 2 units each",
+        "one of 200 k-means clusters",
+        "hubert, 96 dimensions, read at layer 3, 5",
+        "deduplicate=True",
+    ):
         assert wanted in text
     for absent in ("model.decode(", "reconstruct", "neural-codec"):
         assert absent not in text
-    assert "no vocoder is attached" in text
+    assert "No vocoder is attached" in text
     KMeansUnitsConfig(
         **fields,
         vocoder_config={"num_quantizers": 2, "codebook_size": 200, "hop_length": 320, "sampling_rate": 16000},
     ).save_pretrained(tmp_path)
     text = str(build_card(tmp_path, "tiny-units"))
     assert "model.decode(" in text
-    assert "no vocoder" not in text
+    assert "No vocoder" not in text
 
 
 @pytest.mark.parametrize(("auxiliary", "learnt"), [(64, "an auxiliary codebook of 64 (DC-Spin)"), (None, "(Spin)")])
@@ -166,12 +173,14 @@ def test_a_card_of_dc_spin_tells_how_its_units_were_learnt(tmp_path, auxiliary, 
     DCSpinConfig(encoder_config=encoder, encoder_layer=4, **sizes).save_pretrained(tmp_path)
     text = str(build_card(tmp_path, "tiny-dc-spin"))
     for wanted in (
-        "nearest code of a speech encoder's frame, learnt to stay the same in another voice",
+        "Converts 16 kHz mono speech to 50 units per second.",
+        "A unit is one of 50 codes of a speech encoder's features (log2 50 = 5.64 bits).",
+        "The codes were learned to stay the same in another voice.",
         "hubert, 96 dimensions, read at layer 4",
         "swapped prediction in 32 dimensions with the top 2 layers",
         learnt,
         "- speaker-invariant",
-        "no vocoder is attached",
+        "No vocoder is attached",
     ):
         assert wanted in text, wanted
     assert "k-means" not in text
@@ -189,31 +198,35 @@ def test_a_card_of_continuous_tokens_tells_of_vectors(tmp_path, make_cst, fields
     CSTModel(CSTConfig(**config.to_dict() | fields)).save_pretrained(tmp_path)
     text = str(build_card(tmp_path, "tiny-cst"))
     for wanted in (
-        "16 kHz mono audio becomes a vector of 6 numbers, 25 times a second",
+        "Converts 16 kHz mono speech to 25 vectors per second of 6 numbers each, and back.",
         "| frames | 25 a second, 640 samples each |",
         f"| bottleneck | {bottleneck}",
         "| bit rate | 2400 bit/s in half precision;",
         "latents = model.encode(**inputs).latents  # (1, num_frames, 6)",
         "decoded = model.decode(latents, num_samples=len(recording)).audio_values",
-        "reconstruct recording.wav --model tiny-cst",
+        "reconstruct talk.wav --model tiny-cst",
         "continuous-tokens",
         "pipeline_tag: feature-extraction",
         "| weights |",
     ):
         assert wanted in text, wanted
     for absent in ("codebook", "audio_codes", "kbps", "None", "\n\n\n"):
-        assert absent not in text.replace("There are no codebooks:", ""), absent
+        assert absent not in text.replace("There are no codebooks.", ""), absent
     assert ("| CTC head | 2 labels" in text) == ("ctc_labels" in fields)
 
 
 def test_the_snippet_of_continuous_tokens_runs(tmp_path, make_cst, write_audio, monkeypatch):
     for part in make_cst():
         part.save_pretrained(tmp_path / "cst")
-    write_audio(tmp_path / "recording.wav")
+    write_audio(tmp_path / "talk.wav")
     monkeypatch.chdir(tmp_path)
     text = str(build_card(tmp_path / "cst", str(tmp_path / "cst")))
+    short, long = (block.split("```")[0] for block in text.split("```python\n")[1:])
     names = {}
-    exec(text.split("```python\n")[1].split("```")[0], names)
+    exec(short, names)
+    assert names["latents"].shape == (1, 13, 6)
+    names = {}
+    exec(long, names)
     assert names["latents"].shape == (1, 13, 6)
     assert names["decoded"].shape == (1, 1, 8000)
 
@@ -244,4 +257,50 @@ def test_further_sections_and_teachers_are_told(tmp_path):
     text = str(build_card(tmp_path, "distilled", sections={"Ablation": "It did *not* help.\n"}))
     assert "| distilled from a speech model | codebook 1, projected to 8 features (training only) |" in text
     assert "| distilled from a language model | the mean of all codebooks, projected to 12 features" in text
-    assert "\n## Ablation\n\nIt did *not* help.\n" in text
+    assert "\n<details><summary>Ablation</summary>\n\nIt did *not* help.\n\n</details>\n" in text
+
+
+def test_everything_below_the_code_is_folded(folder, report, run_folder):
+    card = build_card(
+        folder,
+        "tiny-codec",
+        report=report,
+        run_folder=run_folder,
+        data="Recordings.",
+        benchmark="Fast.",
+        limits="No music.",
+        sections={"Ablation": "It did not help."},
+    )
+    rest = str(card).split("```\n", 1)[1]  # after the first block of code
+    depth = 0
+    for line in rest.splitlines():
+        depth += line.count("<details>") - line.count("</details>")
+        assert depth or line in ("", "</details>"), line
+    assert depth == 0
+    summaries = ["More code", "Facts", "Training data", "Training", "Recipe", "Measured", "Ablation"]
+    summaries += ["Speed and memory", "Limits"]
+    assert re.findall(r"<details><summary>(.*)</summary>\n\n", rest) == summaries
+
+
+def test_the_first_table_has_few_systems_and_few_scores(folder, report):
+    report["systems"] += [{**report["systems"][0], "system": f"peer{number}"} for number in range(5)]
+    table = short_table(report, "tiny-codec").splitlines()
+    assert table[0] == "| system | PESQ-wb | STOI | WER % (ear, to transcript) |"
+    assert table[2] == "| tiny-codec | 2.35 [2.20, 2.50] | failed (8) | 30.0 [2.2, 2.5] |"
+    assert [row.split(" | ")[0] for row in table[3:]] == ["| recording", "| peer0", "| peer1", "| peer2"]
+    chosen = short_table(report, "tiny-codec", ["peer4", "recording"]).splitlines()
+    assert [row.split(" | ")[0] for row in chosen[2:]] == ["| tiny-codec", "| peer4", "| recording"]
+    assert "\n".join(chosen) in str(build_card(folder, "tiny-codec", report=report, beside=["peer4", "recording"]))
+    with pytest.raises(ValueError, match="`beside` must name at most 4 systems, but got 5"):
+        short_table(report, "tiny-codec", [f"peer{number}" for number in range(5)])
+
+
+def test_a_first_table_of_ones_own_has_at_most_five_rows(folder, report):
+    def table(num_rows):
+        return "\n".join(["| a | b |", "| --- | --- |", *(f"| {row} | - |" for row in range(num_rows))])
+
+    text = str(build_card(folder, "tiny-codec", report=report, result=table(5)))
+    assert table(5) in text.split("## Use")[0]
+    assert "2.35 [2.20, 2.50]" not in text.split("## Use")[0]
+    with pytest.raises(ValueError, match="`result` must be a table of at most 5 rows, but has 6"):
+        build_card(folder, "tiny-codec", result=table(6))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from speech_tokenizers.cli import main
 from speech_tokenizers.evaluation.clip_results import ClipMetric, MetricFailure, ResultsFile
 from speech_tokenizers.evaluation.clips import Clip, read_clips
-from speech_tokenizers.evaluation.reconstruction import command as reconstruction
 from speech_tokenizers.evaluation.reconstruction import comparison as codec_comparison
 from speech_tokenizers.evaluation.reconstruction.comparison import METRICS, measure_clip
 from speech_tokenizers.evaluation.reconstruction.report import table_rows
@@ -43,8 +43,6 @@ def save_model(make_rvq_codec):
 
 
 def run(tmp_path, *arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    reconstruction.add_arguments(parser)
     shared = [
         "--data",
         str(tmp_path / "data"),
@@ -54,7 +52,7 @@ def run(tmp_path, *arguments: str) -> int:
         str(tmp_path / "out"),
     ]
     metrics = ["--metrics", "stoi", "mel_distance", "si_sdr"]
-    return reconstruction.run(parser.parse_args([*arguments, *shared, *metrics]))
+    return main(["evaluate", *arguments, *shared, *metrics])
 
 
 @pytest.fixture
@@ -273,7 +271,7 @@ def test_a_clip_that_cannot_be_read_is_set_aside_and_the_others_are_measured(tmp
 def test_wrong_usage_is_one_line_and_exit_code_two(tmp_path, data, capsys, arguments, message):
     assert run(tmp_path, *arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
+    assert error.startswith("speech-tokenizers evaluate: error: ")
     assert message in error
 
 

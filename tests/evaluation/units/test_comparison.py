@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`speech-tokenizers evaluate units` on synthetic recordings whose phones are levels of a constant signal."""
 
-import argparse
 import itertools
 import json
 import types
@@ -13,6 +12,7 @@ import soundfile
 import torch
 from transformers import HubertConfig
 
+from speech_tokenizers.cli import main
 from speech_tokenizers.evaluation.codec_systems import EncodedClip, EncodingSystem
 from speech_tokenizers.evaluation.units import command as units
 from speech_tokenizers.evaluation.units import comparison as unit_comparison
@@ -328,10 +328,8 @@ def test_probes_are_kept_and_measured_anew_with_other_frames(data, tmp_path):
 
 
 def run(tmp_path, *arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    units.add_arguments(parser)
     shared = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--robustness-clips", "4"]
-    return units.run(parser.parse_args([*arguments, *shared]))
+    return main(["evaluate", "units", *arguments, *shared])
 
 
 def test_the_command_writes_every_report(data, tmp_path, units_model, make_rvq_codec, capsys):
@@ -372,5 +370,5 @@ def test_the_command_writes_every_report(data, tmp_path, units_model, make_rvq_c
 def test_wrong_usage_is_one_line_and_exit_code_two(data, tmp_path, capsys, arguments, message):
     assert run(tmp_path, *arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
+    assert error.startswith("speech-tokenizers evaluate units: error: ")
     assert message in error
