@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import argparse
 import importlib
 import json
 import os
@@ -11,8 +12,12 @@ import soundfile
 import torch
 from accelerate.state import AcceleratorState
 
-from speech_tokenizers import load, load_audio, load_codes, save_codes
+from speech_tokenizers import cli, load, load_audio, load_codes, save_codes
 from speech_tokenizers.cli import main
+
+
+# Words with which a help text would say of what, for what or where something is, but not what.
+NO_HEADS = {"of", "for", "its", "their", "such", "where", "what", "how", "as", "by", "in", "to", "with", "from", "at"}
 
 
 @pytest.fixture
@@ -259,3 +264,30 @@ def test_a_training_that_cannot_start_is_one_line_and_exit_code_two(tmp_path, ca
     error = capsys.readouterr().err.strip().splitlines()
     assert error[-1].startswith("speech-tokenizers train: error: ")
     assert message in error[-1]
+
+
+@pytest.mark.parametrize("name", sorted(cli._COMMANDS))
+def test_help_says_what_an_argument_is_and_its_default(name):
+    parser = cli._build_parser(name)
+    (commands,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    command = commands.choices[name]
+    formatter = command._get_formatter()
+    for action in command._actions:
+        text = formatter._get_help_string(action)
+        assert text, action.dest
+        # A noun or a verb, which its head word is; not "of the frames" or "for error rates".
+        assert text.split()[0].lower().strip(",:") not in NO_HEADS, f"{action.dest}: {text}"
+        if action.default not in (None, False, argparse.SUPPRESS) and action.default != []:
+            assert "default" in text, f"{action.dest}: {text}"
+
+
+def test_help_groups_every_command(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    groups = [line.removesuffix(":") for line in shown.splitlines() if line.endswith(":") and line[0] != " "]
+    assert groups[:-1] == list(cli._GROUPS)
+    for name, (summary, _) in cli._COMMANDS.items():
+        assert f"  {name} " in shown
+        assert summary in shown

@@ -16,7 +16,7 @@ METRIC_NAMES = ("pesq", "stoi", "estoi", "mel_distance", "si_sdr", "dnsmos", "sp
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     r"""Arguments of `speech-tokenizers evaluate`."""
     parser.add_argument("models", nargs="*", help=MODELS_HELP)
-    parser.add_argument("--data", type=Path, required=True, help="folder of recordings")
+    parser.add_argument("--data", metavar="RECORDINGS", type=Path, required=True, help="folder of recordings")
     parser.add_argument(
         "--peers",
         nargs="*",
@@ -59,10 +59,10 @@ def add_measuring_arguments(parser: argparse.ArgumentParser, metrics: Sequence[s
         nargs="*",
         default=[],
         metavar="FOLDER",
-        help="for error rates: a Vosk folder, or a folder or Hub id of a transformers speech recogniser",
+        help="recognisers for error rates: a Vosk folder, or a folder or Hub id of a transformers speech recogniser",
     )
-    parser.add_argument("--language", default="en", help="of the speech, for the recogniser; default: en")
-    parser.add_argument("--device", default="cpu", help="where models run; default: cpu")
+    parser.add_argument("--language", default="en", help="language of the speech, for the recogniser; default: en")
+    parser.add_argument("--device", default="cpu", help="device of the models; default: cpu")
     parser.add_argument("--threads", type=int, default=1, help="threads of the models; default: 1")
     parser.add_argument("--examples", type=int, default=3, help="clips to listen to in the HTML page; default: 3")
     parser.add_argument("--output", type=Path, required=True, help="folder for results; a later run goes on from them")

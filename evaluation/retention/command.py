@@ -10,7 +10,7 @@ from speech_tokenizers.evaluation.reconstruction.command import MODELS_HELP
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     r"""Arguments of `speech-tokenizers evaluate retention`."""
     parser.add_argument("models", nargs="*", help=MODELS_HELP)
-    parser.add_argument("--data", type=Path, required=True, help="folder of recordings")
+    parser.add_argument("--data", metavar="RECORDINGS", type=Path, required=True, help="folder of recordings")
     parser.add_argument("--peers", nargs="*", default=[], metavar="PEER", help="opus:KBPS, codec2:KBPS, lyra:...")
     parser.add_argument("--num-quantizers", nargs="*", type=int, help="numbers of codebooks; default: all")
     parser.add_argument("--list", type=Path, help="text file of paths relative to the data; default: all audio files")
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[8000, 16000, 24000],
         metavar="HZ",
         help="original sampling rates: a recording is resampled to such a rate, which is what the user has, then to "
-        "the tokenizer's, and the result back. Default: 8000 16000 24000",
+        "the tokenizer's, and the result back; default: 8000 16000 24000",
     )
     parser.add_argument(
         "--windows",
@@ -31,16 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=[25.0, 10.0, 100.0],
         metavar="MS",
-        help="lengths of the analysis window in ms; curves are drawn at the first. Default: 25 10 100",
+        help="lengths of the analysis window in ms; curves are drawn at the first; default: 25 10 100",
     )
     parser.add_argument(
         "--resample",
         choices=("clips", "speakers"),
         default="clips",
-        help="what the bootstrap redraws; speakers need the column `speaker` in metadata.jsonl of the data. "
+        help="unit that the bootstrap redraws; speakers need the column `speaker` in metadata.jsonl of the data. "
         "Default: clips",
     )
-    parser.add_argument("--device", default="cpu", help="where models run; default: cpu")
+    parser.add_argument("--device", default="cpu", help="device of the models; default: cpu")
     parser.add_argument("--threads", type=int, default=1, help="threads of the models; default: 1")
     parser.add_argument("--output", type=Path, required=True, help="folder for results; a later run goes on from them")
 

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="encodec: against transformers' EncodecModel of the same architecture; decoders: inverse STFT against "
         "SEANet; bf16: against fp32, with the agreement of codes; streaming: latency of a 20 ms frame; tokens: "
         "continuous tokens, streamed; memory: a long file; training: where the time of a step goes, and its memory on "
-        "a GPU; units: against their encoder alone. Default: all",
+        "a GPU; units: against their encoder alone; default: all",
     )
     parser.add_argument(
         "--model",
@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         nargs="+",
         metavar=("RECIPE", "key=value"),
-        help="for training: a recipe and what differs from it, such as mixed_precision=bf16; its recordings are "
-        "--audio. Default: rvq_codec_16khz_4kbps",
+        help="recipe of the training section and what differs from it, such as mixed_precision=bf16; its recordings "
+        "are --audio; default: rvq_codec_16khz_4kbps",
     )
     parser.add_argument(
         "--audio", type=Path, help="recording for training, and for bf16 with --model; default: synthetic sound"

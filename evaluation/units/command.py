@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--data",
+        metavar="RECORDINGS",
         required=True,
         help="folder of recordings; probes of speakers and gender need the columns `speaker` and `gender` of its "
         "metadata.jsonl",
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=MEASURE_NAMES,
         help="agreement with phones (PNMI, purities), with characters (CNMI); ABX; robustness and streaming (unit "
         "edit distances); bit rates; code usage; n-gram perplexity; probes; resynthesis (word error rate of the "
-        "spoken units). Default: all",
+        "spoken units); default: all",
     )
     parser.add_argument(
         "--num-quantizers", type=int, help="use the first so many codebooks of each model; default: all"
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--noise", metavar="FOLDER", help="recordings of noise; default: generated, speech-shaped")
     parser.add_argument("--abx-context", choices=("triphone", "any"), default="any", help="default: any")
     parser.add_argument(
-        "--abx-tokens", type=int, default=5, help="of a phone and speaker, drawn by the seed; default: 5"
+        "--abx-tokens", type=int, default=5, help="tokens of a phone and speaker, drawn by the seed; default: 5"
     )
     parser.add_argument(
         "--probe-frames",
@@ -76,12 +77,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recognizer", metavar="NAME", help="hears the units as the model's vocoder speaks them: see `evaluate`"
     )
-    parser.add_argument("--voice", metavar="SPEAKER", help="of the vocoder's; default: its own, or the first")
+    parser.add_argument("--voice", metavar="SPEAKER", help="voice of the vocoder; default: its own, or the first")
     parser.add_argument(
         "--resynthesis-clips", type=int, default=60, help="clips that it speaks, drawn by the seed; default: 60"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of whatever is drawn; default: 0")
-    parser.add_argument("--device", default="cpu", help="where models run; default: cpu")
+    parser.add_argument("--seed", type=int, default=0, help="seed of whatever is drawn; default: 0")
+    parser.add_argument("--device", default="cpu", help="device of the models; default: cpu")
     parser.add_argument("--threads", type=int, default=1, help="default: 1")
     parser.add_argument("--output", type=Path, required=True, help="folder for results; a later run goes on from them")
 

@@ -254,12 +254,12 @@ def results_table(results: Sequence[HeadResult], floor: float) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("--heads", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS), help="which to compare")
-    parser.add_argument("--steps", type=int, default=8000, help="of each training (default: 8000)")
+    parser.add_argument("--steps", type=int, default=8000, help="steps of each training (default: 8000)")
     parser.add_argument("--batch-size", type=int, default=256, help="default: 256")
-    parser.add_argument("--num-layers", type=int, default=3, help="of each head (default: 3)")
-    parser.add_argument("--hidden-size", type=int, default=160, help="of each head (default: 160)")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="its peak (default: 0.001)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and data")
+    parser.add_argument("--num-layers", type=int, default=3, help="layers of each head (default: 3)")
+    parser.add_argument("--hidden-size", type=int, default=160, help="width of each head (default: 160)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak of the learning rate (default: 0.001)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and data")
     parser.add_argument("-o", "--output", metavar="JSON", type=Path, help="write the numbers there too")
 
 

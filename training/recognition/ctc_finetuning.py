@@ -459,9 +459,9 @@ def finetune_ctc(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     r"""Arguments of the command."""
     parser.add_argument("encoder", metavar="ENCODER", help="folder or Hub id of a HuBERT, WavLM, wav2vec 2.0, ...")
-    parser.add_argument("data", metavar="SPEECH", help="folder with metadata, or a dataset")
+    parser.add_argument("data", metavar="RECORDINGS", help="folder with metadata, or a dataset")
     parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="the recogniser")
-    parser.add_argument("--unit", choices=tuple(COLUMNS), default="character", help="what it writes")
+    parser.add_argument("--unit", choices=tuple(COLUMNS), default="character", help="unit that it writes")
     parser.add_argument(
         "--column", metavar="NAME", help="holds the text, or the phones (`AO1 R | DH AH0`); default: text or phones"
     )
@@ -469,10 +469,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--phonemize", metavar="LANGUAGE", help="make phones of the text by espeak-ng, in this language, such as en-us"
     )
     parser.add_argument(
-        "--filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of SPEECH to train on"
+        "--filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of RECORDINGS to train on"
     )
     parser.add_argument(
-        "--eval-filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of SPEECH to measure on"
+        "--eval-filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of RECORDINGS to measure on"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in FOLDER, if any")
     parser.add_argument("--save-steps", type=int, default=500, help="between checkpoints (default: 500)")
@@ -490,14 +490,14 @@ _OPTIONS = {
     "max_steps": "steps in all",
     "batch_seconds": "audio of a batch, with padding",
     "gradient_accumulation_steps": "batches a step",
-    "learning_rate": "its peak",
+    "learning_rate": "peak of the learning rate",
     "warmup_steps": "steps in which it rises; below 1, their share",
     "hold_steps": "steps at its peak, likewise",
     "freeze_encoder_steps": "steps in which the head alone learns, likewise",
     "mask_time_prob": "share of masked frames, with overlaps",
     "mask_feature_prob": "share of masked channels, with overlaps",
     "layerdrop": "share of skipped layers",
-    "seed": "of the head, the order and the masks",
+    "seed": "seed of the head, the order and the masks",
 }
 
 

@@ -232,27 +232,27 @@ def set_statistics(model: SpeechEncoderForCTC, states: torch.utils.data.Dataset,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("encoder", metavar="ENCODER", help="folder or Hub id of a speech encoder of transformers")
-    parser.add_argument("data", metavar="SPEECH", help="folder with metadata, or a dataset")
+    parser.add_argument("data", metavar="RECORDINGS", help="folder with metadata, or a dataset")
     parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="the recogniser, new")
-    parser.add_argument("--unit", choices=tuple(COLUMNS), default="character", help="what it writes")
+    parser.add_argument("--unit", choices=tuple(COLUMNS), default="character", help="unit that it writes")
     parser.add_argument(
         "--column", metavar="NAME", default=None, help="holds the text, or the phones (`AO1 R | DH AH0`)"
     )
     parser.add_argument(
-        "--filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of SPEECH to train on"
+        "--filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of RECORDINGS to train on"
     )
     parser.add_argument(
-        "--eval-filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of SPEECH to measure on"
+        "--eval-filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of RECORDINGS to measure on"
     )
     parser.add_argument("--layer", default="weighted", help="weighted, average, last or a number (default: weighted)")
     parser.add_argument(
-        "--window", choices=("padded", "tight"), default="tight", help="of Whisper's encoder (default: tight)"
+        "--window", choices=("padded", "tight"), default="tight", help="window of Whisper's encoder (default: tight)"
     )
     parser.add_argument("--kernel-size", type=int, default=1, help="frames that a label is read from (default: 1)")
-    parser.add_argument("--epochs", type=float, default=15.0, help="(default: 15)")
-    parser.add_argument("--batch-size", type=int, default=16, help="(default: 16)")
-    parser.add_argument("--learning-rate", type=float, default=5e-3, help="(default: 0.005)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--epochs", type=float, default=15.0, help="epochs (default: 15)")
+    parser.add_argument("--batch-size", type=int, default=16, help="recordings in a batch (default: 16)")
+    parser.add_argument("--learning-rate", type=float, default=5e-3, help="peak of the learning rate (default: 0.005)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the head and the order (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         choices=DISTILLATION_ARMS,
         metavar="ARM",
-        help=f"of {', '.join(DISTILLATION_ARMS)}: which of the recipe's teachers to keep. Default: all, unless --arm",
+        help=f"teachers of the recipe to keep: {', '.join(DISTILLATION_ARMS)}; default: all, unless --arm",
     )
     parser.add_argument(
         "--arm",
@@ -76,9 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--baseline", help="arm that the others are compared with; default: the first")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="each arm is trained with each; default: 0")
-    parser.add_argument(
-        "--evaluate-data", dest="data", metavar="FOLDER", type=Path, required=True, help="recordings to measure on"
-    )
+    parser.add_argument("--data", metavar="RECORDINGS", type=Path, required=True, help="recordings to measure on")
     add_measuring_arguments(parser, METRIC_NAMES)
     parser.add_argument(
         "--num-quantizers",
@@ -90,10 +88,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels",
         type=Path,
-        help="for the frame probe: JSON lines with file_name, labels, as `align --unit label` writes them",
+        help="labels for the frame probe: JSON lines with file_name, labels, as `align --unit label` writes them",
     )
     parser.add_argument(
-        "--labels-data", metavar="FOLDER", type=Path, help="recordings of --labels; default: those of --evaluate-data"
+        "--labels-data", metavar="FOLDER", type=Path, help="recordings of --labels; default: those of --data"
     )
     parser.add_argument(
         "--held-out",
@@ -107,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cost-steps",
         type=int,
         default=20,
-        help="to compare costs, let all arms take so many steps in turn once they are trained; default: 20",
+        help="steps that all arms take in turn once they are trained, to compare costs; default: 20",
     )
 
 

@@ -420,29 +420,42 @@ def save_units(model: KMeansUnitsModel, fit: UnitsFit, folder: Path, **facts: An
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("encoder", metavar="ENCODER", help="folder or Hub id of a speech encoder of transformers")
-    parser.add_argument("data", metavar="SPEECH", help="a folder, a file of metadata, Parquet, or a dataset's Hub id")
+    parser.add_argument(
+        "data", metavar="RECORDINGS", help="a folder, a file of metadata, Parquet, or a dataset's Hub id"
+    )
     parser.add_argument(
         "-o", "--output", metavar="FOLDER", required=True, type=Path, help="the model; with several, a folder of them"
     )
-    parser.add_argument("--layers", type=int, nargs="+", default=[6], help="from 1; several: a codebook each")
+    parser.add_argument(
+        "--layers",
+        type=int,
+        nargs="+",
+        default=[6],
+        help="layers to read, counted from 1; several give a codebook each",
+    )
     parser.add_argument("--separately", action="store_true", help="a model for each of the layers")
     parser.add_argument("--codebook-size", metavar="K", type=int, nargs="+", default=[100], help="centroids")
     parser.add_argument("--num-stages", type=int, default=1, help="residual codebooks of a layer (default: 1)")
-    parser.add_argument("--normalization", choices=("layer_norm", "standardize"), default=None, help="of frames")
     parser.add_argument(
-        "--window", choices=("padded", "tight"), default="padded", help="of Whisper's encoder (default: padded)"
+        "--normalization",
+        choices=("layer_norm", "standardize"),
+        default=None,
+        help="normalization of frames; default: none",
+    )
+    parser.add_argument(
+        "--window", choices=("padded", "tight"), default="padded", help="window of Whisper's encoder (default: padded)"
     )
     parser.add_argument(
         "--frame-rule", choices=("conv", "fairseq"), default="conv", help="frames of a padded row (default: conv)"
     )
     parser.add_argument(
-        "--filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of SPEECH to use"
+        "--filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of RECORDINGS to use"
     )
     parser.add_argument("--fit-seconds", type=float, default=None, help="audio to use, drawn at random; default: all")
     parser.add_argument("--max-seconds", type=float, default=20.0, help="longer recordings are cut (default: 20)")
     parser.add_argument("--batch-seconds", type=float, default=60.0, help="audio heard at once (default: 60)")
-    parser.add_argument("--max-epochs", type=float, default=100, help="of k-means (default: 100)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--max-epochs", type=float, default=100, help="most epochs of k-means (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn (default: 0)")
     parser.add_argument("--cache-dir", type=Path, default=None, help="keeps audio and frames; default: in FOLDER")
 
 

@@ -15,7 +15,7 @@ TEXT_COLUMN = "text"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "data", metavar="SPEECH", help="a folder of recordings, with or without metadata, or a dataset"
+        "data", metavar="RECORDINGS", help="a folder of recordings, with or without metadata, or a dataset"
     )
     parser.add_argument(
         "-o", "--output", metavar="JSONL", required=True, type=Path, help="a line a recording; known ones are skipped"
@@ -36,15 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--phones-column",
         metavar="COLUMN",
-        help="of the metadata: phones (`AO1 R | DH AH0`), which become labels that share their word's time evenly",
+        help="column of the metadata with phones (`AO1 R | DH AH0`), labels that share their word's time evenly",
     )
     parser.add_argument(
         "--text-column",
         metavar="COLUMN",
-        help="of the metadata: what is said, or phones (`AO1 R | DH AH0`) for a model of phones; by default `text`, "
-        "and what is recognised where there is none",
+        help="column of the metadata with what is said, or with phones (`AO1 R | DH AH0`) for a model of phones; "
+        "default: `text`, and what is recognised where there is none",
     )
-    parser.add_argument("--device", default="cpu", help="such as cuda:0, for a CTC model (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="device of a CTC model, such as cuda:0 (default: cpu)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,13 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="weights of a SpeechTokenizer or DM-Codec, or what its trainer saved (.pt or .safetensors)",
     )
-    parser.add_argument("--config", type=Path, help="its config.json; by default the one beside the checkpoint")
+    parser.add_argument("--config", type=Path, help="config.json of the checkpoint; default: the one beside it")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, type=Path, help="the folder to write")
     parser.add_argument(
         "--projection",
         choices=("semantic", "contextual", "shared"),
         default="semantic",
-        help="what its projection was trained for: features of a speech model (SpeechTokenizer, the default), of a "
+        help="purpose of its projection in training: features of a speech model (SpeechTokenizer, the default), of a "
         "language model, or both (DM-Codec)",
     )
     parser.add_argument(

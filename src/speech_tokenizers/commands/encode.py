@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_num_quantizers_argument(parser)
     add_latents_argument(parser)
     parser.add_argument(
-        "--dtype", choices=("float32", "float16"), default="float32", help="of latents in files; default: float32"
+        "--dtype", choices=("float32", "float16"), default="float32", help="type of latents in files; default: float32"
     )
 
 

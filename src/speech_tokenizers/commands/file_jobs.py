@@ -18,7 +18,7 @@ def add_input_arguments(parser: argparse.ArgumentParser, metavar: str, inputs: s
         "-o", "--output", metavar="OUT", required=True, type=Path, help=f"{output}; folders keep their layout"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
-    parser.add_argument("--device", default=None, help="such as cpu or cuda:0; by default a GPU if there is one")
+    parser.add_argument("--device", default=None, help="device, such as cpu or cuda:0; default: a GPU if there is one")
 
 
 def add_model_argument(parser: argparse.ArgumentParser, text: str = "checkpoint name, folder or Hub id") -> None:
@@ -40,7 +40,9 @@ def add_latents_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_format_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", choices=("wav", "flac", "ogg"), default="wav", help="of audio in an output folder")
+    parser.add_argument(
+        "--format", choices=("wav", "flac", "ogg"), default="wav", help="format of audio in an output folder"
+    )
 
 
 def plan(

@@ -35,13 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--deduplicate", action="store_true", help="merge runs of equal frames, with durations (km: in .durations)"
     )
     parser.add_argument(
-        "--bpe", metavar="FOLDER", help="of `units-bpe`: write merged ids too (jsonl: `bpe_ids`); de-duplicates"
+        "--bpe",
+        metavar="FOLDER",
+        help="vocabulary of `units-bpe`, to write merged ids too (jsonl: `bpe_ids`); de-duplicates",
     )
     parser.add_argument("--dense", action="store_true", help="textless: the frames that were coded too")
     parser.add_argument(
         "--batch-seconds", metavar="S", type=float, default=60.0, help="audio in a batch (default: 60)"
     )
-    parser.add_argument("--device", default=None, help="such as cpu or cuda:0; by default a GPU if there is one")
+    parser.add_argument("--device", default=None, help="device, such as cpu or cuda:0; default: a GPU if there is one")
     parser.add_argument(
         "--overwrite", action="store_true", help="begin anew; otherwise jsonl and textless keep what is there"
     )

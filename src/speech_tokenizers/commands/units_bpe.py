@@ -20,10 +20,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vocab-size", metavar="N", required=True, type=int, help="ids in all: K, two special ones, and merges"
     )
     parser.add_argument(
-        "--min-frequency", metavar="N", type=int, default=2, help="of a pair that is merged (default: 2)"
+        "--min-frequency",
+        metavar="N",
+        type=int,
+        default=2,
+        help="least frequency of a pair that is merged (default: 2)",
     )
     parser.add_argument(
-        "--frame-rate", metavar="HZ", type=float, default=50.0, help="of the units, for the bit rates (default: 50)"
+        "--frame-rate",
+        metavar="HZ",
+        type=float,
+        default=50.0,
+        help="frame rate of the units, for the bit rates (default: 50)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
 

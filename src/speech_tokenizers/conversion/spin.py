@@ -408,9 +408,11 @@ def _test_signal() -> torch.Tensor:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `convert-spin`."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="what Spin's trainer saved (.ckpt)")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="file that Spin's trainer saved (.ckpt)")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, type=Path, help="the folder to write")
-    parser.add_argument("--num-attention-heads", type=int, help="of the encoder, if it is no base model")
+    parser.add_argument(
+        "--num-attention-heads", type=int, help="attention heads of the encoder, if it is no base model"
+    )
     parser.add_argument(
         "--with-code", action="store_true", help="write the code too, for use without this package installed"
     )

@@ -136,7 +136,7 @@ def evaluation_data(tmp_path, recordings):
 
 
 def ablate(tmp_path, recipe, *arguments: str) -> int:
-    shared = ["--evaluate-data", str(tmp_path / "eval"), "--output", str(tmp_path / "out")]
+    shared = ["--data", str(tmp_path / "eval"), "--output", str(tmp_path / "out")]
     own = ["--metrics", "mel_distance", "--labels", str(tmp_path / "labels.jsonl"), "--examples", "1"]
     own += ["--cost-steps", "1"]
     return main(["ablate", str(recipe), *arguments, *shared, *own])
