@@ -69,23 +69,14 @@ _COMMANDS = {
     "info": ("describe a checkpoint, a file of codes or an audio file", "commands.info"),
     "convert": ("turn a checkpoint of SpeechTokenizer or DM-Codec into one of this package", "commands.convert"),
     "convert-spin": ("turn a checkpoint of Spin into units", "conversion.spin"),
-    "train": ("train a codec, a speech encoder or units by a recipe", "commands.train"),
+    "train": ("train a codec, units, a speech encoder or a language model by a recipe", "commands.train"),
     "align": ("find when words are spoken", "commands.align"),
     "units": ("speech to discrete units, in the formats of other tools", "commands.units"),
     "units-bpe": ("learn to merge frequent units", "commands.units_bpe"),
     "fit-units": ("cluster the frames of a speech encoder", "training.units.units_fitting"),
-    "pretrain-hubert": ("pre-train a HuBERT by a recipe", "training.units.hubert_pretraining"),
-    "train-latent-lm": (
-        "train a language model on continuous tokens with several heads, and compare them",
-        "training.language_models.latent_lm",
-    ),
     "compare-heads": (
         "compare heads of continuous tokens on a distribution that is known",
         "training.language_models.head_comparison",
-    ),
-    "train-dc-spin": (
-        "train units that a change of speaker leaves as they are, by a recipe",
-        "training.units.dc_spin_trainer",
     ),
     "finetune-ctc": (
         "fine-tune a speech encoder to write characters or phones",
