@@ -4,7 +4,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from speech_tokenizers.training.codec.latent_arguments import (
     JointArguments,
@@ -264,6 +264,8 @@ class CodecTrainingArguments:
             folder.
         hub_model_id (`str`, *optional*): Repository for `push_to_hub`.
     """
+
+    trainer: ClassVar[str] = "codec"
 
     output_dir: str
     model: ModelArguments

@@ -3,22 +3,17 @@
 
 from collections.abc import Sequence
 from functools import partial
-
-from accelerate.utils import set_seed
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from speech_tokenizers.training.codec.arguments import load_codec_recipe
-from speech_tokenizers.training.codec.codec_building import (
-    build_conditions,
-    build_model,
-    build_objectives,
-    keep_origins,
-)
-from speech_tokenizers.training.codec.codec_trainer import CodecTrainer
-from speech_tokenizers.training.common.processes import process_state
+from speech_tokenizers.training.common.child_process import Stopped
 
 
-def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> CodecTrainer:
+if TYPE_CHECKING:
+    from speech_tokenizers.training.codec.codec_trainer import CodecTrainer
+
+
+def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> "CodecTrainer":
     r"""
     Train as a recipe says, save the codec or vocoder in `final` in the output folder, and return the trainer.
 
@@ -29,6 +24,19 @@ def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Codec
         overrides (sequence of `str`): `key=value` pairs.
     """
     args = load_codec_recipe(path_or_name, overrides)
+    # Imported here, since it takes seconds, for which a mistake in the recipe need not wait.
+    from accelerate.utils import set_seed
+    from tqdm import tqdm
+
+    from speech_tokenizers.training.codec.codec_building import (
+        build_conditions,
+        build_model,
+        build_objectives,
+        keep_origins,
+    )
+    from speech_tokenizers.training.codec.codec_trainer import CodecTrainer
+    from speech_tokenizers.training.common.processes import process_state
+
     set_seed(args.seed)
     is_main = process_state().is_main_process
     model = build_model(args, partial(keep_origins, args) if is_main else None)
@@ -43,3 +51,16 @@ def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Codec
             place += f", after {trainer.run.elapsed_seconds / 60:.1f} of {args.max_minutes:g} minutes"
         tqdm.write(f"Stopped at {place}; `resume_from_checkpoint=latest` continues.")
     return trainer
+
+
+def run_recipe(path_or_name: str, overrides: Sequence[str]) -> str:
+    r"""
+    Train by a recipe; returns what the command `train` prints.
+
+    Raises:
+        Stopped: If the run was told to stop.
+    """
+    trainer = train_from_recipe(path_or_name, overrides)
+    if not trainer.finished:
+        raise Stopped
+    return f"the model: {trainer.output_dir / 'final'}"

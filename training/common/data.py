@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a recipe finds its recordings, and how they are decoded for training."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from speech_tokenizers.processing.recordings import DecodedRecordings, append_rejected, decode_all, load_recordings
+from speech_tokenizers.training.common.processes import process_state
 
 
 @dataclass
@@ -120,18 +122,18 @@ def prepare_recordings(
     return train, evaluation
 
 
-@dataclass
-class PretrainingDataArguments:
+@dataclass(kw_only=True)
+class RecordingsArguments:
     r"""
-    Where the recordings are; see [`load_recordings`].
+    Where the recordings of a recipe on `transformers.Trainer` are; see [`load_recordings`].
 
     Args:
         train (`str`): A folder, a file of metadata, Parquet, or a dataset's id on the Hub.
-        train_filter (`dict`), train_files (`str`, *optional*), train_split (`str`), audio_column (`str`): Which of
+        train_filter (`dict`), train_files (`str`, *optional*), train_split (`str`), audio_column (`str`): Choice among
             them.
-        cache_dir (`str`, *optional*): Where decoded audio is kept. Defaults to `audio_cache` in the output folder.
-        min_seconds (`float`): Shorter recordings are left out.
-        max_seconds (`float`): Of a longer one, a part of this length is drawn each time.
+        cache_dir (`str`, *optional*): Folder of decoded audio. Defaults to `audio_cache` in the output folder.
+        min_seconds (`float`): Length below which a recording is left out.
+        max_seconds (`float`): Length of the part that is drawn of a longer recording, anew each time.
     """
 
     train: str
@@ -146,3 +148,54 @@ class PretrainingDataArguments:
     def __post_init__(self):
         if not 0 < self.min_seconds <= self.max_seconds:
             raise ValueError("`data.min_seconds` must be positive and not above `data.max_seconds`.")
+
+
+@dataclass(kw_only=True)
+class EvaluatedRecordingsArguments(RecordingsArguments):
+    r"""
+    Recordings to train on and others to measure on.
+
+    Args:
+        eval (`str`), eval_filter (`dict`), eval_files (`str`, *optional*), eval_split (`str`): Like those of `train`,
+            for measuring. Of a recording longer than `max_seconds`, the first part is taken.
+        max_eval_recordings (`int`): Number of held-out recordings to measure on, spread evenly over all.
+    """
+
+    eval: str
+    eval_filter: dict[str, Any] = field(default_factory=dict)
+    eval_files: str | None = None
+    eval_split: str = "validation"
+    max_eval_recordings: int = 40
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_eval_recordings < 1:
+            raise ValueError(f"`data.max_eval_recordings` must be at least 1, but got {self.max_eval_recordings}.")
+
+
+def decode_part(args: RecordingsArguments, part: str, sampling_rate: int, cache_dir: Path) -> DecodedRecordings:
+    r"""
+    The recordings that a recipe names, decoded by the main process while the others wait, and how long they are on
+    the terminal.
+
+    Args:
+        args ([`RecordingsArguments`]): Where they are.
+        part (`str`): `"train"` or `"eval"`.
+        sampling_rate (`int`): Rate to decode at, in Hz.
+        cache_dir (`Path`): Folder of decoded audio.
+
+    Raises:
+        ValueError: If there are none, or none can be decoded.
+    """
+    source, kept, files, split = (getattr(args, f"{part}{suffix}") for suffix in ("", "_filter", "_files", "_split"))
+    processes = process_state()
+    with processes.main_process_first():
+        recordings = decode_all(
+            load_recordings(source, kept, files, split, args.audio_column),
+            sampling_rate,
+            cache_dir,
+            processes.is_main_process,
+        )
+    if processes.is_main_process:
+        print(f"{source}: {len(recordings)} recordings, {recordings.seconds / 3600:.2f} h", file=sys.stderr)
+    return recordings

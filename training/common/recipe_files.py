@@ -6,7 +6,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -24,32 +24,33 @@ def load_recipe(path_or_name: str, overrides: Sequence[str], section: type) -> A
         path_or_name (`str`): A YAML file, or the name of a recipe of this package, such as `rvq_codec_16khz_4kbps`.
         overrides (sequence of `str`): `key=value` pairs; dots lead into sections (`data.train=recordings`), values are
             YAML.
-        section (`type`): Dataclass of what the recipe describes.
+        section (`type`): Dataclass of what the recipe describes. Its class attribute `trainer` is the trainer that a
+            recipe of it names.
 
     Raises:
-        ValueError: If the recipe does not exist, or a key is unknown or has a value of the wrong type.
+        ValueError: If the recipe does not exist or names another trainer, or a key is unknown or has a value of the
+            wrong type.
     """
-    return build_section(section, _read(path_or_name, overrides), "")
+    recipe = _read(path_or_name, overrides)
+    named = recipe.pop("trainer", section.trainer)
+    if named != section.trainer:
+        raise ValueError(
+            f"`{path_or_name}` is a recipe for the trainer `{named}`, but one for `{section.trainer}` is needed here."
+        )
+    return build_section(section, recipe, "")
 
 
-# By a section that such recipes alone have, the module whose `run` trains by them.
-_TRAINERS = {
-    "iterations": "speech_tokenizers.training.units.hubert_pretraining",
-    "perturbation": "speech_tokenizers.training.units.dc_spin_trainer",
-    "finetuning": "speech_tokenizers.training.recognition.ctc_recipe",
-    "heads": "speech_tokenizers.training.language_models.latent_lm",
-}
-
-
-def recipe_trainer(path_or_name: str) -> str | None:
+def trainer_name(path_or_name: str, overrides: Sequence[str] = ()) -> str:
     r"""
-    The module that trains by a recipe, where that is not a codec's; its `run` takes what the command `train` parsed.
+    Name of the trainer that a recipe is for, its key `trainer`. A recipe without that key is for a codec.
+
+    Args:
+        path_or_name (`str`), overrides (sequence of `str`): See [`load_recipe`].
 
     Raises:
         ValueError: If the recipe does not exist.
     """
-    recipe = _read(path_or_name, ())
-    return next((module for section, module in _TRAINERS.items() if section in recipe), None)
+    return _read(path_or_name, overrides).get("trainer", "codec")
 
 
 def _read(path_or_name: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -75,11 +76,11 @@ _INCIDENTAL = ("output_dir", "logging_steps", "save_steps", "save_total_limit", 
 
 def keep_recipe(path: Path, args: Any, incidental: Sequence[str] = _INCIDENTAL) -> None:
     r"""
-    Write down what an output folder is for, or see that it is still for that.
+    Write the settings of an output folder down, or check that they are still those.
 
     Args:
         path (`Path`): The YAML file.
-        args (dataclass): The settings.
+        args (dataclass): The settings; their class has the attribute `trainer`.
         incidental (sequence of `str`): Settings that may change. Defaults to those that say how often and where.
 
     Raises:
@@ -91,12 +92,17 @@ def keep_recipe(path: Path, args: Any, incidental: Sequence[str] = _INCIDENTAL) 
             f"{path.parent} was begun with other settings (`{key}` was {before!r} and is {now!r}); choose another"
             " `output_dir`, or delete that folder."
         )
-    path.write_text(yaml.safe_dump(dataclasses.asdict(args), sort_keys=False), encoding="utf-8")
+    text = yaml.safe_dump({"trainer": args.trainer, **dataclasses.asdict(args)}, sort_keys=False)
+    # What is right is left alone: another process may be reading it.
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
 
 
 def changed_settings(path: Path, args: Any, incidental: Sequence[str]) -> dict[str, tuple[Any, Any]]:
     r"""
     What an output folder's recipe and the settings differ in: both values by their dotted keys.
+
+    A setting that the folder's recipe lacks is newer than the folder, which had what is its default today.
 
     Args:
         path (`Path`): The YAML file; nothing differs where there is none.
@@ -106,13 +112,35 @@ def changed_settings(path: Path, args: Any, incidental: Sequence[str]) -> dict[s
     if not path.is_file():
         return {}
     settings = dataclasses.asdict(args)
-    before, now = _flattened(yaml.safe_load(path.read_text(encoding="utf-8"))), _flattened(settings)
+    before = _flattened(_completed(yaml.safe_load(path.read_text(encoding="utf-8")), args))
+    now = _flattened(settings)
     compared = settings.keys() - set(incidental)
     return {
         key: (before.get(key), now.get(key))
         for key in {**now, **before}
         if key.split(".")[0] in compared and before.get(key) != now.get(key)
     }
+
+
+def _completed(values: dict[str, Any], section: Any) -> dict[str, Any]:
+    # What a file says of a dataclass, with the defaults of the fields that it lacks.
+    completed = dict(values)
+    for field in dataclasses.fields(section):
+        now, before = getattr(section, field.name), values.get(field.name)
+        if field.name not in values:
+            if field.default is not dataclasses.MISSING:
+                completed[field.name] = field.default
+            elif field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+                completed[field.name] = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default
+        elif isinstance(before, dict) and dataclasses.is_dataclass(now):
+            completed[field.name] = _completed(before, now)
+        elif isinstance(before, dict) and isinstance(now, dict):
+            completed[field.name] = {
+                name: _completed(value, now[name]) if dataclasses.is_dataclass(now.get(name)) else value
+                for name, value in before.items()
+            }
+    return completed
 
 
 def _flattened(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -155,6 +183,7 @@ def build_section(section: type, values: Any, prefix: str) -> Any:
     if not isinstance(values, dict):
         raise ValueError(f"`{prefix.rstrip('.')}` must be a mapping of keys to values, but got {values!r}.")
     hints = typing.get_type_hints(section)
+    hints = {field.name: hints[field.name] for field in dataclasses.fields(section)}
     check_names(values, hints, "The recipe's key", prefix)
     required = {
         f.name
@@ -168,7 +197,7 @@ def build_section(section: type, values: Any, prefix: str) -> Any:
     return section(**{key: convert(value, hints[key], f"{prefix}{key}") for key, value in values.items()})
 
 
-def check_names(given: typing.Iterable[str], known: typing.Iterable[str], what: str, prefix: str = "") -> None:
+def check_names(given: Iterable[str], known: Iterable[str], what: str, prefix: str = "") -> None:
     """Raises `ValueError`, with the nearest known name, if one of the names `given` is not `known`."""
     known = list(known)
     for name in given:

@@ -7,32 +7,33 @@ What is finished is not done again: the same command goes on after a kill, at th
 been stopped.
 """
 
-import argparse
 import copy
 import json
 import os
-import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError  # what a contradictory configuration raises
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import set_seed
 
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.modeling.configuration_latent_lm import LatentLMConfig
 from speech_tokenizers.modeling.continuous_heads import build_head
 from speech_tokenizers.modeling.modeling_latent_lm import LatentLanguageModel
-from speech_tokenizers.processing.recordings import decode_all, load_recordings
-from speech_tokenizers.training.common.length_batches import length_batch_loader
-from speech_tokenizers.training.common.processes import leave_together
-from speech_tokenizers.training.common.recipe_files import keep_recipe, load_recipe
-from speech_tokenizers.training.common.recipe_trainer import JsonLinesCallback, newest_checkpoint
+from speech_tokenizers.training.common.data import EvaluatedRecordingsArguments, decode_part
+from speech_tokenizers.training.common.processes import process_state
+from speech_tokenizers.training.common.recipe_files import load_recipe
+from speech_tokenizers.training.common.recipe_trainer import (
+    RecipeTrainer,
+    ScheduledRecipeArguments,
+    claim_output,
+    train_until_done,
+)
+from speech_tokenizers.training.common.whole_folder import whole_folder
 from speech_tokenizers.training.language_models.latent_prediction import (
     generation_milliseconds,
     judge,
@@ -41,40 +42,11 @@ from speech_tokenizers.training.language_models.latent_prediction import (
 from speech_tokenizers.training.units.pseudo_labels import PseudoLabels, TokenLabeler, label_all
 
 
-@dataclass
-class LatentDataArguments:
-    r"""
-    Where the recordings are; see [`load_recordings`].
+@dataclass(kw_only=True)
+class LatentDataArguments(EvaluatedRecordingsArguments):
+    """Where the recordings are; see [`EvaluatedRecordingsArguments`]. The latents are kept beside decoded audio."""
 
-    Args:
-        train, eval (`str`): A folder, a file of metadata, Parquet, or a dataset's id on the Hub.
-        train_filter, eval_filter (`dict`), train_files, eval_files (`str`, *optional*), train_split, eval_split
-            (`str`), audio_column (`str`): Which of them.
-        cache_dir (`str`, *optional*): Where decoded audio and latents are kept. Defaults to `cache` in the output
-            folder.
-        min_seconds (`float`): Shorter recordings are left out.
-        max_seconds (`float`): Of a longer one, a part of this length is drawn each time; for evaluation, its first
-            part is taken.
-        max_eval_recordings (`int`): Held-out recordings to measure on, spread evenly over all.
-    """
-
-    train: str
-    eval: str
-    train_filter: dict[str, Any] = field(default_factory=dict)
-    eval_filter: dict[str, Any] = field(default_factory=dict)
-    train_files: str | None = None
-    eval_files: str | None = None
-    train_split: str = "train"
-    eval_split: str = "validation"
-    audio_column: str = "audio"
-    cache_dir: str | None = None
-    min_seconds: float = 0.5
     max_seconds: float = 10.0
-    max_eval_recordings: int = 40
-
-    def __post_init__(self):
-        if not 0 < self.min_seconds <= self.max_seconds:
-            raise ValueError("`data.min_seconds` must be positive and not above `data.max_seconds`.")
 
 
 @dataclass
@@ -95,40 +67,30 @@ class ContinuationArguments:
     cfg_scale: float = 1.0
 
 
-@dataclass
-class LatentLMArguments:
+@dataclass(kw_only=True)
+class LatentLMArguments(ScheduledRecipeArguments):
     r"""
-    A training of a language model on continuous tokens.
+    A training of a language model on continuous tokens. The learning rate rises to its peak and falls as a cosine.
+
+    The folder gets one for each head, with `final`, `results.json`, `training_log.jsonl` and `continuations`, and the
+    table of all, `results.md`.
 
     Args:
-        output_dir (`str`): Gets a folder for each head, with `final`, `results.json`, `training_log.jsonl` and
-            `continuations`, and the table of all, `results.md`.
         model (`str`): Name, folder or Hub id of the model whose `latents` are the tokens: continuous tokens, or a
             codec's latents before its quantizer.
-        data ([`LatentDataArguments`]): The recordings.
         heads (`dict`): By name, the options of each head's class, with `kind` where the name is not that of the kind.
         language_model (`dict`): Configuration of the transformer with its `model_type`. Defaults to
             [`LatentLMConfig`]'s.
         input_noise_std, stop_loss_weight, stop_pos_weight (`float`): See [`LatentLMConfig`].
-        continuations ([`ContinuationArguments`]): What to listen to.
-        num_draws (`int`): Of the held-out score.
-        batch_seconds (`float`): Speech of a micro-batch, with padding, of one process.
-        gradient_accumulation_steps (`int`): Micro-batches a step and process.
-        max_steps (`int`): Optimizer steps for each head.
-        learning_rate (`float`): Its peak; it rises from 0 over `warmup_steps` and falls as a cosine.
-        warmup_steps (`int`): See above.
-        betas (`list` of two `float`), weight_decay (`float`): Of AdamW.
-        max_grad_norm (`float`): Longer gradients are scaled down to this norm.
-        mixed_precision (`str`, *optional*): `"bf16"` or `"fp16"`.
-        seed (`int`): Of weights, data and draws.
-        logging_steps, save_steps (`int`): Intervals of the log and of checkpoints.
-        save_total_limit (`int`): Checkpoints to keep.
-        num_workers (`int`): Processes that prepare batches. Batches do not depend on it.
+        continuations ([`ContinuationArguments`]): Speech to listen to in the end.
+        num_draws (`int`): Draws of each frame for the held-out score.
+        kwargs: See [`ScheduledRecipeArguments`]. `max_steps` are those of each head; the seed is that of draws, too.
     """
 
-    output_dir: str
-    model: str
+    trainer: ClassVar[str] = "latent_lm"
+
     data: LatentDataArguments
+    model: str
     heads: dict[str, dict[str, Any]]
     language_model: dict[str, Any] = field(default_factory=dict)
     input_noise_std: float = 0.0
@@ -136,22 +98,12 @@ class LatentLMArguments:
     stop_pos_weight: float = 10.0
     continuations: ContinuationArguments = field(default_factory=ContinuationArguments)
     num_draws: int = 8
-    batch_seconds: float = 80.0
-    gradient_accumulation_steps: int = 1
     max_steps: int = 2000
     learning_rate: float = 1e-3
     warmup_steps: int = 100
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    mixed_precision: str | None = None
-    seed: int = 0
-    logging_steps: int = 50
-    save_steps: int = 500
-    save_total_limit: int = 2
-    num_workers: int = 0
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.heads:
             raise ValueError("`heads` must name at least one.")
         for name in self.heads:
@@ -161,11 +113,6 @@ class LatentLMArguments:
                 build_head(kind, 8, 8, **options)
         if self.num_draws < 2:
             raise ValueError(f"`num_draws` must be at least 2, but got {self.num_draws}.")
-        if self.batch_seconds < self.data.max_seconds:
-            raise ValueError(
-                f"`batch_seconds` ({self.batch_seconds}) must hold a recording of `data.max_seconds`"
-                f" ({self.data.max_seconds})."
-            )
 
 
 def kind_and_options(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -236,40 +183,25 @@ def pad_latents(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Ten
     return {"latents": latents, "latents_mask": mask, "ended": torch.stack([item["ended"] for item in items])}
 
 
-class LatentLMTrainer(Trainer):
+class LatentLMTrainer(RecipeTrainer):
     r"""
-    `transformers.Trainer` on batches by seconds.
+    [`RecipeTrainer`] of a [`LatentLanguageModel`].
 
     Args:
-        batch_frames (`int`): Frames of a micro-batch, with padding.
-        kwargs: Of the `Trainer`; `train_dataset` is a [`LatentDataset`], `args.max_steps` is set.
+        args, kwargs: See [`RecipeTrainer`]; `train_dataset` is a [`LatentDataset`].
     """
 
-    def __init__(self, *args: Any, batch_frames: int, **kwargs: Any):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, data_collator=pad_latents, **kwargs)
-        self.batch_frames = batch_frames
-        self._window: dict[str, torch.Tensor] = {}
 
-    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """See [`length_batch_loader`]."""
-        return length_batch_loader(self, self.batch_frames)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if model.training:
-            sums = {name: outputs[name].detach() for name in ("prediction_loss", "stop_loss")}
-            for name, value in {**sums, "count": torch.ones_like(loss.detach())}.items():
-                self._window[name] = self._window.get(name, 0) + value
-        return (loss, outputs) if return_outputs else loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the parts of the loss since the last log."""
-        if "loss" in logs and self._window:
-            sums = {name: float(value) for name, value in self.accelerator.reduce(self._window, "sum").items()}
-            for name in ("prediction_loss", "stop_loss"):
-                logs[name] = round(sums[name] / sums["count"], 5)
-            self._window = {}
-        super().log(logs, start_time)
+    def measures(self, outputs: Any, inputs: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, int | None]]:
+        """Means of the parts of the loss over micro-batches, and the speed."""
+        seconds = inputs["latents_mask"].sum() / self.train_dataset.latents.label_rate
+        return {
+            "prediction_loss": (outputs["prediction_loss"], 1),
+            "stop_loss": (outputs["stop_loss"], 1),
+            "audio_seconds_per_second": (seconds, None),
+        }
 
 
 def train_all(args: LatentLMArguments) -> dict[str, dict[str, float]]:
@@ -285,17 +217,17 @@ def train_all(args: LatentLMArguments) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: If the output folder belongs to another recipe, or there is nothing to learn from.
     """
-    output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    keep_recipe(output / "recipe.yaml", args)
     codec = load(args.model)[0]
     train, held_out = cached_latents(codec, args)
+    output, processes = claim_output(args), process_state()
     for name in args.heads:
         folder = output / name
         if not (folder / "results.json").is_file():
             train_head(name, args, codec, train, held_out, folder)
+        processes.wait_for_everyone()
     results = {name: json.loads((output / name / "results.json").read_text("utf-8")) for name in args.heads}
-    (output / "results.md").write_text(results_table(results) + "\n", encoding="utf-8")
+    if processes.is_main_process:
+        (output / "results.md").write_text(results_table(results) + "\n", encoding="utf-8")
     return results
 
 
@@ -307,18 +239,15 @@ def cached_latents(codec: Any, args: LatentLMArguments) -> tuple[PseudoLabels, l
         Those to train on; and of each recording to measure on its name, its latents up to `data.max_seconds`, and
         whether these are all.
     """
-    data, found = args.data, []
-    cache_dir = Path(data.cache_dir or Path(args.output_dir) / "cache")
-    for source, kept, files, split in (
-        (data.train, data.train_filter, data.train_files, data.train_split),
-        (data.eval, data.eval_filter, data.eval_files, data.eval_split),
-    ):
-        recordings = decode_all(
-            load_recordings(source, kept, files, split, data.audio_column), codec.sampling_rate, cache_dir
-        )
+    data, found, processes = args.data, [], process_state()
+    for part in ("train", "eval"):
+        recordings = decode_part(data, part, codec.sampling_rate, args.cache_dir)
         labeler = TokenLabeler(codec, codec.sampling_rate, kind="latents")
-        found.append((recordings.names, label_all(recordings, labeler, cache_dir / "latents")))
-        print(f"{source}: {len(recordings)} recordings, {recordings.seconds / 3600:.2f} h", file=sys.stderr)
+        with processes.main_process_first():
+            latents = label_all(
+                recordings, labeler, args.cache_dir / "latents", show_progress=processes.is_main_process
+            )
+        found.append((recordings.names, latents))
     (_, train), (names, held_out) = found
     least, most = (seconds * held_out.label_rate for seconds in (data.min_seconds, data.max_seconds))
     usable = [index for index in range(len(held_out)) if len(held_out[index]) >= max(1, least)]
@@ -370,38 +299,13 @@ def train_head(
     dataset = LatentDataset(train, args.data.min_seconds, args.data.max_seconds, args.seed)
     model = new_model(name, args, train[0].shape[-1])
     model.set_statistics(*dataset.moments())
-    checkpoint = newest_checkpoint(folder / "checkpoints")
-    last_step = 0 if checkpoint is None else int(checkpoint.name.removeprefix("checkpoint-"))
-    folder.mkdir(parents=True, exist_ok=True)
     trainer = LatentLMTrainer(
         model,
-        TrainingArguments(
-            output_dir=str(folder / "checkpoints"),
-            max_steps=args.max_steps,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-            learning_rate=args.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=args.warmup_steps,
-            adam_beta1=args.betas[0],
-            adam_beta2=args.betas[1],
-            weight_decay=args.weight_decay,
-            max_grad_norm=args.max_grad_norm,
-            bf16=args.mixed_precision == "bf16",
-            fp16=args.mixed_precision == "fp16",
-            logging_steps=args.logging_steps,
-            logging_first_step=True,
-            save_steps=args.save_steps,
-            save_total_limit=args.save_total_limit,
-            seed=args.seed,
-            dataloader_num_workers=args.num_workers,
-            remove_unused_columns=False,
-            report_to="none",
-        ),
-        batch_frames=round(args.batch_seconds * train.label_rate),
+        args.training_arguments(folder, args, lr_scheduler_type="cosine"),
+        batch_length=round(args.batch_seconds * train.label_rate),
         train_dataset=dataset,
-        callbacks=[JsonLinesCallback(folder / "training_log.jsonl", last_step)],
     )
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    train_until_done(trainer, folder, ["loss", "prediction_loss", "stop_loss"])
     if not trainer.is_world_process_zero():
         return
     model.eval()
@@ -423,20 +327,13 @@ def train_head(
         stop_threshold=None,
         **sampling,
     )
-    _save_whole(model, folder / "final")
+    with whole_folder(folder / "final") as final:
+        model.save_pretrained(final)
     results |= generation_milliseconds(model.cpu())
     results["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     temporary = folder / ".results.json.incomplete"
     temporary.write_text(json.dumps(results, indent=2), encoding="utf-8")
     os.replace(temporary, folder / "results.json")
-
-
-def _save_whole(model: LatentLanguageModel, folder: Path) -> None:
-    temporary = folder.with_name(f".{folder.name}.incomplete")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
 
 
 def results_table(results: dict[str, dict[str, float]]) -> str:
@@ -456,19 +353,6 @@ def results_table(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe of this installation")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that differ from the recipe")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
-    try:
-        results = train_all(load_recipe(args.recipe, args.overrides, LatentLMArguments))
-    except (ValueError, TypeError, OSError, StrictDataclassError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print(results_table(results))
-    leave_together()
-    return 0
+def run_recipe(path_or_name: str, overrides: Sequence[str]) -> str:
+    """Train by a recipe; returns the table of results, which the command `train` prints."""
+    return results_table(train_all(load_recipe(path_or_name, overrides, LatentLMArguments)))

@@ -24,7 +24,6 @@ from transformers import (
     AutoFeatureExtractor,
     AutoModelForCTC,
     AutoTokenizer,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
     Wav2Vec2Processor,
@@ -43,8 +42,7 @@ from speech_tokenizers.processing.recordings import (
     load_recordings,
     parse_filter,
 )
-from speech_tokenizers.training.common.length_batches import length_batch_loader
-from speech_tokenizers.training.common.recipe_trainer import newest_checkpoint
+from speech_tokenizers.training.common.recipe_trainer import RecipeTrainer, newest_checkpoint, train_until_done
 from speech_tokenizers.training.recognition.ctc_targets import (
     COLUMNS,
     LabelErrorRate,
@@ -232,9 +230,9 @@ class FreezeEncoderCallback(TrainerCallback):
             parameter.requires_grad_(state.global_step >= self.num_steps)
 
 
-class CTCTrainer(Trainer):
+class CTCTrainer(RecipeTrainer):
     r"""
-    `transformers.Trainer` of an `AutoModelForCTC`, on batches by seconds.
+    [`RecipeTrainer`] of an `AutoModelForCTC`.
 
     Args:
         model (`PreTrainedModel`): As [`load_ctc_model`] returns it.
@@ -259,6 +257,7 @@ class CTCTrainer(Trainer):
         super().__init__(
             model,
             args,
+            batch_length=round(args.batch_seconds * train_dataset.recordings.sampling_rate),
             data_collator=pad_recordings,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -268,11 +267,6 @@ class CTCTrainer(Trainer):
         )
         # The models take any keyword, but do not divide by the number of labels that they would be told.
         self.model_accepts_loss_kwargs = False
-
-    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """All batches of this process, as one epoch, so that a resumed training skips those that were taken."""
-        batch_samples = round(self.args.batch_seconds * self.train_dataset.recordings.sampling_rate)
-        return length_batch_loader(self, batch_samples)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """See [`tri_stage_factor`]."""
@@ -448,7 +442,7 @@ def finetune_ctc(
 
     processor = Wav2Vec2Processor(feature_extractor, tokenizer)
     trainer = CTCTrainer(model, args, labels, train_dataset, eval_dataset, processing_class=processor)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    train_until_done(trainer, output, ["loss"])
     if eval_dataset is not None:
         trainer.evaluate()
     trainer.save_model()

@@ -5,16 +5,15 @@ Fine-tune a speech encoder by CTC by a recipe, such as stage II of DC-Spin; what
 The same command goes on after a kill, at the newest checkpoint.
 """
 
-import argparse
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from speech_tokenizers.processing.optional_packages import MissingPackageError
 from speech_tokenizers.processing.phonemization import EspeakPhonemizer
 from speech_tokenizers.processing.recordings import load_recordings
-from speech_tokenizers.training.common.recipe_files import check_names, keep_recipe, load_recipe
+from speech_tokenizers.training.common.recipe_files import check_names, load_recipe
+from speech_tokenizers.training.common.recipe_trainer import claim_output
 from speech_tokenizers.training.recognition.ctc_finetuning import CTCFinetuningArguments, finetune_ctc
 
 
@@ -53,6 +52,8 @@ class CTCRecipeArguments:
         unit (`str`): `"phone"` or `"character"`.
     """
 
+    trainer: ClassVar[str] = "ctc"
+
     output_dir: str
     encoder: str
     data: CTCDataArguments
@@ -76,12 +77,10 @@ def finetune_by_recipe(args: CTCRecipeArguments) -> Path:
     Raises:
         ValueError: If the output folder belongs to another recipe; see also [`finetune_ctc`].
     """
-    data, output = args.data, Path(args.output_dir)
+    data = args.data
     settings = {"logging_steps": 10, "save_total_limit": 2, "report_to": "none", **args.finetuning}
     training_args = CTCFinetuningArguments(output_dir=args.output_dir, cache_dir=data.cache_dir, **settings)
-    with training_args.main_process_first(desc="recipe"):
-        output.mkdir(parents=True, exist_ok=True)
-        keep_recipe(output / "recipe.yaml", args)
+    output = claim_output(args)
     if (output / "config.json").is_file():
         return output
     finetune_ctc(
@@ -97,12 +96,6 @@ def finetune_by_recipe(args: CTCRecipeArguments) -> Path:
     return output
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run by `args.recipe` and `args.overrides`; returns the exit code."""
-    try:
-        folder = finetune_by_recipe(load_recipe(args.recipe, args.overrides, CTCRecipeArguments))
-    except (ValueError, TypeError, OSError, MissingPackageError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print(f"the recogniser: {folder}")
-    return 0
+def run_recipe(path_or_name: str, overrides: Sequence[str]) -> str:
+    """Fine-tune by a recipe; returns what the command `train` prints."""
+    return f"the recogniser: {finetune_by_recipe(load_recipe(path_or_name, overrides, CTCRecipeArguments))}"

@@ -9,16 +9,15 @@ goes on after a kill.
 
 import argparse
 import json
-import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from speech_tokenizers.training.common.child_process import Stopped, run_command
 from speech_tokenizers.training.common.recipe_files import keep_recipe, load_recipe
+from speech_tokenizers.training.common.whole_folder import whole_folder
 
 
 # Units that swapped prediction learns, by name: what differs in the recipe of `dc_spin`.
@@ -79,6 +78,8 @@ class UnitStudyArguments:
         evaluation (`dict`): Options of `speech-tokenizers evaluate units`, such as `recognizer`.
         seed (`int`): Of all of it.
     """
+
+    trainer: ClassVar[str] = "unit_study"
 
     output_dir: str
     encoder: str
@@ -239,11 +240,9 @@ def spoken_units(args: UnitStudyArguments, name: str) -> Path:
     model, feature_extractor = speech_tokenizers.load(str(units_folder(args, name)))
     vocoder = speech_tokenizers.UnitVocoderModel.from_pretrained(Path(args.output_dir) / "vocoders" / name / "final")
     model.attach_vocoder(vocoder)
-    temporary = folder.with_name(f".{folder.name}.incomplete")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    feature_extractor.save_pretrained(temporary)
-    os.replace(temporary, folder)
+    with whole_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        feature_extractor.save_pretrained(temporary)
     return folder
 
 

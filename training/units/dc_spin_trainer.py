@@ -8,33 +8,30 @@ whose own is not public. The same command goes on after a kill, at the newest ch
 stopped.
 """
 
-import argparse
 import dataclasses
-import os
-import shutil
-import sys
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import TrainerCallback, set_seed
 
 from speech_tokenizers.modeling.configuration_dc_spin import DCSpinConfig
 from speech_tokenizers.modeling.modeling_dc_spin import DCSpinModel
 from speech_tokenizers.processing.feature_extraction_dc_spin import DCSpinFeatureExtractor
-from speech_tokenizers.processing.optional_packages import MissingPackageError
-from speech_tokenizers.processing.recordings import DecodedRecordings, decode_all, load_recordings
 from speech_tokenizers.processing.speaker_perturbation import SpeakerPerturbation
-from speech_tokenizers.training.common.data import PretrainingDataArguments
-from speech_tokenizers.training.common.length_batches import length_batch_loader
-from speech_tokenizers.training.common.processes import leave_together, process_state
-from speech_tokenizers.training.common.recipe_files import check_names, keep_recipe, load_recipe
-from speech_tokenizers.training.common.recipe_trainer import JsonLinesCallback, newest_checkpoint
-from speech_tokenizers.training.common.reporting import draw_loss_curves, has_matplotlib
+from speech_tokenizers.training.common.data import decode_part
+from speech_tokenizers.training.common.processes import process_state
+from speech_tokenizers.training.common.recipe_files import check_names, load_recipe
+from speech_tokenizers.training.common.recipe_trainer import (
+    RecipeTrainer,
+    ScheduledRecipeArguments,
+    claim_output,
+    train_until_done,
+)
+from speech_tokenizers.training.common.whole_folder import whole_folder
 from speech_tokenizers.training.units.perturbed_views import PerturbedViewsDataset, pad_views
 
 
@@ -62,69 +59,47 @@ class PerturbationArguments:
     f0_ceiling: float = 500.0
 
 
-@dataclass
-class DCSpinTrainingArguments:
+@dataclass(kw_only=True)
+class DCSpinTrainingArguments(ScheduledRecipeArguments):
     r"""
-    A training of units. The defaults are those of Spin's code.
+    A training of units. The defaults are those of Spin's code. The folder gets `checkpoints`, `training_log.jsonl`,
+    `loss_curves.png` and, as `final`, the model.
 
     Args:
-        output_dir (`str`): Gets `checkpoints`, `training_log.jsonl`, `loss_curves.png` and, as `final`, the model.
         model (`dict`): `encoder`, folder or Hub id of the speech encoder to start from (also one that was fine-tuned
             by CTC), and fields of the [`DCSpinConfig`].
-        data ([`PretrainingDataArguments`]): The recordings.
         perturbation ([`PerturbationArguments`]): The other voice.
-        max_steps (`int`): Optimizer steps.
         batch_seconds (`float`): Audio of a micro-batch with padding, over all processes, which share each of them. Its
             frames are the ones that use all codes equally, so that it should hold many more of them than there are
             codes.
-        gradient_accumulation_steps (`int`): Micro-batches a step.
-        learning_rate, initial_learning_rate, final_learning_rate (`float`), warmup_steps (`int`): See
+        initial_learning_rate, final_learning_rate (`float`): Learning rates of the first and of the last step; see
             [`warmup_decay_rate`].
-        betas (`list` of two `float`), epsilon (`float`), weight_decay (`float`): Of Adam. The decay is part of the
-            gradient, other than in AdamW.
-        max_grad_norm (`float`): Longer gradients are scaled down to this norm.
-        mixed_precision (`str`, *optional*): `"bf16"` or `"fp16"`.
-        seed (`int`): Of codes, data and voices.
-        logging_steps, save_steps (`int`): Intervals of the log and of checkpoints.
-        save_total_limit (`int`): Checkpoints to keep.
-        num_workers (`int`): Processes that prepare batches, of which changing voices is most of the work. Batches do
-            not depend on it.
+        betas (`list` of two `float`), epsilon (`float`), weight_decay (`float`): Settings of Adam. The decay is part
+            of the gradient, other than in AdamW.
+        kwargs: See [`ScheduledRecipeArguments`]. The seed is that of codes and voices, too. `num_workers` matters:
+            changing voices is most of the work of preparing batches.
     """
 
-    output_dir: str
+    trainer: ClassVar[str] = "dc_spin"
+
     model: dict[str, Any]
-    data: PretrainingDataArguments
     perturbation: PerturbationArguments = field(default_factory=PerturbationArguments)
     max_steps: int = 5000
-    batch_seconds: float = 256.0
-    gradient_accumulation_steps: int = 1
     learning_rate: float = 1e-4
     initial_learning_rate: float = 1e-6
     final_learning_rate: float = 1e-6
     warmup_steps: int = 2500
+    batch_seconds: float = 256.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    epsilon: float = 1e-8
     weight_decay: float = 1e-6
     max_grad_norm: float = 10.0
-    mixed_precision: str | None = None
-    seed: int = 0
-    logging_steps: int = 50
-    save_steps: int = 500
-    save_total_limit: int = 2
-    num_workers: int = 0
 
     def __post_init__(self):
+        super().__post_init__()
         if not isinstance(self.model.get("encoder"), str):
             raise ValueError("The recipe lacks `model.encoder`, folder or Hub id of a speech encoder.")
         known = {"encoder", *DCSpinConfig.__dataclass_fields__} - {"encoder_config", "vocoder_config"}
         check_names(self.model, known, "The recipe's key", "model.")
-        if self.max_steps < 1 or self.warmup_steps < 0:
-            raise ValueError("`max_steps` must be at least 1, and `warmup_steps` not negative.")
-        if self.batch_seconds < self.data.max_seconds:
-            raise ValueError(
-                f"`batch_seconds` ({self.batch_seconds}) must hold a recording of `data.max_seconds`"
-                f" ({self.data.max_seconds})."
-            )
 
 
 def warmup_decay_rate(
@@ -163,47 +138,31 @@ class NormalizeCodebooksCallback(TrainerCallback):
 _MEASURES = ("swapped_prediction_loss", "accuracy", "code_perplexity", "probability_perplexity")
 
 
-class DCSpinTrainer(Trainer):
+class DCSpinTrainer(RecipeTrainer):
     r"""
-    `transformers.Trainer` of a [`DCSpinModel`], on batches by seconds.
+    [`RecipeTrainer`] of a [`DCSpinModel`]. All processes share each micro-batch, whose frames use the codes equally.
 
     Args:
-        model ([`DCSpinModel`]): What is trained.
+        model ([`DCSpinModel`]): The model to train.
         args ([`DCSpinTrainingArguments`]): Settings.
         train_dataset ([`PerturbedViewsDataset`]): The recordings.
-        kwargs: Of the `Trainer`.
+        kwargs: Further arguments of the `Trainer`.
     """
 
     def __init__(
         self, model: DCSpinModel, args: DCSpinTrainingArguments, train_dataset: PerturbedViewsDataset, **kwargs: Any
     ):
         self.recipe = args
-        training_args = TrainingArguments(
-            output_dir=str(Path(args.output_dir) / "checkpoints"),
-            max_steps=args.max_steps,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-            learning_rate=args.learning_rate,
-            max_grad_norm=args.max_grad_norm,
-            bf16=args.mixed_precision == "bf16",
-            fp16=args.mixed_precision == "fp16",
-            logging_steps=args.logging_steps,
-            logging_first_step=True,
-            save_steps=args.save_steps,
-            save_total_limit=args.save_total_limit,
-            seed=args.seed,
-            dataloader_num_workers=args.num_workers,
-            remove_unused_columns=False,
-            report_to="none",
+        super().__init__(
+            model,
+            args.training_arguments(Path(args.output_dir), args),
+            batch_length=round(args.batch_seconds * train_dataset.recordings.sampling_rate),
+            batches={"share_batches": True, "drop_incomplete": True},
+            data_collator=pad_views,
+            train_dataset=train_dataset,
+            **kwargs,
         )
-        super().__init__(model, training_args, data_collator=pad_views, train_dataset=train_dataset, **kwargs)
         self.add_callback(NormalizeCodebooksCallback(model))
-        self._window: dict[str, torch.Tensor] = {}
-        self._window_start = time.perf_counter()
-
-    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """All batches of this process, as one epoch, so that a resumed training skips those it has taken."""
-        batch_samples = round(self.recipe.batch_seconds * self.train_dataset.recordings.sampling_rate)
-        return length_batch_loader(self, batch_samples, share_batches=True, drop_incomplete=True)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Adam over all that is trained."""
@@ -237,34 +196,14 @@ class DCSpinTrainer(Trainer):
             )
         return self.lr_scheduler
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if model.training:
-            self._note(outputs, inputs)
-        return (loss, outputs) if return_outputs else loss
-
-    @torch.no_grad()
-    def _note(self, outputs: Any, inputs: dict[str, torch.Tensor]) -> None:
-        # Sums on the device, so that no step waits for them.
-        values = {"batches": torch.ones((), device=outputs["loss"].device), "samples": inputs["padding_mask"].sum()}
-        for codebook in ("primary", "auxiliary"):
-            for measure in _MEASURES:
-                value = outputs.get(f"{codebook}_{measure}")
-                if value is not None:
-                    values[f"{codebook}_{measure}"] = value
-        for name, value in values.items():
-            self._window[name] = self._window.get(name, 0) + value.detach().float()
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add means of the measures since the last log, and the speed."""
-        if "loss" in logs and self._window:
-            sums = {name: float(value) for name, value in self.accelerator.reduce(self._window, "sum").items()}
-            num_batches, num_samples = sums.pop("batches"), sums.pop("samples")
-            logs |= {name: round(value / num_batches, 4) for name, value in sums.items()}
-            seconds = num_samples / self.train_dataset.recordings.sampling_rate
-            logs["audio_seconds_per_second"] = round(seconds / (time.perf_counter() - self._window_start), 2)
-            self._window, self._window_start = {}, time.perf_counter()
-        super().log(logs, start_time)
+    def measures(self, outputs: Any, inputs: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, int | None]]:
+        """Means of `_MEASURES` over micro-batches, for each codebook, and the speed."""
+        names = [f"{codebook}_{measure}" for codebook in ("primary", "auxiliary") for measure in _MEASURES]
+        found: dict[str, tuple[torch.Tensor, int | None]] = {
+            name: (outputs[name], 1) for name in names if outputs.get(name) is not None
+        }
+        seconds = inputs["padding_mask"].sum() / self.train_dataset.recordings.sampling_rate
+        return {**found, "audio_seconds_per_second": (seconds, None)}
 
 
 def train_dc_spin(args: DCSpinTrainingArguments) -> Path:
@@ -282,35 +221,28 @@ def train_dc_spin(args: DCSpinTrainingArguments) -> Path:
             from.
     """
     output = Path(args.output_dir)
-    processes = process_state()
     final = output / "final"
-    is_finished = (final / "config.json").is_file()
-    if not is_finished:
-        model = build_model(args)
-        recordings = _decoded(args, model.sampling_rate, processes)
-    with processes.main_process_first():
-        output.mkdir(parents=True, exist_ok=True)
-        keep_recipe(output / "recipe.yaml", args)  # not before: what could not begin may begin otherwise
-    if is_finished:
+    if (final / "config.json").is_file():
+        claim_output(args)
         return final
-    checkpoint = newest_checkpoint(output / "checkpoints")
-    last_step = 0 if checkpoint is None else int(checkpoint.name.removeprefix("checkpoint-"))
+    model = build_model(args)
+    recordings = decode_part(args.data, "train", model.sampling_rate, args.cache_dir)
+    claim_output(args)
     perturbation = SpeakerPerturbation(**dataclasses.asdict(args.perturbation), sampling_rate=model.sampling_rate)
     trainer = DCSpinTrainer(
         model,
         args,
         PerturbedViewsDataset(recordings, perturbation, args.data.min_seconds, args.data.max_seconds, args.seed),
-        callbacks=[JsonLinesCallback(output / "training_log.jsonl", last_step)],
     )
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    curves = [f"{codebook}_{name}" for codebook in ("primary", "auxiliary") for name in _MEASURES[:3]]
+    train_until_done(trainer, output, ["loss", *curves])
+    processes = process_state()
     if processes.is_main_process:
-        if has_matplotlib():
-            names = [
-                "loss",
-                *(f"{codebook}_{name}" for codebook in ("primary", "auxiliary") for name in _MEASURES[:3]),
-            ]
-            draw_loss_curves(output / "training_log.jsonl", output / "loss_curves.png", names)
-        _save_whole(model, final)
+        # The last update has moved the codes off unit length a little.
+        model.normalize_codebooks()
+        with whole_folder(final) as folder:  # where it exists, the training is finished
+            model.eval().save_pretrained(folder)
+            DCSpinFeatureExtractor(sampling_rate=model.sampling_rate).save_pretrained(folder)
     processes.wait_for_everyone()
     return final
 
@@ -336,44 +268,6 @@ def build_model(args: DCSpinTrainingArguments) -> DCSpinModel:
     return model
 
 
-def _decoded(args: DCSpinTrainingArguments, sampling_rate: int, processes: PartialState) -> DecodedRecordings:
-    data = args.data
-    with processes.main_process_first():
-        recordings = decode_all(
-            load_recordings(data.train, data.train_filter, data.train_files, data.train_split, data.audio_column),
-            sampling_rate,
-            data.cache_dir or Path(args.output_dir) / "audio_cache",
-            processes.is_main_process,
-        )
-    if processes.is_main_process:
-        print(f"{len(recordings)} recordings, {recordings.seconds / 3600:.2f} h", file=sys.stderr)
-    return recordings
-
-
-def _save_whole(model: DCSpinModel, folder: Path) -> None:
-    # Whole or not at all: where the folder exists, the training is finished.
-    temporary = folder.with_name(f".{folder.name}.incomplete")
-    shutil.rmtree(temporary, ignore_errors=True)
-    # The last update has moved the codes off unit length a little.
-    model.normalize_codebooks()
-    model.eval().save_pretrained(temporary)
-    DCSpinFeatureExtractor(sampling_rate=model.sampling_rate).save_pretrained(temporary)
-    os.replace(temporary, folder)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe of this installation")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that differ from the recipe")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
-    try:
-        final = train_dc_spin(load_recipe(args.recipe, args.overrides, DCSpinTrainingArguments))
-    except (ValueError, OSError, MissingPackageError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print(f"the units: {final}")
-    leave_together()
-    return 0
+def run_recipe(path_or_name: str, overrides: Sequence[str]) -> str:
+    """Train by a recipe; returns what the command `train` prints."""
+    return f"the units: {train_dc_spin(load_recipe(path_or_name, overrides, DCSpinTrainingArguments))}"

@@ -7,31 +7,35 @@ What is finished is not done again: the same command goes on after a kill, at th
 been stopped.
 """
 
-import argparse
 import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainingArguments, Wav2Vec2FeatureExtractor, set_seed
+from transformers import Wav2Vec2FeatureExtractor, set_seed
 
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.modeling.configuration_hubert_masked_prediction import HubertMaskedPredictionConfig
 from speech_tokenizers.modeling.modeling_hubert_masked_prediction import HubertForMaskedPrediction
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
-from speech_tokenizers.processing.recordings import DecodedRecordings, decode_all, load_recordings
-from speech_tokenizers.training.common.data import PretrainingDataArguments
-from speech_tokenizers.training.common.processes import leave_together, process_state
-from speech_tokenizers.training.common.recipe_files import check_names, keep_recipe, load_recipe
-from speech_tokenizers.training.common.recipe_trainer import JsonLinesCallback, newest_checkpoint, step_of
-from speech_tokenizers.training.common.reporting import draw_loss_curves, has_matplotlib
+from speech_tokenizers.processing.recordings import DecodedRecordings
+from speech_tokenizers.training.common.data import decode_part
+from speech_tokenizers.training.common.processes import process_state
+from speech_tokenizers.training.common.recipe_files import check_names, load_recipe
+from speech_tokenizers.training.common.recipe_trainer import (
+    RecipeArguments,
+    ScheduleArguments,
+    claim_output,
+    train_until_done,
+)
+from speech_tokenizers.training.common.whole_folder import whole_folder
 from speech_tokenizers.training.units.kmeans import fit_kmeans
 from speech_tokenizers.training.units.masked_prediction import MaskedPredictionDataset, MaskedPredictionTrainer
 from speech_tokenizers.training.units.mfcc import mfcc_features
@@ -82,85 +86,59 @@ class LabelArguments:
             raise ValueError(f"`labels.subtract_mean` is of MFCC, but `labels.kind` is {self.kind!r}.")
 
 
-@dataclass
-class IterationArguments:
+@dataclass(kw_only=True)
+class IterationArguments(ScheduleArguments):
     r"""
     One iteration.
 
+    The learning rate rises from 0 to its peak and falls to 0 at the last step.
+
     Args:
-        labels ([`LabelArguments`]): What is predicted.
-        max_steps (`int`): Optimizer steps.
-        learning_rate (`float`): Its peak; it rises from 0 over `warmup_steps` and falls to 0 at the last step.
-        warmup_steps (`int`): See above.
+        labels ([`LabelArguments`]): Labels to predict.
         start_from (`str`): `"scratch"`, as in the paper, or `"previous"`: the encoder of the iteration before, which
             saves steps where there are few.
+        max_steps, learning_rate, warmup_steps: See [`ScheduleArguments`].
     """
 
     labels: LabelArguments
-    max_steps: int
     learning_rate: float = 5e-4
-    warmup_steps: int = 0
     start_from: str = "scratch"
 
     def __post_init__(self):
+        super().__post_init__()
         if self.start_from not in ("scratch", "previous"):
             raise ValueError(f"`start_from` must be 'scratch' or 'previous', but got {self.start_from!r}.")
-        if self.max_steps < 1:
-            raise ValueError(f"`max_steps` must be at least 1, but got {self.max_steps}.")
 
 
-@dataclass
-class HubertPretrainingArguments:
+@dataclass(kw_only=True)
+class HubertPretrainingArguments(RecipeArguments):
     r"""
-    A pre-training of HuBERT.
+    A pre-training of HuBERT. Its folder gets one for each iteration, with its `encoder` and `training_log.jsonl`, and
+    the last encoder as `final`.
 
     Args:
-        output_dir (`str`): Gets a folder for each iteration, with its `encoder` and `training_log.jsonl`, and the last
-            encoder as `final`.
         model (`dict`): Fields of the [`HubertMaskedPredictionConfig`].
-        data ([`PretrainingDataArguments`]): The recordings.
-        stem_init (`str`): How the convolutional front end begins: `"random"`, as published, or `"spectral"`; see
+        stem_init (`str`): Beginning of the convolutional front end: `"random"`, as published, or `"spectral"`; see
             [`init_spectral_stem`].
-        iterations (`dict`): By name, in order.
-        batch_seconds (`float`): Audio of a micro-batch, with padding, of one process.
-        gradient_accumulation_steps (`int`): Micro-batches a step and process.
-        betas (`list` of two `float`), epsilon (`float`), weight_decay (`float`): Of AdamW.
-        max_grad_norm (`float`): Longer gradients are scaled down to this norm.
-        mixed_precision (`str`, *optional*): `"bf16"` or `"fp16"`.
-        seed (`int`): Of weights, data, masks and k-means.
-        logging_steps, save_steps (`int`): Intervals of the log and of checkpoints.
-        save_total_limit (`int`): Checkpoints to keep.
-        num_workers (`int`): Processes that prepare batches. Batches do not depend on it.
+        iterations (`dict`): Iterations by name, in order.
+        kwargs: See [`RecipeArguments`]. The seed is that of masks and k-means, too.
     """
 
-    output_dir: str
+    trainer: ClassVar[str] = "hubert"
+
     model: dict[str, Any]
-    data: PretrainingDataArguments
     iterations: dict[str, IterationArguments]
     stem_init: str = "random"
     batch_seconds: float = 87.5
-    gradient_accumulation_steps: int = 1
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     epsilon: float = 1e-6
-    weight_decay: float = 0.01
     max_grad_norm: float = 10.0
-    mixed_precision: str | None = None
-    seed: int = 0
-    logging_steps: int = 50
-    save_steps: int = 500
-    save_total_limit: int = 2
-    num_workers: int = 0
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.iterations:
             raise ValueError("`iterations` must have at least one.")
         if self.stem_init not in ("random", "spectral"):
             raise ValueError(f"`stem_init` must be 'random' or 'spectral', but got {self.stem_init!r}.")
-        if self.batch_seconds < self.data.max_seconds:
-            raise ValueError(
-                f"`batch_seconds` ({self.batch_seconds}) must hold a recording of `data.max_seconds`"
-                f" ({self.data.max_seconds})."
-            )
         first = next(iter(self.iterations.values()))
         if first.start_from == "previous" or (first.labels.kind == "layer" and first.labels.model is None):
             raise ValueError("The first iteration has none before it: give `labels.model`, and start from scratch.")
@@ -194,20 +172,9 @@ def pretrain(args: HubertPretrainingArguments) -> Path:
     Raises:
         ValueError: If the output folder belongs to another recipe, or there is nothing to learn from.
     """
-    output = Path(args.output_dir)
     config = _check_model(args)
-    data = args.data
-    processes = process_state()
-    with processes.main_process_first():
-        recordings = decode_all(
-            load_recordings(data.train, data.train_filter, data.train_files, data.train_split, data.audio_column),
-            16000,
-            data.cache_dir or output / "audio_cache",
-            processes.is_main_process,
-        )
-    output.mkdir(parents=True, exist_ok=True)
-    keep_recipe(output / "recipe.yaml", args)  # not before: what could not begin may begin otherwise
-    print(f"{len(recordings)} recordings, {recordings.seconds / 3600:.2f} h", file=sys.stderr)
+    recordings = decode_part(args.data, "train", 16000, args.cache_dir)
+    output = claim_output(args)
     previous = None
     for name, iteration in args.iterations.items():
         folder = output / name
@@ -215,8 +182,9 @@ def pretrain(args: HubertPretrainingArguments) -> Path:
             run_iteration(args, name, iteration, config, recordings, folder, previous)
         previous = folder / "encoder"
     assert previous is not None
-    if processes.is_main_process:
-        shutil.copytree(previous, output / "final", dirs_exist_ok=True)
+    if process_state().is_main_process:
+        with whole_folder(output / "final") as final:
+            shutil.copytree(previous, final, dirs_exist_ok=True)
     return output / "final"
 
 
@@ -286,15 +254,12 @@ def run_iteration(
 
 
 def _save_encoder(model: HubertForMaskedPrediction, sampling_rate: int, folder: Path) -> None:
-    temporary = folder / ".encoder.incomplete"
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_encoder(str(temporary))
     feature_extractor = Wav2Vec2FeatureExtractor(
         sampling_rate=sampling_rate, do_normalize=False, return_attention_mask=True
     )
-    feature_extractor.save_pretrained(temporary)
-    # Whole or not at all: where the folder exists, the iteration is finished.
-    os.replace(temporary, folder / "encoder")
+    with whole_folder(folder / "encoder") as encoder:  # where it exists, the iteration is finished
+        model.save_encoder(str(encoder))
+        feature_extractor.save_pretrained(encoder)
 
 
 def train_iteration(
@@ -304,56 +269,26 @@ def train_iteration(
     recordings: DecodedRecordings,
     labels: PseudoLabels,
     folder: Path,
-) -> Trainer:
+) -> None:
     r"""
     Train a model from the newest checkpoint in `folder/checkpoints`, or from the beginning.
 
     Args:
         args ([`HubertPretrainingArguments`]), iteration ([`IterationArguments`]): The recipe.
-        model ([`HubertForMaskedPrediction`]): What is trained.
+        model ([`HubertForMaskedPrediction`]): The model to train.
         recordings ([`DecodedRecordings`]), labels ([`PseudoLabels`]): The data.
         folder (`Path`): Gets checkpoints, the log and the picture of losses.
     """
     dataset = MaskedPredictionDataset(
         recordings, labels, model.config, args.data.min_seconds, args.data.max_seconds, args.seed
     )
-    checkpoint = newest_checkpoint(folder / "checkpoints")
-    log_path = folder / "training_log.jsonl"
     trainer = MaskedPredictionTrainer(
         model,
-        TrainingArguments(
-            output_dir=str(folder / "checkpoints"),
-            max_steps=iteration.max_steps,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-            learning_rate=iteration.learning_rate,
-            lr_scheduler_type="linear",
-            warmup_steps=iteration.warmup_steps,
-            adam_beta1=args.betas[0],
-            adam_beta2=args.betas[1],
-            adam_epsilon=args.epsilon,
-            weight_decay=args.weight_decay,
-            max_grad_norm=args.max_grad_norm,
-            bf16=args.mixed_precision == "bf16",
-            fp16=args.mixed_precision == "fp16",
-            logging_steps=args.logging_steps,
-            logging_first_step=True,
-            save_steps=args.save_steps,
-            save_total_limit=args.save_total_limit,
-            seed=args.seed,
-            dataloader_num_workers=args.num_workers,
-            remove_unused_columns=False,
-            label_names=["labels"],
-            report_to="none",
-        ),
-        batch_samples=round(args.batch_seconds * recordings.sampling_rate),
+        args.training_arguments(folder, iteration, lr_scheduler_type="linear", label_names=["labels"]),
+        batch_length=round(args.batch_seconds * recordings.sampling_rate),
         train_dataset=dataset,
-        callbacks=[JsonLinesCallback(log_path, 0 if checkpoint is None else step_of(checkpoint))],
     )
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if trainer.is_world_process_zero() and has_matplotlib():
-        names = ["masked_loss", "masked_accuracy", "unmasked_accuracy", "features_penalty"]
-        draw_loss_curves(log_path, folder / "loss_curves.png", names)
-    return trainer
+    train_until_done(trainer, folder, ["masked_loss", "masked_accuracy", "unmasked_accuracy", "features_penalty"])
 
 
 def make_labeler(
@@ -404,19 +339,6 @@ def fit_mfcc(args: LabelArguments, recordings: DecodedRecordings, seed: int) -> 
     return fit_kmeans(np.concatenate(parts), args.num_clusters, seed=seed, description="k-means of MFCC").centroids
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe of this installation")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that differ from the recipe")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
-    try:
-        final = pretrain(load_pretraining_recipe(args.recipe, args.overrides))
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print(f"the encoder: {final}")
-    leave_together()
-    return 0
+def run_recipe(path_or_name: str, overrides: Sequence[str]) -> str:
+    """Pre-train by a recipe; returns what the command `train` prints."""
+    return f"the encoder: {pretrain(load_pretraining_recipe(path_or_name, overrides))}"

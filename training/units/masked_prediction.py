@@ -1,24 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches and trainer of masked prediction."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Trainer
 
 from speech_tokenizers.modeling.configuration_hubert_masked_prediction import HubertMaskedPredictionConfig
 from speech_tokenizers.modeling.modeling_hubert_masked_prediction import span_mask
 from speech_tokenizers.modeling.padding_invariance import num_conv_frames
 from speech_tokenizers.processing.recordings import DecodedRecordings
-from speech_tokenizers.training.common.length_batches import length_batch_loader
-from speech_tokenizers.training.units.pseudo_labels import (
-    PseudoLabels,
-    frame_labels,
-)
+from speech_tokenizers.training.common.recipe_trainer import RecipeTrainer
+from speech_tokenizers.training.units.pseudo_labels import PseudoLabels, frame_labels
 
 
 class MaskedPredictionDataset(torch.utils.data.Dataset):
@@ -32,7 +27,7 @@ class MaskedPredictionDataset(torch.utils.data.Dataset):
         recordings ([`DecodedRecordings`]): int16 audio.
         labels ([`PseudoLabels`]): Of each recording.
         config ([`HubertMaskedPredictionConfig`]): Tells the frames of the encoder, and how to mask.
-        min_seconds, max_seconds (`float`): See [`PretrainingDataArguments`].
+        min_seconds, max_seconds (`float`): See [`RecordingsArguments`].
         seed (`int`): Of parts and masks.
 
     Attributes:
@@ -101,59 +96,31 @@ def pad_batch(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tenso
     return batch
 
 
-class MaskedPredictionTrainer(Trainer):
+class MaskedPredictionTrainer(RecipeTrainer):
     r"""
-    `transformers.Trainer` on batches by seconds, whose loss is the mean over the masked frames of a whole step.
+    [`RecipeTrainer`] whose loss is the mean over the masked frames of a whole step.
 
     Args:
-        batch_samples (`int`): Samples of a micro-batch, with padding.
-        kwargs: Of the `Trainer`; `train_dataset` is a [`MaskedPredictionDataset`], `args.max_steps` is set.
+        args, kwargs: See [`RecipeTrainer`]; `train_dataset` is a [`MaskedPredictionDataset`].
     """
 
-    def __init__(self, *args: Any, batch_samples: int, **kwargs: Any):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, data_collator=pad_batch, **kwargs)
-        self.batch_samples = batch_samples
-        self._window: dict[str, torch.Tensor] = {}
-        self._window_start = time.perf_counter()
 
-    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """All batches of this process, as one epoch, so that a resumed training skips those it has taken."""
-        return length_batch_loader(self, self.batch_samples)
-
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+    def num_items(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Number of frames that are learnt from."""
         model = self.accelerator.unwrap_model(self.model)
-        count = sum(model.learnt_frames(batch["labels"], batch["mask_time_indices"]).sum() for batch in batch_samples)
-        return self.accelerator.reduce(torch.as_tensor(count, device=device).clamp(min=1), "sum")
+        return model.learnt_frames(inputs["labels"], inputs["mask_time_indices"]).sum()
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if model.training:
-            self._note(outputs)
-        return (loss, outputs) if return_outputs else loss
-
-    @torch.no_grad()
-    def _note(self, outputs: Any) -> None:
-        # Sums on the device, so that no step waits for them.
-        sums = {"frames": outputs["frame_mask"].sum()}
+    def measures(
+        self, outputs: Any, inputs: dict[str, torch.Tensor]
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
+        """Loss and accuracy of masked and of other frames, the penalty, and the speed."""
+        found = {}
         for kind in ("masked", "unmasked"):
             count = outputs[f"num_{kind}"]
-            sums[f"num_{kind}"] = count
             for name in (f"{kind}_loss", f"{kind}_accuracy"):
-                sums[name] = outputs[name] * count
-        sums["features_penalty"] = outputs["features_penalty"] * outputs["num_masked"]
-        for name, value in sums.items():
-            self._window[name] = self._window.get(name, 0) + value.detach().float()
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the parts of the loss since the last log."""
-        if "loss" in logs and self._window:
-            sums = {name: float(value) for name, value in self.accelerator.reduce(self._window, "sum").items()}
-            for kind in ("masked", "unmasked"):
-                for name in (f"{kind}_loss", f"{kind}_accuracy"):
-                    logs[name] = round(sums[name] / max(1.0, sums[f"num_{kind}"]), 4)
-            logs["features_penalty"] = round(sums["features_penalty"] / max(1.0, sums["num_masked"]), 5)
-            dataset: Any = self.train_dataset
-            seconds = sums["frames"] * dataset.config.inputs_to_logits_ratio / dataset.recordings.sampling_rate
-            logs["audio_seconds_per_second"] = round(seconds / (time.perf_counter() - self._window_start), 2)
-            self._window, self._window_start = {}, time.perf_counter()
-        super().log(logs, start_time)
+                found[name] = outputs[name] * count, count
+        found["features_penalty"] = outputs["features_penalty"] * outputs["num_masked"], outputs["num_masked"]
+        seconds = inputs["attention_mask"].sum() / self.train_dataset.recordings.sampling_rate
+        return {**found, "audio_seconds_per_second": (seconds, None)}

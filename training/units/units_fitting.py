@@ -38,6 +38,7 @@ from speech_tokenizers.processing.recordings import (
     parse_filter,
 )
 from speech_tokenizers.training.common.processes import leave_together
+from speech_tokenizers.training.common.whole_folder import whole_folder
 from speech_tokenizers.training.units.kmeans import assign, fit_kmeans, mean_squared_distance
 from speech_tokenizers.training.units.pseudo_labels import as_float
 
@@ -407,14 +408,11 @@ def save_units(model: KMeansUnitsModel, fit: UnitsFit, folder: Path, **facts: An
         folder (`Path`): New, or an empty one.
         facts: Further entries of `fit.json`.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    KMeansUnitsFeatureExtractor(sampling_rate=model.sampling_rate, hop_length=model.hop_length).save_pretrained(
-        temporary
-    )
-    (temporary / "fit.json").write_text(json.dumps({**vars(fit), **facts}, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder)
+    feature_extractor = KMeansUnitsFeatureExtractor(sampling_rate=model.sampling_rate, hop_length=model.hop_length)
+    with whole_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        feature_extractor.save_pretrained(temporary)
+        (temporary / "fit.json").write_text(json.dumps({**vars(fit), **facts}, indent=2) + "\n", encoding="utf-8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,8 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`speech-tokenizers train`: train as a recipe says."""
+"""`speech-tokenizers train`: train as a recipe says, by the trainer that it names."""
 
 import argparse
 import importlib
+
+
+# What a recipe may give as `trainer`, and the module that trains by it. The module offers
+# `run_recipe(path_or_name, overrides)`, which returns what is printed in the end.
+TRAINERS = {
+    "codec": "training.codec.codec_recipe",
+    "hubert": "training.units.hubert_pretraining",
+    "ctc": "training.recognition.ctc_recipe",
+    "dc_spin": "training.units.dc_spin_trainer",
+    "latent_lm": "training.language_models.latent_lm",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,17 +28,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    from speech_tokenizers.training.codec.arguments import load_codec_recipe
-    from speech_tokenizers.training.common.recipe_files import recipe_errors, recipe_trainer
+    from speech_tokenizers.training.common.child_process import Stopped
+    from speech_tokenizers.training.common.recipe_files import check_names, recipe_errors, trainer_name
 
-    other = recipe_trainer(args.recipe)
-    if other is not None:
-        return importlib.import_module(other).run(args)
-    with recipe_errors():
-        load_codec_recipe(args.recipe, args.overrides)  # before the imports that take seconds
-        from speech_tokenizers.training.codec.codec_recipe import train_from_recipe
-        from speech_tokenizers.training.common.processes import leave_together
+    name = trainer_name(args.recipe, args.overrides)
+    check_names([name], TRAINERS, "The recipe's trainer")
+    try:
+        with recipe_errors():
+            trainer = importlib.import_module(f"speech_tokenizers.{TRAINERS[name]}")
+            result = trainer.run_recipe(args.recipe, args.overrides)
+    except Stopped:
+        result = None
 
-        trainer = train_from_recipe(args.recipe, args.overrides)
+    from speech_tokenizers.training.common.processes import leave_together, process_state
+
+    if result is not None and process_state().is_main_process:
+        print(result)
     leave_together()
-    return int(not trainer.finished)
+    return int(result is None)

@@ -61,6 +61,7 @@ def recipe(tmp_path, audio_folder, tokenizer_folder):
     def write(name="run", **changes) -> Path:
         data = {"train": str(audio_folder), "eval": str(audio_folder), "cache_dir": str(tmp_path / "cache")}
         contents = {
+            "trainer": "latent_lm",
             "output_dir": str(tmp_path / name),
             "model": str(tokenizer_folder),
             "data": {**data, "min_seconds": 0.1, "max_seconds": 0.3, "max_eval_recordings": 3},
@@ -140,7 +141,7 @@ def test_the_energy_score_prefers_the_true_distribution():
 def test_training_leaves_a_model_scores_and_audio(recipe, tmp_path, capsys):
     heads = {"mse": {}, "own": {"kind": "gaussian", "num_layers": 1, "hidden_size": 8}}
     path = recipe(heads=heads, max_steps=40, save_steps=100)
-    assert main(["train-latent-lm", str(path)]) == 0
+    assert main(["train", str(path)]) == 0
     assert "| own |" in capsys.readouterr().out
     for name in heads:
         log = losses_of(tmp_path / "run" / name)
@@ -218,7 +219,7 @@ def test_scores_do_not_depend_on_the_state_of_the_generator(recipe):
     ],
 )
 def test_wrong_recipes_are_refused(recipe, capsys, changes, message):
-    assert main(["train-latent-lm", str(recipe(**changes))]) == 2
+    assert main(["train", str(recipe(**changes))]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -34,6 +34,7 @@ def recipe(tmp_path, audio_folder):
     HubertModel(config).save_pretrained(tmp_path / "encoder")
     Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(tmp_path / "encoder")
     contents = {
+        "trainer": "ctc",
         "output_dir": str(tmp_path / "run"),
         "encoder": str(tmp_path / "encoder"),
         "data": {"train": str(folder), "column": "phones"},

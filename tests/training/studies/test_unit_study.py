@@ -7,7 +7,7 @@ import pytest
 
 from speech_tokenizers.cli import _build_parser, _join_command
 from speech_tokenizers.training.common.child_process import Finished, Stopped
-from speech_tokenizers.training.common.recipe_files import load_recipe, recipe_trainer
+from speech_tokenizers.training.common.recipe_files import load_recipe, trainer_name
 from speech_tokenizers.training.studies import unit_study
 from speech_tokenizers.training.studies.unit_study import UnitStudyArguments, as_options, compare_units, stages
 from speech_tokenizers.training.units.dc_spin_trainer import DCSpinTrainingArguments
@@ -67,7 +67,7 @@ def test_variants_differ_from_dc_spin_in_what_they_say(study):
     noise = "variants.noise={perturbation.noise_snr: [0.0, 20.0]}"
     for stage in stages(study("codebook_size=20", noise)):
         if stage.title.startswith("units base-") and stage.arguments[0] == "train":
-            assert recipe_trainer(stage.arguments[1]) == "speech_tokenizers.training.units.dc_spin_trainer"
+            assert trainer_name(stage.arguments[1]) == "dc_spin"
             recipes[stage.title] = load_recipe(*_recipe_of(stage), DCSpinTrainingArguments)
     noisy = recipes["units base-noise"]
     assert noisy.perturbation.noise_snr == [0.0, 20.0]

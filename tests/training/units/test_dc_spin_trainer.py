@@ -21,7 +21,7 @@ from transformers import AutoFeatureExtractor, AutoModel, HubertConfig, HubertMo
 from speech_tokenizers.modeling.modeling_dc_spin import DCSpinModel
 from speech_tokenizers.processing.recordings import decode_all, load_recordings
 from speech_tokenizers.processing.speaker_perturbation import SpeakerPerturbation
-from speech_tokenizers.training.common.recipe_files import load_recipe, recipe_trainer
+from speech_tokenizers.training.common.recipe_files import load_recipe
 from speech_tokenizers.training.common.reporting import read_log
 from speech_tokenizers.training.recognition.ctc_recipe import CTCRecipeArguments
 from speech_tokenizers.training.units.dc_spin_trainer import (
@@ -64,6 +64,7 @@ def recipe(tmp_path, audio_folder, encoder):
 
     def write(name="run", **changes) -> Path:
         contents = {
+            "trainer": "dc_spin",
             "output_dir": str(tmp_path / name),
             "model": {
                 "encoder": str(encoder),
@@ -401,20 +402,6 @@ def test_recipes_of_the_other_stages_are_read():
         load_pretraining_recipe("spin_hubert_16khz", ["data.train=x"])
     args = load_recipe("spin_ctc_16khz", ["data.train=x"], CTCRecipeArguments)
     assert args.unit == "phone"
-
-
-@pytest.mark.parametrize(
-    ("name", "module"),
-    [
-        ("dc_spin_16khz", "units.dc_spin_trainer"),
-        ("spin_hubert_16khz", "units.hubert_pretraining"),
-        ("hubert_small_16khz", "units.hubert_pretraining"),
-        ("spin_ctc_16khz", "recognition.ctc_recipe"),
-        ("rvq_codec_16khz_4kbps", None),
-    ],
-)
-def test_the_command_knows_recipes_by_their_sections(name, module):
-    assert recipe_trainer(name) == (module and f"speech_tokenizers.training.{module}")
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def recipe(tmp_path, audio_folder):
 
     def write(name="run", **changes) -> Path:
         contents = {
+            "trainer": "hubert",
             "output_dir": str(tmp_path / name),
             "model": MODEL,
             "data": {
@@ -185,7 +186,7 @@ def test_a_killed_command_goes_on_bit_for_bit(recipe, tmp_path):
     pretrain(load_pretraining_recipe(str(recipe("whole", iterations=TWO_ITERATIONS))))
     path = recipe("killed", iterations=TWO_ITERATIONS)
     process = subprocess.Popen(
-        [sys.executable, "-m", "speech_tokenizers", "pretrain-hubert", str(path)],
+        [sys.executable, "-m", "speech_tokenizers", "train", str(path)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -275,19 +276,19 @@ def test_a_spectral_stem_begins_only_what_begins_from_scratch(recipe, tmp_path):
     ids=str,
 )
 def test_what_cannot_be_trained_is_one_line(overrides, message, recipe, capsys):
-    assert cli.main(["pretrain-hubert", str(recipe()), *overrides]) == 2
+    assert cli.main(["train", str(recipe()), *overrides]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("error: ")
+    assert line.startswith("speech-tokenizers train: error: ")
     assert message in line
 
 
 def test_a_mistake_can_be_corrected_in_the_same_folder(recipe, capsys):
     path = str(recipe(iterations={"first": {"labels": {"kind": "mfcc", "num_clusters": 6}, "max_steps": 1}}))
     for mistake in ("data.train=/nowhere", "model.num_attention_heads=3"):
-        assert cli.main(["pretrain-hubert", path, mistake]) == 2
-    assert cli.main(["pretrain-hubert", path]) == 0
+        assert cli.main(["train", path, mistake]) == 2
+    assert cli.main(["train", path]) == 0
     # What has begun is not turned into something else.
     capsys.readouterr()
-    assert cli.main(["pretrain-hubert", path, "model.hidden_size=32"]) == 2
+    assert cli.main(["train", path, "model.hidden_size=32"]) == 2
     assert "was begun with other settings (`model.hidden_size` was 16 and is 32)" in capsys.readouterr().err
-    assert cli.main(["pretrain-hubert", path, "save_steps=7"]) == 0
+    assert cli.main(["train", path, "save_steps=7"]) == 0
