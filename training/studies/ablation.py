@@ -156,7 +156,7 @@ def train_and_compare(
     import torch
     from transformers.utils import logging
 
-    from speech_tokenizers.evaluation.reconstruction.arm_report import write_arm_reports
+    from speech_tokenizers.evaluation.reconstruction.arm_report import build_report
     from speech_tokenizers.evaluation.reconstruction.arms import TrainedArm, compare_arms
     from speech_tokenizers.evaluation.reconstruction.comparison import prepare_comparison
 
@@ -178,7 +178,7 @@ def train_and_compare(
     logging.disable_progress_bar()
     trained = [TrainedArm(plan.name, plan.seed, plan.final, plan.cost() | costs.get(plan.name, {})) for plan in plans]
     try:
-        report = compare_arms(
+        results = compare_arms(
             trained,
             comparison,
             baseline,
@@ -191,10 +191,11 @@ def train_and_compare(
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     for name, changes in arms.items():
-        report["arms"][name]["overrides"] = list(changes)
-    report |= {"recipe": args.recipe, "overrides": args.overrides, "skipped": skipped}
-    written = write_arm_reports(report, args.output)
-    print((args.output / "ablation.md").read_text(encoding="utf-8"))
+        results["arms"][name]["overrides"] = list(changes)
+    results |= {"recipe": args.recipe, "overrides": args.overrides, "skipped": skipped}
+    report = build_report(results)
+    written = report.write(args.output, "ablation")
+    print(report.markdown())
     print("written: " + ", ".join(str(path) for path in written))
     return int(num_unreadable > 0)
 
