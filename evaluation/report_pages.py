@@ -5,7 +5,6 @@ import csv
 import html
 import io
 import json
-import os
 import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speech_tokenizers.evaluation.report_figures import INK
+from speech_tokenizers.processing.whole_files import write_whole
 
 
 if TYPE_CHECKING:
@@ -194,19 +194,17 @@ class Report:
         Returns:
             `list` of `Path`: The files that were written.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         texts = {}
         if self.results is not None:
             texts[".json"] = json.dumps(self.results, indent=1) + "\n"
         if self.records:
             texts[".csv"] = self.csv()
         texts |= {".md": self.markdown(), ".html": self.html()}
-        written = [write_text(folder / f"{stem}{ending}", text) for ending, text in texts.items()]
+        written = [write_whole(folder / f"{stem}{ending}", text) for ending, text in texts.items()]
         for section in self.sections:
             for figure in section.figures:
                 if figure.picture:
-                    written.append(folder / figure.picture)
-                    _write_bytes(written[-1], figure.png())
+                    written.append(write_whole(folder / figure.picture, figure.png()))
         return written
 
     def _all_sections(self) -> list[Section]:
@@ -250,18 +248,6 @@ def markdown_table(table: Table) -> str:
     rows = [[_markdown_cell(cell) for cell in row] for row in table]
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join("| " + " | ".join(row) + " |" for row in lines)
-
-
-def write_text(path: Path, text: str) -> Path:
-    r"""Write a file whole or not at all."""
-    _write_bytes(path, text.encode())
-    return path
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def _markdown_text(text: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from speech_tokenizers.evaluation.reconstruction.command import add_measuring_arguments
+from speech_tokenizers.processing.whole_files import write_whole
 from speech_tokenizers.training.common.child_process import Stopped, run_command
 
 
@@ -317,7 +318,6 @@ class ArmPlan:
 
 def step_costs(args: argparse.Namespace, plans: Sequence[ArmPlan]) -> dict[str, dict[str, float]]:
     r"""What a step of each arm takes when all take theirs in turn, from the output folder where it is known there."""
-    from speech_tokenizers.evaluation.report_pages import write_text
     from speech_tokenizers.training.codec.arguments import load_codec_recipe
     from speech_tokenizers.training.studies.step_cost import measure_steps
 
@@ -331,7 +331,7 @@ def step_costs(args: argparse.Namespace, plans: Sequence[ArmPlan]) -> dict[str, 
         if known["key"] == key:
             return known["arms"]
     costs = measure_steps(recipes, args.cost_steps)
-    write_text(path, json.dumps({"key": key, "steps": args.cost_steps, "arms": costs}, indent=1) + "\n")
+    write_whole(path, json.dumps({"key": key, "steps": args.cost_steps, "arms": costs}, indent=1) + "\n")
     return costs
 
 
