@@ -12,6 +12,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from .whole_files import WholeFile
+
 
 # What libsndfile decodes; used only to pick files out of a folder. A file that is named outright is tried whatever its
 # suffix.
@@ -280,12 +282,11 @@ class AudioWriter:
             )
         self.sampling_rate = sampling_rate
         self.num_samples = 0
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         kind, subtype = _WRITABLE_FORMATS[self.path.suffix.lower()]
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._whole = WholeFile(self.path)
             # Opened here and not by libsndfile, whose message for any failure is "System error".
-            self._stream = open(self._temporary, "w+b")  # noqa: SIM115
+            self._stream = open(self._whole.temporary, "w+b")  # noqa: SIM115
         except OSError as error:
             raise AudioFileError(
                 path, f"cannot be written ({error.strerror}); choose another output folder."
@@ -328,7 +329,7 @@ class AudioWriter:
         try:
             self._file.close()
             self._stream.close()
-            os.replace(self._temporary, self.path)
+            self._whole.finish()
         except OSError as error:
             self.discard()
             raise AudioFileError(self.path, f"cannot be written ({error.strerror}).") from error
@@ -338,7 +339,7 @@ class AudioWriter:
         if getattr(self, "_file", None) is not None:
             self._file.close()
         self._stream.close()
-        self._temporary.unlink(missing_ok=True)
+        self._whole.discard()
 
     def __enter__(self) -> "AudioWriter":
         return self

@@ -16,6 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from .whole_files import write_whole
+
 
 CODE_FILE_FORMAT = "speech-tokenizers audio codes"
 CODE_FILE_VERSION = 1
@@ -127,7 +129,7 @@ def save_codes(path: str | os.PathLike[str], audio_codes: np.ndarray, metadata: 
     texts |= {"format": CODE_FILE_FORMAT, "format_version": str(CODE_FILE_VERSION)}
     content = save({"audio_codes": np.ascontiguousarray(codes.audio_codes, dtype=dtype)}, metadata=texts)
 
-    write_whole(path, content)
+    write_code_file(path, content)
 
 
 def load_codes(path: str | os.PathLike[str]) -> AudioCodes:
@@ -156,22 +158,15 @@ def load_codes(path: str | os.PathLike[str]) -> AudioCodes:
         raise CodeFileError(path, f"contradicts itself: {error} Encode the recording again.") from error
 
 
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+def write_code_file(path: str | os.PathLike[str], content: bytes) -> None:
     r"""
-    Write a file that appears under its name only once it is complete; missing folders are created.
+    Write a file whole or not at all; missing folders are created.
 
     Raises:
         CodeFileError: If it cannot be written.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, content)
     except OSError as error:
         raise CodeFileError(path, f"cannot be written ({error.strerror}); choose another output folder.") from error
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from safetensors.numpy import save
 
-from .code_files import AudioCodes, CodeFileError, check_version, load_codes, read_tensor, write_whole
+from .code_files import AudioCodes, CodeFileError, check_version, load_codes, read_tensor, write_code_file
 
 
 LATENT_FILE_FORMAT = "speech-tokenizers latents"
@@ -105,7 +105,7 @@ def save_latents(path: str | os.PathLike[str], latents: np.ndarray, metadata: Ma
     fields = (*_INTEGER_FIELDS, "model_name", "model_fingerprint", "hidden_size", "dtype")
     texts = {name: str(getattr(checked, name)) for name in fields}
     texts |= {"format": LATENT_FILE_FORMAT, "format_version": str(LATENT_FILE_VERSION)}
-    write_whole(path, save({"latents": np.ascontiguousarray(checked.latents)}, metadata=texts))
+    write_code_file(path, save({"latents": np.ascontiguousarray(checked.latents)}, metadata=texts))
 
 
 def load_latents(path: str | os.PathLike[str]) -> AudioLatents:

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
-from speech_tokenizers.processing.audio_files import AudioFileError, find_audio_files, load_audio
+from .audio_files import AudioFileError, find_audio_files, load_audio
+from .whole_files import WholeFile, write_whole
 
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
@@ -269,9 +269,9 @@ def _write_cache(
             return error
 
     starts, names, rows_kept, rejected = [0], [], [], []
-    folder = samples_path.parent
     with (
-        tempfile.NamedTemporaryFile(dir=folder, prefix=".decoding-", delete=False) as file,
+        WholeFile(samples_path) as temporary,
+        temporary.open("wb") as file,
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
         tqdm(total=len(recordings), desc="Decoding", unit="file", disable=not show_progress) as progress,
     ):
@@ -287,13 +287,10 @@ def _write_cache(
                     names.append(recording_name(row, index))
                     rows_kept.append(index)
             progress.update(len(rows))
-    os.replace(file.name, samples_path)
     contents = {"sampling_rate": sampling_rate, "starts": starts, "names": names, "rows": rows_kept}
     contents["rejected"] = rejected
     # The index is written last: where it exists, the samples are complete.
-    temporary = index_path.with_suffix(f".tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(contents), encoding="utf-8")
-    os.replace(temporary, index_path)
+    write_whole(index_path, json.dumps(contents))
 
 
 def parse_filter(pairs: Iterable[str]) -> dict[str, list[str]]:

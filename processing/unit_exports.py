@@ -21,6 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from .unit_sequences import check_durations, check_units, string_to_units, units_to_string
+from .whole_files import write_whole
 
 
 _NUMBERS = re.compile(r"(?:[0-9]{1,9}(?: [0-9]{1,9})*)?")
@@ -421,14 +422,7 @@ def _read(path: str | os.PathLike[str]) -> bytes:
 
 
 def _write(path: str | os.PathLike[str], content: bytes) -> None:
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, content)
     except OSError as error:
         raise UnitFileError(path, f"cannot be written ({error.strerror}); choose another place.") from error

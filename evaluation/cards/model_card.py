@@ -13,6 +13,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from speech_tokenizers.processing.whole_files import write_whole
+
 
 TEMPLATE = "card_template.md"
 # The table that stands first on a card.
@@ -223,7 +225,7 @@ def describe_training(run_folder: Path, card_folder: Path, command: str | None) 
                 shutil.copyfile(run_folder / name, card_folder / name)
             if name == "recipe.yaml":
                 recipe = without_folders((card_folder / name).read_text(encoding="utf-8"))
-                (card_folder / name).write_text(recipe, encoding="utf-8")
+                write_whole(card_folder / name, recipe)
                 described["recipe"] = recipe.rstrip()
             copied.append(name)
     if not copied:

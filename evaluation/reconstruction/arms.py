@@ -29,9 +29,9 @@ from speech_tokenizers.evaluation.reconstruction.frame_probe import (
     macro_f1,
     probe_system,
 )
-from speech_tokenizers.evaluation.report_pages import write_text
 from speech_tokenizers.processing.audio_files import load_audio
 from speech_tokenizers.processing.timed_labels import TimedLabel
+from speech_tokenizers.processing.whole_files import write_whole
 
 
 # Raise it when the frame probe changes: earlier results are then computed anew.
@@ -288,7 +288,7 @@ def probe_arm(
         for part, result in found.items():
             counts = {name: score.counts for name, score in result.scores.items()}
             content = {**dataclasses.asdict(dataclasses.replace(result, scores={})), "counts": counts}
-            write_text(path(*part), json.dumps(content) + "\n")
+            write_whole(path(*part), json.dumps(content) + "\n")
         results |= found
     return {part: results[part] for part in stages}
 

@@ -42,7 +42,7 @@ from speech_tokenizers.evaluation.reconstruction.codebook import (
     stage_statistics,
 )
 from speech_tokenizers.evaluation.reconstruction.neural_metrics import DNSMOS, SpeakerSimilarity
-from speech_tokenizers.evaluation.reconstruction.report import write_reports
+from speech_tokenizers.evaluation.reconstruction.report import build_report
 from speech_tokenizers.evaluation.reconstruction.signal_metrics import PESQ, STOI, MelDistance, ScaleInvariantSDR
 from speech_tokenizers.processing.optional_packages import MissingPackageError, require_package
 from speech_tokenizers.processing.speech_recognition import Recognizer, load_recognizer
@@ -416,17 +416,18 @@ def compare(args: argparse.Namespace) -> int:
             progress.set_description(system.name)
             summaries.append(comparison.measure(system, progress))
 
-    report = comparison.describe()
-    report["data"] = {"list": args.list.name if args.list else None, **report["data"]}
-    report |= {
+    results = comparison.describe()
+    results["data"] = {"list": args.list.name if args.list else None, **results["data"]}
+    results |= {
         "settings": {"threads": args.threads, "device": args.device, "dnsmos_windows": DNSMOS_WINDOWS},
         "skipped": skipped,
         "systems": summaries,
     }
     by_key = {clip.key: clip for clip in comparison.clips}
     examples = {name: by_key[key] for key, name in comparison.examples.items()}
-    written = write_reports(report, args.output, examples)
-    print((args.output / "results.md").read_text(encoding="utf-8"))
+    report = build_report(results, args.output, examples)
+    written = report.write(args.output, "results")
+    print(report.markdown())
     print("written: " + ", ".join(str(path) for path in written))
     return int(num_unreadable > 0)
 

@@ -1,31 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluation's results as JSON, a Markdown table and an HTML page with plots and audio players."""
+"""The report of an evaluation of codecs: scores of their reconstructions, bit rates, codebooks, examples."""
 
-import html
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile
 
-from speech_tokenizers.evaluation.report_pages import STYLE, embed_figure, html_table, markdown_table, write_text
+from speech_tokenizers.evaluation.report_figures import dress, new_figure, plot_panels
+from speech_tokenizers.evaluation.report_pages import DASH, Figure, Player, Report, Section, interval, score_cell
 
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    import matplotlib.figure
 
     from speech_tokenizers.evaluation.clips import Clip
 
 
-def score_titles(report: dict[str, Any]) -> dict[str, str]:
-    r"""Title of each score in the report, error rates included, in the order of the columns."""
-    titles = dict(report["titles"])
-    for name in report["recognizers"]:
+def score_titles(results: Mapping[str, Any]) -> dict[str, str]:
+    r"""Title of each score in the results, error rates included, in the order of the columns."""
+    titles = dict(results["titles"])
+    for name in results["recognizers"]:
         for rate in ("wer", "wil", "cer"):
             for against in ("transcript", "recording"):
                 key = f"{rate}_{against}[{name}]"
-                if any(key in system["scores"] for system in report["systems"]):
+                if any(key in system["scores"] for system in results["systems"]):
                     titles[key] = f"{rate.upper()} % ({name}, to {against})"
     return titles
 
@@ -37,43 +37,39 @@ def score_digits(name: str) -> int:
     return 3 if name in ("stoi", "estoi", "speaker_similarity") else 2
 
 
-def format_score(system: dict[str, Any], name: str) -> str:
+def format_score(system: Mapping[str, Any], name: str) -> str:
     r"""
     A cell: the mean, its interval, how many clips failed; `failed` where all did, a dash where it does not apply.
     """
-    if name not in system["scores"]:
-        return "–"
     failed = sum(system["failures"].get(name, {}).values())
-    score = system["scores"][name]
+    score = system["scores"].get(name)
     if score is None:
-        return f"failed ({failed})" if failed else "–"
-    digits = score_digits(name)
-    text = f"{score['value']:.{digits}f} [{score['low']:.{digits}f}, {score['high']:.{digits}f}]"
-    return f"{text}, n={score['num_clips']}, {failed} failed" if failed else text
+        return f"failed ({failed})" if failed and name in system["scores"] else DASH
+    return score_cell(score, score_digits(name), failed)
 
 
-def format_rates(system: dict[str, Any]) -> list[str]:
+def format_rates(system: Mapping[str, Any]) -> list[str]:
     r"""Cells for the bit rates (nominal, by entropy, measured) and the real-time factors."""
     keys = ("kbps_nominal", "kbps_entropy", "kbps_measured")
-    rates = [f"{system[key]:.2f}" if key in system else "–" for key in keys]
+    rates = [interval(system.get(key), 2) for key in keys]
     keys = ("real_time_factor_encode_cpu", "real_time_factor_decode_cpu")
-    return rates + [f"{system[key]:.4f}" if key in system else "–" for key in keys]
+    return rates + [interval(system.get(key), 4) for key in keys]
 
 
 RATE_TITLES = ["kbps nominal", "kbps entropy", "kbps measured", "RTF encode", "RTF decode"]
 
 
-def table_rows(report: dict[str, Any], group: str | None = None) -> list[list[str]]:
+def table_rows(results: Mapping[str, Any], group: str | None = None) -> list[list[str]]:
     r"""Header and one row a system, over all clips or those of one group."""
-    titles = score_titles(report)
+    titles = score_titles(results)
     rows = [["system", *titles.values(), *RATE_TITLES]]
-    for system in report["systems"]:
+    for system in results["systems"]:
         part = system if group is None else system["groups"][group]
         rows.append([system["system"], *[format_score(part, name) for name in titles], *format_rates(part)])
     return rows
 
 
-def stage_rows(system: dict[str, Any]) -> list[list[str]]:
+def stage_rows(system: Mapping[str, Any]) -> list[list[str]]:
     r"""Code use of each stage of one system."""
     rows = [["stage", "codes used", "share used", "entropy (bits)", "perplexity"]]
     for number, stage in enumerate(system["stages"], 1):
@@ -84,12 +80,18 @@ def stage_rows(system: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def notes(report: dict[str, Any]) -> list[str]:
+ERROR_RATES_NOTE = (
+    "WER and CER: errors per word and character; WIL: word information lost; each against the transcript of the data "
+    "and against what the same recogniser hears in the recording."
+)
+
+
+def notes(results: Mapping[str, Any]) -> list[str]:
     r"""Sentences that say how the numbers came about."""
-    data, settings = report["data"], report["settings"]
+    data, settings = results["data"], results["settings"]
     groups = ", ".join(f"{count} {name}" for name, count in data["groups"].items())
     lines = [
-        f"{data['num_clips']} clips, {data['seconds'] / 60:.1f} minutes ({groups}); {report['date']}; "
+        f"{data['num_clips']} clips, {data['seconds'] / 60:.1f} minutes ({groups}); {results['date']}; "
         f"data key {data['key']}.",
         "Means over the clips where the metric worked, with 95 % bootstrap intervals over clips.",
         "kbps: nominal (codes times bits a code), by the entropy of each stage, and measured (size of the code, "
@@ -97,62 +99,44 @@ def notes(report: dict[str, Any]) -> list[str]:
         f"RTF: processor seconds per second of audio, {settings['threads']} thread(s), {settings['device']}; "
         "wall-clock time is in results.json. For Opus and Codec2 it includes starting the program.",
     ]
-    if continuous := [system for system in report["systems"] if "bits_per_number" in system]:
+    if continuous := [system for system in results["systems"] if "bits_per_number" in system]:
         names = ", ".join(system["system"] for system in continuous)
         lines.append(
             f"Continuous, with no code to count: {names}. The measured rate takes {continuous[0]['bits_per_number']} "
             "bits a number of their latents."
         )
-    if "dnsmos" in report["titles"]:
+    if "dnsmos" in results["titles"]:
         lines.append(f"DNSMOS: {settings['dnsmos_windows']} windows of 9.01 s a clip.")
-    if report["recognizers"]:
-        lines.append(
-            "WER and CER: errors per word and character; WIL: word information lost; each against the transcript of "
-            "the data and against what the same recogniser hears in the recording."
-        )
-    return lines + [f"Skipped {name}: {reason}" for name, reason in report["skipped"].items()]
+    if results["recognizers"]:
+        lines.append(ERROR_RATES_NOTE)
+    return lines + [f"Skipped {name}: {reason}" for name, reason in results["skipped"].items()]
 
 
-def failure_lines(report: dict[str, Any]) -> list[str]:
+def failure_lines(results: Mapping[str, Any]) -> list[str]:
     r"""What failed where, how often and why."""
     return [
         f"{system['system']}, {name}: {count} × {reason}"
-        for system in report["systems"]
+        for system in results["systems"]
         for name, reasons in system["failures"].items()
         for reason, count in reasons.items()
     ]
 
 
-def plot_scores(report: dict[str, Any]) -> "Figure":
-    r"""A panel for each score: bars of the systems with their intervals."""
-    from matplotlib.figure import Figure
-
-    titles = score_titles(report)
-    names = [name for name in titles if any(system["scores"].get(name) for system in report["systems"])]
-    systems = report["systems"]
-    columns = 3
-    rows = max(1, -(-len(names) // columns))
-    figure = Figure(figsize=(4.6 * columns, (0.9 + 0.28 * len(systems)) * rows), layout="constrained")
-    for number, name in enumerate(names, 1):
-        axes = figure.add_subplot(rows, columns, number)
-        for position, system in enumerate(systems):
-            score = system["scores"].get(name)
-            if score is None:
-                continue
-            errors = [[max(0.0, score["value"] - score["low"])], [max(0.0, score["high"] - score["value"])]]
-            axes.barh(position, score["value"], xerr=errors, capsize=2, color=f"C{position % 10}")
-        axes.set_yticks(range(len(systems)), [system["system"] for system in systems], fontsize=8)
-        axes.set_ylim(len(systems) - 0.5, -0.5)
-        higher = report["higher_is_better"].get(name, False)
-        axes.set_title(f"{titles[name]} ({'higher' if higher else 'lower'} is better)", fontsize=9)
-    return figure
+def plot_scores(results: Mapping[str, Any]) -> "matplotlib.figure.Figure | None":
+    r"""A panel for each score: bars of the systems with their intervals. `None` where all scores failed."""
+    systems = results["systems"]
+    panels = []
+    for name, title in score_titles(results).items():
+        scores = [system["scores"].get(name) for system in systems]
+        if any(scores):
+            better = "higher" if results["higher_is_better"].get(name, False) else "lower"
+            panels.append((f"{title} ({better} is better)", scores))
+    return plot_panels([system["system"] for system in systems], panels) if panels else None
 
 
-def plot_spectrograms(waveforms: dict[str, np.ndarray], sampling_rate: int) -> "Figure":
+def plot_spectrograms(waveforms: Mapping[str, np.ndarray], sampling_rate: int) -> "matplotlib.figure.Figure":
     r"""Log-power spectrograms of one clip, a panel a system."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 1.5 * len(waveforms)), layout="constrained")
+    figure = new_figure(10, 1.5 * len(waveforms))
     window = np.hanning(512)
     for number, (name, audio) in enumerate(waveforms.items(), 1):
         axes = figure.add_subplot(len(waveforms), 1, number)
@@ -160,65 +144,42 @@ def plot_spectrograms(waveforms: dict[str, np.ndarray], sampling_rate: int) -> "
         decibels = 20 * np.log10(np.abs(np.fft.rfft(frames)).T + 1e-4)
         extent = (0.0, len(audio) / sampling_rate, 0.0, sampling_rate / 2000)
         axes.imshow(decibels, origin="lower", aspect="auto", extent=extent, vmin=-50, vmax=30, cmap="magma")
-        axes.set_ylabel("kHz", fontsize=8)
-        axes.set_title(name, fontsize=8, loc="left")
+        dress(axes, name, y="kHz")
     return figure
 
 
-def html_page(report: dict[str, Any], folder: Path, examples: dict[str, "Clip"]) -> str:
-    r"""The page; its players point at the WAV files beside it."""
-    parts = [
-        f"<!doctype html><meta charset='utf-8'><title>Reconstruction</title><style>{STYLE}</style>",
-        "<h1>Reconstruction</h1>",
-    ]
-    parts.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in notes(report)) + "</ul>")
-    parts += [html_table(table_rows(report)), embed_figure(plot_scores(report))]
-    if failures := failure_lines(report):
-        parts.append("<h2>Failures</h2><ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in failures) + "</ul>")
-    for name, clip in examples.items():
-        parts.append(f"<h2>{html.escape(clip.name)}</h2>" + (f"<p>{html.escape(clip.text)}</p>" if clip.text else ""))
-        paths = {system["system"]: system["audio"][name] for system in report["systems"] if name in system["audio"]}
-        rows = "".join(
-            f"<tr><td>{html.escape(system)}</td><td><audio controls preload='none' src='{path}'></audio></td></tr>"
-            for system, path in paths.items()
-        )
+def example_section(results: Mapping[str, Any], folder: Path, name: str, clip: "Clip") -> Section:
+    r"""Players and spectrograms of one clip, as each system decoded it."""
+    paths = {system["system"]: system["audio"][name] for system in results["systems"] if name in system["audio"]}
+    figures = []
+    if paths:
         waveforms = {system: soundfile.read(folder / path, dtype="float32") for system, path in paths.items()}
-        if waveforms:
-            rate = next(iter(waveforms.values()))[1]
-            figure = plot_spectrograms({system: audio for system, (audio, _) in waveforms.items()}, rate)
-            parts.append(f"<table>{rows}</table>" + embed_figure(figure))
-    for group in report["data"]["groups"] if len(report["data"]["groups"]) > 1 else ():
-        parts.append(f"<h2>Only {html.escape(group)}</h2>" + html_table(table_rows(report, group)))
-    for system in report["systems"]:
-        if "stages" in system:
-            parts.append(f"<h2>Codebooks of {html.escape(system['system'])}</h2>" + html_table(stage_rows(system)))
-    return "\n".join(parts)
+        rate = next(iter(waveforms.values()))[1]
+        figure = plot_spectrograms({system: audio for system, (audio, _) in waveforms.items()}, rate)
+        figures.append(Figure(figure, f"Spectrograms of {clip.name}, as each system decoded it."))
+    players = [["system", "recording"], *[[system, Player(path)] for system, path in paths.items()]]
+    return Section(clip.name, clip.text or "", tables=[players], figures=figures)
 
 
-def markdown_page(report: dict[str, Any]) -> str:
-    r"""The same tables in Markdown."""
-    parts = ["\n".join(f"- {line}" for line in notes(report)), markdown_table(table_rows(report))]
-    if failures := failure_lines(report):
-        parts.append("Failures:\n" + "\n".join(f"- {line}" for line in failures))
-    for group in report["data"]["groups"] if len(report["data"]["groups"]) > 1 else ():
-        parts.append(f"### Only {group}\n\n" + markdown_table(table_rows(report, group)))
-    for system in report["systems"]:
-        if "stages" in system:
-            parts.append(f"### Codebooks of {system['system']}\n\n" + markdown_table(stage_rows(system)))
-    return "\n\n".join(parts) + "\n"
-
-
-def write_reports(report: dict[str, Any], folder: Path, examples: dict[str, "Clip"]) -> list[Path]:
+def build_report(results: Mapping[str, Any], folder: Path, examples: Mapping[str, "Clip"]) -> Report:
     r"""
-    Write `results.json`, `results.md` and `results.html`.
+    The report that is written as `results`.
 
     Args:
-        report (`dict`): What `speech-tokenizers evaluate` measured.
-        folder (`Path`): Where to; it also holds the decoded examples.
-        examples (`dict` of `str` to [`Clip`]): Clips to listen to, by the name of their decoded files.
+        results (mapping): What `speech-tokenizers evaluate` measured.
+        folder (`Path`): Folder of the report, which holds the decoded examples.
+        examples (mapping of `str` to [`Clip`]): Clips to listen to, by the name of their decoded files.
     """
-    return [
-        write_text(folder / "results.json", json.dumps(report, indent=1) + "\n"),
-        write_text(folder / "results.md", markdown_page(report)),
-        write_text(folder / "results.html", html_page(report, folder, examples)),
+    figure = plot_scores(results)
+    figures = [] if figure is None else [Figure(figure, "Scores of the systems: bars with their intervals.")]
+    sections = [Section("", tables=[table_rows(results)], figures=figures)]
+    sections += [example_section(results, folder, name, clip) for name, clip in examples.items()]
+    groups = results["data"]["groups"]
+    if len(groups) > 1:
+        sections += [Section(f"Only {group}", tables=[table_rows(results, group)]) for group in groups]
+    sections += [
+        Section(f"Codebooks of {system['system']}", tables=[stage_rows(system)])
+        for system in results["systems"]
+        if "stages" in system
     ]
+    return Report("Reconstruction", notes(results), sections, failure_lines(results), results)

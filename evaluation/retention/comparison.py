@@ -21,7 +21,7 @@ from speech_tokenizers.evaluation.clips import Clip, read_clips, read_rows, set_
 from speech_tokenizers.evaluation.codec_systems import CodecSystem, CodedClip
 from speech_tokenizers.evaluation.peers import DecodedFiles, estimate_delay, fit_length, resample
 from speech_tokenizers.evaluation.reconstruction.comparison import installed_version, load_systems
-from speech_tokenizers.evaluation.retention.report import write_retention_reports
+from speech_tokenizers.evaluation.retention.report import build_report
 from speech_tokenizers.evaluation.retention.transfer import (
     QUANTITIES,
     audible_bins,
@@ -259,7 +259,7 @@ def compare(args: argparse.Namespace) -> int:
             progress.set_description("resampling")
             progress.reset(num_coded)
             summaries.insert(0, comparison.measure(ResamplingAlone(rate), progress))
-    report = {
+    results = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "data": {
             "list": args.list.name if args.list else None,
@@ -273,7 +273,8 @@ def compare(args: argparse.Namespace) -> int:
         "versions": {name: version for name in PACKAGES if (version := installed_version(name))},
         "systems": summaries,
     }
-    written = write_retention_reports(report, args.output)
-    print((args.output / "retention.md").read_text(encoding="utf-8"))
+    report = build_report(results)
+    written = report.write(args.output, "retention")
+    print(report.markdown())
     print("written: " + ", ".join(str(path) for path in written))
     return int(num_unreadable > 0)

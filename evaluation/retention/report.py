@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tokenizers retain of each frequency, as JSON, Markdown tables, a picture and an HTML page."""
+"""The report of what tokenizers retain of each frequency."""
 
-import html
-import json
-import os
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from speech_tokenizers.evaluation.report_pages import STYLE, embed_figure, html_table, markdown_table, write_text
+from speech_tokenizers.evaluation.report_figures import dress, dress_legend, new_figure
+from speech_tokenizers.evaluation.report_pages import Figure, Report, Section, interval
 
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    import matplotlib.figure
 
 
 TITLES = {
@@ -25,17 +23,10 @@ TITLES = {
 KEPT_CORRELATION = 0.3
 
 
-def format_estimate(estimate: dict[str, Any] | None) -> str:
-    r"""A cell: the value and its interval, or a dash."""
-    if estimate is None:
-        return "–"
-    return f"{estimate['value']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
-
-
-def range_titles(report: dict[str, Any], quantity: str) -> list[str]:
+def range_titles(results: Mapping[str, Any], quantity: str) -> list[str]:
     r"""Ranges of frequencies that any rate has: the paper's frequencies, the top, the bands."""
     titles: dict[str, float] = {}
-    for system in report["systems"]:
+    for system in results["systems"]:
         for rate in system["rates"].values():
             for window in rate["windows"].values() if rate else ():
                 for title in window["scores"][quantity]:
@@ -44,30 +35,30 @@ def range_titles(report: dict[str, Any], quantity: str) -> list[str]:
     return sorted(titles, key=lambda title: titles[title])
 
 
-def quantity_rows(report: dict[str, Any], quantity: str) -> list[list[str]]:
+def quantity_rows(results: Mapping[str, Any], quantity: str) -> list[list[str]]:
     r"""Header and a row for each original rate and system, at the first window."""
-    window = f"{report['settings']['windows'][0]:g}"
-    titles = range_titles(report, quantity)
+    window = f"{results['settings']['windows'][0]:g}"
+    titles = range_titles(results, quantity)
     rows = [["original rate", "tokenizer", *titles]]
-    for rate in report["settings"]["rates"]:
-        for system in report["systems"]:
+    for rate in results["settings"]["rates"]:
+        for system in results["systems"]:
             measured = system["rates"][str(rate)]
             scores = measured["windows"][window]["scores"][quantity] if measured else {}
-            cells = [format_estimate(scores.get(title)) for title in titles]
+            cells = [interval(scores.get(title), 2) for title in titles]
             rows.append([f"{rate / 1000:g} kHz", system["system"], *cells])
     return rows
 
 
-def window_rows(report: dict[str, Any], quantity: str) -> list[list[str]]:
+def window_rows(results: Mapping[str, Any], quantity: str) -> list[list[str]]:
     r"""
     Header and a row for each tokenizer and frequency of the paper: the value for each original rate and window, and
     the largest less the smallest.
     """
-    settings = report["settings"]
+    settings = results["settings"]
     pairs = [(rate, f"{window:g}") for rate in settings["rates"] for window in settings["windows"]]
     rows = [["tokenizer", "at", *[f"{rate / 1000:g} kHz, {window} ms" for rate, window in pairs], "spread"]]
-    for system in report["systems"]:
-        for title in range_titles(report, quantity):
+    for system in results["systems"]:
+        for title in range_titles(results, quantity):
             if title == "top" or "–" in title:
                 continue
             values = []
@@ -77,18 +68,18 @@ def window_rows(report: dict[str, Any], quantity: str) -> list[list[str]]:
                 values.append(None if found is None else found["value"])
             known = [value for value in values if value is not None]
             if known:
-                cells = ["–" if value is None else f"{value:.2f}" for value in values]
-                rows.append([system["system"], title, *cells, f"{max(known) - min(known):.2f}"])
+                rows.append([system["system"], title, *[interval(value, 2) for value in values]])
+                rows[-1].append(interval(max(known) - min(known), 2))
     return rows
 
 
-def notes(report: dict[str, Any]) -> list[str]:
+def notes(results: Mapping[str, Any]) -> list[str]:
     r"""Sentences that say how the numbers came about."""
-    data, settings = report["data"], report["settings"]
+    data, settings = results["data"], results["settings"]
     groups = ", ".join(f"{count} {name}" for name, count in data["groups"].items())
     redrawn = "clips" if data["num_speakers"] is None else f"the {data['num_speakers']} speakers"
     lines = [
-        f"{data['num_clips']} clips ({groups}); {report['date']}; data key {data['key']}; windows of "
+        f"{data['num_clips']} clips ({groups}); {results['date']}; data key {data['key']}; windows of "
         f"{', '.join(f'{window:g}' for window in settings['windows'])} ms (tables and curves: the first).",
         "A recording is brought to the original rate, from there to the tokenizer's, and its reconstruction back. "
         "`none` is that without a tokenizer.",
@@ -102,7 +93,7 @@ def notes(report: dict[str, Any]) -> list[str]:
         "80 to 95 %. A frequency is averaged over 500 Hz.",
         f"Intervals: 95 %, by redrawing {redrawn}.",
     ]
-    for system in report["systems"]:
+    for system in results["systems"]:
         rates = [rate for rate in system["rates"].values() if rate]
         if rates and max(rate["correlation"] for rate in rates) < KEPT_CORRELATION:
             best = max(rate["correlation"] for rate in rates)
@@ -116,22 +107,28 @@ def notes(report: dict[str, Any]) -> list[str]:
                 f"{system['system']} is late or early by {late:.2f} ms (median), which lowers its transfer and "
                 "coherence where windows are not much longer."
             )
-        for rate, reasons in system["failures"].items():
-            lines += [f"{system['system']}, {rate} Hz: {count} × {reason}" for reason, count in reasons.items()]
-    return lines + [f"Skipped {name}: {reason}" for name, reason in report["skipped"].items()]
+    return lines + [f"Skipped {name}: {reason}" for name, reason in results["skipped"].items()]
 
 
-def plot_retention(report: dict[str, Any]) -> "Figure":
+def failure_lines(results: Mapping[str, Any]) -> list[str]:
+    r"""What failed at which original rate, how often and why."""
+    return [
+        f"{system['system']}, {rate} Hz: {count} × {reason}"
+        for system in results["systems"]
+        for rate, reasons in system["failures"].items()
+        for reason, count in reasons.items()
+    ]
+
+
+def plot_retention(results: Mapping[str, Any]) -> "matplotlib.figure.Figure":
     r"""Curves over the frequency: a row for each quantity, a column for each original rate, bands for intervals."""
-    from matplotlib.figure import Figure
-
-    rates = report["settings"]["rates"]
-    figure = Figure(figsize=(4.6 * len(rates) + 1.5, 2.4 * len(TITLES)), layout="constrained")
+    rates = results["settings"]["rates"]
+    figure = new_figure(4.6 * len(rates) + 1.5, 2.4 * len(TITLES))
     axes = figure.subplots(len(TITLES), len(rates), sharey="row", sharex="col", squeeze=False)
     for row, (quantity, title) in enumerate(TITLES.items()):
         for column, rate in enumerate(rates):
             panel = axes[row][column]
-            for number, system in enumerate(report["systems"]):
+            for number, system in enumerate(results["systems"]):
                 measured = system["rates"][str(rate)]
                 curves = measured["curves"] if measured else {"frequencies": [], quantity: []}
                 known = [
@@ -149,52 +146,30 @@ def plot_retention(report: dict[str, Any]) -> "Figure":
             panel.set_xlim(0, rate / 2000)
             panel.set_ylim(0, 1.75 if quantity == "gain" else 1.1)
             panel.grid(alpha=0.3)
-            if row == 0:
-                panel.set_title(f"original rate {rate / 1000:g} kHz", fontsize=10)
-            if row == len(TITLES) - 1:
-                panel.set_xlabel("kHz")
-            if column == 0:
-                panel.set_ylabel(title)
+            dress(
+                panel,
+                f"original rate {rate / 1000:g} kHz" if row == 0 else "",
+                "kHz" if row == len(TITLES) - 1 else "",
+                title if column == 0 else "",
+            )
     handles, labels = axes[0][0].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+        dress_legend(figure.legend(handles, labels, loc="outside right upper", fontsize=8))
     return figure
 
 
-def _tables(report: dict[str, Any]) -> dict[str, list[list[str]]]:
-    tables = {TITLES[quantity]: quantity_rows(report, quantity) for quantity in TITLES}
-    for quantity in ("transfer", "magnitude_transfer", "magnitude_correlation"):
-        tables[f"{TITLES[quantity]} by original rate and window"] = window_rows(report, quantity)
-    return tables
-
-
-def write_retention_reports(report: dict[str, Any], folder: Path) -> list[Path]:
+def build_report(results: Mapping[str, Any]) -> Report:
     r"""
-    Write `retention.json`, `retention.md`, `retention.html` and `retention.png`.
+    The report that is written as `retention`.
 
     Args:
-        report (`dict`): What `speech-tokenizers evaluate retention` measured.
-        folder (`Path`): Where to.
+        results (mapping): What `speech-tokenizers evaluate retention` measured.
     """
-    figure = plot_retention(report)
-    picture = folder / "retention.png"
-    temporary = picture.with_name(f".{picture.name}.partial")
-    figure.savefig(temporary, format="png", dpi=110)
-    os.replace(temporary, picture)
-    tables = _tables(report)
-    lines = notes(report)
-    markdown = ["\n".join(f"- {line}" for line in lines), f"![Retention over the frequency]({picture.name})"]
-    page = [
-        f"<!doctype html><meta charset='utf-8'><title>Information retention</title><style>{STYLE}</style>",
-        "<h1>Information retention</h1><ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>",
-        embed_figure(figure),
+    figure = Figure(plot_retention(results), "Retention over the frequency, with intervals.", "retention.png")
+    sections = [Section("", figures=[figure])]
+    sections += [Section(title, tables=[quantity_rows(results, quantity)]) for quantity, title in TITLES.items()]
+    sections += [
+        Section(f"{TITLES[quantity]} by original rate and window", tables=[window_rows(results, quantity)])
+        for quantity in ("transfer", "magnitude_transfer", "magnitude_correlation")
     ]
-    for title, rows in tables.items():
-        markdown.append(f"### {title}\n\n{markdown_table(rows)}")
-        page.append(f"<h2>{html.escape(title)}</h2>{html_table(rows)}")
-    return [
-        write_text(folder / "retention.json", json.dumps(report, indent=1) + "\n"),
-        write_text(folder / "retention.md", "\n\n".join(markdown) + "\n"),
-        write_text(folder / "retention.html", "\n".join(page)),
-        picture,
-    ]
+    return Report("Information retention", notes(results), sections, failure_lines(results), results)

@@ -18,7 +18,7 @@ from transformers import EncodecConfig, EncodecModel
 
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.evaluation.speed.processor import BF16_FLAGS, cpu_flags
-from speech_tokenizers.evaluation.speed.report import describe
+from speech_tokenizers.evaluation.speed.report import build_report
 from speech_tokenizers.evaluation.speed.timing import (
     compare_times,
     interleave,
@@ -371,10 +371,8 @@ MEASURES = {
 
 def benchmark(args: argparse.Namespace) -> int:
     r"""What `speech-tokenizers benchmark` does; returns the exit code."""
-    from speech_tokenizers.evaluation.report_pages import write_text
-
     torch.set_num_threads(args.threads)
-    report: dict[str, Any] = {
+    results: dict[str, Any] = {
         "machine": machine(),
         "threads": args.threads,
         "repeats": args.repeats,
@@ -385,15 +383,13 @@ def benchmark(args: argparse.Namespace) -> int:
     for section in progress:
         progress.set_description(section)
         try:
-            report["sections"][section] = MEASURES[section](args)
+            results["sections"][section] = MEASURES[section](args)
         except (AudioFileError, ValueError, OSError) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
-    text = describe(report)
-    print(text)
+    report = build_report(results)
+    print(report.markdown())
     if args.output is not None:
-        args.output.mkdir(parents=True, exist_ok=True)
-        write_text(args.output / "benchmark.json", json.dumps(report, indent=1) + "\n")
-        write_text(args.output / "benchmark.md", text)
-        print(f"written: {args.output / 'benchmark.json'}, {args.output / 'benchmark.md'}")
+        written = report.write(args.output, "benchmark")
+        print("written: " + ", ".join(str(path) for path in written))
     return 0

@@ -43,7 +43,7 @@ from speech_tokenizers.evaluation.units.measures import (
     measure_usage,
 )
 from speech_tokenizers.evaluation.units.probes import measure_probes
-from speech_tokenizers.evaluation.units.report import write_unit_reports
+from speech_tokenizers.evaluation.units.report import build_report
 from speech_tokenizers.evaluation.units.resynthesis import measure_resynthesis
 from speech_tokenizers.processing.recordings import load_recordings, parse_filter, recording_name
 
@@ -301,7 +301,7 @@ def compare(args: argparse.Namespace) -> int:
         system = EncodingSystem(*load(model), name, args.num_quantizers, args.device)
         summaries.append(comparison.measure(system))
 
-    report = {
+    results = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "data": describe_data(data),
         "settings": {**dataclasses.asdict(settings), "device": args.device, "threads": args.threads},
@@ -310,8 +310,9 @@ def compare(args: argparse.Namespace) -> int:
         "versions": {name: version for name in PACKAGES if (version := installed_version(name))},
         "systems": summaries,
     }
-    written = write_unit_reports(report, args.output)
-    print((args.output / "units.md").read_text(encoding="utf-8"))
+    report = build_report(results)
+    written = report.write(args.output, "units")
+    print(report.markdown())
     print("written: " + ", ".join(str(path) for path in written))
     return int(any(summary["encoding_failures"] for summary in summaries))
 

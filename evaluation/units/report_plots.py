@@ -1,98 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of the measures of units."""
 
-import html
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from speech_tokenizers.evaluation.units.scores import (
-    SCORE_KINDS,
-    score_title,
-    split_name,
-)
+from speech_tokenizers.evaluation.report_figures import INK, dress, error_bars, new_figure, plot_panels
+from speech_tokenizers.evaluation.units.scores import SCORE_KINDS, score_title, split_name
 
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-# A colour that no plot uses: the page puts its own text colour in its place, so that plots follow light and dark.
-INK = "#010203"
-
-
-def embed_figure(figure: "Figure", description: str) -> str:
-    r"""An inline SVG with a description for those who do not see it, and for all as its caption."""
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "units"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)
-    return f"<figure>{svg}<figcaption>{html.escape(description)}</figcaption></figure>"
-
-
-def _new_figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _dress(axes: "Axes", title: str, x: str = "", y: str = "") -> None:
-    # Text and lines in the page's colour.
-    axes.set_title(title, fontsize=9, color=INK)
-    axes.set_xlabel(x, fontsize=8, color=INK)
-    axes.set_ylabel(y, fontsize=8, color=INK)
-    axes.tick_params(colors=INK, labelsize=8)
-    for spine in axes.spines.values():
-        spine.set_color(INK)
-        spine.set_alpha(0.4)
-    if legend := axes.get_legend():
-        for text in legend.get_texts():
-            text.set_color(INK)
-        legend.get_frame().set_facecolor("none")
-
-
-def _errors(scores: Sequence[Mapping[str, Any]]) -> list[list[float]] | None:
-    if any(score["low"] is None for score in scores):
-        return None
-    below = [max(0.0, score["value"] - score["low"]) for score in scores]
-    return [below, [max(0.0, score["high"] - score["value"]) for score in scores]]
-
-
-def plot_bars(report: Mapping[str, Any], names: Sequence[str]) -> "Figure":
+def plot_bars(results: Mapping[str, Any], names: Sequence[str]) -> "Figure":
     r"""A panel for each score: bars of the systems with their intervals."""
-    systems = report["systems"]
-    columns = min(3, len(names))
-    num_rows = -(-len(names) // columns)
-    figure = _new_figure(4.6 * columns, (0.8 + 0.24 * len(systems)) * num_rows)
-    for number, name in enumerate(names, 1):
-        axes = figure.add_subplot(num_rows, columns, number)
-        for position, system in enumerate(systems):
-            score = system["scores"].get(name)
-            if score is not None:
-                style = {"ecolor": INK, "capsize": 2, "color": f"C{position % 10}"}
-                axes.barh(position, score["value"], xerr=_errors([score]), **style)
-        axes.set_yticks(range(len(systems)), [system["system"] for system in systems])
-        axes.set_ylim(len(systems) - 0.5, -0.5)
+    systems = results["systems"]
+    panels = []
+    for name in names:
         kind, view = split_name(name)
         better = None if view.endswith("chance") else SCORE_KINDS[kind].higher_is_better
         words = {True: " (higher is better)", False: " (lower is better)", None: ""}
-        _dress(axes, score_title(name) + words[better])
-    return figure
+        panels.append((score_title(name) + words[better], [system["scores"].get(name) for system in systems]))
+    return plot_panels([system["system"] for system in systems], panels)
 
 
-def plot_probes(report: Mapping[str, Any], names: Sequence[str]) -> "Figure":
+def plot_probes(results: Mapping[str, Any], names: Sequence[str]) -> "Figure":
     r"""A row of panels for what is told, one for each input: bars of both classifiers, and ticks at their controls."""
-    systems = report["systems"]
+    systems = results["systems"]
     kinds = list(dict.fromkeys(split_name(name)[0] for name in names))
     inputs = list(dict.fromkeys(split_name(name)[1].split(", ")[0] for name in names))
-    figure = _new_figure(4.4 * len(inputs), (0.9 + 0.36 * len(systems)) * len(kinds))
+    figure = new_figure(4.4 * len(inputs), (0.9 + 0.36 * len(systems)) * len(kinds))
     for number, (kind, view) in enumerate(((kind, view) for kind in kinds for view in inputs), 1):
         axes = figure.add_subplot(len(kinds), len(inputs), number)
         for position, system in enumerate(systems):
@@ -100,20 +39,20 @@ def plot_probes(report: Mapping[str, Any], names: Sequence[str]) -> "Figure":
                 name = f"{kind}[{view}][{classifier}]"
                 if score := system["scores"].get(name):
                     style = {"ecolor": INK, "capsize": 2, "color": f"C{position % 10}", "alpha": alpha, "height": 0.38}
-                    axes.barh(position + place, score["value"], xerr=_errors([score]), **style)
+                    axes.barh(position + place, score["value"], xerr=error_bars([score]), **style)
                 if control := system["scores"].get(f"{name}[shuffled]"):
                     axes.plot(control["value"], position + place, "|", color=INK, markersize=9, markeredgewidth=2)
         axes.set_yticks(range(len(systems)), [system["system"] for system in systems])
         axes.set_ylim(len(systems) - 0.5, -0.5)
         axes.set_xlim(0, 100)
         better = "higher" if SCORE_KINDS[kind].higher_is_better else "lower"
-        _dress(axes, f"{SCORE_KINDS[kind].title} from {view} ({better} is better)")
+        dress(axes, f"{SCORE_KINDS[kind].title} from {view} ({better} is better)")
     return figure
 
 
-def plot_phones(report: Mapping[str, Any]) -> "Figure | None":
+def plot_phones(results: Mapping[str, Any]) -> "Figure | None":
     r"""PNMI against the codebook's size, a line a layer; against the layer, a line a size; and against bits."""
-    systems = [system for system in report["systems"] if system["scores"].get("pnmi")]
+    systems = [system for system in results["systems"] if system["scores"].get("pnmi")]
     if not systems:
         return None
     by_layer = [system for system in systems if len(system["layers"]) == 1]
@@ -147,22 +86,21 @@ def plot_phones(report: Mapping[str, Any]) -> "Figure | None":
                 lambda system: system["system"],
             )
         )
-    figure = _new_figure(5.2 * len(panels), 4.4)
+    figure = new_figure(5.2 * len(panels), 4.4)
     for number, (title, label, members, x_of, line_of) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), number)
         for line in dict.fromkeys(map(line_of, members)):
             on_line = sorted((system for system in members if line_of(system) == line), key=x_of)
             scores = [system["scores"]["pnmi"] for system in on_line]
             values = [score["value"] for score in scores]
-            axes.errorbar(
-                list(map(x_of, on_line)), values, yerr=_errors(scores), marker="o", capsize=2, label=line, linewidth=1
-            )
+            style = {"marker": "o", "capsize": 2, "linewidth": 1, "label": line}
+            axes.errorbar(list(map(x_of, on_line)), values, yerr=error_bars(scores), **style)
         if "layer" not in title:
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=7, loc="best")
-        _dress(axes, title, label, "PNMI")
+        dress(axes, title, label, "PNMI")
     return figure
 
 
@@ -170,31 +108,31 @@ def _layer_words(system: Mapping[str, Any]) -> str:
     return f", layer {'+'.join(map(str, system['layers']))}" if system["layers"] else ""
 
 
-def plot_streaming(report: Mapping[str, Any]) -> "Figure | None":
+def plot_streaming(results: Mapping[str, Any]) -> "Figure | None":
     r"""Unit edit distance of streams against their latency, a line a system."""
-    systems = [system for system in report["systems"] if system["details"].get("streaming")]
+    systems = [system for system in results["systems"] if system["details"].get("streaming")]
     if not systems:
         return None
-    figure = _new_figure(7, 4.2)
+    figure = new_figure(7, 4.2)
     axes = figure.add_subplot()
     for system in systems:
         known = {name: facts for name, facts in system["details"]["streaming"].items() if system["scores"].get(name)}
         scores = [system["scores"][name] for name in known]
         latencies = [facts["latency"] for facts in known.values()]
         values = [score["value"] for score in scores]
-        axes.errorbar(latencies, values, yerr=_errors(scores), marker="o", capsize=2, label=system["system"])
+        axes.errorbar(latencies, values, yerr=error_bars(scores), marker="o", capsize=2, label=system["system"])
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=7)
-    _dress(axes, "Streamed units against those of the whole", "latency in seconds", "unit edit distance (%)")
+    dress(axes, "Streamed units against those of the whole", "latency in seconds", "unit edit distance (%)")
     return figure
 
 
-def plot_usage(report: Mapping[str, Any]) -> "Figure | None":
+def plot_usage(results: Mapping[str, Any]) -> "Figure | None":
     r"""How often codes are used, the commonest first, relative to even use."""
-    systems = [system for system in report["systems"] if "rank_frequency" in system["details"]]
+    systems = [system for system in results["systems"] if "rank_frequency" in system["details"]]
     if not systems:
         return None
-    figure = _new_figure(8, 4.2)
+    figure = new_figure(8, 4.2)
     axes = figure.add_subplot()
     for system in systems:
         counts = np.array(system["details"]["rank_frequency"], np.float64)
@@ -204,7 +142,7 @@ def plot_usage(report: Mapping[str, Any]) -> "Figure | None":
     axes.axhline(1.0, color=INK, alpha=0.4, linestyle=":")
     axes.set_yscale("log")
     axes.legend(fontsize=7, loc="lower left")
-    _dress(axes, "Codes by how often they occur", "rank, as a share of the codebook", "times as often as in even use")
+    dress(axes, "Codes by how often they occur", "rank, as a share of the codebook", "times as often as in even use")
     return figure
 
 
@@ -216,12 +154,11 @@ def plot_confusion(system: Mapping[str, Any]) -> "Figure":
     shares = (counts / counts.sum(1, keepdims=True))[:, by_frequency]
     best = shares.argmax(1)
     shares = shares[np.lexsort((-shares.max(1), best))]
-    figure = _new_figure(9, 1.0 + 0.13 * shares.shape[1])
+    figure = new_figure(9, 1.0 + 0.13 * shares.shape[1])
     axes = figure.add_subplot()
     image = axes.imshow(shares.T, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     axes.set_yticks(range(len(by_frequency)), [confusion["labels"][number] for number in by_frequency])
-    bar = figure.colorbar(image, ax=axes, pad=0.01)
-    bar.ax.tick_params(colors=INK, labelsize=7)
-    _dress(axes, f"P(phone | unit), {system['system']}", "units, sorted by their commonest phone", "")
+    dress(figure.colorbar(image, ax=axes, pad=0.01).ax)
+    dress(axes, f"P(phone | unit), {system['system']}", "units, sorted by their commonest phone", "")
     axes.tick_params(axis="y", labelsize=6)
     return figure

@@ -3,11 +3,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-
-if TYPE_CHECKING:
-    pass
+from typing import Any, NamedTuple
 
 
 class ScoreKind(NamedTuple):
@@ -15,9 +11,9 @@ class ScoreKind(NamedTuple):
     How a score is shown.
 
     Args:
-        title (`str`): Of its column.
-        digits (`int`): After the point.
-        higher_is_better (`bool`, *optional*): `None` where neither is.
+        title (`str`): Heading of its column.
+        digits (`int`): Digits after the point.
+        higher_is_better (`bool`, *optional*): Whether a larger value is the better one; `None` where neither is.
     """
 
     title: str
@@ -53,14 +49,14 @@ SCORE_KINDS = {
 }
 
 
-class Section(NamedTuple):
+class ScoreSection(NamedTuple):
     r"""
-    A heading of the page.
+    Scores that stand under one heading of the report.
 
     Args:
-        title (`str`): Its words.
-        kinds (`tuple` of `str`): The scores of its table, as in `SCORE_KINDS`.
-        caption (`str`): What the numbers are, and which are good.
+        title (`str`): Words of the heading.
+        kinds (`tuple` of `str`): Kinds of the scores in its table, as in `SCORE_KINDS`.
+        caption (`str`): Sentences that say what the numbers are, and which are good.
     """
 
     title: str
@@ -69,7 +65,7 @@ class Section(NamedTuple):
 
 
 SECTIONS = (
-    Section(
+    ScoreSection(
         "Phones in the units",
         ("pnmi", "phone_purity", "cluster_purity"),
         "PNMI is the share of what there is to know about a frame's phone that its unit tells (0 to 1, higher is "
@@ -77,33 +73,33 @@ SECTIONS = (
         "Cluster purity: frames whose unit is the commonest of their phone; it falls with it. Chance: the score after "
         "shifting all labels by a random offset, i.e. what unrelated units and labels of the same sizes would reach.",
     ),
-    Section(
+    ScoreSection(
         "Characters in the units",
         ("cnmi", "character_purity"),
         "As with phones, for the characters of the transcript (higher is better).",
     ),
-    Section(
+    ScoreSection(
         "ABX",
         ("abx_within", "abx_across"),
         "How often a phone is nearer to another phone than to its like, by dynamic time warping over angles between "
         "frames; 50 is chance, lower is better. Centroids: frames as the entries of their units. Features: as they "
         "were before they were quantized. Intervals over speakers.",
     ),
-    Section(
+    ScoreSection(
         "Robustness",
         ("ued",),
         "Unit edit distance: edits that lead from the de-duplicated units of the recording to those of the changed "
         "recording, a hundred units; lower is better. Units that say little change little, so read it beside PNMI or "
         "ABX. Chance: the distance to the units of another recording of about the same length.",
     ),
-    Section(
+    ScoreSection(
         "Streaming",
         ("ued_streaming",),
         "Unit edit distance from the units of the whole recording when it is encoded chunk by chunk while it arrives, "
         "with 4 s of it before each chunk and some after. Latency: from the beginning of a chunk to the last sample "
         "that its units need. Lower is better.",
     ),
-    Section(
+    ScoreSection(
         "Bit rates",
         (
             "bits_nominal",
@@ -117,14 +113,14 @@ SECTIONS = (
         "regard to their neighbours; de-duplicated: one unit for each run of equal frames, without the durations that "
         "decoding needs.",
     ),
-    Section(
+    ScoreSection(
         "Use of the codes",
         ("share_used", "perplexity", "entropy", "rarest_share", "ngram_perplexity"),
         "Of the first codebook. Perplexity: as many evenly used codes have the same entropy. The rarest 20 % of the "
         "codes carry 0.2 of the frames where use is even, and less where it is not. N-gram perplexity of "
         "de-duplicated units under models of other speakers: lower where units follow each other more predictably.",
     ),
-    Section(
+    ScoreSection(
         "Probes",
         ("probe_speaker", "probe_gender", "probe_phone"),
         "Macro F1 (%) of classifiers that see nothing but the units (of a clip how often each comes), their entries "
@@ -137,7 +133,7 @@ SECTIONS = (
         "chance reaches. Balanced accuracy: mean over the classes of the share that is told. Intervals over speakers, "
         "for the speaker over clips.",
     ),
-    Section(
+    ScoreSection(
         "Resynthesis",
         ("resynthesis_wer",),
         "Words that a recogniser gets wrong when a vocoder speaks the units in one voice, and in the recordings; "
@@ -158,7 +154,7 @@ def score_title(name: str) -> str:
     return SCORE_KINDS[kind].title + (f" ({view.replace('_', ' ')})" if view else "")
 
 
-def section_scores(report: Mapping[str, Any], section: Section) -> list[str]:
+def section_scores(results: Mapping[str, Any], section: ScoreSection) -> list[str]:
     r"""Names of the scores of a section that any system has, those of a kind side by side."""
-    names = dict.fromkeys(name for system in report["systems"] for name in system["scores"])
+    names = dict.fromkeys(name for system in results["systems"] for name in system["scores"])
     return [name for kind in section.kinds for name in names if split_name(name)[0] == kind]

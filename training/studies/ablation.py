@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from speech_tokenizers.evaluation.reconstruction.command import add_measuring_arguments
+from speech_tokenizers.processing.whole_files import write_whole
 from speech_tokenizers.training.common.child_process import Stopped, run_command
 
 
@@ -152,7 +153,7 @@ def train_and_compare(
     import torch
     from transformers.utils import logging
 
-    from speech_tokenizers.evaluation.reconstruction.arm_report import write_arm_reports
+    from speech_tokenizers.evaluation.reconstruction.arm_report import build_report
     from speech_tokenizers.evaluation.reconstruction.arms import TrainedArm, compare_arms
     from speech_tokenizers.evaluation.reconstruction.comparison import prepare_comparison
 
@@ -170,7 +171,7 @@ def train_and_compare(
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
     trained = [TrainedArm(plan.name, plan.seed, plan.final, plan.cost() | costs.get(plan.name, {})) for plan in plans]
-    report = compare_arms(
+    results = compare_arms(
         trained,
         comparison,
         baseline,
@@ -180,10 +181,11 @@ def train_and_compare(
         args.device,
     )
     for name, changes in arms.items():
-        report["arms"][name]["overrides"] = list(changes)
-    report |= {"recipe": args.recipe, "overrides": args.overrides, "skipped": skipped}
-    written = write_arm_reports(report, args.output)
-    print((args.output / "ablation.md").read_text(encoding="utf-8"))
+        results["arms"][name]["overrides"] = list(changes)
+    results |= {"recipe": args.recipe, "overrides": args.overrides, "skipped": skipped}
+    report = build_report(results)
+    written = report.write(args.output, "ablation")
+    print(report.markdown())
     print("written: " + ", ".join(str(path) for path in written))
     return int(num_unreadable > 0)
 
@@ -305,7 +307,6 @@ class ArmPlan:
 
 def step_costs(args: argparse.Namespace, plans: Sequence[ArmPlan]) -> dict[str, dict[str, float]]:
     r"""What a step of each arm takes when all take theirs in turn, from the output folder where it is known there."""
-    from speech_tokenizers.evaluation.report_pages import write_text
     from speech_tokenizers.training.codec.arguments import load_codec_recipe
     from speech_tokenizers.training.studies.step_cost import measure_steps
 
@@ -319,7 +320,7 @@ def step_costs(args: argparse.Namespace, plans: Sequence[ArmPlan]) -> dict[str, 
         if known["key"] == key:
             return known["arms"]
     costs = measure_steps(recipes, args.cost_steps)
-    write_text(path, json.dumps({"key": key, "steps": args.cost_steps, "arms": costs}, indent=1) + "\n")
+    write_whole(path, json.dumps({"key": key, "steps": args.cost_steps, "arms": costs}, indent=1) + "\n")
     return costs
 
 

@@ -102,7 +102,7 @@ def store_in_half(folder: str | Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_file, save
 
-    from speech_tokenizers.processing.code_files import write_whole
+    from speech_tokenizers.processing.whole_files import write_whole
 
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
@@ -117,5 +117,5 @@ def store_in_half(folder: str | Path) -> None:
                 raise ValueError(f"`{name}` in {path} has values beyond 65,504, the largest of float16.")
     config_path = path.with_name("config.json")
     config = json.loads(config_path.read_text(encoding="utf-8")) | {"dtype": "float32"}
-    write_whole(config_path, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+    write_whole(config_path, json.dumps(config, indent=2, sort_keys=True) + "\n")
     write_whole(path, save(weights, metadata))

@@ -5,10 +5,8 @@ import os
 import pickle
 import re
 import struct
-import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,22 +89,10 @@ def check_output(output: Path, overwrite: bool) -> None:
         raise ValueError(f"`output` is {output}, which exists; choose another, or allow to replace it (`overwrite`).")
 
 
-@contextmanager
-def folder_in_the_making(output: Path) -> Iterator[Path]:
-    """A folder to write, beside `output`, which it becomes at the end; if that is not reached, `output` stays."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as parent:
-        folder = Path(parent) / output.name
-        yield folder
-        if output.exists():
-            os.replace(output, Path(parent) / "replaced")
-        os.replace(folder, output)
-
-
 def some_names(names: Iterable[Any]) -> str:
     """The first few names, for a message."""
     names = list(names)
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-__all__ = ["CheckpointError", "check_output", "folder_in_the_making", "read_checkpoint_file", "some_names"]
+__all__ = ["CheckpointError", "check_output", "read_checkpoint_file", "some_names"]

@@ -22,7 +22,6 @@ from speech_tokenizers.coding.loading import load
 from speech_tokenizers.conversion.foreign_files import (
     CheckpointError,
     check_output,
-    folder_in_the_making,
     read_checkpoint_file,
     some_names,
 )
@@ -30,6 +29,7 @@ from speech_tokenizers.modeling.configuration_dm_codec import DMCodecConfig
 from speech_tokenizers.modeling.hub_export import save_pretrained_with_code
 from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 from speech_tokenizers.processing.feature_extraction_dm_codec import DMCodecFeatureExtractor
+from speech_tokenizers.processing.whole_files import whole_folder
 
 
 # Fields of the original config.json that describe the network, and the types of their values.
@@ -123,7 +123,7 @@ def convert_checkpoint(
     waveform = _test_signal(model)
     compare_with_original(model, LineageNetwork(state, fields), waveform, checkpoint)
 
-    with folder_in_the_making(output) as folder:
+    with whole_folder(output) as folder:
         feature_extractor = DMCodecFeatureExtractor(sampling_rate=model.sampling_rate)
         if with_code:
             save_pretrained_with_code(model, feature_extractor, folder)

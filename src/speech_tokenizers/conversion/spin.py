@@ -25,7 +25,6 @@ from speech_tokenizers.coding.loading import load
 from speech_tokenizers.conversion.foreign_files import (
     CheckpointError,
     check_output,
-    folder_in_the_making,
     read_checkpoint_file,
     some_names,
 )
@@ -33,6 +32,7 @@ from speech_tokenizers.modeling.configuration_dc_spin import DCSpinConfig
 from speech_tokenizers.modeling.hub_export import save_pretrained_with_code
 from speech_tokenizers.modeling.modeling_dc_spin import DCSpinModel
 from speech_tokenizers.processing.feature_extraction_dc_spin import DCSpinFeatureExtractor
+from speech_tokenizers.processing.whole_files import whole_folder
 
 
 # Original names -> ours, in this order.
@@ -124,7 +124,7 @@ def convert_spin(
     waveforms = _test_signal()
     compare_with_spin(model, SpinNetwork(state, model.encoder.config.num_attention_heads), waveforms, checkpoint)
 
-    with folder_in_the_making(output) as folder:
+    with whole_folder(output) as folder:
         feature_extractor = DCSpinFeatureExtractor(sampling_rate=model.sampling_rate, hop_length=model.hop_length)
         if with_code:
             save_pretrained_with_code(model, feature_extractor, folder)

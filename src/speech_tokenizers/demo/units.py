@@ -33,7 +33,7 @@ def show_units(model: Any, name: str, audio_path: Path, output: Path) -> dict[st
         ValueError: If the model has several codebooks, or the recording cannot be read.
     """
     from speech_tokenizers.coding.file_coding import decode_file, encode_file
-    from speech_tokenizers.processing.unit_exports import UnitLine, format_unit_line
+    from speech_tokenizers.processing.unit_exports import UnitLine, save_unit_lines
 
     if model.config.num_quantizers != 1:
         raise ValueError(f"{name} has {model.config.num_quantizers} codebooks; the demo draws units of one.")
@@ -49,7 +49,7 @@ def show_units(model: Any, name: str, audio_path: Path, output: Path) -> dict[st
         decode_file(model, codes, spoken_path)
         written.append(spoken_path)
     units, durations = deduplicate(codes.audio_codes[0])
-    lines_path.write_text(format_unit_line(UnitLine(audio_path.name, units, durations)) + "\n", encoding="utf-8")
+    save_unit_lines(lines_path, [UnitLine(audio_path.name, units, durations)])
     draw_units(waveform, model.sampling_rate, model.hop_length, units, durations, picture_path)
     beginning = " ".join(f"{unit}x{duration}" for unit, duration in zip(units[:12], durations[:12], strict=True))
     beginning += " ..." if len(units) > 12 else ""

@@ -14,12 +14,11 @@ from speech_tokenizers.evaluation.clip_results import ClipCounts
 from speech_tokenizers.evaluation.clips import read_clips
 from speech_tokenizers.evaluation.reconstruction import arms as arm_comparison
 from speech_tokenizers.evaluation.reconstruction.arm_report import (
+    build_report,
     cost_rows,
     difference_rows,
-    format_estimate,
     score_rows,
     verdicts,
-    write_arm_reports,
 )
 from speech_tokenizers.evaluation.reconstruction.arms import (
     TrainedArm,
@@ -143,7 +142,7 @@ def compare(data, tmp_path, make_rvq_codec):
     return run
 
 
-def test_equal_codecs_do_not_differ_and_others_do(compare, tmp_path):
+def test_equal_codecs_do_not_differ_and_others_do(compare, tmp_path, read_page):
     report = compare()
     assert list(report["decoded"]) == ["all codebooks", "the first codebook alone"]
     assert list(report["probe"]["stages"]) == ["codebook 1", "codebooks 1 to 4"]
@@ -166,12 +165,13 @@ def test_equal_codecs_do_not_differ_and_others_do(compare, tmp_path):
     assert len(same) == 4
     assert all("better" not in line and "worse" not in line for line in same)
 
-    paths = write_arm_reports(report, tmp_path / "out")
+    paths = build_report(report).write(tmp_path / "out", "ablation")
     assert json.loads(paths[0].read_text())["baseline"] == "none"
     assert "### Frame probe of codebook 1" in paths[1].read_text()
-    page = paths[2].read_text()
-    assert page.count("<audio controls") == 1 + 3 * 2
-    assert "data:image/png;base64," in page
+    page = read_page(paths[2].read_text())
+    assert page.tags.count("audio") == len(page.references) == 1 + 3 * 2
+    assert all((tmp_path / "out" / path).is_file() for path in page.references)
+    assert "Differences from none, with intervals. Decoded from all codebooks." in page.alts
 
 
 def test_what_is_known_is_not_measured_again(compare, monkeypatch):
@@ -190,11 +190,3 @@ def test_the_values_of_several_seeds_are_shown(compare):
     value = f"{score['estimate']['value']:.2f}"
     assert row[1].startswith(value)
     assert row[1].endswith(f"({value}, {value})")
-
-
-def test_how_numbers_are_written():
-    estimate = {"value": 0.0123, "low": 0.001, "high": 0.02}
-    assert format_estimate(estimate, "stoi") == "0.012 [0.001, 0.020]"
-    assert format_estimate(estimate, "stoi", signed=True) == "+0.012 [+0.001, +0.020] *"
-    assert format_estimate({"value": -1.0, "low": -2.0, "high": 0.5}, "wil_transcript[x]", True) == "-1.0 [-2.0, +0.5]"
-    assert format_estimate(None, "stoi") == "–"

@@ -68,7 +68,7 @@ def measured(monkeypatch):
     return calls
 
 
-def test_results_table_and_page_are_written(tmp_path, data, save_model, measured):
+def test_results_table_and_page_are_written(tmp_path, data, save_model, measured, read_page):
     save_model(tmp_path / "tiny")
     assert run(tmp_path, str(tmp_path / "tiny"), "--num-quantizers", "2", "4", "--examples", "1") == 0
     assert measured == ["recording"] * 3 + ["tiny (2 codebooks)"] * 3 + ["tiny (4 codebooks)"] * 3
@@ -91,8 +91,11 @@ def test_results_table_and_page_are_written(tmp_path, data, save_model, measured
     scores = [results.get(system, clip)["scores"]["mel_distance"] for clip in clips]
     assert four["scores"]["mel_distance"]["value"] == pytest.approx(np.mean(scores))
     page = (tmp_path / "out" / "results.html").read_text()
-    for wanted in ("<audio controls", "data:image/png;base64,", "tiny (4 codebooks)", "Only south"):
+    for wanted in ("<audio controls", "tiny (4 codebooks)", "Only south"):
         assert wanted in page
+    reader = read_page(page)
+    assert reader.references == [path for system in report["systems"] for path in system["audio"].values()]
+    assert [alt.partition(" ")[0] for alt in reader.alts] == ["Scores", *["Spectrograms"] * len(four["audio"])]
     for path in four["audio"].values():
         assert soundfile.info(tmp_path / "out" / path).frames == 16000
     assert "| tiny (2 codebooks) |" in (tmp_path / "out" / "results.md").read_text()

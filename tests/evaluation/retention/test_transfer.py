@@ -238,7 +238,7 @@ class Halving:
         return CodedClip(0.5 * audio)
 
 
-def test_a_known_system_gives_known_numbers(run, tmp_path, monkeypatch):
+def test_a_known_system_gives_known_numbers(run, tmp_path, monkeypatch, read_page):
     monkeypatch.setattr(retention_comparison, "load_systems", lambda args: ([None, Halving], {}))
     assert run("halving", "--windows", "25", "10") == 0
     report = json.loads((tmp_path / "out" / "retention.json").read_text())
@@ -257,7 +257,9 @@ def test_a_known_system_gives_known_numbers(run, tmp_path, monkeypatch):
     page = (tmp_path / "out" / "retention.md").read_text()
     assert "| 16 kHz | halving | 0.50 [0.50, 0.50] | 0.50 [0.50, 0.50] | – |" in page
     assert (tmp_path / "out" / "retention.png").read_bytes().startswith(b"\x89PNG")
-    assert "data:image/png;base64," in (tmp_path / "out" / "retention.html").read_text()
+    assert "![Retention over the frequency, with intervals.](retention.png)" in page
+    reader = read_page((tmp_path / "out" / "retention.html").read_text())
+    assert reader.alts == ["Retention over the frequency, with intervals."]
 
 
 def test_models_are_measured_once_and_a_cut_line_costs_a_clip(run, tmp_path, make_rvq_codec, make_cst, monkeypatch):

@@ -5,11 +5,13 @@ import json
 import pytest
 import torch
 
+from speech_tokenizers.evaluation.report_pages import Section
 from speech_tokenizers.evaluation.speed import benchmark as speed_and_memory
 from speech_tokenizers.evaluation.speed import command as benchmark
 from speech_tokenizers.evaluation.speed import tokens as latent_speed
 from speech_tokenizers.evaluation.speed import units as unit_speed
 from speech_tokenizers.evaluation.speed.benchmark import encodec_of_same_shape
+from speech_tokenizers.evaluation.speed.report import SECTIONS, describe
 from speech_tokenizers.evaluation.speed.timing import compare_times, interleave, num_parameters, synthetic_sound
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
@@ -49,7 +51,15 @@ def test_both_encodecs_have_the_same_layers():
         assert codes.shape[1:] == ours.eval().encode(audio).audio_codes.shape
 
 
-def test_the_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
+def test_every_section_is_measured_and_described():
+    assert list(speed_and_memory.MEASURES) == list(SECTIONS) == list(benchmark.SECTIONS)
+
+
+def test_a_measure_that_was_skipped_says_why():
+    assert describe("memory", {"skipped": "needs Linux"}) == Section(SECTIONS["memory"][0], "Skipped: needs Linux.")
+
+
+def test_the_command_writes_what_it_measured(tmp_path, monkeypatch, capsys, read_page):
     small = {"encoder_hidden_size": 16, "decoder_hidden_size": 32, "encoder_num_layers": 1, "decoder_num_layers": 1}
     preset = speed_and_memory.RVQCodecConfig.from_preset
 
@@ -78,6 +88,10 @@ def test_the_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert (tmp_path / "benchmark.md").read_text() in printed
     assert "of codes equal" in printed
+    assert "| encode, 0.5 s of audio | seconds |" in printed
+    page = read_page((tmp_path / "benchmark.html").read_text())
+    # Two sections that are timed both ways, one that decodes.
+    assert page.tags.count("table") == 2 + 1 + 2
 
 
 TINY_HUBERT = {

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files and folders that appear under their names only once they are complete."""
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class WholeFile:
+    r"""
+    A file that is written whole or not at all.
+
+    What is written to `temporary` becomes the file on `finish`. On `discard` it is removed, and an older file of that
+    name stays as it was. As a context manager it gives the temporary path, and does the one or the other at the end of
+    the block, the latter after an exception.
+
+    Args:
+        path (`str` or `Path`): The file. Missing folders are created.
+
+    Raises:
+        OSError: If a folder cannot be created.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # In the same folder, where a rename is atomic. Its length is fixed, so that the longest names can be written.
+        self.temporary = self.path.with_name(f".{secrets.token_hex(8)}.tmp")
+
+    def finish(self) -> None:
+        r"""
+        Move what was written into place.
+
+        Raises:
+            OSError: If that fails; what was written is removed then.
+        """
+        try:
+            os.replace(self.temporary, self.path)
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        r"""Remove what was written."""
+        self.temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> Path:
+        return self.temporary
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        if error_type is None:
+            self.finish()
+        else:
+            self.discard()
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
+    r"""
+    Write a file whole or not at all.
+
+    Args:
+        path (`str` or `Path`): The file. Missing folders are created.
+        content (`bytes` or `str`): All of the file; text is written as UTF-8.
+
+    Returns:
+        `Path`: The file.
+
+    Raises:
+        OSError: If it cannot be written; an older file of that name stays as it was.
+    """
+    path = Path(path)
+    with WholeFile(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@contextmanager
+def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    r"""
+    A folder that is written whole or not at all.
+
+    Gives the path of a folder of the same name that does not exist yet, to create and to fill. It replaces `path` at
+    the end of the block. After an exception it is removed, and an older folder stays as it was.
+
+    Args:
+        path (`str` or `Path`): The folder. Missing parents are created.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as parent:
+        folder, older = Path(parent, "new", path.name), Path(parent, "old")
+        folder.parent.mkdir()
+        yield folder
+        if path.exists():
+            os.replace(path, older)
+        try:
+            os.replace(folder, path)
+        except OSError:
+            if older.exists():
+                os.replace(older, path)
+            raise
+
+
+__all__ = ["WholeFile", "whole_folder", "write_whole"]
