@@ -15,9 +15,9 @@ class ScoreKind(NamedTuple):
     How a score is shown.
 
     Args:
-        title (`str`): Of its column.
-        digits (`int`): After the point.
-        higher_is_better (`bool`, *optional*): `None` where neither is.
+        title (`str`): Title of its column.
+        digits (`int`): Digits after the point.
+        higher_is_better (`bool`, *optional*): Whether higher values are better; `None` where neither is.
     """
 
     title: str
@@ -58,9 +58,9 @@ class Section(NamedTuple):
     A heading of the page.
 
     Args:
-        title (`str`): Its words.
-        kinds (`tuple` of `str`): The scores of its table, as in `SCORE_KINDS`.
-        caption (`str`): What the numbers are, and which are good.
+        title (`str`): Words of the heading.
+        kinds (`tuple` of `str`): Kinds of the scores in its table, as in `SCORE_KINDS`.
+        caption (`str`): Explanation of the numbers, and of which are good.
     """
 
     title: str
