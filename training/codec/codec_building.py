@@ -38,8 +38,9 @@ def build_model(
     The codec or vocoder that a recipe names, new or trained; or a tokenizer with a language model.
 
     Args:
-        args ([`CodecTrainingArguments`]): The recipe.
-        report (callable, *optional*): Is told what [`warm_start`] took from where.
+        args ([`CodecTrainingArguments`]): Recipe of the training.
+        report (callable, *optional*): Function that is given the origin of each part of a model that started warm; see
+            [`warm_start`].
     """
     if args.joint is not None:
         return build_joint(args)
@@ -134,9 +135,10 @@ def check_loss_weights(
     The weights of the losses by name.
 
     Args:
-        args ([`CodecTrainingArguments`]): The recipe.
-        loss_names (sequence of `str`): Of all losses of its training.
-        adversarial_loss_names (sequence of `str`): Of those that need no weight where there are no discriminators.
+        args ([`CodecTrainingArguments`]): Recipe of the training.
+        loss_names (sequence of `str`): Names of all losses of the training.
+        adversarial_loss_names (sequence of `str`): Names of the losses that need no weight where there are no
+            discriminators.
 
     Raises:
         ValueError: If a weight is missing, or is of an unknown loss.

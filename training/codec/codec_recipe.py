@@ -25,8 +25,8 @@ def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Codec
     A run that was told to stop (SIGINT, SIGTERM) leaves a checkpoint and no `final`.
 
     Args:
-        path_or_name (`str`): See [`load_recipe`].
-        overrides (sequence of `str`): `key=value` pairs.
+        path_or_name (`str`): Recipe; see [`load_recipe`].
+        overrides (sequence of `str`): Settings that differ from the recipe, as `key=value` pairs.
     """
     args = load_codec_recipe(path_or_name, overrides)
     set_seed(args.seed)
