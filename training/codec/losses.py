@@ -102,8 +102,8 @@ def distillation_loss(
         features (`torch.Tensor` of shape `(batch, num_frames, dim)`): Features of the codec, with gradients.
         targets (`torch.Tensor` of shape `(batch, num_frames, dim)`): Features of the teacher.
         mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask, 1 for frames that count. An item
-            without any adds nothing to the mean over the batch. The size of the batch stays the divisor, so that the
-            mean over processes and accumulated batches is that over all.
+            without such frames adds nothing to the mean over the batch. The size of the batch stays the divisor, so
+            that the mean over processes and accumulated batches is that over all.
         axis (`str`, *optional*, defaults to `"dimension"`): Axis of the cosine; see above.
 
     Raises:

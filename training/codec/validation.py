@@ -48,11 +48,11 @@ def validate(
             `(num_samples,)`.
 
     Returns:
-        `dict`: Means of the losses, the model's own losses and the metrics, each over the recordings that have a value
-        and, where some have none, their number as `<metric>_left_out`. Where the model chooses codes, the share of
-        codes used and the perplexity of each stage over all recordings, `codes_used_<stage>` and `perplexity_<stage>`,
-        and the mel loss with fewer codebooks, `mel_at_<codebooks>`; where it has latents, what [`LatentReport`] tells
-        of them over all recordings.
+        `dict`: Means of the losses, the model's own losses and the metrics, each over the recordings that have a
+        value. Where some have none, their number is `<metric>_left_out`. Where the model chooses codes,
+        `codes_used_<stage>` and `perplexity_<stage>` are the share of codes used and the perplexity of each stage over
+        all recordings, and `mel_at_<codebooks>` is the mel loss with fewer codebooks. Where it has latents, there are
+        the measures of [`LatentReport`] over all recordings.
     """
     if not len(recordings):
         raise ValueError("There is no recording to evaluate on; see rejected.jsonl for those that were set aside.")
