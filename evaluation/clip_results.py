@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was measured on each clip: kept in a file, and summed up to scores with intervals."""
+"""Results of each clip: kept in a file, and summed up to scores with intervals."""
 
 import collections
 import json

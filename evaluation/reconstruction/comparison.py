@@ -345,7 +345,7 @@ class CodecComparison:
         return score_clips(system, self.clips, self.results, self.metrics, self.recognizers, self.language)
 
     def describe(self) -> dict[str, Any]:
-        r"""What tables need to know besides the systems' summaries, as plain JSON values."""
+        r"""Plain JSON values that tables need besides the systems' summaries."""
         records = [self.results.get(RecordingSystem(), clip) for clip in self.clips]
         return {
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -400,7 +400,7 @@ def prepare_comparison(args: argparse.Namespace) -> tuple[CodecComparison, dict[
 
 
 def compare(args: argparse.Namespace) -> int:
-    r"""What `speech-tokenizers evaluate` does; returns the exit code."""
+    r"""Compare codecs, as `speech-tokenizers evaluate` does; returns the exit code."""
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
     if not args.models and not args.peers:

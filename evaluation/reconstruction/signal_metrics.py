@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How near decoded speech is to the recording: PESQ, STOI, mel distance and SI-SDR as `evaluate` metrics."""
+"""Metrics of decoded speech against the recording: PESQ, STOI, mel distance and SI-SDR, all as `evaluate` metrics."""
 
 import warnings
 from typing import Any

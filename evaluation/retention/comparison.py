@@ -231,7 +231,7 @@ def speakers_of(clips: Sequence[Clip], folder: Path) -> list[int]:
 
 
 def compare(args: argparse.Namespace) -> int:
-    r"""What `speech-tokenizers evaluate retention` does; returns the exit code."""
+    r"""Compare tokenizers, as `speech-tokenizers evaluate retention` does; returns the exit code."""
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
     summaries: list[dict[str, Any]] = []

@@ -262,5 +262,5 @@ def pack_table(table: np.ndarray) -> str:
 
 
 def unpack_table(text: str) -> np.ndarray:
-    r"""What [`pack_table`] packed."""
+    r"""Array that [`pack_table`] packed, float32 of shape `(8, num_bins)`."""
     return np.frombuffer(base64.b64decode(text), "<f4").reshape(NUM_ROWS, -1)

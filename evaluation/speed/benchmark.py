@@ -370,7 +370,7 @@ MEASURES = {
 
 
 def benchmark(args: argparse.Namespace) -> int:
-    r"""What `speech-tokenizers benchmark` does; returns the exit code."""
+    r"""Measure speed and memory, as `speech-tokenizers benchmark` does; returns the exit code."""
     from speech_tokenizers.evaluation.report_pages import write_text
 
     torch.set_num_threads(args.threads)

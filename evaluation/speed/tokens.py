@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast a stream of speech becomes continuous tokens, and these speech again."""
+"""Speed at which a stream of speech becomes continuous tokens, and tokens become speech again."""
 
 import time
 from typing import Any

@@ -63,7 +63,7 @@ def plain_forward(
 
 
 def tokenization(units: KMeansUnitsModel, waveforms: Sequence[np.ndarray], batch_seconds: float) -> Callable[[], None]:
-    r"""What the library does with the same recordings, up to the units."""
+    r"""Function that does with the same recordings what the library does, up to the units."""
     feature_extractor = KMeansUnitsFeatureExtractor(sampling_rate=units.sampling_rate, hop_length=units.hop_length)
 
     def run() -> None:

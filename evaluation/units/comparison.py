@@ -231,7 +231,7 @@ class UnitComparison:
 
 
 def describe_system(system: EncodingSystem) -> dict[str, Any]:
-    r"""What tables and plots tell of a system besides its scores."""
+    r"""Facts about a system that tables and plots show besides its scores."""
     config = system.model.config
     encoder = getattr(config, "encoder_config", None)
     layers = list(getattr(config, "layers", None) or ())
@@ -272,7 +272,7 @@ PACKAGES = ("speech-tokenizers", "torch", "transformers", "numpy", "scipy")
 
 
 def compare(args: argparse.Namespace) -> int:
-    r"""What `speech-tokenizers evaluate units` does; returns the exit code."""
+    r"""Compare units, as `speech-tokenizers evaluate units` does; returns the exit code."""
 
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
@@ -319,7 +319,7 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def describe_data(data: SpokenClips) -> dict[str, Any]:
-    r"""What tables tell of the clips, as plain JSON values."""
+    r"""Facts about the clips that tables show, as plain JSON values."""
     return {
         "num_clips": len(data.clips),
         "num_speakers": len(set(data.speakers) - {None}),

@@ -54,7 +54,7 @@ class SpokenClips:
 
     @property
     def groups(self) -> list[str]:
-        """What the bootstrap redraws as one: a speaker, or a clip whose speaker is unknown."""
+        """Group that each clip is redrawn with: its speaker, or the clip alone where its speaker is unknown."""
         return [speaker or clip.name for clip, speaker in zip(self.clips, self.speakers, strict=True)]
 
     @property
@@ -114,7 +114,7 @@ class UnitSettings:
 
     @property
     def perturbation_keys(self) -> dict[str, str]:
-        """What tells the perturbations from others, noise in a folder by its content."""
+        """Keys that identify the perturbations, noise in a folder by its content."""
         return {name: perturbation.key for name, perturbation in self.chosen_perturbations().items()}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured of units over a set of clips, from material that is computed once: codes, features and labels."""
+"""Measures of units over a set of clips, from material that is computed once: codes, features and labels."""
 
 import dataclasses
 import itertools

@@ -63,7 +63,7 @@ class Perturbation(abc.ABC):
     @property
     @abc.abstractmethod
     def description(self) -> str:
-        """What it does, in words for a table's notes."""
+        """Description of the change, in words for a table's notes."""
 
     @property
     def key(self) -> str:

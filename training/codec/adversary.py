@@ -99,7 +99,7 @@ class Adversary:
         return {"discriminator": self.accelerator.unwrap_model(self.discriminator)}
 
     def optimization(self) -> dict[str, Any]:
-        """What else a checkpoint keeps, by name."""
+        """Optimizer that a checkpoint keeps besides the modules, by name."""
         return {} if self.optimizer is None else {"discriminator_optimizer": self.optimizer}
 
     def state_dict(self) -> dict[str, int | None]:

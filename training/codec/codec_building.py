@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe trains: its model, objectives and conditions."""
+"""Model, objectives and conditions that a recipe describes."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -98,7 +98,7 @@ def keep_origins(args: CodecTrainingArguments, origins: dict[str, str]) -> None:
 
 
 def build_objectives(args: CodecTrainingArguments) -> list[CodecObjective]:
-    """What a recipe trains for besides reconstruction."""
+    """Objectives that a recipe trains for besides reconstruction."""
     objectives: list[CodecObjective] = list(cst_objectives(args)) if trains_cst(args) else []
     if args.distillation.speech_teacher is not None or args.distillation.language_teacher is not None:
         objectives.append(Distillation(args.distillation))
@@ -110,7 +110,7 @@ def build_objectives(args: CodecTrainingArguments) -> list[CodecObjective]:
 
 
 def build_conditions(args: CodecTrainingArguments) -> Conditions | None:
-    """What a recipe gives the model in place of the waveform."""
+    """Conditions that a recipe gives the model in place of the waveform."""
     return None if args.units is None else UnitConditions(args.units)
 
 

@@ -165,7 +165,7 @@ class CodecTrainer:
         return weight * self.adversary.schedule.weight(self.step) if name in Adversary.loss_names else weight
 
     def reconstruct(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
-        """What a model makes of a batch: of the waveforms, or of the conditions that it takes in their place."""
+        """Output of a model for a batch: for the waveforms, or for the conditions that it takes in their place."""
         given = {**batch, "num_samples": batch["input_values"].shape[-1], "return_loss": False}
         if not self.latent_schedule.quantizes(self.unwrapped_model):
             given["num_quantizers"] = 0
@@ -448,7 +448,7 @@ class CodecTrainer:
         return {"codec": self.unwrapped_model, **self.adversary.modules()}
 
     def _optimization(self) -> dict[str, Any]:
-        """What has a `state_dict` besides the modules."""
+        """Objects with a `state_dict` besides the modules."""
         objects = {
             "codec_optimizer": self.optimizer,
             **self.adversary.optimization(),

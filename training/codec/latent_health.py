@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many directions latents use, how much of them each codebook leaves, and an alarm when they collapse."""
+"""Number of directions that latents use, variance that each codebook leaves, and an alarm when latents collapse."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

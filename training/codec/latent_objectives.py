@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model of continuous latents is trained for: noise, texts, and latents that do not collapse."""
+"""Objectives of a model of continuous latents: noise, texts, and latents that do not collapse."""
 
 from pathlib import Path
 from typing import Any
@@ -287,7 +287,7 @@ def _training_texts(args: CodecTrainingArguments, recognition: RecognitionArgume
 
 
 def cst_objectives(args: CodecTrainingArguments) -> list[LatentObjective | RecognitionObjective]:
-    """What a recipe of a [`CSTModel`] trains for besides reconstruction."""
+    """Objectives that a recipe of a [`CSTModel`] trains for besides reconstruction."""
     objectives: list[LatentObjective | RecognitionObjective] = [LatentObjective(args.latents, args.seed)]
     if args.recognition is not None:
         objectives.append(RecognitionObjective(args.recognition))

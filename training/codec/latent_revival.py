@@ -53,7 +53,7 @@ def check_revivable(model: Any) -> None:
 
 @torch.no_grad()
 def hidden_and_latents(model: Any, input_values: torch.Tensor) -> torch.Tensor:
-    """What the encoder's last layer reads, and what it makes of it, side by side: (batch, num_frames, width + dim)."""
+    """Input and output of the encoder's last layer, side by side: (batch, num_frames, width + dim)."""
     hidden = input_values
     for layer in model.encoder.layers[:-1]:
         hidden = layer(hidden)

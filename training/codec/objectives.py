@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What else a codec may be trained for, and what else a model may be trained from."""
+"""Further objectives of a codec's training, and conditions that a model may be trained from."""
 
 from pathlib import Path
 from typing import Any, Protocol

@@ -109,7 +109,7 @@ def _read_config(args: SpeechTeacherArguments | LanguageTeacherArguments, which:
 
 
 def model_revision(name_or_path: str, config: Any) -> str:
-    """What tells a model's weights from others: its commit on the Hub, or a hash of the weight files in its folder."""
+    """Identity of a model's weights: its commit on the Hub, or a hash of the weight files in its folder."""
     if not os.path.isdir(name_or_path):
         return f"commit {config._commit_hash}"
     digest = hashlib.sha256()

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a codec is trained and evaluated on: recordings, conditions in place of them, and targets of objectives."""
+r"""
+Data that a codec is trained and evaluated on: recordings, conditions in place of them, and targets of objectives.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a unit vocoder is trained from: codes of recordings, computed once, and their speakers."""
+"""Conditions that a unit vocoder is trained from: codes of recordings, computed once, and their speakers."""
 
 import math
 from pathlib import Path

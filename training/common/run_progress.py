@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a training run is, by steps and by time, and what it has lost since the last log."""
+"""Progress of a training run, by steps and by time, and its losses since the last log."""
 
 from collections.abc import Mapping
 from typing import Any

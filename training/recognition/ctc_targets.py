@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a CTC recogniser is trained to write: which texts it can learn from, and how often it errs."""
+"""Targets of a CTC recogniser: texts that it can learn from, and the rate of its errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

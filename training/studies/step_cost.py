@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a training step takes under several recipes, in turn, so that other work on the machine meets all alike."""
+"""Time of a training step under several recipes, in turn, so that other work on the machine affects all alike."""
 
 import dataclasses
 import os
