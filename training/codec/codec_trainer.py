@@ -72,12 +72,11 @@ class CodecTrainer:
             recordings. Where `train_recordings` is left out, `args.data` names these too.
         feature_extractor (`SequenceFeatureExtractor`, *optional*): Feature extractor that is saved beside the codec.
             Defaults to that of its family, if there is one.
-        compute_metrics (callable, *optional*): Function called with a recorded and a decoded `(num_samples,)` float
-            array and the sampling rate for each evaluated recording. It returns a dict of numbers, whose means
-            `evaluate` reports; `None` in place of a number leaves the recording out. Defaults to what `args.metrics`
-            names.
-        objectives (sequence of [`CodecObjective`], *optional*): Objectives that the codec is trained for besides
-            reconstruction, such as [`Distillation`].
+        compute_metrics (callable, *optional*): Function of a recorded and a decoded `(num_samples,)` float array and
+            the sampling rate, called for each evaluated recording. It returns numbers by name, whose means `evaluate`
+            reports; `None` leaves the recording out. Defaults to what `args.metrics` names.
+        objectives (sequence of [`CodecObjective`], *optional*): Losses besides reconstruction, such as
+            [`Distillation`].
         conditions ([`Conditions`], *optional*): Conditions that the model is given in place of the waveform, such as
             [`UnitConditions`].
 
@@ -340,8 +339,7 @@ class CodecTrainer:
         Code and decode the evaluation recordings, with the averaged weights if there are any.
 
         Returns:
-            `dict`: Values that [`validate`] measures, with `eval_` before each name. Empty without evaluation
-            recordings.
+            `dict`: Values of [`validate`], with `eval_` before each name. Empty without evaluation recordings.
         """
         if self.data.train is None and self.data.evaluation is None:
             self.data.find()
