@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 
-# From sums over clips, of shape (..., num_counts), to the value, of shape (...); NaN where there is none.
+# A function of sums over clips, of shape (..., num_counts). It gives the value, of shape (...), NaN where there is
+# none.
 Statistic = Callable[[np.ndarray], np.ndarray]
 
 
@@ -22,9 +23,9 @@ class Estimate:
     A statistic of a set of clips.
 
     Args:
-        value (`float`): The estimate.
+        value (`float`): Value of the statistic.
         low, high (`float`): Ends of its 95 % bootstrap interval over clips.
-        num_clips (`int`): Clips that it is taken over.
+        num_clips (`int`): Number of clips that it is taken over.
     """
 
     value: float
@@ -50,11 +51,11 @@ def bootstrap_sums(
     Estimate a statistic, with its percentile interval when clips are redrawn with replacement.
 
     Args:
-        counts (`np.ndarray` of shape `(num_clips, num_counts)`): What each clip adds to the sums.
-        statistic (`Callable`): From the sums to the value.
-        num_resamples (`int`, *optional*, defaults to 2000): Bootstrap samples.
+        counts (`np.ndarray` of shape `(num_clips, num_counts)`): Contribution of each clip to the sums.
+        statistic (`Callable`): Function that maps the sums `(..., num_counts)` to the value `(...)`.
+        num_resamples (`int`, *optional*, defaults to 2000): Number of bootstrap samples.
         confidence (`float`, *optional*, defaults to 0.95): Coverage of the interval.
-        seed (`int`, *optional*, defaults to 0): Of the resampling; equal input gives an equal interval.
+        seed (`int`, *optional*, defaults to 0): Seed for the resampling. Equal input gives an equal interval.
 
     Returns:
         [`Estimate`], or `None` where there are no clips or the statistic has no value.
@@ -73,9 +74,9 @@ def bootstrap(
     `bootstrap_sums` of sum(numerators) / sum(denominators).
 
     Args:
-        numerators (sequence of `float`): A clip's score, or its number of errors.
-        denominators (sequence of `float`, *optional*): A clip's number of words. Defaults to 1 each, which gives the
-            mean.
+        numerators (sequence of `float`): Score of each clip, or its number of errors.
+        denominators (sequence of `float`, *optional*): Number of words of each clip. Defaults to 1 each, which gives
+            the mean.
         num_resamples, confidence, seed: See [`bootstrap_sums`].
     """
     top = np.asarray(numerators, np.float64)
@@ -94,11 +95,11 @@ def paired_difference(
     r"""
     Estimate by how much a statistic of one system exceeds that of another on the same clips.
 
-    Each bootstrap sample draws clips, and takes both systems' counts of these: what makes a clip hard for both
+    Each bootstrap sample draws clips, and takes both systems' counts of these. What makes a clip hard for both
     cancels, so that the interval is narrower than that of either system.
 
     Args:
-        counts, baseline (`np.ndarray` of shape `(num_clips, num_counts)`): Of the two systems, clip by clip.
+        counts, baseline (`np.ndarray` of shape `(num_clips, num_counts)`): Counts of the two systems, clip by clip.
         statistic, num_resamples, confidence, seed: See [`bootstrap_sums`].
 
     Raises:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was measured on each clip: kept in a file, and summed up to scores with intervals."""
+"""Results of each clip: kept in a file, and summed up to scores with intervals."""
 
 import collections
 import json
@@ -75,8 +75,8 @@ class ClipMetric(evaluate.Metric):
     def score_clip(self, decoded: np.ndarray, recorded: np.ndarray, sampling_rate: int) -> float:
         r"""
         Args:
-            decoded (`np.ndarray` of shape `(num_samples,)`): The codec's output in [-1, 1].
-            recorded (`np.ndarray` of shape `(num_samples,)`): The recording, of the same length.
+            decoded (`np.ndarray` of shape `(num_samples,)`): Output of the codec in [-1, 1].
+            recorded (`np.ndarray` of shape `(num_samples,)`): Recording, of the same length.
             sampling_rate (`int`): Rate of both in Hz.
 
         Raises:
@@ -96,8 +96,8 @@ class ResultsFile:
     A line that a crash cut short is passed over. Where a pair has several lines the last one counts.
 
     Args:
-        path (`Path`): The file; it need not exist.
-        version (`int`, *optional*): Lines of another one are passed over.
+        path (`Path`): File of results, which need not exist.
+        version (`int`, *optional*): Version of the lines. Lines of another version are passed over.
     """
 
     def __init__(self, path: Path, version: int = SCORES_VERSION):
@@ -116,12 +116,12 @@ class ResultsFile:
                     self.records[record["system_key"], record["clip_key"]] = record
 
     def get(self, system: CodecSystem, clip: Clip) -> dict[str, Any]:
-        r"""What is known of a pair so far; an empty record where nothing is."""
+        r"""Known results of a pair; an empty record where nothing is known."""
         empty = {"scores": {}, "failures": {}, "texts": {}}
         return self.records.get((system.key, clip.key), empty)
 
     def append(self, record: dict[str, Any]) -> None:
-        r"""Add a record in one write, so that a line is there whole or is told by its missing end."""
+        r"""Add a record in one write. A line is then there whole, or its end is missing."""
         line = json.dumps(record).encode() + b"\n"
         if not self._ends_in_newline:
             line = b"\n" + line
@@ -137,12 +137,12 @@ class ResultsFile:
 @dataclass
 class ClipCounts:
     r"""
-    One score of one system, as what each clip adds to the sums that the score is a function of.
+    One score of one system, as the contribution of each clip to the sums that the score is a function of.
 
     Args:
-        statistic (`Callable`): From the sums to the score.
-        counts (`dict` of `str` to sequence of `float`): A row for each clip that has one, by the clip's name.
-        failures (`collections.Counter`): How many clips have none, by the reason.
+        statistic (`Callable`): Function that maps the sums to the score.
+        counts (`dict` of `str` to sequence of `float`): Row of each clip that has one, by the clip's name.
+        failures (`collections.Counter`): Number of clips without a row, by the reason.
     """
 
     statistic: Statistic
@@ -180,13 +180,14 @@ def recognition_counts(
     Word error rate, word information lost and character error rate, each in percent, of what a recogniser heard.
 
     Args:
-        recognizer_key (`str`): Its `key`.
-        clips (sequence of [`Clip`]), records (sequence of `dict`): The clips, and what is known of each.
-        true_texts (sequence of `str` or `None`): What each is compared with. Clips with no word there are left out.
-        language (`str`): Chooses the normaliser of both texts.
+        recognizer_key (`str`): Attribute `key` of the recogniser.
+        clips (sequence of [`Clip`]), records (sequence of `dict`): Clips, and the results of each so far.
+        true_texts (sequence of `str` or `None`): True text of each clip. Clips whose true text has no word are left
+            out.
+        language (`str`): Language that chooses the normaliser of both texts.
 
     Returns:
-        `dict` of `str` to [`ClipCounts`]: By `wer`, `wil` and `cer`.
+        `dict` of `str` to [`ClipCounts`]: Counts by the names `wer`, `wil` and `cer`.
     """
     normalize = text_normalizer(language)
     scores = {"wer": ClipCounts(ratio), "wil": ClipCounts(word_information_lost), "cer": ClipCounts(ratio)}

@@ -23,10 +23,10 @@ class Clip:
     One recording of the evaluation.
 
     Args:
-        name (`str`): Path relative to the data folder.
-        path (`Path`): Where it is.
-        key (`str`): Hash of its bytes.
-        text (`str`, *optional*): What is said, where known.
+        name (`str`): Name of the clip: its path relative to the data folder.
+        path (`Path`): Path of the recording.
+        key (`str`): Hash of the recording's bytes.
+        text (`str`, *optional*): Text that is said, where known.
     """
 
     name: str
@@ -69,8 +69,8 @@ def read_transcripts(path: Path) -> dict[str, str | None]:
     What is said in each recording, by its file name.
 
     Args:
-        path (`Path`): JSON lines with `file_name` and `text`, or with the suffix `.tsv` lines of the two, parted by a
-            tab.
+        path (`Path`): Path of JSON lines with `file_name` and `text`. With the suffix `.tsv`, each line holds the two,
+            parted by a tab.
 
     Raises:
         ValueError: If a line is neither; the message names it.
@@ -101,10 +101,10 @@ def read_clips(
         folder (`Path`): Folder of recordings.
         list_file (`Path`, *optional*): Text file with a path relative to `folder` on each line. Defaults to every
             audio file.
-        transcripts (sequence of `Path`, *optional*): See [`read_transcripts`]; where several have a clip, the last one
-            counts. Defaults to `metadata.jsonl` in `folder`, if any.
-        limit (`int`, *optional*): Take only the first so many.
-        pattern (`str`, *optional*): Take only files whose path within `folder` matches, such as `Original_*`.
+        transcripts (sequence of `Path`, *optional*): Files of transcripts; see [`read_transcripts`]. Where several
+            have a clip, the last one counts. Defaults to `metadata.jsonl` in `folder`, if any.
+        limit (`int`, *optional*): Largest number of recordings, the first ones, that are taken.
+        pattern (`str`, *optional*): Pattern that the path of a file within `folder` must match, such as `Original_*`.
     """
     if list_file is None:
         paths = find_audio_files([folder])
@@ -134,7 +134,7 @@ def read_clips(
 
 
 def set_aside_unreadable(clips: list[Clip]) -> tuple[list[Clip], int]:
-    r"""The clips that can be read, and how many cannot, each of which is named with the reason."""
+    r"""The clips that can be read, and the number of those that cannot. Each of these is named with the reason."""
     readable = []
     for clip in clips:
         try:

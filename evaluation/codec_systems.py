@@ -79,12 +79,12 @@ def _without_places(config: Any) -> Any:
 @dataclass
 class EncodedClip:
     r"""
-    A clip as codes, and as the frames before they were quantized.
+    A clip as codes, and as the frames that were quantized.
 
     Args:
         audio_codes (`np.ndarray` of shape `(num_quantizers, num_frames)`): Codebook indices.
-        features (`np.ndarray` of shape `(num_frames, dimension)`, *optional*): What was quantized, float32, where the
-            model tells.
+        features (`np.ndarray` of shape `(num_frames, dimension)`, *optional*): Frames that were quantized, float32,
+            where the model returns them.
     """
 
     audio_codes: np.ndarray
@@ -142,12 +142,12 @@ class EncodingSystem(_RunningModel):
     A model that turns speech into codes, and its feature extractor; it need not have a decoder.
 
     Args:
-        model (`PreTrainedModel`): A [`SpeechCodec`] or a codec of transformers, with codebooks; see
+        model (`PreTrainedModel`): Model with codebooks: a [`SpeechCodec`] or a codec of transformers; see
             [`as_speech_codec`].
-        feature_extractor (`SequenceFeatureExtractor`): Its feature extractor; its rate is the system's.
-        name (`str`): What tables show.
-        num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
-        device (`str`, *optional*, defaults to `"cpu"`): Where the model runs.
+        feature_extractor (`SequenceFeatureExtractor`): Feature extractor of the model. Its rate is the system's.
+        name (`str`): Name that tables show.
+        num_quantizers (`int`, *optional*): Number of codebooks, the first ones, that are used. Defaults to all.
+        device (`str`, *optional*, defaults to `"cpu"`): Device that the model runs on.
 
     Raises:
         ValueError: If the model has no codebooks, or not so many.
@@ -189,7 +189,7 @@ class EncodingSystem(_RunningModel):
     @torch.inference_mode()
     def dequantize(self, audio_codes: np.ndarray) -> np.ndarray:
         r"""
-        The frames that codes stand for: what the decoder is given.
+        The frames that codes stand for, which the decoder is given.
 
         Args:
             audio_codes (`np.ndarray` of shape `(num_quantizers, num_frames)`): Codes of the first codebooks.
@@ -206,7 +206,7 @@ class EncodingSystem(_RunningModel):
 
 class ModelSystem(EncodingSystem):
     r"""
-    A codec model and its feature extractor, to be heard: its `decode` takes what `encode` gives.
+    A codec model and its feature extractor, which encode and decode. Its `decode` takes what `encode` gives.
 
     Args:
         model, feature_extractor, name, num_quantizers, device: See [`EncodingSystem`].
@@ -235,23 +235,23 @@ class ModelSystem(EncodingSystem):
 
 class LatentSystem(_RunningModel):
     r"""
-    A model of continuous latents and its feature extractor, or a codec whose quantizer is passed over: `decode` is
-    given the `latents` that `encode` gives. Of our codecs these are the frames before quantization, and of models
-    that can draw them at random the mean.
+    A model of continuous latents and its feature extractor, or a codec whose quantizer is not used. `decode` is given
+    the `latents` that `encode` gives. For our codecs these are the frames before quantization. For models that can
+    draw latents at random they are the mean.
 
     Args:
-        model (`PreTrainedModel`): A [`CSTModel`], an [`RVQCodecModel`], transformers'
+        model (`PreTrainedModel`): Model with latents: a [`CSTModel`], an [`RVQCodecModel`], transformers'
             VibeVoiceAcousticTokenizerModel, PocketTTSAudioTokenizerModel and the like.
-        feature_extractor (`SequenceFeatureExtractor`): Its feature extractor; its rate is the system's.
-        name (`str`): What tables show; where the model has codebooks too, `(latents)` is added.
-        device (`str`, *optional*, defaults to `"cpu"`): Where the model runs.
+        feature_extractor (`SequenceFeatureExtractor`): Feature extractor of the model. Its rate is the system's.
+        name (`str`): Name that tables show. `(latents)` is added where the model has codebooks too.
+        device (`str`, *optional*, defaults to `"cpu"`): Device that the model runs on.
 
     Raises:
         ValueError: If the model's `decode` takes no latents, or its `encode` gives none.
     """
 
     codebook_size: int | None = None
-    # What a number of a latent is counted as; see `CSTConfig.bits_per_second`.
+    # Bits that a number of a latent counts as; see `CSTConfig.bits_per_second`.
     bits_per_number = 16
 
     def __init__(self, model: Any, feature_extractor: Any, name: str, device: str = "cpu"):
@@ -280,14 +280,14 @@ LATENTS_SUFFIX = ":latents"
 
 def load_system(name: str, title: str, num_quantizers: int | None = None, device: str = "cpu") -> CodecSystem:
     r"""
-    Load a model to be heard.
+    Load a model that encodes and decodes.
 
     Args:
-        name (`str`): A checkpoint's name, a folder or a Hub id; with `:latents` behind it, a codec is measured without
-            its quantizer.
-        title (`str`): What tables show.
-        num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
-        device (`str`, *optional*, defaults to `"cpu"`): Where the model runs.
+        name (`str`): Name of a checkpoint, a folder or a Hub id. With `:latents` behind it, a codec is measured
+            without its quantizer.
+        title (`str`): Name that tables show.
+        num_quantizers (`int`, *optional*): Number of codebooks, the first ones, that are used. Defaults to all.
+        device (`str`, *optional*, defaults to `"cpu"`): Device that the model runs on.
 
     Raises:
         ValueError: If there is no such model, or it cannot be run so.

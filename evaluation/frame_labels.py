@@ -19,8 +19,8 @@ def read_labels(path: Path) -> dict[str, list[TimedLabel]]:
     Labels of recordings.
 
     Args:
-        path (`Path`): JSON lines with `file_name` and `labels`, a list of `{"label", "start", "end"}` in seconds, as
-            `speech-tokenizers align --unit label` writes them.
+        path (`Path`): Path of JSON lines with `file_name` and `labels`, a list of `{"label", "start", "end"}` in
+            seconds, as `speech-tokenizers align --unit label` writes them.
 
     Raises:
         ValueError: If a line has another form.
@@ -46,9 +46,10 @@ def label_frames(
     The class of the label that covers the middle of each frame, of shape `(num_frames,)`; -1 where there is none.
 
     Args:
-        labels (sequence of [`TimedLabel`]): Of one recording; of labels that overlap the later one counts.
-        num_frames (`int`), frame_rate (`float`): Frame k lies from k / frame_rate to (k + 1) / frame_rate.
-        classes (mapping of `str` to `int`): Number of each label; others are left out.
+        labels (sequence of [`TimedLabel`]): Labels of one recording. Of labels that overlap, the later one counts.
+        num_frames (`int`), frame_rate (`float`): Number of frames, and frames per second. Frame k lasts from
+            k / frame_rate to (k + 1) / frame_rate seconds.
+        classes (mapping of `str` to `int`): Number of each label. Other labels are left out.
     """
     middles = (np.arange(num_frames) + 0.5) / frame_rate
     numbers = np.full(num_frames, -1)

@@ -31,7 +31,7 @@ def estimate_delay(decoded: np.ndarray, recorded: np.ndarray, max_delay: int) ->
 
     Args:
         decoded, recorded (`np.ndarray` of shape `(num_samples,)`): Waveforms at one rate.
-        max_delay (`int`): Largest delay or advance that is looked for.
+        max_delay (`int`): Largest delay or advance that is looked for, in samples.
     """
     size = 1 << (len(decoded) + len(recorded)).bit_length()
     spectrum = np.fft.rfft(decoded, size) * np.conj(np.fft.rfft(recorded, size))
@@ -46,11 +46,11 @@ def fit_length(audio: np.ndarray, num_samples: int) -> np.ndarray:
 
 
 class ProgramError(RuntimeError):
-    r"""A codec's program is missing, or ended with an error; the message is one line."""
+    r"""A codec's program is missing, or it ended with an error. The message is one line."""
 
 
 def find_program(program: str, package: str) -> str:
-    r"""Path of a program; raises `ProgramError` that names the Debian package which holds it."""
+    r"""Path of a program. Raises a `ProgramError` that names its Debian package if it is not installed."""
     path = shutil.which(program)
     if path is None:
         raise ProgramError(f"The program `{program}` is missing; install it, e.g. with `apt-get install {package}`.")
@@ -58,7 +58,7 @@ def find_program(program: str, package: str) -> str:
 
 
 class ProgramStopwatch(Stopwatch):
-    r"""Like `Stopwatch`, but `cpu_seconds` are those of the programs that ran meanwhile."""
+    r"""A `Stopwatch` whose `cpu_seconds` are those of the programs that ran meanwhile."""
 
     def __enter__(self) -> "ProgramStopwatch":
         self._wall, self._cpu = time.perf_counter(), self._children()
@@ -74,7 +74,7 @@ class ProgramStopwatch(Stopwatch):
 
 
 def run_program(*command: str | Path) -> None:
-    r"""Run a program to its end; raises `ProgramError` with its last line of output where it fails."""
+    r"""Run a program to its end. Raises a `ProgramError` with its last line of output if it fails."""
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
@@ -113,7 +113,7 @@ class OpusSystem:
     output is aligned.
 
     Args:
-        kbps (`float`): Target bit rate, at least 6.
+        kbps (`float`): Target bit rate in kbit/s, at least 6.
     """
 
     codebook_size = None
@@ -151,7 +151,7 @@ class Codec2System:
     Codec2 by `c2enc` and `c2dec`; it works at 8 kHz, so the clip is resampled before and after.
 
     Args:
-        kbps (`float`): 3.2 or 2.4, the modes with frames of 20 ms.
+        kbps (`float`): Bit rate in kbit/s: 3.2 or 2.4, the modes with frames of 20 ms.
     """
 
     codebook_size = None
@@ -201,8 +201,8 @@ class LyraSystem:
     Frames of 20 ms; a residual quantizer whose stages hold 4 bits each. It has no look-ahead.
 
     Args:
-        kbps (`float`): 3.2, 6 or 9.2.
-        folder (`str`): Holds `soundstream_encoder.tflite`, `quantizer.tflite` and `lyragan.tflite`.
+        kbps (`float`): Bit rate in kbit/s: 3.2, 6 or 9.2.
+        folder (`str`): Folder of `soundstream_encoder.tflite`, `quantizer.tflite` and `lyragan.tflite`.
     """
 
     codebook_size = 16
@@ -280,10 +280,11 @@ class DecodedFiles:
     A codec that cannot be run here, but has decoded the same clips into files.
 
     Args:
-        name (`str`): What tables show.
-        folder (`str`): Holds the decoded files, laid out and named as the recordings; suffixes may differ.
-        replace (`tuple` of two `str`, *optional*): What the recordings' names have where those of the decoded files
-            have something else, such as `("Original", "EnCodec")`.
+        name (`str`): Name that tables show.
+        folder (`str`): Folder of the decoded files, which are laid out and named as the recordings. Suffixes may
+            differ.
+        replace (`tuple` of two `str`, *optional*): Text in the recordings' names, and the text that takes its place in
+            those of the decoded files, such as `("Original", "EnCodec")`.
 
     Raises:
         ValueError: If there is no such folder.
@@ -333,7 +334,8 @@ def load_decoded_files(description: str) -> DecodedFiles:
 def load_peer(description: str) -> CodecSystem | DecodedFiles:
     r"""
     Args:
-        description (`str`): `opus:KBPS`, `codec2:KBPS`, `lyra:KBPS=FOLDER` or `files:NAME=FOLDER[:OLD=NEW]`.
+        description (`str`): Description of the codec: `opus:KBPS`, `codec2:KBPS`, `lyra:KBPS=FOLDER` or
+            `files:NAME=FOLDER[:OLD=NEW]`.
 
     Raises:
         ValueError: If the description is not one of these.

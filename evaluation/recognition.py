@@ -14,20 +14,20 @@ from speech_tokenizers.processing.optional_packages import MissingPackageError, 
 
 def text_normalizer(language: str = "en") -> Any:
     r"""
-    The function that texts pass through before they are compared: Whisper's normaliser, which drops case, punctuation
-    and fillers, and for English also writes out contractions and turns number words into digits.
+    Function that texts pass through before they are compared: Whisper's normaliser. It drops case, punctuation and
+    fillers. For English it also writes out contractions and turns number words into digits.
     """
     return EnglishTextNormalizer({}) if language == "en" else BasicTextNormalizer()
 
 
 class TextMatch(NamedTuple):
     r"""
-    How a text agrees with the true one in their alignment of fewest errors.
+    Agreement of a text with the true one in their alignment of fewest errors.
 
     Args:
-        errors (`int`): Substitutions, deletions and insertions together.
-        hits (`int`): Words or characters that agree.
-        reference_length, hypothesis_length (`int`): Words or characters of the true and of the other text.
+        errors (`int`): Number of substitutions, deletions and insertions together.
+        hits (`int`): Number of words or characters that agree.
+        reference_length, hypothesis_length (`int`): Number of words or characters of the true and of the other text.
     """
 
     errors: int
@@ -41,7 +41,7 @@ def match_texts(hypothesis: str, reference: str, unit: str = "word") -> TextMatc
     Args:
         hypothesis (`str`): Recognised text, normalised.
         reference (`str`): True text, normalised.
-        unit (`str`, *optional*, defaults to `"word"`): `"word"` or `"character"`.
+        unit (`str`, *optional*, defaults to `"word"`): Unit that is compared: `"word"` or `"character"`.
     """
     try:
         import jiwer
@@ -66,10 +66,11 @@ def word_information_lost(sums: np.ndarray) -> np.ndarray:
     Unlike the word error rate it never exceeds 100 and counts an invented word as much as a lost one.
 
     Args:
-        sums (`np.ndarray` of shape `(..., 3)`): H hits, N words of the true texts, P recognised words, over all clips.
+        sums (`np.ndarray` of shape `(..., 3)`): Sums over all clips: H hits, N words of the true texts, P recognised
+            words.
 
     Returns:
-        `np.ndarray` of shape `(...)`: NaN where there is no true word, 100 where none was recognised.
+        `np.ndarray` of shape `(...)`, NaN where there is no true word, 100 where none was recognised.
     """
     hits, reference_length, hypothesis_length = np.moveaxis(np.asarray(sums, np.float64), -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -84,7 +85,7 @@ class TextMetric(evaluate.Metric):
     Subclasses write `score_matches`. Class attributes: `score_name`, `title` and `unit`.
 
     Args:
-        language (`str`, *optional*, defaults to `"en"`): Chooses the normaliser of both texts.
+        language (`str`, *optional*, defaults to `"en"`): Language that chooses the normaliser of both texts.
     """
 
     score_name: str
@@ -124,8 +125,8 @@ class ErrorRate(TextMetric):
     `compute(predictions=texts, references=texts)` gives `wer` or `cer`, and `num_clips`.
 
     Args:
-        unit (`str`, *optional*, defaults to `"word"`): `"word"` or `"character"`.
-        language (`str`, *optional*, defaults to `"en"`): Chooses the normaliser of both texts.
+        unit (`str`, *optional*, defaults to `"word"`): Unit that is compared: `"word"` or `"character"`.
+        language (`str`, *optional*, defaults to `"en"`): Language that chooses the normaliser of both texts.
     """
 
     def __init__(self, unit: str = "word", language: str = "en", **kwargs: Any):

@@ -26,7 +26,7 @@ TAGS = {
     "swapped units": ["discrete-units", "speaker-invariant"],
     "latents": ["continuous-tokens", "variational-autoencoder"],
 }
-# What the card's metadata may show of a results file: Hub name of the metric by score.
+# Scores that the card's metadata may show, with the Hub's name of each metric.
 METADATA_METRICS = {
     "pesq": "PESQ-wb",
     "stoi": "STOI",
@@ -39,7 +39,7 @@ METADATA_METRICS = {
 
 
 def describe_model(folder: Path) -> dict[str, Any]:
-    r"""What the configuration and the weights in a model folder say, for the template."""
+    r"""Facts that the configuration and the weights in a model folder give, for the template."""
     from safetensors import safe_open
     from transformers import AutoConfig
 
@@ -145,8 +145,8 @@ def loss_table(entries: list[dict[str, Any]], num_rows: int = 8) -> dict[str, An
     A few rows of a training log, evenly spread, the last one included.
 
     Args:
-        entries (`list` of `dict`): Lines of the log, each with `step`. Those with evaluation losses are preferred.
-        num_rows (`int`, *optional*, defaults to 8): Rows of the table.
+        entries (`list` of `dict`): Lines of the log, each with `step`. Lines with evaluation losses are preferred.
+        num_rows (`int`, *optional*, defaults to 8): Number of rows of the table.
     """
     evaluated = [entry for entry in entries if any(name.startswith("eval_") for name in entry)]
     entries = evaluated or entries
@@ -169,14 +169,14 @@ def loss_table(entries: list[dict[str, Any]], num_rows: int = 8) -> dict[str, An
 
 def latent_table(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
     r"""
-    What the last evaluation in a training log tells of the latents; `None` where none does.
+    What the last evaluation in a training log says about the latents; `None` where no evaluation measured them.
 
     Args:
         entries (`list` of `dict`): Lines of the log, each with `step`.
 
     Returns:
-        `dict`: `step`, `live_directions`, `participation_ratio`, and `rows`: the share of the latents' variance that
-        so many codebooks leave, and the mel loss with them. No rows for latents without codebooks.
+        `dict`: `step`, `live_directions`, `participation_ratio`, and `rows`. A row gives the share of the latents'
+        variance that so many codebooks leave, and the mel loss with them. Latents without codebooks have no rows.
     """
     measured = [entry for entry in entries if "eval_latent_live_directions" in entry]
     if not measured:

@@ -53,11 +53,11 @@ class TrainedArm:
     One codec of an ablation.
 
     Args:
-        name (`str`): Of the arm.
-        seed (`int`): Of its training.
-        folder (`Path`): The trained codec.
-        cost (`dict` of `str` to `float`): What the training took, where known: `steps`, `seconds_per_step` as it was
-            trained, `seconds_in_turn` and `cpu_seconds_in_turn` of a step when all arms took theirs in turn,
+        name (`str`): Name of the arm.
+        seed (`int`): Seed of the arm's training.
+        folder (`Path`): Folder of the trained codec.
+        cost (`dict` of `str` to `float`): Cost of the training, where known: `steps`; `seconds_per_step` during the
+            training; `seconds_in_turn` and `cpu_seconds_in_turn` of a step when the arms took their steps in turn;
             `peak_memory_gb` and `peak_gpu_memory_gb`.
     """
 
@@ -73,10 +73,10 @@ class FrameLabels:
     Labelled recordings for the frame probe.
 
     Args:
-        folder (`Path`): Where the recordings are.
-        labels (`dict` of `str` to sequence of [`TimedLabel`]): Of each recording, by its path in `folder`.
-        held_out (`set` of `str`): Recordings that are classified; the others are learnt from.
-        description (`str`): What was held out, in words.
+        folder (`Path`): Folder of the recordings.
+        labels (`dict` of `str` to sequence of [`TimedLabel`]): Labels of each recording, by its path in `folder`.
+        held_out (`set` of `str`): Paths of the recordings that are classified. The probe learns from the others.
+        description (`str`): Description of what was held out, in words.
     """
 
     folder: Path
@@ -94,10 +94,10 @@ class FrameLabels:
 def read_frame_labels(path: Path, folder: Path, held_out: str | None = None) -> FrameLabels:
     r"""
     Args:
-        path (`Path`): See [`read_labels`].
-        folder (`Path`): Folder of the recordings, with a `metadata.jsonl` that says who speaks.
-        held_out (`str`, *optional*): `COLUMN=VALUE` of the metadata: rows with this value are held out. Defaults to a
-            quarter of the speakers (column `speaker`).
+        path (`Path`): File of labels; see [`read_labels`].
+        folder (`Path`): Folder of the recordings, with a `metadata.jsonl` that names each recording's speaker.
+        held_out (`str`, *optional*): Condition `COLUMN=VALUE` on the metadata. Recordings with this value are held
+            out. Defaults to a quarter of the speakers (column `speaker`).
 
     Raises:
         ValueError: If a labelled recording is missing, there or in the metadata, or a column, or if a speaker would be
@@ -146,12 +146,13 @@ def compare_scores(
     Estimate every score of every arm, and its difference from the baseline's on the clips that both have.
 
     Args:
-        arms (mapping of `str` to sequence of mappings): For each arm, the scores of its seeds by name.
+        arms (mapping of `str` to sequence of mappings): Scores of each arm: for each seed a mapping from a score's
+            name to its counts.
         baseline (`str`): Name of the arm that the others are compared with.
 
     Returns:
-        `dict`: For each arm and score `estimate`, `difference` (each with `value`, `low`, `high`, `num_clips`, or
-        `None`), `seeds` (the value of each seed) and `failed` (clips without a score).
+        `dict`: Entries of each arm and score: `estimate` and `difference` (each with `value`, `low`, `high`,
+        `num_clips`, or `None`), `seeds` (the value of each seed) and `failed` (clips without a score).
     """
     pooled = {
         arm: {
@@ -194,16 +195,20 @@ def compare_arms(
     Measure every arm, with all its codebooks and with fewer, and compare each with the baseline.
 
     Args:
-        arms (sequence of [`TrainedArm`]): The codecs; arms of one name and several seeds are pooled.
-        comparison ([`CodecComparison`]): Clips and what to measure on them. What it has measured before is kept.
+        arms (sequence of [`TrainedArm`]): Codecs to compare. Arms of one name and several seeds are pooled.
+        comparison ([`CodecComparison`]): Clips and what to measure on them. It does not measure again what it has
+            measured before.
         baseline (`str`): Name of the arm that the others are compared with.
-        num_quantizers (sequence of `int` or `None`, *optional*): How many codebooks to decode from; `None` is all.
-        frame_labels ([`FrameLabels`], *optional*): For the frame probe.
-        stages (sequence of `tuple`, *optional*): Ranges of codebooks that are probed, first and last.
-        device (`str`, *optional*): Where models run.
+        num_quantizers (sequence of `int` or `None`, *optional*): Numbers of codebooks to decode from. `None` stands
+            for all.
+        frame_labels ([`FrameLabels`], *optional*): Labelled recordings of the frame probe. Without them there is no
+            frame probe.
+        stages (sequence of `tuple`, *optional*): Ranges of codebooks that are probed: the first and the last of each,
+            counted from 1.
+        device (`str`, *optional*): Device that models run on.
 
     Returns:
-        `dict`: Plain JSON values, for `write_arm_reports`.
+        `dict`: Plain JSON values for `write_arm_reports`.
     """
     names = list(dict.fromkeys(arm.name for arm in arms))
     views = {count: "all codebooks" if count is None else f"the first {count} codebooks" for count in num_quantizers}

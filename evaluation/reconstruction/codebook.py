@@ -45,9 +45,8 @@ def stage_statistics(audio_codes: Iterable[np.ndarray], codebook_size: int) -> l
         codebook_size (`int`): Entries per codebook.
 
     Returns:
-        `list` of [`StageStatistics`]: One per stage. The entropy is that of the sample: with few frames (below some
-            ten times
-        `codebook_size`) it is too low, and codes may look unused.
+        `list` of [`StageStatistics`]: One entry for each stage. The entropy is that of the sample. With few frames
+        (fewer than some ten times `codebook_size`) it is too low, and codes may look unused.
 
     Raises:
         ValueError: If a code lies outside the codebook, or the clips differ in their number of stages.

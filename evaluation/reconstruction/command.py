@@ -39,7 +39,7 @@ def add_measuring_arguments(parser: argparse.ArgumentParser, metrics: Sequence[s
     The arguments that say on which clips of the data to measure what.
 
     Args:
-        metrics (sequence of `str`): Those that are measured by default.
+        metrics (sequence of `str`): Names of the metrics that are measured by default.
     """
     parser.add_argument("--list", type=Path, help="text file of paths relative to the data; default: all audio files")
     parser.add_argument("--pattern", metavar="GLOB", help="use only recordings whose path in the data matches")

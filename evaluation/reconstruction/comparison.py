@@ -110,13 +110,13 @@ def measure_clip(
     Code one clip and measure what is not yet known.
 
     Args:
-        known (`dict`): The record so far, whose scores are kept.
-        metrics (`list` of [`ClipMetric`]): Those still to be measured.
-        recognizers (`list` of [`Recognizer`]): Those that have not yet heard the clip.
-        example (`Path`, *optional*): Where to write the decoded clip as a WAV file.
+        known (`dict`): Record so far, whose scores are kept.
+        metrics (`list` of [`ClipMetric`]): Metrics still to be measured.
+        recognizers (`list` of [`Recognizer`]): Recognisers that have not yet heard the clip.
+        example (`Path`, *optional*): Path of the WAV file to write the decoded clip to.
 
     Returns:
-        `dict`: The record for the results file. Where coding itself fails, every metric has that reason.
+        `dict`: Record for the results file. If coding itself fails, every metric has that reason.
     """
     recorded = clip.load()
     record = {
@@ -275,15 +275,17 @@ def load_systems(args: argparse.Namespace) -> tuple[list[Callable[[], CodecSyste
 @dataclasses.dataclass
 class CodecComparison:
     r"""
-    Clips, what to measure on them, and the folder in which results are kept; a later one of the same folder goes on
-    from them.
+    Clips, what to measure on them, and the folder in which results are kept. A later comparison with the same folder
+    reuses its results.
 
     Args:
         clips (`list` of [`Clip`]): Readable recordings.
-        metrics (`list` of [`ClipMetric`]), recognizers (`list` of [`Recognizer`]): What to measure.
+        metrics (`list` of [`ClipMetric`]), recognizers (`list` of [`Recognizer`]): Metrics and recognisers to measure
+            with.
         output (`Path`): Folder for `results.jsonl` and decoded examples.
-        language (`str`, *optional*, defaults to `"en"`): Of the speech.
-        num_examples (`int`, *optional*, defaults to 0): Clips whose decoded versions are kept, evenly spread.
+        language (`str`, *optional*, defaults to `"en"`): Language of the speech, as a code.
+        num_examples (`int`, *optional*, defaults to 0): Number of clips whose decoded versions are kept, evenly
+            spread.
     """
 
     clips: list[Clip]
@@ -303,7 +305,7 @@ class CodecComparison:
         Measure on each clip what is not yet known of a system.
 
         Returns:
-            `dict`: Its summary over all clips, and under `groups` over those of each folder.
+            `dict`: Summary of the system over all clips. Under `groups` it has a summary for each folder of clips.
         """
         folder = self._example_folder(system)
         for clip in self.clips:
@@ -343,7 +345,7 @@ class CodecComparison:
         return score_clips(system, self.clips, self.results, self.metrics, self.recognizers, self.language)
 
     def describe(self) -> dict[str, Any]:
-        r"""What tables need to know besides the systems' summaries, as plain JSON values."""
+        r"""Plain JSON values that tables need besides the systems' summaries."""
         records = [self.results.get(RecordingSystem(), clip) for clip in self.clips]
         return {
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -381,8 +383,8 @@ PACKAGES = (
 
 def prepare_comparison(args: argparse.Namespace) -> tuple[CodecComparison, dict[str, str], int]:
     r"""
-    The comparison that `add_measuring_arguments` describe; what cannot be measured here with the reason; and how many
-    clips cannot be read.
+    The comparison that the arguments of `add_measuring_arguments` describe; what cannot be measured here, with the
+    reason; and the number of clips that cannot be read.
 
     Raises:
         ValueError: If there is nothing to measure on.
@@ -398,7 +400,7 @@ def prepare_comparison(args: argparse.Namespace) -> tuple[CodecComparison, dict[
 
 
 def compare(args: argparse.Namespace) -> int:
-    r"""What `speech-tokenizers evaluate` does; returns the exit code."""
+    r"""Compare codecs, as `speech-tokenizers evaluate` does; returns the exit code."""
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
     if not args.models and not args.peers:

@@ -21,7 +21,7 @@ class ProbedUtterance(NamedTuple):
     Codes and labels of one recording.
 
     Args:
-        name (`str`): Of the recording.
+        name (`str`): Name of the recording.
         codes (`np.ndarray` of shape `(num_quantizers, num_frames)`): Codebook indices.
         labels (`np.ndarray` of shape `(num_frames,)`): Label of each frame as a number, -1 for none.
     """
@@ -34,13 +34,13 @@ class ProbedUtterance(NamedTuple):
 @dataclass
 class ProbeResult:
     r"""
-    How well frames of held-out speakers were classified.
+    Scores of a probe on frames of held-out speakers.
 
     Args:
-        labels (`list` of `str`): The classes, in alphabetical order.
-        num_train, num_test (`int`): Labelled frames.
-        scores (`dict` of `str` to [`ClipCounts`]): `accuracy` and `macro_f1`, each in percent, of each way to
-            classify, such as `accuracy[linear]`; the clips are the utterances of held-out speakers.
+        labels (`list` of `str`): Names of the classes, in alphabetical order.
+        num_train, num_test (`int`): Numbers of labelled frames.
+        scores (`dict` of `str` to [`ClipCounts`]): Scores in percent: `accuracy` and `macro_f1` of each classifier,
+            such as `accuracy[linear]`. Their clips are the utterances of held-out speakers.
     """
 
     labels: list[str]
@@ -55,7 +55,8 @@ def held_out_speakers(speakers: Sequence[str], share: float = 0.25) -> set[str]:
 
     Args:
         speakers (sequence of `str`): Names, with repetitions.
-        share (`float`, *optional*, defaults to 0.25): Of the speakers; at least one, and not all.
+        share (`float`, *optional*, defaults to 0.25): Share of the speakers that are held out, 0 to 1. At least one
+            speaker is held out, and at least one is not.
 
     Raises:
         ValueError: If there are fewer than two speakers.
@@ -73,13 +74,15 @@ def fit_linear(
     Multinomial logistic regression by L-BFGS, to convergence.
 
     Args:
-        features (`torch.Tensor` of shape `(num_rows, dim)`): Distinct inputs, of about unit scale; or what has their
-            `shape`, `dtype` and matrix product, see [`~unit_probes.CodeRows`].
-        counts (`torch.Tensor` of shape `(num_rows, num_classes)`): How often each occurs with each class, weighted
-            where classes are.
+        features (`torch.Tensor` of shape `(num_rows, dim)`): Distinct inputs, of about unit scale. A
+            [`~evaluation.units.probes.CodeRows`] can take their place, since it has `shape`, `dtype` and a matrix
+            product.
+        counts (`torch.Tensor` of shape `(num_rows, num_classes)`): Number of times that each input occurs with each
+            class. Where classes are weighted, it is the sum of the weights.
         decay (`float`, *optional*, defaults to 1e-4): Weight of half the squared weights, beside the mean
             cross-entropy of a frame.
-        max_iterations (`int`, *optional*, defaults to 300): Where it stops short of that.
+        max_iterations (`int`, *optional*, defaults to 300): Largest number of iterations, after which the fit stops
+            even if it has not converged.
 
     Returns:
         `tuple`: Weights of shape `(dim, num_classes)` and biases `(num_classes,)`.
@@ -130,20 +133,21 @@ def probe(
     seed: int = 0,
 ) -> ProbeResult:
     r"""
-    Learn to classify single frames from their codes, and score it on other utterances.
+    Learn to classify single frames from their codes, and score the classifiers on other utterances.
 
     Three classifiers: `linear` (logistic regression on what the decoder gets from these codebooks), `majority` (the
     commonest label of each code; for one stage only) and `linear, shuffled`, the control, whose training labels are
     shuffled among all frames.
 
     Args:
-        train, test (sequence of [`ProbedUtterance`]): Of different speakers.
+        train, test (sequence of [`ProbedUtterance`]): Utterances to learn from and to score. No speaker is in both.
         labels (sequence of `str`): Names of the classes.
-        entries (`Callable`): From codes `(num_quantizers, num_frames)` of the first codebooks to what the decoder gets
-            from them, `(num_frames, dim)`.
+        entries (`Callable`): Function that maps codes `(num_quantizers, num_frames)` of the first codebooks to the
+            vectors `(num_frames, dim)` that the decoder is given for them.
         stages (`tuple` of two `int`, *optional*, defaults to `(1, 1)`): First and last codebook, counted from 1.
-        max_train_frames (`int`, *optional*, defaults to 100000): More are drawn from at random.
-        seed (`int`, *optional*, defaults to 0): Of that and of the shuffling.
+        max_train_frames (`int`, *optional*, defaults to 100000): Largest number of frames to learn from. Where there
+            are more, so many are drawn at random.
+        seed (`int`, *optional*, defaults to 0): Seed for that draw and for the shuffling.
 
     Raises:
         ValueError: If the codec lacks such stages, or either set has no labelled frame.
@@ -234,15 +238,16 @@ def probe_system(
     on_progress: Callable[[], object] = lambda: None,
 ) -> dict[tuple[int, int], ProbeResult]:
     r"""
-    Probe a codec's stages.
+    Probe codebooks of a codec.
 
     Args:
-        system ([`ModelSystem`]): The codec; with `encode` and `dequantize`.
-        load (`Callable`): From a recording's name to its waveform `(num_samples,)`, at the system's rate.
-        labels (mapping of `str` to sequence of [`TimedLabel`]): Of each recording.
-        held_out (`set` of `str`): Recordings that are classified; the others are learnt from.
+        system ([`ModelSystem`]): System of the codec. It needs `encode` and `dequantize`.
+        load (`Callable`): Function that maps a recording's name to its waveform `(num_samples,)`, at the system's
+            rate.
+        labels (mapping of `str` to sequence of [`TimedLabel`]): Labels of each recording, by its name.
+        held_out (`set` of `str`): Names of the recordings that are classified. The probe learns from the others.
         stages (sequence of `tuple`, *optional*): Ranges of codebooks, first and last, counted from 1.
-        on_progress (`Callable`, *optional*): Called after each recording.
+        on_progress (`Callable`, *optional*): Function called after each recording.
 
     Raises:
         ValueError: See [`probe`].

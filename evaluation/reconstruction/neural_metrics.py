@@ -68,8 +68,8 @@ class DNSMOS(ClipMetric):
     `background` and `p808`.
 
     Args:
-        max_windows (`int`, *optional*): Take only so many of a clip's windows, evenly spread; each costs half a second
-            of one core. Defaults to all, as published.
+        max_windows (`int`, *optional*): Largest number of a clip's windows that are scored, evenly spread. Each takes
+            half a second of one core. Defaults to all windows, as published.
     """
 
     score_name = "dnsmos"

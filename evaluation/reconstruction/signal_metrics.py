@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How near decoded speech is to the recording: PESQ, STOI, mel distance and SI-SDR as `evaluate` metrics."""
+"""Metrics of decoded speech against the recording: PESQ, STOI, mel distance and SI-SDR, all as `evaluate` metrics."""
 
 import warnings
 from typing import Any
@@ -14,7 +14,7 @@ from speech_tokenizers.processing.optional_packages import require_package
 
 def check_clips(decoded: np.ndarray, recorded: np.ndarray) -> None:
     r"""
-    Raises `ValueError` unless both are waveforms of one length, and `MetricFailure` where a sample is not finite.
+    Raise `ValueError` unless both are waveforms of one length, and `MetricFailure` if a sample is not finite.
     """
     if decoded.ndim != 1 or decoded.shape != recorded.shape:
         raise ValueError(
@@ -28,7 +28,7 @@ def check_clips(decoded: np.ndarray, recorded: np.ndarray) -> None:
 
 
 def check_rate(sampling_rate: int, needed: int, title: str) -> None:
-    r"""Raises `ValueError` where a metric is not defined at `sampling_rate`."""
+    r"""Raise `ValueError` if a metric is not defined at `sampling_rate`."""
     if sampling_rate != needed:
         raise ValueError(f"`sampling_rate` must be {needed} Hz for {title}, but got {sampling_rate}; resample first.")
 
@@ -65,8 +65,8 @@ class STOI(ClipMetric):
     Short-time objective intelligibility, up to 1, by the package `pystoi`.
 
     Args:
-        extended (`bool`, *optional*, defaults to `False`): ESTOI (Jensen and Taal 2016), which also hears fluctuating
-            maskers.
+        extended (`bool`, *optional*, defaults to `False`): Whether to compute ESTOI (Jensen and Taal 2016), which also
+            hears fluctuating maskers.
     """
 
     def __init__(self, extended: bool = False, **kwargs: Any):
@@ -100,7 +100,8 @@ class MelDistance(ClipMetric):
     Mean absolute difference of the natural log-mel spectrograms at several resolutions; 0 is equal.
 
     Args:
-        scales (`tuple` of `MelScale`, *optional*): Resolutions; weights that sum to 1 make it a mean.
+        scales (`tuple` of `MelScale`, *optional*): Resolutions of the spectrograms. With weights that sum to 1 the sum
+            over them is a mean.
     """
 
     score_name = "mel_distance"

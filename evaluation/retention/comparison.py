@@ -43,10 +43,11 @@ PACKAGES = ("speech-tokenizers", "torch", "transformers", "numpy", "soxr")
 
 class ResamplingAlone:
     r"""
-    No tokenizer: a recording is brought to a rate and back, which is what one at this rate cannot do without.
+    No tokenizer: a recording is resampled to a rate and back. Every tokenizer at this rate loses at least what this
+    loses.
 
     Args:
-        sampling_rate (`int`): The rate, in Hz.
+        sampling_rate (`int`): Rate that recordings are brought to, in Hz.
     """
 
     codebook_size: int | None = None
@@ -71,11 +72,12 @@ def measure_clip(system: CodecSystem, clip: Clip, sampling_rate: int, windows: S
     Code one clip of an original sampling rate.
 
     Args:
-        sampling_rate (`int`): That rate, in Hz.
+        sampling_rate (`int`): Original sampling rate, in Hz.
         windows (sequence of `float`): Lengths of the analysis windows, in ms.
 
     Returns:
-        `dict`: The clip's share of the pooled spectra for each window, or under `failure` why there is none.
+        `dict`: The clip's contribution to the pooled spectra for each window, or under `failure` the reason why there
+        is none.
     """
     recorded = load_audio(clip.path, sampling_rate)
     with AudioReader(clip.path, sampling_rate) as reader:
@@ -112,15 +114,14 @@ def shifted_correlation(decoded: np.ndarray, recorded: np.ndarray, delay: int) -
 @dataclasses.dataclass
 class RetentionComparison:
     r"""
-    Clips, and the folder in which results are kept; a later comparison of the same folder goes on from them.
+    Clips, and the folder in which results are kept. A later comparison with the same folder reuses its results.
 
     Args:
         clips (`list` of [`Clip`]): Readable recordings.
-        clusters (`list` of `int`): What the bootstrap redraws together, for each clip.
+        clusters (`list` of `int`): Number of the group that each clip belongs to. The bootstrap redraws whole groups.
         rates (`list` of `int`): Original sampling rates, in Hz.
-        windows (`list` of `float`): Analysis windows in ms; curves are made at the first.
-        output (`Path`): Folder for results: a file for each system, to which every clip is added as soon as it is
-            known.
+        windows (`list` of `float`): Lengths of the analysis windows in ms. Curves are made with the first.
+        output (`Path`): Folder for results: a file for each system. Every clip is added to it as soon as it is known.
     """
 
     clips: list[Clip]
@@ -134,8 +135,8 @@ class RetentionComparison:
         Measure what is not yet known of a system.
 
         Returns:
-            `dict`: For each original rate and window the quantities of each range of frequencies, and at the first
-            window curves, as plain JSON values.
+            `dict`: Quantities of each range of frequencies, for each original rate and window. The first window also
+            has curves. All are plain JSON values.
         """
         folder = self.output / "systems"
         folder.mkdir(parents=True, exist_ok=True)
@@ -230,7 +231,7 @@ def speakers_of(clips: Sequence[Clip], folder: Path) -> list[int]:
 
 
 def compare(args: argparse.Namespace) -> int:
-    r"""What `speech-tokenizers evaluate retention` does; returns the exit code."""
+    r"""Compare tokenizers, as `speech-tokenizers evaluate retention` does; returns the exit code."""
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
     summaries: list[dict[str, Any]] = []

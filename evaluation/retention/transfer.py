@@ -36,7 +36,7 @@ from speech_tokenizers.evaluation.bootstrap import Estimate, Statistic, bootstra
 # A frequency of a recording counts where its mean power exceeds this multiple of what rounding to 16 bits leaves.
 SILENCE_FACTOR = 10.0
 ROUNDING_POWER = (2.0**-15) ** 2 / 12
-# Of the highest frequency that a rate has: filters that precede a change of rate leave nothing above.
+# Share of the highest frequency that a rate has. Filters that precede a change of rate leave nothing above.
 USABLE_SHARE = 0.95
 TOP_SHARES = (0.8, USABLE_SHARE)
 
@@ -52,11 +52,12 @@ class CrossSpectra:
     Spectra of a recording and its reconstruction, summed over windows.
 
     Args:
-        recorded, decoded (`np.ndarray` of shape `(num_bins,)`): S_xx and S_yy.
-        cross (`np.ndarray` of shape `(num_bins,)`): S_xy, complex.
-        recorded_magnitude, decoded_magnitude (`np.ndarray` of shape `(num_bins,)`): sum |X| and sum |Y|.
-        cross_magnitude (`np.ndarray` of shape `(num_bins,)`): sum |X| |Y|.
-        num_windows (`int`): Windows that were summed.
+        recorded, decoded (`np.ndarray` of shape `(num_bins,)`): Sums S_xx and S_yy over the windows.
+        cross (`np.ndarray` of shape `(num_bins,)`): Sum S_xy over the windows, complex.
+        recorded_magnitude, decoded_magnitude (`np.ndarray` of shape `(num_bins,)`): Sums of |X| and of |Y| over the
+            windows.
+        cross_magnitude (`np.ndarray` of shape `(num_bins,)`): Sum of |X| |Y| over the windows.
+        num_windows (`int`): Number of windows that were summed.
     """
 
     recorded: np.ndarray
@@ -72,7 +73,8 @@ class CrossSpectra:
         The sums that the quantities are functions of.
 
         Args:
-            power (`float`): Of the recording, by which its level is taken out.
+            power (`float`): Mean power of the recording. It scales the sums so that the level of the recording does
+                not count.
 
         Returns:
             `np.ndarray` of shape `(8, num_bins)`: S_xx, S_yy, the real and imaginary part of S_xy, the sums of
@@ -87,9 +89,9 @@ class CrossSpectra:
 def sum_spectra(recorded: np.ndarray, decoded: np.ndarray, window_length: int) -> CrossSpectra:
     r"""
     Args:
-        recorded, decoded (`np.ndarray` of shape `(num_samples,)`): Waveforms at one rate; shorter ones than a window
-            are filled up with zeros, and of longer ones the end that fills no half window is left out.
-        window_length (`int`): In samples, at least 2.
+        recorded, decoded (`np.ndarray` of shape `(num_samples,)`): Waveforms at one rate. Zeros fill up a waveform
+            that is shorter than a window. Of a longer one, the end that fills no half window is left out.
+        window_length (`int`): Length of a window in samples, at least 2.
 
     Raises:
         ValueError: If the waveforms differ in length, or the window is too short.
@@ -122,11 +124,11 @@ def sum_spectra(recorded: np.ndarray, decoded: np.ndarray, window_length: int) -
 
 def audible_bins(spectra: CrossSpectra, sampling_rate: int, file_sampling_rate: int) -> np.ndarray:
     r"""
-    Where a recording holds something that could be kept: above the noise of 16 bits, and below the frequency at which
-    the file, or the rate that it was brought to, ends.
+    Where a recording holds something that could be kept: above the noise of 16 bits, and below the highest frequency
+    of the file and of the rate that it was brought to.
 
     Returns:
-        `np.ndarray` of shape `(num_bins,)`: Booleans.
+        `np.ndarray` of shape `(num_bins,)`: Whether each bin counts, as booleans.
     """
     frequencies = np.linspace(0, sampling_rate / 2, len(spectra.recorded))
     limit = USABLE_SHARE * min(sampling_rate, file_sampling_rate) / 2
@@ -139,9 +141,10 @@ def retention_counts(spectra: CrossSpectra, power: float, audible: np.ndarray) -
     What a recording adds to the pooled spectra.
 
     Args:
-        spectra ([`CrossSpectra`]): Of the recording.
-        power (`float`): Its mean power, by which its level is taken out.
-        audible (`np.ndarray` of shape `(num_bins,)`): Where it counts.
+        spectra ([`CrossSpectra`]): Spectra of the recording and its reconstruction.
+        power (`float`): Mean power of the recording. It scales the sums so that the level of the recording does not
+            count.
+        audible (`np.ndarray` of shape `(num_bins,)`): Whether each bin counts; see [`audible_bins`].
 
     Returns:
         `np.ndarray` of shape `(8, num_bins)`, float32.
@@ -235,11 +238,12 @@ def estimate_retention(
     A quantity in a range of frequencies, with its bootstrap interval.
 
     Args:
-        tables (`np.ndarray` of shape `(num_clips, 8, num_bins)`): [`retention_counts`] of the recordings.
-        quantity (`str`): A name in `QUANTITIES`.
-        low, high (`float`): The range, in Hz.
-        sampling_rate (`int`): In Hz.
-        clusters (sequence of `int`): What is redrawn together, such as the speaker of each clip.
+        tables (`np.ndarray` of shape `(num_clips, 8, num_bins)`): Tables of the recordings, from [`retention_counts`].
+        quantity (`str`): Name in `QUANTITIES`.
+        low, high (`float`): Ends of the range, in Hz.
+        sampling_rate (`int`): Sampling rate of the waveforms, in Hz.
+        clusters (sequence of `int`): Number of the group of each clip, such as its speaker. The bootstrap redraws
+            whole groups.
 
     Returns:
         [`Estimate`], whose `num_clips` is the number of clusters that hold something there; `None` where none does.
@@ -258,5 +262,5 @@ def pack_table(table: np.ndarray) -> str:
 
 
 def unpack_table(text: str) -> np.ndarray:
-    r"""What [`pack_table`] packed."""
+    r"""Array that [`pack_table`] packed, float32 of shape `(8, num_bins)`."""
     return np.frombuffer(base64.b64decode(text), "<f4").reshape(NUM_ROWS, -1)

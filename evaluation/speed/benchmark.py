@@ -39,7 +39,7 @@ DEFAULT_RECIPE = "rvq_codec_16khz_4kbps"
 ENCODEC_PRESET = "encodec-16khz"
 FAST_PRESET = "fast-16khz"
 STREAMING_PRESET = "streaming-16khz"
-# Of a long file, what units are encoded from as a whole too, to see what windows change.
+# Part of a long file that is also encoded as a whole, to see how windows change its units.
 WINDOW_EFFECT_SECONDS = 120.0
 
 
@@ -231,8 +231,8 @@ def load_model(name: str) -> RVQCodecModel:
 
 def print_file_memory(model_name: str, audio_path: str, threads: str) -> None:
     r"""
-    Runs in a process of its own: encode and decode a file with the functions of the command line, print memory as
-    JSON.
+    Encode and decode a file with the functions of the command line, and print memory as JSON. It runs in a process of
+    its own.
     """
     from speech_tokenizers.coding.file_coding import decode_file, encode_file
 
@@ -370,7 +370,7 @@ MEASURES = {
 
 
 def benchmark(args: argparse.Namespace) -> int:
-    r"""What `speech-tokenizers benchmark` does; returns the exit code."""
+    r"""Measure speed and memory, as `speech-tokenizers benchmark` does; returns the exit code."""
     torch.set_num_threads(args.threads)
     results: dict[str, Any] = {
         "machine": machine(),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the processor of this machine can do."""
+"""Features of this machine's processor."""
 
 from pathlib import Path
 

@@ -32,12 +32,12 @@ def interleave(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[st
     Time functions in turn, so that a change of the machine's load meets all of them.
 
     Args:
-        functions (`dict`): What to time, by name. Each is called once before, untimed.
-        repeats (`int`): Rounds.
+        functions (`dict`): Functions to time, by name. Each is called once before, untimed.
+        repeats (`int`): Number of rounds.
 
     Returns:
-        `dict` of `list`: Seconds of each round. With one thread they are the process's processor time, which other
-        processes do not lengthen; otherwise wall-clock time.
+        `dict` of `list`: Seconds of each round, by name. With one thread they are the process's processor time, which
+        other processes do not lengthen; otherwise wall-clock time.
     """
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for function in functions.values():
@@ -53,8 +53,8 @@ def interleave(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[st
 
 def compare_times(times: dict[str, list[float]], baseline: str, audio_seconds: float) -> list[dict[str, Any]]:
     r"""
-    One row a name: median time, real-time factor, and the median, lowest and highest ratio of `baseline`'s time to its
-    own.
+    One row a name: median time, real-time factor, and the median, lowest and highest ratio of the time of `baseline`
+    to its own.
     """
     rows = []
     for name, seconds in times.items():
@@ -85,7 +85,7 @@ def memory_bytes(field: str) -> int:
 
 
 def machine() -> dict[str, Any]:
-    r"""What the numbers were measured on."""
+    r"""Description of the machine that the numbers were measured on."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

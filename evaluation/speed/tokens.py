@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast a stream of speech becomes continuous tokens, and these speech again."""
+"""Speed at which a stream of speech becomes continuous tokens, and tokens become speech again."""
 
 import time
 from typing import Any
@@ -29,17 +29,18 @@ def random_tokens(preset: str, **overrides: Any) -> CSTModel:
 @torch.inference_mode()
 def stream_speed(model: Any, audio: torch.Tensor, chunk_frames: int = 1) -> dict[str, Any]:
     r"""
-    Time of a stream in either direction.
+    Speed of a stream in either direction.
 
     Args:
-        model ([`CSTModel`]): In evaluation mode. One with look-ahead is run in windows, whose answers come late.
-        audio (`torch.Tensor` of shape `(1, 1, num_samples)`): At the model's rate.
-        chunk_frames (`int`, *optional*, defaults to 1): Frames that arrive at once.
+        model ([`CSTModel`]): Model in evaluation mode. One with look-ahead runs in windows, and its answers come late.
+        audio (`torch.Tensor` of shape `(1, 1, num_samples)`): Recording at the model's rate.
+        chunk_frames (`int`, *optional*, defaults to 1): Number of frames that arrive at once.
 
     Returns:
-        `dict`: `real_time_factor_encode` and `real_time_factor_decode`, the process's processor time by the time of
-        the audio; the same with `_wall`; `frame_ms`; and of the calls that answered a frame the median and the 95th
-        percentile of the processor time, in ms.
+        `dict`: Speed of the stream. `real_time_factor_encode` and `real_time_factor_decode` are the process's
+        processor time divided by the time of the audio; the same names with `_wall` use wall-clock time. `frame_ms` is
+        the duration of a frame. There are also the median and the 95th percentile of the processor time, in ms, of the
+        calls that answered a frame.
     """
     seconds = audio.shape[-1] / model.sampling_rate
     chunk = chunk_frames * model.hop_length
@@ -64,7 +65,7 @@ def stream_speed(model: Any, audio: torch.Tensor, chunk_frames: int = 1) -> dict
 
 
 def _time_calls(push: Any, chunks: list[torch.Tensor], finish: Any) -> dict[str, Any]:
-    # Results, the time of all calls, and of each that answered something.
+    # Results, the time of all calls, and the time of each call that answered something.
     results, calls = [], []
     wall, cpu = time.perf_counter(), time.process_time()
     for chunk in chunks:

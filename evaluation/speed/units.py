@@ -25,8 +25,9 @@ def random_units(num_layers: int = NUM_LAYERS, codebook_size: int = CODEBOOK_SIZ
     A HuBERT of transformers with seeded random weights, and units of a copy of it with random centroids.
 
     Args:
-        num_layers (`int`), codebook_size (`int`): Layers of the encoder, all of which are read; centroids.
-        overrides: Of the `HubertConfig`, which is that of the base size.
+        num_layers (`int`), codebook_size (`int`): Number of layers of the encoder, which all run, and number of
+            centroids.
+        overrides: Fields of the `HubertConfig` that differ from the base size.
     """
     torch.manual_seed(0)
     encoder = HubertModel(HubertConfig(num_hidden_layers=num_layers, **overrides)).eval()
@@ -62,7 +63,7 @@ def plain_forward(
 
 
 def tokenization(units: KMeansUnitsModel, waveforms: Sequence[np.ndarray], batch_seconds: float) -> Callable[[], None]:
-    r"""What the library does with the same recordings, up to the units."""
+    r"""Function that does with the same recordings what the library does, up to the units."""
     feature_extractor = KMeansUnitsFeatureExtractor(sampling_rate=units.sampling_rate, hop_length=units.hop_length)
 
     def run() -> None:
@@ -77,16 +78,16 @@ def window_effect(
     model: Any, recording: torch.Tensor, window_seconds: float = 20.0, context_seconds: float = 2.0
 ) -> dict[str, float] | None:
     r"""
-    How the units of a recording in windows differ from those of the whole.
+    Difference between the units of a recording in windows and those of the whole recording.
 
     Args:
-        model ([`KMeansUnitsModel`] or alike): In evaluation mode.
-        recording (`torch.Tensor` of shape `(num_samples,)`): Longer than a window with its context.
-        window_seconds, context_seconds (`float`): See [`WindowedEncoder`].
+        model ([`KMeansUnitsModel`] or alike): Model in evaluation mode.
+        recording (`torch.Tensor` of shape `(num_samples,)`): Recording that is longer than a window with its context.
+        window_seconds, context_seconds (`float`): Arguments of [`WindowedEncoder`], in seconds.
 
     Returns:
-        `dict`: `unit_edit_distance` in percent, `frames_equal` as a share, and what was compared. `None` for encoders
-        that cannot hear the whole.
+        `dict`: `unit_edit_distance` in percent, `frames_equal` as a share, and the lengths that were compared, in
+        seconds. `None` if the encoder cannot hear the whole recording.
     """
     if model.longest_input is not None and len(recording) > model.longest_input:
         return None

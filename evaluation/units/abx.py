@@ -24,7 +24,7 @@ from speech_tokenizers.evaluation.frame_labels import IGNORED_LABELS
 from speech_tokenizers.processing.timed_labels import TimedLabel
 
 
-# From frames (num_frames_1, ...) and (num_frames_2, ...) to distances (num_frames_1, num_frames_2).
+# A function of frames (num_frames_1, ...) and (num_frames_2, ...), which gives distances (num_frames_1, num_frames_2).
 FrameDistance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -33,11 +33,11 @@ class PhoneToken(NamedTuple):
     One phone in a recording.
 
     Args:
-        phone (`str`): Its label.
+        phone (`str`): Label of the phone.
         previous, next (`str`): Labels of its neighbours; empty at a pause or an end.
-        speaker (`str`): Who speaks.
+        speaker (`str`): Name of the speaker.
         clip (`int`): Number of the recording.
-        start, end (`int`): First frame, and the one after the last.
+        start, end (`int`): Number of the first frame, and of the one after the last.
     """
 
     phone: str
@@ -59,18 +59,20 @@ def phone_tokens(
     max_pause: float = 0.1,
 ) -> list[PhoneToken]:
     r"""
-    The phones of one recording, as frames whose middle lies in them.
+    The phones of one recording, each as the frames whose middle lies in it.
 
-    Phones shorter than that, or after the last frame, are left out, but are neighbours of others. Word boundaries are
-    no labels: a phone's neighbour is the next sound, unless a pause of more than `max_pause` parts them.
+    Phones in which no frame has its middle, or that come after the last frame, are left out; they still count as
+    neighbours of others. Word boundaries are no labels: a phone's neighbour is the next sound, unless a pause of more
+    than `max_pause` parts them.
 
     Args:
-        labels (sequence of [`TimedLabel`]): Of the recording, in order of time.
-        num_frames (`int`), frame_rate (`float`): Frame k lies from k / frame_rate to (k + 1) / frame_rate.
-        speaker (`str`), clip (`int`): Of the recording.
-        span (`"phone"` or `"triphone"`, *optional*, defaults to `"phone"`): Whether a token's frames are those of the
-            phone, or also of its neighbours, as in the Zero Resource challenges to 2017.
-        max_pause (`float`, *optional*, defaults to 0.1): Seconds.
+        labels (sequence of [`TimedLabel`]): Labels of the recording, in order of time.
+        num_frames (`int`), frame_rate (`float`): Number of frames, and frames per second. Frame k lasts from
+            k / frame_rate to (k + 1) / frame_rate seconds.
+        speaker (`str`), clip (`int`): Speaker and number of the recording.
+        span (`"phone"` or `"triphone"`, *optional*, defaults to `"phone"`): Frames of a token: those of the phone, or
+            also those of its neighbours, as in the Zero Resource challenges to 2017.
+        max_pause (`float`, *optional*, defaults to 0.1): Longest pause, in seconds, that does not part neighbours.
 
     Raises:
         ValueError: If `span` is another word.
@@ -110,7 +112,7 @@ def euclidean_distance(frames_1: np.ndarray, frames_2: np.ndarray) -> np.ndarray
 
 
 def unit_mismatch(codes_1: np.ndarray, codes_2: np.ndarray) -> np.ndarray:
-    r"""How many quantizers' codes differ, of codes `(num_frames, num_quantizers)`: as between one-hot vectors."""
+    r"""Number of quantizers whose codes differ, for each pair of frames of codes `(num_frames, num_quantizers)`."""
     return np.sum([stage_1[:, None] != stage_2 for stage_1, stage_2 in zip(codes_1.T, codes_2.T, strict=True)], axis=0)
 
 
@@ -118,13 +120,13 @@ def entry_distance(entries: np.ndarray, distance: FrameDistance = angular_distan
     r"""
     A distance of units `(num_frames,)` by their entries in the codebook.
 
-    It is that of the entries in the place of units, rounded to 16 binary places, and 0 for equal units: sums along
-    paths are then exact, whatever their order, so that ties between tokens, frequent among units, are ties.
+    It is the distance of the units' entries, rounded to 16 binary places, and 0 for equal units. So sums along paths
+    are exact, whatever their order, and ties between tokens, frequent among units, are ties.
 
     Args:
-        entries (`np.ndarray` of shape `(num_symbols, dim)`): Entry of each unit; for several quantizers, of each of
-            their [`~unit_agreement.joint_symbols`].
-        distance (`Callable`, *optional*): Of entries.
+        entries (`np.ndarray` of shape `(num_symbols, dim)`): Entry of each unit. With several quantizers, it is the
+            entry of each of their [`~evaluation.units.agreement.joint_symbols`].
+        distance (`Callable`, *optional*): Distance of entries.
     """
     entries = np.asarray(entries, np.float64)
 
@@ -143,14 +145,15 @@ def warped_distances(frame_distances: np.ndarray, spans_1: np.ndarray, spans_2: 
     r"""
     Distances of all tokens of one set to all of another by dynamic time warping.
 
-    A path goes from the first frames of both to the last, each step by a frame in one or in both; the cheapest sum of
-    frame distances is divided by the number of frame pairs on its path. Of predecessors of equal cost the one by a
-    frame in both is taken, then the one by a frame of the second token.
+    A path goes from the first frames of both to the last, each step by a frame in one or in both. The cheapest sum of
+    frame distances is divided by the number of frame pairs on its path. Of predecessors of equal cost, the path takes
+    the one by a frame in both, then the one by a frame of the second token.
 
     Args:
-        frame_distances (`np.ndarray` of shape `(num_frames_1, num_frames_2)`): Between all frames.
-        spans_1, spans_2 (`np.ndarray` of shape `(num_tokens, 2)`): First frame of each token and the one after its
-            last.
+        frame_distances (`np.ndarray` of shape `(num_frames_1, num_frames_2)`): Distances between all frames of the two
+            sets.
+        spans_1, spans_2 (`np.ndarray` of shape `(num_tokens, 2)`): Number of the first frame of each token, and of the
+            one after its last.
 
     Returns:
         `np.ndarray` of shape `(num_tokens_1, num_tokens_2)`, float32.
@@ -176,12 +179,12 @@ def _length_groups(spans: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, 
         yield places, spans[places, 0] + np.minimum(steps, lengths[places] - 1), lengths[places] - 1
 
 
-# Tokens of a group: more waste time on padding to the longest, fewer on calls.
+# Number of tokens in a group: more waste time on padding to the longest, fewer on calls.
 _TOKENS_AT_ONCE = 64
 
 
 def _warp(costs: np.ndarray, last_1: np.ndarray, last_2: np.ndarray) -> np.ndarray:
-    # Of costs (length_1, length_2, tokens_1, tokens_2): sum over path length at each pair's own end.
+    # With costs (length_1, length_2, tokens_1, tokens_2): sum over path length at each pair's own end.
     length_1, length_2 = costs.shape[:2]
     result = np.empty(costs.shape[2:], np.float32)
     above: list[tuple[np.ndarray, np.ndarray]] = []
@@ -214,12 +217,12 @@ class ABXResult:
     ABX errors by cell, which is two phones with their neighbours, a speaker of A and B, and one of X.
 
     Args:
-        pairs (`list` of `tuple`): The phone of A and X, and that of B.
-        num_speakers (`int`): Speakers of A and B.
-        cell_pairs, cell_contexts, cell_speakers (`np.ndarray` of shape `(num_cells,)`): Numbers of each cell's pair,
-            neighbours, and speaker of A and B.
+        pairs (`list` of `tuple`): Phone of A and X, and phone of B, for each pair.
+        num_speakers (`int`): Number of speakers of A and B.
+        cell_pairs, cell_contexts, cell_speakers (`np.ndarray` of shape `(num_cells,)`): Number of each cell's pair, of
+            its neighbours, and of its speaker of A and B.
         cell_errors (`np.ndarray` of shape `(num_cells,)`): Share of triplets where B is nearer.
-        cell_triplets (`np.ndarray` of shape `(num_cells,)`): Triplets.
+        cell_triplets (`np.ndarray` of shape `(num_cells,)`): Number of triplets of each cell.
     """
 
     pairs: list[tuple[str, str]]
@@ -232,12 +235,12 @@ class ABXResult:
 
     @property
     def num_cells(self) -> int:
-        """Cells that have triplets."""
+        """Number of cells that have triplets."""
         return len(self.cell_errors)
 
     @property
     def num_triplets(self) -> int:
-        """Triplets that were compared."""
+        """Number of triplets that were compared."""
         return int(self.cell_triplets.sum())
 
     @property
@@ -246,7 +249,7 @@ class ABXResult:
         return float(np.mean(list(self.pair_errors().values()))) if self.pairs else float("nan")
 
     def pair_errors(self) -> dict[tuple[str, str], float]:
-        r"""The error of each ordered pair of phones, that of A and X first, in percent."""
+        r"""The error of each ordered pair of phones in percent. The phone of A and X comes first."""
         if not self.pairs:
             return {}
         return dict(zip(self.pairs, self._averaged(np.ones((1, self.num_speakers)))[0].tolist(), strict=True))
@@ -256,9 +259,9 @@ class ABXResult:
         The error in percent with its percentile interval when the speakers of A and B are redrawn with replacement.
 
         Args:
-            num_resamples (`int`, *optional*, defaults to 500): Bootstrap samples.
+            num_resamples (`int`, *optional*, defaults to 500): Number of bootstrap samples.
             confidence (`float`, *optional*, defaults to 0.95): Coverage of the interval.
-            seed (`int`, *optional*, defaults to 0): Of the redrawing.
+            seed (`int`, *optional*, defaults to 0): Seed for the resampling.
 
         Returns:
             [`Estimate`], whose `num_clips` counts speakers, or `None` where there is no cell.
@@ -308,19 +311,21 @@ def abx(
     Measure the ABX error.
 
     Args:
-        tokens (sequence of [`PhoneToken`]): Of all recordings.
-        frames (sequence of `np.ndarray` of shape `(num_frames, ...)`): Of each recording, by `PhoneToken.clip`: as
-            `distance` wants them.
-        distance (`Callable`): Of frames: [`angular_distance`] or [`euclidean_distance`] of features,
-            [`unit_mismatch`] of codes, or what [`entry_distance`] returns, of units.
-        mode (`"within"` or `"across"`, *optional*, defaults to `"within"`): Whether X is of the speaker of A and B.
+        tokens (sequence of [`PhoneToken`]): Tokens of all recordings.
+        frames (sequence of `np.ndarray` of shape `(num_frames, ...)`): Frames of each recording, by `PhoneToken.clip`,
+            in the form that `distance` takes.
+        distance (`Callable`): Distance of frames: [`angular_distance`] or [`euclidean_distance`] for features,
+            [`unit_mismatch`] for codes, or what [`entry_distance`] returns for units.
+        mode (`"within"` or `"across"`, *optional*, defaults to `"within"`): Whether the speaker of X is the speaker of
+            A and B, or another.
         context (`"triphone"` or `"any"`, *optional*, defaults to `"triphone"`): Whether A, B and X must have the same
-            neighbours, no pause among them. `"any"` leaves that out: what to do where the speech is too little for
-            triphones. Its errors are not comparable with others, since neighbours colour a phone.
-        max_tokens (`int`, *optional*, defaults to 10): Of a phone, its neighbours and its speaker, drawn from all.
-        max_other_speakers (`int`, *optional*, defaults to 5): Speakers of X for a speaker of A and B; more are drawn
-            from.
-        seed (`int`, *optional*, defaults to 0): Of both draws.
+            neighbours, no pause among them. `"any"` drops this condition, for speech that has too few triphones. Its
+            errors are not comparable with others, since neighbours colour a phone.
+        max_tokens (`int`, *optional*, defaults to 10): Largest number of tokens of a phone that share neighbours and
+            speaker. Where there are more, so many are drawn.
+        max_other_speakers (`int`, *optional*, defaults to 5): Largest number of speakers of X for a speaker of A and
+            B. Where there are more, so many are drawn.
+        seed (`int`, *optional*, defaults to 0): Seed for both draws.
 
     Raises:
         ValueError: If `mode` or `context` is another word.

@@ -43,7 +43,7 @@ class Agreement(NamedTuple):
 def agreement(table: np.ndarray) -> Agreement:
     r"""
     Args:
-        table (`np.ndarray` of shape `(num_units, num_labels)`): Frames of each unit and label.
+        table (`np.ndarray` of shape `(num_units, num_labels)`): Number of frames of each unit and label.
     """
     units, labels = np.nonzero(table)
     measured = _CellMeasure(units, labels)(np.asarray(table, np.float64)[units, labels])
@@ -58,7 +58,8 @@ def joint_symbols(audio_codes: Sequence[np.ndarray]) -> list[np.ndarray]:
         audio_codes (sequence of `np.ndarray` of shape `(num_quantizers, num_frames)`): Codes of the clips.
 
     Returns:
-        `list` of `np.ndarray` of shape `(num_frames,)`: Numbers from 0, in the order of the tuples of codes.
+        `list` of `np.ndarray` of shape `(num_frames,)`: Number of each frame's tuple of codes, from 0, in the order of
+        the tuples.
     """
     lengths = [codes.shape[1] for codes in audio_codes]
     _, numbers = np.unique(np.concatenate(audio_codes, axis=1), axis=1, return_inverse=True)
@@ -70,8 +71,9 @@ def repeat_units(units: np.ndarray, labels: np.ndarray, upsample: int) -> tuple[
     Bring units to the rate of labels as the published PNMI does: repeat each, then cut both to the shorter.
 
     Args:
-        units (`np.ndarray` of shape `(num_frames,)`), labels (`np.ndarray` of shape `(num_labels,)`): Of one clip.
-        upsample (`int`): Labels a unit, 2 for units at 50 Hz and phones at 100 Hz.
+        units (`np.ndarray` of shape `(num_frames,)`), labels (`np.ndarray` of shape `(num_labels,)`): Units and labels
+            of one clip.
+        upsample (`int`): Number of labels for each unit: 2 for units at 50 Hz and phones at 100 Hz.
     """
     repeated = np.repeat(units, upsample)
     length = min(len(repeated), len(labels))
@@ -80,15 +82,16 @@ def repeat_units(units: np.ndarray, labels: np.ndarray, upsample: int) -> tuple[
 
 def roll_labels(labels: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
     r"""
-    The control: labels in their order and with their durations, moved to where other sounds are.
+    The control: labels keep their order and their durations, and are moved to where other sounds are.
 
-    All clips' labels are one ring that is turned by a random part, between a quarter and three quarters, so that
-    shares of labels and lengths of sounds stay. Shuffling single frames would hide how much chance agreement comes
-    from neighbours that are alike.
+    The labels of all clips form one ring. It is turned by a random part, between a quarter and three quarters, so that
+    the shares of labels and the lengths of sounds stay. Shuffling single frames would hide how much chance agreement
+    comes from neighbours that are alike.
 
     Args:
-        labels (sequence of `np.ndarray` of shape `(num_frames,)`): Of each clip; -1, no label, stays where it is.
-        seed (`int`, *optional*, defaults to 0): Of the turn.
+        labels (sequence of `np.ndarray` of shape `(num_frames,)`): Labels of each clip. A -1, which stands for no
+            label, stays where it is.
+        seed (`int`, *optional*, defaults to 0): Seed for the turn.
     """
     together = np.concatenate(labels)
     labelled = together >= 0
@@ -105,12 +108,12 @@ def joint_counts(
     Count how often each unit falls together with each label.
 
     Args:
-        units (sequence of `np.ndarray` of shape `(num_frames,)`): Units of each clip, for several quantizers one of
-            them or [`joint_symbols`].
-        labels (sequence of `np.ndarray` of shape `(num_frames,)`): Label of each frame as a number, -1 for none, such
-            as [`~frame_probe.label_frames`] gives.
-        groups (sequence of `str`, *optional*): Of each clip, such as its speaker: what the bootstrap redraws as one.
-            Defaults to each clip by itself.
+        units (sequence of `np.ndarray` of shape `(num_frames,)`): Units of each clip. With several quantizers, they
+            are the codes of one of them, or [`joint_symbols`].
+        labels (sequence of `np.ndarray` of shape `(num_frames,)`): Label of each frame as a number, -1 for none, as
+            [`~evaluation.frame_labels.label_frames`] gives it.
+        groups (sequence of `str`, *optional*): Group of each clip, such as its speaker. The bootstrap redraws whole
+            groups. Defaults to a group for each clip.
 
     Raises:
         ValueError: If units and labels differ in length, or no frame has a label.
@@ -149,9 +152,12 @@ class JointCounts:
     Frames of each unit and label, by clip or group of clips; only pairs that occur take memory.
 
     Args:
-        units (`np.ndarray` of shape `(num_units,)`), labels (`np.ndarray` of shape `(num_labels,)`): Those that occur.
-        cell_units, cell_labels (`np.ndarray` of shape `(num_cells,)`): Pairs that occur, as positions in these.
-        counts (`scipy.sparse.csr_array` of shape `(num_groups, num_cells)`): Frames.
+        units (`np.ndarray` of shape `(num_units,)`), labels (`np.ndarray` of shape `(num_labels,)`): Units and labels
+            that occur.
+        cell_units, cell_labels (`np.ndarray` of shape `(num_cells,)`): Pairs that occur, as positions in `units` and
+            `labels`.
+        counts (`scipy.sparse.csr_array` of shape `(num_groups, num_cells)`): Number of frames of each pair in each
+            group.
     """
 
     units: np.ndarray
@@ -162,21 +168,23 @@ class JointCounts:
 
     @property
     def num_units(self) -> int:
-        """Units that occur."""
+        """Number of units that occur."""
         return len(self.units)
 
     @property
     def num_labels(self) -> int:
-        """Labels that occur."""
+        """Number of labels that occur."""
         return len(self.labels)
 
     @property
     def num_frames(self) -> int:
-        """Frames with a label."""
+        """Number of frames with a label."""
         return int(self.counts.sum())
 
     def table(self) -> np.ndarray:
-        r"""Frames over all clips, of shape `(num_units, num_labels)`, without units and labels that never occur."""
+        r"""
+        Number of frames over all clips, of shape `(num_units, num_labels)`, without units and labels that never occur.
+        """
         table = np.zeros((self.num_units, self.num_labels), np.int64)
         table[self.cell_units, self.cell_labels] = self.counts.sum(axis=0)
         return table
@@ -190,16 +198,17 @@ class JointCounts:
         The agreement, with intervals when clips (or groups) are redrawn with replacement.
 
         Redrawn clips repeat each other, which adds to the bias that the value has already. So the percentile interval
-        is moved to where the mean of the redrawn values is the value: it tells the spread, and [`roll_labels`] the
-        bias.
+        is moved until the mean of the redrawn values is the value. The interval shows the spread; [`roll_labels`]
+        shows the bias.
 
         Args:
-            num_resamples (`int`, *optional*, defaults to 500): Bootstrap samples.
+            num_resamples (`int`, *optional*, defaults to 500): Number of bootstrap samples.
             confidence (`float`, *optional*, defaults to 0.95): Coverage of the intervals.
-            seed (`int`, *optional*, defaults to 0): Of the redrawing.
+            seed (`int`, *optional*, defaults to 0): Seed for the resampling.
 
         Returns:
-            `dict` of `str` to [`Estimate`]: By the names of [`Agreement`]; `num_clips` counts clips or groups.
+            `dict` of `str` to [`Estimate`]: Estimates by the names of [`Agreement`]. Their `num_clips` counts clips or
+            groups.
         """
         measure = _CellMeasure(self.cell_units, self.cell_labels)
         generator = np.random.default_rng(seed)

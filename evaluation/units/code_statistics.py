@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-How many bits units take, how evenly they are used, and how well the ones before foretell the next.
+How many bits units take, how evenly they are used, and how well earlier units predict the next.
 
 Codes of a clip have shape `(num_quantizers, num_frames)`. Counts are given by clip, so that
-[`~summaries.bootstrap_sums`] can redraw clips. A run is a stretch of frames that are equal in all quantizers, and
-de-duplicated units are one for each run.
+[`~evaluation.bootstrap.bootstrap_sums`] can redraw clips. A run is a stretch of frames that are equal in all
+quantizers, and de-duplicated units are one for each run.
 """
 
 from collections.abc import Sequence
@@ -24,18 +24,18 @@ class BitRates:
     r"""
     Bit rates of units, in bit/s of audio.
 
-    Entropies are those of the sample, of single symbols without regard to their neighbours, so with few frames too
-    low. With Q quantizers of K codes, F frames a second, and R runs a second of F frames:
+    Entropies are those of the sample. They are entropies of single symbols without regard to their neighbours. With
+    few frames they are too low. With Q quantizers of K codes, F frames a second, and R runs a second:
 
     Args:
-        nominal (`float`): F Q log2(K).
-        entropy (`float`): F times the summed entropies of the quantizers' codes.
-        deduplicated (`float`): R Q log2(K); durations are not kept.
-        deduplicated_entropy (`float`): R times the summed entropies of the quantizers' codes, counted once a run;
-            durations are not kept.
-        deduplicated_entropy_with_durations (`float`): That and R times the entropy of a run's duration: all that is
-            needed to restore the frames.
-        units_per_second (`float`): R.
+        nominal (`float`): Nominal rate, F Q log2(K).
+        entropy (`float`): Rate of an ideal entropy coder: F times the summed entropies of the quantizers' codes.
+        deduplicated (`float`): Nominal rate of the runs, R Q log2(K), without their durations.
+        deduplicated_entropy (`float`): Rate of an ideal entropy coder of the runs, without their durations: R times
+            the summed entropies of the quantizers' codes, counted once a run.
+        deduplicated_entropy_with_durations (`float`): `deduplicated_entropy` and R times the entropy of a run's
+            duration. This is all that is needed to restore the frames.
+        units_per_second (`float`): Number of runs a second, R.
     """
 
     nominal: float
@@ -77,7 +77,7 @@ def bit_rates(audio_codes: Sequence[np.ndarray], codebook_size: int, frame_rate:
 
 def run_lengths(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     r"""
-    De-duplicate.
+    Remove repetitions.
 
     Args:
         codes (`np.ndarray` of shape `(num_quantizers, num_frames)`): Codes of one clip.
@@ -119,7 +119,7 @@ def entropy(counts: np.ndarray) -> np.ndarray:
     Entropy in bits of what was counted, of shape `(...)`; NaN where nothing was.
 
     Args:
-        counts (`np.ndarray` of shape `(..., num_symbols)`): How often each symbol occurs.
+        counts (`np.ndarray` of shape `(..., num_symbols)`): Number of times that each symbol occurs.
     """
     with np.errstate(invalid="ignore"):
         shares = counts / np.sum(counts, axis=-1, keepdims=True)
@@ -146,7 +146,7 @@ def rarest_share(counts: np.ndarray, share: float = 0.2) -> np.ndarray:
 
     Args:
         counts (`np.ndarray` of shape `(..., codebook_size)`): Frames of each code.
-        share (`float`, *optional*, defaults to 0.2): Of the codes.
+        share (`float`, *optional*, defaults to 0.2): Share of the codes.
     """
     ordered = np.sort(np.asarray(counts, np.float64), axis=-1)
     rank = share * ordered.shape[-1]
@@ -160,15 +160,15 @@ class NgramModel:
     An n-gram model of units with interpolated Witten-Bell smoothing (Chen and Goodman 1999, section 2.4).
 
     With c(h, w) how often unit w follows history h, c(h) the sum and t(h) the number of distinct units after h,
-    p(w | h) = (c(h, w) + t(h) p(w | h')) / (c(h) + t(h)), where h' is h without its oldest unit; an unseen history
+    p(w | h) = (c(h, w) + t(h) p(w | h')) / (c(h) + t(h)), where h' is h without its oldest unit. An unseen history
     leaves p(w | h'). The shortest model, without history, falls back to 1 / `vocabulary_size`. The first units of a
-    stream have shorter histories, and its end is not foretold.
+    stream have shorter histories, and its end is not predicted.
 
     Args:
-        streams (sequence of `np.ndarray` of shape `(num_units,)`): To learn from; units from 0 to
-            `vocabulary_size` - 1.
-        vocabulary_size (`int`): Units that there can be.
-        order (`int`): Units of history plus one.
+        streams (sequence of `np.ndarray` of shape `(num_units,)`): Streams of units to learn from. Units are numbers
+            from 0 to `vocabulary_size` - 1.
+        vocabulary_size (`int`): Number of units that there can be.
+        order (`int`): Length of an n-gram: units of history plus one.
 
     Raises:
         ValueError: If `order` is below 1 or too large to number the n-grams, or a unit is outside the vocabulary.
@@ -265,12 +265,12 @@ def ngram_bits(
 
     Args:
         streams (sequence of `np.ndarray` of shape `(num_units,)`): Units of each clip: a quantizer's codes, or
-            [`~unit_agreement.joint_symbols`]; de-duplicated or not.
-        vocabulary_size (`int`): Units that there can be: the codebook's size, or its power for tuples.
-        order (`int`): Units of history plus one.
-        groups (sequence of `str`, *optional*): Of each clip, such as its speaker; a group stays in one fold. Defaults
-            to each clip by itself.
-        num_folds (`int`, *optional*, defaults to 5): At most one for each group.
+            [`~evaluation.units.agreement.joint_symbols`]; de-duplicated or not.
+        vocabulary_size (`int`): Number of units that there can be: the codebook's size, or its power for tuples.
+        order (`int`): Length of an n-gram: units of history plus one.
+        groups (sequence of `str`, *optional*): Group of each clip, such as its speaker. A group stays in one fold.
+            Defaults to a group for each clip.
+        num_folds (`int`, *optional*, defaults to 5): Number of folds, at most one for each group.
 
     Raises:
         ValueError: If there are fewer than two groups.

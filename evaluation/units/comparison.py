@@ -54,11 +54,13 @@ class Measure:
     One of the things that `--measures` chooses.
 
     Args:
-        run (`Callable`): From [`EncodedClips`] and [`UnitSettings`] to [`Measured`].
-        needs_features (`bool`): Whether it looks at what was quantized, which only the model gives.
+        run (`Callable`): Function that makes a [`Measured`] from [`EncodedClips`] and [`UnitSettings`].
+        needs_features (`bool`): Whether it needs what was quantized, which the model gives and the results file does
+            not.
         needs (sequence of `str`): Fields of [`SpokenClips`] without which there is nothing to measure.
-        settings (sequence of `str`): Fields and properties of [`UnitSettings`], beside the seed, that change it.
-        needs_settings (sequence of `str`): Those of them that must be given.
+        settings (sequence of `str`): Fields and properties of [`UnitSettings`], beside the seed, that change its
+            result.
+        needs_settings (sequence of `str`): Names out of `settings` that must be given.
     """
 
     run: Callable[[EncodedClips, UnitSettings], Measured]
@@ -103,12 +105,12 @@ def read_spoken_clips(
 ) -> SpokenClips:
     r"""
     Args:
-        path (`str`), filter_by (mapping), file_list (`str`, *optional*): See [`~training.data.load_recordings`]; the
-            recordings are files.
-        limit (`int`, *optional*): Draw so many.
-        labels, character_labels (`Path`, *optional*): Phones and characters; see [`~frame_probe.read_labels`]. Stress
-            digits of phones are left out.
-        seed (`int`, *optional*, defaults to 0): Of the draw.
+        path (`str`), filter_by (mapping), file_list (`str`, *optional*): Arguments of
+            [`~processing.recordings.load_recordings`]; the recordings are files.
+        limit (`int`, *optional*): Number of recordings to draw. Defaults to all.
+        labels, character_labels (`Path`, *optional*): Files of phones and characters; see
+            [`~evaluation.frame_labels.read_labels`]. Stress digits of phones are left out.
+        seed (`int`, *optional*, defaults to 0): Seed for the draw.
 
     Raises:
         ValueError: If there is no such recording, or none of them has labels.
@@ -156,15 +158,15 @@ def usable_measures(
 @dataclasses.dataclass
 class UnitComparison:
     r"""
-    Clips, what to measure on them, and the folder in which results are kept; a later one of the same folder goes on
-    from them.
+    Clips, what to measure on them, and the folder in which results are kept. A later comparison with the same folder
+    reuses its results.
 
     Args:
-        data ([`SpokenClips`]): The clips.
+        data ([`SpokenClips`]): Clips to measure on.
         measures (`list` of `str`): Names in `MEASURES`.
-        settings ([`UnitSettings`]): How much is measured.
-        output (`Path`): Folder for results: a file for each system, to which every clip's codes and every measure are
-            added as soon as they are known.
+        settings ([`UnitSettings`]): Amount of what is measured.
+        output (`Path`): Folder for results: a file for each system. The codes of every clip and every measure are
+            added to it as soon as they are known.
     """
 
     data: SpokenClips
@@ -177,8 +179,8 @@ class UnitComparison:
         Measure what is not yet known of a system.
 
         Returns:
-            `dict`: What the system is, and its `scores`, `failures`, `details` and `seconds` (of each measure, when it
-            was computed), as plain JSON values.
+            `dict`: Description of the system, and its `scores`, `failures`, `details` and `seconds`, as plain JSON
+            values. `seconds` is the time that computing each measure took.
         """
         folder = self.output / "systems"
         folder.mkdir(parents=True, exist_ok=True)
@@ -229,7 +231,7 @@ class UnitComparison:
 
 
 def describe_system(system: EncodingSystem) -> dict[str, Any]:
-    r"""What tables and plots tell of a system besides its scores."""
+    r"""Facts about a system that tables and plots show besides its scores."""
     config = system.model.config
     encoder = getattr(config, "encoder_config", None)
     layers = list(getattr(config, "layers", None) or ())
@@ -247,7 +249,7 @@ def describe_system(system: EncodingSystem) -> dict[str, Any]:
 
 def named_models(models: Iterable[str], systems: Iterable[str]) -> dict[str, str]:
     r"""
-    Models by the names that tables show: given as `NAME=MODEL`, or those of their folders.
+    Models by the names that tables show. A name is given as `NAME=MODEL`; otherwise it is that of the model's folder.
 
     Raises:
         ValueError: If there is none, or two have one name.
@@ -270,7 +272,7 @@ PACKAGES = ("speech-tokenizers", "torch", "transformers", "numpy", "scipy")
 
 
 def compare(args: argparse.Namespace) -> int:
-    r"""What `speech-tokenizers evaluate units` does; returns the exit code."""
+    r"""Compare units, as `speech-tokenizers evaluate units` does; returns the exit code."""
 
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
@@ -318,7 +320,7 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def describe_data(data: SpokenClips) -> dict[str, Any]:
-    r"""What tables tell of the clips, as plain JSON values."""
+    r"""Facts about the clips that tables show, as plain JSON values."""
     return {
         "num_clips": len(data.clips),
         "num_speakers": len(set(data.speakers) - {None}),

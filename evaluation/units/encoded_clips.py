@@ -37,13 +37,13 @@ Labels = Mapping[str, Sequence[TimedLabel]]
 @dataclasses.dataclass(frozen=True)
 class SpokenClips:
     r"""
-    Recordings, who speaks in them and what.
+    Recordings, with their speakers, genders and labels.
 
     Args:
-        clips (`list` of [`Clip`]): Recordings of different names.
-        speakers, genders (`list` of `str` or `None`): Of each, where known.
-        phones, characters (mapping of `str` to sequence of [`TimedLabel`], *optional*): Of the recordings, by their
-            names.
+        clips (`list` of [`Clip`]): Recordings. No two have the same name.
+        speakers, genders (`list` of `str` or `None`): Speaker and gender of each recording, where known.
+        phones, characters (mapping of `str` to sequence of [`TimedLabel`], *optional*): Labels of the recordings, by
+            their names.
     """
 
     clips: list[Clip]
@@ -54,7 +54,7 @@ class SpokenClips:
 
     @property
     def groups(self) -> list[str]:
-        """What the bootstrap redraws as one: a speaker, or a clip whose speaker is unknown."""
+        """Group that each clip is redrawn with: its speaker, or the clip alone where its speaker is unknown."""
         return [speaker or clip.name for clip, speaker in zip(self.clips, self.speakers, strict=True)]
 
     @property
@@ -71,19 +71,20 @@ class SpokenClips:
 @dataclasses.dataclass(frozen=True)
 class UnitSettings:
     r"""
-    How much is measured.
+    Amount of what is measured.
 
     Args:
-        seed (`int`): Of whatever is drawn.
-        robustness_clips (`int`): Clips that are perturbed.
-        perturbations (sequence of `str`, *optional*): How; names of [`~perturbations.default_perturbations`]. Defaults
-            to all.
-        noise_folder (`str`, *optional*): Recordings of noise. Defaults to generated noise.
-        abx_context (`"triphone"` or `"any"`), abx_tokens (`int`): See [`~abx.abx`].
-        probe_frames (`int`): Labelled frames of a clip that the phone probe learns from or is tested on.
+        seed (`int`): Seed for everything that is drawn.
+        robustness_clips (`int`): Number of clips that are perturbed.
+        perturbations (sequence of `str`, *optional*): Names of perturbations, out of
+            [`~evaluation.units.perturbations.default_perturbations`]. Defaults to all.
+        noise_folder (`str`, *optional*): Folder with recordings of noise. Defaults to generated noise.
+        abx_context (`"triphone"` or `"any"`), abx_tokens (`int`): Arguments `context` and `max_tokens` of
+            [`~evaluation.units.abx.abx`].
+        probe_frames (`int`): Number of labelled frames of a clip that the phone probe learns from or is tested on.
         recognizer (`str`, *optional*): Folder or Hub id of the recogniser that hears resynthesized units.
-        voice (`str`, *optional*): In which they are spoken; see [`~unit_resynthesis.resynthesize`].
-        resynthesis_clips (`int`): Clips that are resynthesized.
+        voice (`str`, *optional*): Voice that speaks the units; see [`~evaluation.units.resynthesis.resynthesize`].
+        resynthesis_clips (`int`): Number of clips that are resynthesized.
     """
 
     seed: int = 0
@@ -113,21 +114,21 @@ class UnitSettings:
 
     @property
     def perturbation_keys(self) -> dict[str, str]:
-        """What tells the perturbations from others, noise in a folder by its content."""
+        """Keys that identify the perturbations, noise in a folder by its content."""
         return {name: perturbation.key for name, perturbation in self.chosen_perturbations().items()}
 
 
 @dataclasses.dataclass
 class Measured:
     r"""
-    What one measure found.
+    Result of one measure.
 
     Args:
-        scores (`dict` of `str` to `dict`): `value`, `low` and `high` (`None` where there is no interval) and
-            `num_clips` of each score; `None` where it failed.
-        failures (`dict` of `str` to `dict` of `str` to `list` of `str`): Of each score the reasons, each with the
-            names of the clips that failed for it; no names where it failed as a whole.
-        details (`dict`): What plots and tables need besides.
+        scores (`dict` of `str` to `dict`): Estimate of each score: `value`, `low` and `high` (`None` where there is no
+            interval) and `num_clips`. A score that failed is `None`.
+        failures (`dict` of `str` to `dict` of `str` to `list` of `str`): Reasons of each score's failures, each with
+            the names of the clips that failed for it. The list of names is empty where the measure failed as a whole.
+        details (`dict`): Further values that plots and tables need.
     """
 
     scores: dict[str, dict[str, Any] | None] = dataclasses.field(default_factory=dict)
@@ -137,9 +138,9 @@ class Measured:
     def add(self, name: str, estimate: Estimate | None, num_clips: int, reason: str = "it has no value") -> None:
         r"""
         Args:
-            name (`str`): Of the score.
-            estimate ([`Estimate`], *optional*): The score; without one it failed for `reason`.
-            num_clips (`int`): Clips that it is taken over.
+            name (`str`): Name of the score.
+            estimate ([`Estimate`], *optional*): Value of the score. Without one the score failed for `reason`.
+            num_clips (`int`): Number of clips that it is taken over.
         """
         if estimate is None or math.isnan(estimate.value):
             self.scores[name] = None
@@ -163,10 +164,10 @@ class EncodedClips:
     A clip that cannot be encoded is left out and named in `failures`.
 
     Args:
-        system ([`EncodingSystem`]): What encodes.
-        data ([`SpokenClips`]): The clips.
-        results ([`ResultsFile`]): Of the system; what it holds is not computed again.
-        on_progress (`Callable`, *optional*): Called after each clip.
+        system ([`EncodingSystem`]): System that encodes.
+        data ([`SpokenClips`]): Clips to encode.
+        results ([`ResultsFile`]): Results file of the system. What it holds is not computed again.
+        on_progress (`Callable`, *optional*): Function called after each clip.
     """
 
     def __init__(
@@ -187,7 +188,7 @@ class EncodedClips:
         Encode every clip.
 
         Args:
-            with_features (`bool`): Also find features, which only the model gives.
+            with_features (`bool`): Whether to find features too, which the model gives and the results file does not.
         """
         self.failures, self.codes, self.numbers = {}, [], []
         features = []
@@ -218,13 +219,15 @@ class EncodedClips:
         encode: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> np.ndarray:
         r"""
-        Codes `(num_quantizers, num_frames)` of a clip as it is, as it was changed, or as it is encoded otherwise.
+        Codes `(num_quantizers, num_frames)` of a clip as it is, as it was changed, or as it is encoded in another way.
 
         Args:
             clip ([`Clip`]): The clip.
-            view (`str`): Names the change, with its settings.
-            load (`Callable`): Gives its waveform `(num_samples,)` at 16 kHz; called where the codes are not known.
-            encode (`Callable`, *optional*): From a waveform at the system's rate to codes. Defaults to the system's.
+            view (`str`): Name of the change, with its settings.
+            load (`Callable`): Function that gives the clip's waveform `(num_samples,)` at 16 kHz. It is called only if
+                the codes are not known.
+            encode (`Callable`, *optional*): Function that maps a waveform at the system's rate to codes. Defaults to
+                the system's own.
 
         Raises:
             EncodingFailure: If it cannot be encoded.
@@ -274,7 +277,7 @@ class EncodedClips:
     @property
     def features(self) -> list[np.ndarray]:
         r"""
-        What was quantized of each clip in `codes`, `(num_frames, dimension)`.
+        What was quantized for each clip in `codes`, `(num_frames, dimension)`.
 
         Raises:
             ValueError: If the model does not tell.
@@ -285,7 +288,7 @@ class EncodedClips:
 
     @property
     def seconds(self) -> float:
-        """What encoding the clips in `codes` took when it was done."""
+        """Seconds that encoding the clips in `codes` took when it was done."""
         records = [self.results.records[self.system.key, f"{clip.key} {CLEAN}"] for clip in self.clips]
         return sum(record["seconds"] for record in records)
 
@@ -300,16 +303,16 @@ class EncodedClips:
 
     def symbols(self) -> tuple[list[np.ndarray], np.ndarray]:
         r"""
-        Each frame's codes as one number `(num_frames,)`, and the entries that the numbers stand for, as
-        [`~EncodingSystem.dequantize`] gives them, `(num_symbols, dimension)`.
+        Each frame's codes as one number `(num_frames,)`, and the entries `(num_symbols, dimension)` that the numbers
+        stand for, as [`~EncodingSystem.dequantize`] gives them.
         """
         distinct = np.unique(np.concatenate(self.codes, axis=1), axis=1)
         return joint_symbols(self.codes), self.system.dequantize(distinct)
 
     def labels(self, labels: Labels) -> list[list[TimedLabel]]:
         r"""
-        Labels of the clips in `codes`, moved so that frame k is at (k + 0.5) / frame rate: where the labels' readers
-        expect it. An encoder's convolutions hear a frame's samples later or earlier than that.
+        Labels of the clips in `codes`, moved in time so that frame k is at (k + 0.5) / frame rate, where readers of
+        the labels expect it. An encoder's convolutions hear a frame's samples later or earlier than that.
         """
         later = 0.5 / self.system.frame_rate - float(self.system.frame_centres(1)[0])
         return [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far units of speech that is still arriving are from those of the whole recording, by the latency."""
+"""Distance between the units of a stream and those of the whole recording, by the latency of the stream."""
 
 from typing import NamedTuple
 
@@ -19,7 +19,8 @@ class StreamSetting(NamedTuple):
     Seconds of a [`UnitStream`].
 
     Args:
-        chunk, left_context, right_context (`float`): See its arguments.
+        chunk, left_context, right_context (`float`): Arguments `chunk`, `left_context` and `right_context` of the
+            stream, in seconds.
     """
 
     chunk: float

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured of units over a set of clips, from material that is computed once: codes, features and labels."""
+"""Measures of units over a set of clips, from material that is computed once: codes, features and labels."""
 
 import dataclasses
 import itertools
@@ -50,15 +50,16 @@ def grouped(counts: np.ndarray, groups: Sequence[str] | np.ndarray) -> np.ndarra
 
 def centred_estimate(counts: np.ndarray, statistic: Statistic, seed: int, num_resamples: int = 500) -> Estimate:
     r"""
-    A statistic of summed counts that falls where some are drawn twice and others not, such as an entropy.
+    A statistic of summed counts that falls when some clips are drawn twice and others not at all, such as an entropy.
 
-    The percentile interval is moved to where the mean of the redrawn values is the value, as that of
-    [`~unit_agreement.JointCounts`].
+    The percentile interval is moved so that the mean of the redrawn values is the value, as in
+    [`~evaluation.units.agreement.JointCounts`].
 
     Args:
-        counts (`np.ndarray` of shape `(num_groups, num_counts)`): What each clip or group adds to the sums.
-        statistic (`Callable`): From the sums to the value.
-        seed (`int`), num_resamples (`int`, *optional*, defaults to 500): Of the redrawing.
+        counts (`np.ndarray` of shape `(num_groups, num_counts)`): Contribution of each clip or group to the sums.
+        statistic (`Callable`): Function that maps the sums to the value.
+        seed (`int`), num_resamples (`int`, *optional*, defaults to 500): Seed for the resampling, and number of
+            bootstrap samples.
     """
     num_groups, value = len(counts), float(statistic(counts.sum(0)))
     generator = np.random.default_rng(seed)
@@ -77,7 +78,7 @@ def measure_agreement(encoded: EncodedClips, settings: UnitSettings) -> Measured
 
 
 def measure_characters(encoded: EncodedClips, settings: UnitSettings) -> Measured:
-    r"""As [`measure_agreement`], with characters."""
+    r"""As [`measure_agreement`], with characters in place of phones."""
     measured = Measured()
     names = {"mutual_information": "cnmi", "label_purity": "character_purity"}
     _agree(encoded, settings, encoded.data.characters, names, measured)
@@ -180,7 +181,7 @@ USAGE: dict[str, Statistic] = {
 
 
 def measure_usage(encoded: EncodedClips, settings: UnitSettings) -> Measured:
-    r"""How the first codebook is used; in the details, how each is."""
+    r"""Use of the first codebook; in the details, use of each codebook."""
     measured = Measured()
     counts = usage_counts(encoded.codes, encoded.system.codebook_size)
     first = grouped(counts[:, 0], encoded.of_clips(encoded.data.groups))
@@ -216,8 +217,8 @@ def measure_ngrams(encoded: EncodedClips, settings: UnitSettings) -> Measured:
 
 def measure_robustness(encoded: EncodedClips, settings: UnitSettings) -> Measured:
     r"""
-    Unit edit distance of all codebooks together under each perturbation, over clips drawn by the seed; in the details,
-    of each codebook. Chance: between clips that are not the same.
+    Unit edit distance of all codebooks together under each perturbation, over clips drawn with the seed; in the
+    details, that of each codebook. The chance level is the distance between different clips.
     """
     measured = Measured()
     order = np.random.default_rng(settings.seed).permutation(len(encoded.data.clips))

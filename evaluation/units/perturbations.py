@@ -39,9 +39,9 @@ class Perturbation(abc.ABC):
     def __call__(self, audio: np.ndarray, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
         r"""
         Args:
-            audio (`np.ndarray` of shape `(num_samples,)`): Waveform in [-1, 1]; it is left as it is.
-            sampling_rate (`int`): In Hz.
-            generator (`np.random.Generator`): Of whatever is drawn.
+            audio (`np.ndarray` of shape `(num_samples,)`): Waveform in [-1, 1], which is not changed.
+            sampling_rate (`int`): Sampling rate of `audio`, in Hz.
+            generator (`np.random.Generator`): Generator for everything that is drawn.
 
         Returns:
             `np.ndarray`: The changed waveform, float32, as long as `audio` unless the tempo changes.
@@ -63,7 +63,7 @@ class Perturbation(abc.ABC):
     @property
     @abc.abstractmethod
     def description(self) -> str:
-        """What it does, in words for a table's notes."""
+        """Description of the change, in words for a table's notes."""
 
     @property
     def key(self) -> str:
@@ -77,7 +77,7 @@ class NoiseFolder:
     Recordings of noise.
 
     Args:
-        folder (`Path`): Holds audio files, also in subfolders.
+        folder (`Path`): Folder of audio files, which may lie in subfolders.
 
     Raises:
         ValueError: If it holds none.
@@ -123,10 +123,10 @@ class Noise(Perturbation):
 
     Args:
         low, high (`float`): Ends of the range that is drawn from, in dB.
-        convention (`"exact"` or `"nast"`): What the draw means.
-        source (`"speech_shaped"`, `"pink"`, `"white"` or [`NoiseFolder`]): The noise. Speech-shaped noise has the
-            clip's own long-term spectrum with random phases, so that each band has the same ratio. Pink noise has a
-            power of 1 / frequency from 20 Hz. Neither has anything of a voice to it, as babble would.
+        convention (`"exact"` or `"nast"`): Meaning of the drawn ratio.
+        source (`"speech_shaped"`, `"pink"`, `"white"` or [`NoiseFolder`]): Source of the noise. Speech-shaped noise
+            has the clip's own long-term spectrum with random phases, so that each band has the same ratio. Pink noise
+            has a power of 1 / frequency from 20 Hz. Neither resembles a voice, as babble would.
 
     Raises:
         ValueError: If a setting is none of these.
@@ -180,10 +180,11 @@ def generate_noise(
     Stationary noise as long as a clip, of no particular level.
 
     Args:
-        audio (`np.ndarray` of shape `(num_samples,)`): The clip, not silent.
-        sampling_rate (`int`): In Hz.
-        colour (`"speech_shaped"`, `"pink"` or `"white"`): See [`Noise`].
-        generator (`np.random.Generator`): Of the phases and, where noise is not speech-shaped, of the amplitudes.
+        audio (`np.ndarray` of shape `(num_samples,)`): Clip that the noise is for, not silent.
+        sampling_rate (`int`): Sampling rate of `audio`, in Hz.
+        colour (`"speech_shaped"`, `"pink"` or `"white"`): Kind of noise; see [`Noise`].
+        generator (`np.random.Generator`): Generator for the phases and, where noise is not speech-shaped, for the
+            amplitudes.
     """
     num_samples = len(audio)
     if colour == "speech_shaped":
@@ -207,10 +208,10 @@ class Reverberation(Perturbation):
     too. Mirrored sources, as the published measure has them, would give early reflections besides.
 
     Args:
-        rooms (`tuple` of `(probability, low, high)`): Ranges of decay times in seconds, and how often each is drawn;
-            within a range they are drawn evenly. Defaults to those of NAST: low, medium and high.
-        direct_to_reverberant (`float`): Energy of the direct sound by that of the rest, in dB. Defaults to 0, that of
-            a microphone at the critical distance.
+        rooms (`tuple` of `(probability, low, high)`): Ranges of decay times in seconds, with the probability of each.
+            Within a range all times are equally likely. Defaults to NAST's ranges low, medium and high.
+        direct_to_reverberant (`float`): Energy of the direct sound relative to that of the rest, in dB. Defaults to 0,
+            that of a microphone at the critical distance.
 
     Raises:
         ValueError: If the probabilities do not add up to 1, or a decay time is not positive.
@@ -257,10 +258,10 @@ def room_response(
     sound, of amplitude 1.
 
     Args:
-        decay_time (`float`): Seconds in which the sound falls by 60 dB; the response is as long.
-        sampling_rate (`int`): In Hz.
-        direct_to_reverberant (`float`): Energy of the first sample by that of all others, in dB.
-        generator (`np.random.Generator`): Of the reflections.
+        decay_time (`float`): Seconds in which the sound falls by 60 dB. The response has the same length.
+        sampling_rate (`int`): Sampling rate of the response, in Hz.
+        direct_to_reverberant (`float`): Energy of the first sample relative to that of all others, in dB.
+        generator (`np.random.Generator`): Generator for the reflections.
     """
     times = np.arange(1, 1 + max(1, round(decay_time * sampling_rate))) / sampling_rate
     reflections = generator.standard_normal(len(times)) * 10 ** (-3 * times / decay_time)
@@ -299,7 +300,7 @@ class PitchShift(Perturbation):
     Raise or lower the voice, formants with it; the length is kept, and the peak scaled to 1 as NAST has it.
 
     Args:
-        semitones (`float`): By how much.
+        semitones (`float`): Semitones by which the pitch rises; below 0 it falls.
     """
 
     semitones: float = 4.0
@@ -352,11 +353,11 @@ def stretch_time(audio: np.ndarray, tempo: float, sampling_rate: int) -> np.ndar
 
     Args:
         audio (`np.ndarray` of shape `(num_samples,)`): Waveform.
-        tempo (`float`): Above 1 is faster.
-        sampling_rate (`int`): In Hz.
+        tempo (`float`): Factor of the speed; above 1 is faster.
+        sampling_rate (`int`): Sampling rate of `audio`, in Hz.
 
     Returns:
-        `np.ndarray` of shape `(round(num_samples / tempo),)`, at least one sample: What was at t seconds is at
+        `np.ndarray` of shape `(round(num_samples / tempo),)`, at least one sample. What was at t seconds is at
         t / tempo.
     """
     if tempo == 1:
@@ -397,8 +398,8 @@ def shift_pitch(audio: np.ndarray, semitones: float, sampling_rate: int) -> np.n
 
     Args:
         audio (`np.ndarray` of shape `(num_samples,)`): Waveform.
-        semitones (`float`): By how much; 12 double each frequency.
-        sampling_rate (`int`): In Hz.
+        semitones (`float`): Semitones by which the pitch rises; 12 double each frequency.
+        sampling_rate (`int`): Sampling rate of `audio`, in Hz.
     """
     factor = 2 ** (semitones / 12)
     slowed = stretch_time(audio, 1 / factor, sampling_rate)
@@ -408,12 +409,12 @@ def shift_pitch(audio: np.ndarray, semitones: float, sampling_rate: int) -> np.n
 @dataclasses.dataclass(frozen=True)
 class Transcoding(Perturbation):
     r"""
-    Through a lossy codec and back, by libsndfile. The codec's delay is removed and the length kept.
+    Encode by a lossy codec and decode, with libsndfile. The codec's delay is removed and the length kept.
 
     Args:
-        codec (`"opus"` or `"mp3"`): Opus at a variable bit rate, MP3 at a constant one.
-        kbps (`float`): Bit rate that the encoder is asked for, in kbit/s: 6 to 256 for Opus, 8 to 160 for MP3, which
-            takes the nearest that its format has (at 16 kHz 8, 16, 24, 32, 40, 48, 56, 64, 80, ...). Below 32 kbit/s
+        codec (`"opus"` or `"mp3"`): Name of the codec: Opus at a variable bit rate, or MP3 at a constant one.
+        kbps (`float`): Bit rate that the encoder is asked for, in kbit/s: 6 to 256 for Opus, 8 to 160 for MP3. MP3
+            takes the nearest rate of its format (at 16 kHz 8, 16, 24, 32, 40, 48, 56, 64, 80, ...). Below 32 kbit/s
             MP3 also leaves out what is above about 6 kHz.
 
     Raises:
@@ -423,7 +424,7 @@ class Transcoding(Perturbation):
     codec: Literal["opus", "mp3"]
     kbps: float
 
-    # Of Opus at any rate, and of MP3 at the rates below 32 kHz.
+    # Rates of Opus, and of MP3 at the rates below 32 kHz.
     _rates = {"opus": (8000, 12000, 16000, 24000, 48000), "mp3": (16000, 22050, 24000)}
     _ranges = {"opus": (6.0, 256.0), "mp3": (8.0, 160.0)}
 
@@ -469,10 +470,10 @@ MP3_DELAY = 576 + 529  # samples: of LAME's encoder, and of every decoder
 
 def default_perturbations(noise_folder: Path | None = None) -> dict[str, Perturbation]:
     r"""
-    What unit edit distance is measured under, by the names of its tables.
+    Perturbations that unit edit distance is measured under, by the names that tables show.
 
     Args:
-        noise_folder (`Path`, *optional*): Recordings to take the noise from. Defaults to generated noise.
+        noise_folder (`Path`, *optional*): Folder with recordings of noise. Defaults to generated noise.
 
     Raises:
         ValueError: If the folder has no recordings.
@@ -494,15 +495,15 @@ def perturb(
     audio: np.ndarray, perturbation: Perturbation, seed: int, name: str = "", sampling_rate: int = 16000
 ) -> np.ndarray:
     r"""
-    Change a clip. What is drawn follows from the seed, the clip's name and the kind of change alone: it does not
+    Change a clip. What is drawn follows from the seed, the clip's name and the kind of change alone. It does not
     depend on the other clips, and is the same for both conventions of noise.
 
     Args:
         audio (`np.ndarray` of shape `(num_samples,)`): Waveform in [-1, 1].
-        perturbation ([`Perturbation`]): The change.
-        seed (`int`): Of the draw.
-        name (`str`, *optional*): Of the clip, or its hash.
-        sampling_rate (`int`, *optional*, defaults to 16000): In Hz.
+        perturbation ([`Perturbation`]): Change to apply.
+        seed (`int`): Seed for the draw.
+        name (`str`, *optional*): Name of the clip, or its hash.
+        sampling_rate (`int`, *optional*, defaults to 16000): Sampling rate of `audio`, in Hz.
 
     Raises:
         ValueError: See [`Perturbation`].

@@ -2,21 +2,22 @@
 r"""
 What units tell of who speaks and what is said: classifiers that see nothing else, tested on speech they have not seen.
 
-Speaker and gender are told from a clip, phones from a single frame. A classifier sees one of three inputs:
+Speaker and gender are predicted from a clip, phones from a single frame. A classifier sees one of three inputs:
 
-- `units`: the codes alone. Of a frame one-hot, all codebooks beside each other; of a clip the root of each code's
-  share of the frames, likewise.
-- `centroids`: the entries that the codes stand for, as a decoder is given them. Of a clip their mean and standard
-  deviation.
-- `features`: what was quantized, likewise. What is lost between features and units is lost by quantizing.
+- `units`: the codes alone. For a frame they are one-hot, all codebooks beside each other; for a clip the input is the
+  root of each code's share of the frames, codebooks beside each other too.
+- `centroids`: the entries that the codes stand for, as a decoder is given them. For a clip, the input is their mean
+  and standard deviation.
+- `features`: the vectors before they were quantized, likewise. The difference between features and units is what
+  quantizing loses.
 
-`linear` is multinomial logistic regression, `mlp` has one hidden layer. What there is to tell is at least what the
-better of the two tells: of few clips with many codes `mlp` learns less than `linear`. The control, `shuffled`, learns
-from shuffled labels and is tested on true ones.
+`linear` is multinomial logistic regression, `mlp` has one hidden layer. Units hold at least as much information as the
+better classifier finds: from few clips with many codes `mlp` learns less than `linear`. The control, `shuffled`,
+learns from shuffled labels and is tested on true ones.
 
-Every clip is tested once, in five folds. Those of gender and phones are of speakers, so that no speaker is both learnt
-from and tested. A speaker that was never heard cannot be named, so the folds of the speaker probe are of clips: what
-it finds may also be the speaker's microphone or room. All classes weigh the same while learning, however rare.
+Every clip is tested once, in five folds. The folds of gender and phones split speakers: no speaker is both learnt from
+and tested. A speaker that was never heard cannot be named, so the folds of the speaker probe split clips: what it
+finds may also be the speaker's microphone or room. All classes weigh the same while learning, however rare.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ from speech_tokenizers.evaluation.units.measures import grouped
 INPUTS = ("units", "centroids", "features")
 CLASSIFIERS = ("linear", "mlp")
 NUM_FOLDS = 5
-# Of half the squared weights, beside the mean cross-entropy.
+# Weight of half the squared weights, beside the mean cross-entropy.
 DECAY = 1e-3
 MAX_ITERATIONS = 100
 HIDDEN_UNITS, NUM_STEPS, BATCH_SIZE, MLP_DECAY = 64, 300, 128, 1e-2
@@ -49,8 +50,8 @@ class CodeRows:
     One-hot codes as a matrix that is never made: its product with weights adds up a row of weights for each code.
 
     Args:
-        codes (`torch.Tensor` of shape `(num_items, num_quantizers)`): The columns that are 1.
-        num_columns (`int`): Columns of the matrix.
+        codes (`torch.Tensor` of shape `(num_items, num_quantizers)`): Columns that are 1 in each row.
+        num_columns (`int`): Number of columns of the matrix.
     """
 
     dtype = torch.float32
@@ -70,9 +71,10 @@ class ProbeInputs(NamedTuple):
     What a classifier sees of each item.
 
     Args:
-        values (`torch.Tensor` or [`CodeRows`] of shape `(num_items, num_columns)`): Of a clip or frame each.
-        by_column (`bool`): Whether every column is brought to the same spread; otherwise all together are, so that
-            rare codes are not blown up. Codes of single frames are left as they are.
+        values (`torch.Tensor` or [`CodeRows`] of shape `(num_items, num_columns)`): Inputs, one row for each clip or
+            frame.
+        by_column (`bool`): Whether each column is scaled to unit spread by itself. Otherwise one scale serves all
+            columns, so that rare codes are not blown up. Codes of single frames are not scaled.
     """
 
     values: torch.Tensor | CodeRows
@@ -83,7 +85,7 @@ class ProbeInputs(NamedTuple):
         The values with a mean of 0 and a spread of 1 over the items that are learnt from.
 
         Args:
-            learnt_from (`torch.Tensor` of shape `(num_learnt,)`): Their numbers.
+            learnt_from (`torch.Tensor` of shape `(num_learnt,)`): Numbers of the items that are learnt from.
         """
         if isinstance(self.values, CodeRows):
             return self.values
@@ -99,12 +101,13 @@ class ProbeTask:
     Items to classify, and the folds in which they are tested.
 
     Args:
-        labels (`list` of `str`): The classes.
-        items (`np.ndarray` of shape `(num_items,)`): Which of the items that were given these are.
-        classes (`np.ndarray` of shape `(num_items,)`): Of each, as a number.
-        folds (`np.ndarray` of shape `(num_items,)`): In which each is tested.
-        groups (`np.ndarray` of shape `(num_items,)`): Number of what is kept in one fold and redrawn as one.
-        left_out (`list` of `str`): Classes of a single group, which cannot be both learnt and tested.
+        labels (`list` of `str`): Names of the classes.
+        items (`np.ndarray` of shape `(num_items,)`): Numbers of the task's items among those that were given.
+        classes (`np.ndarray` of shape `(num_items,)`): Class of each item, as a number.
+        folds (`np.ndarray` of shape `(num_items,)`): Number of the fold in which each item is tested.
+        groups (`np.ndarray` of shape `(num_items,)`): Number of each item's group. A group stays in one fold, and the
+            bootstrap redraws it as a whole.
+        left_out (`list` of `str`): Names of classes that have a single group, which cannot be both learnt and tested.
     """
 
     labels: list[str]
@@ -121,10 +124,10 @@ def probe_task(labels: Sequence[str], groups: Sequence[str], num_folds: int = NU
 
     Args:
         labels (sequence of `str`): Class of each item.
-        groups (sequence of `str`): Speaker of each item, or its clip: what stays in one fold. Its class, where it has
-            several, is that of its first item.
-        num_folds (`int`, *optional*, defaults to 5): At most one for each group.
-        seed (`int`, *optional*, defaults to 0): Of the order in which they are dealt.
+        groups (sequence of `str`): Group of each item: its speaker, or its clip. A group stays in one fold. The class
+            of its first item counts as the group's class.
+        num_folds (`int`, *optional*, defaults to 5): Number of folds, at most one for each group.
+        seed (`int`, *optional*, defaults to 0): Seed for the order in which groups are dealt.
 
     Raises:
         ValueError: If fewer than two classes have two groups.
@@ -152,8 +155,8 @@ def class_weights(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
     A weight for each item, of shape `(num_items,)`: all classes that occur weigh the same, and the mean is 1.
 
     Args:
-        classes (`torch.Tensor` of shape `(num_items,)`): Of the items.
-        num_classes (`int`): Classes that there are.
+        classes (`torch.Tensor` of shape `(num_items,)`): Class of each item.
+        num_classes (`int`): Number of classes.
     """
     counts = torch.bincount(classes, minlength=num_classes)
     return (len(classes) / ((counts > 0).sum() * counts[classes])).float()
@@ -168,9 +171,9 @@ def fit_mlp(
 
     Args:
         values (`torch.Tensor` or [`CodeRows`] of shape `(num_items, num_columns)`): Inputs, of about unit scale.
-        classes (`torch.Tensor` of shape `(num_items,)`): Of each; classes weigh the same.
-        num_classes (`int`): Classes that there are.
-        seed (`int`, *optional*, defaults to 0): Of the first weights and of the batches.
+        classes (`torch.Tensor` of shape `(num_items,)`): Class of each item. Classes weigh the same.
+        num_classes (`int`): Number of classes.
+        seed (`int`, *optional*, defaults to 0): Seed for the first weights and the batches.
 
     Returns:
         `list` of `torch.Tensor`: Weights and biases of the two layers, for [`mlp_scores`].
@@ -207,7 +210,7 @@ def fit_mlp(
 
 
 def mlp_scores(layers: Sequence[torch.Tensor], values: torch.Tensor | CodeRows) -> torch.Tensor:
-    r"""What the classifier of [`fit_mlp`] gives each class, `(num_items, num_classes)`."""
+    r"""Scores that the classifier of [`fit_mlp`] gives each class, `(num_items, num_classes)`."""
     first, first_bias, second, second_bias = layers
     return F.relu(values @ first + first_bias) @ second + second_bias
 
@@ -219,11 +222,11 @@ def cross_validate(
     The class `(num_items,)` that each item is given by a classifier that has learnt from the other folds.
 
     Args:
-        inputs ([`ProbeInputs`]): Of the task's items.
-        task ([`ProbeTask`]): Their classes and folds.
-        classifier (`"linear"` or `"mlp"`): See the module.
-        shuffled (`bool`, *optional*, defaults to `False`): Learn from shuffled labels.
-        seed (`int`, *optional*, defaults to 0): Of the shuffling and the first weights.
+        inputs ([`ProbeInputs`]): Inputs of the task's items.
+        task ([`ProbeTask`]): Classes and folds of the items.
+        classifier (`"linear"` or `"mlp"`): Kind of classifier; see the module.
+        shuffled (`bool`, *optional*, defaults to `False`): Whether to learn from shuffled labels.
+        seed (`int`, *optional*, defaults to 0): Seed for the shuffling and the first weights.
 
     Raises:
         ValueError: If an input is not finite.
@@ -258,8 +261,8 @@ def class_counts(task: ProbeTask, predicted: np.ndarray) -> np.ndarray:
     [`balanced_accuracy`].
 
     Args:
-        task ([`ProbeTask`]): The items.
-        predicted (`np.ndarray` of shape `(num_items,)`): Class that each was given.
+        task ([`ProbeTask`]): Items with their classes and groups.
+        predicted (`np.ndarray` of shape `(num_items,)`): Class that each item was given.
     """
     identity = np.eye(len(task.labels))
     true, said = identity[task.classes], identity[predicted]
@@ -268,7 +271,7 @@ def class_counts(task: ProbeTask, predicted: np.ndarray) -> np.ndarray:
 
 def balanced_accuracy(sums: np.ndarray) -> np.ndarray:
     r"""
-    Mean over classes of the share of their items that are told, in percent, of the classes that truly occur.
+    Mean over the classes that truly occur of the share of their items that are recognised, in percent.
 
     Args:
         sums (`np.ndarray` of shape `(..., 3 * num_classes)`): Hits, predictions and true items, by class.

@@ -24,10 +24,10 @@ def resynthesize(system: EncodingSystem, audio_codes: np.ndarray, voice: str | N
     Speak units.
 
     Args:
-        system ([`EncodingSystem`]): Of a model with a vocoder, or of a codec.
-        audio_codes (`np.ndarray` of shape `(num_quantizers, num_frames)`): What to speak.
-        voice (`str`, *optional*): Of a vocoder with several, one of its `speaker_names`. Defaults to its
-            `default_speaker`, or to the first.
+        system ([`EncodingSystem`]): System of a codec, or of a model with a vocoder.
+        audio_codes (`np.ndarray` of shape `(num_quantizers, num_frames)`): Codes to speak.
+        voice (`str`, *optional*): Voice that speaks, one of the vocoder's `speaker_names` if it has several. Defaults
+            to its `default_speaker`, or to the first.
 
     Returns:
         `np.ndarray` of shape `(num_samples,)` at 16 kHz.
@@ -43,8 +43,8 @@ def resynthesize(system: EncodingSystem, audio_codes: np.ndarray, voice: str | N
 
 def measure_resynthesis(encoded: EncodedClips, settings: UnitSettings) -> Measured:
     r"""
-    Word error rate, in percent, of what `settings.recognizer` hears when the units are spoken and in the recordings,
-    over the first `settings.resynthesis_clips` clips, drawn by the seed, that have a text.
+    Word error rate, in percent, of what `settings.recognizer` hears in the spoken units and in the recordings. It is
+    taken over the first `settings.resynthesis_clips` of the clips that have a text, in an order drawn with the seed.
 
     Raises:
         ValueError: If the units cannot be spoken, or there is no text.
@@ -79,7 +79,7 @@ def measure_resynthesis(encoded: EncodedClips, settings: UnitSettings) -> Measur
 def _errors(
     encoded: EncodedClips, clip: Clip, recognizer: Recognizer, view: str, load: Callable[[], np.ndarray]
 ) -> tuple[float, float]:
-    # What the clip adds to the sums of the rate: a hundred times the errors, and the true words. Texts are kept.
+    # The clip's contribution to the sums of the rate: a hundred times the errors, and the true words. Texts are kept.
     results, key = encoded.results, (encoded.system.key, f"{clip.key} heard by {recognizer.key} {view}")
     if key not in results.records:
         record = {"version": results.version, "system_key": key[0], "clip_key": key[1], "clip": clip.name}

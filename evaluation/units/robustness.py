@@ -26,7 +26,7 @@ class UnitEdits(NamedTuple):
     r"""
     Args:
         edits (`int`): Least number of de-duplicated units to be replaced, left out or put in.
-        num_units (`int`): De-duplicated units of the clean recording.
+        num_units (`int`): Number of de-duplicated units of the clean recording.
     """
 
     edits: int
@@ -58,7 +58,7 @@ def unit_edit_distance(sums: np.ndarray) -> np.ndarray:
     The distance in percent, of shape `(...)`; NaN where there are no units.
 
     Args:
-        sums (`np.ndarray` of shape `(..., 2)`): [`UnitEdits`], added up over clips.
+        sums (`np.ndarray` of shape `(..., 2)`): Sums of [`UnitEdits`] over clips.
     """
     return 100 * ratio(np.asarray(sums, np.float64))
 

@@ -11,9 +11,9 @@ class ScoreKind(NamedTuple):
     How a score is shown.
 
     Args:
-        title (`str`): Heading of its column.
+        title (`str`): Title of its column.
         digits (`int`): Digits after the point.
-        higher_is_better (`bool`, *optional*): Whether a larger value is the better one; `None` where neither is.
+        higher_is_better (`bool`, *optional*): Whether higher values are better; `None` where neither is.
     """
 
     title: str
@@ -56,7 +56,7 @@ class ScoreSection(NamedTuple):
     Args:
         title (`str`): Words of the heading.
         kinds (`tuple` of `str`): Kinds of the scores in its table, as in `SCORE_KINDS`.
-        caption (`str`): Sentences that say what the numbers are, and which are good.
+        caption (`str`): Explanation of the numbers, and of which are good.
     """
 
     title: str

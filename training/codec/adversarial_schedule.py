@@ -10,14 +10,15 @@ from speech_tokenizers.training.common.optimization import OptimizerArguments, s
 
 class AdversarialSchedule:
     r"""
-    Discriminators begin at the first step before which the run is as far as `args.start_step`, by steps or by time.
-    From then on they act to the end, even if the run gets more time later.
+    Discriminators begin at the first step before which the run has come as far as `args.start_step`, by steps or by
+    time. From then on they act to the end, even if the run gets more time later.
 
     Args:
-        args ([`AdversarialArguments`]): When they begin, and how fast their weights grow.
+        args ([`AdversarialArguments`]): Settings of the discriminators: when they begin, and how fast their weights
+            grow.
 
     Attributes:
-        first_step (`int`, *optional*): The step at which they began; `None` until then.
+        first_step (`int`, *optional*): Step at which they began; `None` until then.
     """
 
     def __init__(self, args: AdversarialArguments):
@@ -29,8 +30,8 @@ class AdversarialSchedule:
         Let them begin with the step that follows `step` steps if it is time.
 
         Args:
-            step (`int`): Steps taken.
-            progress (`float`): How far the run is, in steps of its schedule; the same on all processes.
+            step (`int`): Number of steps taken.
+            progress (`float`): Progress of the run, in steps of its schedule; the same on all processes.
         """
         if self.first_step is None and progress >= self.args.start_step:
             self.first_step = step

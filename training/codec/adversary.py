@@ -20,13 +20,13 @@ class Adversary:
     Discriminators that learn to tell recorded from decoded speech, and what a codec learns from them.
 
     Args:
-        args ([`CodecTrainingArguments`]): The recipe; it may name no discriminators.
+        args ([`CodecTrainingArguments`]): Recipe of the run, which may name no discriminators.
         accelerator (`Accelerator`): Accelerator of the run.
 
     Attributes:
-        discriminator (`nn.Module`, *optional*): All discriminators; `None` where the recipe names none.
-        optimizer (`torch.optim.Optimizer`, *optional*): Their optimizer.
-        schedule ([`AdversarialSchedule`]): When they act.
+        discriminator (`nn.Module`, *optional*): Module of all discriminators; `None` where the recipe names none.
+        optimizer (`torch.optim.Optimizer`, *optional*): Optimizer of the discriminators.
+        schedule ([`AdversarialSchedule`]): Schedule that says when they act.
     """
 
     loss_names = ("adversarial", "feature_matching")
@@ -59,8 +59,8 @@ class Adversary:
         Let the discriminators begin if it is time, and set their learning rate.
 
         Args:
-            step (`int`): Steps taken.
-            progress (`float`): How far the run is, in steps; the same on all processes.
+            step (`int`): Number of steps taken.
+            progress (`float`): Progress of the run, in steps; the same on all processes.
         """
         self.schedule.begin(step, progress)
         if self.acts:
@@ -99,7 +99,7 @@ class Adversary:
         return {"discriminator": self.accelerator.unwrap_model(self.discriminator)}
 
     def optimization(self) -> dict[str, Any]:
-        """What else a checkpoint keeps, by name."""
+        """Optimizer that a checkpoint keeps besides the modules, by name."""
         return {} if self.optimizer is None else {"discriminator_optimizer": self.optimizer}
 
     def state_dict(self) -> dict[str, int | None]:

@@ -24,14 +24,14 @@ class ModelArguments:
 
     Args:
         preset (`str`, *optional*): Name in `RVQ_CODEC_PRESETS`, `DM_CODEC_PRESETS`, `UNIT_VOCODER_PRESETS` or
-            `CST_PRESETS`, which also decides between [`RVQCodecModel`], [`DMCodecModel`], [`UnitVocoderModel`] and
+            `CST_PRESETS`. It also decides between [`RVQCodecModel`], [`DMCodecModel`], [`UnitVocoderModel`] and
             [`CSTModel`].
         overrides (`dict`): Fields of the configuration that differ from the preset.
-        pretrained (`str`, *optional*): Folder or Hub id of a codec to fine-tune, in place of `preset`; `overrides`
-            change its configuration, and layers that it lacks, such as projections to teachers, start anew.
-        warm_start (`bool`): Let a model of other sizes start from `pretrained`: one of `preset`, if that is given too,
-            else of the trained configuration with `overrides`. [`warm_start`] says what is kept. Where each part comes
-            from is written to `warm_start.json` in the output folder.
+        pretrained (`str`, *optional*): Folder or Hub id of a codec to fine-tune, in place of `preset`. `overrides`
+            change its configuration. Layers that it lacks, such as projections to teachers, start anew.
+        warm_start (`bool`): Whether a model of other sizes may start from `pretrained`. It is a model of `preset`, if
+            that is given too, and else of the trained configuration with `overrides`. [`warm_start`] says what is
+            kept. The origin of each part is written to `warm_start.json` in the output folder.
     """
 
     preset: str | None = None
@@ -54,17 +54,17 @@ class ModelArguments:
 @dataclass
 class AdversarialArguments:
     r"""
-    The discriminators and when they act.
+    The discriminators and the steps at which they act.
 
     Args:
         discriminators (`dict`): Sizes by kind: `multi_scale_stft`, `multi_period`, `multi_scale`, each a dict of the
-            arguments of the class in `discriminators.py`. Empty trains without.
-        objective (`str`): `"hinge"` or `"least_squares"`.
-        start_step (`int`): Until this step the discriminators neither run nor learn. In a run with `max_minutes` they
+            arguments of the class in `discriminators.py`. An empty dict trains without discriminators.
+        objective (`str`): Objective of the discriminators: `"hinge"` or `"least_squares"`.
+        start_step (`int`): Step until which the discriminators neither run nor learn. In a run with `max_minutes` they
             begin when its time is as far as this step would be: with half of `max_steps`, after half of the time.
         warmup_steps (`int`): Steps after that over which the adversarial and feature-matching weights grow from 0.
-        relative_features (`bool`): Divide each feature difference by the mean size of the recording's feature, as
-            EnCodec does.
+        relative_features (`bool`): Whether to divide each feature difference by the mean size of the recording's
+            feature, as EnCodec does.
     """
 
     discriminators: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -87,8 +87,9 @@ class SpeechTeacherArguments:
     Args:
         model (`str`): Folder or Hub id of any speech encoder that `AutoModel` knows.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        layer (`int` or `str`): `"average"` of all layers, `"last"`, or a layer counted from 1 (DM-Codec, Table 6).
-        window (`str`): For Whisper, `"padded"` or `"tight"`; see [`WaveformEncoder`].
+        layer (`int` or `str`): Layer whose states are the features: `"average"` of all layers, `"last"`, or a layer
+            counted from 1 (DM-Codec, Table 6).
+        window (`str`): Window of Whisper, `"padded"` or `"tight"`; see [`WaveformEncoder`].
     """
 
     model: str
@@ -105,23 +106,24 @@ class LanguageTeacherArguments:
     Args:
         model (`str`): Folder or Hub id of any text model that `AutoModel` knows.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        layer (`int` or `str`): `"average"` of all layers, `"last"`, or a layer counted from 1.
-        alignment (`str`): `"ctc"`: each frame gets the vector of the word that is spoken in it; `"interpolate"`: the
-            tokens are spread evenly over the recording; `"pad"`: token k is frame k of the recording, and padding
-            tokens fill the rest. DM-Codec as published does so with crops that were cut and transcribed beforehand;
-            give such crops as recordings to do the same.
-        silence (`str`): With `"ctc"`, the vector of frames without a word: `"zero"`, `"mean"` of the recording's
-            words, or `"ignore"`: such frames do not count.
+        layer (`int` or `str`): Layer whose states are the features: `"average"` of all layers, `"last"`, or a layer
+            counted from 1.
+        alignment (`str`): Way in which vectors meet frames. With `"ctc"` each frame gets the vector of the word that
+            is spoken in it. With `"interpolate"` the tokens are spread evenly over the recording. With `"pad"` token k
+            is frame k of the recording, and padding tokens fill the rest. DM-Codec as published does so with crops
+            that were cut and transcribed beforehand; give such crops as recordings to do the same.
+        silence (`str`): Vector of frames without a word, with `"ctc"`: `"zero"`, `"mean"` of the recording's words, or
+            `"ignore"`: such frames do not count.
         text_column (`str`): Column of the transcripts.
         words_column (`str`): Column of word times, lists of `{"word", "start", "end"}` in seconds, where the data has
             them.
-        word_times (`str`, *optional*): JSON lines with `file_name` and `words`, as `speech-tokenizers align` writes
-            them.
-        aligner (`str`, *optional*): Folder or Hub id of a CTC recogniser, or a Vosk folder: finds the word times of
+        word_times (`str`, *optional*): File of JSON lines with `file_name` and `words`, as `speech-tokenizers align`
+            writes them.
+        aligner (`str`, *optional*): Folder or Hub id of a CTC recogniser, or a Vosk folder. It finds the word times of
             recordings that have none.
         recognizer (`str`, *optional*): Folder or Hub id of a speech-to-text model, which transcribes recordings
             without a transcript.
-        language (`str`): Told to a recogniser that knows several.
+        language (`str`): Language that a recogniser is told, if it knows several.
     """
 
     model: str
@@ -146,17 +148,20 @@ class LanguageTeacherArguments:
 @dataclass
 class DistillationArguments:
     r"""
-    What a [`DMCodecModel`] learns from besides its recordings.
+    Teachers that a [`DMCodecModel`] learns from besides its recordings.
 
     Args:
-        speech_teacher ([`SpeechTeacherArguments`], *optional*): Adds the loss `semantic_distillation`.
-        language_teacher ([`LanguageTeacherArguments`], *optional*): Adds the loss `contextual_distillation`.
-        axis (`str`): `"dimension"` or `"time"`; see [`distillation_loss`].
-        centered (`bool`): Subtract from the teachers' features their means over the training data. As published they
-            are not, and then a constant, which is the bias of the projection, has most of the cosine. Needs `cache`.
-        cache (`bool`): Compute the teachers' features of all recordings once and keep them on disk; otherwise at each
-            step, the speech teacher hearing the crop alone.
-        cache_dir (`str`, *optional*): Where they are kept. Defaults to `teacher_cache` in the output folder.
+        speech_teacher ([`SpeechTeacherArguments`], *optional*): Speech model to learn from. It adds the loss
+            `semantic_distillation`.
+        language_teacher ([`LanguageTeacherArguments`], *optional*): Language model to learn from. It adds the loss
+            `contextual_distillation`.
+        axis (`str`): Axis of the cosine, `"dimension"` or `"time"`; see [`distillation_loss`].
+        centered (`bool`): Whether to subtract from the teachers' features their means over the training data. As
+            published, they are not subtracted. Then a constant, which is the bias of the projection, makes up most of
+            the cosine. Needs `cache`.
+        cache (`bool`): Whether to compute the teachers' features of all recordings once and keep them on disk.
+            Otherwise they are computed at each step, and the speech teacher hears the crop alone.
+        cache_dir (`str`, *optional*): Folder of the kept features. Defaults to `teacher_cache` in the output folder.
     """
 
     speech_teacher: SpeechTeacherArguments | None = None
@@ -180,10 +185,10 @@ class SpeechFeatureArguments:
     `speech_features`.
 
     Args:
-        model (`str`): Folder or Hub id of any speech encoder that `AutoModel` knows. Whisper's hears the crop alone,
-            without the silence that fills up its 30 seconds.
+        model (`str`): Folder or Hub id of any speech encoder that `AutoModel` knows. Whisper's encoder hears the crop
+            alone, without the silence that fills up its 30 seconds.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        layers (`list[int]`): Layers that are compared, counted from 1; 0 is what enters the first.
+        layers (`list[int]`): Layers that are compared, counted from 1. Layer 0 is the input of the first one.
     """
 
     model: str
@@ -200,15 +205,16 @@ class SpeechFeatureArguments:
 @dataclass
 class UnitArguments:
     r"""
-    What a [`UnitVocoderModel`] speaks from. A new vocoder gets the sizes that fit.
+    Units that a [`UnitVocoderModel`] speaks from. A new vocoder gets the sizes that fit.
 
     Args:
         model (`str`): Folder, name or Hub id of the model whose codes it speaks: k-means units, a codec of this
             package or of transformers. The codes of each recording are computed once, of all of it, and kept on disk.
-        num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
+        num_quantizers (`int`, *optional*): Number of codebooks, the first ones, that are used. Defaults to all.
         speaker_column (`str`, *optional*): Column of the data that names the speakers, each of whom gets a voice.
-        speaker_embedding_column (`str`, *optional*): Column of vectors that describe the speakers, instead.
-        cache_dir (`str`, *optional*): Where the codes are kept. Defaults to `unit_cache` in the output folder.
+        speaker_embedding_column (`str`, *optional*): Column of vectors that describe the speakers, in place of
+            `speaker_column`.
+        cache_dir (`str`, *optional*): Folder of the kept codes. Defaults to `unit_cache` in the output folder.
     """
 
     model: str
@@ -230,38 +236,43 @@ class CodecTrainingArguments:
     Args:
         output_dir (`str`): Folder of checkpoints, log, samples and, in `final`, the trained codec.
         model, data, adversarial, distillation, speech_features, units, latents, recognition, joint, optimizer,
-            discriminator_optimizer: See their classes. `units` is for vocoders; `latents`, `recognition` and `joint`
-            are for continuous tokens.
-        latent_health ([`LatentHealthArguments`]): How latents are kept from collapse, and codebooks started.
-        loss_weights (`dict`): Weight of each loss by name. Must name those of the model, the discriminators and the
-            objectives, `mel` and `waveform`; further ones of `RECONSTRUCTION_LOSSES` as wanted.
+            discriminator_optimizer: Settings of the parts; see their classes. `units` is for vocoders. `latents`,
+            `recognition` and `joint` are for continuous tokens.
+        latent_health ([`LatentHealthArguments`]): Settings that keep latents from collapse, and that say when
+            codebooks start.
+        loss_weights (`dict`): Weight of each loss by name. It must name the losses of the model, the discriminators
+            and the objectives, `mel` and `waveform`. It may name further ones of `RECONSTRUCTION_LOSSES`.
         losses (`dict`): Settings of reconstruction losses by name, such as `{"loudness": {"asymmetry": 0.0}}`; see
             their classes in `reconstruction_losses.py`.
-        mel_scales (`str` or `list`): `"default"`, `"speechtokenizer"`, or a list of dicts of [`MelScale`]'s fields.
-        global_batch_size (`int`): Crops per step, over all processes and accumulated micro-batches.
-        gradient_accumulation_steps (`int`): Micro-batches that a process splits its share into.
-        max_steps (`int`): Steps of the run. An optimizer step of codec and discriminators counts once.
-        max_minutes (`float`, *optional*): The run ends after so much training time, if not at `max_steps` before. Its
-            time is the wall-clock time of its steps; evaluating, saving, fitting codebooks, reviving latents and
-            pauses between sessions do not count. The learning rates and the start of the discriminators follow
-            whichever is further: the share of the steps or that of the time. Several processes agree on the time when
-            they log, and end then. What depends on the time, learning rates and with them weights, is not
-            reproducible; the order of the data and the warm-up are.
+        mel_scales (`str` or `list`): Scales of the mel loss: `"default"`, `"speechtokenizer"`, or a list of dicts of
+            [`MelScale`]'s fields.
+        global_batch_size (`int`): Number of crops per step, over all processes and accumulated micro-batches.
+        gradient_accumulation_steps (`int`): Number of micro-batches that a process splits its share into.
+        max_steps (`int`): Number of steps of the run. An optimizer step of codec and discriminators counts once.
+        max_minutes (`float`, *optional*): Minutes of training time after which the run ends, if it has not ended at
+            `max_steps` before. Its time is the wall-clock time of its steps; evaluating, saving, fitting codebooks,
+            reviving latents and pauses between sessions do not count. The learning rates and the start of the
+            discriminators follow whichever is further: the share of the steps or that of the time. Several processes
+            agree on the time when they log, and end then. What depends on the time (learning rates, and with them
+            weights) is not reproducible; the order of the data and the warm-up are.
         weight_ema_decay (`float`, *optional*): Decay of the moving average of the weights that is evaluated and saved.
-        mixed_precision (`str`, *optional*): "no", "bf16", "fp16", or "auto": what `accelerate launch
-            --mixed_precision` asks for; where it asks for none, bf16 if the device computes in it without emulating
-            it. The launcher says "no" also when it is not asked, so that only "no" here rules bf16 out. Defaults to
-            what the launcher says.
-        compile (`bool`): Compile the codec and the discriminators with `torch.compile`.
+        mixed_precision (`str`, *optional*): Precision of the arithmetic: "no", "bf16", "fp16", or "auto". "auto" is
+            what `accelerate launch --mixed_precision` asks for. Where it asks for none, "auto" is bf16 if the device
+            computes in it without emulating it. The launcher says "no" also when it is not asked, so that only "no"
+            here rules bf16 out. Defaults to what the launcher says.
+        compile (`bool`): Whether to compile the codec and the discriminators with `torch.compile`.
         seed (`int`): Seed of weights and data.
-        logging_steps, eval_steps, save_steps (`int`): Intervals; 0 switches evaluation or checkpoints off.
-        save_total_limit (`int`, *optional*): Checkpoints to keep.
-        metrics (`list[str]`): What evaluation measures besides the losses, such as `[stoi, pesq]`: `score_name`s of
-            [`evaluation.codec_comparison`]. A metric without a value for a recording leaves it out of its mean.
-        num_audio_samples (`int`): Recordings whose decoded audio and spectrograms are saved at each evaluation.
-        report_to (`list[str]`): Accelerate's trackers: "tensorboard", "trackio", ...
-        resume_from_checkpoint (`str`, *optional*): "latest" (the newest complete checkpoint, if there is one) or a
-            folder.
+        logging_steps, eval_steps, save_steps (`int`): Intervals in steps. An interval of 0 switches evaluation or
+            checkpoints off.
+        save_total_limit (`int`, *optional*): Number of checkpoints to keep. `None` keeps all.
+        metrics (`list[str]`): Metrics that evaluation measures besides the losses, such as `[stoi, pesq]`:
+            `score_name`s of [`evaluation.reconstruction.comparison`]. A metric without a value for a recording leaves
+            it out of its mean.
+        num_audio_samples (`int`): Number of recordings whose decoded audio and spectrograms are saved at each
+            evaluation.
+        report_to (`list[str]`): Names of Accelerate's trackers: "tensorboard", "trackio", ...
+        resume_from_checkpoint (`str`, *optional*): Folder of a checkpoint, or "latest" for the newest complete one, if
+            there is one.
         hub_model_id (`str`, *optional*): Repository for `push_to_hub`.
     """
 

@@ -16,8 +16,9 @@ class ClipMetrics:
     The `compute_metrics` of a [`CodecTrainer`] that measures what a recipe names.
 
     Args:
-        names (sequence of `str`): Of `evaluation.codec_comparison.METRICS`, such as `stoi`, `pesq` and `si_sdr`.
-        sampling_rate (`int`): Of the codec, in Hz.
+        names (sequence of `str`): Names in `evaluation.reconstruction.comparison.METRICS`, such as `stoi`, `pesq` and
+            `si_sdr`.
+        sampling_rate (`int`): Sampling rate of the codec, in Hz.
 
     Raises:
         ValueError: If a name is unknown, or a metric is not defined at this rate.
@@ -37,10 +38,10 @@ class ClipMetrics:
         r"""
         Args:
             recorded, decoded (`np.ndarray` of shape `(num_samples,)`): Waveforms in [-1, 1].
-            sampling_rate (`int`): Of both, in Hz.
+            sampling_rate (`int`): Sampling rate of both, in Hz.
 
         Returns:
-            `dict`: The score of each metric, `None` where it has none for this recording.
+            `dict`: Score of each metric, `None` where it has none for this recording.
         """
         scores: dict[str, float | None] = {}
         for name, metric in self.metrics.items():

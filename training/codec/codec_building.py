@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe trains: its model, objectives and conditions."""
+"""Model, objectives and conditions that a recipe describes."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -38,8 +38,9 @@ def build_model(
     The codec or vocoder that a recipe names, new or trained; or a tokenizer with a language model.
 
     Args:
-        args ([`CodecTrainingArguments`]): The recipe.
-        report (callable, *optional*): Is told what [`warm_start`] took from where.
+        args ([`CodecTrainingArguments`]): Recipe of the training.
+        report (callable, *optional*): Function that is given the origin of each part of a model that started warm; see
+            [`warm_start`].
     """
     if args.joint is not None:
         return build_joint(args)
@@ -97,7 +98,7 @@ def keep_origins(args: CodecTrainingArguments, origins: dict[str, str]) -> None:
 
 
 def build_objectives(args: CodecTrainingArguments) -> list[CodecObjective]:
-    """What a recipe trains for besides reconstruction."""
+    """Objectives that a recipe trains for besides reconstruction."""
     objectives: list[CodecObjective] = list(cst_objectives(args)) if trains_cst(args) else []
     if args.distillation.speech_teacher is not None or args.distillation.language_teacher is not None:
         objectives.append(Distillation(args.distillation))
@@ -109,7 +110,7 @@ def build_objectives(args: CodecTrainingArguments) -> list[CodecObjective]:
 
 
 def build_conditions(args: CodecTrainingArguments) -> Conditions | None:
-    """What a recipe gives the model in place of the waveform."""
+    """Conditions that a recipe gives the model in place of the waveform."""
     return None if args.units is None else UnitConditions(args.units)
 
 
@@ -134,9 +135,10 @@ def check_loss_weights(
     The weights of the losses by name.
 
     Args:
-        args ([`CodecTrainingArguments`]): The recipe.
-        loss_names (sequence of `str`): Of all losses of its training.
-        adversarial_loss_names (sequence of `str`): Of those that need no weight where there are no discriminators.
+        args ([`CodecTrainingArguments`]): Recipe of the training.
+        loss_names (sequence of `str`): Names of all losses of the training.
+        adversarial_loss_names (sequence of `str`): Names of the losses that need no weight where there are no
+            discriminators.
 
     Raises:
         ValueError: If a weight is missing, or is of an unknown loss.

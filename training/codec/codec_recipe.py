@@ -20,8 +20,8 @@ def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> "Code
     A run that was told to stop (SIGINT, SIGTERM) leaves a checkpoint and no `final`.
 
     Args:
-        path_or_name (`str`): See [`load_recipe`].
-        overrides (sequence of `str`): `key=value` pairs.
+        path_or_name (`str`): Recipe; see [`load_recipe`].
+        overrides (sequence of `str`): Settings that differ from the recipe, as `key=value` pairs.
     """
     args = load_codec_recipe(path_or_name, overrides)
     # Imported here, since it takes seconds, for which a mistake in the recipe need not wait.

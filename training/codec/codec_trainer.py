@@ -48,7 +48,7 @@ from speech_tokenizers.training.common.reporting import RunReports, draw_trainin
 from speech_tokenizers.training.common.run_progress import RunProgress
 
 
-# Settings that say how often, how long and where, of which a resumed run need not warn.
+# Settings of how often, how long and where. A resumed run need not warn of their change.
 MAY_CHANGE = (
     *("output_dir", "max_steps", "max_minutes", "logging_steps", "eval_steps", "save_steps", "save_total_limit"),
     *("metrics", "num_audio_samples", "report_to", "resume_from_checkpoint", "hub_model_id"),
@@ -63,20 +63,21 @@ class CodecTrainer:
     same way, from `conditions`.
 
     Args:
-        model ([`RVQCodecModel`] or [`UnitVocoderModel`]): The codec. In training mode its forward updates its
+        model ([`RVQCodecModel`] or [`UnitVocoderModel`]): Model to train. In training mode its forward updates its
             codebooks.
-        args ([`CodecTrainingArguments`]): The recipe.
+        args ([`CodecTrainingArguments`]): Recipe of the run.
         train_recordings ([`DecodedRecordings`], sequence of arrays or `datasets.IterableDataset`, *optional*):
-            What to train on. Defaults to what `args.data` names.
-        eval_recordings ([`DecodedRecordings`] or sequence of `(num_samples,)` arrays, *optional*): Held out.
-        feature_extractor (`SequenceFeatureExtractor`, *optional*): Saved beside the codec. Defaults to that of its
-            family, if there is one.
-        compute_metrics (callable, *optional*): Called with a recorded and a decoded `(num_samples,)` float array and
-            the sampling rate for each evaluated recording; returns a dict of numbers, whose means `evaluate` reports;
-            `None` in place of a number leaves the recording out. Defaults to what `args.metrics` names.
-        objectives (sequence of [`CodecObjective`], *optional*): What else the codec is trained for, such as
+            Recordings to train on. Defaults to what `args.data` names.
+        eval_recordings ([`DecodedRecordings`] or sequence of `(num_samples,)` arrays, *optional*): Held-out
+            recordings. Where `train_recordings` is left out, `args.data` names these too.
+        feature_extractor (`SequenceFeatureExtractor`, *optional*): Feature extractor that is saved beside the codec.
+            Defaults to that of its family, if there is one.
+        compute_metrics (callable, *optional*): Function of a recorded and a decoded `(num_samples,)` float array and
+            the sampling rate, called for each evaluated recording. It returns numbers by name, whose means `evaluate`
+            reports; `None` leaves the recording out. Defaults to what `args.metrics` names.
+        objectives (sequence of [`CodecObjective`], *optional*): Losses besides reconstruction, such as
             [`Distillation`].
-        conditions ([`Conditions`], *optional*): What the model is given in place of the waveform, such as
+        conditions ([`Conditions`], *optional*): Conditions that the model is given in place of the waveform, such as
             [`UnitConditions`].
 
     Raises:
@@ -143,8 +144,8 @@ class CodecTrainer:
         The codec's losses by name, without weights; the adversarial ones only once the discriminators act.
 
         Args:
-            outputs ([`RVQCodecOutput`] or [`UnitVocoderOutput`]): What the model made of the batch.
-            batch (`dict`): `input_values` of shape `(batch, 1, num_samples)`, and what else the data gives.
+            outputs ([`RVQCodecOutput`] or [`UnitVocoderOutput`]): Output of the model for the batch.
+            batch (`dict`): Batch with `input_values` of shape `(batch, 1, num_samples)`, and what else the data gives.
         """
         recorded, decoded = batch["input_values"], outputs.audio_values
         pair = WaveformPair(decoded, recorded, self.sampling_rate)
@@ -163,7 +164,7 @@ class CodecTrainer:
         return weight * self.adversary.schedule.weight(self.step) if name in Adversary.loss_names else weight
 
     def reconstruct(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
-        """What a model makes of a batch: of the waveforms, or of the conditions that it takes in their place."""
+        """Output of a model for a batch: for the waveforms, or for the conditions that it takes in their place."""
         given = {**batch, "num_samples": batch["input_values"].shape[-1], "return_loss": False}
         if not self.latent_schedule.quantizes(self.unwrapped_model):
             given["num_quantizers"] = 0
@@ -201,7 +202,7 @@ class CodecTrainer:
         is dropped.
 
         Returns:
-            `torch.Tensor`: The norm of the gradient before clipping, 0 between micro-batches.
+            `torch.Tensor`: Norm of the gradient before clipping, a scalar; 0 between micro-batches.
         """
         self.backward(loss)
         if not self._synchronize:
@@ -235,11 +236,11 @@ class CodecTrainer:
         Train to `args.max_steps`, or until `args.max_minutes` have passed.
 
         Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint folder; `True` or `"latest"` for the
+            resume_from_checkpoint (`str` or `bool`, *optional*): Folder of a checkpoint; `True` or `"latest"` for the
                 newest complete one, if there is one. Defaults to `args.resume_from_checkpoint`.
 
         Returns:
-            `dict`: The last logged losses.
+            `dict`: Losses that were logged last, by name.
         """
         self.data.prepare_objectives(self.unwrapped_model)
         self._resume(self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint)
@@ -338,7 +339,7 @@ class CodecTrainer:
         Code and decode the evaluation recordings, with the averaged weights if there are any.
 
         Returns:
-            `dict`: What [`validate`] measures, with `eval_` before each name. Empty without evaluation recordings.
+            `dict`: Values of [`validate`], with `eval_` before each name. Empty without evaluation recordings.
         """
         if self.data.train is None and self.data.evaluation is None:
             self.data.find()
@@ -383,7 +384,7 @@ class CodecTrainer:
         Save the codec, with the averaged weights if there are any, and its feature extractor, for `from_pretrained`.
 
         Args:
-            output_dir (`str` or `Path`, *optional*): Defaults to `final` in `args.output_dir`.
+            output_dir (`str` or `Path`, *optional*): Folder to save in. Defaults to `final` in `args.output_dir`.
 
         Raises:
             ValueError: If its codebooks have not started.
@@ -398,7 +399,7 @@ class CodecTrainer:
 
         Args:
             repo_id (`str`, *optional*): Repository on the Hub. Defaults to `args.hub_model_id`.
-            options: Passed to `push_to_hub` of transformers (`private`, `token`, `commit_message`, ...).
+            options: Arguments of transformers' `push_to_hub` (`private`, `token`, `commit_message`, ...).
         """
         repo_id = repo_id or self.args.hub_model_id
         if repo_id is None:
@@ -445,7 +446,7 @@ class CodecTrainer:
         return {"codec": self.unwrapped_model, **self.adversary.modules()}
 
     def _optimization(self) -> dict[str, Any]:
-        """What has a `state_dict` besides the modules."""
+        """Objects with a `state_dict` besides the modules."""
         objects = {
             "codec_optimizer": self.optimizer,
             **self.adversary.optimization(),

@@ -19,11 +19,12 @@ from speech_tokenizers.training.common.data import DataArguments
 @dataclass(frozen=True)
 class CropSettings:
     r"""
-    How a crop is cut and how loud it is. See [`DataArguments`] for the fields.
+    Length and loudness of a crop. See [`DataArguments`] for the other fields.
 
     Args:
-        num_samples (`int`): Length of a crop. Shorter recordings are followed by silence.
-        hop_length (`int`): A crop begins at a multiple of it, where a frame of the recording does.
+        num_samples (`int`): Length of a crop in samples. Shorter recordings are followed by silence.
+        hop_length (`int`): Number of samples between two frames. A crop begins at a multiple of it, where a frame of
+            the recording does.
     """
 
     num_samples: int
@@ -63,15 +64,16 @@ class AudioCropDataset(torch.utils.data.Dataset):
     Random crops of decoded recordings. In an epoch a recording is drawn once for each crop length that it holds.
 
     A crop depends on the seed, the epoch and its index only, not on workers, processes or what was drawn before.
-    Indices beyond the length belong to later epochs. Works with `transformers.Trainer`, which announces epochs by
-    `set_epoch`.
+    Indices beyond the length belong to later epochs. The dataset works with `transformers.Trainer`, which announces
+    epochs by `set_epoch`.
 
     Args:
-        recordings ([`DecodedRecordings`] or a sequence of `(num_samples,)` arrays): int16 or float32 audio.
-        settings ([`CropSettings`] or `int`): How to cut; an integer is a length in samples.
+        recordings ([`DecodedRecordings`] or a sequence of `(num_samples,)` arrays): Recordings as int16 or float32
+            audio.
+        settings ([`CropSettings`] or `int`): Settings of the cut. An integer is a length in samples.
         seed (`int`, *optional*, defaults to 0): Seed of the crops.
-        targets (callable, *optional*): Called with the index of a crop's recording, the index of its first sample and
-            its number of samples; returns a dict of tensors to add to the crop.
+        targets (callable, *optional*): Function called with the index of a crop's recording, the index of its first
+            sample and its number of samples. It returns a dict of tensors to add to the crop.
     """
 
     def __init__(
@@ -114,16 +116,17 @@ class StreamedCropDataset(torch.utils.data.IterableDataset):
     Random crops of a stream of recordings, one crop a recording, decoded as they come.
 
     The crop at a position depends on the seed and the position only. A recording that cannot be decoded leaves silence
-    in its place, so that the batches of all processes stay as they were, and is written to `rejected_path`.
+    in its place, so that the batches of all processes stay as they were. It is noted in `rejected_path`.
 
     Args:
-        recordings (`datasets.IterableDataset`): As [`load_recordings`] returns it.
-        sampling_rate (`int`): Rate to decode at.
-        settings ([`CropSettings`]): How to cut.
+        recordings (`datasets.IterableDataset`): Stream as [`load_recordings`] returns it.
+        sampling_rate (`int`): Sampling rate to decode at, in Hz.
+        settings ([`CropSettings`]): Settings of the cut.
         positions (iterable of lists of `int`): The batches of this process, ascending positions in the endless
             shuffled stream.
-        seed (`int`), shuffle_buffer (`int`): The stream is shuffled anew each epoch within a buffer of this size.
-        rejected_path (`Path`, *optional*): Where to note what could not be decoded.
+        seed (`int`), shuffle_buffer (`int`): Seed for the order, and size of the buffer in which the stream is
+            shuffled anew each epoch.
+        rejected_path (`Path`, *optional*): File to note in what could not be decoded.
     """
 
     def __init__(
@@ -176,12 +179,13 @@ class GlobalBatchSampler:
     from the seed and the epoch. Nothing has to be saved to continue at a step but its number.
 
     Args:
-        num_crops (`int`, *optional*): Crops per epoch. `None` for a stream: positions are not permuted.
-        global_batch_size (`int`): B, crops per step over all processes.
+        num_crops (`int`, *optional*): Number of crops per epoch. `None` stands for a stream, whose positions are not
+            permuted.
+        global_batch_size (`int`): Number B of crops per step over all processes.
         seed (`int`): Seed of the permutations.
-        steps (`range`): The steps to prepare.
-        rank, world_size (`int`): This process and the number of processes.
-        accumulation (`int`): Micro-batches per step and process.
+        steps (`range`): Steps to prepare.
+        rank, world_size (`int`): Number of this process, and number of processes.
+        accumulation (`int`): Number of micro-batches per step and process.
 
     Raises:
         ValueError: If the global batch cannot be divided evenly.
@@ -242,14 +246,15 @@ def training_batches(
     The micro-batches of this process for `steps`: dicts with `input_values` of shape `(batch, 1, num_samples)`.
 
     Args:
-        recordings: A sequence of recordings, or a `datasets.IterableDataset` of undecoded ones.
-        args ([`DataArguments`]): Crops and loudness.
-        sampling_rate (`int`), seed (`int`), global_batch_size (`int`), accumulation (`int`), steps (`range`):
-            See [`GlobalBatchSampler`].
-        accelerator (`Accelerator`): Knows the rank of this process and its device.
-        rejected_path (`Path`): Where a stream notes what it cannot decode.
-        targets (callable, *optional*): See [`AudioCropDataset`]; a stream has none.
-        hop_length (`int`): See [`CropSettings`].
+        recordings: Sequence of recordings, or a `datasets.IterableDataset` of undecoded ones.
+        args ([`DataArguments`]): Settings of crops and loudness.
+        sampling_rate (`int`), seed (`int`), global_batch_size (`int`), accumulation (`int`), steps (`range`): Sampling
+            rate in Hz, and arguments of [`GlobalBatchSampler`].
+        accelerator (`Accelerator`): Accelerator of the run. It knows the rank of this process and its device.
+        rejected_path (`Path`): File in which a stream notes what it cannot decode.
+        targets (callable, *optional*): Function that gives tensors to add to a crop; see [`AudioCropDataset`]. A
+            stream has none.
+        hop_length (`int`): Number of samples between two frames; see [`CropSettings`].
     """
     settings = CropSettings(
         num_samples=round(args.segment_seconds * sampling_rate),

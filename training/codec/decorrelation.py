@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A loss against latents whose dimensions say the same."""
+"""A loss against latents whose dimensions carry the same information."""
 
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,16 @@ from speech_tokenizers.training.codec.objectives import CodecObjective
 def decorrelation_loss(latents: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     r"""
     Mean squared correlation of two different dimensions of latents, over a batch of all processes, in float32. With
-    gradient accumulation this is a micro-batch of all processes, whose fewer frames correlate more by chance: the loss
+    gradient accumulation this is a micro-batch of all processes. Its fewer frames correlate more by chance: the loss
     of a step is the mean over its micro-batches, and not that of the whole batch.
 
-    The redundancy term of Barlow Twins (equation 1, arXiv 2103.03230) within one view, as VICReg takes it (equation
-    3, arXiv 2105.04906); of correlations rather than covariances, so that smaller latents do not lower it.
+    The loss is the redundancy term of Barlow Twins (equation 1, arXiv 2103.03230) within one view, as VICReg takes it
+    (equation 3, arXiv 2105.04906). It uses correlations rather than covariances, so that smaller latents do not lower
+    it.
 
     Args:
-        latents (`torch.Tensor` of shape `(batch, num_frames, dim)`): With gradients; `dim` is at least 2.
-        mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for frames that count.
+        latents (`torch.Tensor` of shape `(batch, num_frames, dim)`): Latents with gradients; `dim` is at least 2.
+        mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask, 1 for frames that count.
 
     Returns:
         Sum of the squared off-diagonal correlations, divided by dim * (dim - 1): 0 without correlation, 1 where all

@@ -20,8 +20,8 @@ class DiscriminatorOutput(NamedTuple):
     Opinion of one discriminator.
 
     Args:
-        logits (`torch.Tensor` of shape `(batch, ...)`): High where the input seems recorded.
-        features (`list[torch.Tensor]`): Output of each layer, for feature matching.
+        logits (`torch.Tensor` of shape `(batch, ...)`): Scores of the input, high where it seems recorded.
+        features (`list[torch.Tensor]`): Outputs of the layers, for feature matching.
     """
 
     logits: torch.Tensor
@@ -34,7 +34,7 @@ class STFTDiscriminator(nn.Module):
     https://huggingface.co/papers/2210.13438)
 
     Args:
-        num_filters (`int`): Channels of every layer.
+        num_filters (`int`): Number of channels of every layer.
         n_fft (`int`): Window and transform length in samples; the hop is a quarter of it.
         dilations (sequence of `int`): Dilation in time of each strided layer.
         bins_per_position (`int`): Neighbouring frequencies that the first layer takes as channels of one position.
@@ -82,7 +82,7 @@ class PeriodDiscriminator(nn.Module):
     Convolutions over every `period`-th sample. (HiFi-GAN, section 2.3: https://huggingface.co/papers/2010.05646)
 
     Args:
-        period (`int`): Distance of the samples seen together.
+        period (`int`): Distance of the samples seen together, in samples.
         channels (sequence of `int`): Channels of the layers; all but the last have stride 3.
     """
 
@@ -119,7 +119,7 @@ class ScaleDiscriminator(nn.Module):
 
     Args:
         width (`int`): Channels of the first layer; the widest have eight times as many. HiFi-GAN has 128.
-        normalization (callable): `weight_norm` or `spectral_norm`.
+        normalization (callable): Function that normalizes the weights: `weight_norm` or `spectral_norm`.
     """
 
     def __init__(self, width: int = 128, normalization=weight_norm):
@@ -160,7 +160,7 @@ class MultiScaleSTFTDiscriminator(nn.Module):
     One [`STFTDiscriminator`] per window length.
 
     Args:
-        num_filters (`int`, *optional*, defaults to 32): Channels.
+        num_filters (`int`, *optional*, defaults to 32): Number of channels of every layer.
         n_ffts (sequence of `int`, *optional*): Window lengths in samples.
         dilations (sequence of `int`, *optional*): Dilations in time.
         bins_per_position (`int`, *optional*, defaults to 1): Neighbouring frequencies folded into channels, for speed.
@@ -241,7 +241,7 @@ class DiscriminatorEnsemble(nn.Module):
     Several kinds of discriminators as one module.
 
     Args:
-        sizes (`dict`): By kind, a name of `DISCRIMINATORS`: arguments of its class, `{}` for its defaults.
+        sizes (`dict`): Arguments of each kind's class, by the kind's name in `DISCRIMINATORS`; `{}` for its defaults.
 
     Raises:
         ValueError: If a kind, or one of its arguments, is unknown.

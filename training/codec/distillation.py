@@ -34,7 +34,7 @@ class Distillation(CodecObjective):
     L_LS = (L_L + L_S) / 2 weighted by w. (DM-Codec, arXiv 2410.15017)
 
     Args:
-        args ([`DistillationArguments`]): The teachers.
+        args ([`DistillationArguments`]): Settings of the teachers.
     """
 
     def __init__(self, args: DistillationArguments):

@@ -24,7 +24,7 @@ from speech_tokenizers.training.codec.arguments import SpeechFeatureArguments
 from speech_tokenizers.training.codec.objectives import CodecObjective
 
 
-# Recordings over which the variances of features are measured.
+# Number of recordings over which the variances of features are measured.
 _NUM_MEASURED = 64
 
 
@@ -33,9 +33,9 @@ class FrozenEncoder:
     Any speech encoder of transformers on waveforms, or Whisper's on its spectrogram, computed here with gradients.
 
     Args:
-        encoder (`PreTrainedModel`): The encoder; of an encoder-decoder, that part.
-        feature_extractor (`FeatureExtractionMixin`): Its feature extractor.
-        window (`str`, *optional*, defaults to `"padded"`): For Whisper; see [`WaveformEncoder`].
+        encoder (`PreTrainedModel`): Encoder; of an encoder-decoder, the encoder part.
+        feature_extractor (`FeatureExtractionMixin`): Feature extractor of the encoder.
+        window (`str`, *optional*, defaults to `"padded"`): Window of Whisper; see [`WaveformEncoder`].
     """
 
     def __init__(self, encoder: Any, feature_extractor: Any, window: str = "padded"):
@@ -46,8 +46,8 @@ class FrozenEncoder:
     def __call__(self, waveforms: torch.Tensor) -> Any:
         r"""
         Args:
-            waveforms (`torch.Tensor` of shape `(batch, num_samples)`): In [-1, 1], at the encoder's rate, all of one
-                length.
+            waveforms (`torch.Tensor` of shape `(batch, num_samples)`): Waveforms in [-1, 1], at the encoder's rate,
+                all of one length.
 
         Returns:
             The encoder's outputs, `hidden_states` of shape `(batch, num_frames, hidden_size)` among them.
@@ -105,7 +105,7 @@ class SpeechFeatureObjective(CodecObjective):
     the training data, since a few of them are hundreds of times larger than the rest.
 
     Args:
-        args ([`SpeechFeatureArguments`]): Which encoder, and which of its layers.
+        args ([`SpeechFeatureArguments`]): Settings of the encoder, with the layers that are compared.
     """
 
     loss_names = ("speech_features",)

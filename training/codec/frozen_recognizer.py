@@ -17,8 +17,8 @@ class FrozenRecognizer:
     Any `AutoModelForCTC` on waveforms, or a [`SpeechEncoderForCTC`] on an encoder of waveforms or on Whisper's.
 
     Args:
-        name_or_path (`str`): Folder or Hub id, with its feature extractor and tokenizer.
-        device (`torch.device`): Where it runs.
+        name_or_path (`str`): Folder or Hub id of the recogniser, with its feature extractor and tokenizer.
+        device (`torch.device`): Device that it runs on.
     """
 
     def __init__(self, name_or_path: str, device: torch.device | str = "cpu"):
@@ -35,8 +35,8 @@ class FrozenRecognizer:
     def __call__(self, waveforms: torch.Tensor) -> torch.Tensor:
         r"""
         Args:
-            waveforms (`torch.Tensor` of shape `(batch, num_samples)`): In [-1, 1], at `sampling_rate`, all of one
-                length.
+            waveforms (`torch.Tensor` of shape `(batch, num_samples)`): Waveforms in [-1, 1], at `sampling_rate`, all
+                of one length.
 
         Returns:
             `torch.Tensor` of shape `(batch, num_frames, num_labels)`: Logits.

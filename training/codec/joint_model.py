@@ -33,7 +33,7 @@ class JointOutput(CSTOutput):
     What a [`CSTOutput`] holds, and the language model's loss.
 
     Args:
-        prediction_loss (`torch.FloatTensor` of shape `()`): Of each latent from those before it.
+        prediction_loss (`torch.FloatTensor` of shape `()`): Loss of each latent predicted from those before it.
     """
 
     prediction_loss: torch.FloatTensor | None = None
@@ -47,10 +47,10 @@ class JointModel(nn.Module):
     scale is a way to a lower loss.
 
     Args:
-        tokenizer ([`CSTModel`]): Trained; its statistics are frozen here.
-        language_model ([`LatentLanguageModel`]): Takes its latents as they are.
-        stop_gradient (`bool`, *optional*, defaults to `True`): No gradient enters the targets. `False` is the paper's
-            form.
+        tokenizer ([`CSTModel`]): Trained tokenizer. Its statistics are frozen here.
+        language_model ([`LatentLanguageModel`]): Language model that takes the tokenizer's latents as they are.
+        stop_gradient (`bool`, *optional*, defaults to `True`): Whether gradients are kept out of the targets. `False`
+            is the paper's form.
 
     Raises:
         ValueError: If the latents have another dimension.
@@ -72,7 +72,7 @@ class JointModel(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The tokenizer's."""
+        """Configuration of the tokenizer."""
         return self.tokenizer.config
 
     @property
@@ -87,32 +87,32 @@ class JointModel(nn.Module):
 
     @property
     def decoder(self) -> nn.Module:
-        """The tokenizer's."""
+        """Decoder of the tokenizer."""
         return self.tokenizer.decoder
 
     @property
     def bottleneck(self) -> nn.Module:
-        """The tokenizer's."""
+        """Bottleneck of the tokenizer."""
         return self.tokenizer.bottleneck
 
     @property
     def statistics(self) -> nn.Module:
-        """The tokenizer's, which are frozen."""
+        """Statistics of the tokenizer, which are frozen."""
         return self.tokenizer.statistics
 
     @property
     def ctc_projection(self) -> nn.Module | None:
-        """The tokenizer's."""
+        """Projection of the tokenizer's latents to CTC labels."""
         return self.tokenizer.ctc_projection
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        """The tokenizer's losses, and the language model's."""
+        """Names of the tokenizer's losses, and of the language model's."""
         return (*self.tokenizer.loss_names, "prediction")
 
     @property
     def trained_parts(self) -> dict[str, str]:
-        """The tokenizer's; see [`SpeechCodec.trained_parts`]."""
+        """Parts of the tokenizer that its losses train; see [`SpeechCodec.trained_parts`]."""
         return self.tokenizer.trained_parts
 
     def forward(
@@ -128,7 +128,7 @@ class JointModel(nn.Module):
         return JointOutput(**outputs, prediction_loss=self.prediction_loss(outputs.latents, mask))
 
     def prediction_loss(self, latents: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """The head's loss of (batch, num_frames, dim), items padded on the right where the mask is 0."""
+        """Loss of the head on latents (batch, num_frames, dim), padded on the right where the mask is 0."""
         targets = latents.detach() if self.stop_gradient else latents
         return self.language_model(latents, mask, targets=targets, return_dict=True).prediction_loss
 
@@ -144,7 +144,7 @@ def build_joint(args: CodecTrainingArguments) -> JointModel:
     otherwise.
 
     Args:
-        args ([`CodecTrainingArguments`]): With `joint`, and a trained tokenizer in `model.pretrained`.
+        args ([`CodecTrainingArguments`]): Recipe with `joint`, and with a trained tokenizer in `model.pretrained`.
 
     Raises:
         ValueError: If there is no trained tokenizer of continuous tokens, or it is to start warm.

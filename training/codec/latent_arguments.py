@@ -8,15 +8,15 @@ from typing import Any
 @dataclass
 class LatentArguments:
     r"""
-    When the latents of a [`CSTModel`] count as collapsed, which stops the training.
+    Limits below which the latents of a [`CSTModel`] count as collapsed, which stops the training.
 
     Args:
         min_rank (`float`): Least effective rank; see [`latent_health`].
         min_active_share (`float`): Least share of active dimensions.
         min_variance_share (`float`): Least variance, relative to that of the statistics that the latents are
-            normalized by. Judged where these are frozen, as in stage 2.
-        grace_steps (`int`): Batches that are not judged.
-        window_steps (`int`): Batches whose means are judged.
+            normalized by. It is judged only where these are frozen, as in stage 2.
+        grace_steps (`int`): Number of first batches that are not judged.
+        window_steps (`int`): Number of batches whose means are judged.
     """
 
     min_rank: float = 2.0
@@ -35,30 +35,30 @@ class LatentArguments:
 @dataclass
 class LatentHealthArguments:
     r"""
-    What keeps the latent directions of a codec alive, and when an evaluation warns that they are not.
+    Settings that keep the latent directions of a codec alive, and that say when an evaluation warns of dead ones.
 
-    Codebooks fitted to latents of few directions can be used evenly and yet tell little: directions below the
-    quantizer's noise are noise to the decoder, which learns to ignore them, so that no gradient brings them back. The
+    Codebooks fitted to latents of few directions can be used evenly and yet carry little information. Directions below
+    the quantizer's noise are noise to the decoder. It learns to ignore them, so that no gradient brings them back. The
     decorrelation of latents is a loss; see [`decorrelation_loss`].
 
     At a step at which a revival or a start changes latents or codebooks, the weight average starts anew, and so do
     Adam's moments of the weights that changed.
 
     Args:
-        min_live_share (`float`): Warn when an evaluation finds a smaller share of live directions (those with a
-            variance above 1e-3 of the largest); 0 never warns.
-        quantizer_start_step (`int`): Until this step the decoder hears the latents unquantized, also in evaluations.
+        min_live_share (`float`): Share of live directions below which an evaluation warns. A direction is live if its
+            variance exceeds 1e-3 of the largest. A share of 0 never warns.
+        quantizer_start_step (`int`): Step until which the decoder hears the latents unquantized, also in evaluations.
             Then the codebooks start. In a run with `max_minutes` they start after a tenth of that time, if their step
             has not come before. Not together with distillation. Codebooks of a trained codec are kept, and act from
             the first step on.
-        kmeans_frames (`int`, *optional*): Frames of the coming crops that the codebooks start from, by k-means.
-            Defaults to eight a codebook entry where `quantizer_start_step` or `revival_steps` fit the codebooks, and
-            otherwise to those of the first batch.
-        revival_steps (`list` of `int`): After so many steps (0: before the first one) dead directions are filled with
-            what the encoder knows besides, and the codebooks are fitted anew; see [`revive_latents`]. Where all
-            directions are live, nothing changes.
+        kmeans_frames (`int`, *optional*): Number of frames of the coming crops that the codebooks start from, by
+            k-means. Where `quantizer_start_step` or `revival_steps` fit the codebooks, the default is eight frames a
+            codebook entry. Otherwise the codebooks start from the frames of the first batch.
+        revival_steps (`list` of `int`): Steps after which dead directions are filled with other information of the
+            encoder, and the codebooks are fitted anew; see [`revive_latents`]. A 0 stands for a revival before the
+            first step. Where all directions are live, nothing changes.
         live_threshold (`float`): Share of the largest variance above which a direction is live at a revival.
-        revival_seconds (`float`): Audio of the coming crops that a revival looks at.
+        revival_seconds (`float`): Seconds of audio of the coming crops that a revival looks at.
     """
 
     min_live_share: float = 0.5
@@ -82,19 +82,21 @@ class LatentHealthArguments:
 @dataclass
 class RecognitionArguments:
     r"""
-    What a [`CSTModel`] learns from the texts of its recordings, by CTC.
+    Texts that a [`CSTModel`] learns from by CTC.
 
     A crop is learnt from where word times tell which words lie in it, or where it holds the whole recording.
 
     Args:
-        head (`bool`): Read the latents with the model's own small head, which learns along: the loss `latent_ctc`.
+        head (`bool`): Whether to read the latents with the model's own small head, which learns along: the loss
+            `latent_ctc`.
         recognizer (`str`, *optional*): Folder or Hub id of a frozen CTC model that hears the reconstruction: the loss
             `reconstruction_ctc` (arXiv 2410.17081).
-        unit (`str`): `"character"` or `"phone"`; what the head writes. A recogniser writes what it has learnt to.
-        column (`str`, *optional*): Holds the text, or the phones (parted by spaces, words by `|`). Defaults to
+        unit (`str`): Unit that the head writes: `"character"` or `"phone"`. A recogniser writes the unit that it has
+            learnt.
+        column (`str`, *optional*): Column of the text, or of the phones (parted by spaces, words by `|`). Defaults to
             `"text"` or `"phones"`.
-        word_times (`str`, *optional*): JSON lines with `file_name` and `words`, as `speech-tokenizers align` writes
-            them. Their words take the place of the column, where `unit` is `"character"`.
+        word_times (`str`, *optional*): File of JSON lines with `file_name` and `words`, as `speech-tokenizers align`
+            writes them. Their words take the place of the column, where `unit` is `"character"`.
     """
 
     head: bool = True
@@ -119,14 +121,17 @@ class JointArguments:
     2 of arXiv 2410.17081): the loss `prediction`.
 
     Args:
-        head (`str`): `"flow"`, `"energy"`, `"gaussian"` or `"mse"`, which is the paper's; see [`build_head`].
-        head_options (`dict`): Of the head's class.
+        head (`str`): Kind of head: `"flow"`, `"energy"`, `"gaussian"` or `"mse"`, which is the paper's; see
+            [`build_head`].
+        head_options (`dict`): Arguments of the head's class.
         language_model (`dict`): Configuration of the transformer with its `model_type`. Defaults to
             [`LatentLMConfig`]'s.
-        pretrained (`str`, *optional*): Folder or Hub id of a causal language model to begin with, instead.
-        input_noise_std (`float`): Of noise on the latents that it reads.
-        stop_gradient (`bool`): No gradient enters the targets. Without this and without the reconstruction losses, as
-            in the paper, constant latents are the best ones.
+        pretrained (`str`, *optional*): Folder or Hub id of a causal language model to begin with, in place of
+            `language_model`.
+        input_noise_std (`float`): Standard deviation of the noise that is added to the latents which the language
+            model reads.
+        stop_gradient (`bool`): Whether gradients are kept out of the targets. Without this and without the
+            reconstruction losses, as in the paper, constant latents are the best ones.
     """
 
     head: str = "flow"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many directions latents use, how much of them each codebook leaves, and an alarm when they collapse."""
+"""Number of directions that latents use, variance that each codebook leaves, and an alarm when latents collapse."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,8 +26,8 @@ class LatentMoments(NamedTuple):
 
     Attributes:
         count: Number of vectors, a scalar.
-        mean: (dim,).
-        scatter: (dim, dim), the sum of products of the deviations from the mean.
+        mean: Mean of shape (dim,).
+        scatter: Scatter of shape (dim, dim), the sum of products of the deviations from the mean.
     """
 
     count: torch.Tensor
@@ -36,7 +36,7 @@ class LatentMoments(NamedTuple):
 
     @classmethod
     def of(cls, latents: torch.Tensor, mask: torch.Tensor | None = None) -> "LatentMoments":
-        """Of `(..., dim)`; those vectors count whose mask `(...)` is 1."""
+        """Moments of `(..., dim)`. Vectors count where the mask `(...)` is 1."""
         rows = latents.detach().double().flatten(0, -2)
         weights = torch.ones_like(rows[:, :1]) if mask is None else mask.reshape(-1, 1).double()
         count = weights.sum()
@@ -45,7 +45,7 @@ class LatentMoments(NamedTuple):
         return cls(count, mean, deviations.T @ deviations)
 
     def plus(self, other: "LatentMoments") -> "LatentMoments":
-        """Of both parts together."""
+        """Moments of both parts together."""
         count = self.count + other.count
         share = other.count / count.clamp(min=1)
         distance = other.mean - self.mean
@@ -54,7 +54,9 @@ class LatentMoments(NamedTuple):
 
     @property
     def covariance(self) -> torch.Tensor:
-        """(dim, dim); 0 where there is nothing but rounding, which would look like many directions."""
+        r"""
+        Covariance (dim, dim). It is 0 where there is nothing but rounding, which would look like many directions.
+        """
         covariance = self.scatter / self.count.clamp(min=1)
         variance = covariance.trace()
         power = (variance + self.mean.square().sum()) / len(self.mean)
@@ -83,15 +85,15 @@ def live_directions(covariance: torch.Tensor, threshold: float = LIVE_SHARE) -> 
 @torch.no_grad()
 def latent_health(latents: torch.Tensor, mask: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     r"""
-    How many dimensions latents use.
+    Measures of how many dimensions latents use.
 
     Args:
-        latents (`torch.Tensor` of shape `(batch, num_frames, dim)`): Without noise and before normalization.
-        mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for frames that count.
+        latents (`torch.Tensor` of shape `(batch, num_frames, dim)`): Latents without noise and before normalization.
+        mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask, 1 for frames that count.
 
     Returns:
-        `dict`: `latent_rank`, see [`effective_rank`]; `active_dimensions`, how many have a variance above
-        `ACTIVE_VARIANCE`; and `latent_variance`, the mean variance of a dimension.
+        `dict`: `latent_rank`, see [`effective_rank`]; `active_dimensions`, the number of dimensions with a variance
+        above `ACTIVE_VARIANCE`; and `latent_variance`, the mean variance of a dimension.
     """
     covariance = LatentMoments.of(latents, mask).covariance
     variances = covariance.diagonal()
@@ -109,7 +111,7 @@ def latents_of(outputs: Any) -> torch.Tensor | None:
 
 
 class LatentReport:
-    """What latents and their codebooks do over many recordings. The reports of several processes add up."""
+    """Measures of latents and their codebooks over many recordings. The reports of several processes add up."""
 
     def __init__(self):
         self.latents: LatentMoments | None = None
@@ -122,10 +124,10 @@ class LatentReport:
         Add a recording.
 
         Args:
-            latents (`torch.Tensor` of shape `(1, num_frames, dim)`): Before quantization.
-            coded (`torch.Tensor` of shape `(1, num_frames, codebook_dim)`): What the first codebook codes: the
+            latents (`torch.Tensor` of shape `(1, num_frames, dim)`): Latents before quantization.
+            coded (`torch.Tensor` of shape `(1, num_frames, codebook_dim)`): Vectors that the first codebook codes: the
                 latents, or their projection.
-            stages (sequence of `torch.Tensor` of that shape): What each codebook adds.
+            stages (sequence of `torch.Tensor` of that shape): Contribution of each codebook to the quantized vectors.
         """
         residual, left = coded.double(), []
         for stage in stages:
@@ -169,7 +171,7 @@ class LatentReport:
         return found | {f"variance_left_{stage}": float(share) for stage, share in enumerate(shares, start=1)}
 
 
-# How a measure that is too low is told.
+# Words for a measure that is too low.
 _SHORTFALLS = {
     "latent_rank": "their effective rank is {value:.2f} (at least {least:g} is wanted)",
     "active_dimensions": "{value:.1f} of {dim} dimensions are active (at least {least:g} are wanted)",
@@ -184,11 +186,11 @@ def shortfalls(health: Mapping[str, float], least: Mapping[str, float], dim: int
 
     Args:
         health (mapping): Measures by name, from [`latent_health`] or [`LatentReport`].
-        least (mapping): The least good value of those that count.
-        dim (`int`): Dimensions of the latents.
+        least (mapping): Least good value of each measure that counts.
+        dim (`int`): Number of dimensions of the latents.
 
     Returns:
-        `str`: What is too low, in words; empty where nothing is. NaN is too low.
+        `str`: Description of what is too low, in words; empty where nothing is. NaN is too low.
     """
     return ", ".join(
         _SHORTFALLS[name].format(value=health[name], least=limit, dim=dim)
@@ -199,15 +201,15 @@ def shortfalls(health: Mapping[str, float], least: Mapping[str, float], dim: int
 
 def collapse_warning(health: Mapping[str, float], min_live_share: float, dim: int) -> str:
     r"""
-    What to tell of latents that an evaluation finds collapsed; empty where they are not.
+    Warning about latents that an evaluation finds collapsed; empty where they are not.
 
-    A warning and no error: a codec whose codebooks code few directions goes on learning, and a revival that is still
-    to come repairs it. Latents that drown in their noise do not recover; there [`CollapseGuard`] ends the run.
+    It is a warning and no error: a codec whose codebooks code few directions goes on learning, and a revival that is
+    still to come repairs it. Latents that drown in their noise do not recover; there [`CollapseGuard`] ends the run.
 
     Args:
         health (mapping): `latent_live_directions` as [`LatentReport`] measures it, unless the model has no latents.
-        min_live_share (`float`): Least share of live directions; 0 is always kept.
-        dim (`int`): Dimensions of the latents.
+        min_live_share (`float`): Least share of live directions. A share of 0 is always reached.
+        dim (`int`): Number of dimensions of the latents.
     """
     if not min_live_share or "latent_live_directions" not in health:
         return ""
@@ -222,13 +224,15 @@ def collapse_warning(health: Mapping[str, float], min_live_share: float, dim: in
 
 class CollapseGuard:
     r"""
-    Stops when the means of [`latent_health`] over some batches are too low.
+    Callable that raises an error when the means of [`latent_health`] over some batches are too low.
 
     Args:
-        args ([`LatentArguments`]): The limits.
-        dim (`int`): Dimensions of the latents.
-        accelerator (`Accelerator`, *optional*): Whose processes are judged together.
-        normal_variance (`float`, *optional*): Mean variance of a dimension before, to which it is compared.
+        args ([`LatentArguments`]): Limits of the measures.
+        dim (`int`): Number of dimensions of the latents.
+        accelerator (`Accelerator`, *optional*): Accelerator of the processes that are judged together. Defaults to
+            this process alone.
+        normal_variance (`float`, *optional*): Normal mean variance of a dimension, which the measured one is compared
+            with. Without it the variance is not judged.
     """
 
     def __init__(

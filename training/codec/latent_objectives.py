@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model of continuous latents is trained for: noise, texts, and latents that do not collapse."""
+"""Objectives of a model of continuous latents: noise, texts, and latents that do not collapse."""
 
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,12 @@ from speech_tokenizers.training.recognition.ctc_targets import COLUMNS, Unusable
 
 class LatentObjective(CodecObjective):
     r"""
-    What every [`CSTModel`] is trained with: noise that a seed and a crop determine, whatever the number of processes,
-    and the report of the latents' health.
+    Noise and a report of the latents' health, with which every [`CSTModel`] is trained. The noise follows from a seed
+    and a crop, whatever the number of processes.
 
     Args:
-        args ([`LatentArguments`]): When to stop.
-        seed (`int`): Of the noise.
+        args ([`LatentArguments`]): Limits at which to stop.
+        seed (`int`): Seed for the noise.
     """
 
     loss_names: tuple[str, ...] = ()
@@ -73,8 +73,8 @@ class CropLabels:
     Labels of the words that lie wholly in a crop, and the seconds of it that are theirs.
 
     Args:
-        labels ([`CTCLabels`]): What the words are written in.
-        texts (list): Of each recording a text, a list of [`TimedWord`], or `None`.
+        labels ([`CTCLabels`]): Labels that the words are written in.
+        texts (list): Texts of the recordings: for each a text, a list of [`TimedWord`], or `None`.
         seconds (list of `float`): Length of each recording.
     """
 
@@ -84,8 +84,8 @@ class CropLabels:
     def of_crop(self, recording: int, start: float, end: float) -> tuple[list[int], tuple[float, float]]:
         r"""
         Args:
-            recording (`int`): Its index.
-            start, end (`float`): The crop, in seconds of the recording; it may end after the recording.
+            recording (`int`): Index of the recording.
+            start, end (`float`): Ends of the crop, in seconds of the recording. The crop may end after the recording.
 
         Returns:
             The labels, none where they are not known, and the span in seconds of the crop.
@@ -119,14 +119,14 @@ def span_ctc_loss(
     logits: torch.Tensor, labels: torch.Tensor, spans: torch.Tensor, seconds: float, blank: int
 ) -> torch.Tensor:
     r"""
-    CTC loss per label of what is said in a part of each crop.
+    CTC loss per label of the words in a part of each crop.
 
     Args:
-        logits (`torch.Tensor` of shape `(batch, num_frames, num_labels)`): Evenly spread over `seconds`.
-        labels (`torch.Tensor` of shape `(batch, max_labels)`): -100 where there is none.
+        logits (`torch.Tensor` of shape `(batch, num_frames, num_labels)`): Logits, evenly spread over `seconds`.
+        labels (`torch.Tensor` of shape `(batch, max_labels)`): Labels of each item, padded with -100.
         spans (`torch.Tensor` of shape `(batch, 2)`): First and last second of each part.
         seconds (`float`): Length of the crops.
-        blank (`int`): The blank's number.
+        blank (`int`): Number of the blank label.
 
     Returns:
         Mean over the batch. An item without labels, or with more than its frames can write, adds 0, and the size of
@@ -148,11 +148,11 @@ def span_ctc_loss(
 
 class RecognitionObjective(CodecObjective):
     r"""
-    Speech that can still be understood: CTC losses on the latents, on the reconstruction, or on both (Loss_ASR of
-    arXiv 2410.17081).
+    CTC losses on the latents, on the reconstruction, or on both, so that the speech can still be understood (Loss_ASR
+    of arXiv 2410.17081).
 
     Args:
-        args ([`RecognitionArguments`]): Which.
+        args ([`RecognitionArguments`]): Settings of the losses.
     """
 
     def __init__(self, args: RecognitionArguments):
@@ -238,8 +238,8 @@ def labels_of(names: list[str], unit: str) -> CTCLabels:
     The labels of a model's CTC head.
 
     Args:
-        names (`list[str]`): `config.ctc_labels`, as [`new_cst`] makes them.
-        unit (`str`): `"character"` or `"phone"`.
+        names (`list[str]`): Labels in `config.ctc_labels`, as [`new_cst`] makes them.
+        unit (`str`): Unit of the labels: `"character"` or `"phone"`.
 
     Raises:
         ValueError: If they are no such labels.
@@ -287,7 +287,7 @@ def _training_texts(args: CodecTrainingArguments, recognition: RecognitionArgume
 
 
 def cst_objectives(args: CodecTrainingArguments) -> list[LatentObjective | RecognitionObjective]:
-    """What a recipe of a [`CSTModel`] trains for besides reconstruction."""
+    """Objectives that a recipe of a [`CSTModel`] trains for besides reconstruction."""
     objectives: list[LatentObjective | RecognitionObjective] = [LatentObjective(args.latents, args.seed)]
     if args.recognition is not None:
         objectives.append(RecognitionObjective(args.recognition))

@@ -11,8 +11,8 @@ from speech_tokenizers.training.codec.latent_health import LatentMoments
 
 
 # Standard deviation after revival: of a live direction its own to the power of 1 - 0.7, relative to the largest, which
-# becomes 1; of a new one 0.7 times the square root of that of the hidden layer. What is measured to work; the floor
-# keeps new directions live that the hidden layer knows little of.
+# becomes 1; of a new one 0.7 times the square root of that of the hidden layer. These values were measured to work.
+# The floor keeps new directions live that the hidden layer knows little of.
 EQUALISATION = 0.7
 NEW_DEVIATION = 0.7
 NEW_FLATTENING = 0.5
@@ -53,7 +53,7 @@ def check_revivable(model: Any) -> None:
 
 @torch.no_grad()
 def hidden_and_latents(model: Any, input_values: torch.Tensor) -> torch.Tensor:
-    """What the encoder's last layer reads, and what it makes of it, side by side: (batch, num_frames, width + dim)."""
+    """Input and output of the encoder's last layer, side by side: (batch, num_frames, width + dim)."""
     hidden = input_values
     for layer in model.encoder.layers[:-1]:
         hidden = layer(hidden)
@@ -72,13 +72,13 @@ def revive_latents(model: Any, moments: LatentMoments, threshold: float) -> tupl
     model's projections to teachers change alike.
 
     Args:
-        model ([`RVQCodecModel`]): See [`check_revivable`]. Its codebooks are of the old latents and have to be fitted
-            anew.
-        moments ([`LatentMoments`]): Of [`hidden_and_latents`] over some speech.
+        model ([`RVQCodecModel`]): Model to change; see [`check_revivable`]. Its codebooks code the old latents and
+            have to be fitted anew.
+        moments ([`LatentMoments`]): Moments of [`hidden_and_latents`] over some speech.
         threshold (`float`): Share of the largest variance above which a direction is live.
 
     Returns:
-        The number of live directions, and the parameters that changed: none where all directions are live.
+        Number of live directions, and the parameters that changed: none where all directions are live.
     """
     encoder, decoder = model.encoder.layers[-1], model.decoder.layers[0]
     width, dim = encoder.conv.in_channels, model.config.hidden_size

@@ -15,7 +15,7 @@ from speech_tokenizers.training.codec.latent_health import LatentMoments
 from speech_tokenizers.training.codec.latent_revival import check_revivable, hidden_and_latents, revive_latents
 
 
-# Frames an entry for k-means, where a recipe does not say.
+# Number of frames an entry for k-means, where a recipe does not say.
 FRAMES_PER_ENTRY = 8
 # Share of a run's `max_minutes` after which a late quantizer starts, if its step has not come before.
 LATEST_START = 0.1
@@ -23,17 +23,17 @@ LATEST_START = 0.1
 
 class LatentSchedule:
     r"""
-    What [`LatentHealthArguments`] asks for before some steps of a [`CodecTrainer`].
+    Actions that [`LatentHealthArguments`] asks for before some steps of a [`CodecTrainer`].
 
-    All of it depends on the model, the step, the run's time and the crops to come alone, so that a run which resumes
-    at such a step does the same again. That a late quantizer has started is kept in the model itself: its codebooks
-    are marked as initialized.
+    All of it depends only on the model, the step, the run's time and the coming crops. So a run that resumes at such a
+    step does the same again. The model itself records that a late quantizer has started: its codebooks are marked as
+    initialized.
 
     Args:
-        args ([`LatentHealthArguments`]): When.
-        model (`PreTrainedModel`): The codec. Codebooks that are initialized are those of a trained codec: they are
-            kept, and neither a late start nor `kmeans_frames` is for them.
-        loss_names (sequence of `str`): What it is trained for.
+        args ([`LatentHealthArguments`]): Settings of the actions.
+        model (`PreTrainedModel`): Codec of the run. Codebooks that are initialized are those of a trained codec: they
+            are kept, and neither a late start nor `kmeans_frames` is for them.
+        loss_names (sequence of `str`): Names of the losses that the codec is trained with.
 
     Raises:
         ValueError: If the model cannot do what is asked.
@@ -116,15 +116,15 @@ class LatentSchedule:
         Revive the latents, fit the codebooks, or both.
 
         Args:
-            step (`int`): Steps done.
+            step (`int`): Number of steps done.
             time_share (`float`): Share of the run's time that has passed; the same on all processes.
-            model ([`RVQCodecModel`]): Changed in place, alike on all processes.
-            accelerator (`Accelerator`): The trainer's.
-            coming (callable): This process's micro-batches of a number of steps to come.
-            frames_per_step (`int`): Latents of a step over all processes.
+            model ([`RVQCodecModel`]): Codec, which is changed in place, alike on all processes.
+            accelerator (`Accelerator`): Accelerator of the run.
+            coming (callable): Function that gives this process's micro-batches of a number of coming steps.
+            frames_per_step (`int`): Number of latents of a step over all processes.
 
         Returns:
-            The parameters and codebooks that changed, and what was done, in sentences.
+            Parameters and codebooks that changed, and what was done, in sentences.
         """
         was_training = model.training
         model.eval()

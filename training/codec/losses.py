@@ -24,12 +24,13 @@ def discriminator_loss(
     recorded: list[DiscriminatorOutput], decoded: list[DiscriminatorOutput], objective: str = "least_squares"
 ) -> torch.Tensor:
     r"""
-    What the discriminators minimise, summed over them.
+    Loss that the discriminators minimise, summed over them.
 
     Args:
-        recorded, decoded (`list` of [`DiscriminatorOutput`]): Their opinions of recorded and of decoded speech.
-        objective (`str`): `"least_squares"`: (1 - D(x))^2 + D(x')^2 (LSGAN, arXiv 1611.04076);
-            `"hinge"`: max(0, 1 - D(x)) + max(0, 1 + D(x')). Means over positions.
+        recorded, decoded (`list` of [`DiscriminatorOutput`]): Outputs of the discriminators for recorded and for
+            decoded speech.
+        objective (`str`): Objective of the discriminators, as a mean over positions. `"least_squares"` is
+            (1 - D(x))^2 + D(x')^2 (LSGAN, arXiv 1611.04076). `"hinge"` is max(0, 1 - D(x)) + max(0, 1 + D(x')).
     """
     terms = []
     for real, fake in zip(recorded, decoded, strict=True):
@@ -43,7 +44,8 @@ def discriminator_loss(
 
 def adversarial_loss(decoded: list[DiscriminatorOutput], objective: str = "least_squares") -> torch.Tensor:
     r"""
-    What the codec minimises to pass for a recording, summed over discriminators: (1 - D(x'))^2, or -D(x') for hinge.
+    Loss that the codec minimises to pass for a recording, summed over discriminators: (1 - D(x'))^2, or -D(x') for
+    hinge.
     """
     if objective == "hinge":
         return torch.stack([-fake.logits.float().mean() for fake in decoded]).sum()
@@ -57,11 +59,12 @@ def feature_matching_loss(
     Mean absolute difference of the discriminators' features of recorded and decoded speech.
 
     Args:
-        recorded, decoded (`list` of [`DiscriminatorOutput`]): No gradient flows into the former.
-        relative (`bool`, *optional*, defaults to `False`):
-            `False` sums over layers and discriminators (HiFi-GAN, whose code also doubles it; put that into the
-            weight). `True` divides each difference by the mean size of the recording's feature and takes the mean of
-            all (EnCodec, equation 2).
+        recorded, decoded (`list` of [`DiscriminatorOutput`]): Outputs of the discriminators. No gradient flows into
+            those of the recordings.
+        relative (`bool`, *optional*, defaults to `False`): Whether the differences are relative. `False` sums over
+            layers and discriminators (HiFi-GAN, whose code also doubles it; put that into the weight). `True` divides
+            each difference by the mean size of the recording's feature and takes the mean of all (EnCodec,
+            equation 2).
     """
     terms = []
     for real, fake in zip(recorded, decoded, strict=True):
@@ -89,19 +92,19 @@ def distillation_loss(
     features: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor | None = None, axis: str = "dimension"
 ) -> torch.Tensor:
     r"""
-    How far a codec's features are from a teacher's; the longer of the two is cut to the shorter.
+    Distance between a codec's features and a teacher's. The longer of the two is cut to the shorter.
 
     `"dimension"`: the mean over feature dimensions d of -log sigmoid(cos(Q'[:, d], S[:, d])), the cosine taken over
     time (DM-Codec's L_L and L_S, SpeechTokenizer's D-axis loss); at least log(1 + 1/e) = 0.3133. `"time"`: the mean
     absolute difference, plus the mean over frames of -log sigmoid of the cosine over dimensions.
 
     Args:
-        features (`torch.Tensor` of shape `(batch, num_frames, dim)`): The codec's, with gradients.
-        targets (`torch.Tensor` of shape `(batch, num_frames, dim)`): The teacher's.
-        mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for frames that count. An item without any
-            adds nothing to the mean over the batch, whose size stays the divisor, so that the mean over processes and
-            accumulated batches is that over all.
-        axis (`str`, *optional*, defaults to `"dimension"`): See above.
+        features (`torch.Tensor` of shape `(batch, num_frames, dim)`): Features of the codec, with gradients.
+        targets (`torch.Tensor` of shape `(batch, num_frames, dim)`): Features of the teacher.
+        mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask, 1 for frames that count. An item
+            without such frames adds nothing to the mean over the batch. The size of the batch stays the divisor, so
+            that the mean over processes and accumulated batches is that over all.
+        axis (`str`, *optional*, defaults to `"dimension"`): Axis of the cosine; see above.
 
     Raises:
         ValueError: If a shape is wrong. Nothing is broadcast.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What else a codec may be trained for, and what else a model may be trained from."""
+"""Further objectives of a codec's training, and conditions that a model may be trained from."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,46 +24,47 @@ class CodecObjective(Protocol):
 
     def prepare(self, recordings: Any, model: Any, accelerator: Accelerator, folder: Path) -> None:
         r"""
-        Called once before training.
+        Prepare the objective; called once before training.
 
         Args:
-            recordings: What is trained on: [`DecodedRecordings`], a sequence of arrays, or a stream.
-            model (`PreTrainedModel`): The codec.
-            accelerator (`Accelerator`): The trainer's.
-            folder (`Path`): Where to keep what takes long to compute.
+            recordings: Recordings of the training: [`DecodedRecordings`], a sequence of arrays, or a stream.
+            model (`PreTrainedModel`): Codec that is trained.
+            accelerator (`Accelerator`): Accelerator of the run.
+            folder (`Path`): Folder for what takes long to compute.
         """
         ...
 
     def targets(self, recording: int, first_sample: int, num_samples: int) -> dict[str, torch.Tensor]:
-        """What a crop brings along for `losses`, by names that only this objective uses. Called in workers."""
+        """Tensors that a crop brings along for `losses`, by names that only this objective uses. Called in workers."""
         ...
 
     def losses(self, outputs: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Scalar losses by name, of what the codec made of a batch."""
+        """Scalar losses by name, from the codec's output for a batch."""
         ...
 
 
 class Conditions(Protocol):
     r"""
-    What a model is given in place of the waveform, under the names of the arguments of its `forward`.
+    Tensors that a model is given in place of the waveform, under the names of the arguments of its `forward`.
     """
 
     def prepare(self, recordings: Any, eval_recordings: Any, model: Any, accelerator: Accelerator, folder: Path):
         r"""
-        Called once before training or evaluation.
+        Prepare the conditions; called once before training or evaluation.
 
         Args:
-            recordings, eval_recordings: What is trained and evaluated on, each [`DecodedRecordings`] or `None`.
-            model (`PreTrainedModel`): Is given the conditions.
-            accelerator (`Accelerator`): The trainer's.
-            folder (`Path`): Where to keep what takes long to compute.
+            recordings, eval_recordings: Recordings of the training and of the evaluation, each [`DecodedRecordings`]
+                or `None`.
+            model (`PreTrainedModel`): Model that is given the conditions.
+            accelerator (`Accelerator`): Accelerator of the run.
+            folder (`Path`): Folder for what takes long to compute.
         """
         ...
 
     def of_crop(self, recording: int, first_sample: int, num_samples: int) -> dict[str, torch.Tensor]:
-        """Of a training crop that begins where a frame of its recording does. Called in workers."""
+        """Conditions of a training crop that begins where a frame of its recording does. Called in workers."""
         ...
 
     def of_evaluated(self, recording: int, num_samples: int) -> dict[str, torch.Tensor]:
-        """Of the beginning of a recording that is evaluated."""
+        """Conditions of the beginning of a recording that is evaluated."""
         ...

@@ -24,7 +24,8 @@ class WaveformPair:
     A decoded and a recorded batch, and their spectra, which losses share.
 
     Args:
-        decoded, recorded (`torch.Tensor` of shape `(batch, 1, num_samples)`): In [-1, 1]; the longer is cut.
+        decoded, recorded (`torch.Tensor` of shape `(batch, 1, num_samples)`): Waveforms in [-1, 1]. The longer is cut
+            to the shorter.
         sampling_rate (`int`): Rate of both in Hz.
     """
 
@@ -66,7 +67,7 @@ class MelLoss:
     Mean absolute difference of log-mel spectrograms, summed over scales.
 
     Args:
-        scales (`str` or `list`): See [`parse_mel_scales`].
+        scales (`str` or `list`): Scales of the spectrograms; see [`parse_mel_scales`].
     """
 
     scales: Any = "default"
@@ -121,7 +122,7 @@ class CompressedMagnitudeLoss(_SpectralLoss):
     harmonics apart, and unlike a logarithm it does not make the silent parts as important as the loud ones.
 
     Args:
-        resolutions (`list`): Pairs `[n_fft, hop_length]`; the loss is their mean.
+        resolutions (`list`): Pairs `[n_fft, hop_length]` in samples. The loss is their mean.
     """
 
     def at(self, pair: WaveformPair, n_fft: int, hop_length: int) -> torch.Tensor:
@@ -136,9 +137,9 @@ class LowFrequencyComplexLoss(_SpectralLoss):
     waveform's phase: below `max_hertz`, each frequency f with weight 1 / (1 + (f / corner_hertz)^2).
 
     Args:
-        resolutions (`list`): Pairs `[n_fft, hop_length]`; the loss is their mean.
-        max_hertz (`float`): What lies above does not count.
-        corner_hertz (`float`): Where the weight has fallen to a half.
+        resolutions (`list`): Pairs `[n_fft, hop_length]` in samples. The loss is their mean.
+        max_hertz (`float`): Highest frequency that counts, in Hz.
+        corner_hertz (`float`): Frequency at which the weight has fallen to a half, in Hz.
     """
 
     max_hertz: float = 4000.0
@@ -183,8 +184,8 @@ class LoudnessLoss:
 
     Args:
         n_fft, hop_length (`int`): Window and hop, in samples.
-        num_bands (`int`): Bark bands between 60 Hz and half the sampling rate.
-        asymmetry (`float`): See above.
+        num_bands (`int`): Number of Bark bands between 60 Hz and half the sampling rate.
+        asymmetry (`float`): Weight of the second term; see above.
     """
 
     n_fft: int = 512
@@ -228,7 +229,7 @@ def bark_filters(
     Triangular bands, evenly spaced on Traunmüller's Bark scale, 26.81 f / (1960 + f) - 0.53.
 
     Returns:
-        Filters `(n_fft // 2 + 1, num_bands)` and the bands' thresholds in quiet as powers, `(num_bands,)`.
+        Filters `(n_fft // 2 + 1, num_bands)`, and the bands' thresholds in quiet as powers, `(num_bands,)`.
     """
 
     def bark(hertz):

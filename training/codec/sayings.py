@@ -26,9 +26,9 @@ class Sayings:
     What is said in recordings, and when: from their metadata, a file of word times, or recognisers.
 
     Args:
-        args ([`LanguageTeacherArguments`]): Where to look.
-        recordings ([`DecodedRecordings`]): With `metadata`, a row each, and `names`.
-        device (`torch.device`): Where recognisers run.
+        args ([`LanguageTeacherArguments`]): Settings of the metadata's columns, the word times and the recognisers.
+        recordings ([`DecodedRecordings`]): Recordings with `metadata`, a row each, and `names`.
+        device (`torch.device`): Device that recognisers run on.
 
     Raises:
         ValueError: If there is neither text nor a recogniser, or word times are wanted and cannot be had.
@@ -93,7 +93,7 @@ class Sayings:
 
     @property
     def description(self) -> dict[str, str]:
-        """What a cache has to know of the recognisers that are asked."""
+        """Facts about the recognisers that a cache depends on."""
         found = {}
         if self._untranscribed and self.args.recognizer is not None:
             found["recognizer"] = self.recognizer.key
@@ -103,12 +103,12 @@ class Sayings:
 
     @functools.cached_property
     def recognizer(self) -> Any:
-        """Transcribes what has no transcript."""
+        """Recogniser that transcribes recordings without a transcript."""
         return load_recognizer(self.args.recognizer, self.args.language, str(self.device))
 
     @functools.cached_property
     def aligner(self) -> Any:
-        """Finds word times."""
+        """Aligner that finds word times."""
         return load_word_aligner(self.args.aligner, str(self.device))
 
     def utterance(self, index: int, recording: Any, sampling_rate: int) -> Utterance:

@@ -29,12 +29,12 @@ class TeacherCache:
     r"""
     Features of recordings by key, in half precision, in shards of safetensors.
 
-    A folder belongs to one teacher, which `teacher.json` describes. A shard is written whole or not at all, so that
-    what was stopped goes on where it was.
+    A folder belongs to one teacher, which `teacher.json` describes. A shard is written whole or not at all, so that an
+    interrupted run continues where it was.
 
     Args:
-        folder (`Path`): Created if absent.
-        description (`dict`): What the features depend on besides the recording; see [`Teacher`].
+        folder (`Path`): Folder of the shards, created if absent.
+        description (`dict`): Description of what the features depend on besides the recording; see [`Teacher`].
 
     Raises:
         TeacherCacheError: If the folder belongs to another teacher, or a shard is damaged.
@@ -84,8 +84,9 @@ class TeacherCache:
     def read(self, key: str, first_second: float = 0.0, last_second: float = float("inf")) -> TimedFeatures:
         r"""
         Args:
-            key (`str`): The recording's; see [`Teacher.key`].
-            first_second, last_second (`float`): Leave out rows that lie before or after, but for one on each side.
+            key (`str`): Key of the recording; see [`Teacher.key`].
+            first_second, last_second (`float`): Ends of the span in seconds. Rows that lie before or after it are left
+                out, but for one on each side.
 
         Raises:
             TeacherCacheError: If the recording is not in the cache.
@@ -141,12 +142,12 @@ def fill_cache(
     Compute what the cache lacks, shared among processes. Where it lacks nothing, the teacher's model is not loaded.
 
     Args:
-        cache ([`TeacherCache`]): Where to keep it.
-        keys (`list` of `str`): Of all recordings.
-        utterance_of (callable): Gives the utterance of a recording's index.
-        teacher ([`Teacher`]): Computes the features.
-        accelerator (`Accelerator`): Tells which recordings are this process's.
-        what (`str`): For the progress bar.
+        cache ([`TeacherCache`]): Cache to fill.
+        keys (`list` of `str`): Keys of all recordings.
+        utterance_of (callable): Function that gives the utterance of a recording's index.
+        teacher ([`Teacher`]): Teacher that computes the features.
+        accelerator (`Accelerator`): Accelerator of the run. It tells which recordings are this process's.
+        what (`str`): Words for the progress bar.
     """
     missing = {key: index for index, key in enumerate(keys) if key not in cache}
     if missing:

@@ -28,12 +28,12 @@ class Utterance:
     A recording and what is said in it, the latter found when it is asked for.
 
     Args:
-        waveform (`np.ndarray` of shape `(num_samples,)`): int16 or float32.
-        sampling_rate (`int`): In Hz.
-        find_text (callable, *optional*): Returns the transcript.
-        find_words (callable, *optional*): Returns a [`TimedWord`] for each whitespace-separated word of the
-            transcript.
-        said (`str`, *optional*): Identifies text and times that are given with the data.
+        waveform (`np.ndarray` of shape `(num_samples,)`): Recording as int16 or float32.
+        sampling_rate (`int`): Sampling rate of the recording, in Hz.
+        find_text (callable, *optional*): Function that returns the transcript.
+        find_words (callable, *optional*): Function that returns a [`TimedWord`] for each whitespace-separated word of
+            the transcript.
+        said (`str`, *optional*): Identity of text and times that are given with the data.
     """
 
     waveform: np.ndarray
@@ -52,7 +52,7 @@ class Utterance:
 
     @property
     def seconds(self) -> float:
-        """Duration."""
+        """Duration in seconds."""
         return len(self.waveform) / self.sampling_rate
 
     @property
@@ -66,8 +66,8 @@ class Utterance:
 class TimedFeatures(NamedTuple):
     r"""
     Attributes:
-        features: (num_rows, dim), float: vectors in the order of their times.
-        times: (num_rows, 2), float: start and end of each in seconds.
+        features: Vectors (num_rows, dim), float, in the order of their times.
+        times: Start and end of each vector in seconds, (num_rows, 2), float.
     """
 
     features: torch.Tensor
@@ -109,7 +109,7 @@ def _read_config(args: SpeechTeacherArguments | LanguageTeacherArguments, which:
 
 
 def model_revision(name_or_path: str, config: Any) -> str:
-    """What tells a model's weights from others: its commit on the Hub, or a hash of the weight files in its folder."""
+    """Identity of a model's weights: its commit on the Hub, or a hash of the weight files in its folder."""
     if not os.path.isdir(name_or_path):
         return f"commit {config._commit_hash}"
     digest = hashlib.sha256()
@@ -125,7 +125,7 @@ class SpeechTeacher:
     Features of a speech encoder, one vector a frame (DM-Codec's A, SpeechTokenizer's S).
 
     Args:
-        args ([`SpeechTeacherArguments`]): Which encoder and which of its layers.
+        args ([`SpeechTeacherArguments`]): Settings of the encoder, with the layer whose states are the features.
     """
 
     interpolated = True
@@ -163,10 +163,11 @@ class SpeechTeacher:
     def of_waveforms(self, waveforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         r"""
         Args:
-            waveforms (`torch.Tensor` of shape `(batch, num_samples)`): At the encoder's rate.
+            waveforms (`torch.Tensor` of shape `(batch, num_samples)`): Waveforms at the encoder's rate.
 
         Returns:
-            Features `(batch, num_rows, dim)` and times `(num_rows, 2)`, both ends of which are a frame's centre.
+            Features `(batch, num_rows, dim)`, and times `(num_rows, 2)` in seconds, both ends of which are a frame's
+            centre.
         """
         # The shortest input that a convolutional front end takes is a frame's span.
         waveforms = torch.nn.functional.pad(waveforms, (0, max(0, 800 - waveforms.shape[-1])))
@@ -179,8 +180,8 @@ class LanguageTeacher:
     Contextual vectors of a text model (DM-Codec's S), one a token or one a word. The whole text is read at once.
 
     Args:
-        args ([`LanguageTeacherArguments`]): Which model, which of its layers, and the alignment.
-        frame_rate (`float`): The codec's, in Hz; `"pad"` puts token k at frame k.
+        args ([`LanguageTeacherArguments`]): Settings of the model, its layer and the alignment.
+        frame_rate (`float`): Frame rate of the codec, in Hz; `"pad"` puts token k at frame k.
     """
 
     def __init__(self, args: LanguageTeacherArguments, frame_rate: float):
@@ -312,12 +313,12 @@ def place_on_frames(
     Give each frame of a codec a teacher's vector.
 
     Args:
-        timed ([`TimedFeatures`]): The teacher's vectors of a whole utterance.
+        timed ([`TimedFeatures`]): Vectors of the teacher for a whole utterance.
         frame_times (`torch.Tensor` of shape `(num_frames,)`): Centre of each frame in seconds of the utterance.
-        seconds (`float`): Where the utterance ends.
-        interpolated (`bool`): `True` interpolates linearly between the vectors' centres; `False` takes the vector
+        seconds (`float`): End of the utterance in seconds.
+        interpolated (`bool`): Whether to interpolate linearly between the vectors' centres. `False` takes the vector
             whose span holds the frame's centre.
-        silence (`str`): What a frame in no span gets: `"zero"`, `"mean"` of the utterance's vectors, or `"ignore"`.
+        silence (`str`): Vector of a frame in no span: `"zero"`, `"mean"` of the utterance's vectors, or `"ignore"`.
 
     Returns:
         Targets `(num_frames, dim)`, and a mask `(num_frames,)`, 1 for frames that count: those within an utterance

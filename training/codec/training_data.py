@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a codec is trained and evaluated on: recordings, conditions in place of them, and targets of objectives."""
+r"""
+Data that a codec is trained and evaluated on: recordings, conditions in place of them, and targets of objectives.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +21,11 @@ class TrainingData:
     Recordings and all that is known of their crops.
 
     Args:
-        args ([`CodecTrainingArguments`]): The recipe.
+        args ([`CodecTrainingArguments`]): Recipe of the run.
         sampling_rate (`int`): Rate of the codec, in Hz.
         accelerator (`Accelerator`): Accelerator of the run.
-        objectives (sequence of [`CodecObjective`]): What gives targets to crops.
-        conditions ([`Conditions`], *optional*): What the model is given in place of the waveform.
+        objectives (sequence of [`CodecObjective`]): Objectives that give targets to crops.
+        conditions ([`Conditions`], *optional*): Conditions that the model is given in place of the waveform.
         train, evaluation ([`DecodedRecordings`] and others, *optional*): Recordings. Defaults to what `args.data`
             names, once `find` was called.
     """
@@ -70,7 +72,7 @@ class TrainingData:
 
         Args:
             steps (`range`): Steps of the run, which decide what is drawn.
-            model (`PreTrainedModel`): The codec.
+            model (`PreTrainedModel`): Codec that is trained.
             with_targets (`bool`, *optional*, defaults to `True`): Whether they hold what the model and the objectives
                 need besides waveforms.
         """

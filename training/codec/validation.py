@@ -34,24 +34,25 @@ def validate(
     Code and decode recordings, one at a time and shared among processes.
 
     Args:
-        model ([`RVQCodecModel`] or [`UnitVocoderModel`]): In evaluation mode.
-        recordings (sequence of `np.ndarray` of shape `(num_samples,)`): int16 or float32.
-        accelerator (`Accelerator`): Tells which recordings are this process's.
-        losses (mapping of `str` to [`ReconstructionLoss`]): What compares decoded with recorded speech, by name.
-        max_seconds (`float`): Recordings are cut to this length.
-        forward (callable): Gives the model's output for the index of a recording and its `(1, 1, num_samples)`.
+        model ([`RVQCodecModel`] or [`UnitVocoderModel`]): Model in evaluation mode.
+        recordings (sequence of `np.ndarray` of shape `(num_samples,)`): Recordings as int16 or float32.
+        accelerator (`Accelerator`): Accelerator of the run. It tells which recordings are this process's.
+        losses (mapping of `str` to [`ReconstructionLoss`]): Losses that compare decoded with recorded speech, by name.
+        max_seconds (`float`): Length in seconds that recordings are cut to.
+        forward (callable): Function that gives the model's output for the index of a recording and its waveform
+            `(1, 1, num_samples)`.
         loss_names (sequence of `str`): Losses that the model computes itself.
-        compute_metrics (callable, *optional*): Numbers of a recorded and a decoded float array at a sampling rate;
-            `None` where a metric has no value.
-        keep_sample (callable, *optional*): Called with the index, the recorded and the decoded waveform,
-        `(num_samples,)`.
+        compute_metrics (callable, *optional*): Function that gives numbers for a recorded and a decoded float array at
+            a sampling rate; `None` where a metric has no value.
+        keep_sample (callable, *optional*): Function called with the index, the recorded and the decoded waveform,
+            `(num_samples,)`.
 
     Returns:
-        `dict`: Means of the losses, the model's own losses and the metrics, each over the recordings that have a value
-        and, where some have none, their number as `<metric>_left_out`. Where the model chooses codes, the share of
-        codes used and the perplexity of each stage over all recordings, `codes_used_<stage>` and `perplexity_<stage>`,
-        and the mel loss with fewer codebooks, `mel_at_<codebooks>`; where it has latents, what [`LatentReport`] tells
-        of them over all recordings.
+        `dict`: Means of the losses, the model's own losses and the metrics, each over the recordings that have a
+        value. Where some have none, their number is `<metric>_left_out`. Where the model chooses codes,
+        `codes_used_<stage>` and `perplexity_<stage>` are the share of codes used and the perplexity of each stage over
+        all recordings, and `mel_at_<codebooks>` is the mel loss with fewer codebooks. Where it has latents, there are
+        the measures of [`LatentReport`] over all recordings.
     """
     if not len(recordings):
         raise ValueError("There is no recording to evaluate on; see rejected.jsonl for those that were set aside.")

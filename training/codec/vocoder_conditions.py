@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a unit vocoder is trained from: codes of recordings, computed once, and their speakers."""
+"""Conditions that a unit vocoder is trained from: codes of recordings, computed once, and their speakers."""
 
 import math
 from pathlib import Path
@@ -21,13 +21,14 @@ from speech_tokenizers.training.units.pseudo_labels import PseudoLabels, TokenLa
 
 class UnitConditions:
     r"""
-    What a [`UnitVocoderModel`] is given for a crop: the codes of the whole recording that lie in it, and the speaker.
+    Codes and speakers that a [`UnitVocoderModel`] is given for a crop. The codes are those of the whole recording that
+    lie in the crop.
 
-    Of frame f of the vocoder it is the code numbered `floor(f * code rate / frame rate)`; a recording's last code is
-    held to its end, as `decode` does.
+    Frame f of the vocoder gets the code numbered `floor(f * code rate / frame rate)`. A recording's last code is held
+    to its end, as `decode` does.
 
     Args:
-        args ([`UnitArguments`]): Where codes and speakers come from.
+        args ([`UnitArguments`]): Settings of the codes and the speakers.
     """
 
     def __init__(self, args: UnitArguments):
@@ -127,14 +128,14 @@ class _Units:
 
 
 def load_units(args: UnitArguments) -> Any:
-    """The model whose codes a vocoder speaks, as a [`SpeechCodec`]."""
+    """Model whose codes a vocoder speaks, as a [`SpeechCodec`]."""
     units = as_speech_codec(*load(args.model))
     units.check_kind("codes")
     return units
 
 
 def unit_sizes(units: Any, args: UnitArguments) -> dict[str, int]:
-    """Codes per frame, and how many there are."""
+    """Number of codes per frame, and number of different codes."""
     return {"num_quantizers": args.num_quantizers or units.num_quantizers, "codebook_size": units.codebook_size}
 
 

@@ -19,20 +19,20 @@ from speech_tokenizers.training.codec.latent_revival import assign_weights
 @torch.no_grad()
 def warm_start(pretrained: str, new: nn.Module) -> dict[str, str]:
     r"""
-    Give a model what a trained one, whose networks may have other sizes, has learnt.
+    Copy into a model what a trained one has learnt. The networks of the two may differ in size.
 
-    What has the same name and shape is taken over. Spectral networks may have more ConvNeXt blocks: the new ones, put
-    behind the old ones, begin as the identity. An inverse-STFT head may have more spectra a frame, another window or a
-    residual: each new spectrum begins as the old one nearest to it, its phase moved by the time between their centres,
-    and the residual begins at zero. Codebooks start anew where the encoder before them does not stay as it was.
-    Everything else stays as it is in the new model.
+    Tensors of the same name and shape are taken over. Spectral networks may have more ConvNeXt blocks: the new ones,
+    put behind the old ones, begin as the identity. An inverse-STFT head may have more spectra a frame, another window
+    or a residual: each new spectrum begins as the old one nearest to it, its phase moved by the time between their
+    centres, and the residual begins at zero. Codebooks start anew where the encoder before them does not stay as it
+    was. Everything else stays as it is in the new model.
 
     Args:
         pretrained (`str`): Folder, name or Hub id of the trained model.
-        new (`nn.Module`): Untrained, of the same or another family; changed in place.
+        new (`nn.Module`): Untrained model of the same or another family, which is changed in place.
 
     Returns:
-        `dict`: Where each part of the new model comes from, by the part's name.
+        `dict`: Origin of each part of the new model, by the part's name.
 
     Raises:
         ValueError: If the new model has another sampling rate or frame rate, is causal where the trained one is not or

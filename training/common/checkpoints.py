@@ -38,12 +38,14 @@ def find_state(
 
     Args:
         output_dir (`Path`): Folder of the run.
-        checkpoint (`str` or `bool`, *optional*): A checkpoint folder; `True` or `"latest"` for the newest complete
+        checkpoint (`str` or `bool`, *optional*): Folder of a checkpoint; `True` or `"latest"` for the newest complete
             one. Without it the run begins anew.
-        kept (mapping): Settings by name that must be those of the checkpoint, since they decide the order of the data.
+        kept (mapping): Settings by name that must equal those of the checkpoint, since they decide the order of the
+            data.
 
     Returns:
-        The folder and its `trainer_state.json`; `None` where the run begins anew, or there is no newest one.
+        Folder of the checkpoint and its `trainer_state.json`; `None` where the run begins anew, or there is no newest
+        one.
 
     Raises:
         ValueError: If the folder is no complete checkpoint, or was trained with other settings.
@@ -76,10 +78,10 @@ def write_checkpoint(
     Let `write` fill a temporary folder, and rename that to `folder` when all of it is on the disk.
 
     Args:
-        folder (`Path`): The checkpoint's final place.
-        write (callable): Called by every process with the temporary folder.
+        folder (`Path`): Final place of the checkpoint.
+        write (callable): Function that every process calls with the temporary folder.
         is_main_process (`bool`): Whether this process creates and renames folders.
-        wait (callable): Waits for all processes.
+        wait (callable): Function that waits for all processes.
     """
     temporary = folder.with_name(f".{folder.name}.incomplete")
     if is_main_process:
@@ -105,7 +107,7 @@ def remove_old_checkpoints(output_dir: Path, keep: int | None) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     if keep is not None:
         for folder in list_checkpoints(output_dir)[: -max(keep, 1)]:
-            # Renamed first, so that a kill while deleting does not leave half a checkpoint under a complete one's
+            # Renamed first, so that a crash while deleting does not leave half a checkpoint under a complete one's
             # name.
             doomed = folder.with_name(f".{folder.name}.incomplete")
             os.replace(folder, doomed)
@@ -119,7 +121,7 @@ class WeightAverage:
     The decay starts low, min(decay, (1 + n) / (10 + n)) at update n, so that the first weights are soon forgotten.
 
     Args:
-        model (`nn.Module`): Whose weights to average.
+        model (`nn.Module`): Model whose weights are averaged.
         decay (`float`, *optional*): Decay at each update. Without it no average is kept, and the model's own weights
             take its place.
     """
@@ -147,7 +149,7 @@ class WeightAverage:
         self.num_updates += 1
 
     def restart(self) -> None:
-        """Forget the weights so far; the next update copies."""
+        """Forget the weights so far. The next update copies the model's weights."""
         self.num_updates = 0
 
     @contextmanager
@@ -248,10 +250,10 @@ def save_run(
     Save a run in a folder that exists only when it is complete.
 
     Args:
-        folder (`Path`): The checkpoint.
+        folder (`Path`): Folder of the checkpoint.
         accelerator (`Accelerator`): Accelerator of the run.
-        modules, objects (`dict`): See [`save_states`].
-        shared (`dict`): Plain values that all processes share, for `trainer_state.json`.
+        modules, objects (`dict`): Modules and other objects with a `state_dict`, by name; see [`save_states`].
+        shared (`dict`): Plain values that are the same on all processes, for `trainer_state.json`.
         own (`dict`): State of this process besides its random generators.
     """
 
@@ -271,7 +273,7 @@ def load_run(
     Load what [`save_run`] saved, random generators included.
 
     Returns:
-        The state of this process. `None` on a process that the run did not begin with, which needs none.
+        State of this process. `None` on a process that the run did not begin with, which needs none.
     """
     load_states(folder, modules, objects)
     process_file = folder / f"process_{accelerator.process_index}.pt"
@@ -283,7 +285,7 @@ def load_run(
 
 
 class StopRequest:
-    """Set by a signal that asks the run to end."""
+    """A request, set by a signal, that the run ends."""
 
     made = False
 
@@ -291,8 +293,8 @@ class StopRequest:
 @contextmanager
 def stopping_on_signals() -> Iterator[StopRequest]:
     """
-    Within this context SIGTERM and the first Ctrl-C set the request instead of killing, so that a checkpoint can be
-    saved.
+    Within this context SIGTERM and the first Ctrl-C set the request and do not end the process, so that a checkpoint
+    can be saved.
     """
     request = StopRequest()
     previous: dict[int, Any] = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Long work in a process of its own, whose memory is its alone, and which is asked to stop when this one is."""
+"""Long work in a process of its own, which is asked to stop when this process is."""
 
 import contextlib
 import os
@@ -17,12 +17,12 @@ class Stopped(Exception):
 
 class Finished(NamedTuple):
     r"""
-    How a process ended.
+    End of a process.
 
     Args:
-        returncode (`int`): Its exit code.
-        seconds (`float`): Wall-clock time.
-        peak_memory_gb (`float`): Its greatest resident memory.
+        returncode (`int`): Exit code of the process.
+        seconds (`float`): Wall-clock time in seconds.
+        peak_memory_gb (`float`): Greatest resident memory of the process, in GB.
         was_stopped (`bool`): Whether it was told to stop.
     """
 
@@ -34,8 +34,8 @@ class Finished(NamedTuple):
 
 def run_command(arguments: Sequence[str]) -> Finished:
     r"""
-    Run `speech-tokenizers` with these arguments and wait for it. The first SIGTERM or Ctrl-C is passed on as SIGTERM,
-    at which trainings save a checkpoint.
+    Run `speech-tokenizers` with these arguments and wait for it. The first SIGTERM or Ctrl-C is passed on as SIGTERM;
+    trainings then save a checkpoint.
     """
     command = [sys.executable, "-m", "speech_tokenizers", *arguments]
     started = time.perf_counter()
@@ -54,7 +54,7 @@ def run_command(arguments: Sequence[str]) -> Finished:
 
 @contextlib.contextmanager
 def _passing_signals_on(process: subprocess.Popen) -> Iterator[list[int]]:
-    # The list has what was passed on.
+    # The list holds the signals that were passed on.
     passed_on: list[int] = []
     previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 

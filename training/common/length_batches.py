@@ -12,27 +12,29 @@ from speech_tokenizers.processing.packing import pack_by_length
 
 class LengthBatchSampler(torch.utils.data.Sampler[list[int]]):
     r"""
-    The micro-batches of one process, for a whole training: recordings of like length beside each other, filled by
-    their length with padding, each recording once an epoch.
+    The micro-batches of one process, for a whole training. Recordings of like length lie beside each other. A batch is
+    filled by length with padding. Each recording comes once an epoch.
 
     An epoch orders the recordings by length, where those within one bucket come in random order; cuts this order into
-    batches; and shuffles the batches. All of it follows from the seed and the epoch, so that nothing but the number of
-    batches taken has to be saved to go on. Epochs follow each other without a gap, in which a step may span two.
+    batches; and shuffles the batches. All of it follows from the seed and the epoch, so that only the number of
+    batches taken has to be saved to continue. Epochs follow each other without a gap, in which a step may span two.
 
     Processes take turns with micro-batches: in a step, process r takes those numbered r, r + `world_size`, ...; or
     they share each of them, so that it does not matter how many they are.
 
     Args:
         lengths (sequence of `int`): Length of each recording, such as its samples.
-        batch_size (`int`): Of a micro-batch, in the same unit, with padding; see [`pack_by_length`].
-        num_batches (`int`): Micro-batches that this process takes in all.
-        seed (`int`, *optional*, defaults to 0): Of the order.
-        bucket_size (`int`, *optional*): Lengths that are taken for alike. Defaults to a 32nd of the longest.
-        rank, world_size (`int`): This process and the number of processes.
-        share_batches (`bool`, *optional*, defaults to `False`): Every process takes its part of every micro-batch:
-            process r the recordings numbered r, r + `world_size`, ... in it. `batch_size` is then that of all parts.
-        drop_incomplete (`bool`, *optional*, defaults to `False`): Leave out the last batch that an epoch is cut into,
-            which has the shortest recordings then, unless it is the only one.
+        batch_size (`int`): Size of a micro-batch, in the unit of `lengths`, with padding; see [`pack_by_length`].
+        num_batches (`int`): Number of micro-batches that this process takes in all.
+        seed (`int`, *optional*, defaults to 0): Seed for the order.
+        bucket_size (`int`, *optional*): Width of a bucket of lengths. Recordings within one bucket count as alike.
+            Defaults to a 32nd of the longest length.
+        rank, world_size (`int`): Number of this process, and number of processes.
+        share_batches (`bool`, *optional*, defaults to `False`): Whether every process takes its part of every
+            micro-batch: process r takes the recordings numbered r, r + `world_size`, ... in it. `batch_size` is then
+            that of all parts.
+        drop_incomplete (`bool`, *optional*, defaults to `False`): Whether to leave out the last batch that an epoch is
+            cut into, unless it is the only one. It has the shortest recordings.
 
     Yields:
         Lists of indices. Those of epoch e are `e * len(lengths)` and up, so that a dataset can crop and mask a
@@ -108,9 +110,9 @@ def length_batch_loader(trainer: Any, batch_size: int, **options: bool) -> torch
     All batches of a process's whole training as one epoch, so that a resumed training skips those it has taken.
 
     Args:
-        trainer (`transformers.Trainer`): Whose `train_dataset` has `lengths`.
-        batch_size (`int`): Of a micro-batch, in the unit of `lengths`, with padding.
-        options: Of the [`LengthBatchSampler`]: `share_batches` and `drop_incomplete`.
+        trainer (`transformers.Trainer`): Trainer whose `train_dataset` has `lengths`.
+        batch_size (`int`): Size of a micro-batch, in the unit of `lengths`, with padding.
+        options: Arguments `share_batches` and `drop_incomplete` of the [`LengthBatchSampler`].
     """
     args = trainer.args
     sampler = LengthBatchSampler(
@@ -128,6 +130,6 @@ def length_batch_loader(trainer: Any, batch_size: int, **options: bool) -> torch
         collate_fn=trainer.data_collator,
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
-        # Its own: iterating would otherwise draw from the global one, which dropout uses.
+        # A generator of its own: iterating would otherwise draw from the global one, which dropout uses.
         generator=torch.Generator(),
     )

@@ -22,12 +22,13 @@ class OptimizerArguments:
         learning_rate (`float`): Peak learning rate.
         betas (`list` of two `float`): Decay of the first and second moments.
         weight_decay (`float`): Decoupled weight decay.
-        schedule (`str`): `"cosine"` (to `final_ratio` at the last step), `"exponential"` or `"constant"`.
-        warmup_steps (`int`): Steps of linear warm-up.
-        final_ratio (`float`): Where the cosine ends, relative to the peak.
-        decay_rate (`float`), decay_steps (`int`): The exponential schedule multiplies by `decay_rate` every
-            `decay_steps`.
-        max_grad_norm (`float`, *optional*): Longer gradients are scaled down to this norm.
+        schedule (`str`): Kind of schedule: `"cosine"` (to `final_ratio` at the last step), `"exponential"` or
+            `"constant"`.
+        warmup_steps (`int`): Number of steps of linear warm-up.
+        final_ratio (`float`): Learning rate at the end of the cosine, relative to the peak.
+        decay_rate (`float`), decay_steps (`int`): Factor and interval of the exponential schedule, which multiplies by
+            `decay_rate` every `decay_steps` steps.
+        max_grad_norm (`float`, *optional*): Largest norm of a gradient. Longer gradients are scaled down to it.
         learning_rate_scales (`dict`): Learning rate of parts of the model relative to the rest, by the submodule's
             name, such as `{"encoder": 0, "quantizer": 0}` to train a codec's decoder alone; the innermost part named
             counts. A part of scale 0 is frozen: its parameters need no gradient, its codebooks are not updated.
@@ -115,11 +116,11 @@ def learning_rate_factor(
     Learning rate at a step relative to the peak.
 
     Args:
-        args ([`OptimizerArguments`]): The schedule.
-        step (`int`): Steps taken. The warm-up follows it.
-        total_steps (`int`): Steps at which the schedule ends.
-        progress (`float`, *optional*): How far the run is, in steps of the schedule: more than `step` where the run
-            ends by time and its time passes faster than its steps. Defaults to `step`.
+        args ([`OptimizerArguments`]): Settings of the schedule.
+        step (`int`): Number of steps taken. The warm-up follows it.
+        total_steps (`int`): Number of steps at which the schedule ends.
+        progress (`float`, *optional*): Progress of the run, in steps of the schedule. It is more than `step` where the
+            run ends by time and its time passes faster than its steps. Defaults to `step`.
     """
     past_warmup = max(0, (step if progress is None else progress) - args.warmup_steps)
     if args.schedule == "constant":

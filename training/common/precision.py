@@ -8,13 +8,14 @@ from speech_tokenizers.evaluation.speed.processor import has_bf16_units
 
 def resolve_precision(mixed_precision: str | None, device: str) -> str | None:
     r"""
-    A recipe's `mixed_precision` as Accelerate knows it.
+    A recipe's `mixed_precision` in the words of Accelerate.
 
     Args:
-        mixed_precision (`str`, *optional*): "auto" is what `accelerate launch --mixed_precision` asked for, and where
-            that asked for none, bf16 if the device has units for it. The launcher passes "no" on to its processes also
-            when it was not asked for anything, so that "no" counts as unasked.
-        device (`str`): Kind of device, `"cuda"` or `"cpu"`.
+        mixed_precision (`str`, *optional*): Precision of the recipe. "auto" is what `accelerate launch
+            --mixed_precision` asked for. Where that asked for none, it is bf16 if the device has units for it. The
+            launcher passes "no" on to its processes also when it was not asked for anything, so that "no" counts as
+            unasked.
+        device (`str`): Kind of the device, `"cuda"` or `"cpu"`.
     """
     if mixed_precision != "auto":
         return mixed_precision

@@ -15,7 +15,7 @@ from speech_tokenizers.training.common.precision import resolve_precision
 
 def process_state() -> PartialState:
     r"""
-    The processes of a run and their device, as `accelerate.Accelerator` will see them.
+    State of the processes of a run and their device, as `accelerate.Accelerator` will see them.
 
     The first `PartialState` of a process decides for all that follow, and by itself it ignores `ACCELERATE_USE_CPU`:
     each of several processes on the CPU would train alone.
@@ -25,7 +25,8 @@ def process_state() -> PartialState:
 
 def leave_together() -> None:
     r"""
-    Wait for the other processes, then end what joins them: the last that a command does in each of its processes.
+    Wait for the other processes, then end what joins them. It is the last thing that a command does in each of its
+    processes.
 
     A process that ends while it is still joined to others, or while another still waits for it, may be aborted.
     Does nothing where a process is alone.
@@ -37,10 +38,10 @@ def leave_together() -> None:
 
 def make_accelerator(args: Any, find_unused_parameters: bool) -> Accelerator:
     r"""
-    The accelerator of a run.
+    Accelerator of a run.
 
     Args:
-        args (dataclass): A recipe with `mixed_precision`, `report_to` and `output_dir`.
+        args (dataclass): Recipe with `mixed_precision`, `report_to` and `output_dir`.
         find_unused_parameters (`bool`): Whether some parameters get no gradient.
     """
     # Buffers are not broadcast: a quantizer itself keeps codebooks equal on all processes.

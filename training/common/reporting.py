@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training run leaves to read: a log of JSON lines, loss curves, decoded recordings and spectrograms."""
+"""Records of a training run: a log of JSON lines, loss curves, decoded recordings and spectrograms."""
 
 import dataclasses
 import importlib.util
@@ -21,7 +21,7 @@ from speech_tokenizers.modeling.spectral_losses import log_mel_spectrogram
 from speech_tokenizers.training.common.recipe_files import changed_settings, check_names
 
 
-# What is drawn of the latents beside the losses.
+# Measures of the latents that are drawn beside the losses.
 LATENT_MEASURES = ("latent_participation_ratio", "latent_live_directions")
 NUMBERED_MEASURES = {"variance_left": "variance left, by codebook", "mel_at": "mel by codebooks used"}
 
@@ -61,8 +61,8 @@ class TrainingLog:
     A file of JSON lines, one an entry, flushed as written.
 
     Args:
-        path (`Path`): The file.
-        last_step (`int`): Entries of later steps, left by a run that was cut off, are removed.
+        path (`Path`): File of the log.
+        last_step (`int`): Last step that is kept. Entries of later steps, left by an interrupted run, are removed.
     """
 
     def __init__(self, path: Path, last_step: int = 0):
@@ -80,17 +80,17 @@ class TrainingLog:
 
 class RunReports:
     r"""
-    What a run writes while it goes on: its recipe, the training log, and what trackers show.
+    Reports of a run while it trains: its recipe, the training log, and what trackers show.
 
     Args:
         accelerator (`Accelerator`): Accelerator of the run; its main process writes.
         output_dir (`Path`): Folder of the run.
-        report_to (sequence of `str`): Trackers that Accelerate knows.
-        num_samples (`int`, *optional*, defaults to 0): Evaluation recordings that are kept as audio.
+        report_to (sequence of `str`): Names of trackers that Accelerate knows.
+        num_samples (`int`, *optional*, defaults to 0): Number of evaluation recordings that are kept as audio.
         sampling_rate (`int`, *optional*, defaults to 16000): Rate of that audio, in Hz.
 
     Attributes:
-        log ([`TrainingLog`], *optional*): The log, on the main process and after `start`.
+        log ([`TrainingLog`], *optional*): Log of the run, on the main process and after `start`.
     """
 
     def __init__(
@@ -110,15 +110,16 @@ class RunReports:
         Write the recipe down, and open the log.
 
         Args:
-            step (`int`): Steps taken. Where settings differ from those so far, the older recipe is kept beside.
-            args (dataclass): The settings.
-            may_change (sequence of `str`): Settings whose change is not told.
+            step (`int`): Number of steps taken. Where settings differ from those so far, the older recipe is kept
+                beside.
+            args (dataclass): Settings of the run.
+            may_change (sequence of `str`): Names of settings whose change is not reported.
         """
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             path = self.output_dir / "recipe.yaml"
             if step and (changed := changed_settings(path, args, may_change)):
-                # What was trained until here has its own recipe.
+                # The training until here has its own recipe.
                 path.rename(path.with_name(f"recipe-until-{step:08d}.yaml"))
                 listed = "; ".join(f"`{key}` was {before!r} and is {now!r}" for key, (before, now) in changed.items())
                 self.warn(f"the run goes on from step {step} with other settings: {listed}.")
@@ -144,7 +145,7 @@ class RunReports:
                 self.log.write({"step": step, kind: sentence})
 
     def warn(self, sentence: str) -> None:
-        """Say on the terminal what may not be meant."""
+        """Say on the terminal what may be unintended."""
         if self.accelerator.is_main_process:
             tqdm.write(f"warning: {sentence}")
 
@@ -161,7 +162,7 @@ class RunReports:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """Entries of a training log; a last line that a kill cut short is left out."""
+    """Entries of a training log. A last line that a crash cut short is left out."""
     entries = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -181,8 +182,8 @@ def draw_training(log: TrainingLog | None, names: Sequence[str]) -> None:
     Draw the curves of a codec's log into `loss_curves.png` beside it, where matplotlib is installed.
 
     Args:
-        log ([`TrainingLog`], *optional*): Absent where nothing was trained.
-        names (sequence of `str`): What is drawn beside the latents; see [`draw_loss_curves`].
+        log ([`TrainingLog`], *optional*): Log of the run, absent where nothing was trained.
+        names (sequence of `str`): Names that are drawn beside the latents; see [`draw_loss_curves`].
     """
     if log is not None and has_matplotlib():
         picture = log.path.with_name("loss_curves.png")
@@ -196,9 +197,9 @@ def draw_loss_curves(
     Draw the named losses, and their values on the evaluation recordings, over the steps of a log into a PNG.
 
     Args:
-        log_path (`Path`): A [`TrainingLog`].
-        picture_path (`Path`): The PNG.
-        names (sequence of `str`): A panel each, if the log has them, alone or after `eval_`.
+        log_path (`Path`): File of a [`TrainingLog`].
+        picture_path (`Path`): File of the PNG.
+        names (sequence of `str`): Names with a panel each, if the log has them, alone or after `eval_`.
         numbered (mapping, *optional*): Titles by the beginnings of names that end in a number, such as
             `perplexity_1`; those of one beginning share a panel.
     """
@@ -232,10 +233,10 @@ def draw_metric_curves(logs: Mapping[str, Path], picture: Path, metric: str, x: 
     Draw one value of several runs into one PNG, to compare them.
 
     Args:
-        logs (mapping of `str` to `Path`): The training log of each run, by the name that the legend gives it.
-        picture (`Path`): The PNG to write.
-        metric (`str`): What to draw, as the log names it, such as `eval_stoi` or `mel`.
-        x (`str`, *optional*, defaults to `"training_minutes"`): What to draw it over, such as `step`.
+        logs (mapping of `str` to `Path`): Training log of each run, by the name that the legend gives it.
+        picture (`Path`): File of the PNG to write.
+        metric (`str`): Name of the value to draw, as the log has it, such as `eval_stoi` or `mel`.
+        x (`str`, *optional*, defaults to `"training_minutes"`): Name of the value to draw it over, such as `step`.
 
     Raises:
         ValueError: If a log has no entry with both.

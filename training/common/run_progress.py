@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a training run is, by steps and by time, and what it has lost since the last log."""
+"""Progress of a training run, by steps and by time, and its losses since the last log."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,11 +17,11 @@ class RunProgress:
 
     Args:
         accelerator (`Accelerator`): Accelerator of the run.
-        args (dataclass): A recipe with `max_steps` and `max_minutes`, after which the run ends.
+        args (dataclass): Recipe with `max_steps` and `max_minutes`, after which the run ends.
 
     Attributes:
-        step (`int`): Steps taken.
-        training_seconds (`float`): Time of the steps up to the last log.
+        step (`int`): Number of steps taken.
+        training_seconds (`float`): Seconds of the steps up to the last log.
         window ([`LossWindow`]): Losses and time since the last log.
     """
 
@@ -33,7 +33,7 @@ class RunProgress:
 
     @property
     def elapsed_seconds(self) -> float:
-        """Training time that all processes agree on; several do so when they log."""
+        """Training time in seconds, on which all processes agree. Several processes do so when they log."""
         return self.training_seconds + (self.window.seconds if self.accelerator.num_processes == 1 else 0.0)
 
     @property
@@ -44,7 +44,7 @@ class RunProgress:
 
     @property
     def position(self) -> float:
-        """How far the run is, in steps of `max_steps`: more than `step` where its time is further."""
+        """Progress of the run, in steps of `max_steps`: more than `step` where its time is further."""
         return max(self.step, self.args.max_steps * self.time_share)
 
     @property
@@ -57,7 +57,7 @@ class RunProgress:
         Means of the losses since the last log, over steps and processes, and the speed of these steps.
 
         Args:
-            audio_seconds_per_step (`float`): Audio in a step of all processes.
+            audio_seconds_per_step (`float`): Seconds of audio in a step of all processes.
         """
         window, self.window = self.window, LossWindow()
         entry = window.means(self.accelerator)
@@ -75,11 +75,11 @@ class RunProgress:
         return entry
 
     def state_dict(self) -> dict[str, float]:
-        """What all processes share."""
+        """State that all processes share."""
         return {"step": self.step, "training_seconds": self.training_seconds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a shared state; others of its keys are left alone."""
+        """Continue from a shared state. Its other keys are left alone."""
         self.step, self.training_seconds = state["step"], state["training_seconds"]
 
     def agreed(self, stop: bool, logging_steps: int) -> bool:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from speech_tokenizers.modeling.continuous_heads import ContinuousHead, build_head
 
 
-# Of each, its name in `HEADS` and options.
+# Name in `HEADS` and options of each variant.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mse": ("mse", {}),
     "melle": ("gaussian", {"objective": "melle"}),
@@ -39,9 +39,9 @@ class ConditionalMixture(nn.Module):
     Four normal distributions whose weights, means and standard deviations are smooth functions of a condition.
 
     Args:
-        condition_dim (`int`), dim (`int`): Sizes of the condition and of what is drawn.
-        num_modes (`int`): Of the mixture.
-        seed (`int`): Of the functions.
+        condition_dim (`int`), dim (`int`): Sizes of the condition and of a draw.
+        num_modes (`int`): Number of modes of the mixture.
+        seed (`int`): Seed for the functions.
     """
 
     def __init__(self, condition_dim: int = 8, dim: int = 16, num_modes: int = 4, seed: int = 0):
@@ -57,11 +57,11 @@ class ConditionalMixture(nn.Module):
         self.requires_grad_(False)
 
     def conditions(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Conditions at random, (count, condition_dim)."""
+        """Random conditions, (count, condition_dim)."""
         return torch.randn(count, self.condition_dim, generator=generator)
 
     def draw(self, conditions: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """One draw for each of (count, condition_dim): (count, dim)."""
+        """One draw (count, dim) for each of the conditions (count, condition_dim)."""
         of = {name: torch.sin(2 * conditions @ self.inner[name]) @ self.outer[name] for name in self.inner}
         shape = (len(conditions), self.num_modes, self.dim)
         modes = torch.multinomial((1.5 * of["weights"]).softmax(-1), 1, generator=generator)[:, 0]
@@ -78,10 +78,10 @@ class HeadResult:
     r"""
     Args:
         head (`str`): Name in `VARIANTS`.
-        sampling_steps (`int`): Of the draws.
-        energy_distance (`float`): To the true conditional distribution, the mean over conditions.
-        loss (`float`): Mean of the last hundred training steps; not comparable between heads.
-        sampling_ms (`float`): Milliseconds of one core for a token at batch size 1.
+        sampling_steps (`int`): Number of sampling steps of a draw.
+        energy_distance (`float`): Energy distance to the true conditional distribution, the mean over conditions.
+        loss (`float`): Mean loss of the last hundred training steps. It is not comparable between heads.
+        sampling_ms (`float`): Milliseconds of one core that a token takes at batch size 1.
         training_seconds (`float`): Processor seconds of the training.
         parameters (`int`): Number of weights.
     """
@@ -97,10 +97,10 @@ class HeadResult:
 
 def energy_distance(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     r"""
-    Between two samples of each of several distributions.
+    Energy distance between two samples of each of several distributions.
 
     Args:
-        first, second (`torch.Tensor` of shape `(count, num_draws, dim)`): The samples.
+        first, second (`torch.Tensor` of shape `(count, num_draws, dim)`): Samples to compare.
 
     Returns:
         `torch.Tensor` of shape `(count,)`, not negative.
@@ -120,7 +120,7 @@ def train_head(
     Train a head on draws of a mixture.
 
     Returns:
-        The mean loss of the last hundred steps, and the processor seconds it took.
+        Mean loss of the last hundred steps, and processor seconds of the training.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.0)
@@ -145,9 +145,9 @@ class HeadJudge:
     Measures heads against the same draws of a mixture.
 
     Args:
-        mixture ([`ConditionalMixture`]): The truth.
-        num_conditions (`int`), num_draws (`int`): How many conditions, and draws for each.
-        seed (`int`): Of both; training draws by another.
+        mixture ([`ConditionalMixture`]): Mixture that is the truth.
+        num_conditions (`int`), num_draws (`int`): Number of conditions, and number of draws for each.
+        seed (`int`): Seed for conditions and draws. The training draws with another seed.
     """
 
     def __init__(self, mixture: ConditionalMixture, num_conditions: int = 100, num_draws: int = 400, seed: int = 1000):
@@ -166,7 +166,7 @@ class HeadJudge:
 
 
 def sampling_milliseconds(head: ContinuousHead, steps: int | None = None, repetitions: int = 100) -> float:
-    """Mean time of one token at batch size 1, on one core. Other work on the machine does not count."""
+    """Mean milliseconds of one token at batch size 1, on one core. Other work on the machine does not count."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -197,14 +197,17 @@ def compare_heads(
     Train heads of one size on the same data and measure them.
 
     Args:
-        names (sequence of `str`): Of `VARIANTS`.
-        steps (`int`), batch_size (`int`), learning_rate (`float`): Of each training.
-        num_layers (`int`), hidden_size (`int`): Of each head.
-        seed (`int`): Of weights and data.
-        num_conditions (`int`), num_draws (`int`): Of the measurement.
+        names (sequence of `str`): Names of `VARIANTS`.
+        steps (`int`), batch_size (`int`), learning_rate (`float`): Number of steps, draws per step and learning rate
+            of each training.
+        num_layers (`int`), hidden_size (`int`): Number of layers and width of each head.
+        seed (`int`): Seed for weights and data.
+        num_conditions (`int`), num_draws (`int`): Number of conditions of the measurement, and number of draws for
+            each.
 
     Returns:
-        A result for each head, for `flow` one for each number in `FLOW_STEPS`; and the floor.
+        A result for each head, and for `flow` one for each number in `FLOW_STEPS`; and the floor, which is the energy
+        distance between two samples of the mixture.
 
     Raises:
         ValueError: If there is no such variant.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a language model of continuous tokens predicts held-out speech, and what it makes of its beginnings."""
+"""How well a language model of continuous tokens predicts held-out speech, and how it continues recordings."""
 
 import time
 from collections.abc import Sequence
@@ -15,12 +15,13 @@ from speech_tokenizers.modeling.modeling_latent_lm import LatentLanguageModel
 
 def energy_score(draws: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     r"""
-    E|x - y| - E|x - x'| / 2 for draws x of a forecast and what came, y (Gneiting and Raftery, 2007). Its mean is least
+    E|x - y| - E|x - x'| / 2 for draws x of a forecast and the truth y (Gneiting and Raftery, 2007). Its mean is least
     for the forecast that is the true distribution, whatever model it comes from.
 
     Args:
-        draws (`torch.Tensor` of shape `(num_draws, ..., dim)`): At least one; of a single draw it is the distance.
-        truth (`torch.Tensor` of shape `(..., dim)`): What came.
+        draws (`torch.Tensor` of shape `(num_draws, ..., dim)`): Draws of the forecast, at least one. With a single
+            draw the score is the distance.
+        truth (`torch.Tensor` of shape `(..., dim)`): True vectors.
 
     Returns:
         `torch.Tensor` of shape `(...)`.
@@ -46,18 +47,19 @@ def judge(
     Predict each frame of some recordings from the real ones before it.
 
     Args:
-        model ([`LatentLanguageModel`]): In evaluation mode.
+        model ([`LatentLanguageModel`]): Model in evaluation mode.
         recordings (sequence of arrays of shape `(num_frames, latent_dim)`): Latents of recordings from the beginning.
-        ended (sequence of `bool`): Whether that is all of each; otherwise it was cut.
-        num_draws (`int`): For each frame.
-        seed (`int`): Of the draws.
-        options: Of [`ContinuousHead.sample`].
+        ended (sequence of `bool`): Whether each array is the whole recording. Otherwise the recording was cut.
+        num_draws (`int`): Number of draws for each frame.
+        seed (`int`): Seed for the draws.
+        options: Arguments of [`ContinuousHead.sample`].
 
     Returns:
-        `dict`: Means over all frames: `prediction_loss` (of the head; not comparable between heads), `stop_loss`,
-        `energy_score` of the draws, `draw_spread`, the mean distance between two of them, and what the score is for
-        the frame before as the only forecast (`repetition_score`) and for frames of anywhere in the recordings
-        (`marginal_score`). The distances are of latents of zero mean and unit variance.
+        `dict`: Means over all frames. `prediction_loss` is the loss of the head, which is not comparable between
+        heads. `stop_loss` is the loss of the end. `energy_score` is the score of the draws. `draw_spread` is the mean
+        distance between two of them. `repetition_score` is the score of the frame before as the only forecast, and
+        `marginal_score` that of frames of anywhere in the recordings. The distances are of latents of zero mean and
+        unit variance.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     everywhere = torch.from_numpy(np.concatenate(recordings)).to(model.device)
@@ -85,7 +87,7 @@ def judge(
 
 def generation_milliseconds(model: LatentLanguageModel, num_frames: int = 50) -> dict[str, float]:
     r"""
-    Milliseconds of one core for a frame at batch size 1: `frame_ms` with the transformer, `head_ms` without.
+    Milliseconds of one core that a frame takes at batch size 1: `frame_ms` with the transformer, `head_ms` without.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -118,19 +120,21 @@ def write_continuations(
     **options: Any,
 ) -> list[Path]:
     r"""
-    Go on after the beginnings of recordings, and decode beginning and continuation together.
+    Continue the beginnings of recordings, and decode beginning and continuation together.
 
     Args:
-        model ([`LatentLanguageModel`]): In evaluation mode.
-        codec (`PreTrainedModel`): What the latents come from.
-        recordings (sequence of names and arrays of shape `(num_frames, latent_dim)`): Whose beginnings.
-        folder (`Path`): Gets `NAME.wav`, and beside it what the codec makes of the recording itself, `NAME.real.wav`.
-        prompt_seconds (`float`), seconds (`float`): Lengths of beginning and continuation.
-        seed (`int`): Of the draws.
-        options: Of [`LatentLanguageModel.stream`].
+        model ([`LatentLanguageModel`]): Model in evaluation mode.
+        codec (`PreTrainedModel`): Codec that the latents come from.
+        recordings (sequence of names and arrays of shape `(num_frames, latent_dim)`): Names and latents of the
+            recordings whose beginnings are continued.
+        folder (`Path`): Folder for `NAME.wav` and, beside it, `NAME.real.wav`: the codec's version of the recording
+            itself.
+        prompt_seconds (`float`), seconds (`float`): Lengths of beginning and continuation, in seconds.
+        seed (`int`): Seed for the draws.
+        options: Arguments of [`LatentLanguageModel.stream`].
 
     Returns:
-        `list` of `Path`: The continuations. A recording that ends before its prompt gives none.
+        `list` of `Path`: Paths of the continuations. A recording that ends before its prompt gives none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     num_prompt, num_frames = round(prompt_seconds * codec.frame_rate), round(seconds * codec.frame_rate)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a CTC recogniser is trained to write: which texts it can learn from, and how often it errs."""
+"""Targets of a CTC recogniser: texts that it can learn from, and the rate of its errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from speech_tokenizers.processing.ctc_labels import CTCLabels
 from speech_tokenizers.processing.word_alignment import edit_distance
 
 
-# Where the metadata of recordings hold what is said, by the unit that it is written in.
+# Column of the metadata that holds what is said, by the unit that it is written in.
 COLUMNS = {"character": "text", "phone": "phones"}
 
 
@@ -34,8 +34,8 @@ def learnable_labels(labels: CTCLabels, text: str | None) -> list[int]:
     The labels of a text.
 
     Args:
-        labels ([`CTCLabels`]): Those of the recogniser.
-        text (`str`, *optional*): What is said.
+        labels ([`CTCLabels`]): Labels of the recogniser.
+        text (`str`, *optional*): Text that is said.
 
     Raises:
         UnusableText: If the text has no label, or digits that would have to be spelt first.
@@ -66,7 +66,7 @@ class LabelErrorRate:
     or the phone error rate (word boundaries do not count).
 
     Args:
-        labels ([`CTCLabels`]): Of the recogniser.
+        labels ([`CTCLabels`]): Labels of the recogniser.
     """
 
     labels: CTCLabels
@@ -74,9 +74,9 @@ class LabelErrorRate:
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         r"""
         Args:
-            prediction (`EvalPrediction`): `predictions` of shape `(num_recordings, num_frames)` are the most probable
-                label of each frame, `label_ids` of shape `(num_recordings, num_labels)` the true labels; -100 is
-                ignored in both.
+            prediction (`EvalPrediction`): Predictions and truth. `predictions` of shape `(num_recordings, num_frames)`
+                are the most probable label of each frame. `label_ids` of shape `(num_recordings, num_labels)` are the
+                true labels. A -100 is ignored in both.
         """
         pairs = [
             (self._without_blanks(_collapsed(path)), self._without_blanks(sequence))

@@ -2,7 +2,7 @@
 r"""
 Train a CTC recogniser of characters or phones on a frozen speech encoder of transformers.
 
-The encoder hears each recording once; its states are kept on disk while the linear map on them learns.
+The encoder hears each recording once. Its states are kept on disk while the linear map on them learns.
 """
 
 import argparse
@@ -35,18 +35,18 @@ from speech_tokenizers.training.recognition.ctc_targets import (
 
 class EncoderStates(torch.utils.data.Dataset):
     r"""
-    What a frozen encoder says about recordings, in half precision in a file, with the labels of their texts.
+    States of a frozen encoder for recordings, in half precision in a file, with the labels of their texts.
 
     Args:
-        model ([`SpeechEncoderForCTC`]): Its encoder is run.
-        feature_extractor (`FeatureExtractionMixin`): The encoder's.
-        labels ([`CTCLabels`]): Gives the labels of a text.
-        recordings (`datasets.Dataset`): Rows with `audio` and the column `column`.
-        column (`str`): Holds the text or the phones.
-        path (`Path`): The file to write.
+        model ([`SpeechEncoderForCTC`]): Model whose encoder is run.
+        feature_extractor (`FeatureExtractionMixin`): Feature extractor of the encoder.
+        labels ([`CTCLabels`]): Labels that texts are written in.
+        recordings (`datasets.Dataset`): Recordings: rows with `audio` and the column `column`.
+        column (`str`): Column of the text or of the phones.
+        path (`Path`): File to write.
 
     Attributes:
-        rejected (`list[dict]`): `{"name", "reason"}` of the recordings that cannot be learnt from.
+        rejected (`list[dict]`): Recordings that cannot be learnt from, each as `{"name", "reason"}`.
 
     Raises:
         ValueError: If no recording is left.
@@ -135,15 +135,15 @@ def train_recognizer(
 
     Args:
         encoder (`str`): Folder or Hub id of the speech encoder.
-        recordings, eval_recordings (`datasets.Dataset`): As [`load_recordings`] returns them.
-        unit (`str`): `"character"` or `"phone"`.
-        args (`TrainingArguments`): Of the linear map.
-        column (`str`, *optional*): Holds the text, or the phones (parted by spaces, words by `|`). Defaults to
+        recordings, eval_recordings (`datasets.Dataset`): Recordings, as [`load_recordings`] returns them.
+        unit (`str`): Unit that the recogniser writes: `"character"` or `"phone"`.
+        args (`TrainingArguments`): Settings of the training of the linear map.
+        column (`str`, *optional*): Column of the text, or of the phones (parted by spaces, words by `|`). Defaults to
             `"text"` or `"phones"`.
-        fields: Of the [`SpeechEncoderCTCConfig`], such as `layer`.
+        fields: Fields of the [`SpeechEncoderCTCConfig`], such as `layer`.
 
     Returns:
-        `Trainer`: With the trained `model` and its log in `state.log_history`.
+        `Trainer`: Trainer with the trained `model`, and with its log in `state.log_history`.
 
     Raises:
         ValueError: If there is no such column, or no recording can be learnt from.
@@ -186,10 +186,10 @@ def train_on_states(
     Train the linear map of a recogniser, and measure its label error rate.
 
     Args:
-        model ([`SpeechEncoderForCTC`]): What is trained; its encoder is not.
-        labels ([`CTCLabels`]): What it writes.
+        model ([`SpeechEncoderForCTC`]): Model whose linear map is trained. Its encoder is not.
+        labels ([`CTCLabels`]): Labels that the model writes.
         states, eval_states (`Dataset`): Items like those of [`EncoderStates`].
-        args (`TrainingArguments`): `remove_unused_columns` and `label_names` are set here.
+        args (`TrainingArguments`): Settings of the training. `remove_unused_columns` and `label_names` are set here.
     """
     args.remove_unused_columns = False
     args.label_names = ["labels"]
@@ -212,12 +212,12 @@ def train_on_states(
 @torch.no_grad()
 def set_statistics(model: SpeechEncoderForCTC, states: torch.utils.data.Dataset, num_items: int = 300) -> None:
     r"""
-    Tell a recogniser the mean and the standard deviation of what it reads, which speeds up its training much.
+    Give a recogniser the mean and the standard deviation of its input. This speeds up its training a lot.
 
     Args:
-        model ([`SpeechEncoderForCTC`]): Its `states_mean` and `states_std` are set.
+        model ([`SpeechEncoderForCTC`]): Model whose `states_mean` and `states_std` are set.
         states (`Dataset`): Items like those of [`EncoderStates`].
-        num_items (`int`, *optional*, defaults to 300): Items that are looked at, spread over all.
+        num_items (`int`, *optional*, defaults to 300): Number of items that are looked at, spread over all.
     """
     num_frames, total, squares = 0, 0.0, 0.0
     for index in np.unique(np.linspace(0, len(states) - 1, num_items).round().astype(int)):

@@ -43,7 +43,7 @@ DISTILLATION_ARMS = {
 r"""Changes to a recipe with both teachers that leave none, one or both of them."""
 
 METRIC_NAMES = ("pesq", "stoi", "mel_distance", "speaker_similarity")
-# Of a recipe's settings those that say where and how, not what is trained.
+# Settings of a recipe that say where and how, not what is trained.
 _INCIDENTAL = (
     "output_dir",
     "resume_from_checkpoint",
@@ -149,7 +149,7 @@ def train_and_compare(
     frame_labels: Any,
     stages: Sequence[tuple[int, int]],
 ) -> int:
-    r"""What is left to do once the command line is found to be right; returns the exit code."""
+    r"""Train and compare, once the command line is found to be right; returns the exit code."""
     import torch
     from transformers.utils import logging
 
@@ -195,8 +195,8 @@ def choose_arms(named: Sequence[str], own: Sequence[Sequence[str]]) -> dict[str,
     The arms by name, each with its changes to the recipe.
 
     Args:
-        named (sequence of `str`): Of `DISTILLATION_ARMS`.
-        own (sequence of sequences of `str`): Each a name and its changes.
+        named (sequence of `str`): Names of `DISTILLATION_ARMS`.
+        own (sequence of sequences of `str`): Arms of the user, each a name and its changes.
 
     Raises:
         ValueError: If a name is given twice or cannot be a folder's, or there are fewer than two arms.
@@ -227,7 +227,7 @@ def plan_arm(
     recipe: str, overrides: Sequence[str], name: str, changes: Sequence[str], seed: int, output: Path
 ) -> "ArmPlan":
     r"""
-    How one arm is trained with one seed: the recipe with the settings of all arms and its own, in a folder of its own.
+    Plan of one arm with one seed: the recipe with the settings of all arms and its own, in a folder of its own.
 
     Decoded recordings and teachers' features are shared by all arms, unless the recipe says where to keep them.
     """
@@ -250,9 +250,9 @@ class ArmPlan:
     One training of an ablation.
 
     Args:
-        name (`str`), seed (`int`): Of the arm.
-        folder (`Path`): Its `output_dir`.
-        overrides (sequence of `str`): What differs from the recipe.
+        name (`str`), seed (`int`): Name and seed of the arm.
+        folder (`Path`): Folder of the run, its `output_dir`.
+        overrides (sequence of `str`): Settings that differ from the recipe, as `key=value` pairs.
     """
 
     def __init__(self, name: str, seed: int, folder: Path, overrides: Sequence[str]):
@@ -262,8 +262,8 @@ class ArmPlan:
 
     def train(self, recipe: str) -> None:
         r"""
-        Train until it is finished, from its newest checkpoint if there is one, in a process of its own, whose memory
-        is its alone.
+        Train until it is finished, from its newest checkpoint if there is one. It runs in a process with memory of its
+        own.
 
         Raises:
             Stopped: If it was told to stop; it has saved a checkpoint.
@@ -287,7 +287,7 @@ class ArmPlan:
 
     def cost(self) -> dict[str, float]:
         r"""
-        What the training took: `steps`; `seconds_per_step`, the median of the log's windows, which other work on the
+        Cost of the training: `steps`; `seconds_per_step`, the median of the log's windows, which other work on the
         machine moves least; and the peak memory of the process, and of a GPU.
         """
         from speech_tokenizers.training.common.reporting import read_log
@@ -306,7 +306,10 @@ class ArmPlan:
 
 
 def step_costs(args: argparse.Namespace, plans: Sequence[ArmPlan]) -> dict[str, dict[str, float]]:
-    r"""What a step of each arm takes when all take theirs in turn, from the output folder where it is known there."""
+    r"""
+    Cost of a step of each arm when the arms take their steps in turn. It is read from the output folder if it is known
+    there.
+    """
     from speech_tokenizers.training.codec.arguments import load_codec_recipe
     from speech_tokenizers.training.studies.step_cost import measure_steps
 
@@ -326,7 +329,7 @@ def step_costs(args: argparse.Namespace, plans: Sequence[ArmPlan]) -> dict[str, 
 
 def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     r"""
-    Raises `ValueError` if what was trained in `folder`, by its `recipe.yaml`, had other settings than `settings`.
+    Raise `ValueError` if what was trained in `folder`, by its `recipe.yaml`, had other settings than `settings`.
     """
     from speech_tokenizers.training.codec.arguments import load_codec_recipe
 

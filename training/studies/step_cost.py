@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a training step takes under several recipes, in turn, so that other work on the machine meets all alike."""
+"""Time of a training step under several recipes, in turn, so that other work on the machine affects all alike."""
 
 import dataclasses
 import os
@@ -52,11 +52,11 @@ def start_trainer(
     A trainer of a recipe that is ready for its first step, in which the quantizer acts even if its start is late.
 
     Args:
-        args ([`CodecTrainingArguments`]): The recipe. Its output folder is left alone, but for the caches of decoded
-            audio and teachers' features in it, unless it says where to keep them.
-        folder (`str`): Used in place of the output folder.
-        num_steps (`int`): The steps it is to take.
-        trainer_class (subclass of [`SteppedTrainer`]): What to make.
+        args ([`CodecTrainingArguments`]): Recipe of the training. Its output folder is left alone, but for the caches
+            of decoded audio and teachers' features in it, unless it says where to keep them.
+        folder (`str`): Folder that is used in place of the output folder.
+        num_steps (`int`): Number of steps that the trainer is to take.
+        trainer_class (subclass of [`SteppedTrainer`]): Class of the trainer.
     """
     data = dataclasses.replace(args.data, cache_dir=args.data.cache_dir or f"{args.output_dir}/audio_cache")
     cache_dir = args.distillation.cache_dir or f"{args.output_dir}/teacher_cache"
@@ -79,7 +79,7 @@ def start_trainer(
 
 
 def check_one_precision(recipes: Mapping[str, CodecTrainingArguments]) -> None:
-    r"""Raises `ValueError` if recipes differ in `mixed_precision`, of which a process has one in Accelerate."""
+    r"""Raise `ValueError` if recipes differ in `mixed_precision`, of which a process has one in Accelerate."""
     default = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     device = process_state().device.type
     precisions = {name: resolve_precision(args.mixed_precision, device) or default for name, args in recipes.items()}
@@ -99,14 +99,14 @@ def measure_steps(
     Take steps of several recipes in turn: one of each, and over again.
 
     Args:
-        recipes (mapping of `str` to [`CodecTrainingArguments`]): What is trained, by name. Their output folders are
-            left alone; their caches of decoded audio and teachers' features are used and filled.
-        num_steps (`int`, *optional*, defaults to 20): Timed steps of each.
-        num_warmup_steps (`int`, *optional*, defaults to 3): Steps of each before, the first of which initialises the
-            codebooks.
+        recipes (mapping of `str` to [`CodecTrainingArguments`]): Recipes of the trainings, by name. Their output
+            folders are left alone; their caches of decoded audio and teachers' features are used and filled.
+        num_steps (`int`, *optional*, defaults to 20): Number of timed steps of each.
+        num_warmup_steps (`int`, *optional*, defaults to 3): Number of steps of each before, the first of which
+            initialises the codebooks.
 
     Returns:
-        `dict`: For each name the medians `seconds_in_turn` and `cpu_seconds_in_turn` of a step.
+        `dict`: Medians `seconds_in_turn` and `cpu_seconds_in_turn` of a step, by name.
 
     Raises:
         ValueError: If the recipes differ in `mixed_precision`.

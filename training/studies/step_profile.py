@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of a training step goes: data, encoder, quantizer, decoder, losses, discriminators, optimizer."""
+"""Time of the parts of a training step: data, encoder, quantizer, decoder, losses, discriminators, optimizer."""
 
 import argparse
 import dataclasses
@@ -24,11 +24,12 @@ from speech_tokenizers.training.studies.step_cost import SteppedTrainer, start_t
 
 class Stopwatch:
     r"""
-    Time since the last lap, added up by the part of a step that it went to.
+    Time since the last lap, added up by the part of a step that took it.
 
     Args:
-        device (`torch.device`): With CUDA each lap waits for it, and time is wall-clock time. Otherwise time is the
-            processor's, which other processes do not lengthen, if torch has one thread, and wall-clock if it has more.
+        device (`torch.device`): Device of the steps. With CUDA each lap waits for it, and time is wall-clock time.
+            Otherwise, with one thread in torch, time is the processor's, which other processes do not lengthen. With
+            more threads it is wall-clock time.
     """
 
     def __init__(self, device: torch.device):
@@ -45,7 +46,7 @@ class Stopwatch:
         self._last = self._now()
 
     def lap(self, part: str) -> None:
-        """Add the time since the last lap to a part; nothing between `stop` and `start`."""
+        """Add the time since the last lap to a part. Does nothing between `stop` and `start`."""
         if self._running:
             now = self._now()
             self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
@@ -147,7 +148,7 @@ class ProfiledTrainer(SteppedTrainer):
         Take a step.
 
         Returns:
-            The seconds of its parts, and those of each reconstruction loss and each objective by itself on the same
+            Seconds of the step's parts, and those of each reconstruction loss and each objective by itself on the same
             audio, forward and backward.
         """
         self.stopwatch.start()
@@ -189,21 +190,21 @@ def profile_training(args: CodecTrainingArguments, num_steps: int = 10, num_warm
     r"""
     Profile the training steps of a recipe, with its discriminators acting and without compilation.
 
-    Steps with a stopwatch and steps without take turns. The whole step is timed without.
+    Steps with a stopwatch and steps without take turns. The whole step is timed without one.
 
     Args:
-        args ([`CodecTrainingArguments`]): What is trained on what. Its output folder is left alone.
-        num_steps (`int`, *optional*, defaults to 10): Steps of each kind.
-        num_warmup_steps (`int`, *optional*, defaults to 2): Steps of each kind before, the first of which initialises
-            the codebooks.
+        args ([`CodecTrainingArguments`]): Recipe of the training. Its output folder is left alone.
+        num_steps (`int`, *optional*, defaults to 10): Number of steps of each kind.
+        num_warmup_steps (`int`, *optional*, defaults to 2): Number of steps of each kind before, the first of which
+            initialises the codebooks.
 
     Returns:
-        `dict`: Medians over the steps: `step_ms`; `parts_ms` by part, where `losses` are all losses forward and
-        backward, with what the codec hears from its discriminators, `discriminators` is their own update, `quantizer`
-        is forward and backward, and parts that the model or the recipe lacks are absent; `losses_ms`, forward and
-        backward of each reconstruction loss and each objective by itself. `audio_seconds_per_second` of the whole
-        step; what it was measured on: `device`, `mixed_precision`, `threads`, `clock`, `batch` and `segment_seconds`;
-        with CUDA also `peak_memory_gb`.
+        `dict`: Medians over the steps, and what they were measured on. `step_ms` is the whole step. `parts_ms` has the
+        parts by name: `losses` are all losses forward and backward, with what the codec hears from its discriminators;
+        `discriminators` is their own update; `quantizer` is forward and backward. Parts that the model or the recipe
+        lacks are absent. `losses_ms` has the forward and backward of each reconstruction loss and each objective by
+        itself. `audio_seconds_per_second` is the speed of the whole step. The conditions are `device`,
+        `mixed_precision`, `threads`, `clock`, `batch` and `segment_seconds`; with CUDA there is also `peak_memory_gb`.
     """
     args = dataclasses.replace(
         args, compile=False, adversarial=dataclasses.replace(args.adversarial, start_step=0, warmup_steps=0)

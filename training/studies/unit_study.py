@@ -3,8 +3,8 @@ r"""
 `speech-tokenizers compare-units`: k-means, Spin and DC-Spin units of one encoder, as it is and after stage II, with as
 many units each, trained, spoken by vocoders and measured side by side.
 
-Each training and the measuring run in processes of their own. What is finished is not done again: the same command
-goes on after a kill.
+Each training and the measuring run in processes of their own. A finished step is not done again: after an
+interruption, the same command continues.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from speech_tokenizers.training.common.recipe_files import keep_recipe, load_rec
 from speech_tokenizers.training.common.whole_folder import whole_folder
 
 
-# Units that swapped prediction learns, by name: what differs in the recipe of `dc_spin`.
+# Units that swapped prediction learns, by name, with their differences from the recipe of `dc_spin`.
 VARIANTS: dict[str, dict[str, Any]] = {"spin": {"model.auxiliary_codebook_size": None}, "dc_spin": {}}
 
 
@@ -30,10 +30,10 @@ class StudyDataArguments:
     Recordings to train on and to measure on, of different speakers.
 
     Args:
-        train, evaluation (`str`): A folder with metadata each.
-        train_filter, evaluation_filter (`dict`): Rows of them, by a column and its values.
-        labels (`str`, *optional*): Phones of the evaluation and their times, of `align --unit label`.
-        cache_dir (`str`, *optional*): Where decoded audio is kept. Defaults to `audio_cache` in the output folder.
+        train, evaluation (`str`): Folders of recordings with metadata.
+        train_filter, evaluation_filter (`dict`): Conditions on their rows, by a column and its values.
+        labels (`str`, *optional*): File of the evaluation's phones and their times, from `align --unit label`.
+        cache_dir (`str`, *optional*): Folder of decoded audio. Defaults to `audio_cache` in the output folder.
     """
 
     train: str
@@ -50,8 +50,8 @@ class StageArguments:
     One kind of training.
 
     Args:
-        recipe (`str`): A recipe of `speech-tokenizers train`.
-        overrides (`dict`): Its settings that differ, by dotted keys.
+        recipe (`str`): Recipe of `speech-tokenizers train`.
+        overrides (`dict`): Settings that differ from the recipe, by dotted keys.
     """
 
     recipe: str
@@ -64,19 +64,22 @@ class UnitStudyArguments:
     A comparison of units.
 
     Args:
-        output_dir (`str`): Gets `encoders`, `units`, `vocoders` and the `results`.
+        output_dir (`str`): Folder for `encoders`, `units`, `vocoders` and the `results`.
         encoder (`str`): Folder or Hub id of the speech encoder (stage I).
-        data ([`StudyDataArguments`]): The recordings.
-        variants (`dict`): Units by swapped prediction, by name, each with the settings of `dc_spin` that differ.
-        quantizers (`list[str]`, *optional*): What is compared, `kmeans` or names of `variants`. Defaults to all.
+        data ([`StudyDataArguments`]): Recordings of the study.
+        variants (`dict`): Settings of `dc_spin` that differ, for each kind of units by swapped prediction, by its
+            name.
+        quantizers (`list[str]`, *optional*): Quantizers to compare: `kmeans` or names of `variants`. Defaults to all.
         skip (`list[str]`): Units that are left out nonetheless, such as `base-spin`.
-        codebook_size (`int`): Units of each.
+        codebook_size (`int`): Number of units of each quantizer.
         kmeans (`dict`): Options of `speech-tokenizers fit-units`, such as `layers`.
-        dc_spin ([`StageArguments`]): Of all `variants`.
-        finetuning ([`StageArguments`], *optional*): Stage II. Without it, the encoder is only taken as it is.
-        vocoder ([`StageArguments`], *optional*): That speaks the units; one for each. Without it, they are not spoken.
+        dc_spin ([`StageArguments`]): Training of all `variants`.
+        finetuning ([`StageArguments`], *optional*): Training of stage II. Without it, the encoder is only taken as it
+            is.
+        vocoder ([`StageArguments`], *optional*): Training of the vocoders that speak the units, one for each. Without
+            it, units are not spoken.
         evaluation (`dict`): Options of `speech-tokenizers evaluate units`, such as `recognizer`.
-        seed (`int`): Of all of it.
+        seed (`int`): Seed for all trainings and measures.
     """
 
     trainer: ClassVar[str] = "unit_study"
@@ -110,14 +113,14 @@ class UnitStudyArguments:
         from speech_tokenizers.training.units.dc_spin_trainer import DCSpinTrainingArguments
 
         for name in self.variants:
-            # Its keys are looked at now, not after the hours of the stages before it.
+            # Its keys are checked now, not after the hours of the stages before it.
             given = {"data.train": "", "output_dir": "", "model.encoder": "", **self.dc_spin.overrides}
             overrides = [f"{key}={json.dumps(value)}" for key, value in {**given, **self.variants[name]}.items()]
             load_recipe(self.dc_spin.recipe, overrides, DCSpinTrainingArguments)
 
 
 def compared_units(args: UnitStudyArguments) -> list[str]:
-    r"""Each encoder with each quantizer, such as `base-kmeans`, less what is skipped."""
+    r"""Names of each encoder with each quantizer, such as `base-kmeans`, less those that are skipped."""
     names = [f"{encoder}-{quantizer}" for encoder in encoders(args) for quantizer in args.quantizers or []]
     return [name for name in names if name not in args.skip]
 
@@ -127,9 +130,9 @@ class Stage(NamedTuple):
     A command of `speech-tokenizers`.
 
     Args:
-        title (`str`): What it does.
+        title (`str`): Title that says what it does.
         arguments (`list[str]`): The command and its arguments.
-        done (`Path`): A file that is there once it is finished.
+        done (`Path`): File that exists once it is finished.
     """
 
     title: str
@@ -201,7 +204,7 @@ def encoders(args: UnitStudyArguments) -> dict[str, str]:
 
 
 def units_folder(args: UnitStudyArguments, name: str) -> Path:
-    r"""Where units are, such as `base-kmeans`."""
+    r"""Folder of units, such as `base-kmeans`."""
     folder = Path(args.output_dir) / "units" / name
     return folder if name.partition("-")[2] == "kmeans" else folder / "final"
 
@@ -229,7 +232,10 @@ def _training(stage: StageArguments, settings: Mapping[str, Any]) -> list[str]:
 
 
 def spoken_units(args: UnitStudyArguments, name: str) -> Path:
-    r"""The folder of units with their vocoder, which is made if it is not there; without vocoders, of the units."""
+    r"""
+    Folder of units with their vocoder, which is made if it is not there. Without vocoders, it is the folder of the
+    units.
+    """
     if args.vocoder is None:
         return units_folder(args, name)
     folder = Path(args.output_dir) / "spoken" / name
@@ -255,7 +261,7 @@ def compare_units(args: UnitStudyArguments) -> int:
 
     Raises:
         ValueError: If the output folder belongs to another study.
-        ChildProcessError: If a stage failed; its words are above.
+        ChildProcessError: If a stage failed. Its output is above.
         Stopped: If a stage was told to stop.
     """
     output = Path(args.output_dir)

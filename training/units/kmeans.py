@@ -2,8 +2,8 @@
 r"""
 Mini-batch k-means over frames that need not fit into memory, on CPU or GPU, shared among processes.
 
-The same frames, options and seed give the same centroids, bit for bit, in any number of processes: a frame's distances
-are computed in blocks of one size, and sums are of whole numbers, which do not depend on their order.
+The same frames, options and seed give exactly the same centroids in any number of processes: a frame's distances are
+computed in blocks of one size, and sums are of whole numbers, which do not depend on their order.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 
-# Frames that are compared with the centroids at once; processes share a batch by such blocks.
+# Number of frames that are compared with the centroids at once. Processes share a batch by such blocks.
 FRAMES_PER_BLOCK = 512
 
 
@@ -31,9 +31,10 @@ class FrameStream:
     Frames that can be read in order only, again for each epoch.
 
     Args:
-        blocks (callable): Gives, for an epoch counted from 0, its frames as arrays or tensors of shape
-            `(any, feature_size)`: the same for the same epoch, in every process. Their order should be random.
-        num_frames (`int`): Frames of an epoch.
+        blocks (callable): Function that gives, for an epoch counted from 0, its frames as arrays or tensors of shape
+            `(any, feature_size)`. They are the same for the same epoch, in every process. Their order should be
+            random.
+        num_frames (`int`): Number of frames of an epoch.
     """
 
     blocks: Callable[[int], Iterable[np.ndarray | torch.Tensor]]
@@ -47,10 +48,11 @@ Frames: TypeAlias = np.ndarray | torch.Tensor | FrameStream
 class KMeansResult:
     r"""
     Args:
-        centroids (`torch.Tensor` of shape `(num_clusters, feature_size)`): In float32, on the CPU.
-        counts (`torch.Tensor` of shape `(num_clusters,)`): Frames that each centroid is the mean of, in `long`.
+        centroids (`torch.Tensor` of shape `(num_clusters, feature_size)`): Centroids in float32, on the CPU.
+        counts (`torch.Tensor` of shape `(num_clusters,)`): Number of frames that each centroid is the mean of, in
+            `long`.
         inertia (`float`): Squared distance of a frame to its centroid, averaged over the last batches.
-        num_steps (`int`): Batches that were seen.
+        num_steps (`int`): Number of batches that were seen.
     """
 
     centroids: torch.Tensor
@@ -84,26 +86,30 @@ def fit_kmeans(
     it was given.
 
     Args:
-        frames (`np.ndarray` or `torch.Tensor` of shape `(num_frames, feature_size)`, or [`FrameStream`]): An array may
-            be memory-mapped and of half precision; each batch is drawn from it at random. Every process is given the
-            same frames and computes its share of each batch.
+        frames (`np.ndarray` or `torch.Tensor` of shape `(num_frames, feature_size)`, or [`FrameStream`]): Frames to
+            cluster. An array may be memory-mapped and of half precision; each batch is drawn from it at random. Every
+            process is given the same frames and computes its share of each batch.
         num_clusters (`int`): Number of centroids.
-        seed (`int`, *optional*, defaults to 0): Of all draws.
-        batch_size (`int`, *optional*, defaults to 10000): Frames of a step, over all processes.
-        max_epochs (`float`, *optional*, defaults to 100): Stop when as many frames were seen as so many epochs have.
-        max_no_improvement (`int`, *optional*, defaults to 100): Stop when the smoothed inertia has not sunk for so
-            many steps. With `None`, all steps are made.
-        num_init (`int`, *optional*, defaults to 20): Draws of initial centroids.
-        init_size (`int`, *optional*): Frames that these are drawn from. Defaults to three batches.
-        reassignment_ratio (`float`, *optional*, defaults to 0.0): Centroids that have this share of the largest one's
-            frames or less are moved onto random frames now and then. With 0, none is.
-        initial_centroids (`torch.Tensor` of shape `(num_clusters, feature_size)`, *optional*): Start from these.
-        accelerator (`Accelerator`, *optional*): Of the processes that share the work; tells the device too. Without
-            it, this process works alone, on the CPU.
+        seed (`int`, *optional*, defaults to 0): Seed for all draws.
+        batch_size (`int`, *optional*, defaults to 10000): Number of frames of a step, over all processes.
+        max_epochs (`float`, *optional*, defaults to 100): Number of epochs after which the fit stops. A part of an
+            epoch counts by its frames.
+        max_no_improvement (`int`, *optional*, defaults to 100): Number of steps without a fall of the smoothed inertia
+            after which the fit stops. With `None`, all steps are made.
+        num_init (`int`, *optional*, defaults to 20): Number of draws of initial centroids.
+        init_size (`int`, *optional*): Number of frames that the initial centroids are drawn from. Defaults to three
+            batches.
+        reassignment_ratio (`float`, *optional*, defaults to 0.0): Share of the largest centroid's frames. Centroids
+            with this share or less are moved onto random frames now and then. With 0, none is.
+        initial_centroids (`torch.Tensor` of shape `(num_clusters, feature_size)`, *optional*): Centroids to start
+            from.
+        accelerator (`Accelerator`, *optional*): Accelerator of the processes that share the work. It tells the device
+            too. Without it, this process works alone, on the CPU.
         checkpoint (`str` or `Path`, *optional*): File to keep the state in. Where it exists, the fit continues from
             there, to the same result as without the interruption.
-        checkpoint_steps (`int`, *optional*, defaults to 200): Steps from one writing of it to the next.
-        description (`str`, *optional*, defaults to `"k-means"`): For the progress bar.
+        checkpoint_steps (`int`, *optional*, defaults to 200): Number of steps from one writing of the checkpoint to
+            the next.
+        description (`str`, *optional*, defaults to `"k-means"`): Words for the progress bar.
 
     Returns:
         [`KMeansResult`], the same in all processes.
@@ -189,8 +195,8 @@ def assign(frames: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     Number of the nearest centroid of each frame.
 
     Args:
-        frames (`torch.Tensor` of shape `(num_frames, feature_size)`): Of any floating-point type.
-        centroids (`torch.Tensor` of shape `(num_clusters, feature_size)`): On the same device.
+        frames (`torch.Tensor` of shape `(num_frames, feature_size)`): Frames of any floating-point type.
+        centroids (`torch.Tensor` of shape `(num_clusters, feature_size)`): Centroids on the same device.
 
     Returns:
         `torch.Tensor` of shape `(num_frames,)` and type `long`.
@@ -222,9 +228,9 @@ def mean_squared_distance(
     Squared distance of a frame to its centroid, averaged over all frames.
 
     Args:
-        frames (`np.ndarray` or `torch.Tensor` of shape `(num_frames, feature_size)`): As in [`fit_kmeans`].
-        centroids (`torch.Tensor` of shape `(num_clusters, feature_size)`): Of a [`KMeansResult`].
-        accelerator (`Accelerator`, *optional*): As in [`fit_kmeans`].
+        frames (`np.ndarray` or `torch.Tensor` of shape `(num_frames, feature_size)`): Frames, as in [`fit_kmeans`].
+        centroids (`torch.Tensor` of shape `(num_clusters, feature_size)`): Centroids of a [`KMeansResult`].
+        accelerator (`Accelerator`, *optional*): Accelerator of the processes, as in [`fit_kmeans`].
     """
     processes = _Processes(accelerator)
     centroids = centroids.to(processes.device)

@@ -17,7 +17,7 @@ FRAMES_PER_BLOCK = 4096
 
 
 def num_mfcc_frames(num_samples: int, sampling_rate: int = 16000) -> int:
-    """Frames of a recording: 100 a second, each of 25 ms, all within the recording."""
+    """Number of frames of a recording: 100 a second, each of 25 ms, all within the recording."""
     length, hop = _geometry(sampling_rate)
     return max(0, (num_samples - length) // hop + 1)
 
@@ -32,8 +32,8 @@ def mfcc_features(
     `torchaudio.functional.compute_deltas`, which is what HuBERT's authors clustered.
 
     Args:
-        waveform (`torch.Tensor` or `np.ndarray` of shape `(num_samples,)`): In [-1, 1].
-        sampling_rate (`int`, *optional*, defaults to 16000): Its rate in Hz.
+        waveform (`torch.Tensor` or `np.ndarray` of shape `(num_samples,)`): Waveform in [-1, 1].
+        sampling_rate (`int`, *optional*, defaults to 16000): Sampling rate of the waveform, in Hz.
         subtract_mean (`bool`, *optional*, defaults to `False`): Whether to take the mean over time off each
             coefficient (cepstral mean normalisation).
 
@@ -65,7 +65,7 @@ def mfcc_features(
 
 
 def _geometry(sampling_rate: int) -> tuple[int, int]:
-    # Samples of a frame, and from one to the next.
+    # Number of samples of a frame, and from one frame to the next.
     return sampling_rate * 25 // 1000, sampling_rate // MFCC_FRAME_RATE
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recordings in two voices: as they are, and as somebody else says the same."""
+"""Recordings in two voices: the recorded one, and another one that says the same."""
 
 from collections.abc import Sequence
 
@@ -15,20 +15,21 @@ from speech_tokenizers.training.units.pseudo_labels import as_float
 
 class PerturbedViewsDataset(torch.utils.data.Dataset):
     r"""
-    Recordings, or parts of long ones, each with the same in another voice.
+    Recordings, or parts of long ones, each with a version in another voice.
 
-    An item depends on the seed and its index only, so that workers, processes and a kill change nothing. Indices
+    An item depends only on the seed and its index. Workers, processes and an interruption change nothing. Indices
     beyond the length belong to later epochs, as a [`LengthBatchSampler`] gives them.
 
     Args:
-        recordings ([`DecodedRecordings`]): int16 audio.
-        perturbation ([`SpeakerPerturbation`]): Makes the other voice.
-        min_seconds (`float`): Shorter recordings are left out.
-        max_seconds (`float`): Of a longer one, a part of this length is drawn each time.
-        seed (`int`, *optional*, defaults to 0): Of parts and voices.
+        recordings ([`DecodedRecordings`]): Recordings as int16 audio.
+        perturbation ([`SpeakerPerturbation`]): Perturbation that makes the other voice.
+        min_seconds (`float`): Least length of a recording, in seconds. Shorter recordings are left out.
+        max_seconds (`float`): Largest length of an item, in seconds. Of a longer recording, a part of this length is
+            drawn each time.
+        seed (`int`, *optional*, defaults to 0): Seed for parts and voices.
 
     Attributes:
-        lengths (`np.ndarray` of shape `(len(dataset),)`): Samples of each item.
+        lengths (`np.ndarray` of shape `(len(dataset),)`): Number of samples of each item.
 
     Raises:
         ValueError: If every recording is too short.

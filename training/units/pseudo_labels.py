@@ -27,12 +27,12 @@ from speech_tokenizers.training.units.mfcc import mfcc_features
 
 class Labeler(Protocol):
     r"""
-    Gives waveforms their labels.
+    Source of the labels of waveforms.
 
     Attributes:
-        label_rate (`float`): Labels per second.
-        num_labels (`int`): Labels are smaller. 0 where they are vectors of float32; then there also is `label_shape`,
-            `(dim,)`.
+        label_rate (`float`): Number of labels per second.
+        num_labels (`int`): Number of different labels, which count from 0. It is 0 where labels are vectors of
+            float32; then there also is `label_shape`, `(dim,)`.
     """
 
     label_rate: float
@@ -40,7 +40,7 @@ class Labeler(Protocol):
 
     @property
     def description(self) -> dict[str, Any]:
-        """What the labels depend on besides the recording, of plain values."""
+        """Plain values that the labels depend on besides the recording."""
         ...
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -53,9 +53,10 @@ class MfccLabeler:
     Labels by k-means of MFCC, as for the first iteration of HuBERT.
 
     Args:
-        centroids (`torch.Tensor` of shape `(num_labels, 39)`): Of MFCC with their differences.
-        sampling_rate (`int`, *optional*, defaults to 16000): Of the recordings.
-        subtract_mean (`bool`, *optional*, defaults to `False`): See [`mfcc_features`].
+        centroids (`torch.Tensor` of shape `(num_labels, 39)`): Centroids of MFCC with their differences.
+        sampling_rate (`int`, *optional*, defaults to 16000): Sampling rate of the recordings, in Hz.
+        subtract_mean (`bool`, *optional*, defaults to `False`): Whether to take off the mean over time; see
+            [`mfcc_features`].
     """
 
     label_rate = 100.0
@@ -84,14 +85,16 @@ class TokenLabeler:
     Labels that are the tokens of a model: codes of one codebook or of all, or latents.
 
     Args:
-        model ([`SpeechCodec`] or codec of transformers): The model.
-        sampling_rate (`int`, *optional*, defaults to 16000): Rate of the recordings, which are resampled where the
-            model wants another.
-        codebook (`int`, *optional*): One codebook, from 0. Without it, all codes of a frame follow each other; the
-            labels are then `num_quantizers` times as many.
+        model ([`SpeechCodec`] or codec of transformers): Model that gives the tokens.
+        sampling_rate (`int`, *optional*, defaults to 16000): Sampling rate of the recordings, in Hz. They are
+            resampled where the model needs another.
+        codebook (`int`, *optional*): Number of the one codebook that is used, from 0. Without it, all codes of a frame
+            follow each other, and there are `num_quantizers` times as many labels.
         num_quantizers (`int`, *optional*): Number of first codebooks, where all codes are wanted. Defaults to all.
-        kind (`str`, *optional*): `"latents"` for the frames before quantization. Defaults to the model's.
-        feature_extractor (`SequenceFeatureExtractor`, *optional*): See [`as_speech_codec`].
+        kind (`str`, *optional*): Kind of tokens: `"latents"` for the frames before quantization. Defaults to the
+            model's.
+        feature_extractor (`SequenceFeatureExtractor`, *optional*): Feature extractor of the model; see
+            [`as_speech_codec`].
 
     Raises:
         ValueError: If the model has no such tokens.
@@ -154,7 +157,7 @@ class PseudoLabels(Sequence):
     The labels of recordings, in a memory-mapped file.
 
     Args:
-        path (`Path`): The index that [`label_all`] wrote, beside the labels.
+        path (`Path`): File of the index that [`label_all`] wrote, beside the labels.
     """
 
     def __init__(self, path: Path):
@@ -174,7 +177,7 @@ class PseudoLabels(Sequence):
         return self._labels[start:end]
 
     def shares(self) -> np.ndarray:
-        """Share of each label, `(num_labels,)`; the largest is the accuracy of guessing."""
+        """Share of each label, `(num_labels,)`. The largest is the accuracy of always guessing the same label."""
         return np.bincount(self._labels, minlength=self.num_labels) / len(self._labels)
 
 
@@ -182,13 +185,13 @@ def frame_labels(
     labels: np.ndarray, label_rate: float, frame_rate: float, first_frame: int, num_frames: int
 ) -> np.ndarray:
     r"""
-    The labels of some frames: of frame f that numbered `floor(f * label_rate / frame_rate)`, as in fairseq.
+    Labels of some frames. Frame f gets the label numbered `floor(f * label_rate / frame_rate)`, as in fairseq.
 
     Args:
-        labels (`np.ndarray` of shape `(num_labels,)`): Of a whole recording.
-        label_rate (`float`), frame_rate (`float`): In Hz.
-        first_frame (`int`): Of the recording.
-        num_frames (`int`): That follow each other from there.
+        labels (`np.ndarray` of shape `(num_labels,)`): Labels of a whole recording.
+        label_rate (`float`), frame_rate (`float`): Rates of the labels and of the frames, in Hz.
+        first_frame (`int`): Number of the first frame within the recording.
+        num_frames (`int`): Number of frames that follow each other from there.
 
     Returns:
         `np.ndarray` of shape `(num_frames,)`, int64; -100 for frames after the last label.
@@ -211,16 +214,17 @@ def label_all(
     show_progress: bool = True,
 ) -> PseudoLabels:
     r"""
-    Label recordings once; a second call with the same recordings and the same labeler reads what the first one wrote,
-    and one after a kill goes on where it was.
+    Label recordings once. A second call with the same recordings and the same labeler reads what the first one wrote.
+    A call after an interruption continues where the first one stopped.
 
     Args:
-        recordings ([`DecodedRecordings`]): What to label.
-        labeler ([`Labeler`]): Gives the labels.
-        cache_dir (`str` or `os.PathLike`): Where to keep them.
-        batch_seconds (`float`): Recordings that are labelled at once, with padding.
-        min_seconds (`float`): Shorter recordings get no labels, since a model may refuse them.
-        show_progress (`bool`): Whether to show a bar.
+        recordings ([`DecodedRecordings`]): Recordings to label.
+        labeler ([`Labeler`]): Labeler that gives the labels.
+        cache_dir (`str` or `os.PathLike`): Folder of the kept labels.
+        batch_seconds (`float`): Seconds of recordings that are labelled at once, with padding.
+        min_seconds (`float`): Least length in seconds. Shorter recordings get no labels, since a model may refuse
+            them.
+        show_progress (`bool`): Whether to show a progress bar.
     """
     content = json.dumps([recordings.path.stem, min_seconds, labeler.description], sort_keys=True)
     path = Path(cache_dir) / f"{hashlib.sha256(content.encode()).hexdigest()[:20]}.json"
@@ -243,7 +247,8 @@ def _write_labels(
     dtype: np.dtype,
     show_progress: bool,
 ) -> None:
-    # What is done is noted in a second file, after the labels themselves; what a kill left beyond it is cut off.
+    # Finished labels are noted in a second file, after the labels themselves. Labels beyond the notes, left by a
+    # crash, are cut off.
     partial, done_path = path.with_suffix(".partial"), path.with_suffix(".done")
     done = np.fromfile(done_path, dtype=np.int64) if done_path.is_file() else np.empty(0, dtype=np.int64)
     order = [index for batch in batches for index in batch]

@@ -17,7 +17,7 @@ PHASES = 4  # of a band's filters, a quarter of a cycle apart: rectified and sum
 MIN_SECONDS = 0.008  # of the first filters; shorter ones tell no bands of speech apart
 # Speech falls by about 6 dB an octave above this frequency; the filters rise by as much.
 CORNER_FREQUENCY = 500.0
-# Of the second convolution's values, the part that is drawn for each channel rather than for each band.
+# Share of the second convolution's values that is drawn for each channel rather than for each band.
 NOISE = 0.1
 
 
@@ -33,9 +33,9 @@ def init_spectral_stem(
 
     Args:
         stem (`nn.Module`): The `feature_extractor` of a `HubertModel` or its relatives, changed in place.
-        sampling_rate (`int`, *optional*, defaults to 16000): Of its input in Hz.
-        min_frequency (`float`, *optional*, defaults to 80.0), max_frequency (`float`, *optional*): Of the first and
-            the last band in Hz. The last defaults to 0.475 of the rate.
+        sampling_rate (`int`, *optional*, defaults to 16000): Sampling rate of the front end's input, in Hz.
+        min_frequency (`float`, *optional*, defaults to 80.0), max_frequency (`float`, *optional*): Frequencies of the
+            first and the last band, in Hz. The last defaults to 0.475 of the rate.
 
     Raises:
         ValueError: If the front end has one convolution only, its first filters are shorter than 8 ms, or their number
