@@ -30,16 +30,16 @@ class StudyDataArguments:
     Recordings to train on and to measure on, of different speakers.
 
     Args:
-        train, evaluation (`str`): Folders of recordings with metadata.
-        train_filter, evaluation_filter (`dict`): Conditions on their rows, by a column and its values.
+        train, eval (`str`): Folders of recordings with metadata.
+        train_filter, eval_filter (`dict`): Conditions on their rows, by a column and its values.
         labels (`str`, *optional*): File of the evaluation's phones and their times, from `align --unit label`.
         cache_dir (`str`, *optional*): Folder of decoded audio. Defaults to `audio_cache` in the output folder.
     """
 
     train: str
-    evaluation: str
+    eval: str
     train_filter: dict[str, Any] = field(default_factory=dict)
-    evaluation_filter: dict[str, Any] = field(default_factory=dict)
+    eval_filter: dict[str, Any] = field(default_factory=dict)
     labels: str | None = None
     cache_dir: str | None = None
 
@@ -274,8 +274,8 @@ def compare_units(args: UnitStudyArguments) -> int:
         _run(stage)
     options = {
         "systems": [f"{name}={spoken_units(args, name)}" for name in compared_units(args)],
-        "data": args.data.evaluation,
-        "filter": [f"{column}={_values(value)}" for column, value in args.data.evaluation_filter.items()],
+        "data": args.data.eval,
+        "filter": [f"{column}={_values(value)}" for column, value in args.data.eval_filter.items()],
         "labels": args.data.labels,
         "seed": args.seed,
         "output": output / "results",

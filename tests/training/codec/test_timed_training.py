@@ -143,6 +143,7 @@ LATE = {"latent_health": {"quantizer_start_step": 500}, "adversarial": {"start_s
 
 def test_codebooks_start_after_a_tenth_of_the_time_if_their_step_has_not_come(make_trainer, ten_seconds_a_step):
     trainer = make_trainer(max_minutes=5.0, max_steps=1000, **LATE, eval_steps=1)
+    trainer.draw_curves = lambda: None  # thirty pictures take a minute
     trainer.train()
     log = read_log(trainer.output_dir / "training_log.jsonl")
     trained = [entry for entry in log if "commitment" in entry]

@@ -16,7 +16,7 @@ from speech_tokenizers.training.units.dc_spin_trainer import DCSpinTrainingArgum
 @pytest.fixture
 def study(tmp_path):
     def make(*overrides: str) -> UnitStudyArguments:
-        given = [f"output_dir={tmp_path}", "encoder=hubert", "data.train=speech", "data.evaluation=held out"]
+        given = [f"output_dir={tmp_path}", "encoder=hubert", "data.train=speech", "data.eval=held out"]
         filters = ["data.train_filter={split: [a, b]}", "data.labels=phones.jsonl"]
         return load_recipe("unit_comparison_16khz_cpu", [*given, *filters, *overrides], UnitStudyArguments)
 
