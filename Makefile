@@ -74,6 +74,7 @@ results:
 
 dist: $(INSTALLED)
 	$(BIN)/python -m build
+	$(BIN)/python -m build --wheel --outdir dist model_cards
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info

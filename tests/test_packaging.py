@@ -3,6 +3,7 @@
 
 import ast
 import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
@@ -47,16 +48,24 @@ def build(source: Path, kind: str, output: Path) -> None:
 @pytest.fixture(scope="module")
 def clean_python(distributions, tmp_path_factory) -> Path:
     """Interpreter of a new environment that has the wheel, and borrows everything else from the running one."""
-    environment = tmp_path_factory.mktemp("clean") / "venv"
+    return make_python(tmp_path_factory.mktemp("clean"), distributions["wheel"])
+
+
+def make_python(folder: Path, wheel: Path) -> Path:
+    environment = folder / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
     python = environment / "bin" / "python"
-    install = ["install", "--quiet", "--no-deps", "--no-index", str(distributions["wheel"])]
-    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), *install], check=True)
+    install(python, wheel)
     # A folder named in a .pth file is searched for modules, but its own .pth files, such as this editable install's,
     # do not act.
     (site_packages,) = (environment / "lib").glob("python*/site-packages")
     (site_packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python
+
+
+def install(python: Path, wheel: Path) -> None:
+    command = ["install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), *command], check=True)
 
 
 def run(python: Path, *arguments: str, cwd: Path) -> str:
@@ -113,6 +122,54 @@ def test_the_wheel_holds_the_code_and_its_data_and_nothing_else(distributions):
     assert {name for name in top_level if not name.endswith(".dist-info")} == {"speech_tokenizers"}
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
     assert [name for name in names if name.endswith("licenses/LICENSE")]
+
+
+def test_checkpoints_are_small_and_each_is_in_one_distribution():
+    released = json.loads((ROOT / "model_cards" / "released.json").read_text())
+    folders = {path.parent.name: path.parent for path in (ROOT / "model_cards").glob("*/config.json")}
+    assert released.keys() == folders.keys()
+    sizes = {
+        name: sum(path.stat().st_size for path in folder.rglob("*.safetensors")) for name, folder in folders.items()
+    }
+    assert max(sizes.values()) <= 15e6
+    assert sum(sizes.values()) <= 120e6
+    others = tomllib.loads((ROOT / "model_cards" / "pyproject.toml").read_text())
+    assert others["project"]["version"] == speech_tokenizers.__version__
+    listed = {
+        True: PROJECT["tool"]["setuptools"]["package-data"]["speech_tokenizers.model_cards"],
+        False: others["tool"]["setuptools"]["package-data"]["speech_tokenizers_checkpoints"],
+    }
+    for is_embedded, patterns in listed.items():
+        names = {name for name, facts in released.items() if facts["embedded"] == is_embedded}
+        assert {pattern.removesuffix("/**") for pattern in patterns if pattern.endswith("/**")} == names
+
+
+def test_what_the_wheel_does_not_embed_comes_with_the_second_distribution(distributions, tmp_path, tiny_checkpoint):
+    source = tmp_path / "source"
+    shutil.copytree(distributions["unpacked"], source)
+    cards = source / "model_cards"
+    shutil.copytree(tiny_checkpoint, cards / "sixth")
+    index = json.loads((cards / "released.json").read_text())
+    (cards / "released.json").write_text(json.dumps(index | {"sixth": {"family": "RVQ codec", "embedded": False}}))
+    project = (cards / "pyproject.toml").read_text()
+    (cards / "pyproject.toml").write_text(project.replace('_checkpoints" = []', '_checkpoints" = ["sixth/**"]'))
+    build(source, "wheel", tmp_path)
+    build(cards, "wheel", tmp_path)
+    (main,) = tmp_path.glob("speech_tokenizers-*.whl")
+    (others,) = tmp_path.glob("speech_tokenizers_checkpoints-*.whl")
+    assert not [name for name in zipfile.ZipFile(main).namelist() if "/sixth/" in name]
+    held = [name for name in zipfile.ZipFile(others).namelist() if ".dist-info/" not in name]
+    assert {name.split("/")[1] for name in held} == {"__init__.py", "sixth"}
+
+    program = "import speech_tokenizers\ntry: print(type(speech_tokenizers.load('sixth')[0]).__name__)\n"
+    program += "except ValueError as error: print(error)"
+    python = make_python(tmp_path, main)
+    told = run(python, "-c", program, cwd=tmp_path)
+    assert "`pip install speech-tokenizers-checkpoints` brings it" in told
+    assert "speech-tokenizers-checkpoints: sixth" in run(python, "-m", "speech_tokenizers", "info", cwd=tmp_path)
+    install(python, others)
+    assert run(python, "-c", program, cwd=tmp_path).split() == ["RVQCodecModel"]
+    assert "  sixth\n" in run(python, "-m", "speech_tokenizers", "info", cwd=tmp_path)
 
 
 def test_the_sdist_can_be_tested(distributions):

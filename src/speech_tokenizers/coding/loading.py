@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load a codec and its feature extractor by name, and store one in half the bytes."""
 
+import importlib.util
 import json
 from importlib import resources
 from pathlib import Path
@@ -10,12 +11,32 @@ from typing import Any
 DEFAULT_CHECKPOINT = "rvq-codec-16khz-4kbps"
 # Units that the demo shows.
 DEFAULT_UNITS = "dc-spin-small-16khz"
+# The distribution of the checkpoints that the wheel does not embed.
+_OTHERS = "speech-tokenizers-checkpoints"
 
 
 def list_checkpoints() -> list[str]:
-    """Names of the checkpoints that this installation carries."""
-    folder = resources.files("speech_tokenizers.model_cards")
-    return sorted(entry.name for entry in folder.iterdir() if entry.joinpath("config.json").is_file())
+    """Names of the checkpoints that this installation has."""
+    return sorted(_checkpoint_folders())
+
+
+def released_checkpoints() -> dict[str, dict[str, Any]]:
+    """All released checkpoints by name: their `family`, and whether the wheel has them `embedded`."""
+    index = resources.files("speech_tokenizers.model_cards").joinpath("released.json")
+    return json.loads(index.read_text(encoding="utf-8"))
+
+
+def _checkpoint_folders() -> dict[str, Any]:
+    # Those of the package and, where it is installed, of the distribution that has the others.
+    packages = ["speech_tokenizers.model_cards"]
+    if importlib.util.find_spec(_OTHERS.replace("-", "_")) is not None:
+        packages.append(_OTHERS.replace("-", "_"))
+    return {
+        entry.name: entry
+        for package in packages
+        for entry in resources.files(package).iterdir()
+        if entry.joinpath("config.json").is_file()
+    }
 
 
 def find_checkpoint(name_or_path: str | Path | None = None) -> str:
@@ -33,8 +54,8 @@ def find_checkpoint(name_or_path: str | Path | None = None) -> str:
         ValueError: If it is neither.
     """
     name = str(DEFAULT_CHECKPOINT if name_or_path is None else name_or_path)
-    if name in list_checkpoints():
-        return str(resources.files("speech_tokenizers.model_cards").joinpath(name))
+    if name in (folders := _checkpoint_folders()):
+        return str(folders[name])
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -42,6 +63,10 @@ def find_checkpoint(name_or_path: str | Path | None = None) -> str:
                 f"`name_or_path` is the folder {name}, which has no config.json; name a saved model's folder."
             )
         return name
+    if name in released_checkpoints():
+        raise ValueError(
+            f"{name} is a released checkpoint that this installation does not have; `pip install {_OTHERS}` brings it."
+        )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         known = ", ".join(list_checkpoints()) or "none"
         raise ValueError(

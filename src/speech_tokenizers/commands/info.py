@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    from speech_tokenizers.coding.loading import DEFAULT_CHECKPOINT, list_checkpoints
+    from speech_tokenizers.coding.loading import DEFAULT_CHECKPOINT, list_checkpoints, released_checkpoints
 
     if args.subject is None:
         print(f"speech-tokenizers {__version__}")
@@ -29,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
         print("checkpoints:" if names else "checkpoints: none")
         for name in names:
             print(f"  {name}{' (default)' if name == DEFAULT_CHECKPOINT else ''}")
+        if others := sorted(released_checkpoints().keys() - {*names}):
+            print(f"not installed, in speech-tokenizers-checkpoints: {', '.join(others)}")
         return 0
     if args.subject not in list_checkpoints() and os.path.isfile(args.subject):
         is_codes = args.subject.endswith(".safetensors")
