@@ -81,8 +81,8 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     r"""
     A folder that is written whole or not at all.
 
-    Gives the path of a folder of the same name that does not exist yet, to create and to fill. It replaces `path` at
-    the end of the block. After an exception it is removed, and an older folder stays as it was.
+    Gives an empty folder of the same name, to fill. It replaces `path` at the end of the block. After an exception it
+    is removed, and an older folder stays as it was.
 
     Args:
         path (`str` or `Path`): The folder. Missing parents are created.
@@ -94,7 +94,7 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as parent:
         folder, older = Path(parent, "new", path.name), Path(parent, "old")
-        folder.parent.mkdir()
+        folder.mkdir(parents=True)
         yield folder
         if path.exists():
             os.replace(path, older)

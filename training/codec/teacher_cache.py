@@ -3,7 +3,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from speech_tokenizers.processing.whole_files import WholeFile, write_whole
 from speech_tokenizers.training.codec.teachers import Teacher, TimedFeatures, Utterance
 
 
@@ -58,8 +58,7 @@ class TeacherCache:
                     " `distillation.cache_dir`, or remove the folder."
                 )
         else:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write_atomically(path, lambda temporary: temporary.write_text(json.dumps(self.description, indent=2)))
+            write_whole(path, json.dumps(self.description, indent=2))
         self.refresh()
 
     def refresh(self) -> None:
@@ -126,7 +125,8 @@ class TeacherCache:
             raise TeacherCacheError("The teacher's features are not finite in half precision.")
         name = hashlib.sha256(" ".join(features).encode()).hexdigest()[:16]
         path = self.folder / f"{name}.safetensors"
-        _write_atomically(path, lambda temporary: save_file(tensors, temporary, {"index": json.dumps(index)}))
+        with WholeFile(path) as temporary:
+            save_file(tensors, temporary, {"index": json.dumps(index)})
         self._places |= {key: (path, start, end) for key, (start, end) in index.items()}
 
 
@@ -167,12 +167,3 @@ def fill_cache(
 def _blocks(items: list, size: int) -> Iterator[list]:
     for first in range(0, len(items), size):
         yield items[first : first + size]
-
-
-def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -4,7 +4,6 @@
 import dataclasses
 import importlib.util
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from speech_tokenizers.modeling.spectral_losses import log_mel_spectrogram
+from speech_tokenizers.processing.whole_files import write_whole
 from speech_tokenizers.training.common.recipe_files import changed_settings, check_names
 
 
@@ -68,9 +68,7 @@ class TrainingLog:
     def __init__(self, path: Path, last_step: int = 0):
         self.path = path
         kept = [entry for entry in read_log(path) if entry["step"] <= last_step] if path.exists() else []
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
     def write(self, entry: dict[str, float | int | str]) -> None:
         """Append an entry, which must have a `step`."""

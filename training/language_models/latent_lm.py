@@ -9,7 +9,6 @@ been stopped.
 
 import copy
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from speech_tokenizers.coding.loading import load
 from speech_tokenizers.modeling.configuration_latent_lm import LatentLMConfig
 from speech_tokenizers.modeling.continuous_heads import build_head
 from speech_tokenizers.modeling.modeling_latent_lm import LatentLanguageModel
+from speech_tokenizers.processing.whole_files import whole_folder, write_whole
 from speech_tokenizers.training.common.data import EvaluatedRecordingsArguments, decode_part
 from speech_tokenizers.training.common.processes import process_state
 from speech_tokenizers.training.common.recipe_files import load_recipe
@@ -33,7 +33,6 @@ from speech_tokenizers.training.common.recipe_trainer import (
     claim_output,
     train_until_done,
 )
-from speech_tokenizers.training.common.whole_folder import whole_folder
 from speech_tokenizers.training.language_models.latent_prediction import (
     generation_milliseconds,
     judge,
@@ -331,9 +330,7 @@ def train_head(
         model.save_pretrained(final)
     results |= generation_milliseconds(model.cpu())
     results["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    temporary = folder / ".results.json.incomplete"
-    temporary.write_text(json.dumps(results, indent=2), encoding="utf-8")
-    os.replace(temporary, folder / "results.json")
+    write_whole(folder / "results.json", json.dumps(results, indent=2))
 
 
 def results_table(results: dict[str, dict[str, float]]) -> str:

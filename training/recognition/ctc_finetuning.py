@@ -497,32 +497,27 @@ _OPTIONS = {
 
 def run(args: argparse.Namespace) -> int:
     r"""Run the command; returns the exit code."""
-    from speech_tokenizers.processing.optional_packages import MissingPackageError
     from speech_tokenizers.processing.phonemization import EspeakPhonemizer
 
-    try:
-        trainer = finetune_ctc(
-            args.encoder,
-            load_recordings(args.data, parse_filter(args.filter)),
-            load_recordings(args.data, parse_filter(args.eval_filter)) if args.eval_filter else None,
-            args.unit,
-            CTCFinetuningArguments(
-                output_dir=args.output,
-                logging_steps=10,
-                save_steps=args.save_steps,
-                save_total_limit=2,
-                eval_strategy="steps" if args.eval_steps and args.eval_filter else "no",
-                eval_steps=args.eval_steps,
-                report_to="none",
-                **{name: getattr(args, name) for name in _OPTIONS},
-            ),
-            args.column,
-            None if args.phonemize is None else EspeakPhonemizer(args.phonemize),
-            args.resume,
-        )
-    except (ValueError, OSError, MissingPackageError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    trainer = finetune_ctc(
+        args.encoder,
+        load_recordings(args.data, parse_filter(args.filter)),
+        load_recordings(args.data, parse_filter(args.eval_filter)) if args.eval_filter else None,
+        args.unit,
+        CTCFinetuningArguments(
+            output_dir=args.output,
+            logging_steps=10,
+            save_steps=args.save_steps,
+            save_total_limit=2,
+            eval_strategy="steps" if args.eval_steps and args.eval_filter else "no",
+            eval_steps=args.eval_steps,
+            report_to="none",
+            **{name: getattr(args, name) for name in _OPTIONS},
+        ),
+        args.column,
+        None if args.phonemize is None else EspeakPhonemizer(args.phonemize),
+        args.resume,
+    )
     for name, value in trainer.state.log_history[-1].items():
         if name.endswith("_error_rate"):
             print(f"{name.removeprefix('eval_').replace('_', ' ')}: {value:.2f} %")

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from speech_tokenizers.processing.whole_files import whole_folder
 from speech_tokenizers.training.common.child_process import Stopped, run_command
 from speech_tokenizers.training.common.recipe_files import keep_recipe, load_recipe
-from speech_tokenizers.training.common.whole_folder import whole_folder
 
 
 # Units that swapped prediction learns, by name, with their differences from the recipe of `dc_spin`.
@@ -309,6 +309,3 @@ def run(args: argparse.Namespace) -> int:
     except Stopped:
         print("stopped; the same command goes on", file=sys.stderr)
         return 1
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2

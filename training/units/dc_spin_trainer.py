@@ -22,6 +22,7 @@ from speech_tokenizers.modeling.configuration_dc_spin import DCSpinConfig
 from speech_tokenizers.modeling.modeling_dc_spin import DCSpinModel
 from speech_tokenizers.processing.feature_extraction_dc_spin import DCSpinFeatureExtractor
 from speech_tokenizers.processing.speaker_perturbation import SpeakerPerturbation
+from speech_tokenizers.processing.whole_files import whole_folder
 from speech_tokenizers.training.common.data import decode_part
 from speech_tokenizers.training.common.processes import process_state
 from speech_tokenizers.training.common.recipe_files import check_names, load_recipe
@@ -31,7 +32,6 @@ from speech_tokenizers.training.common.recipe_trainer import (
     claim_output,
     train_until_done,
 )
-from speech_tokenizers.training.common.whole_folder import whole_folder
 from speech_tokenizers.training.units.perturbed_views import PerturbedViewsDataset, pad_views
 
 

@@ -7,7 +7,6 @@ What is finished is not done again: the same command goes on after a kill, at th
 been stopped.
 """
 
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from speech_tokenizers.modeling.configuration_hubert_masked_prediction import Hu
 from speech_tokenizers.modeling.modeling_hubert_masked_prediction import HubertForMaskedPrediction
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.processing.recordings import DecodedRecordings
+from speech_tokenizers.processing.whole_files import WholeFile, whole_folder
 from speech_tokenizers.training.common.data import decode_part
 from speech_tokenizers.training.common.processes import process_state
 from speech_tokenizers.training.common.recipe_files import check_names, load_recipe
@@ -35,7 +35,6 @@ from speech_tokenizers.training.common.recipe_trainer import (
     claim_output,
     train_until_done,
 )
-from speech_tokenizers.training.common.whole_folder import whole_folder
 from speech_tokenizers.training.units.kmeans import fit_kmeans
 from speech_tokenizers.training.units.masked_prediction import MaskedPredictionDataset, MaskedPredictionTrainer
 from speech_tokenizers.training.units.mfcc import mfcc_features
@@ -308,9 +307,8 @@ def make_labeler(
     if args.kind == "mfcc":
         path = folder / "mfcc_centroids.safetensors"
         if not path.is_file():
-            temporary = path.with_suffix(f".tmp-{os.getpid()}")
-            save_file({"centroids": fit_mfcc(args, recordings, seed)}, temporary)
-            os.replace(temporary, path)
+            with WholeFile(path) as temporary:
+                save_file({"centroids": fit_mfcc(args, recordings, seed)}, temporary)
         return MfccLabeler(load_file(path)["centroids"], recordings.sampling_rate, args.subtract_mean)
     if args.kind == "codes":
         model, feature_extractor = load(args.model)

@@ -20,6 +20,8 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from speech_tokenizers.processing.whole_files import WholeFile
+
 
 # Number of frames that are compared with the centroids at once. Processes share a batch by such blocks.
 FRAMES_PER_BLOCK = 512
@@ -471,16 +473,10 @@ def _save_state(path: Path | None, state: _State, identity: dict[str, Any], proc
     # Whole or not at all. Only the main process writes; the others hold the same.
     if path is None or not processes.is_main:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            torch.save({"identity": identity, "state": vars(state)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with WholeFile(path) as temporary, temporary.open("wb") as file:
+        torch.save({"identity": identity, "state": vars(state)}, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _load_state(path: Path, identity: dict[str, Any], processes: _Processes) -> _State | None:

@@ -21,6 +21,7 @@ from speech_tokenizers.modeling.codec_interface import TokenKind, pad_waveforms
 from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 from speech_tokenizers.processing.packing import pack_by_length
 from speech_tokenizers.processing.recordings import DecodedRecordings
+from speech_tokenizers.processing.whole_files import write_whole
 from speech_tokenizers.training.units.kmeans import assign
 from speech_tokenizers.training.units.mfcc import mfcc_features
 
@@ -285,9 +286,7 @@ def _write_labels(
     }
     os.replace(partial, path.with_suffix(".labels"))
     # The index is written last: where it exists, the labels are complete.
-    temporary = path.with_suffix(f".tmp-{os.getpid()}")
-    temporary.write_text(json.dumps({**contents, **labeler.description, "spans": spans}), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps({**contents, **labeler.description, "spans": spans}))
     done_path.unlink()
 
 

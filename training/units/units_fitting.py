@@ -10,7 +10,6 @@ kill.
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -37,8 +36,8 @@ from speech_tokenizers.processing.recordings import (
     load_recordings,
     parse_filter,
 )
+from speech_tokenizers.processing.whole_files import WholeFile, whole_folder
 from speech_tokenizers.training.common.processes import leave_together
-from speech_tokenizers.training.common.whole_folder import whole_folder
 from speech_tokenizers.training.units.kmeans import assign, fit_kmeans, mean_squared_distance
 from speech_tokenizers.training.units.pseudo_labels import as_float
 
@@ -156,9 +155,8 @@ def write_features(
     if is_main and not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         np.zeros(len(batches), dtype=np.uint8).tofile(done_path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        open_memmap(temporary, mode="w+", dtype=dtype, shape=shape).flush()
-        os.replace(temporary, path)
+        with WholeFile(path) as temporary:
+            open_memmap(temporary, mode="w+", dtype=dtype, shape=shape).flush()
     if accelerator is not None:
         accelerator.wait_for_everyone()
         model = model.to(accelerator.device)
@@ -280,9 +278,8 @@ def _fit_codebook(
             **{**options, "batch_size": min(batch_size, len(frames))},
         )
         if accelerator is None or accelerator.is_main_process:
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            save_file({"centroids": result.centroids}, temporary)
-            os.replace(temporary, finished)
+            with WholeFile(finished) as temporary:
+                save_file({"centroids": result.centroids}, temporary)
             checkpoint.unlink(missing_ok=True)
         if accelerator is not None:
             accelerator.wait_for_everyone()
@@ -302,13 +299,12 @@ def _moments(frames: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
 def _changed(frames: np.ndarray, path: Path, change: Any, accelerator: Accelerator | None) -> np.ndarray:
     # A second file, of changed frames.
     if not path.is_file() and (accelerator is None or accelerator.is_main_process):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        target = open_memmap(temporary, mode="w+", dtype=np.float32, shape=frames.shape)
-        for first in range(0, len(frames), _FRAMES_AT_ONCE):
-            block = torch.from_numpy(frames[first : first + _FRAMES_AT_ONCE].astype(np.float32))
-            target[first : first + len(block)] = change(block).numpy()
-        target.flush()
-        os.replace(temporary, path)
+        with WholeFile(path) as temporary:
+            target = open_memmap(temporary, mode="w+", dtype=np.float32, shape=frames.shape)
+            for first in range(0, len(frames), _FRAMES_AT_ONCE):
+                block = torch.from_numpy(frames[first : first + _FRAMES_AT_ONCE].astype(np.float32))
+                target[first : first + len(block)] = change(block).numpy()
+            target.flush()
     if accelerator is not None:
         accelerator.wait_for_everyone()
     return open_memmap(path, mode="c")

@@ -319,7 +319,7 @@ def test_a_command_that_cannot_start_is_one_line(
     command = [str(encoder_folder), str(speech_folder), "-o", str(tmp_path / "out"), *options.split()]
     assert run(parser.parse_args(command)) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("error: ")
+    assert line.startswith("speech-tokenizers finetune-ctc: error: ")
     assert message in line
 
 
