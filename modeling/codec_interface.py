@@ -213,7 +213,7 @@ class SpeechCodec:
 
         Args:
             kind (`str`, *optional*): Kind that is asked for. Defaults to the model's.
-            decode (`bool`, *optional*, defaults to `False`): Whether `decode` shall take it.
+            decode (`bool`, *optional*, defaults to `False`): Whether `decode` is to take the tokens.
 
         Raises:
             ValueError: If the model does not have it.
@@ -272,7 +272,7 @@ class SpeechCodec:
         `encode` of what the model's feature extractor gives.
 
         Args:
-            features (`dict` of `str` to `torch.Tensor`): What it gives.
+            features (`dict` of `str` to `torch.Tensor`): Output of the model's feature extractor.
             num_quantizers (`int`, *optional*): Number of first codebooks to give. Defaults to all.
 
         Raises:

@@ -126,7 +126,7 @@ class CodecPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
         quantizer stays in evaluation mode, so both modes compute the same.
 
         Args:
-            frozen (`bool`, defaults to `True`): `False` lets everything learn again.
+            frozen (`bool`, defaults to `True`): Whether to freeze. `False` lets everything learn again.
         """
         self.requires_grad_(not frozen)
         for module in self.modules():
