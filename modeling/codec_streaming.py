@@ -17,7 +17,7 @@ class CodecStream:
 
     Args:
         model ([`RVQCodecModel`]): The codec, in `eval()` mode.
-        num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
+        num_quantizers (`int`, *optional*): Number of first codebooks to use. Defaults to all.
         window_seconds (`float`, defaults to 4.0): Longest stretch that is coded at once, in seconds; it bounds the
             memory.
 

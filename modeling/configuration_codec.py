@@ -72,8 +72,8 @@ class CodecConfig(PreTrainedConfig):
             `hop_length / decoder_spectra`. Defaults to `n_fft`.
         decoder_spectra (`int`, defaults to 1): Spectra that the inverse-STFT decoder makes of a frame, evenly spaced:
             the more they overlap, the better they can carry the phase.
-        decoder_complex_residual (`bool`, defaults to `False`): Let the inverse-STFT decoder add real and imaginary
-            parts to what it makes of magnitude and phase; see [`InverseSpectrum`].
+        decoder_complex_residual (`bool`, defaults to `False`): Whether the inverse-STFT decoder adds real and
+            imaginary parts to what it makes of magnitude and phase; see [`InverseSpectrum`].
     """
 
     presets: ClassVar[dict[str, dict]] = {}

@@ -24,9 +24,9 @@ class HubertMaskedPredictionConfig(HubertConfig):
             output, per frame that is learnt from.
         feature_grad_mult (`float`, defaults to 0.1): Factor on the gradient that reaches the convolutional front end;
             0 freezes it.
-        mask_prob (`float`, defaults to 0.8): Spans times their length, relative to the frames of a recording. Spans
-            overlap, so fewer frames are masked.
-        mask_length (`int`, defaults to 10): Frames of a span.
+        mask_prob (`float`, defaults to 0.8): Number of spans times their length, relative to the frames of a
+            recording. Spans overlap, so fewer frames are masked.
+        mask_length (`int`, defaults to 10): Length of a span, in frames.
         mask_min_spans (`int`, defaults to 2): Least number of spans in a recording.
         padding_invariant (`bool`, defaults to `True`): Whether a row of a padded batch counts as it would alone. In
             fairseq it does not; `False` repeats that.

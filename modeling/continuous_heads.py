@@ -22,7 +22,8 @@ class HeadLinear(nn.Linear):
 
     Args:
         in_features, out_features (`int`): Sizes of the input and of the output.
-        zero (`bool`, defaults to `False`): Start with zeros, so that a modulated layer starts as the identity.
+        zero (`bool`, defaults to `False`): Whether to start with zeros, so that a modulated layer starts as the
+            identity.
     """
 
     def __init__(self, in_features: int, out_features: int, zero: bool = False):
@@ -48,7 +49,7 @@ class ResidualBlock(nn.Module):
     Args:
         width (`int`): Dimension of x and of the condition.
         conditional (`bool`): Whether there is a condition.
-        zero (`bool`): Start as the identity.
+        zero (`bool`): Whether to start as the identity.
     """
 
     def __init__(self, width: int, conditional: bool, zero: bool):
@@ -76,7 +77,7 @@ class ResidualNetwork(nn.Module):
         width (`int`): Width of the blocks.
         num_layers (`int`): Number of blocks.
         conditional (`bool`): Whether `forward` gets a condition.
-        zero (`bool`): Start with blocks that are the identity, and an output of zero.
+        zero (`bool`): Whether to start with blocks that are the identity, and an output of zero.
     """
 
     def __init__(

@@ -86,7 +86,7 @@ def push_to_hub_with_code(
         commit_message (`str`, *optional*): Title of the commit.
         private (`bool`, *optional*): Visibility of a repository that is created. Defaults to the namespace's setting.
         revision (`str`, *optional*): Branch to commit to; created if absent. Defaults to the main branch.
-        create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead of committing.
+        create_pr (`bool`, *optional*, defaults to `False`): Whether to open a pull request instead of committing.
         token (`str` or `bool`, *optional*): Access token. Defaults to the one that `hf auth login` stored.
 
     Returns:

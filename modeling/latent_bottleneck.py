@@ -78,7 +78,7 @@ class LatentBottleneck(FreezableModule):
         Args:
             moments (`torch.Tensor` of shape `(batch, num_frames, num_channels)`): Encoder output.
             mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask with 1 for frames that count.
-            sample (`bool`): Add noise.
+            sample (`bool`): Whether to add noise.
             noise (`torch.Tensor` of shape `(batch, num_frames, dim)`, *optional*): Noise that `noise` drew, to add the
                 same again. By default it is drawn.
         """

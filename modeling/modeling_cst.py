@@ -160,7 +160,7 @@ class CSTModel(CSTPreTrainedModel):
                 [-1, 1].
             padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples,
                 padded on either side.
-            sample (`bool`, defaults to `False`): Add the noise of the bottleneck, as in training.
+            sample (`bool`, defaults to `False`): Whether to add the noise of the bottleneck, as in training.
             padding_cache ([`StreamingCache`], *optional*): The past of a stream; each chunk but the last must be a
                 multiple of `hop_length` long. Only for causal models. [`LatentStream`] does this for chunks of any
                 length.
@@ -226,7 +226,7 @@ class CSTModel(CSTPreTrainedModel):
                 padded on either side.
             noise (`torch.Tensor` of shape `(batch, num_frames, hidden_size)`, *optional*): Noise of the bottleneck;
                 see [`LatentBottleneck.noise`]. By default it is drawn. Evaluation mode does not use it.
-            return_loss (`bool`, defaults to `True`): Also compute the losses that need no discriminator.
+            return_loss (`bool`, defaults to `True`): Whether to compute the losses that need no discriminator.
             kwargs: Arguments that transformers passes to any model, such as `output_attentions`. A codec has no
                 attentions.
 

@@ -179,7 +179,8 @@ class DCSpinModel(DCSpinPreTrainedModel):
                 the errors.
             codebook (`str`, *optional*, defaults to `"primary"`): Codebook whose codes are returned: `"primary"` or
                 `"auxiliary"`.
-            deduplicate (`bool`, *optional*, defaults to `False`): Return runs of equal units as one, with `durations`.
+            deduplicate (`bool`, *optional*, defaults to `False`): Whether to return runs of equal units as one, with
+                `durations`.
 
         Raises:
             ValueError: If there is no such codebook.

@@ -65,7 +65,7 @@ def span_mask(
         num_frames (`int`): Frames of the recording, without padding.
         mask_prob (`float`): Number of spans times their length, relative to `num_frames`; rounded up or down by
             chance.
-        mask_length (`int`): Frames of a span.
+        mask_length (`int`): Length of a span, in frames.
         min_spans (`int`): Least number of spans, where there is room for so many.
         generator (`torch.Generator`, *optional*): Generator of the draws. Defaults to PyTorch's global one.
 

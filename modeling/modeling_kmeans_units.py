@@ -194,8 +194,8 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
         r"""
         Args:
             input_values, padding_mask: Waveforms and their mask; see [`~KMeansUnitsModel.features`].
-            deduplicate (`bool`, *optional*, defaults to `False`): Return runs of equal units as one, with `durations`.
-                With several codebooks a run lasts as long as all of them stay.
+            deduplicate (`bool`, *optional*, defaults to `False`): Whether to return runs of equal units as one, with
+                `durations`. With several codebooks a run lasts as long as all of them stay.
 
         Raises:
             ValueError: If there are no centroids yet; and see [`~KMeansUnitsModel.features`].

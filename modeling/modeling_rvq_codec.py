@@ -143,7 +143,7 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
                 [-1, 1].
             padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples,
                 padded on either side.
-            num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
+            num_quantizers (`int`, *optional*): Number of first codebooks to use. Defaults to all.
             padding_cache ([`StreamingCache`], *optional*): The past of a stream; each chunk but the last must be a
             multiple of
                 `hop_length` long. Only for causal codecs. [`CodecStream`] does this for chunks of any length.
@@ -174,8 +174,8 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         Args:
             audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`, *optional*): Codes to decode.
                 If they have fewer codebooks than the codec, these are its first ones.
-            latents (`torch.Tensor` of shape `(batch, num_frames, hidden_size)`, *optional*): Decode these frames
-                instead. With both given, the codes count.
+            latents (`torch.Tensor` of shape `(batch, num_frames, hidden_size)`, *optional*): Frames to decode in place
+                of codes. With both given, the codes count.
             audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask with 1 for real frames,
                 padded on either side.
             num_samples (`int`, *optional*): Length of the original, which is up to `hop_length - 1` shorter than its
@@ -214,9 +214,9 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
                 [-1, 1].
             padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples,
                 padded on either side.
-            num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all. With 0, which `encode`
-                refuses, the decoder hears the latents as they are, and there are no codes.
-            return_loss (`bool`, defaults to `True`): Also compute the losses that need no discriminator.
+            num_quantizers (`int`, *optional*): Number of first codebooks to use. Defaults to all. With 0, which
+                `encode` refuses, the decoder hears the latents as they are, and there are no codes.
+            return_loss (`bool`, defaults to `True`): Whether to compute the losses that need no discriminator.
             kwargs: Arguments that transformers passes to any model, such as `output_attentions`. A codec has no
                 attentions.
 

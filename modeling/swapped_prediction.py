@@ -55,8 +55,8 @@ def sinkhorn_log_weights(
             once an iteration.
         epsilon (`float`): Temperature.
         iterations (`int`): Number of iterations, at least 1.
-        all_processes (`bool`, *optional*, defaults to `False`): Let the frames of all processes of the default group
-            share the codes. All must call this.
+        all_processes (`bool`, *optional*, defaults to `False`): Whether the frames of all processes of the default
+            group share the codes. All must call this.
 
     Returns:
         `torch.Tensor` of shape `(num_codes,)`, in float32.
@@ -120,9 +120,9 @@ class SwappedPrediction(nn.Module):
         temperature (`float`): Temperature of the predictions.
         epsilon (`float`): Temperature of the targets.
         iterations (`int`): Number of Sinkhorn's iterations.
-        hard_target (`bool`): Learn the likeliest target alone.
+        hard_target (`bool`): Whether only the likeliest target is learnt.
         target_mix (`float`): Weight of a view's own logits in those of its target; the other view's have the rest.
-        normalize (`bool`): Give frames and codes unit length.
+        normalize (`bool`): Whether frames and codes have unit length.
         logits_at_once (`int`, *optional*): Frames times codes of a chunk.
     """
 

@@ -298,8 +298,8 @@ class ResidualVectorQuantizer(FreezableModule):
 
         Args:
             latents (`torch.Tensor` of shape `(batch, num_frames, hidden_size)`): Encoder output.
-            num_quantizers (`int`, *optional*): Use only the first codebooks, for a lower bit rate, or none. Defaults
-                to all.
+            num_quantizers (`int`, *optional*): Number of first codebooks to use, for a lower bit rate, or 0 for none.
+                Defaults to all.
             mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask with 1 for frames that count.
 
         Raises:

@@ -92,7 +92,7 @@ def encode_file(
         audio_path (`str` or `Path`): Audio file at any rate. Channels are averaged, and the result is resampled to the
             codec's rate.
         codes_path (`str` or `Path`, *optional*): File to write; see [`save_codes`] and [`save_latents`].
-        num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
+        num_quantizers (`int`, *optional*): Number of first codebooks to use. Defaults to all.
         model_name (`str`, *optional*): Name under which the decoder will look for the codec.
         on_progress (`Callable`, *optional*): Function that is called with the seconds done since the last call.
         latents (`bool`, *optional*, defaults to `False`): Whether to give a codec's frames before quantization instead

@@ -11,7 +11,8 @@ def spectrogram(waveform: np.ndarray, window_length: int = 512, step: int = 128)
     Power in decibels.
 
     Args:
-        waveform (`np.ndarray` of shape `(num_samples,)`): Padded with zeros at the end if shorter than a window.
+        waveform (`np.ndarray` of shape `(num_samples,)`): Waveform, padded with zeros at the end if shorter than a
+            window.
         window_length, step (`int`): Length of the Hann window and distance between windows, in samples.
 
     Returns:
