@@ -209,7 +209,7 @@ class SpeechCodec:
 
     def check_kind(self, kind: TokenKind | None, decode: bool = False) -> TokenKind:
         r"""
-        The kind of tokens that is meant.
+        Check a kind of tokens, and fill in the model's own.
 
         Args:
             kind (`str`, *optional*): Kind that is asked for. Defaults to the model's.
@@ -242,7 +242,7 @@ class SpeechCodec:
 
     def voice_arguments(self, voice: str | None = None) -> dict[str, torch.Tensor]:
         r"""
-        What `decode` is given for a voice, for a batch of one.
+        Arguments of `decode` for a voice, for a batch of one.
 
         Args:
             voice (`str`, *optional*): Name of the voice. Defaults to the one that streams use.
@@ -256,7 +256,7 @@ class SpeechCodec:
 
     def batch_features(self, waveforms: Sequence[Any], feature_extractor: Any) -> dict[str, torch.Tensor]:
         r"""
-        What `encode` takes, of recordings of different lengths.
+        Arguments of `encode` for recordings of different lengths.
 
         Args:
             waveforms (sequence of `np.ndarray` of shape `(num_samples,)`): Recordings in [-1, 1] at `sampling_rate`.
@@ -269,7 +269,7 @@ class SpeechCodec:
 
     def encode_features(self, features: dict[str, torch.Tensor], num_quantizers: int | None = None) -> Any:
         r"""
-        `encode` of what the model's feature extractor gives.
+        Encode the output of the model's feature extractor.
 
         Args:
             features (`dict` of `str` to `torch.Tensor`): Output of the model's feature extractor.

@@ -211,8 +211,8 @@ class ContinuousHead(nn.Module):
 
 class MeanSquareHead(ContinuousHead):
     r"""
-    The squared error of a prediction (arXiv 2410.17081, Eq. 7). It learns the mean of what may follow and draws
-    nothing: where several tokens are possible it gives none of them.
+    The squared error of a prediction (arXiv 2410.17081, Eq. 7). It learns the mean of the tokens that may follow and
+    draws nothing. Where several tokens are possible, the mean is none of them.
 
     Args:
         width, dim (`int`), condition_dropout (`float`): Sizes and dropout; see [`ContinuousHead`].
@@ -243,10 +243,10 @@ class GaussianHead(ContinuousHead):
     `"likelihood"`: the loss is -log N(y; m, s^2), the mean over dimensions without its constant.
 
     `"melle"`: z is drawn from N(m, s^2) and the token is y' = z + MLP(z). The loss is |y' - y| + |y' - y|^2 plus
-    `kl_weight` times KL(N(m, s^2) || N(y, 1)), minus `flux_weight` times |m_t - y_(t-1)|, which rewards change; each a
-    mean over dimensions. The draws of this objective are narrow, since its errors are least for a y' that does not
-    depend on the noise; hence it is not the default. MELLE counts the divergence only after 10000 steps, which is for
-    whoever trains: set `kl_weight`.
+    `kl_weight` times KL(N(m, s^2) || N(y, 1)), minus `flux_weight` times |m_t - y_(t-1)|, which rewards change. Each
+    term is a mean over dimensions. The draws of this objective are narrow, since its errors are least for a y' that
+    does not depend on the noise. Hence it is not the default. MELLE counts the divergence only after 10000 steps; to
+    do so, set `kl_weight` during training.
 
     Args:
         width, dim (`int`), condition_dropout (`float`): Sizes and dropout; see [`ContinuousHead`].

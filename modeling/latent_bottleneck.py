@@ -57,7 +57,7 @@ class LatentBottleneck(FreezableModule):
 
     def noise(self, shape: tuple[int, int, int], generator: torch.Generator | None = None) -> torch.Tensor:
         r"""
-        What `forward` adds, up to the standard deviation.
+        Noise that `forward` adds, up to the standard deviation.
 
         Args:
             shape (`tuple` of three `int`): Shape of the noise, (batch, num_frames, dim).

@@ -87,8 +87,8 @@ class DCSpinModel(DCSpinPreTrainedModel):
     recording and the same in another voice have to predict each other's codes. Beside the primary codebook, whose
     codes are the units, an auxiliary one with more codes is learnt, whose part it is to refine the encoder.
 
-    What is trained computes with the encoder's own dropout in training mode. The frozen rest stays in evaluation mode,
-    so that it has no SpecAugment, layer drop or dropout; the original leaves its dropout on.
+    The trained layers keep the encoder's own dropout in training mode. The frozen layers stay in evaluation mode, so
+    that they have no SpecAugment, layer drop or dropout. The original leaves their dropout on.
 
     Args:
         config ([`DCSpinConfig`]): The encoder, the codebooks and their losses.

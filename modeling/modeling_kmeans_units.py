@@ -178,7 +178,7 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
 
     def set_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         r"""
-        What `normalization="standardize"` subtracts and divides by.
+        Set the mean and deviation that `normalization="standardize"` subtracts and divides by.
 
         Args:
             mean, std (`torch.Tensor` of shape `(num_streams, hidden_size)`): Mean and standard deviation of the data

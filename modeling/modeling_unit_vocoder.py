@@ -214,7 +214,7 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
         speaker_embeddings: torch.Tensor | None = None,
     ) -> torch.Tensor:
         r"""
-        How long de-duplicated units last, as a language model gives them.
+        Predict the durations of units that come de-duplicated, as from a language model.
 
         Args:
             audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_units)`): The units.

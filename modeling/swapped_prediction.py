@@ -45,7 +45,7 @@ def sinkhorn_log_weights(
     chunks: Callable[[], Iterable[torch.Tensor]], epsilon: float, iterations: int, all_processes: bool = False
 ) -> torch.Tensor:
     r"""
-    What Sinkhorn's iterations add to the logits of a code, given the logits chunk by chunk.
+    Weights that Sinkhorn's iterations add to the logits of each code, given the logits chunk by chunk.
 
     The scale of a frame follows from those of the codes, so these are all that has to be kept: the assignments are
     `softmax(logits / epsilon + log_weights)`. In the domain of logarithms nothing overflows.

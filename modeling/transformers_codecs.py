@@ -39,9 +39,9 @@ class TransformersCodec(SpeechCodec):
     r"""
     A codec of transformers as a [`SpeechCodec`].
 
-    transformers' codecs hear the padding of a batch. So each recording is encoded and decoded alone: batched equals
-    single, at the speed of single recordings. For the same reason streams hold the whole recording, and code it once
-    it has ended; their memory grows with its length.
+    transformers' codecs hear the padding of a batch, so each recording is encoded and decoded alone. A batch gives
+    what single recordings give, at their speed. For the same reason a stream holds the whole recording and codes it
+    once it has ended. Its memory grows with its length.
 
     Args:
         model (`PreTrainedModel`): Codec to wrap; see [`as_speech_codec`].

@@ -176,7 +176,7 @@ class UnitPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
         self, input_values: torch.Tensor, padding_mask: torch.Tensor | None, layers: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         r"""
-        What layers of the encoder give.
+        States of layers of the encoder.
 
         Args:
             input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveforms in

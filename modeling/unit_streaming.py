@@ -11,11 +11,11 @@ class UnitStream:
     r"""
     Encode a recording while its samples arrive, chunk by chunk, in bounded memory.
 
-    The encoders of units hear all that they are given, so codes near the edge of what they hear are not those of the
-    whole recording: each chunk is encoded with context before and after, whose codes are dropped. A chunk's codes come
-    as soon as the context after it has arrived, and do not depend on how the samples were split. With more context
-    they come nearer to those of the whole, and later; where the context reaches to both ends, they are the same. With
-    `do_normalize` what is heard for each chunk is normalised by itself.
+    The encoders of units hear all that they are given, so codes near the edge of their input differ from those of the
+    whole recording. Each chunk is therefore encoded with context before and after it, and the codes of the context are
+    dropped. A chunk's codes come as soon as the context after it has arrived. They do not depend on how the samples
+    were split. With more context they come later, and nearer to those of the whole recording; where the context
+    reaches to both ends, they are the same. With `do_normalize` each chunk is normalised with its context alone.
 
     Args:
         model ([`KMeansUnitsModel`] or [`DCSpinModel`]): Unit model in evaluation mode, or another model with its

@@ -110,8 +110,8 @@ class VectorQuantizer(FreezableModule):
     One codebook, learnt as exponential moving averages of the vectors it codes (van den Oord et al. 2017, appendix
     A.1).
 
-    Entries that fall out of use are moved onto vectors of the current batch, and their averages with them: a new entry
-    with the old averages would be undone by the next update, which is what happens in the EnCodec lineage.
+    Entries that fall out of use are moved onto vectors of the current batch, and their averages with them. With the
+    old averages, the next update would undo the move, which is what happens in the EnCodec lineage.
 
     Args:
         codebook_size (`int`): Number of entries.
@@ -223,7 +223,7 @@ class ResidualVectorQuantizer(FreezableModule):
     gradients; the output is sum_k e_k. (SoundStream, Algorithm 1: arXiv 2107.03312)
 
     Random draws (initialisation, replaced entries, quantizer dropout) are seeded by the number of training batches so
-    far: they are the same on every process and after a resume, and leave PyTorch's global generators alone.
+    far. They are the same on every process and after a resume, and leave PyTorch's global generators alone.
 
     Args:
         num_quantizers (`int`): Number of codebooks, coarse to fine.

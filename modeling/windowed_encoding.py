@@ -15,9 +15,10 @@ class WindowedEncoder:
     r"""
     Encode a recording chunk by chunk, in windows with context on both sides.
 
-    The encoders of units hear all that they are given, so codes near the edge of a window are not those of the whole
-    recording: each window is encoded with context before and after, whose codes are dropped. Recordings that fit into
-    one window get exactly the codes of `encode`. With `do_normalize` each window is normalised by itself.
+    The encoders of units hear all that they are given, so codes near the edge of a window differ from those of the
+    whole recording. Each window is therefore encoded with context before and after it, and the codes of the context
+    are dropped. Recordings that fit into one window get exactly the codes of `encode`. With `do_normalize` each window
+    is normalised with its context alone.
 
     Args:
         model ([`KMeansUnitsModel`] or [`DCSpinModel`]): Unit model in evaluation mode; see [`UnitStream`].

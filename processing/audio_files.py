@@ -262,7 +262,7 @@ class AudioWriter:
     r"""
     Write a mono audio file block by block. The file appears under its name only once it is complete.
 
-    Use it as a context manager: leaving the block normally moves the finished file into place, an exception removes
+    Use it as a context manager. Leaving the block normally moves the finished file into place. An exception removes
     what was written and leaves an older file of that name as it was.
 
     Args:

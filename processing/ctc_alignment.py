@@ -88,7 +88,7 @@ def spread_labels(
     Give the blank frames after a label to it.
 
     A CTC marks a label where it begins, in a frame or two, and leaves the rest of it blank. So a label lasts until the
-    next one is marked; the last of a word, no longer than until the first silent frame.
+    next one is marked. The last label of a word lasts no longer than until the first silent frame.
 
     Args:
         starts, ends (`np.ndarray` of shape `(num_labels,)`): First frame of each label, and the frame after its last.

@@ -25,8 +25,8 @@ class EspeakPhonemizer:
 
     It is run as a program of its own, since it is under the GPL. Texts are given to it clause by clause, so that the
     phones of a text do not depend on the texts before it. It pronounces some short words together (`of the`), and
-    spells or skips what its language does not write: words are those that are spoken, which may be more or fewer than
-    those that are written.
+    spells or skips what its language does not write. So the words are those that are spoken, which may be more or
+    fewer than those that are written.
 
     Args:
         language (`str`, *optional*, defaults to `"en-us"`): Name of a voice, such as `"de"`, among those that

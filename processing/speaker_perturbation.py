@@ -57,9 +57,9 @@ class SpeakerPerturbation:
     r"""
     Draws a change of the speaker and applies it. Length and words stay.
 
-    A pair of numbers bounds a ratio, of which in half of the cases the inverse is taken. `None` switches a part off:
-    where the pitch carries words, as in Mandarin, `f0_ratio` and `f0_range_ratio` should be off, since what a model
-    learns to ignore is lost in its units.
+    A pair of numbers bounds a ratio, of which in half of the cases the inverse is taken. `None` switches a part off.
+    Where the pitch carries words, as in Mandarin, `f0_ratio` and `f0_range_ratio` should be off: a model that learns
+    to ignore pitch loses it in its units.
 
     Args:
         formant_ratio (pair of `float`, *optional*, defaults to `(1.0, 1.4)`): Bounds of the ratio of the formants.
@@ -126,7 +126,7 @@ class SpeakerPerturbation:
     def draw(self, generator: np.random.Generator) -> SpeakerChange:
         r"""
         A random change. It takes the same numbers from `generator`, in the order of Spin's code, whichever parts are
-        switched off; those of the noise come last, and only if there is some.
+        switched off. The numbers of the noise come last, and only if there is some.
         """
         ratios = []
         for pair in self.bounds.values():
@@ -195,8 +195,8 @@ def _is_rising_pair(pair: Any) -> bool:
 
 def coloured_noise(num_samples: int, slope: float, generator: np.random.Generator, sampling_rate: int) -> np.ndarray:
     r"""
-    Gaussian noise whose power falls with the frequency to `slope`, from 100 Hz on, below which there is none: what
-    cannot be heard should not count as noise. Its mean square is 1.
+    Gaussian noise of mean square 1, whose power falls as 1 / frequency^`slope`. It begins at 100 Hz, since what cannot
+    be heard should not count as noise.
 
     Args:
         num_samples (`int`): Length of the noise, in samples.

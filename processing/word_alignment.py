@@ -199,9 +199,9 @@ def match_words(text: str, recognised: Sequence[TimedWord], seconds: float) -> l
     Give every word of a known text the times of the same words in what a recogniser heard.
 
     Both are compared without case and punctuation, and aligned by edit distance. Words of the text that were not
-    recognised share the time between their recognised neighbours, in proportion to their letters; where the
-    recogniser heard something else there (`[unk]` or another word), they share the time of that. A word without
-    letters or digits, such as a dash, takes no time.
+    recognised share the time between their recognised neighbours, in proportion to their letters. Where the recogniser
+    heard something else there (`[unk]` or another word), they share the time of that. A word without letters or
+    digits, such as a dash, takes no time.
 
     Args:
         text (`str`): Text that was said. Words are parted by whitespace.

@@ -89,7 +89,7 @@ def load(name_or_path: str | Path | None = None, dtype: Any = None, **kwargs: An
 def store_in_half(folder: str | Path) -> None:
     r"""
     Store the float32 weights of a saved model as float16, in half the bytes. The model computes in float32 as before,
-    however it is loaded, since config.json says so: in float16 a codec chooses other codes than in float32.
+    however it is loaded, since config.json says so. In float16 a codec would choose other codes than in float32.
 
     Args:
         folder (`str` or `Path`): Folder that `save_pretrained` wrote. Each weight is rounded to 11 bits, so that a

@@ -63,9 +63,9 @@ def encode_recordings(
     r"""
     Encode recordings in batches, while threads decode those that come next.
 
-    Recordings of about equal length go together, the longest first. Those longer than a batch, or than the encoder can
-    hear at once, are read in blocks and encoded by [`SpeechCodec.encode_stream`]. Memory holds
-    some batches, and the codes that wait for their turn.
+    Recordings of about equal length go together, the longest first. Recordings longer than a batch, or than the
+    encoder can hear at once, are read in blocks and encoded by [`SpeechCodec.encode_stream`]. Memory holds some
+    batches, and the codes that wait for their turn.
 
     Args:
         model: A [`SpeechCodec`] with codebooks or a codec of transformers, in evaluation mode.
