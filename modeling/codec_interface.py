@@ -209,11 +209,11 @@ class SpeechCodec:
 
     def check_kind(self, kind: TokenKind | None, decode: bool = False) -> TokenKind:
         r"""
-        The kind of tokens that is meant.
+        Check a kind of tokens, and fill in the model's own.
 
         Args:
             kind (`str`, *optional*): Kind that is asked for. Defaults to the model's.
-            decode (`bool`, *optional*, defaults to `False`): Whether `decode` shall take it.
+            decode (`bool`, *optional*, defaults to `False`): Whether `decode` is to take the tokens.
 
         Raises:
             ValueError: If the model does not have it.
@@ -242,7 +242,7 @@ class SpeechCodec:
 
     def voice_arguments(self, voice: str | None = None) -> dict[str, torch.Tensor]:
         r"""
-        What `decode` is given for a voice, for a batch of one.
+        Arguments of `decode` for a voice, for a batch of one.
 
         Args:
             voice (`str`, *optional*): Name of the voice. Defaults to the one that streams use.
@@ -256,7 +256,7 @@ class SpeechCodec:
 
     def batch_features(self, waveforms: Sequence[Any], feature_extractor: Any) -> dict[str, torch.Tensor]:
         r"""
-        What `encode` takes, of recordings of different lengths.
+        Arguments of `encode` for recordings of different lengths.
 
         Args:
             waveforms (sequence of `np.ndarray` of shape `(num_samples,)`): Recordings in [-1, 1] at `sampling_rate`.
@@ -269,10 +269,10 @@ class SpeechCodec:
 
     def encode_features(self, features: dict[str, torch.Tensor], num_quantizers: int | None = None) -> Any:
         r"""
-        `encode` of what the model's feature extractor gives.
+        Encode the output of the model's feature extractor.
 
         Args:
-            features (`dict` of `str` to `torch.Tensor`): What it gives.
+            features (`dict` of `str` to `torch.Tensor`): Output of the model's feature extractor.
             num_quantizers (`int`, *optional*): Number of first codebooks to give. Defaults to all.
 
         Raises:

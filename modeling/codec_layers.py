@@ -62,9 +62,9 @@ def pad_ragged(hidden_states, lengths, left: int, right: int, item_right, mode: 
     Args:
         hidden_states (`torch.Tensor` of shape `(batch, channels, length)`): Padded batch.
         lengths (`torch.Tensor` of shape `(batch,)`): Real lengths.
-        left, right (`int`): Padding on either side of the batch.
-        item_right (`torch.Tensor` of shape `(batch,)`): Padding that each item would get alone on its right.
-        mode (`str`): `"constant"`, `"reflect"` or `"replicate"`.
+        left, right (`int`): Padding on either side of the batch, in steps.
+        item_right (`torch.Tensor` of shape `(batch,)`): Padding that each item would get alone on its right, in steps.
+        mode (`str`): Kind of padding: `"constant"`, `"reflect"` or `"replicate"`.
 
     Returns:
         (batch, channels, left + length + right); what lies beyond an item's padding is not defined.
@@ -164,8 +164,9 @@ class SlidingWindow(CodecLayer):
     The padding of a layer that slides a window over its input, so that a length T gives ceil(T / stride) steps.
 
     Args:
-        config ([`RVQCodecConfig`]): Its `causal` and `pad_mode`.
-        kernel_size, stride, dilation (`int`): The window; it must not be shorter than its stride.
+        config ([`RVQCodecConfig`]): Configuration of the codec, for its `causal` and `pad_mode`.
+        kernel_size, stride, dilation (`int`): Sizes of the window, in steps. The window must not be shorter than its
+            stride.
     """
 
     def __init__(self, config, kernel_size: int, stride: int = 1, dilation: int = 1):
@@ -384,8 +385,8 @@ class SEANetEncoder(CodecSequential):
     Waveform (batch, 1, T) -> latents (batch, hidden_size, ceil(T / hop_length)) (SoundStream, arXiv 2107.03312).
 
     Args:
-        config ([`CodecConfig`]): Sizes.
-        out_channels (`int`, *optional*): Defaults to `config.hidden_size`.
+        config ([`CodecConfig`]): Sizes of the network.
+        out_channels (`int`, *optional*): Channels of the latents. Defaults to `config.hidden_size`.
     """
 
     def __init__(self, config, out_channels: int | None = None):
@@ -410,8 +411,8 @@ class SEANetDecoder(CodecSequential):
     Latents (batch, hidden_size, F) -> waveform (batch, 1, F * hop_length).
 
     Args:
-        config ([`CodecConfig`]): Sizes.
-        in_channels (`int`, *optional*): Defaults to `config.hidden_size`.
+        config ([`CodecConfig`]): Sizes of the network.
+        in_channels (`int`, *optional*): Channels of the latents. Defaults to `config.hidden_size`.
     """
 
     def __init__(self, config, in_channels: int | None = None):

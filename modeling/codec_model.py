@@ -119,14 +119,14 @@ class CodecPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
 
     def freeze(self, frozen: bool = True):
         r"""
-        Keep weights and codebooks as they are, also in `train()` mode, while gradients still flow through the codec to
-        its input and to latents that it decodes: the codec as part of a loss.
+        Keep weights and codebooks as they are, also in `train()` mode. Gradients still flow through the codec to its
+        input and to latents that it decodes, so the codec can be part of a loss.
 
         Differentiate in `train()` mode on a GPU: cuDNN has no backward pass for LSTMs in evaluation mode. A frozen
         quantizer stays in evaluation mode, so both modes compute the same.
 
         Args:
-            frozen (`bool`, defaults to `True`): `False` lets everything learn again.
+            frozen (`bool`, defaults to `True`): Whether to freeze. `False` lets everything learn again.
         """
         self.requires_grad_(not frozen)
         for module in self.modules():

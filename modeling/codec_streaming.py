@@ -17,8 +17,9 @@ class CodecStream:
 
     Args:
         model ([`RVQCodecModel`]): The codec, in `eval()` mode.
-        num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
-        window_seconds (`float`, defaults to 4.0): What is coded at once, at most; it bounds the memory.
+        num_quantizers (`int`, *optional*): Number of first codebooks to use. Defaults to all.
+        window_seconds (`float`, defaults to 4.0): Longest stretch that is coded at once, in seconds; it bounds the
+            memory.
 
     Example:
 
@@ -50,7 +51,7 @@ class CodecStream:
         Push samples.
 
         Args:
-            input_values (`torch.Tensor` of shape `(batch, 1, num_samples)`): The next samples, as many as there are.
+            input_values (`torch.Tensor` of shape `(batch, 1, num_samples)`): The next samples, any number of them.
 
         Returns:
             Codes of the frames that are complete by now, (batch, num_quantizers, num_frames); perhaps none.
@@ -69,8 +70,8 @@ class CodecStream:
         Push codes.
 
         Args:
-            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): The next frames, as many as
-                there are.
+            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): Codes of the next frames, any
+                number of them.
 
         Returns:
             Samples that are settled by now, (batch, 1, num_samples); perhaps none.
@@ -94,8 +95,9 @@ class LatentStream(CodecStream):
     One stream of speech through a model of continuous latents: as [`CodecStream`], with latents in place of codes.
 
     Args:
-        model ([`CSTModel`]): In `eval()` mode. A codec's latents before quantization are streamed likewise.
-        window_seconds (`float`, defaults to 4.0): What is coded at once, at most; it bounds the memory.
+        model ([`CSTModel`]): The model, in `eval()` mode. A codec's latents before quantization are streamed likewise.
+        window_seconds (`float`, defaults to 4.0): Longest stretch that is coded at once, in seconds; it bounds the
+            memory.
     """
 
     def __init__(self, model, window_seconds: float = 4.0):

@@ -32,10 +32,11 @@ class CodecConfig(PreTrainedConfig):
 
     Args:
         sampling_rate (`int`, defaults to 16000): Samples per second of the waveform, in Hz.
-        encoder_type (`str`, defaults to `"seanet"`): `"seanet"` (strided convolutions on the waveform; SoundStream,
-            arXiv 2107.03312) or `"stft"` (ConvNeXt blocks on the short-time Fourier transform, at the frame rate).
-        decoder_type (`str`, defaults to `"seanet"`): `"seanet"` (transposed convolutions) or `"istft"` (ConvNeXt
-            blocks and an inverse-STFT head at the frame rate; Vocos, arXiv 2306.00814).
+        encoder_type (`str`, defaults to `"seanet"`): Kind of encoder: `"seanet"` (strided convolutions on the
+            waveform; SoundStream, arXiv 2107.03312) or `"stft"` (ConvNeXt blocks on the short-time Fourier transform,
+            at the frame rate).
+        decoder_type (`str`, defaults to `"seanet"`): Kind of decoder: `"seanet"` (transposed convolutions) or
+            `"istft"` (ConvNeXt blocks and an inverse-STFT head at the frame rate; Vocos, arXiv 2306.00814).
         hidden_size (`int`, defaults to 128): Dimension of the latents between encoder, quantizer and decoder.
         downsampling_ratios (`list[int]`, defaults to `(2, 4, 5, 8)`): Strides of the encoder in order; the decoder has
             them in reverse. Their product is `hop_length`.
@@ -44,15 +45,17 @@ class CodecConfig(PreTrainedConfig):
         last_kernel_size (`int`, defaults to 7): Kernel of SEANet's convolutions at the frame rate.
         residual_kernel_size (`int`, defaults to 3): Kernel inside residual units.
         num_residual_layers (`int`, defaults to 1): Residual units per stride.
-        dilation_growth_rate (`int`, defaults to 2): Residual unit number j has dilation `dilation_growth_rate**j`.
+        dilation_growth_rate (`int`, defaults to 2): Base of the dilations: residual unit number j of a stride has
+            dilation `dilation_growth_rate**j`.
         compress (`int`, defaults to 2): Channel reduction inside residual units.
         use_conv_shortcut (`bool`, defaults to `True`): A 1x1 convolution as the residual units' shortcut instead of
             the identity.
-        activation (`str`, defaults to `"elu"`): `"elu"` or `"snake"` (x + sin(alpha x)^2 / alpha; arXiv 2006.08195).
-        encoder_lstm, decoder_lstm (`str`, default to `"unidirectional"`): SEANet's recurrent layers: `"none"`,
+        activation (`str`, defaults to `"elu"`): Activation function: `"elu"` or `"snake"` (x + sin(alpha x)^2 / alpha;
+            arXiv 2006.08195).
+        encoder_lstm, decoder_lstm (`str`, default to `"unidirectional"`): Kind of SEANet's recurrent layers: `"none"`,
             `"unidirectional"` or `"bidirectional"`.
         num_lstm_layers (`int`, defaults to 2): Layers of each LSTM.
-        causal (`bool`, defaults to `False`): No layer looks ahead.
+        causal (`bool`, defaults to `False`): Whether no layer looks ahead.
         pad_mode (`str`, defaults to `"constant"`): Padding of convolutions: `"constant"` (zeros), `"reflect"` or
             `"replicate"`. Streaming needs `"constant"`, since the others look at samples that have not arrived.
         trim_right_ratio (`float`, defaults to 1.0): Share of a causal transposed convolution's surplus trimmed on the
@@ -69,8 +72,8 @@ class CodecConfig(PreTrainedConfig):
             `hop_length / decoder_spectra`. Defaults to `n_fft`.
         decoder_spectra (`int`, defaults to 1): Spectra that the inverse-STFT decoder makes of a frame, evenly spaced:
             the more they overlap, the better they can carry the phase.
-        decoder_complex_residual (`bool`, defaults to `False`): Let the inverse-STFT decoder add real and imaginary
-            parts to what it makes of magnitude and phase; see [`InverseSpectrum`].
+        decoder_complex_residual (`bool`, defaults to `False`): Whether the inverse-STFT decoder adds real and
+            imaginary parts to what it makes of magnitude and phase; see [`InverseSpectrum`].
     """
 
     presets: ClassVar[dict[str, dict]] = {}
@@ -119,7 +122,7 @@ class CodecConfig(PreTrainedConfig):
     def from_preset(cls, name: str, **overrides) -> Self:
         r"""
         Args:
-            name (`str`): One of `presets`.
+            name (`str`): Name of one of the `presets`.
             overrides: Fields that differ from the preset.
 
         Raises:

@@ -68,10 +68,11 @@ class CSTConfig(CodecConfig):
         latent_stride (`int`, defaults to 1): Frames of the networks per latent; a strided convolution leads to the
             latents' rate, and a transposed one back.
         network_hidden_size (`int`, defaults to 128): Channels between the networks and those convolutions.
-        bottleneck_type (`str`, defaults to `"sigma"`): `"sigma"`: in training, noise of a standard deviation that is
-            itself drawn for each item, `noise_std` times a standard normal number (sigma-VAE; arXiv 2412.08635);
-            `"kl"`: the encoder predicts the standard deviation of each number.
-        noise_std (`float`, defaults to 0.5): See `bottleneck_type`; not used by `"kl"`.
+        bottleneck_type (`str`, defaults to `"sigma"`): Kind of bottleneck. With `"sigma"`, training adds noise of a
+            standard deviation that is itself drawn for each item, `noise_std` times a standard normal number
+            (sigma-VAE; arXiv 2412.08635). With `"kl"`, the encoder predicts the standard deviation of each number.
+        noise_std (`float`, defaults to 0.5): Factor on the standard deviation of the noise of `"sigma"`; `"kl"` does
+            not use it.
         statistics_steps (`int`, defaults to 1000): Training batches over which the latents' mean and standard
             deviation follow the encoder; then they stay as they are.
         statistics_decay (`float`, defaults to 0.99): Decay of their moving average, which starts as a plain one.

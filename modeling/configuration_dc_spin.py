@@ -24,19 +24,19 @@ class DCSpinConfig(UnitsConfig):
         primary_codebook_size (`int`, defaults to 500): Codes of the primary codebook, which gives the units.
         auxiliary_codebook_size (`int` or `None`, defaults to 4096): Codes of a second codebook, which is learnt beside
             the first so that the encoder keeps finer phonetic detail. `None` leaves it out: plain Spin.
-        share_projection (`bool`, defaults to `False`): Let both codebooks code the same projection. An assumption:
-            each has its own.
-        auxiliary_loss_weight (`float`, defaults to 1.0): Of the auxiliary codebook's loss, beside 1 for the primary's.
-            An assumption.
+        share_projection (`bool`, defaults to `False`): Whether both codebooks code the same projection. The default, a
+            projection for each, is an assumption.
+        auxiliary_loss_weight (`float`, defaults to 1.0): Weight of the auxiliary codebook's loss, where the primary's
+            has weight 1. An assumption.
         trainable_layers (`int`, defaults to 2): Layers up to `encoder_layer` that are trained, from the top; all else
             of the encoder stays frozen. An assumption: as in Spin.
-        temperature (`float`, defaults to 0.1): By which cosines are divided to predict targets.
-        sinkhorn_epsilon (`float`, defaults to 0.02): By which they are divided to make targets.
-        sinkhorn_iterations (`int`, defaults to 3): See [`sinkhorn`].
-        hard_target (`bool`, defaults to `False`): Predict the likeliest code of a target alone.
+        temperature (`float`, defaults to 0.1): Divisor of the cosines that predict targets.
+        sinkhorn_epsilon (`float`, defaults to 0.02): Divisor of the cosines that make targets.
+        sinkhorn_iterations (`int`, defaults to 3): Number of Sinkhorn's iterations; see [`sinkhorn`].
+        hard_target (`bool`, defaults to `False`): Whether only the likeliest code of a target is predicted.
         target_mix (`float`, defaults to 1.0): Share of a view's own cosines in its target, the rest being those of the
             other view (`prob_ratio` of the original).
-        normalize_latents (`bool`, defaults to `True`): Give projected frames and codes unit length.
+        normalize_latents (`bool`, defaults to `True`): Whether projected frames and codes have unit length.
         kwargs: Fields of [`UnitsConfig`].
     """
 

@@ -45,10 +45,10 @@ class DMCodecConfig(RVQCodecConfig):
             to them.
         contextual_dimension (`int`, *optional*): Size of the language model's features. Without it there is no
             projection to them.
-        semantic_stage, contextual_stage (`int` or `str`, default to 1): Which codebook's output is projected, counted
-            from 1, or `"mean"` or `"sum"` of all (paper, Table 4: RVQ-1, RVQ-8, RVQ-1:8).
-        share_projection (`bool`, defaults to `False`): One projection for both, as in the original code; the two sizes
-            are then equal.
+        semantic_stage, contextual_stage (`int` or `str`, default to 1): Number of the codebook whose output is
+            projected, counted from 1, or `"mean"` or `"sum"` of all (paper, Table 4: RVQ-1, RVQ-8, RVQ-1:8).
+        share_projection (`bool`, defaults to `False`): Whether both features share one projection, as in the original
+            code; their two sizes are then equal.
         kwargs: Fields of [`RVQCodecConfig`].
     """
 

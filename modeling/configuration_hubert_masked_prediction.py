@@ -14,25 +14,26 @@ class HubertMaskedPredictionConfig(HubertConfig):
     Configuration of a [`HubertForMaskedPrediction`]: that of its HuBERT, and of what is predicted from it.
 
     Args:
-        label_vocab_size (`int`, defaults to 100): Pseudo-labels that are told apart.
+        label_vocab_size (`int`, defaults to 100): Number of pseudo-labels that are told apart.
         final_dim (`int`, defaults to 256): Dimension in which frames and labels are compared.
-        logit_temperature (`float`, defaults to 0.1): Divides the cosine of a frame and a label.
+        logit_temperature (`float`, defaults to 0.1): Divisor of the cosine of a frame and a label.
         unmasked_loss_weight (`float`, defaults to 0.0): Weight of the cross-entropy of a frame that is not masked,
             relative to one that is. With 0, as published, such frames are not learnt from; where there is little data,
             they teach the encoder sooner what a frame sounds like.
         features_penalty_weight (`float`, defaults to 10.0): Weight of the mean square of the convolutional front end's
             output, per frame that is learnt from.
-        feature_grad_mult (`float`, defaults to 0.1): Scales the gradient that reaches the convolutional front end; 0
-            freezes it.
-        mask_prob (`float`, defaults to 0.8): Spans times their length, relative to the frames of a recording. Spans
-            overlap, so fewer frames are masked.
-        mask_length (`int`, defaults to 10): Frames of a span.
-        mask_min_spans (`int`, defaults to 2): Spans of a short recording.
-        padding_invariant (`bool`, defaults to `True`): Whether a row of a padded batch counts as it would alone.
-            fairseq, where it does not, is had by `False`.
-        frame_rule (`str`, defaults to `"conv"`): Frames of a padded row: `"conv"`, those of its own samples, or
-            `"fairseq"`, one or two more.
-        apply_spec_augment (`bool`, defaults to `False`): Of the encoder that is saved; spans are masked in any case.
+        feature_grad_mult (`float`, defaults to 0.1): Factor on the gradient that reaches the convolutional front end;
+            0 freezes it.
+        mask_prob (`float`, defaults to 0.8): Number of spans times their length, relative to the frames of a
+            recording. Spans overlap, so fewer frames are masked.
+        mask_length (`int`, defaults to 10): Length of a span, in frames.
+        mask_min_spans (`int`, defaults to 2): Least number of spans in a recording.
+        padding_invariant (`bool`, defaults to `True`): Whether a row of a padded batch counts as it would alone. In
+            fairseq it does not; `False` repeats that.
+        frame_rule (`str`, defaults to `"conv"`): Rule for the real frames of a padded row: `"conv"`, those of its own
+            samples, or `"fairseq"`, one or two more.
+        apply_spec_augment (`bool`, defaults to `False`): SpecAugment in the encoder that is saved. This model masks
+            spans in any case.
         kwargs: Fields of [`~transformers.HubertConfig`]. `mask_time_prob` must be positive, since the encoder has no
             vector for masked frames otherwise.
     """

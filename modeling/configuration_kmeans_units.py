@@ -14,15 +14,16 @@ class KMeansUnitsConfig(UnitsConfig):
     Configuration of a [`KMeansUnitsModel`]: a speech encoder of transformers, and centroids of its frames.
 
     Args:
-        layers (`list[int]`, defaults to `[6]`): What is clustered: the output of these layers, counted from 1 (0 is
-            the embedding output), each with codebooks of its own (product quantization). Of Whisper's and other
-            pre-norm encoders, the last layer's is taken before the final layer norm.
-        layer_weights (`list[float]`, *optional*): Cluster the sum of the layers with these weights instead.
+        layers (`list[int]`, defaults to `[6]`): Layers whose output is clustered, counted from 1 (0 is the embedding
+            output). Each has codebooks of its own (product quantization). The last layer of Whisper's and other
+            pre-norm encoders is taken before the final layer norm.
+        layer_weights (`list[float]`, *optional*): Weights of the layers, to cluster their weighted sum instead.
         num_stages (`int`, defaults to 1): Codebooks per layer, each of what those before it leave over (residual
             quantization). The stages of a layer are neighbours in `audio_codes`.
         codebook_size (`int`, defaults to 100): Centroids per codebook.
-        normalization (`str`, *optional*): Of each frame before clustering: `"layer_norm"` (over its dimensions),
-            `"standardize"` (each dimension by the mean and deviation of the data that was clustered), or `None`.
+        normalization (`str`, *optional*): Normalization of each frame before clustering: `"layer_norm"` (over its
+            dimensions), `"standardize"` (each dimension by the mean and deviation of the data that was clustered), or
+            `None`.
         kwargs: Fields of [`UnitsConfig`].
     """
 

@@ -17,14 +17,16 @@ class LatentLMConfig(PreTrainedConfig):
     Configuration of a [`LatentLanguageModel`].
 
     Args:
-        text_config (`PreTrainedConfig` or `dict`, *optional*): Of the causal transformer between input and head, such
-            as Llama's. Defaults to a Llama of four layers of 256.
+        text_config (`PreTrainedConfig` or `dict`, *optional*): Configuration of the causal transformer between input
+            and head, such as Llama's. Defaults to a Llama of four layers of 256.
         latent_dim (`int`, defaults to 32): Dimension of the continuous tokens.
-        head (`str`, defaults to `"flow"`): `"mse"`, `"gaussian"`, `"flow"` or `"energy"`; see [`build_head`].
+        head (`str`, defaults to `"flow"`): Kind of head: `"mse"`, `"gaussian"`, `"flow"` or `"energy"`; see
+            [`build_head`].
         head_options (`dict`): Arguments of the head's class.
-        input_noise_std (`float`, defaults to 0.0): Of noise on the tokens that the model reads in training.
-        stop_loss_weight (`float`, defaults to 1.0): Of the head that says where an utterance ends.
-        stop_pos_weight (`float`, defaults to 10.0): Weight of an end against a token in its loss.
+        input_noise_std (`float`, defaults to 0.0): Standard deviation of the noise on the tokens that the model reads
+            in training.
+        stop_loss_weight (`float`, defaults to 1.0): Weight of the loss of the head that says where an utterance ends.
+        stop_pos_weight (`float`, defaults to 10.0): Weight of an end against a token in that loss.
     """
 
     model_type = "speech_tokenizers_latent_lm"

@@ -45,7 +45,7 @@ class RVQCodecConfig(CodecConfig):
     Configuration of an [`RVQCodecModel`]: an encoder, a residual vector quantizer and a decoder.
 
     Args:
-        num_quantizers (`int`, defaults to 8): Codebooks.
+        num_quantizers (`int`, defaults to 8): Number of codebooks.
         codebook_size (`int`, defaults to 1024): Entries per codebook.
         codebook_dim (`int`, *optional*): Dimension of an entry. Where it differs from `hidden_size`, a linear layer
             before and one after the quantizer map between the two (factorised codes). Defaults to `hidden_size`.
@@ -54,9 +54,9 @@ class RVQCodecConfig(CodecConfig):
         ema_decay (`float`, defaults to 0.99): Decay of the codebooks' moving averages.
         kmeans_iterations (`int`, defaults to 50): Lloyd iterations that initialise a codebook from its first training
             batch; 0 keeps the random initialisation.
-        dead_code_threshold (`float`, defaults to 0.1): An entry used less than this share of the uniform use is
-            replaced by a latent of the batch. (EnCodec states an absolute count, 2, which depends on the batch size.)
-            0 switches it off.
+        dead_code_threshold (`float`, defaults to 0.1): Share of the uniform use below which an entry is replaced by a
+            latent of the batch. (EnCodec states an absolute count, 2, which depends on the batch size.) 0 switches it
+            off.
         mel_loss_weight, waveform_loss_weight, commitment_loss_weight (`float`, default to 15.0, 1.0, 0.25): Weights of
             the terms in the loss that `forward` returns.
         kwargs: Fields of [`CodecConfig`].

@@ -14,16 +14,17 @@ class SpeechEncoderCTCConfig(PreTrainedConfig):
     Configuration of a [`SpeechEncoderForCTC`]: any speech encoder of transformers, and a linear map to labels.
 
     Args:
-        encoder_config (`PreTrainedConfig` or `dict`, *optional*): Of the encoder, such as HuBERT's or Whisper's; of an
-            encoder-decoder the encoder is used. Defaults to that of wav2vec 2.0.
-        layer (`int` or `str`, defaults to `"weighted"`): What the labels are read from: `"weighted"` (a learnt mean of
-            the embedding output and all layers), `"average"`, `"last"` (what the encoder returns), or a layer counted
-            from 1; 0 is the embedding output.
-        window (`str`, defaults to `"padded"`): For Whisper, whose encoder always hears 30 seconds: `"padded"` with
-            silence, or `"tight"`, which drops the positions after the end and costs a fraction of the time.
-        kernel_size (`int`, defaults to 1): Frames that a label is read from; an odd number.
-        vocab_size (`int`, defaults to 32): Labels, with the blank.
-        pad_token_id (`int`, defaults to 0): The blank.
+        encoder_config (`PreTrainedConfig` or `dict`, *optional*): Configuration of the encoder, such as HuBERT's or
+            Whisper's. Of an encoder-decoder, the encoder is used. Defaults to that of wav2vec 2.0.
+        layer (`int` or `str`, defaults to `"weighted"`): Layer that the labels are read from: `"weighted"` (a learnt
+            mean of the embedding output and all layers), `"average"`, `"last"` (the output of the encoder), or a layer
+            counted from 1; 0 is the embedding output.
+        window (`str`, defaults to `"padded"`): Form of the input of Whisper, whose encoder always hears 30 seconds:
+            `"padded"` with silence, or `"tight"`, which drops the positions after the end and costs a fraction of the
+            time.
+        kernel_size (`int`, defaults to 1): Number of frames that a label is read from; an odd number.
+        vocab_size (`int`, defaults to 32): Number of labels, with the blank.
+        pad_token_id (`int`, defaults to 0): Index of the blank.
         inputs_to_logits_ratio (`int`, defaults to 320): Samples per frame.
         first_frame_centre (`int`, defaults to 200): Sample in the middle of what the first frame hears.
     """

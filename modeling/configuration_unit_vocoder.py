@@ -41,14 +41,16 @@ class UnitVocoderConfig(PreTrainedConfig):
         convnext_expansion (`int`, defaults to 3): Inner width of a block relative to its width.
         n_fft (`int`, *optional*): Window of the inverse STFT, in samples; a multiple of `hop_length /
             decoder_spectra`. Defaults to four hops.
-        decoder_spectra (`int`, defaults to 1), decoder_complex_residual (`bool`, defaults to `False`): Of the inverse
-            STFT; see [`CodecConfig`].
-        num_speakers (`int`, *optional*): Speakers that `speaker_ids` number.
-        speaker_names (`list[str]`, *optional*): What the speakers are called, in the order of their numbers.
-        default_speaker (`int`, *optional*): Speaker of whoever names none. Without it, one must be named.
+        decoder_spectra (`int`, defaults to 1), decoder_complex_residual (`bool`, defaults to `False`): Number of
+            spectra that the inverse STFT makes of a frame, and whether it adds real and imaginary parts to them; see
+            [`CodecConfig`].
+        num_speakers (`int`, *optional*): Number of speakers; `speaker_ids` are below it.
+        speaker_names (`list[str]`, *optional*): Names of the speakers, in the order of their numbers.
+        default_speaker (`int`, *optional*): Number of the speaker for calls that name none. Without it, each call must
+            name a speaker.
         speaker_embedding_dim (`int`, *optional*): Dimension of `speaker_embeddings`, in place of `num_speakers`.
-        predicts_durations (`bool`, defaults to `False`): Also predict how many frames a unit lasts, for units that
-            were de-duplicated.
+        predicts_durations (`bool`, defaults to `False`): Whether the model also predicts how many frames a unit lasts,
+            for units that were de-duplicated.
     """
 
     model_type = "speech_tokenizers_unit_vocoder"

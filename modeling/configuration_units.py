@@ -19,19 +19,19 @@ class UnitsConfig(PreTrainedConfig):
     `codebook_size`, `num_quantizers`, and the `highest_layer` that they read.
 
     Args:
-        encoder_config (`PreTrainedConfig` or `dict`, *optional*): Of the encoder: one with a convolutional front end
-            on the waveform, such as HuBERT's, or Whisper's; of an encoder-decoder the encoder is used. Defaults to
-            that of HuBERT-base.
-        do_normalize (`bool`, defaults to `False`): Bring each waveform to zero mean and unit variance, as the large
-            wav2vec 2.0, HuBERT and WavLM want it.
-        frame_rule (`str`, defaults to `"conv"`): Which frames of a padded row are real: `"conv"`, those that the row
-            has alone, or `"fairseq"`, one or two more; see [`num_mask_frames`].
-        padding_invariant (`bool`, defaults to `True`): Give each row of a padded batch the units that it gets alone.
-            `False` lets the encoder hear the padding, as transformers and fairseq do.
-        window (`str`, defaults to `"padded"`): Of Whisper's encoder; see [`WaveformEncoder`].
-        sampling_rate (`int`, defaults to 16000): Of the encoder, in Hz.
-        vocoder_config (`UnitVocoderConfig` or `dict`, *optional*): Of the vocoder that `decode` uses, if one is
-            attached.
+        encoder_config (`PreTrainedConfig` or `dict`, *optional*): Configuration of the encoder: one with a
+            convolutional front end on the waveform, such as HuBERT's, or Whisper's. Of an encoder-decoder, the encoder
+            is used. Defaults to that of HuBERT-base.
+        do_normalize (`bool`, defaults to `False`): Whether each waveform is brought to zero mean and unit variance, as
+            the large wav2vec 2.0, HuBERT and WavLM want it.
+        frame_rule (`str`, defaults to `"conv"`): Rule for the real frames of a padded row: `"conv"`, those that the
+            row has alone, or `"fairseq"`, one or two more; see [`num_mask_frames`].
+        padding_invariant (`bool`, defaults to `True`): Whether each row of a padded batch gets the units that it gets
+            alone. `False` lets the encoder hear the padding, as transformers and fairseq do.
+        window (`str`, defaults to `"padded"`): Form of the input of Whisper's encoder; see [`WaveformEncoder`].
+        sampling_rate (`int`, defaults to 16000): Sampling rate of the encoder, in Hz.
+        vocoder_config (`UnitVocoderConfig` or `dict`, *optional*): Configuration of the vocoder that `decode` uses, if
+            one is attached.
     """
 
     sub_configs = {"encoder_config": AutoConfig, "vocoder_config": UnitVocoderConfig}

@@ -21,8 +21,9 @@ class HeadLinear(nn.Linear):
     A linear map with PyTorch's initial weights, or with zeros.
 
     Args:
-        in_features, out_features (`int`): Sizes.
-        zero (`bool`, defaults to `False`): Start with zeros, so that a modulated layer starts as the identity.
+        in_features, out_features (`int`): Sizes of the input and of the output.
+        zero (`bool`, defaults to `False`): Whether to start with zeros, so that a modulated layer starts as the
+            identity.
     """
 
     def __init__(self, in_features: int, out_features: int, zero: bool = False):
@@ -46,9 +47,9 @@ class ResidualBlock(nn.Module):
     no condition, x + MLP(LayerNorm(x)).
 
     Args:
-        width (`int`): Of x and of the condition.
+        width (`int`): Dimension of x and of the condition.
         conditional (`bool`): Whether there is a condition.
-        zero (`bool`): Start as the identity.
+        zero (`bool`): Whether to start as the identity.
     """
 
     def __init__(self, width: int, conditional: bool, zero: bool):
@@ -72,11 +73,11 @@ class ResidualNetwork(nn.Module):
     [`ResidualBlock`]s between two linear maps.
 
     Args:
-        input_dim, output_dim (`int`): Sizes.
-        width (`int`): Of the blocks.
+        input_dim, output_dim (`int`): Sizes of the input and of the output.
+        width (`int`): Width of the blocks.
         num_layers (`int`): Number of blocks.
         conditional (`bool`): Whether `forward` gets a condition.
-        zero (`bool`): Start with blocks that are the identity, and an output of zero.
+        zero (`bool`): Whether to start with blocks that are the identity, and an output of zero.
     """
 
     def __init__(
@@ -101,8 +102,8 @@ class ContinuousHead(nn.Module):
     Predicts tokens of `dim` numbers from states of `width` numbers.
 
     Args:
-        width (`int`): Of the language model's states.
-        dim (`int`): Of a token.
+        width (`int`): Dimension of the language model's states.
+        dim (`int`): Dimension of a token.
         condition_dropout (`float`, defaults to 0.0): Share of tokens that are learnt from a state of zeros, for
             classifier-free guidance, which `sample` offers as `cfg_scale`.
     """
@@ -124,11 +125,12 @@ class ContinuousHead(nn.Module):
         The mean over the tokens that count, in float32 whatever the type of the head.
 
         Args:
-            hidden (`torch.Tensor` of shape `(batch, num_frames, width)` or `(batch, width)`): What stands before each
-                token.
+            hidden (`torch.Tensor` of shape `(batch, num_frames, width)` or `(batch, width)`): State before each token.
             target (`torch.Tensor` of shape `(batch, num_frames, dim)` or `(batch, dim)`): The tokens.
-            mask (`torch.Tensor` of shape `(batch, num_frames)` or `(batch,)`, *optional*): 1 for tokens that count.
-            generator (`torch.Generator`, *optional*): Draws noise and dropout. Defaults to PyTorch's global one.
+            mask (`torch.Tensor` of shape `(batch, num_frames)` or `(batch,)`, *optional*): Mask with 1 for tokens that
+                count.
+            generator (`torch.Generator`, *optional*): Generator of the noise and of the dropout. Defaults to PyTorch's
+                global one.
 
         Raises:
             ValueError: If a shape does not fit.
@@ -159,16 +161,15 @@ class ContinuousHead(nn.Module):
         Draw a token for each state.
 
         Args:
-            hidden (`torch.Tensor` of shape `(batch, num_frames, width)` or `(batch, width)`): What stands before each
-                token.
+            hidden (`torch.Tensor` of shape `(batch, num_frames, width)` or `(batch, width)`): State before each token.
             temperature (`float`, defaults to 1.0): Factor of the variance of the noise; 0 gives one token that
                 depends on `hidden` alone.
-            steps (`int`, *optional*): Steps of a head that needs several; others take one.
-            cfg_scale (`float`, defaults to 1.0): s of u + s (c - u), where c is what the head makes of the state and u
-                what it makes of none; 1 is no guidance.
-            generator (`torch.Generator`, *optional*): Draws the noise. Defaults to PyTorch's global one.
-            unconditional (`torch.Tensor` of the shape of `hidden`, *optional*): What u is made of, such as the states
-                of a language model without its text. Defaults to zeros, as `condition_dropout` teaches them.
+            steps (`int`, *optional*): Number of steps of a head that needs several; others take one.
+            cfg_scale (`float`, defaults to 1.0): Strength s of the guidance u + s (c - u), where c is what the head
+                makes of the state and u what it makes of none; 1 is no guidance.
+            generator (`torch.Generator`, *optional*): Generator of the noise. Defaults to PyTorch's global one.
+            unconditional (`torch.Tensor` of the shape of `hidden`, *optional*): States that u is made of, such as
+                those of a language model without its text. Defaults to zeros, as `condition_dropout` teaches them.
 
         Returns:
             `torch.Tensor` of shape `(batch, num_frames, dim)` or `(batch, dim)`, of the type of `hidden`.
@@ -210,13 +211,13 @@ class ContinuousHead(nn.Module):
 
 class MeanSquareHead(ContinuousHead):
     r"""
-    The squared error of a prediction (arXiv 2410.17081, Eq. 7). It learns the mean of what may follow and draws
-    nothing: where several tokens are possible it gives none of them.
+    The squared error of a prediction (arXiv 2410.17081, Eq. 7). It learns the mean of the tokens that may follow and
+    draws nothing. Where several tokens are possible, the mean is none of them.
 
     Args:
-        width, dim (`int`), condition_dropout (`float`): See [`ContinuousHead`].
-        num_layers (`int`, defaults to 0): Residual blocks of the prediction; 0 is the paper's linear map.
-        hidden_size (`int`, defaults to 512): Their width.
+        width, dim (`int`), condition_dropout (`float`): Sizes and dropout; see [`ContinuousHead`].
+        num_layers (`int`, defaults to 0): Number of residual blocks of the prediction; 0 is the paper's linear map.
+        hidden_size (`int`, defaults to 512): Width of the residual blocks.
     """
 
     def __init__(
@@ -242,18 +243,19 @@ class GaussianHead(ContinuousHead):
     `"likelihood"`: the loss is -log N(y; m, s^2), the mean over dimensions without its constant.
 
     `"melle"`: z is drawn from N(m, s^2) and the token is y' = z + MLP(z). The loss is |y' - y| + |y' - y|^2 plus
-    `kl_weight` times KL(N(m, s^2) || N(y, 1)), minus `flux_weight` times |m_t - y_(t-1)|, which rewards change; each a
-    mean over dimensions. The draws of this objective are narrow, since its errors are least for a y' that does not
-    depend on the noise; hence it is not the default. MELLE counts the divergence only after 10000 steps, which is for
-    whoever trains: set `kl_weight`.
+    `kl_weight` times KL(N(m, s^2) || N(y, 1)), minus `flux_weight` times |m_t - y_(t-1)|, which rewards change. Each
+    term is a mean over dimensions. The draws of this objective are narrow, since its errors are least for a y' that
+    does not depend on the noise. Hence it is not the default. MELLE counts the divergence only after 10000 steps; to
+    do so, set `kl_weight` during training.
 
     Args:
-        width, dim (`int`), condition_dropout (`float`): See [`ContinuousHead`].
-        objective (`str`, defaults to `"likelihood"`): See above.
-        num_layers (`int`, defaults to 2): Residual blocks before the distribution, and in MELLE's network after it; 0
-            is MELLE's linear map before it, and one block after it.
-        hidden_size (`int`, defaults to 512): Their width.
-        kl_weight (`float`, defaults to 0.1), flux_weight (`float`, defaults to 0.5): See above.
+        width, dim (`int`), condition_dropout (`float`): Sizes and dropout; see [`ContinuousHead`].
+        objective (`str`, defaults to `"likelihood"`): Kind of loss, `"likelihood"` or `"melle"`, as described above.
+        num_layers (`int`, defaults to 2): Number of residual blocks before the distribution, and in MELLE's network
+            after it. 0 is MELLE's linear map before it, and one block after it.
+        hidden_size (`int`, defaults to 512): Width of the residual blocks.
+        kl_weight (`float`, defaults to 0.1), flux_weight (`float`, defaults to 0.5): Weights of the terms of MELLE's
+            loss, as described above.
     """
 
     # What exp can take; a standard deviation below exp(-7) is none.
@@ -316,13 +318,14 @@ class FlowHead(ContinuousHead):
     following that from noise in Euler steps.
 
     Args:
-        width, dim (`int`): See [`ContinuousHead`].
-        num_layers (`int`, defaults to 6), hidden_size (`int`, defaults to 512): Residual blocks, modulated by the
-            state and the time.
+        width, dim (`int`): Sizes; see [`ContinuousHead`].
+        num_layers (`int`, defaults to 6), hidden_size (`int`, defaults to 512): Number and width of the residual
+            blocks, which the state and the time modulate.
         num_draws (`int`, defaults to 4): Draws of noise and time for each token in the loss; the state is used for all
             of them.
-        num_steps (`int`, defaults to 10): Euler steps, unless `sample` is told otherwise. Below 4 much is lost.
-        condition_dropout (`float`, defaults to 0.1): See [`ContinuousHead`].
+        num_steps (`int`, defaults to 10): Number of Euler steps, if `sample` gets no `steps`. Below 4 much is lost.
+        condition_dropout (`float`, defaults to 0.1): Share of tokens that are learnt without their state; see
+            [`ContinuousHead`].
     """
 
     TIME_FREQUENCIES = 64
@@ -379,10 +382,11 @@ class EnergyHead(ContinuousHead):
     the distribution of y (Gneiting and Raftery 2007).
 
     Args:
-        width, dim (`int`), condition_dropout (`float`): See [`ContinuousHead`].
-        num_layers (`int`, defaults to 6), hidden_size (`int`, defaults to 512): Residual blocks, modulated by noise.
-        noise_dim (`int`, defaults to 128): Random numbers for each token.
-        num_draws (`int`, defaults to 2): For each token in the loss.
+        width, dim (`int`), condition_dropout (`float`): Sizes and dropout; see [`ContinuousHead`].
+        num_layers (`int`, defaults to 6), hidden_size (`int`, defaults to 512): Number and width of the residual
+            blocks, which noise modulates.
+        noise_dim (`int`, defaults to 128): Number of random numbers for each token.
+        num_draws (`int`, defaults to 2): Number of draws for each token in the loss; at least 2.
     """
 
     def __init__(
@@ -437,9 +441,9 @@ def build_head(kind: str, width: int, dim: int, **options) -> ContinuousHead:
     A head by its name in `HEADS`.
 
     Args:
-        kind (`str`): `"mse"`, `"gaussian"`, `"flow"` or `"energy"`.
-        width (`int`): Of the language model's states.
-        dim (`int`): Of a token.
+        kind (`str`): Name of the head: `"mse"`, `"gaussian"`, `"flow"` or `"energy"`.
+        width (`int`): Dimension of the language model's states.
+        dim (`int`): Dimension of a token.
         options: Further arguments of the class.
 
     Raises:
@@ -456,8 +460,8 @@ class LatentInput(nn.Module):
     Continuous tokens as inputs of a language model, each of which is to predict the token after it.
 
     Args:
-        dim (`int`): Of a token.
-        width (`int`): Of the language model's inputs.
+        dim (`int`): Dimension of a token.
+        width (`int`): Dimension of the language model's inputs.
         noise_std (`float`, defaults to 0.0): Standard deviation of noise on the tokens in training mode. It makes a
             model forgive the errors of the tokens that it has drawn itself.
     """
@@ -490,7 +494,7 @@ class LatentInput(nn.Module):
         r"""
         Args:
             latents (`torch.Tensor` of shape `(batch, num_frames, dim)`): Tokens.
-            generator (`torch.Generator`, *optional*): Draws the noise.
+            generator (`torch.Generator`, *optional*): Generator of the noise. Defaults to PyTorch's global one.
 
         Returns:
             `torch.Tensor` of shape `(batch, num_frames + 1, width)`: The learnt vector and then the tokens. Position t
@@ -504,7 +508,7 @@ class StopHead(nn.Module):
     The logit that no token follows.
 
     Args:
-        width (`int`): Of the language model's states.
+        width (`int`): Dimension of the language model's states.
         pos_weight (`float`, defaults to 1.0): Weight of the one end of an utterance against its many tokens.
     """
 
@@ -522,9 +526,9 @@ class StopHead(nn.Module):
         Binary cross entropy.
 
         Args:
-            hidden (`torch.Tensor` of shape `(batch, num_frames, width)`): What stands before each token.
-            ended (`torch.Tensor` of shape `(batch, num_frames)`): 1 where there is no such token any more.
-            mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for positions that count.
+            hidden (`torch.Tensor` of shape `(batch, num_frames, width)`): State before each token.
+            ended (`torch.Tensor` of shape `(batch, num_frames)`): Labels of the end: 1 where no token follows.
+            mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask with 1 for positions that count.
         """
         logits = self(hidden)
         losses = F.binary_cross_entropy_with_logits(

@@ -34,8 +34,8 @@ def save_pretrained_with_code(
 
     Args:
         model (`PreTrainedModel`): Model to save.
-        feature_extractor (`FeatureExtractionMixin` or `None`): Its feature extractor.
-        folder (`str` or `PathLike`): Created if absent.
+        feature_extractor (`FeatureExtractionMixin` or `None`): The model's feature extractor.
+        folder (`str` or `PathLike`): Folder to write; created if absent.
 
     Returns:
         `list[Path]`: The code files that were written.
@@ -81,12 +81,12 @@ def push_to_hub_with_code(
 
     Args:
         model (`PreTrainedModel`): Model to push.
-        feature_extractor (`FeatureExtractionMixin` or `None`): Its feature extractor.
-        repo_id (`str`): `namespace/name`; created if absent.
+        feature_extractor (`FeatureExtractionMixin` or `None`): The model's feature extractor.
+        repo_id (`str`): Name of the repository, `namespace/name`; created if absent.
         commit_message (`str`, *optional*): Title of the commit.
         private (`bool`, *optional*): Visibility of a repository that is created. Defaults to the namespace's setting.
         revision (`str`, *optional*): Branch to commit to; created if absent. Defaults to the main branch.
-        create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead of committing.
+        create_pr (`bool`, *optional*, defaults to `False`): Whether to open a pull request instead of committing.
         token (`str` or `bool`, *optional*): Access token. Defaults to the one that `hf auth login` stored.
 
     Returns:
@@ -115,7 +115,7 @@ def find_code_files(exported_classes: list[type]) -> dict[str, Path]:
         exported_classes (`list[type]`): Classes that a repository will name in its `auto_map`.
 
     Returns:
-        `dict[str, Path]`: Where each file lies now, by the name it will have in the flat folder.
+        `dict[str, Path]`: Present path of each file, by the name that it will have in the flat folder.
 
     Raises:
         ValueError: If a class is not defined in a file; if its name or its file's contains "Tokenizer", which

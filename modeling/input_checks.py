@@ -10,7 +10,7 @@ def check_waveforms(input_values: torch.Tensor, padding_mask: torch.Tensor | Non
     Args:
         input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveforms in
             [-1, 1].
-        padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples.
+        padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples.
 
     Returns:
         `torch.Tensor` of shape `(batch, 1, num_samples)`.
@@ -42,7 +42,8 @@ def check_waveforms(input_values: torch.Tensor, padding_mask: torch.Tensor | Non
 def check_codes(audio_codes: torch.Tensor, num_quantizers: int) -> torch.Tensor:
     r"""
     Args:
-        audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): Of all or of the first codebooks.
+        audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): Codes of all or of the first
+            codebooks.
         num_quantizers (`int`): Codebooks that the model has.
 
     Returns:

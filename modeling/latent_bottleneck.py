@@ -16,9 +16,9 @@ from .vector_quantization import FreezableModule, several_processes
 class BottleneckOutput(NamedTuple):
     r"""
     Attributes:
-        latents: (batch, num_frames, dim), with noise if it was asked for.
-        mean: (batch, num_frames, dim), without noise.
-        kl_loss: Scalar; see [`LatentBottleneck`].
+        latents: Latents (batch, num_frames, dim), with noise if it was asked for.
+        mean: Latents (batch, num_frames, dim), without noise.
+        kl_loss: Loss of the bottleneck, a scalar; see [`LatentBottleneck`].
     """
 
     latents: torch.Tensor
@@ -36,8 +36,8 @@ class LatentBottleneck(FreezableModule):
     and dimensions, in nats.
 
     Args:
-        kind (`str`): `"sigma"` or `"kl"`.
-        noise_std (`float`): Of `"sigma"`.
+        kind (`str`): Kind of bottleneck: `"sigma"` or `"kl"`.
+        noise_std (`float`): Factor on the standard deviation of the noise of `"sigma"`; `"kl"` does not use it.
     """
 
     # What exp can take; a standard deviation below exp(-15) is none.
@@ -57,11 +57,11 @@ class LatentBottleneck(FreezableModule):
 
     def noise(self, shape: tuple[int, int, int], generator: torch.Generator | None = None) -> torch.Tensor:
         r"""
-        What `forward` adds, up to the standard deviation.
+        Noise that `forward` adds, up to the standard deviation.
 
         Args:
-            shape (`tuple` of three `int`): (batch, num_frames, dim).
-            generator (`torch.Generator`, *optional*): Draws it. Defaults to PyTorch's global one.
+            shape (`tuple` of three `int`): Shape of the noise, (batch, num_frames, dim).
+            generator (`torch.Generator`, *optional*): Generator of the noise. Defaults to PyTorch's global one.
         """
         draws = {"generator": generator, "device": "cpu" if generator is None else generator.device}
         noise = torch.randn(shape, **draws)
@@ -77,10 +77,10 @@ class LatentBottleneck(FreezableModule):
         r"""
         Args:
             moments (`torch.Tensor` of shape `(batch, num_frames, num_channels)`): Encoder output.
-            mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for frames that count.
-            sample (`bool`): Add noise.
-            noise (`torch.Tensor` of shape `(batch, num_frames, dim)`, *optional*): From `noise`, for the same noise
-                again. By default it is drawn.
+            mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask with 1 for frames that count.
+            sample (`bool`): Whether to add noise.
+            noise (`torch.Tensor` of shape `(batch, num_frames, dim)`, *optional*): Noise that `noise` drew, to add the
+                same again. By default it is drawn.
         """
         mean, spread = self.mean(moments), self.noise_std
         terms = mean.float().square()
@@ -105,9 +105,9 @@ class LatentStatistics(FreezableModule):
     are float32 whatever the model is cast to.
 
     Args:
-        dim (`int`): Dimensions.
-        num_steps (`int`): Batches to follow.
-        decay (`float`): Of the moving average, which is a plain one at first.
+        dim (`int`): Number of dimensions.
+        num_steps (`int`): Number of batches to follow.
+        decay (`float`): Decay of the moving average, which is a plain one at first.
     """
 
     def __init__(self, dim: int, num_steps: int, decay: float):
@@ -148,8 +148,8 @@ class LatentStatistics(FreezableModule):
         Learn from a batch, unless there were enough or the module is in evaluation mode.
 
         Args:
-            latents (`torch.Tensor` of shape `(batch, num_frames, dim)`): Without noise.
-            mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for frames that count.
+            latents (`torch.Tensor` of shape `(batch, num_frames, dim)`): Latents without noise.
+            mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask with 1 for frames that count.
         """
         if not self.follows:
             return

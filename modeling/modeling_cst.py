@@ -33,7 +33,7 @@ class CSTEncoderOutput(ModelOutput):
     Args:
         latents (`torch.FloatTensor` of shape `(batch, num_frames, hidden_size)`): Continuous tokens of zero mean and
             unit variance over the training speech; 0 where the mask is 0.
-        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): 1 for frames of real audio.
+        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): Mask with 1 for frames of real audio.
     """
 
     latents: torch.FloatTensor | None = None
@@ -56,15 +56,16 @@ class CSTOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `()`): Weighted sum of the three losses below (with `return_loss=True`).
         audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): Reconstruction, as long as the input.
-        latents (`torch.FloatTensor` of shape `(batch, num_frames, hidden_size)`): What `encode` gives.
-        raw_latents (`torch.FloatTensor` of shape `(batch, num_frames, hidden_size)`): The same before normalization,
-            on the scale of the noise.
-        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): 1 for frames of real audio.
+        latents (`torch.FloatTensor` of shape `(batch, num_frames, hidden_size)`): Continuous tokens, as `encode` gives
+            them.
+        raw_latents (`torch.FloatTensor` of shape `(batch, num_frames, hidden_size)`): The latents before
+            normalization, on the scale of the noise.
+        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): Mask with 1 for frames of real audio.
         mel_loss (`torch.FloatTensor` of shape `()`): Multi-scale log-mel distance.
         waveform_loss (`torch.FloatTensor` of shape `()`): Mean absolute difference of the samples.
-        kl_loss (`torch.FloatTensor` of shape `()`): See [`LatentBottleneck`].
-        ctc_logits (`torch.FloatTensor` of shape `(batch, num_frames, num_labels)`): Of a model with `ctc_labels`, from
-            the latents with their noise.
+        kl_loss (`torch.FloatTensor` of shape `()`): Loss of the bottleneck, in nats; see [`LatentBottleneck`].
+        ctc_logits (`torch.FloatTensor` of shape `(batch, num_frames, num_labels)`): Logits of the CTC labels, from the
+            latents with their noise. Only models with `ctc_labels` have them.
     """
 
     loss: torch.FloatTensor | None = None
@@ -157,9 +158,9 @@ class CSTModel(CSTPreTrainedModel):
         Args:
             input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveform in
                 [-1, 1].
-            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples, padded on
-                either side.
-            sample (`bool`, defaults to `False`): Add the noise of the bottleneck, as in training.
+            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples,
+                padded on either side.
+            sample (`bool`, defaults to `False`): Whether to add the noise of the bottleneck, as in training.
             padding_cache ([`StreamingCache`], *optional*): The past of a stream; each chunk but the last must be a
                 multiple of `hop_length` long. Only for causal models. [`LatentStream`] does this for chunks of any
                 length.
@@ -186,9 +187,9 @@ class CSTModel(CSTPreTrainedModel):
     ) -> CSTDecoderOutput:
         r"""
         Args:
-            latents (`torch.Tensor` of shape `(batch, num_frames, hidden_size)`): What to decode.
-            audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for real frames, padded on
-                either side.
+            latents (`torch.Tensor` of shape `(batch, num_frames, hidden_size)`): Continuous tokens to decode.
+            audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask with 1 for real frames,
+                padded on either side.
             num_samples (`int`, *optional*): Length of the original, which is up to `hop_length - 1` shorter than its
                 frames.
             padding_cache ([`StreamingCache`], *optional*): The past of a stream. Only for causal models.
@@ -221,12 +222,13 @@ class CSTModel(CSTPreTrainedModel):
         Args:
             input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveform in
                 [-1, 1].
-            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples, padded on
-                either side.
-            noise (`torch.Tensor` of shape `(batch, num_frames, hidden_size)`, *optional*): Of the bottleneck; see
-                [`LatentBottleneck.noise`]. By default it is drawn. Not used in evaluation mode.
-            return_loss (`bool`, defaults to `True`): Also compute the losses that need no discriminator.
-            kwargs: What transformers passes to any model, such as `output_attentions`, of which a codec has none.
+            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples,
+                padded on either side.
+            noise (`torch.Tensor` of shape `(batch, num_frames, hidden_size)`, *optional*): Noise of the bottleneck;
+                see [`LatentBottleneck.noise`]. By default it is drawn. Evaluation mode does not use it.
+            return_loss (`bool`, defaults to `True`): Whether to compute the losses that need no discriminator.
+            kwargs: Arguments that transformers passes to any model, such as `output_attentions`. A codec has no
+                attentions.
 
         Raises:
             TypeError: If another argument is given.

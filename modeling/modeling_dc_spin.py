@@ -28,22 +28,22 @@ class DCSpinOutput(ModelOutput):
 
     Args:
         loss (`torch.Tensor`): `primary_swapped_prediction_loss`, and the auxiliary one by its weight.
-        primary_swapped_prediction_loss, auxiliary_swapped_prediction_loss (`torch.Tensor`): Of the codebooks, in nats;
-            see [`SwappedPrediction`].
+        primary_swapped_prediction_loss, auxiliary_swapped_prediction_loss (`torch.Tensor`): Losses of the codebooks,
+            in nats; see [`SwappedPrediction`].
         primary_accuracy, auxiliary_accuracy (`torch.Tensor`): Share of frames whose nearest code in one view is the
             likeliest target in the other.
-        primary_code_perplexity, auxiliary_code_perplexity (`torch.Tensor`): How many codes are used, were all of them
-            used equally.
-        primary_probability_perplexity, auxiliary_probability_perplexity (`torch.Tensor`): The same of the predicted
-            probabilities.
+        primary_code_perplexity, auxiliary_code_perplexity (`torch.Tensor`): Effective number of codes in use: with
+            equal use of that many codes the entropy would be the same.
+        primary_probability_perplexity, auxiliary_probability_perplexity (`torch.Tensor`): The same number for the
+            predicted probabilities.
         audio_codes (`torch.LongTensor` of shape `(batch, 1, num_frames)`): Numbers of the nearest codes; 0 where the
             mask is 0.
         latents (`torch.FloatTensor` of shape `(batch, num_frames, projection_dim)`): The projected frames as they were
             compared with the codes, in the space of [`~DCSpinModel.dequantize`]: of unit length; 0 where the mask is
             0. `None` when de-duplicated.
-        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): 1 for frames of real audio.
-        durations (`torch.LongTensor` of shape `(batch, num_frames)`): When de-duplicated: frames that each unit lasts,
-            0 where the mask is 0.
+        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): Mask with 1 for frames of real audio.
+        durations (`torch.LongTensor` of shape `(batch, num_frames)`): Frames that each unit lasts, if the units were
+            de-duplicated; 0 where the mask is 0.
     """
 
     loss: torch.FloatTensor | None = None
@@ -87,8 +87,8 @@ class DCSpinModel(DCSpinPreTrainedModel):
     recording and the same in another voice have to predict each other's codes. Beside the primary codebook, whose
     codes are the units, an auxiliary one with more codes is learnt, whose part it is to refine the encoder.
 
-    What is trained computes with the encoder's own dropout in training mode. The frozen rest stays in evaluation mode,
-    so that it has no SpecAugment, layer drop or dropout; the original leaves its dropout on.
+    The trained layers keep the encoder's own dropout in training mode. The frozen layers stay in evaluation mode, so
+    that they have no SpecAugment, layer drop or dropout. The original leaves their dropout on.
 
     Args:
         config ([`DCSpinConfig`]): The encoder, the codebooks and their losses.
@@ -154,7 +154,8 @@ class DCSpinModel(DCSpinPreTrainedModel):
         The encoder's frames that are projected and coded.
 
         Args:
-            input_values, padding_mask: See [`~UnitPreTrainedModel.encoder_states`], also for the errors.
+            input_values, padding_mask: Waveforms and their mask; see [`~UnitPreTrainedModel.encoder_states`], also for
+                the errors.
 
         Returns:
             The frames `(batch, num_frames, hidden_size)`, 0 beyond the end of a row, and their boolean mask
@@ -174,9 +175,12 @@ class DCSpinModel(DCSpinPreTrainedModel):
     ) -> DCSpinOutput:
         r"""
         Args:
-            input_values, padding_mask: See [`~UnitPreTrainedModel.encoder_states`], also for the errors.
-            codebook (`str`, *optional*, defaults to `"primary"`): Whose codes are returned; or `"auxiliary"`.
-            deduplicate (`bool`, *optional*, defaults to `False`): Return runs of equal units as one, with `durations`.
+            input_values, padding_mask: Waveforms and their mask; see [`~UnitPreTrainedModel.encoder_states`], also for
+                the errors.
+            codebook (`str`, *optional*, defaults to `"primary"`): Codebook whose codes are returned: `"primary"` or
+                `"auxiliary"`.
+            deduplicate (`bool`, *optional*, defaults to `False`): Whether to return runs of equal units as one, with
+                `durations`.
 
         Raises:
             ValueError: If there is no such codebook.
@@ -197,7 +201,8 @@ class DCSpinModel(DCSpinPreTrainedModel):
 
         Args:
             audio_codes (`torch.Tensor` of shape `(batch, 1, num_frames)`): Units.
-            codebook (`str`, *optional*, defaults to `"primary"`): Which codebook they are of.
+            codebook (`str`, *optional*, defaults to `"primary"`): Codebook that the codes belong to: `"primary"` or
+                `"auxiliary"`.
 
         Returns:
             `torch.Tensor` of shape `(batch, num_frames, projection_dim)`.
@@ -225,13 +230,14 @@ class DCSpinModel(DCSpinPreTrainedModel):
         Args:
             input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveforms in
                 [-1, 1].
-            perturbed_values (`torch.Tensor`, of the shape of `input_values`, *optional*): The same in other voices,
-                sample for sample.
-            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples of both
-                views, padded on the right. The frames of the others do not count.
-            codebook, deduplicate: See [`~DCSpinModel.encode`], if there are no losses.
-            return_loss (`bool`, *optional*, defaults to `True`): `False` encodes also where there are two views.
-            kwargs: What transformers passes to any model, such as `output_attentions`.
+            perturbed_values (`torch.Tensor`, of the shape of `input_values`, *optional*): The same speech in other
+                voices, sample for sample.
+            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples of
+                both views, padded on the right. The frames of the others do not count.
+            codebook, deduplicate: Arguments of [`~DCSpinModel.encode`], if there are no losses.
+            return_loss (`bool`, *optional*, defaults to `True`): Whether to compute losses. `False` encodes also where
+                there are two views.
+            kwargs: Arguments that transformers passes to any model, such as `output_attentions`.
 
         Raises:
             TypeError: If an argument is unknown.

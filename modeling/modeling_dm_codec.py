@@ -19,10 +19,10 @@ class DMCodecOutput(RVQCodecOutput):
     What an [`RVQCodecOutput`] holds, and the features that distillation compares with its teachers' (Q' = W Q).
 
     Args:
-        semantic_features (`torch.FloatTensor` of shape `(batch, num_frames, semantic_dimension)`): For the speech
-            model, where the configuration has `semantic_dimension`.
-        contextual_features (`torch.FloatTensor` of shape `(batch, num_frames, contextual_dimension)`): For the
-            language model, where the configuration has `contextual_dimension`.
+        semantic_features (`torch.FloatTensor` of shape `(batch, num_frames, semantic_dimension)`): Features that are
+            compared with the speech model's, if the configuration has `semantic_dimension`.
+        contextual_features (`torch.FloatTensor` of shape `(batch, num_frames, contextual_dimension)`): Features that
+            are compared with the language model's, if the configuration has `contextual_dimension`.
     """
 
     semantic_features: torch.FloatTensor | None = None

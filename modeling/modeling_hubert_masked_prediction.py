@@ -28,7 +28,7 @@ class HubertMaskedPredictionOutput(ModelOutput):
         logits (`torch.Tensor` of shape `(batch, num_frames, label_vocab_size)`): Cosines of frames and labels, divided
             by the temperature.
         masked_loss (`torch.Tensor`, *optional*): Mean cross-entropy of the masked frames, in nats.
-        unmasked_loss (`torch.Tensor`, *optional*): That of the others.
+        unmasked_loss (`torch.Tensor`, *optional*): Mean cross-entropy of the frames that are not masked, in nats.
         masked_accuracy, unmasked_accuracy (`torch.Tensor`, *optional*): Shares of frames whose label is found.
         features_penalty (`torch.Tensor`, *optional*): Mean square of the convolutional front end's output.
         num_masked, num_unmasked (`torch.Tensor`, *optional*): Frames with a label that were masked, and that were not.
@@ -62,12 +62,12 @@ def span_mask(
     Draw the frames of one recording to mask: spans that may overlap but begin at different frames.
 
     Args:
-        num_frames (`int`): Of the recording, without padding.
+        num_frames (`int`): Frames of the recording, without padding.
         mask_prob (`float`): Number of spans times their length, relative to `num_frames`; rounded up or down by
             chance.
-        mask_length (`int`): Frames of a span.
-        min_spans (`int`): At least as many, where there is room.
-        generator (`torch.Generator`, *optional*): Defaults to the global one.
+        mask_length (`int`): Length of a span, in frames.
+        min_spans (`int`): Least number of spans, where there is room for so many.
+        generator (`torch.Generator`, *optional*): Generator of the draws. Defaults to PyTorch's global one.
 
     Returns:
         `torch.Tensor` of shape `(num_frames,)`, boolean.
@@ -91,7 +91,7 @@ class HubertForMaskedPrediction(HubertPreTrainedModel):
     (HuBERT, equations 3 and 4: https://huggingface.co/papers/2106.07447)
 
     Args:
-        config ([`HubertMaskedPredictionConfig`]): Its architecture.
+        config ([`HubertMaskedPredictionConfig`]): Sizes of the encoder, and what is predicted from it.
     """
 
     config_class = HubertMaskedPredictionConfig
@@ -127,13 +127,13 @@ class HubertForMaskedPrediction(HubertPreTrainedModel):
         r"""
         Args:
             input_values (`torch.Tensor` of shape `(batch, num_samples)`): Waveforms, padded on the right.
-            attention_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 = real.
+            attention_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples.
             labels (`torch.Tensor` of shape `(batch, at least num_frames)`, *optional*): Pseudo-label of each frame,
                 -100 where it has none; more than the frames are cut off.
             mask_time_indices (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Frames to mask, boolean.
                 Drawn by [`span_mask`] where it is not given.
-            num_items_in_batch (`torch.Tensor` or `int`, *optional*): Divides the sum over frames to give `loss`, in
-                place of the number of [`~HubertForMaskedPrediction.learnt_frames`] in this batch.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*): Divisor of the sum over frames that gives `loss`,
+                in place of the number of [`~HubertForMaskedPrediction.learnt_frames`] in this batch.
 
         Raises:
             ValueError: If the labels are too few or out of range, or the mask is not as long as the frames.
@@ -174,9 +174,10 @@ class HubertForMaskedPrediction(HubertPreTrainedModel):
         Draw the frames to mask, none of them padding.
 
         Args:
-            num_frames (`torch.Tensor` of shape `(batch,)`): Of each row.
-            padded_frames (`int`): Of the longest.
-            generator (`torch.Generator`, *optional*): On the CPU; defaults to the global one.
+            num_frames (`torch.Tensor` of shape `(batch,)`): Frames of each row, without padding.
+            padded_frames (`int`): Frames of the longest row.
+            generator (`torch.Generator`, *optional*): Generator of the draws, on the CPU. Defaults to PyTorch's global
+                one.
 
         Returns:
             `torch.Tensor` of shape `(batch, padded_frames)`, boolean.

@@ -29,9 +29,9 @@ class KMeansUnitsOutput(ModelOutput):
             centroids; 0 where the mask is 0.
         latents (`torch.FloatTensor` of shape `(batch, num_frames, num_streams * hidden_size)`): The frames that were
             clustered; 0 where the mask is 0. `None` when de-duplicated.
-        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): 1 for frames of real audio.
-        durations (`torch.LongTensor` of shape `(batch, num_frames)`): When de-duplicated: frames that each unit lasts,
-            0 where the mask is 0.
+        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): Mask with 1 for frames of real audio.
+        durations (`torch.LongTensor` of shape `(batch, num_frames)`): Frames that each unit lasts, if the units were
+            de-duplicated; 0 where the mask is 0.
     """
 
     audio_codes: torch.LongTensor | None = None
@@ -45,8 +45,8 @@ class KMeansQuantizer(nn.Module):
     Centroids, a product of streams with residual stages each.
 
     Args:
-        num_streams (`int`): Sequences of frames.
-        num_stages (`int`): Codebooks of each; a stage codes what those before it leave over.
+        num_streams (`int`): Number of sequences of frames.
+        num_stages (`int`): Number of codebooks of each stream. A stage codes what those before it leave over.
         codebook_size (`int`): Centroids per codebook.
         hidden_size (`int`): Dimension of a frame.
     """
@@ -82,9 +82,9 @@ class KMeansQuantizer(nn.Module):
 def nearest_centroids(frames: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     r"""
     Args:
-        frames (`torch.Tensor` of shape `(num_frames, dim)`): What is coded.
-        centroids (`torch.Tensor` of shape `(num_centroids, dim)`): By Euclidean distance; of equally near ones the
-            first is taken.
+        frames (`torch.Tensor` of shape `(num_frames, dim)`): Frames to code.
+        centroids (`torch.Tensor` of shape `(num_centroids, dim)`): Centroids, of which the nearest by Euclidean
+            distance is chosen; of equally near ones, the first.
 
     Returns:
         `torch.LongTensor` of shape `(num_frames,)`.
@@ -119,7 +119,7 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
     A padded batch gives each item the units that it gets alone. `training.units_fitting` finds the centroids.
 
     Args:
-        config ([`KMeansUnitsConfig`]): The encoder, and what is clustered.
+        config ([`KMeansUnitsConfig`]): The encoder, and the frames that are clustered.
     """
 
     def __init__(self, config: KMeansUnitsConfig):
@@ -149,8 +149,8 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
         Args:
             input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveforms in
                 [-1, 1].
-            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples, padded on
-                the right.
+            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples,
+                padded on the right.
 
         Returns:
             The features `(batch, num_streams, num_frames, hidden_size)`, 0 beyond the end of a row, and the boolean
@@ -166,7 +166,7 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
     def set_centroids(self, centroids: torch.Tensor) -> None:
         r"""
         Args:
-            centroids (`torch.Tensor` of shape `(num_quantizers, codebook_size, hidden_size)`): The new ones.
+            centroids (`torch.Tensor` of shape `(num_quantizers, codebook_size, hidden_size)`): The new centroids.
 
         Raises:
             ValueError: If the shape is wrong or a number is not finite.
@@ -178,10 +178,11 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
 
     def set_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         r"""
-        What `normalization="standardize"` subtracts and divides by.
+        Set the mean and deviation that `normalization="standardize"` subtracts and divides by.
 
         Args:
-            mean, std (`torch.Tensor` of shape `(num_streams, hidden_size)`): Of the data.
+            mean, std (`torch.Tensor` of shape `(num_streams, hidden_size)`): Mean and standard deviation of the data
+                that is clustered.
         """
         self.quantizer.features_mean.copy_(mean)
         self.quantizer.features_std.copy_(std)
@@ -192,9 +193,9 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
     ) -> KMeansUnitsOutput:
         r"""
         Args:
-            input_values, padding_mask: See [`~KMeansUnitsModel.features`].
-            deduplicate (`bool`, *optional*, defaults to `False`): Return runs of equal units as one, with `durations`.
-                With several codebooks a run lasts as long as all of them stay.
+            input_values, padding_mask: Waveforms and their mask; see [`~KMeansUnitsModel.features`].
+            deduplicate (`bool`, *optional*, defaults to `False`): Whether to return runs of equal units as one, with
+                `durations`. With several codebooks a run lasts as long as all of them stay.
 
         Raises:
             ValueError: If there are no centroids yet; and see [`~KMeansUnitsModel.features`].
@@ -214,7 +215,7 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
         The frames that codes stand for.
 
         Args:
-            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): Of all codebooks.
+            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): Codes of all codebooks.
 
         Returns:
             `torch.Tensor` of shape `(batch, num_frames, num_streams * hidden_size)`: Centroids, those of the stages of

@@ -22,11 +22,11 @@ from .latent_bottleneck import LatentStatistics
 class LatentLMOutput(ModelOutput):
     r"""
     Args:
-        loss (`torch.FloatTensor` of shape `()`): Of the head, and of the ends with their weight.
-        prediction_loss (`torch.FloatTensor` of shape `()`): Of the head.
+        loss (`torch.FloatTensor` of shape `()`): Loss of the head, plus the loss of the ends times its weight.
+        prediction_loss (`torch.FloatTensor` of shape `()`): Loss of the head.
         stop_loss (`torch.FloatTensor` of shape `()`): Binary cross entropy of the ends.
-        hidden_states (`torch.FloatTensor` of shape `(batch, num_frames + 1, hidden_size)`): Position t knows the
-            tokens before t.
+        hidden_states (`torch.FloatTensor` of shape `(batch, num_frames + 1, hidden_size)`): States of the transformer.
+            The one at position t knows the tokens before t.
     """
 
     loss: torch.FloatTensor | None = None
@@ -38,8 +38,8 @@ class LatentLMOutput(ModelOutput):
 class GeneratedLatents(NamedTuple):
     r"""
     Attributes:
-        latents: (batch, num_frames, latent_dim); 0 where the mask is 0.
-        mask: (batch, num_frames), 1 before an item's end.
+        latents: Latents (batch, num_frames, latent_dim); 0 where the mask is 0.
+        mask: Mask (batch, num_frames), 1 before an item's end.
     """
 
     latents: torch.Tensor
@@ -54,7 +54,7 @@ class LatentLanguageModel(PreTrainedModel):
     are frozen. Those of a [`CSTModel`] have that already.
 
     Args:
-        config ([`LatentLMConfig`]): Sizes and the kind of the head.
+        config ([`LatentLMConfig`]): Sizes of the model, and the kind of its head.
     """
 
     config_class = LatentLMConfig
@@ -105,14 +105,15 @@ class LatentLanguageModel(PreTrainedModel):
         The losses of latents each of which is predicted from those before it.
 
         Args:
-            latents (`torch.Tensor` of shape `(batch, num_frames, latent_dim)`): Padded on the right.
-            latents_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for real frames.
+            latents (`torch.Tensor` of shape `(batch, num_frames, latent_dim)`): Latents, padded on the right.
+            latents_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask with 1 for real frames.
             ended (`torch.Tensor` of shape `(batch,)`, *optional*): Whether the last frame of an item is the end of its
-                utterance; otherwise it was cut, and says nothing about ends. Without it the ends are not learnt.
-            targets (`torch.Tensor` of the shape of `latents`, *optional*): What is predicted, where it is not
-                `latents` itself, such as the same without gradients.
-            generator (`torch.Generator`, *optional*): Draws noise. In evaluation mode it defaults to one of a fixed
-                seed, so that the same latents have the same loss.
+                utterance. Otherwise the item was cut, and says nothing about ends. Without `ended` the ends are not
+                learnt.
+            targets (`torch.Tensor` of the shape of `latents`, *optional*): Latents to predict in place of `latents`,
+                such as the same without gradients.
+            generator (`torch.Generator`, *optional*): Generator of the noise. In evaluation mode it defaults to one of
+                a fixed seed, so that the same latents have the same loss.
         """
         if generator is None and not self.training:
             generator = torch.Generator(latents.device).manual_seed(0)
@@ -154,9 +155,9 @@ class LatentLanguageModel(PreTrainedModel):
 
         Args:
             latents (`torch.Tensor` of shape `(batch, num_frames, latent_dim)`): The frames.
-            num_draws (`int`): For each.
-            generator (`torch.Generator`, *optional*): Draws the noise.
-            options: Of [`ContinuousHead.sample`].
+            num_draws (`int`): Number of draws of each frame.
+            generator (`torch.Generator`, *optional*): Generator of the noise. Defaults to PyTorch's global one.
+            options: Arguments of [`ContinuousHead.sample`].
 
         Returns:
             `torch.Tensor` of shape `(num_draws, batch, num_frames, latent_dim)`.
@@ -182,15 +183,15 @@ class LatentLanguageModel(PreTrainedModel):
         Draw frame after frame; each costs one step of the transformer, whose past is kept.
 
         Args:
-            prompt (`torch.Tensor` of shape `(batch, num_frames, latent_dim)`, *optional*): What goes before. It is not
-                given again.
-            max_frames (`int`): Frames to draw.
-            batch_size (`int`): Where there is no prompt.
-            temperature, steps, cfg_scale: See [`ContinuousHead.sample`].
-            stop_threshold (`float`, *optional*): Probability of the end at which an item ends. `None` goes on to
-                `max_frames`.
-            min_frames (`int`): Frames before which none ends.
-            generator (`torch.Generator`, *optional*): Draws the noise.
+            prompt (`torch.Tensor` of shape `(batch, num_frames, latent_dim)`, *optional*): Latents that come before
+                the drawn frames. They are not given again.
+            max_frames (`int`): Largest number of frames to draw.
+            batch_size (`int`): Number of items, if there is no prompt.
+            temperature, steps, cfg_scale: Arguments of [`ContinuousHead.sample`].
+            stop_threshold (`float`, *optional*): Probability of the end at which an item ends. With `None` every item
+                lasts `max_frames`.
+            min_frames (`int`): Number of frames before which no item ends.
+            generator (`torch.Generator`, *optional*): Generator of the noise. Defaults to PyTorch's global one.
 
         Yields:
             A frame of each item, (batch, latent_dim), 0 after its end, and which items go on, (batch,). It stops

@@ -26,7 +26,7 @@ class RVQCodecEncoderOutput(ModelOutput):
             fine; 0 where the mask is 0.
         latents (`torch.FloatTensor` of shape `(batch, num_frames, hidden_size)`): Continuous frames before
             quantization.
-        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): 1 for frames of real audio.
+        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): Mask with 1 for frames of real audio.
     """
 
     audio_codes: torch.LongTensor | None = None
@@ -53,12 +53,12 @@ class RVQCodecOutput(ModelOutput):
         audio_codes (`torch.LongTensor` of shape `(batch, num_quantizers, num_frames)`): Codebook indices.
         latents (`torch.FloatTensor` of shape `(batch, num_frames, hidden_size)`): Frames before quantization.
         quantized_latents (`torch.FloatTensor` of shape `(batch, num_frames, hidden_size)`): Frames after quantization.
-        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): 1 for frames of real audio.
+        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): Mask with 1 for frames of real audio.
         mel_loss (`torch.FloatTensor` of shape `()`): Multi-scale log-mel distance.
         waveform_loss (`torch.FloatTensor` of shape `()`): Mean absolute difference of the samples.
         commitment_loss (`torch.FloatTensor` of shape `()`): Mean squared distance of the residuals from their entries.
-        stage_latents (`tuple` of `torch.FloatTensor` of shape `(batch, num_frames, codebook_dim)`): What each codebook
-            that was used adds to the quantized frames; gradients pass straight through to the latents.
+        stage_latents (`tuple` of `torch.FloatTensor` of shape `(batch, num_frames, codebook_dim)`): Part of each used
+            codebook in the quantized frames. Gradients pass straight through to the latents.
     """
 
     loss: torch.FloatTensor | None = None
@@ -141,9 +141,9 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         Args:
             input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveform in
                 [-1, 1].
-            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples, padded on
-                either side.
-            num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
+            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples,
+                padded on either side.
+            num_quantizers (`int`, *optional*): Number of first codebooks to use. Defaults to all.
             padding_cache ([`StreamingCache`], *optional*): The past of a stream; each chunk but the last must be a
             multiple of
                 `hop_length` long. Only for causal codecs. [`CodecStream`] does this for chunks of any length.
@@ -172,12 +172,12 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
     ) -> RVQCodecDecoderOutput:
         r"""
         Args:
-            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`, *optional*): What to decode;
-                fewer codebooks than the codec has are its first ones.
-            latents (`torch.Tensor` of shape `(batch, num_frames, hidden_size)`, *optional*): Decode these frames
-                instead. With both given, the codes count.
-            audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for real frames, padded on
-                either side.
+            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`, *optional*): Codes to decode.
+                If they have fewer codebooks than the codec, these are its first ones.
+            latents (`torch.Tensor` of shape `(batch, num_frames, hidden_size)`, *optional*): Frames to decode in place
+                of codes. With both given, the codes count.
+            audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask with 1 for real frames,
+                padded on either side.
             num_samples (`int`, *optional*): Length of the original, which is up to `hop_length - 1` shorter than its
                 frames.
             padding_cache ([`StreamingCache`], *optional*): The past of a stream. Only for causal codecs.
@@ -212,12 +212,13 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         Args:
             input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveform in
                 [-1, 1].
-            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples, padded on
-                either side.
-            num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all. With 0, which `encode`
-                refuses, the decoder hears the latents as they are, and there are no codes.
-            return_loss (`bool`, defaults to `True`): Also compute the losses that need no discriminator.
-            kwargs: What transformers passes to any model, such as `output_attentions`, of which a codec has none.
+            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples,
+                padded on either side.
+            num_quantizers (`int`, *optional*): Number of first codebooks to use. Defaults to all. With 0, which
+                `encode` refuses, the decoder hears the latents as they are, and there are no codes.
+            return_loss (`bool`, defaults to `True`): Whether to compute the losses that need no discriminator.
+            kwargs: Arguments that transformers passes to any model, such as `output_attentions`. A codec has no
+                attentions.
 
         Raises:
             TypeError: If another argument is given.

@@ -29,7 +29,7 @@ class SpeechEncoderForCTC(PreTrainedModel):
     Its feature extractor is the encoder's own.
 
     Args:
-        config ([`SpeechEncoderCTCConfig`]): The encoder and what is read from it.
+        config ([`SpeechEncoderCTCConfig`]): The encoder, and the layer that labels are read from.
     """
 
     config_class = SpeechEncoderCTCConfig
@@ -58,8 +58,8 @@ class SpeechEncoderForCTC(PreTrainedModel):
 
         Args:
             name_or_path (`str`): Folder or Hub id of any speech model that `AutoModel` knows.
-            fields: Of the [`SpeechEncoderCTCConfig`]; the encoder's configuration and the times of its frames are
-                filled in.
+            fields: Fields of the [`SpeechEncoderCTCConfig`]. The encoder's configuration and the times of its frames
+                are filled in.
 
         Returns:
             `tuple`: The model, and the feature extractor to save with it.
@@ -112,13 +112,13 @@ class SpeechEncoderForCTC(PreTrainedModel):
     ) -> CausalLMOutput:
         r"""
         Args:
-            input_values, input_features (`torch.Tensor`): What the feature extractor returns; the one that the encoder
-                takes.
-            attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*): 1 = real, of the inputs; with
-                `encoder_states`, of the frames.
-            labels (`torch.Tensor` of shape `(batch, num_labels)`, *optional*): For the loss; -100 is ignored.
-            encoder_states (`torch.Tensor` of shape `(batch, num_layers, num_frames, hidden_size)`, *optional*): What
-                [`~SpeechEncoderForCTC.encode`] returned, in place of the inputs.
+            input_values, input_features (`torch.Tensor`): Output of the feature extractor: the one of the two that the
+                encoder takes.
+            attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*): Mask with 1 for real steps of the
+                inputs, or with `encoder_states` for real frames.
+            labels (`torch.Tensor` of shape `(batch, num_labels)`, *optional*): Labels for the loss; -100 is ignored.
+            encoder_states (`torch.Tensor` of shape `(batch, num_layers, num_frames, hidden_size)`, *optional*): States
+                that [`~SpeechEncoderForCTC.encode`] returned, in place of the inputs.
 
         Returns:
             `CausalLMOutput`: `logits` of shape `(batch, num_frames, vocab_size)`, where padded frames are blank, and
@@ -160,8 +160,8 @@ class SpeechEncoderForCTC(PreTrainedModel):
         Run the encoder.
 
         Args:
-            inputs (`torch.Tensor`): What the feature extractor returns.
-            attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*): 1 = real.
+            inputs (`torch.Tensor`): Output of the feature extractor.
+            attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*): Mask with 1 for real steps.
 
         Returns:
             The states that labels are read from, `(batch, num_layers, num_frames, hidden_size)` with one layer unless

@@ -30,8 +30,8 @@ class UnitVocoderOutput(ModelOutput):
     r"""
     Args:
         audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): Waveform; 0 behind a row's own samples.
-        duration_loss (`torch.FloatTensor` of shape `()`): Of [`~UnitVocoderModel.forward`], where the model predicts
-            durations.
+        duration_loss (`torch.FloatTensor` of shape `()`): Loss of the durations; see [`~UnitVocoderModel.forward`].
+            `None` unless the model predicts durations.
     """
 
     audio_values: torch.FloatTensor | None = None
@@ -86,7 +86,7 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
     of what the encoder heard for it lies: the network learns that shift, which is less than a frame.
 
     Args:
-        config ([`UnitVocoderConfig`]): Sizes of the network, and of what it speaks from.
+        config ([`UnitVocoderConfig`]): Sizes of the network, and of the codes and speakers that it speaks from.
     """
 
     def __init__(self, config: UnitVocoderConfig):
@@ -147,9 +147,9 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
     ) -> UnitVocoderOutput:
         r"""
         Args:
-            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): What to speak.
-            audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for real frames or units,
-                padded on the right.
+            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): Units to speak.
+            audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask with 1 for real frames
+                or units, padded on the right.
             durations (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Frames that each unit lasts, for
                 codes that were de-duplicated; what the mask leaves out lasts 0. Defaults to one each.
             speaker_ids (`torch.Tensor` of shape `(batch,)`, *optional*): Numbers of the speakers, of a model with
@@ -214,14 +214,15 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
         speaker_embeddings: torch.Tensor | None = None,
     ) -> torch.Tensor:
         r"""
-        How long de-duplicated units last, as a language model gives them.
+        Predict the durations of units that come de-duplicated, as from a language model.
 
         Args:
             audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_units)`): The units.
-            audio_codes_mask, speaker_ids, speaker_embeddings: See [`~UnitVocoderModel.decode`].
+            audio_codes_mask, speaker_ids, speaker_embeddings: Mask and speakers; see [`~UnitVocoderModel.decode`].
 
         Returns:
-            `torch.LongTensor` of shape `(batch, num_units)`: Frames, at least 1, and 0 where the mask is 0.
+            `torch.LongTensor` of shape `(batch, num_units)`: Durations in frames, at least 1, and 0 where the mask is
+                0.
 
         Raises:
             ValueError: If the model predicts no durations; and see [`~UnitVocoderModel.decode`].

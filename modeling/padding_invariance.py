@@ -22,7 +22,8 @@ class RowwiseGroupNorm(nn.GroupNorm):
     A group norm that normalises each row of a batch over its own steps; the steps beyond are 0.
 
     Attributes:
-        lengths (`list[int]`, *optional*): Steps of each row of the next batch. Without it, all are normalised over.
+        lengths (`list[int]`, *optional*): Steps of each row of the next batch. Without it, each row is normalised over
+            all steps.
     """
 
     lengths: list[int] | None = None
@@ -70,8 +71,8 @@ def conv_stem_states(stem: nn.Module, waveforms: torch.Tensor, num_samples: torc
     Run the convolutional front end of an encoder on which [`make_padding_invariant`] was called.
 
     Args:
-        stem (`nn.Module`): Its `feature_extractor`.
-        waveforms (`torch.Tensor` of shape `(batch, num_samples)`): Padded on the right.
+        stem (`nn.Module`): The encoder's `feature_extractor`.
+        waveforms (`torch.Tensor` of shape `(batch, num_samples)`): Waveforms, padded on the right.
         num_samples (`torch.Tensor` of shape `(batch,)`, *optional*): Real samples of each row. Without it, the padding
             is normalised over too, as in transformers and fairseq.
 
@@ -90,7 +91,7 @@ def num_conv_frames(config: Any, num_samples: int | torch.Tensor) -> Any:
     Frames that the convolutional front end gives, 0 where the recording is shorter than its first frame.
 
     Args:
-        config (`PreTrainedConfig`): Has `conv_kernel` and `conv_stride`.
+        config (`PreTrainedConfig`): Configuration of the encoder, for its `conv_kernel` and `conv_stride`.
         num_samples (`int` or `torch.Tensor` of `long`): Real samples.
     """
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
@@ -103,12 +104,13 @@ def num_mask_frames(config: Any, num_samples: torch.Tensor, padded_samples: int,
     Frames of each row of a padded batch that count as real.
 
     Args:
-        config (`PreTrainedConfig`): Has `conv_kernel` and `conv_stride`.
+        config (`PreTrainedConfig`): Configuration of the encoder, for its `conv_kernel` and `conv_stride`.
         num_samples (`torch.Tensor` of shape `(batch,)`): Real samples of each row.
         padded_samples (`int`): Length of the padded rows.
-        frame_rule (`str`): `"conv"`, the frames that the convolutions make of the real samples alone; or `"fairseq"`,
-            which cuts the padded row into as many equal parts as it has frames and counts those with a real sample: in
-            rows shorter than the longest, one or two frames more, which hear padding.
+        frame_rule (`str`): Rule for the frames that count: `"conv"`, the frames that the convolutions make of the real
+            samples alone; or `"fairseq"`, which cuts the padded row into as many equal parts as it has frames and
+            counts those with a real sample: in rows shorter than the longest, one or two frames more, which hear
+            padding.
     """
     if frame_rule == "conv":
         return num_conv_frames(config, num_samples)

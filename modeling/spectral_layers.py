@@ -82,8 +82,9 @@ class SpectralEncoder(CodecSequential):
     Waveform (batch, 1, T) -> latents (batch, hidden_size, ceil(T / hop_length)), all layers at the frame rate.
 
     Args:
-        config ([`CodecConfig`]): Sizes.
-        out_channels, hop_length (`int`, *optional*): Default to `config.hidden_size` and `config.hop_length`.
+        config ([`CodecConfig`]): Sizes of the network.
+        out_channels, hop_length (`int`, *optional*): Channels of the latents, and samples per frame. Default to
+            `config.hidden_size` and `config.hop_length`.
     """
 
     def __init__(self, config, out_channels: int | None = None, hop_length: int | None = None):
@@ -177,8 +178,9 @@ class SpectralDecoder(CodecSequential):
     Latents (batch, hidden_size, F) -> waveform (batch, 1, F * hop_length), at the frame rate (arXiv 2306.00814).
 
     Args:
-        config ([`CodecConfig`]): Sizes.
-        in_channels, hop_length (`int`, *optional*): Default to `config.hidden_size` and `config.hop_length`.
+        config ([`CodecConfig`]): Sizes of the network.
+        in_channels, hop_length (`int`, *optional*): Channels of the latents, and samples per frame. Default to
+            `config.hidden_size` and `config.hop_length`.
     """
 
     def __init__(self, config, in_channels: int | None = None, hop_length: int | None = None):

@@ -106,7 +106,7 @@ def short_time_spectrum(audio: torch.Tensor, n_fft: int, hop_length: int) -> tor
 
     Args:
         audio (`torch.Tensor` of shape `(batch, num_samples)`): Waveform in [-1, 1].
-        n_fft (`int`): Length of the window and of the Fourier transform.
+        n_fft (`int`): Length of the window and of the Fourier transform, in samples.
         hop_length (`int`): Samples between two frames.
 
     Returns:
@@ -138,8 +138,9 @@ def log_mel_spectrogram(
 
     Args:
         audio (`torch.Tensor` of shape `(batch, num_samples)`): Waveform in [-1, 1].
-        sampling_rate (`int`): Its rate in Hz.
-        n_fft, hop_length (`int`): See [`short_time_spectrum`].
+        sampling_rate (`int`): Sampling rate of the waveform, in Hz.
+        n_fft, hop_length (`int`): Length of the window and distance of the frames, in samples; see
+            [`short_time_spectrum`].
         num_mels (`int`): Number of mel filters.
         f_min (`float`, *optional*, defaults to 0.0): Lower edge of the first filter in Hz.
         f_max (`float`, *optional*): Upper edge of the last filter in Hz. Defaults to half the sampling rate.
@@ -183,8 +184,8 @@ def multi_scale_mel_loss(
         recorded (`torch.Tensor` of shape `(batch, 1, num_samples)`): The recording. The longer of both is cut.
         sampling_rate (`int`): Rate of both in Hz.
         scales (`tuple` of [`MelScale`], *optional*): Resolutions and weights. Defaults to `DEFAULT_MEL_SCALES`.
-        padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*):
-            1 for real samples. Samples of the padding are silenced, and frames centred on padding do not count.
+        padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples.
+            Samples of the padding are silenced, and frames centred on padding do not count.
 
     Returns:
         `torch.Tensor`: A scalar, float32.
@@ -211,12 +212,12 @@ def mel_loss_of_spectra(
     [`multi_scale_mel_loss`] of spectra that other losses may need as well.
 
     Args:
-        spectra (callable): Called with `n_fft` and `hop_length`; returns what [`short_time_spectrum`] makes of the
-            decoded and of the recorded waveforms, of one length.
+        spectra (callable): Function of `n_fft` and `hop_length` that returns the spectra of the decoded and of the
+            recorded waveforms, which have one length; see [`short_time_spectrum`].
         sampling_rate (`int`): Rate of both in Hz.
         scales (`tuple` of [`MelScale`], *optional*): Resolutions and weights. Defaults to `DEFAULT_MEL_SCALES`.
-        padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples, floating-point.
-            Frames centred on padding do not count.
+        padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples,
+            floating-point. Frames centred on padding do not count.
 
     Returns:
         `torch.Tensor`: A scalar, float32.

@@ -33,9 +33,9 @@ def encoder_of(model: Any) -> Any:
 def check_layer(layer: int | str, num_layers: int) -> int | str:
     r"""
     Args:
-        layer (`int` or `str`): `"average"` (mean over the embedding output and all layers), `"last"` (what the model
-            returns), or a layer counted from 1; 0 is the embedding output.
-        num_layers (`int`): Layers that the model has.
+        layer (`int` or `str`): Layer that features are read from: `"average"` (mean over the embedding output and all
+            layers), `"last"` (the output of the model), or a layer counted from 1; 0 is the embedding output.
+        num_layers (`int`): Number of layers of the model.
 
     Raises:
         ValueError: If there is no such layer.
@@ -98,8 +98,9 @@ def recorded_layers(encoder: Any, layers: Sequence[int]) -> Iterator[dict[int, t
 
     Args:
         encoder (`PreTrainedModel`): A speech encoder.
-        layers (sequence of `int`): Counted from 1; 0 is the input of the first. Of the last one, the states are those
-            before the final layer norm that some encoders have, so that it does not matter whether others follow.
+        layers (sequence of `int`): Layers, counted from 1; 0 is the input of the first. The states of the last one are
+            those before the final layer norm that some encoders have, so that it does not matter whether others
+            follow.
     """
     states: dict[int, torch.Tensor] = {}
 
@@ -138,11 +139,11 @@ def waveform_states(
     [`make_padding_invariant`] was called; encoders other than `EXACT_IN_BATCHES` hear them one by one.
 
     Args:
-        encoder (`PreTrainedModel`): Such as a `HubertModel`.
-        waveforms (`torch.Tensor` of shape `(batch, num_samples)`): Padded on the right.
+        encoder (`PreTrainedModel`): Speech encoder on the waveform, such as a `HubertModel`.
+        waveforms (`torch.Tensor` of shape `(batch, num_samples)`): Waveforms, padded on the right.
         num_samples (`torch.Tensor` of shape `(batch,)`): Real samples of each row.
-        layers (sequence of `int`): See [`recorded_layers`].
-        frame_rule (`str`): See [`num_mask_frames`].
+        layers (sequence of `int`): Layers whose states are returned; see [`recorded_layers`].
+        frame_rule (`str`): Rule for the real frames of a padded row; see [`num_mask_frames`].
 
     Returns:
         The states `(batch, len(layers), num_frames, hidden_size)`, and the number of frames of each row, `(batch,)`.
@@ -183,9 +184,10 @@ def spectrogram_states(
 
     Args:
         encoder (`PreTrainedModel`): Whisper's encoder.
-        feature_extractor (`WhisperFeatureExtractor`): Makes the spectrogram.
-        waveforms, num_samples, layers: As in [`waveform_states`].
-        window (`str`): See [`WaveformEncoder`]; with `"tight"` rows of different lengths are heard one by one.
+        feature_extractor (`WhisperFeatureExtractor`): Feature extractor that makes the spectrogram.
+        waveforms, num_samples, layers: Arguments as in [`waveform_states`].
+        window (`str`): Form of the input; see [`WaveformEncoder`]. With `"tight"`, rows of different lengths are heard
+            one by one.
 
     Returns:
         As [`waveform_states`].
@@ -228,11 +230,11 @@ class WaveformEncoder:
     A speech encoder of transformers (HuBERT, WavLM, wav2vec 2.0, Whisper's encoder, ...) in evaluation mode.
 
     Args:
-        encoder (`PreTrainedModel`): The encoder; of an encoder-decoder, that part.
-        feature_extractor (`FeatureExtractionMixin`): Its feature extractor.
-        window (`str`, *optional*, defaults to `"padded"`): For Whisper, whose encoder always hears 30 seconds:
-            `"padded"` fills them up with silence, as in its training; `"tight"` drops the positions after the end,
-            which costs a fraction of the time and changes the features somewhat.
+        encoder (`PreTrainedModel`): The encoder; of an encoder-decoder, its encoder.
+        feature_extractor (`FeatureExtractionMixin`): The encoder's feature extractor.
+        window (`str`, *optional*, defaults to `"padded"`): Form of the input of Whisper, whose encoder always hears 30
+            seconds. `"padded"` fills them up with silence, as in its training. `"tight"` drops the positions after the
+            end, which costs a fraction of the time and changes the features somewhat.
 
     Raises:
         ValueError: If `window` is neither.
@@ -251,8 +253,8 @@ class WaveformEncoder:
         Args:
             name_or_path (`str`): Folder or Hub id of any model that `AutoModel` knows; of an encoder-decoder the
                 encoder is taken.
-            window (`str`): See the class.
-            kwargs: Passed to `from_pretrained`, such as `revision`.
+            window (`str`): Form of Whisper's input; see the class.
+            kwargs: Arguments of `from_pretrained`, such as `revision`.
         """
         model = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, **kwargs)
         return cls(encoder_of(model), AutoFeatureExtractor.from_pretrained(name_or_path, **kwargs), window)
@@ -282,9 +284,9 @@ class WaveformEncoder:
         Features of waveforms of one length. Different lengths are different calls: padding would change the features.
 
         Args:
-            waveforms (`torch.Tensor` of shape `(batch, num_samples)`): In [-1, 1], at the encoder's rate. Gradients do
-                not flow.
-            layer (`int` or `str`): See [`check_layer`].
+            waveforms (`torch.Tensor` of shape `(batch, num_samples)`): Waveforms in [-1, 1], at the encoder's rate.
+                Gradients do not flow.
+            layer (`int` or `str`): Layer that the features are read from; see [`check_layer`].
 
         Returns:
             Features `(batch, num_frames, hidden_size)` and the centre of each frame in seconds, `(num_frames,)`.

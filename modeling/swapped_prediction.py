@@ -27,10 +27,12 @@ def sinkhorn(logits: torch.Tensor, epsilon: float, iterations: int) -> torch.Ten
     Args:
         logits (`torch.Tensor` of shape `(num_frames, num_codes)`): Cosines of frames and codes.
         epsilon (`float`): Temperature; the smaller, the harder the assignments.
-        iterations (`int`): With 0, nothing is scaled but the sum of all, to the number of frames.
+        iterations (`int`): Number of iterations. With 0, all assignments are scaled by one factor, so that their sum
+            is the number of frames.
 
     Returns:
-        `torch.Tensor` of shape `(num_frames, num_codes)`: In float32; rows sum to 1.
+        `torch.Tensor` of shape `(num_frames, num_codes)`: Assignments in float32. Rows sum to 1 if `iterations` is at
+            least 1.
     """
     scaled = logits.detach().float() / epsilon
     if iterations == 0:
@@ -43,17 +45,18 @@ def sinkhorn_log_weights(
     chunks: Callable[[], Iterable[torch.Tensor]], epsilon: float, iterations: int, all_processes: bool = False
 ) -> torch.Tensor:
     r"""
-    What Sinkhorn's iterations add to the logits of a code, given the logits chunk by chunk.
+    Weights that Sinkhorn's iterations add to the logits of each code, given the logits chunk by chunk.
 
     The scale of a frame follows from those of the codes, so these are all that has to be kept: the assignments are
     `softmax(logits / epsilon + log_weights)`. In the domain of logarithms nothing overflows.
 
     Args:
-        chunks (callable): Gives the logits, in parts of shape `(num_frames, num_codes)`, once an iteration.
+        chunks (callable): Function that gives the logits, in parts of shape `(num_frames, num_codes)`. It is called
+            once an iteration.
         epsilon (`float`): Temperature.
-        iterations (`int`): At least 1.
-        all_processes (`bool`, *optional*, defaults to `False`): Let the frames of all processes of the default group
-            share the codes. All must call this.
+        iterations (`int`): Number of iterations, at least 1.
+        all_processes (`bool`, *optional*, defaults to `False`): Whether the frames of all processes of the default
+            group share the codes. All must call this.
 
     Returns:
         `torch.Tensor` of shape `(num_codes,)`, in float32.
@@ -88,8 +91,8 @@ class SwappedPredictionOutput(NamedTuple):
         loss (`torch.Tensor`): Mean cross-entropy over frames and views, in nats. With several processes, those of all
             have the mean over all frames as their mean.
         accuracy (`torch.Tensor`): Share of frames whose nearest code in one view is the likeliest target in the other.
-        code_perplexity (`torch.Tensor`): Of the nearest codes of both views, from 1 to the number of codes.
-        probability_perplexity (`torch.Tensor`): Of the mean predicted probabilities.
+        code_perplexity (`torch.Tensor`): Perplexity of the nearest codes of both views, from 1 to the number of codes.
+        probability_perplexity (`torch.Tensor`): Perplexity of the mean predicted probabilities.
     """
 
     loss: torch.Tensor
@@ -112,15 +115,14 @@ class SwappedPrediction(nn.Module):
     have unit length from the first update on.
 
     Args:
-        codebook_size (`int`): Codes.
+        codebook_size (`int`): Number of codes.
         codebook_dim (`int`): Dimension of a code.
-        temperature (`float`): Of the predictions.
+        temperature (`float`): Temperature of the predictions.
         epsilon (`float`): Temperature of the targets.
-        iterations (`int`): Of Sinkhorn.
-        hard_target (`bool`): Learn the likeliest target alone.
-        target_mix (`float`): The logits of a view's target are its own with this weight, and the other's with the
-            rest.
-        normalize (`bool`): Give frames and codes unit length.
+        iterations (`int`): Number of Sinkhorn's iterations.
+        hard_target (`bool`): Whether only the likeliest target is learnt.
+        target_mix (`float`): Weight of a view's own logits in those of its target; the other view's have the rest.
+        normalize (`bool`): Whether frames and codes have unit length.
         logits_at_once (`int`, *optional*): Frames times codes of a chunk.
     """
 

@@ -39,13 +39,14 @@ class TransformersCodec(SpeechCodec):
     r"""
     A codec of transformers as a [`SpeechCodec`].
 
-    transformers' codecs hear the padding of a batch. So each recording is encoded and decoded alone: batched equals
-    single, at the speed of single recordings. For the same reason streams hold the whole recording, and code it once
-    it has ended; their memory grows with its length.
+    transformers' codecs hear the padding of a batch, so each recording is encoded and decoded alone. A batch gives
+    what single recordings give, at their speed. For the same reason a stream holds the whole recording and codes it
+    once it has ended. Its memory grows with its length.
 
     Args:
-        model (`PreTrainedModel`): See [`as_speech_codec`].
-        feature_extractor (`SequenceFeatureExtractor`, *optional*): See [`as_speech_codec`].
+        model (`PreTrainedModel`): Codec to wrap; see [`as_speech_codec`].
+        feature_extractor (`SequenceFeatureExtractor`, *optional*): The codec's feature extractor; see
+            [`as_speech_codec`].
 
     Raises:
         ValueError: If the model turns no speech into tokens.
@@ -188,7 +189,7 @@ class TransformersCodec(SpeechCodec):
         Args:
             input_values (`torch.Tensor` of shape `(batch, 1, num_samples)`): Waveforms in [-1, 1], padded on the
                 right.
-            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples.
+            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples.
             num_quantizers (`int`, *optional*): Number of first codebooks to give. Defaults to all.
 
         Returns:
@@ -292,11 +293,12 @@ class TransformersCodec(SpeechCodec):
         Decode each recording of a batch alone.
 
         Args:
-            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`, *optional*): What to decode.
-            latents (`torch.Tensor` of shape `(batch, num_frames, latent_dim)`, *optional*): What to decode instead.
-            audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for real frames, padded on
-                the right.
-            num_samples (`int`, *optional*): Length of the result. Defaults to what the model gives.
+            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`, *optional*): Codes to decode.
+            latents (`torch.Tensor` of shape `(batch, num_frames, latent_dim)`, *optional*): Latents to decode, in
+                place of codes.
+            audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask with 1 for real frames,
+                padded on the right.
+            num_samples (`int`, *optional*): Length of the result, in samples. Defaults to that of the model's output.
 
         Raises:
             ValueError: If the model does not decode them, or its codes are not all that it needs to.

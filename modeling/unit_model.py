@@ -28,7 +28,7 @@ class UnitPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
     A padded batch gives each item the units that it gets alone.
 
     Args:
-        config ([`UnitsConfig`]): The encoder, and what a family adds.
+        config ([`UnitsConfig`]): The encoder, and the fields that a family adds.
     """
 
     config_class = UnitsConfig
@@ -55,8 +55,8 @@ class UnitPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
 
         Args:
             name_or_path (`str`): Folder or Hub id of any speech model that `AutoModel` knows.
-            from_pretrained_kwargs (`dict`, *optional*): Such as `{"revision": ...}`.
-            fields: Of the model's configuration.
+            from_pretrained_kwargs (`dict`, *optional*): Arguments of `from_pretrained`, such as `{"revision": ...}`.
+            fields: Fields of the model's configuration.
 
         Raises:
             ValueError: If there is no such encoder, it is of another kind, or a field is wrong.
@@ -176,14 +176,14 @@ class UnitPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
         self, input_values: torch.Tensor, padding_mask: torch.Tensor | None, layers: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         r"""
-        What layers of the encoder give.
+        States of layers of the encoder.
 
         Args:
             input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveforms in
                 [-1, 1].
-            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for real samples, padded on
-                the right.
-            layers (sequence of `int`): See [`recorded_layers`].
+            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples,
+                padded on the right.
+            layers (sequence of `int`): Layers whose states are returned; see [`recorded_layers`].
 
         Returns:
             The states `(batch, len(layers), num_frames, hidden_size)` in float32, and the boolean mask of their frames

@@ -12,8 +12,8 @@ def deduplicate_codes(
 
     Args:
         audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): Codebook indices, long.
-        audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*):
-            1 for real frames; the others are dropped, on whichever side they are. Defaults to all real.
+        audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask with 1 for real frames; the
+            others are dropped, on whichever side they are. Defaults to all real.
 
     Returns:
         `tuple`: The codes of shape `(batch, num_quantizers, num_units)`, their mask, and their durations in frames,
@@ -43,7 +43,8 @@ def expand_codes(audio_codes: torch.Tensor, durations: torch.Tensor) -> tuple[to
 
     Args:
         audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_units)`): Codebook indices, long.
-        durations (`torch.Tensor` of shape `(batch, num_units)`): In frames, long; 0 for what is no unit.
+        durations (`torch.Tensor` of shape `(batch, num_units)`): Frames that each unit lasts, long; 0 where there is
+            no unit.
 
     Returns:
         `tuple`: The codes of shape `(batch, num_quantizers, num_frames)`, 0 behind a row's own frames, and their mask

@@ -11,19 +11,19 @@ class UnitStream:
     r"""
     Encode a recording while its samples arrive, chunk by chunk, in bounded memory.
 
-    The encoders of units hear all that they are given, so codes near the edge of what they hear are not those of the
-    whole recording: each chunk is encoded with context before and after, whose codes are dropped. A chunk's codes come
-    as soon as the context after it has arrived, and do not depend on how the samples were split. With more context
-    they come nearer to those of the whole, and later; where the context reaches to both ends, they are the same. With
-    `do_normalize` what is heard for each chunk is normalised by itself.
+    The encoders of units hear all that they are given, so codes near the edge of their input differ from those of the
+    whole recording. Each chunk is therefore encoded with context before and after it, and the codes of the context are
+    dropped. A chunk's codes come as soon as the context after it has arrived. They do not depend on how the samples
+    were split. With more context they come later, and nearer to those of the whole recording; where the context
+    reaches to both ends, they are the same. With `do_normalize` each chunk is normalised with its context alone.
 
     Args:
-        model ([`KMeansUnitsModel`] or [`DCSpinModel`]): Or another model with its `hop_length`, `frame_span`,
-            `get_encoded_length`, `longest_input` and `config.num_quantizers`; in evaluation mode.
-        chunk_seconds (`float`, *optional*, defaults to 0.5): Speech whose codes come together; rounded to frames, as
-            are the contexts.
-        left_context_seconds (`float`, *optional*, defaults to 4): Speech that is heard before.
-        right_context_seconds (`float`, *optional*, defaults to 0.5): Speech that is heard after.
+        model ([`KMeansUnitsModel`] or [`DCSpinModel`]): Unit model in evaluation mode, or another model with its
+            `hop_length`, `frame_span`, `get_encoded_length`, `longest_input` and `config.num_quantizers`.
+        chunk_seconds (`float`, *optional*, defaults to 0.5): Speech whose codes come together, in seconds; rounded to
+            frames, as are the contexts.
+        left_context_seconds (`float`, *optional*, defaults to 4): Speech that is heard before a chunk, in seconds.
+        right_context_seconds (`float`, *optional*, defaults to 0.5): Speech that is heard after a chunk, in seconds.
 
     Raises:
         ValueError: If the chunk is shorter than a frame, a context negative, or Whisper's encoder cannot hear a chunk
@@ -72,7 +72,7 @@ class UnitStream:
     def push(self, samples: torch.Tensor) -> torch.Tensor:
         r"""
         Args:
-            samples (`torch.Tensor` of shape `(num_samples,)`): Those that follow, in [-1, 1]; any number.
+            samples (`torch.Tensor` of shape `(num_samples,)`): Samples that follow, in [-1, 1]; any number of them.
 
         Returns:
             `torch.LongTensor` of shape `(num_quantizers, num_frames)`: Codes of the frames that are new; often none.
@@ -133,12 +133,13 @@ class WindowedUnitStream:
     A recording through units in windows, in the shapes of [`SpeechStream`]; see [`WindowedEncoder`].
 
     Args:
-        model ([`UnitPreTrainedModel`]): The units, in evaluation mode; they need a vocoder to decode.
+        model ([`UnitPreTrainedModel`]): Unit model in evaluation mode; it needs a vocoder to decode.
         num_quantizers (`int`, *optional*): Number of first codebooks to give. Defaults to all.
-        num_samples (`int`, *optional*): Length of the recording that is decoded. Defaults to whole frames.
-        window_seconds (`float`, *optional*, defaults to 20): Speech whose codes a window gives.
-        context_seconds (`float`, *optional*, defaults to 2): Speech that the encoder hears before and after.
-        decode_seconds (`float`, *optional*, defaults to 10): Speech that is decoded at once.
+        num_samples (`int`, *optional*): Length of the recording that is decoded, in samples. Defaults to whole frames.
+        window_seconds (`float`, *optional*, defaults to 20): Speech whose codes a window gives, in seconds.
+        context_seconds (`float`, *optional*, defaults to 2): Speech that the encoder hears before and after a window,
+            in seconds.
+        decode_seconds (`float`, *optional*, defaults to 10): Speech that is decoded at once, in seconds.
     """
 
     def __init__(

@@ -11,8 +11,9 @@ from torch import distributed, nn
 class QuantizerOutput(NamedTuple):
     r"""
     Attributes:
-        quantized_latents: (batch, num_frames, hidden_size); gradients pass straight through to the latents.
-        audio_codes: (batch, num_quantizers, num_frames), long.
+        quantized_latents: Latents (batch, num_frames, hidden_size); gradients pass straight through to those before
+            quantization.
+        audio_codes: Codebook indices (batch, num_quantizers, num_frames), long.
         commitment_loss: Scalar, mean over stages.
         stage_quantized: One (batch, num_frames, codebook_dim) tensor a stage, each with a straight-through gradient.
     """
@@ -43,8 +44,8 @@ def cluster_sums(
 
     Args:
         vectors (`torch.Tensor` of shape `(num_vectors, dim)`): The vectors.
-        clusters (`torch.Tensor` of shape `(num_vectors,)`): The cluster of each.
-        num_clusters (`int`): How many clusters there are.
+        clusters (`torch.Tensor` of shape `(num_vectors,)`): Index of the cluster of each vector.
+        num_clusters (`int`): Number of clusters.
     """
     if vectors.device.type == "cpu":
         counts = torch.bincount(clusters, minlength=num_clusters).to(vectors.dtype)
@@ -59,9 +60,9 @@ def kmeans(vectors: torch.Tensor, means: torch.Tensor, iterations: int) -> tuple
     Lloyd's algorithm; a cluster that loses all its vectors keeps its mean.
 
     Args:
-        vectors (`torch.Tensor` of shape `(num_vectors, dim)`): What to cluster.
-        means (`torch.Tensor` of shape `(num_clusters, dim)`): Where to start.
-        iterations (`int`): How often to move the means, unless they come to rest before.
+        vectors (`torch.Tensor` of shape `(num_vectors, dim)`): Vectors to cluster.
+        means (`torch.Tensor` of shape `(num_clusters, dim)`): Means to start from.
+        iterations (`int`): Largest number of times that the means move; they stop earlier if nothing changes any more.
 
     Returns:
         The means, and the number of vectors in each cluster at the last assignment, (num_clusters,).
@@ -109,8 +110,8 @@ class VectorQuantizer(FreezableModule):
     One codebook, learnt as exponential moving averages of the vectors it codes (van den Oord et al. 2017, appendix
     A.1).
 
-    Entries that fall out of use are moved onto vectors of the current batch, and their averages with them: a new entry
-    with the old averages would be undone by the next update, which is what happens in the EnCodec lineage.
+    Entries that fall out of use are moved onto vectors of the current batch, and their averages with them. With the
+    old averages, the next update would undo the move, which is what happens in the EnCodec lineage.
 
     Args:
         codebook_size (`int`): Number of entries.
@@ -156,8 +157,8 @@ class VectorQuantizer(FreezableModule):
         Start at the cluster means of vectors that all processes have alike.
 
         Args:
-            vectors (`torch.Tensor` of shape `(num_vectors, codebook_dim)`): What to cluster.
-            generator (`torch.Generator`): Draws the first means; in the same state on every process.
+            vectors (`torch.Tensor` of shape `(num_vectors, codebook_dim)`): Vectors to cluster.
+            generator (`torch.Generator`): Generator that draws the first means; in the same state on every process.
             batch_size (`int`, *optional*): Vectors of a training batch over all processes, to whose counts the
                 averages are scaled. Defaults to the number of vectors.
         """
@@ -179,10 +180,11 @@ class VectorQuantizer(FreezableModule):
         Move the entries towards the vectors that they code.
 
         Args:
-            vectors (`torch.Tensor` of shape `(num_vectors, codebook_dim)`): This process's share of the batch.
-            codes (`torch.Tensor` of shape `(num_vectors,)`): Their entries.
-            generator (`torch.Generator`): Draws the replacements of unused entries; in the same state on every
-                process.
+            vectors (`torch.Tensor` of shape `(num_vectors, codebook_dim)`): Vectors of this process's share of the
+                batch.
+            codes (`torch.Tensor` of shape `(num_vectors,)`): Index of the entry that codes each vector.
+            generator (`torch.Generator`): Generator that draws the replacements of unused entries; in the same state
+                on every process.
         """
         counts, sums = cluster_sums(vectors, codes, len(self.codebook))
         statistics = torch.cat([counts.unsqueeze(-1), sums], dim=-1)  # (K, 1 + D)
@@ -221,7 +223,7 @@ class ResidualVectorQuantizer(FreezableModule):
     gradients; the output is sum_k e_k. (SoundStream, Algorithm 1: arXiv 2107.03312)
 
     Random draws (initialisation, replaced entries, quantizer dropout) are seeded by the number of training batches so
-    far: they are the same on every process and after a resume, and leave PyTorch's global generators alone.
+    far. They are the same on every process and after a resume, and leave PyTorch's global generators alone.
 
     Args:
         num_quantizers (`int`): Number of codebooks, coarse to fine.
@@ -230,7 +232,7 @@ class ResidualVectorQuantizer(FreezableModule):
         hidden_size (`int`): Dimension of the latents; linear layers lead to `codebook_dim` and back where the two
             differ.
         quantizer_dropout (`float`): Probability of a training batch with fewer codebooks.
-        codebook_options: Passed to each [`VectorQuantizer`].
+        codebook_options: Arguments of each [`VectorQuantizer`].
     """
 
     def __init__(
@@ -277,8 +279,8 @@ class ResidualVectorQuantizer(FreezableModule):
         Start each codebook at the cluster means of what the codebooks before it leave of latents.
 
         Args:
-            latents (`torch.Tensor` of shape `(num_frames, hidden_size)`): The same on every process.
-            generator, batch_size: See [`VectorQuantizer.fit`].
+            latents (`torch.Tensor` of shape `(num_frames, hidden_size)`): Latents, the same on every process.
+            generator, batch_size: Arguments of [`VectorQuantizer.fit`].
         """
         residual = self.project_in(latents.to(self.quantizers[0].codebook.dtype))
         for quantizer in self.quantizers:
@@ -296,9 +298,9 @@ class ResidualVectorQuantizer(FreezableModule):
 
         Args:
             latents (`torch.Tensor` of shape `(batch, num_frames, hidden_size)`): Encoder output.
-            num_quantizers (`int`, *optional*): Use only the first codebooks, for a lower bit rate, or none. Defaults
-                to all.
-            mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for frames that count.
+            num_quantizers (`int`, *optional*): Number of first codebooks to use, for a lower bit rate, or 0 for none.
+                Defaults to all.
+            mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask with 1 for frames that count.
 
         Raises:
             ValueError: If `num_quantizers` is not between 0 and the number of codebooks.

@@ -15,14 +15,16 @@ class WindowedEncoder:
     r"""
     Encode a recording chunk by chunk, in windows with context on both sides.
 
-    The encoders of units hear all that they are given, so codes near the edge of a window are not those of the whole
-    recording: each window is encoded with context before and after, whose codes are dropped. Recordings that fit into
-    one window get exactly the codes of `encode`. With `do_normalize` each window is normalised by itself.
+    The encoders of units hear all that they are given, so codes near the edge of a window differ from those of the
+    whole recording. Each window is therefore encoded with context before and after it, and the codes of the context
+    are dropped. Recordings that fit into one window get exactly the codes of `encode`. With `do_normalize` each window
+    is normalised with its context alone.
 
     Args:
-        model ([`KMeansUnitsModel`] or [`DCSpinModel`]): See [`UnitStream`].
-        window_seconds (`float`, *optional*, defaults to 20): Speech whose codes a window gives.
-        context_seconds (`float`, *optional*, defaults to 2): Speech that it hears before and after.
+        model ([`KMeansUnitsModel`] or [`DCSpinModel`]): Unit model in evaluation mode; see [`UnitStream`].
+        window_seconds (`float`, *optional*, defaults to 20): Speech whose codes a window gives, in seconds.
+        context_seconds (`float`, *optional*, defaults to 2): Speech that the encoder hears before and after a window,
+            in seconds.
 
     Raises:
         ValueError: If the window is shorter than a frame, the context negative, or Whisper's encoder cannot hear a
@@ -41,7 +43,8 @@ class WindowedEncoder:
             chunks (`torch.Tensor` of shape `(num_samples,)`, or an iterable of such): The recording, in [-1, 1].
 
         Returns:
-            `torch.LongTensor` of shape `(num_quantizers, num_frames)`: As many frames as
+            `torch.LongTensor` of shape `(num_quantizers, num_frames)`: Codes of as many frames as
+                `model.get_encoded_length(num_samples)`.
             `model.get_encoded_length(num_samples)`.
 
         Raises:
@@ -55,7 +58,8 @@ class WindowedEncoder:
         The codes of `encode`, window by window. No more than a window with its context is held.
 
         Args:
-            chunks (`torch.Tensor` of shape `(num_samples,)`, or an iterable of such): See `encode`.
+            chunks (`torch.Tensor` of shape `(num_samples,)`, or an iterable of such): The recording, in [-1, 1]; see
+                `encode`.
         """
         stream = self._new_stream()
         if isinstance(chunks, torch.Tensor):

@@ -40,7 +40,7 @@ class AudioFileError(ValueError):
 
     Args:
         path (`str` or `Path`): The file.
-        reason (`str`): What is wrong and what to do, in one line.
+        reason (`str`): Sentence that says what is wrong and what to do, in one line.
     """
 
     def __init__(self, path: str | os.PathLike[str], reason: str):
@@ -116,9 +116,10 @@ def load_audio(path: str | os.PathLike[str], sampling_rate: int, mono: bool = Tr
     Read a whole audio file at a given rate.
 
     Args:
-        path (`str` or `Path`): Anything that libsndfile decodes: WAV, FLAC, Ogg Vorbis, Opus, MP3, AIFF, ...
-        sampling_rate (`int`): Rate of the result in Hz. Resampled by soxr ("HQ") if the file has another.
-        mono (`bool`, *optional*, defaults to `True`): Average the channels into one.
+        path (`str` or `Path`): File in any format that libsndfile decodes: WAV, FLAC, Ogg Vorbis, Opus, MP3, AIFF, ...
+        sampling_rate (`int`): Sampling rate of the result, in Hz. A file with another rate is resampled by soxr
+            ("HQ").
+        mono (`bool`, *optional*, defaults to `True`): Whether to average the channels into one.
 
     Returns:
         `np.ndarray` of dtype float32: `(num_samples,)`, or `(num_channels, num_samples)` if `mono` is false.
@@ -137,12 +138,12 @@ class AudioReader:
     The blocks, joined, are what [`load_audio`] returns. A reader is iterated once and is a context manager.
 
     Args:
-        path (`str` or `Path`): Anything that libsndfile decodes.
-        sampling_rate (`int`): Rate of the blocks in Hz.
-        block_seconds (`float`, *optional*, defaults to 10.0): Audio read at a time. Blocks are about this long, never
-            empty.
-        mono (`bool`, *optional*, defaults to `True`): Average the channels; blocks are `(n,)`, else `(num_channels,
-            n)`.
+        path (`str` or `Path`): File in any format that libsndfile decodes.
+        sampling_rate (`int`): Sampling rate of the blocks, in Hz.
+        block_seconds (`float`, *optional*, defaults to 10.0): Audio that is read at a time, in seconds. Blocks are
+            about this long, never empty.
+        mono (`bool`, *optional*, defaults to `True`): Whether to average the channels. Blocks are `(num_samples,)`, or
+            else `(num_channels, num_samples)`.
 
     Raises:
         AudioFileError: If the file cannot be opened (here) or turns out to be damaged (while iterating).
@@ -263,12 +264,13 @@ class AudioWriter:
     r"""
     Write a mono audio file block by block. The file appears under its name only once it is complete.
 
-    Use it as a context manager: leaving the block normally moves the finished file into place, an exception removes
+    Use it as a context manager. Leaving the block normally moves the finished file into place. An exception removes
     what was written and leaves an older file of that name as it was.
 
     Args:
-        path (`str` or `Path`): `.wav` and `.flac` (16 bits), `.ogg` (Vorbis) or `.opus`. Missing folders are created.
-        sampling_rate (`int`): In Hz.
+        path (`str` or `Path`): File to write: `.wav` and `.flac` (16 bits), `.ogg` (Vorbis) or `.opus`. Missing
+            folders are created.
+        sampling_rate (`int`): Sampling rate of the file, in Hz.
 
     Raises:
         AudioFileError: If the suffix is another or the file cannot be created.
@@ -306,7 +308,7 @@ class AudioWriter:
         Append samples; values outside [-1, 1] are clipped.
 
         Args:
-            block (`np.ndarray` of shape `(num_samples,)`): Any number of samples, as floats.
+            block (`np.ndarray` of shape `(num_samples,)`): Samples to append, any number of them, as floats.
 
         Raises:
             ValueError: If `block` is not one-dimensional or holds NaN or infinity.

@@ -34,7 +34,7 @@ class CodeFileError(ValueError):
 
     Args:
         path (`str` or `Path`): The file.
-        reason (`str`): What is wrong and what to do, in one line.
+        reason (`str`): Sentence that says what is wrong and what to do, in one line.
     """
 
     def __init__(self, path: str | os.PathLike[str], reason: str):
@@ -54,10 +54,10 @@ class AudioCodes:
     Args:
         audio_codes (`np.ndarray` of shape `(num_quantizers, num_frames)`): Codebook indices, int64.
         num_samples (`int`): Length of the recording at `sampling_rate`, to which decoding trims.
-        sampling_rate (`int`): Rate of the codec in Hz.
-        codebook_size (`int`): Entries per codebook; all codes are below it.
+        sampling_rate (`int`): Sampling rate of the codec, in Hz.
+        codebook_size (`int`): Number of entries per codebook; all codes are below it.
         hop_length (`int`): Samples per frame.
-        model_name (`str`): The codec, as it was named to [`speech_tokenizers.load`].
+        model_name (`str`): Name of the codec, as [`speech_tokenizers.load`] takes it.
         model_fingerprint (`str`, *optional*, defaults to `""`):
             Hash of the codec's codebooks, by which decoding refuses another codec of the same shape. Empty if unknown.
     """
@@ -115,7 +115,7 @@ def save_codes(path: str | os.PathLike[str], audio_codes: np.ndarray, metadata: 
     Write the codes of one recording. The file appears under its name only once it is complete.
 
     Args:
-        path (`str` or `Path`): Conventionally ending in `.safetensors`. Missing folders are created.
+        path (`str` or `Path`): File to write, conventionally ending in `.safetensors`. Missing folders are created.
         audio_codes (`np.ndarray` or `torch.Tensor` of shape `(num_quantizers, num_frames)`): Codebook indices.
         metadata (`Mapping`): The other fields of [`AudioCodes`]; misspelt or missing ones are errors.
 

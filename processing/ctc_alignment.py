@@ -16,8 +16,8 @@ def forced_alignment(log_probs: np.ndarray, labels: Sequence[int], blank: int) -
 
     Args:
         log_probs (`np.ndarray` of shape `(num_frames, vocabulary)`): Logarithms of the probabilities.
-        labels (sequence of `int`): What is said, without blanks.
-        blank (`int`): The blank's index.
+        labels (sequence of `int`): Labels that are said, without blanks.
+        blank (`int`): Index of the blank.
 
     Returns:
         `tuple[np.ndarray, np.ndarray]`: First frame of each label, and the frame after its last, both of shape
@@ -67,7 +67,7 @@ def greedy_labels(log_probs: np.ndarray, blank: int) -> tuple[np.ndarray, np.nda
 
     Args:
         log_probs (`np.ndarray` of shape `(num_frames, vocabulary)`): Logarithms of the probabilities.
-        blank (`int`): The blank's index.
+        blank (`int`): Index of the blank.
 
     Returns:
         `tuple[np.ndarray, np.ndarray, np.ndarray]`: The labels, the first frame of each, and the frame after its last,
@@ -88,12 +88,12 @@ def spread_labels(
     Give the blank frames after a label to it.
 
     A CTC marks a label where it begins, in a frame or two, and leaves the rest of it blank. So a label lasts until the
-    next one is marked; the last of a word, no longer than until the first silent frame.
+    next one is marked. The last label of a word lasts no longer than until the first silent frame.
 
     Args:
         starts, ends (`np.ndarray` of shape `(num_labels,)`): First frame of each label, and the frame after its last.
-        word_ends (`np.ndarray` of shape `(num_labels,)`): Whether a label is the last of its word.
-        is_speech (`np.ndarray` of shape `(num_frames,)`): Whether a frame is not silent.
+        word_ends (`np.ndarray` of shape `(num_labels,)`): Whether each label is the last of its word.
+        is_speech (`np.ndarray` of shape `(num_frames,)`): Whether each frame is not silent.
 
     Returns:
         `tuple[np.ndarray, np.ndarray]`: New `starts` and `ends`.
@@ -112,11 +112,13 @@ def speech_frames(audio: np.ndarray, edges: np.ndarray, threshold_db: float = 30
 
     Args:
         audio (`np.ndarray` of shape `(num_samples,)`): The recording.
-        edges (`np.ndarray` of shape `(num_frames + 1,)`): Samples between which the frames lie.
-        threshold_db (`float`, *optional*, defaults to 30.0): How far a frame may lie below the 95th percentile.
+        edges (`np.ndarray` of shape `(num_frames + 1,)`): First sample of each frame, and the sample after the last
+            frame.
+        threshold_db (`float`, *optional*, defaults to 30.0): Distance below the 95th percentile of the power, in
+            decibels, from which on a frame is silent.
 
     Returns:
-        `np.ndarray` of shape `(num_frames,)`: Booleans.
+        `np.ndarray` of shape `(num_frames,)`: Booleans, one a frame.
     """
     energy = np.concatenate([[0.0], np.cumsum(np.square(audio, dtype=np.float64))])
     power = np.diff(energy[edges]) / np.maximum(1, np.diff(edges))

@@ -24,7 +24,8 @@ class CTCLabels:
     whitespace and words parted by `|`; stress digits that the tokenizer does not know are dropped.
 
     Args:
-        tokenizer (`Wav2Vec2CTCTokenizer` or `Wav2Vec2PhonemeCTCTokenizer`): Its padding token is the blank.
+        tokenizer (`Wav2Vec2CTCTokenizer` or `Wav2Vec2PhonemeCTCTokenizer`): Tokenizer of characters or phones, whose
+            padding token is the blank.
     """
 
     def __init__(self, tokenizer: Any):
@@ -80,9 +81,9 @@ def build_tokenizer(texts: Iterable[str], unit: str) -> Wav2Vec2CTCTokenizer | W
     A CTC tokenizer of the characters or phones that occur in texts.
 
     Args:
-        texts (iterable of `str`): See [`CTCLabels`].
-        unit (`str`): `"character"` (letters, their marks and apostrophes, in lower case) or `"phone"` (without stress
-            digits).
+        texts (iterable of `str`): Texts of characters or phones, as [`CTCLabels`] describes them.
+        unit (`str`): Kind of label: `"character"` (letters, their marks and apostrophes, in lower case) or `"phone"`
+            (without stress digits).
 
     Raises:
         ValueError: If `unit` is another, or `texts` hold no label.

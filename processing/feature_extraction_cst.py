@@ -19,7 +19,7 @@ class CSTFeatureExtractor(RVQCodecFeatureExtractor):
     Waveforms to padded batches, as [`RVQCodecFeatureExtractor`] does it, and resampled where that is asked for.
 
     Args:
-        kwargs: See [`RVQCodecFeatureExtractor`].
+        kwargs: Arguments of [`RVQCodecFeatureExtractor`].
     """
 
     def __call__(
@@ -28,11 +28,11 @@ class CSTFeatureExtractor(RVQCodecFeatureExtractor):
         r"""
         Args:
             raw_audio: Waveforms; see [`RVQCodecFeatureExtractor`].
-            sampling_rate (`int`, *optional*): Rate of `raw_audio` in Hz. Another rate than the model's is an error,
-                unless `resample` says otherwise.
-            resample (`bool`, *optional*, defaults to `False`): Bring waveforms of another `sampling_rate` to the
-                model's, by a windowed sinc; frequencies that one of the two rates does not have are removed.
-            args, kwargs: See [`RVQCodecFeatureExtractor`].
+            sampling_rate (`int`, *optional*): Sampling rate of `raw_audio`, in Hz. Another rate than the model's is an
+                error, unless `resample` is true.
+            resample (`bool`, *optional*, defaults to `False`): Whether to bring waveforms of another `sampling_rate`
+                to the model's, by a windowed sinc. Frequencies that one of the two rates does not have are removed.
+            args, kwargs: Arguments of the call of [`RVQCodecFeatureExtractor`].
 
         Raises:
             TypeError: If the samples are not floats.
@@ -65,11 +65,12 @@ def resample_waveform(waveform: np.ndarray, source_rate: int, target_rate: int) 
     Resample by a Kaiser-windowed sinc.
 
     Args:
-        waveform (`np.ndarray` of shape `(num_samples,)`): Floats.
-        source_rate, target_rate (`int`): In Hz.
+        waveform (`np.ndarray` of shape `(num_samples,)`): Samples, as floats.
+        source_rate, target_rate (`int`): Sampling rates of the waveform and of the result, in Hz.
 
     Returns:
-        `np.ndarray` of shape `(ceil(num_samples * target_rate / source_rate),)`: float32, in time with the original.
+        `np.ndarray` of shape `(ceil(num_samples * target_rate / source_rate),)`: Resampled waveform in float32, in
+            time with the original.
 
     Raises:
         ValueError: If a rate is not positive.

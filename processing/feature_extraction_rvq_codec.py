@@ -23,9 +23,9 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
 
     Args:
         feature_size (`int`, *optional*, defaults to 1): Number of channels; only 1 (mono) is supported.
-        sampling_rate (`int`, *optional*, defaults to 16000): Rate of the waveforms in Hz.
+        sampling_rate (`int`, *optional*, defaults to 16000): Sampling rate of the waveforms, in Hz.
         padding_value (`float`, *optional*, defaults to 0.0): Value of padded samples.
-        kwargs: Passed to `SequenceFeatureExtractor`; `padding_side` is `"right"` by default and may be `"left"`.
+        kwargs: Arguments of `SequenceFeatureExtractor`; `padding_side` is `"right"` by default and may be `"left"`.
     """
 
     model_input_names = ["input_values", "padding_mask"]
@@ -48,15 +48,14 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
         Args:
             raw_audio (`np.ndarray`, `torch.Tensor`, `list[float]` or a list of these):
                 One waveform of shape `(num_samples,)` or `(1, num_samples)`, or a list of them, as floats in [-1, 1].
-            padding (`bool`, `str` or `PaddingStrategy`, *optional*, defaults to `True`):
-                `True` or `"longest"`: to the longest of the batch; `"max_length"`: to `max_length`; `False`: not at
-                all.
-            truncation (`bool`, *optional*, defaults to `False`): Cut waveforms longer than `max_length`.
-            max_length (`int`, *optional*): In samples.
-            return_tensors (`str` or `TensorType`, *optional*): `"pt"` or `"np"`. Defaults to lists of arrays.
-            sampling_rate (`int`, *optional*):
-                Rate of `raw_audio` in Hz, to be checked. Pass it: audio at another rate gives wrong codes without an
-                error.
+            padding (`bool`, `str` or `PaddingStrategy`, *optional*, defaults to `True`): Length to pad to: with `True`
+                or `"longest"`, the longest of the batch; with `"max_length"`, `max_length`. `False` pads nothing.
+            truncation (`bool`, *optional*, defaults to `False`): Whether to cut waveforms longer than `max_length`.
+            max_length (`int`, *optional*): Length for `padding="max_length"` and for `truncation`, in samples.
+            return_tensors (`str` or `TensorType`, *optional*): Type of the arrays: `"pt"` or `"np"`. Defaults to lists
+                of arrays.
+            sampling_rate (`int`, *optional*): Sampling rate of `raw_audio` in Hz, to be checked. Pass it: audio at
+                another rate gives wrong codes without an error.
 
         Returns:
             `BatchFeature`: `input_values` of shape `(batch, 1, num_samples)` and `padding_mask` of shape

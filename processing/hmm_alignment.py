@@ -50,8 +50,8 @@ class PocketsphinxWordAligner:
         As `align`, and the phones, without stress, of the pronunciations that fit best.
 
         Args:
-            audio (`np.ndarray` of shape `(num_samples,)`): In [-1, 1] at 16 kHz.
-            text (`str`): What is said.
+            audio (`np.ndarray` of shape `(num_samples,)`): Waveform in [-1, 1] at 16 kHz.
+            text (`str`): Text that is said.
 
         Raises:
             ValueError: If there is no text, the dictionary lacks a word, a phone is unknown, or the text does not fit

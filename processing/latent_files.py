@@ -32,9 +32,9 @@ class AudioLatents:
     Args:
         latents (`np.ndarray` of shape `(num_frames, hidden_size)`): Frames, float32 or float16, all finite.
         num_samples (`int`): Length of the recording at `sampling_rate`, to which decoding trims.
-        sampling_rate (`int`): Rate of the model in Hz.
+        sampling_rate (`int`): Sampling rate of the model, in Hz.
         hop_length (`int`): Samples per frame.
-        model_name (`str`): The model, as it was named to [`speech_tokenizers.load`].
+        model_name (`str`): Name of the model, as [`speech_tokenizers.load`] takes it.
         model_fingerprint (`str`, *optional*, defaults to `""`):
             Hash of the latents' statistics or of the codec's codebooks, by which decoding refuses another model of the
             same shape. Empty if unknown.
@@ -92,7 +92,7 @@ def save_latents(path: str | os.PathLike[str], latents: np.ndarray, metadata: Ma
     Write the latents of one recording. The file appears under its name only once it is complete.
 
     Args:
-        path (`str` or `Path`): Conventionally ending in `.safetensors`. Missing folders are created.
+        path (`str` or `Path`): File to write, conventionally ending in `.safetensors`. Missing folders are created.
         latents (`np.ndarray` or `torch.Tensor` of shape `(num_frames, hidden_size)`): Frames, float32 or float16,
             which are stored as they are.
         metadata (`Mapping`): The other fields of [`AudioLatents`]; misspelt or missing ones are errors.

@@ -10,8 +10,8 @@ class MissingPackageError(ImportError):
 
     Args:
         package (`str`): Name of the package.
-        purpose (`str`): What needs it.
-        command (`str`, *optional*): What installs it. Defaults to the extra `evaluation`.
+        purpose (`str`): Name of what needs the package; the message begins with it.
+        command (`str`, *optional*): Command that installs it. Defaults to that of the extra `evaluation`.
     """
 
     def __init__(self, package: str, purpose: str, command: str = "pip install 'speech-tokenizers[evaluation]'"):

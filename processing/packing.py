@@ -15,8 +15,8 @@ def pack_by_length(
     Args:
         lengths (sequence of `int`): Length of each recording.
         order (sequence of `int`): Indices of recordings, those of like length beside each other.
-        size (`int`): The longest length of a batch times its recordings stays within it. A longer recording is a batch
-            of its own.
+        size (`int`): Largest product of the longest length in a batch and the number of its recordings. A recording
+            that is longer alone is a batch of its own.
     """
     batches: list[list[int]] = []
     longest = 0

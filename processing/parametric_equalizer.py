@@ -24,13 +24,14 @@ def equalizer_sections(gains: np.ndarray, qualities: np.ndarray, sampling_rate: 
     Second-order sections for `scipy.signal.sosfilt`.
 
     Args:
-        gains (`np.ndarray` of shape `(num_bands,)`): Of each band, in dB; the first is a low shelf, the last a high
-            shelf.
+        gains (`np.ndarray` of shape `(num_bands,)`): Gain of each band, in dB. The first band is a low shelf, the last
+            a high shelf.
         qualities (`np.ndarray` of shape `(num_bands,)`): Q of each band; the higher, the narrower.
-        sampling_rate (`int`): In Hz.
+        sampling_rate (`int`): Sampling rate of the audio to filter, in Hz.
 
     Returns:
-        `np.ndarray` of shape `(num_bands, 6)`: Numerator and denominator of each, the latter beginning with 1.
+        `np.ndarray` of shape `(num_bands, 6)`: Numerator and denominator of each section; the denominator begins with
+            1.
 
     Raises:
         ValueError: If the shapes differ, there are fewer than two bands, or the highest centre is not below half the

@@ -25,14 +25,15 @@ class EspeakPhonemizer:
 
     It is run as a program of its own, since it is under the GPL. Texts are given to it clause by clause, so that the
     phones of a text do not depend on the texts before it. It pronounces some short words together (`of the`), and
-    spells or skips what its language does not write: words are those that are spoken, which may be more or fewer than
-    those that are written.
+    spells or skips what its language does not write. So the words are those that are spoken, which may be more or
+    fewer than those that are written.
 
     Args:
-        language (`str`, *optional*, defaults to `"en-us"`): A voice of espeak-ng, such as `"de"`; `espeak-ng --voices`
-            lists them.
-        with_stress (`bool`, *optional*, defaults to `False`): Keep the marks of stress before vowels (`ˈ` and `ˌ`).
-        program (`str`, *optional*, defaults to `"espeak-ng"`): Its name or path.
+        language (`str`, *optional*, defaults to `"en-us"`): Name of a voice, such as `"de"`, among those that
+            `espeak-ng --voices` lists.
+        with_stress (`bool`, *optional*, defaults to `False`): Whether to keep the marks of stress before vowels (`ˈ`
+            and `ˌ`).
+        program (`str`, *optional*, defaults to `"espeak-ng"`): Name or path of espeak-ng.
 
     Raises:
         MissingPackageError: If the program is not installed.
@@ -50,7 +51,7 @@ class EspeakPhonemizer:
     def __call__(self, texts: Iterable[str]) -> list[str]:
         r"""
         Args:
-            texts (iterable of `str`): Of any length; numbers are read out.
+            texts (iterable of `str`): Texts of any length; numbers are read out.
 
         Returns:
             `list[str]`: The phones of each text, parted by spaces, words by `|`, as in `h ə l oʊ | w ɜː l d`; empty

@@ -26,7 +26,8 @@ class PitchTrack:
     r"""
     Args:
         times (`np.ndarray` of shape `(num_frames,)`): Centres of the frames in seconds, evenly spaced.
-        frequencies (`np.ndarray` of shape `(num_frames,)`): In Hz; 0 where a frame is unvoiced.
+        frequencies (`np.ndarray` of shape `(num_frames,)`): Fundamental frequency of each frame in Hz; 0 where the
+            frame is unvoiced.
     """
 
     times: np.ndarray
@@ -54,15 +55,16 @@ def track_pitch(
     r"""
     Args:
         waveform (`np.ndarray` of shape `(num_samples,)`): Speech of one speaker, at any level.
-        sampling_rate (`int`): In Hz.
+        sampling_rate (`int`): Sampling rate of the waveform, in Hz.
         floor, ceiling (`float`): Least and greatest frequency that is looked for, in Hz. A frame spans three periods
             of `floor`.
-        hop_seconds (`float`): From frame to frame.
-        narrow (`bool`): Look a second time between 0.75 times the lower and 1.9 times the upper quartile of what was
-            found, which mends most octave errors (after De Looze and Hirst 2008).
+        hop_seconds (`float`): Time from one frame to the next, in seconds.
+        narrow (`bool`): Whether to look a second time between 0.75 times the lower and 1.9 times the upper quartile of
+            what was found, which mends most octave errors (after De Looze and Hirst 2008).
 
     Returns:
-        [`PitchTrack`]: Of no frames if `waveform` is shorter than three periods of `floor`.
+        [`PitchTrack`]: Fundamental frequency of each frame. There are no frames if `waveform` is shorter than three
+            periods of `floor`.
 
     Raises:
         ValueError: If the range is empty or beyond a fourth of the sampling rate, or `waveform` is no finite vector.

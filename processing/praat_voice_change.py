@@ -26,16 +26,17 @@ def change_voice_by_praat(
     r"""
     Args:
         waveform (`np.ndarray` of shape `(num_samples,)`): Speech of one speaker.
-        sampling_rate (`int`): In Hz.
-        formant_ratio, f0_ratio, f0_range_ratio (`float`): See [`change_voice`].
-        f0_floor, f0_ceiling (`float`), narrow (`bool`): Where the fundamental frequency is looked for, in Hz, and
-            whether the range of the speaker is found within first, by [`track_pitch`].
-        f0_median (`float`, *optional*): The new median in Hz, in place of `f0_ratio`.
-        seed (`int`): Of Praat's own random numbers, by which it places periods. Other generators do not touch them,
-            and without a seed no two calls are alike.
+        sampling_rate (`int`): Sampling rate of the waveform, in Hz.
+        formant_ratio, f0_ratio, f0_range_ratio (`float`): Ratios of the formants, and of the median and range of the
+            fundamental frequency; see [`change_voice`].
+        f0_floor, f0_ceiling (`float`), narrow (`bool`): Range in which the fundamental frequency is looked for, in Hz,
+            and whether [`track_pitch`] first finds the speaker's own range within it.
+        f0_median (`float`, *optional*): New median of the fundamental frequency in Hz, in place of `f0_ratio`.
+        seed (`int`): Seed for Praat's own random numbers, which place periods. Other generators do not touch them, and
+            without a seed no two calls are alike.
 
     Returns:
-        `np.ndarray` of shape `(num_samples,)`, float64: An unchanged copy if nothing in it is voiced.
+        `np.ndarray` of shape `(num_samples,)`, float64: Changed speech; an unchanged copy if nothing in it is voiced.
 
     Raises:
         MissingPackageError: If parselmouth is not installed.

@@ -40,15 +40,15 @@ def load_recordings(
     Recordings as a dataset with a column `audio` of undecoded audio: `{"path": str | None, "bytes": bytes | None}`.
 
     Args:
-        path (`str`): A folder of audio files, with or without `metadata.jsonl` or `metadata.csv` (whose `file_name`
+        path (`str`): Folder of audio files, with or without `metadata.jsonl` or `metadata.csv` (whose `file_name`
             column is relative to it); such a file itself; a Parquet file or a folder of them; or a dataset's id on the
             Hub.
-        filter_by (`dict`, *optional*): Keep rows where each of these columns has this value, or one of a list of
-            values.
+        filter_by (`dict`, *optional*): Value, or list of values, for each column. Only rows that have one of them in
+            each of these columns are kept.
         file_list (`str`, *optional*): Text file with the `file_name`s to keep, one a line.
         split (`str`): Split of a Hub dataset.
         audio_column (`str`): Column of a Parquet or Hub dataset that holds the audio.
-        streaming (`bool`): Return an `IterableDataset`.
+        streaming (`bool`): Whether to return an `IterableDataset`.
 
     Raises:
         ValueError: If nothing is found, a column does not exist, or no row is left.
@@ -168,9 +168,9 @@ class DecodedRecordings(Sequence):
 
     Args:
         path (`Path`): The file of samples.
-        sampling_rate (`int`): Their rate in Hz.
-        starts (`np.ndarray` of shape `(num_recordings + 1,)`): Where each recording starts; the last entry is the
-            total.
+        sampling_rate (`int`): Sampling rate of the recordings, in Hz.
+        starts (`np.ndarray` of shape `(num_recordings + 1,)`): First sample of each recording; the last entry is the
+            total number of samples.
         names (`list[str]`): Name of each recording.
         rejected (`list[dict]`): `{"name", "reason"}` of what could not be decoded.
         metadata (`datasets.Dataset`): The other columns of the recordings that could be decoded, a row each.

@@ -34,12 +34,13 @@ class SpeakerChange:
     What is done to one recording.
 
     Args:
-        formant_ratio, f0_ratio, f0_range_ratio (`float`): See [`change_voice`]; 1 changes nothing.
-        gains, qualities (`np.ndarray` of shape `(10,)`, *optional*): See [`equalizer_sections`]. `None` is no
-            equalizer.
-        noise_snr (`float`, *optional*): Of the speech to the noise that is added, in dB. `None` adds none.
-        noise_slope (`float`): The power of the noise falls with its frequency to this.
-        noise_seed (`int`): Of the noise.
+        formant_ratio, f0_ratio, f0_range_ratio (`float`): Ratios of the formants, and of the median and range of the
+            fundamental frequency; see [`change_voice`]. 1 changes nothing.
+        gains, qualities (`np.ndarray` of shape `(10,)`, *optional*): Gain in dB and Q of each band of the equalizer;
+            see [`equalizer_sections`]. `None` is no equalizer.
+        noise_snr (`float`, *optional*): Ratio of the speech to the noise that is added, in dB. `None` adds none.
+        noise_slope (`float`): Exponent s of the noise, whose power falls as 1 / frequency^s.
+        noise_seed (`int`): Seed for the noise.
     """
 
     formant_ratio: float = 1.0
@@ -56,23 +57,27 @@ class SpeakerPerturbation:
     r"""
     Draws a change of the speaker and applies it. Length and words stay.
 
-    A pair of numbers bounds a ratio, of which in half of the cases the inverse is taken. `None` switches a part off:
-    where the pitch carries words, as in Mandarin, `f0_ratio` and `f0_range_ratio` should be off, since what a model
-    learns to ignore is lost in its units.
+    A pair of numbers bounds a ratio, of which in half of the cases the inverse is taken. `None` switches a part off.
+    Where the pitch carries words, as in Mandarin, `f0_ratio` and `f0_range_ratio` should be off: a model that learns
+    to ignore pitch loses it in its units.
 
     Args:
-        formant_ratio (pair of `float`, *optional*, defaults to `(1.0, 1.4)`): Of the formants.
-        f0_ratio (pair of `float`, *optional*, defaults to `(1.0, 2.0)`): Of the median of the fundamental frequency.
-        f0_range_ratio (pair of `float`, *optional*, defaults to `(1.0, 1.5)`): Of its range.
+        formant_ratio (pair of `float`, *optional*, defaults to `(1.0, 1.4)`): Bounds of the ratio of the formants.
+        f0_ratio (pair of `float`, *optional*, defaults to `(1.0, 2.0)`): Bounds of the ratio of the median of the
+            fundamental frequency.
+        f0_range_ratio (pair of `float`, *optional*, defaults to `(1.0, 1.5)`): Bounds of the ratio of the range of the
+            fundamental frequency.
         equalizer (`bool`, *optional*, defaults to `True`): Whether a random equalizer of ten bands follows, with gains
             of up to 12 dB and Q between 2 and 5.
         noise_snr (pair of `float`, *optional*): Bounds of the ratio of speech to added noise, in dB. The noise is
             steady and its colour random, from white to brown. Spin adds none.
-        backend (`str`, *optional*, defaults to `"psola"`): `"psola"`, [`change_voice`], or `"praat"`, what was
-            published, which needs the extra `praat`, under the GPL.
-        sampling_rate (`int`, *optional*, defaults to 16000): In Hz.
-        f0_floor, f0_ceiling (`float`), narrow (`bool`): See [`change_voice`].
-        praat_seed (`int`, *optional*, defaults to 5489): See [`change_voice_by_praat`].
+        backend (`str`, *optional*, defaults to `"psola"`): Method of the change: `"psola"`, [`change_voice`], or
+            `"praat"`, what was published, which needs the extra `praat`, under the GPL.
+        sampling_rate (`int`, *optional*, defaults to 16000): Sampling rate of the waveforms, in Hz.
+        f0_floor, f0_ceiling (`float`), narrow (`bool`): Range in which the fundamental frequency is looked for, in Hz,
+            and whether the speaker's own range is found within it; see [`change_voice`].
+        praat_seed (`int`, *optional*, defaults to 5489): Seed for Praat's random numbers; see
+            [`change_voice_by_praat`].
 
     Raises:
         ValueError: If a pair of ratios does not rise from at least 1, or that of the noise not at all, the backend is
@@ -121,7 +126,7 @@ class SpeakerPerturbation:
     def draw(self, generator: np.random.Generator) -> SpeakerChange:
         r"""
         A random change. It takes the same numbers from `generator`, in the order of Spin's code, whichever parts are
-        switched off; those of the noise come last, and only if there is some.
+        switched off. The numbers of the noise come last, and only if there is some.
         """
         ratios = []
         for pair in self.bounds.values():
@@ -148,10 +153,10 @@ class SpeakerPerturbation:
         Args:
             waveform (`np.ndarray` of shape `(num_samples,)`): Speech of one speaker, in [-1, 1]. Where nothing is
                 voiced, the equalizer and the noise alone act.
-            change ([`SpeakerChange`]): What to do.
+            change ([`SpeakerChange`]): Change to apply.
 
         Returns:
-            `np.ndarray` of shape `(num_samples,)`, float32: In [-1, 1].
+            `np.ndarray` of shape `(num_samples,)`, float32: Changed speech, in [-1, 1].
 
         Raises:
             ValueError: If `waveform` has another shape, is empty, or has samples that are not finite.
@@ -190,14 +195,14 @@ def _is_rising_pair(pair: Any) -> bool:
 
 def coloured_noise(num_samples: int, slope: float, generator: np.random.Generator, sampling_rate: int) -> np.ndarray:
     r"""
-    Gaussian noise whose power falls with the frequency to `slope`, from 100 Hz on, below which there is none: what
-    cannot be heard should not count as noise. Its mean square is 1.
+    Gaussian noise of mean square 1, whose power falls as 1 / frequency^`slope`. It begins at 100 Hz, since what cannot
+    be heard should not count as noise.
 
     Args:
-        num_samples (`int`): Its length.
-        slope (`float`): 0 is white, 1 pink and 2 brown.
-        generator (`np.random.Generator`): Draws it.
-        sampling_rate (`int`): In Hz.
+        num_samples (`int`): Length of the noise, in samples.
+        slope (`float`): Exponent of the fall: 0 is white, 1 pink and 2 brown.
+        generator (`np.random.Generator`): Generator of the noise.
+        sampling_rate (`int`): Sampling rate of the noise, in Hz.
 
     Returns:
         `np.ndarray` of shape `(num_samples,)`; zeros where it is too short to have such a frequency.

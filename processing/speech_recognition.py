@@ -60,9 +60,9 @@ class TransformersRecognizer:
     HuBERT, [`SpeechEncoderForCTC`]).
 
     Args:
-        name_or_path (`str`): A local folder or a Hub id.
-        language (`str`, *optional*, defaults to `"en"`): Told to models that know several.
-        device (`str`, *optional*, defaults to `"cpu"`): Where the model runs.
+        name_or_path (`str`): Local folder or Hub id of the model.
+        language (`str`, *optional*, defaults to `"en"`): Language of the speech. Models that know several are told it.
+        device (`str`, *optional*, defaults to `"cpu"`): Device that the model runs on.
     """
 
     def __init__(self, name_or_path: str, language: str = "en", device: str = "cpu"):
@@ -94,10 +94,10 @@ class TransformersRecognizer:
     def logits(self, audio: np.ndarray) -> torch.Tensor:
         r"""
         Args:
-            audio (`np.ndarray` of shape `(num_samples,)`): In [-1, 1] at 16 kHz.
+            audio (`np.ndarray` of shape `(num_samples,)`): Waveform in [-1, 1] at 16 kHz.
 
         Returns:
-            `torch.Tensor` of shape `(1, num_frames, vocabulary)`: What a CTC model gives.
+            `torch.Tensor` of shape `(1, num_frames, vocabulary)`: Logits of a CTC model.
         """
         hop = getattr(self.model.config, "inputs_to_logits_ratio", None)
         if hop is None or len(audio) <= _WINDOW_SECONDS * 16000:
@@ -151,9 +151,9 @@ class VoskRecognizer:
     def results(self, audio: np.ndarray, phrase: str | None = None) -> list[dict[str, Any]]:
         r"""
         Args:
-            audio (`np.ndarray` of shape `(num_samples,)`): In [-1, 1] at 16 kHz.
-            phrase (`str`, *optional*): The only words that may be heard, best in this order; other sounds become
-                `[unk]`. Lower case, without punctuation. By default any words.
+            audio (`np.ndarray` of shape `(num_samples,)`): Waveform in [-1, 1] at 16 kHz.
+            phrase (`str`, *optional*): Words that may be heard, best in this order, in lower case without punctuation.
+                Other sounds become `[unk]`. By default any words may be heard.
 
         Returns:
             `list[dict]`: Vosk's results, parted by pauses: `text`, and in `result` the words with times in seconds.
@@ -183,9 +183,9 @@ def is_vosk_folder(name_or_path: str) -> bool:
 def load_recognizer(name_or_path: str, language: str = "en", device: str = "cpu") -> Recognizer:
     r"""
     Args:
-        name_or_path (`str`): A Vosk folder (it holds `am` and `graph`), or a folder or Hub id of a transformers model.
+        name_or_path (`str`): Vosk folder (it holds `am` and `graph`), or a folder or Hub id of a transformers model.
         language (`str`, *optional*, defaults to `"en"`): Language of the speech.
-        device (`str`, *optional*, defaults to `"cpu"`): Where a transformers model runs.
+        device (`str`, *optional*, defaults to `"cpu"`): Device that a transformers model runs on.
     """
     if is_vosk_folder(name_or_path):
         return VoskRecognizer(name_or_path)

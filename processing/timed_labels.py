@@ -14,9 +14,9 @@ class TimedWord(NamedTuple):
     A word and when it is spoken.
 
     Args:
-        word (`str`): As it is written.
-        start (`float`): Seconds from the start of the recording.
-        end (`float`): Seconds; not before `start`.
+        word (`str`): Word, as it is written.
+        start (`float`): Start of the word, in seconds from the start of the recording.
+        end (`float`): End of the word, in seconds from the start of the recording; not before `start`.
     """
 
     word: str
@@ -29,9 +29,9 @@ class TimedLabel(NamedTuple):
     A character or phone, and when it is spoken.
 
     Args:
-        label (`str`): As the recogniser's vocabulary writes it.
-        start (`float`): Seconds from the start of the recording.
-        end (`float`): Seconds; not before `start`.
+        label (`str`): Label, as the recogniser's vocabulary writes it.
+        start (`float`): Start of the label, in seconds from the start of the recording.
+        end (`float`): End of the label, in seconds from the start of the recording; not before `start`.
     """
 
     label: str
@@ -42,8 +42,8 @@ class TimedLabel(NamedTuple):
 def read_word_times(path: Path, names: Sequence[str]) -> dict[int, list[TimedWord]]:
     r"""
     Args:
-        path (`Path`): JSON lines with `file_name` and `words`.
-        names (sequence of `str`): Of the recordings.
+        path (`Path`): File of JSON lines with `file_name` and `words`.
+        names (sequence of `str`): Names of the recordings.
 
     Returns:
         `dict`: The words of a recording by its index in `names`; those that the file does not know are left out.

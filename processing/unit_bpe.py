@@ -34,8 +34,8 @@ class UnitBPE:
     them come the merged sequences. Every unit has an id of its own, whether training saw it or not.
 
     Args:
-        tokenizer (`PreTrainedTokenizerFast`): As [`train_unit_bpe`] makes it. It spells the unit `u` as the character
-            `chr(0xF0000 + u)`.
+        tokenizer (`PreTrainedTokenizerFast`): Tokenizer, as [`train_unit_bpe`] makes it. It spells the unit `u` as the
+            character `chr(0xF0000 + u)`.
 
     Raises:
         ValueError: If `tokenizer` is another.
@@ -75,8 +75,9 @@ class UnitBPE:
     def encode(self, units: np.ndarray, durations: np.ndarray | None = None) -> tuple[np.ndarray, list[np.ndarray]]:
         r"""
         Args:
-            units (`np.ndarray` of shape `(num_frames,)`): A unit a frame, or with `durations` a unit a run.
-            durations (`np.ndarray` of shape `(num_units,)`, *optional*): In frames, of units that are de-duplicated.
+            units (`np.ndarray` of shape `(num_frames,)`): Units, one a frame, or with `durations` one a run.
+            durations (`np.ndarray` of shape `(num_units,)`, *optional*): Frames that each unit lasts, if the units are
+                de-duplicated.
 
         Returns:
             `tuple`: The ids of shape `(num_ids,)`, int64, and for each id the durations of the units in it, in frames.
@@ -99,8 +100,9 @@ class UnitBPE:
     def decode(self, ids: np.ndarray, durations: Sequence[np.ndarray] | None = None) -> np.ndarray:
         r"""
         Args:
-            ids (`np.ndarray` of shape `(num_ids,)`): Those of padding, beginning and end stand for no unit.
-            durations (sequence of `np.ndarray`, *optional*): For each id, the durations of its units.
+            ids (`np.ndarray` of shape `(num_ids,)`): Ids of merged units. The ids of padding, beginning and end stand
+                for no unit.
+            durations (sequence of `np.ndarray`, *optional*): Durations of the units of each id, in frames.
 
         Returns:
             `np.ndarray`: The units, int64: of shape `(num_frames,)`, or de-duplicated, `(num_units,)`, without
@@ -127,7 +129,7 @@ class UnitBPE:
 
         Args:
             sequences (iterable of `np.ndarray` of shape `(num_frames,)`): Units, one a frame.
-            frame_rate (`float`): In Hz.
+            frame_rate (`float`): Frame rate of the sequences, in Hz.
 
         Returns:
             `dict`: `frames_per_unit` and `units_per_id`; the nominal bit rates, where each symbol costs the logarithm
@@ -168,9 +170,10 @@ def train_unit_bpe(
     Args:
         sequences (iterable of `np.ndarray` of shape `(num_frames,)`): Units of a recording each, one a frame; they are
             de-duplicated here. Held in memory as text, 4 bytes a unit.
-        codebook_size (`int`): Units are below it; at most 65534.
-        vocab_size (`int`): Ids, with the two special ones and one a unit. Fewer if the sequences run out of pairs.
-        min_frequency (`int`, *optional*, defaults to 2): How often a pair must occur to be merged.
+        codebook_size (`int`): Number of units, at most 65534; units are below it.
+        vocab_size (`int`): Number of ids, with the two special ones and one for each unit. There are fewer if the
+            sequences run out of pairs.
+        min_frequency (`int`, *optional*, defaults to 2): Least number of occurrences of a pair that is merged.
 
     Raises:
         TypeError, ValueError: If a sequence is malformed, or a number is out of range.

@@ -34,7 +34,7 @@ class UnitFileError(ValueError):
 
     Args:
         path (`str` or `Path`): The file.
-        reason (`str`): What is wrong and what to do, in one line.
+        reason (`str`): Sentence that says what is wrong and what to do, in one line.
     """
 
     def __init__(self, path: str | os.PathLike[str], reason: str):
@@ -60,11 +60,12 @@ def to_textless(
 
     Args:
         units (`np.ndarray` of shape `(num_units,)`): Units, one a frame or de-duplicated.
-        durations (`np.ndarray` of shape `(num_units,)`, *optional*): In frames. Defaults to one frame each.
+        durations (`np.ndarray` of shape `(num_units,)`, *optional*): Frames that each unit lasts. Defaults to one
+            frame each.
         dense (`torch.Tensor` of shape `(num_frames, dim)`, *optional*): The frames that were coded.
-        codebook_size (`int`, *optional*):
-            Add a beginning and an end, `codebook_size` and `codebook_size + 1`, which last no frame (and are zeros in
-            `dense`), as `add_bos_eos=True` does there.
+        codebook_size (`int`, *optional*): Size of the codebook. With it, a beginning and an end are added,
+            `codebook_size` and `codebook_size + 1`, which last no frame (and are zeros in `dense`), as
+            `add_bos_eos=True` does there.
 
     Returns:
         `dict`: `units` and `durations`, int64, and `dense` if it was given.
@@ -130,7 +131,7 @@ def save_km(path: str | os.PathLike[str], sequences: Iterable[np.ndarray]) -> No
 
     Args:
         path (`str` or `Path`): The file. Missing folders are created.
-        sequences (iterable of `np.ndarray` of shape `(num_units,)`): Units; also written so are durations.
+        sequences (iterable of `np.ndarray` of shape `(num_units,)`): Units or durations; both are written alike.
 
     Raises:
         TypeError, ValueError: If the units are malformed or have several codebooks.
@@ -165,7 +166,7 @@ def save_manifest(path: str | os.PathLike[str], root: str, files: Iterable[tuple
     Args:
         path (`str` or `Path`): The file. Missing folders are created.
         root (`str`): Folder that the paths are relative to.
-        files (iterable of `tuple[str, int]`): Path and length in samples.
+        files (iterable of `tuple[str, int]`): Path of each file, and its length in samples.
 
     Raises:
         ValueError: If a path holds a tab or a line break, or a length is not positive.
@@ -212,9 +213,10 @@ class UnitLine(NamedTuple):
     A recording in a file of JSON lines.
 
     Args:
-        file_name (`str`): Its name.
+        file_name (`str`): Name of the recording's file.
         units (`np.ndarray` of shape `(num_units,)` or `(num_quantizers, num_units)`): Units, int64.
-        durations (`np.ndarray` of shape `(num_units,)`, *optional*): In frames, if the units are de-duplicated.
+        durations (`np.ndarray` of shape `(num_units,)`, *optional*): Frames that each unit lasts, if the units are
+            de-duplicated.
     """
 
     file_name: str
@@ -323,7 +325,7 @@ def from_batch_time_codebook(codes: np.ndarray, lengths: np.ndarray) -> list[np.
 
     Args:
         codes (`np.ndarray` of shape `(batch, max_num_frames, num_quantizers)`): Codes.
-        lengths (`np.ndarray` of shape `(batch,)`): In frames.
+        lengths (`np.ndarray` of shape `(batch,)`): Number of frames of each recording.
 
     Returns:
         `list[np.ndarray]`: Codes of shape `(num_quantizers, num_frames)` each.
@@ -350,7 +352,8 @@ def save_code_arrays(path: str | os.PathLike[str], names: Sequence[str], sequenc
     Args:
         path (`str` or `Path`): The file. Missing folders are created.
         names (sequence of `str`): Names of the recordings.
-        sequences (sequence of `np.ndarray` of shape `(num_quantizers, num_frames)`): See [`to_batch_time_codebook`].
+        sequences (sequence of `np.ndarray` of shape `(num_quantizers, num_frames)`): Codes of each recording; see
+            [`to_batch_time_codebook`].
 
     Raises:
         TypeError, ValueError: If the codes are malformed, or the names do not fit.

@@ -36,10 +36,10 @@ def expand(units: np.ndarray, durations: np.ndarray) -> np.ndarray:
 
     Args:
         units (`np.ndarray` of shape `(num_units,)` or `(num_quantizers, num_units)`): Units, as integers.
-        durations (`np.ndarray` of shape `(num_units,)`): In frames, at least 1 each.
+        durations (`np.ndarray` of shape `(num_units,)`): Frames that each unit lasts, at least 1.
 
     Returns:
-        `np.ndarray`: `(num_frames,)` or `(num_quantizers, num_frames)`, int64.
+        `np.ndarray`: Units of shape `(num_frames,)` or `(num_quantizers, num_frames)`, int64.
 
     Raises:
         TypeError, ValueError: If either is malformed, or their lengths differ.
@@ -74,7 +74,8 @@ def string_to_units(text: str, prefix: str = "Un") -> np.ndarray:
     Read what [`units_to_string`] wrote.
 
     Returns:
-        `np.ndarray`: `(num_units,)`, or `(num_quantizers, num_units)` where the names carry codebooks; int64.
+        `np.ndarray`: Units of shape `(num_units,)`, or `(num_quantizers, num_units)` where the names carry codebooks;
+            int64.
 
     Raises:
         ValueError: If anything else stands in the string, or the codebooks do not take turns.

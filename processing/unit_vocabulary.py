@@ -21,12 +21,12 @@ def build_unit_vocabulary(
     ids of beginning and end are added around a sequence unless `add_special_tokens=False` is passed.
 
     Args:
-        codebook_size (`int`): Units of a codebook.
-        num_quantizers (`int`, *optional*, defaults to 1): With more than one, names carry the codebook, `<Q1_Un12>`,
-            and the units of codebook `q` follow those of `q - 1`.
-        layout (`str`, *optional*, defaults to `"slamkit"`):
-            `"slamkit"`: `<PAD>` is 0, `<S>` is 1 at either end, unit `u` is `u + 2`. `"textlesslib"`: unit `u` is `u`,
-            and behind the last one come `<BOS>`, `<EOS>` and `<PAD>`.
+        codebook_size (`int`): Number of units of a codebook.
+        num_quantizers (`int`, *optional*, defaults to 1): Number of codebooks. With more than one, names carry the
+            codebook, `<Q1_Un12>`, and the units of codebook `q` follow those of `q - 1`.
+        layout (`str`, *optional*, defaults to `"slamkit"`): Order of the ids. `"slamkit"`: `<PAD>` is 0, `<S>` is 1 at
+            either end, unit `u` is `u + 2`. `"textlesslib"`: unit `u` is `u`, and behind the last one come `<BOS>`,
+            `<EOS>` and `<PAD>`.
         prefix (`str`, *optional*, defaults to `"Un"`): Letters in front of the number.
 
     Raises:

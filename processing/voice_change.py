@@ -32,15 +32,15 @@ def change_voice(
     r"""
     Args:
         waveform (`np.ndarray` of shape `(num_samples,)`): Speech of one speaker.
-        sampling_rate (`int`): In Hz.
-        formant_ratio (`float`): Multiplies the frequencies of the formants; above 1, the vocal tract is shorter.
-        f0_ratio (`float`): Multiplies the median of the fundamental frequency.
-        f0_range_ratio (`float`): Multiplies the distance in Hz of the fundamental frequency from its median.
-        f0_floor, f0_ceiling (`float`), narrow (`bool`): Where the fundamental frequency of `waveform` is looked for,
-            in Hz, and whether the range of the speaker is found within; see [`track_pitch`].
+        sampling_rate (`int`): Sampling rate of the waveform, in Hz.
+        formant_ratio (`float`): Factor on the frequencies of the formants; above 1, the vocal tract is shorter.
+        f0_ratio (`float`): Factor on the median of the fundamental frequency.
+        f0_range_ratio (`float`): Factor on the distance in Hz of the fundamental frequency from its median.
+        f0_floor, f0_ceiling (`float`), narrow (`bool`): Range in which the fundamental frequency of `waveform` is
+            looked for, in Hz, and whether the speaker's own range is found within it; see [`track_pitch`].
 
     Returns:
-        `np.ndarray` of shape `(num_samples,)`, float64: An unchanged copy if nothing in it is voiced.
+        `np.ndarray` of shape `(num_samples,)`, float64: Changed speech; an unchanged copy if nothing in it is voiced.
 
     Raises:
         ValueError: If a ratio is not positive; see also [`track_pitch`].

@@ -32,8 +32,8 @@ class WordAligner(Protocol):
     def align(self, audio: np.ndarray, text: str | None = None) -> list[TimedWord]:
         r"""
         Args:
-            audio (`np.ndarray` of shape `(num_samples,)`): In [-1, 1] at 16 kHz.
-            text (`str`, *optional*): What is said. By default it is recognised.
+            audio (`np.ndarray` of shape `(num_samples,)`): Waveform in [-1, 1] at 16 kHz.
+            text (`str`, *optional*): Text that is said. By default it is recognised.
 
         Returns:
             `list[TimedWord]`: One entry for each whitespace-separated word of the text, in order.
@@ -47,7 +47,7 @@ class VoskWordAligner:
     hears.
 
     Args:
-        folder (`str`): See [`VoskRecognizer`].
+        folder (`str`): Folder of a Vosk model; see [`VoskRecognizer`].
     """
 
     def __init__(self, folder: str):
@@ -75,8 +75,8 @@ class CTCWordAligner:
     A CTC marks a label in few frames and leaves the others blank; [`spread_labels`] says who gets those.
 
     Args:
-        name_or_path (`str`): A local folder or a Hub id.
-        device (`str`, *optional*, defaults to `"cpu"`): Where the model runs.
+        name_or_path (`str`): Local folder or Hub id of the model.
+        device (`str`, *optional*, defaults to `"cpu"`): Device that the model runs on.
 
     Raises:
         ValueError: If the model is no CTC.
@@ -175,9 +175,9 @@ class CTCWordAligner:
 def load_word_aligner(name_or_path: str, device: str = "cpu") -> WordAligner:
     r"""
     Args:
-        name_or_path (`str`): A Vosk folder (it holds `am` and `graph`), a folder or Hub id of an `AutoModelForCTC`, or
+        name_or_path (`str`): Vosk folder (it holds `am` and `graph`), a folder or Hub id of an `AutoModelForCTC`, or
             `"pocketsphinx"`.
-        device (`str`, *optional*, defaults to `"cpu"`): Where a transformers model runs.
+        device (`str`, *optional*, defaults to `"cpu"`): Device that a transformers model runs on.
     """
     if name_or_path == "pocketsphinx":
         from .hmm_alignment import PocketsphinxWordAligner
@@ -199,13 +199,13 @@ def match_words(text: str, recognised: Sequence[TimedWord], seconds: float) -> l
     Give every word of a known text the times of the same words in what a recogniser heard.
 
     Both are compared without case and punctuation, and aligned by edit distance. Words of the text that were not
-    recognised share the time between their recognised neighbours, in proportion to their letters; where the
-    recogniser heard something else there (`[unk]` or another word), they share the time of that. A word without
-    letters or digits, such as a dash, takes no time.
+    recognised share the time between their recognised neighbours, in proportion to their letters. Where the recogniser
+    heard something else there (`[unk]` or another word), they share the time of that. A word without letters or
+    digits, such as a dash, takes no time.
 
     Args:
-        text (`str`): What was said. Words are parted by whitespace.
-        recognised (sequence of [`TimedWord`]): In the order of their times.
+        text (`str`): Text that was said. Words are parted by whitespace.
+        recognised (sequence of [`TimedWord`]): Words that were recognised, in the order of their times.
         seconds (`float`): Length of the recording.
 
     Returns:
@@ -249,8 +249,8 @@ def share_word_times(words: Sequence[TimedWord], phones: str) -> list[TimedLabel
     Give the phones of each word equal parts of its time: rough, but independent of any acoustic model of phones.
 
     Args:
-        words (sequence of [`TimedWord`]): In order.
-        phones (`str`): Parted by spaces, words by `|`. Stress digits are dropped.
+        words (sequence of [`TimedWord`]): Words in their order, with their times.
+        phones (`str`): Phones, parted by spaces, words by `|`. Stress digits are dropped.
 
     Raises:
         ValueError: If there are not as many words.

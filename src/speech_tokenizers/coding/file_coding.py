@@ -30,10 +30,10 @@ def encode_blocks(
     Codes or latents of a recording that comes block by block; see [`SpeechCodec.encode_stream`].
 
     Args:
-        model ([`SpeechCodec`]): A model in evaluation mode.
+        model ([`SpeechCodec`]): Codec, units or continuous tokens, in evaluation mode.
         blocks (iterable of `torch.Tensor` of shape `(num_samples,)`): The recording, in [-1, 1].
         num_quantizers (`int`, *optional*): Number of first codebooks to use. Defaults to all.
-        kind (`str`, *optional*): `"codes"` or `"latents"`. Defaults to the model's.
+        kind (`str`, *optional*): Kind of tokens: `"codes"` or `"latents"`. Defaults to the model's.
 
     Returns:
         Iterator of `torch.Tensor`, which follow each other: codes `(num_quantizers, num_frames)` or latents
@@ -52,10 +52,10 @@ def decode_blocks(
     The audio of codes or latents block by block, equal to that of all at once; see [`SpeechCodec.decode_stream`].
 
     Args:
-        model ([`SpeechCodec`]): A model in evaluation mode.
+        model ([`SpeechCodec`]): Codec, units or continuous tokens, in evaluation mode.
         tokens (`np.ndarray`): Codes `(num_quantizers, num_frames)` or latents `(num_frames, latent_dim)`.
-        num_samples (`int`, *optional*): Length of the recording.
-        kind (`str`, *optional*): `"codes"` or `"latents"`. Defaults to the model's.
+        num_samples (`int`, *optional*): Length of the recording, in samples.
+        kind (`str`, *optional*): Kind of tokens: `"codes"` or `"latents"`. Defaults to the model's.
 
     Returns:
         Iterator of `torch.FloatTensor` of shape `(num_samples,)`, which follow each other.
@@ -89,15 +89,15 @@ def encode_file(
 
     Args:
         model (`PreTrainedModel`): A codec, units or continuous tokens, in evaluation mode.
-        audio_path (`str` or `Path`): Audio at any rate; channels are averaged, and the result resampled to the codec's
-            rate.
+        audio_path (`str` or `Path`): Audio file at any rate. Channels are averaged, and the result is resampled to the
+            codec's rate.
         codes_path (`str` or `Path`, *optional*): File to write; see [`save_codes`] and [`save_latents`].
-        num_quantizers (`int`, *optional*): Use only the first codebooks. Defaults to all.
+        num_quantizers (`int`, *optional*): Number of first codebooks to use. Defaults to all.
         model_name (`str`, *optional*): Name under which the decoder will look for the codec.
-        on_progress (`Callable`, *optional*): Called with the seconds done since the last call.
-        latents (`bool`, *optional*, defaults to `False`): Give a codec's frames before quantization instead of its
-            codes. Continuous tokens are given in any case.
-        dtype (`str`, *optional*, defaults to `"float32"`): Of latents: `"float32"` or `"float16"`.
+        on_progress (`Callable`, *optional*): Function that is called with the seconds done since the last call.
+        latents (`bool`, *optional*, defaults to `False`): Whether to give a codec's frames before quantization instead
+            of its codes. Continuous tokens are given in any case.
+        dtype (`str`, *optional*, defaults to `"float32"`): Type of latents: `"float32"` or `"float16"`.
 
     Returns:
         [`AudioCodes`] or [`AudioLatents`].
@@ -154,10 +154,10 @@ def decode_file(
     Decode codes or latents to an audio file as long as the original at the codec's rate.
 
     Args:
-        model (`PreTrainedModel`): What made them, in evaluation mode.
+        model (`PreTrainedModel`): Model that made them, in evaluation mode.
         codes ([`AudioCodes`], [`AudioLatents`], `str` or `Path`): Codes, latents, or a file of either.
         audio_path (`str` or `Path`): File to write; its suffix chooses the format.
-        on_progress (`Callable`, *optional*): Called with the seconds done since the last call.
+        on_progress (`Callable`, *optional*): Function that is called with the seconds done since the last call.
 
     Returns:
         `int`: Number of samples written.

@@ -81,10 +81,10 @@ def load(name_or_path: str | Path | None = None, dtype: Any = None, **kwargs: An
     Load a codec, in evaluation mode, and its feature extractor.
 
     Args:
-        name_or_path (`str` or `Path`, *optional*): See [`find_checkpoint`]. The checkpoints of this installation need
-            no network.
-        dtype (`torch.dtype`, *optional*): Of the weights. Defaults to float32, whatever precision the file has.
-        kwargs: Passed to `AutoModel.from_pretrained`, such as `device_map`, `revision` or `trust_remote_code`.
+        name_or_path (`str` or `Path`, *optional*): Name, folder or Hub id of a checkpoint; see [`find_checkpoint`].
+            The checkpoints of this installation need no network.
+        dtype (`torch.dtype`, *optional*): Type of the weights. Defaults to float32, whatever precision the file has.
+        kwargs: Arguments of `AutoModel.from_pretrained`, such as `device_map`, `revision` or `trust_remote_code`.
 
     Returns:
         `tuple`: The model ([`RVQCodecModel`] or another of the common interface) and the feature extractor.
@@ -114,11 +114,11 @@ def load(name_or_path: str | Path | None = None, dtype: Any = None, **kwargs: An
 def store_in_half(folder: str | Path) -> None:
     r"""
     Store the float32 weights of a saved model as float16, in half the bytes. The model computes in float32 as before,
-    however it is loaded, since config.json says so: in float16 a codec chooses other codes than in float32.
+    however it is loaded, since config.json says so. In float16 a codec would choose other codes than in float32.
 
     Args:
-        folder (`str` or `Path`): Of `save_pretrained`. Each weight is rounded to 11 bits, so that a codec or unit
-            model may choose a few other codes than before: compare.
+        folder (`str` or `Path`): Folder that `save_pretrained` wrote. Each weight is rounded to 11 bits, so that a
+            codec or unit model may choose a few other codes than before: compare.
 
     Raises:
         ValueError: If there is no `model.safetensors`, or a weight is too large for float16. Nothing is changed then.

@@ -25,14 +25,14 @@ class EncodedRecording:
     What [`encode_recordings`] finds in one recording.
 
     Args:
-        index (`int`): Its place among the recordings.
-        name (`str`): Its path, or the `file_name` of its row.
-        num_samples (`int`): Its length at the model's rate.
-        audio_codes (`np.ndarray` of shape `(num_quantizers, num_frames)`, *optional*):
-            Its codes, int64; if de-duplicated, those of runs. `None` if it failed.
-        durations (`np.ndarray` of shape `(num_units,)`, *optional*): Of the runs, in frames.
+        index (`int`): Index of the recording.
+        name (`str`): Path of the recording, or the `file_name` of its row.
+        num_samples (`int`): Length of the recording at the model's rate, in samples.
+        audio_codes (`np.ndarray` of shape `(num_quantizers, num_frames)`, *optional*): Codes, int64; if de-duplicated,
+            those of runs. `None` if the recording failed.
+        durations (`np.ndarray` of shape `(num_units,)`, *optional*): Frames that each run lasts.
         latents (`torch.Tensor` of shape `(num_frames, dim)`, *optional*): The frames that were coded, on the CPU.
-        reason (`str`, *optional*): Why it failed, in one line.
+        reason (`str`, *optional*): Reason why the recording failed, in one line.
     """
 
     index: int
@@ -63,25 +63,27 @@ def encode_recordings(
     r"""
     Encode recordings in batches, while threads decode those that come next.
 
-    Recordings of about equal length go together, the longest first. Those longer than a batch, or than the encoder can
-    hear at once, are read in blocks and encoded by [`SpeechCodec.encode_stream`]. Memory holds
-    some batches, and the codes that wait for their turn.
+    Recordings of about equal length go together, the longest first. Recordings longer than a batch, or than the
+    encoder can hear at once, are read in blocks and encoded by [`SpeechCodec.encode_stream`]. Memory holds some
+    batches, and the codes that wait for their turn.
 
     Args:
         model: A [`SpeechCodec`] with codebooks or a codec of transformers, in evaluation mode.
-        feature_extractor: Its feature extractor.
+        feature_extractor: The model's feature extractor.
         recordings (sequence): Paths; waveforms (`np.ndarray` of shape `(num_samples,)`) at the model's rate; or rows
             with undecoded `audio`, such as the dataset that [`load_recordings`] returns.
-        batch_seconds (`float`, *optional*, defaults to 60.0): Audio in a batch, with its padding.
-        deduplicate (`bool`, *optional*, defaults to `False`): Merge runs of equal frames.
-        with_latents (`bool`, *optional*, defaults to `False`): Give the frames that were coded as well. Recordings
-            that need windows fail then.
-        in_order (`bool`, *optional*, defaults to `True`): Give the results in the order of `recordings`; else as they
-            come.
-        num_threads (`int`, *optional*, defaults to 2): That decode audio.
+        batch_seconds (`float`, *optional*, defaults to 60.0): Length of the audio in a batch, with its padding, in
+            seconds.
+        deduplicate (`bool`, *optional*, defaults to `False`): Whether to merge runs of equal frames.
+        with_latents (`bool`, *optional*, defaults to `False`): Whether to give the frames that were coded as well.
+            Recordings that need windows fail then.
+        in_order (`bool`, *optional*, defaults to `True`): Whether to give the results in the order of `recordings`;
+            else they are given as they come.
+        num_threads (`int`, *optional*, defaults to 2): Number of threads that decode audio.
 
     Returns:
-        `Iterator[EncodedRecording]`: One for each recording. What cannot be read or encoded has a `reason`.
+        `Iterator[EncodedRecording]`: One result for each recording. A recording that cannot be read or encoded has a
+            `reason`.
 
     Raises:
         ValueError: If `batch_seconds` is not positive.

@@ -78,16 +78,17 @@ def align_recordings(
     character or phone. What cannot be read or aligned is named, with the reason, in `<output>.rejected.jsonl`.
 
     Args:
-        aligner ([`WordAligner`]): Finds the times.
-        recordings (`datasets.Dataset`): As [`load_recordings`] returns them.
-        output (`str` or `Path`): The file.
-        text_column (`str`, *optional*): Holds what is said. Defaults to `"text"`, and where there is none, to what the
-            aligner hears.
-        with_labels (`bool`, *optional*, defaults to `False`): For a CTC model: characters or phones too.
-        phones_column (`str`, *optional*): Holds phones, which become labels; see [`share_word_times`].
+        aligner ([`WordAligner`]): Aligner that finds the times.
+        recordings (`datasets.Dataset`): Recordings, as [`load_recordings`] returns them.
+        output (`str` or `Path`): File to append to.
+        text_column (`str`, *optional*): Column that holds what is said. Defaults to `"text"`. Where a recording has no
+            text, the aligner writes what it hears.
+        with_labels (`bool`, *optional*, defaults to `False`): Whether to write labels too, characters or phones. Only
+            a CTC model or pocketsphinx knows them.
+        phones_column (`str`, *optional*): Column that holds phones, which become labels; see [`share_word_times`].
 
     Returns:
-        `int`: How many recordings were rejected.
+        `int`: Number of recordings that were rejected.
 
     Raises:
         ValueError: If there is no such column, `output` is another kind of file, or the aligner knows no labels.

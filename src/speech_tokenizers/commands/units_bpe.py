@@ -56,7 +56,8 @@ def load_frames(path: Path) -> "list[np.ndarray]":
     Units of one codebook from a file, one a frame where it has durations.
 
     Args:
-        path (`Path`): A `.km`, with `.durations` beside it if its units are de-duplicated, or slamkit's JSON lines.
+        path (`Path`): A `.km` file, with `.durations` beside it if its units are de-duplicated, or slamkit's JSON
+            lines.
 
     Raises:
         UnitFileError: If the file is missing or malformed.

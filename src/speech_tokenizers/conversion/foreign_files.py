@@ -32,8 +32,8 @@ def read_checkpoint_file(path: Path, stand_ins: Sequence[tuple[Any, str]] = ()) 
 
     Args:
         path (`Path`): The file.
-        stand_ins (sequence of `tuple`, *optional*): Classes that are made in place of others, and the others' full
-            names: for objects that are not needed.
+        stand_ins (sequence of `tuple`, *optional*): Pairs of a class that is made in place of another, and the other's
+            full name, for objects that are not needed.
 
     Raises:
         CheckpointError: If the file is none, or holds anything but tensors, plain values and what has a stand-in.

@@ -96,12 +96,12 @@ def convert_checkpoint(
             safetensors file. Nothing in it is executed.
         output (`str` or `Path`): Folder to write.
         config (`str` or `Path`, *optional*): The original's config.json. Defaults to the one beside the checkpoint.
-        projection (`str`, *optional*, defaults to `"semantic"`): What the original's `transform` layer was trained
-            for: `"semantic"` features of a speech model (SpeechTokenizer), `"contextual"` ones of a language model, or
-            `"shared"` by both (DM-Codec).
-        with_code (`bool`, *optional*, defaults to `False`): Also write the code of the classes, so that the folder
-            loads with `trust_remote_code=True` where this package is not installed.
-        overwrite (`bool`, *optional*, defaults to `False`): Replace the model in `output`, if there is one.
+        projection (`str`, *optional*, defaults to `"semantic"`): Features that the original's `transform` layer was
+            trained for: `"semantic"`, those of a speech model (SpeechTokenizer); `"contextual"`, those of a language
+            model; or `"shared"`, both (DM-Codec).
+        with_code (`bool`, *optional*, defaults to `False`): Whether to write the code of the classes too, so that the
+            folder loads with `trust_remote_code=True` where this package is not installed.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace the model in `output`, if there is one.
 
     Returns:
         [`Conversion`]: The codec and the ignored fields of the config.

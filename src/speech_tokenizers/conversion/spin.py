@@ -99,16 +99,16 @@ def convert_spin(
     The folder appears when it is complete and checked.
 
     Args:
-        checkpoint (`str` or `Path`): What Spin's trainer saved. Nothing in it is executed.
+        checkpoint (`str` or `Path`): Checkpoint that Spin's trainer saved. Nothing in it is executed.
         output (`str` or `Path`): Folder to write.
-        num_attention_heads (`int`, *optional*): Of the encoder. Defaults to what WavLM's weights tell, or else to one
-            for 64 dimensions.
-        with_code (`bool`, *optional*, defaults to `False`): Also write the code of the classes, so that the folder
-            loads with `trust_remote_code=True` where this package is not installed.
-        overwrite (`bool`, *optional*, defaults to `False`): Replace the model in `output`, if there is one.
+        num_attention_heads (`int`, *optional*): Number of attention heads of the encoder. Defaults to that in WavLM's
+            weights, or else to one for each 64 dimensions.
+        with_code (`bool`, *optional*, defaults to `False`): Whether to write the code of the classes too, so that the
+            folder loads with `trust_remote_code=True` where this package is not installed.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace the model in `output`, if there is one.
 
     Returns:
-        [`DCSpinModel`]: As loaded from the folder: with one codebook.
+        [`DCSpinModel`]: Model as loaded from the folder, with one codebook.
 
     Raises:
         CheckpointError: If the file is not what it should be, or the conversion is not exact.
@@ -177,8 +177,8 @@ def spin_config_of(
     Args:
         state (`Mapping`): The weights under their original names.
         settings (`Mapping`): `encoder` and `loss` of the original's recipe; what is missing is as in its release.
-        path (`Path`): Named in errors.
-        num_attention_heads (`int`, *optional*): See [`convert_spin`].
+        path (`Path`): Path of the checkpoint, which errors name.
+        num_attention_heads (`int`, *optional*): Number of attention heads of the encoder; see [`convert_spin`].
 
     Raises:
         CheckpointError: If it is another network than Spin's.
@@ -288,7 +288,7 @@ class SpinNetwork:
 
     Args:
         state (`Mapping[str, torch.Tensor]`): The original's weights.
-        num_attention_heads (`int`): Of the encoder.
+        num_attention_heads (`int`): Number of attention heads of the encoder.
     """
 
     def __init__(self, state: Mapping[str, torch.Tensor], num_attention_heads: int):
@@ -373,7 +373,8 @@ def compare_with_spin(
     Compare projected frames and codes of a converted model with those of the original's weights.
 
     Returns:
-        `dict[str, float]`: The largest difference of the latents, which have unit length, and by how much a code's
+        `dict[str, float]`: Largest difference of the latents, which have unit length, and the amount by which a code's
+            similarity falls short of the largest.
         similarity falls short of the largest.
 
     Raises:

@@ -62,7 +62,7 @@ def show_codec(model: Any, name: str, audio_path: Path, output: Path) -> dict[st
 
     Args:
         model (`PreTrainedModel`): A codec, or a model of continuous tokens, in evaluation mode.
-        name (`str`): What it is called.
+        name (`str`): Name of the model.
         audio_path (`Path`): The recording.
         output (`Path`): Folder for the results.
 
@@ -113,10 +113,10 @@ def measure(recorded: np.ndarray, decoded: np.ndarray, sampling_rate: int) -> di
 
     Args:
         recorded, decoded (`np.ndarray` of shape `(num_samples,)`): Waveforms of equal length.
-        sampling_rate (`int`): In Hz.
+        sampling_rate (`int`): Sampling rate of both waveforms, in Hz.
 
     Returns:
-        `dict[str, str]`: By name, a score and its range, or why there is none.
+        `dict[str, str]`: Scores by name, each with its range, or the reason why there is none.
     """
     from pystoi import stoi
 
@@ -141,7 +141,7 @@ def draw(recorded: np.ndarray, decoded: np.ndarray, codes: AudioCodes | AudioLat
 
     Args:
         recorded, decoded (`np.ndarray` of shape `(num_samples,)`): Waveforms at the codec's rate.
-        codes ([`AudioCodes`] or [`AudioLatents`]): What `decoded` was decoded from.
+        codes ([`AudioCodes`] or [`AudioLatents`]): Codes or latents that `decoded` was decoded from.
         path (`Path`): PNG to write.
     """
     # Not pyplot: it would choose a window system for the whole process.

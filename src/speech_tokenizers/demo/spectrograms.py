@@ -11,8 +11,9 @@ def spectrogram(waveform: np.ndarray, window_length: int = 512, step: int = 128)
     Power in decibels.
 
     Args:
-        waveform (`np.ndarray` of shape `(num_samples,)`): Padded with zeros at the end if shorter than a window.
-        window_length, step (`int`): Of the Hann window, in samples.
+        waveform (`np.ndarray` of shape `(num_samples,)`): Waveform, padded with zeros at the end if shorter than a
+            window.
+        window_length, step (`int`): Length of the Hann window and distance between windows, in samples.
 
     Returns:
         `np.ndarray` of shape `(window_length // 2 + 1, num_frames)`.
@@ -27,13 +28,13 @@ def draw_spectrogram(axis: Any, power: np.ndarray, num_samples: int, sampling_ra
     Show a spectrogram over seconds and kilohertz, 80 dB deep.
 
     Args:
-        axis (`matplotlib.axes.Axes`): Where.
-        power (`np.ndarray` of shape `(num_frequencies, num_frames)`): In decibels below what is loudest.
-        num_samples (`int`), sampling_rate (`int`): Of the waveform.
-        cmap (`str`): Name of the colours.
+        axis (`matplotlib.axes.Axes`): Axes to draw on.
+        power (`np.ndarray` of shape `(num_frequencies, num_frames)`): Power in decibels below the loudest.
+        num_samples (`int`), sampling_rate (`int`): Length of the waveform in samples, and its sampling rate in Hz.
+        cmap (`str`): Name of the colour map.
 
     Returns:
-        `matplotlib.image.AxesImage`: For a colour bar.
+        `matplotlib.image.AxesImage`: Image, from which a colour bar can be made.
     """
     return axis.imshow(
         power,

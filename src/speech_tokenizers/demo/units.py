@@ -22,7 +22,7 @@ def show_units(model: Any, name: str, audio_path: Path, output: Path) -> dict[st
 
     Args:
         model (`PreTrainedModel`): Units of one codebook, in evaluation mode.
-        name (`str`): What it is called.
+        name (`str`): Name of the model.
         audio_path (`Path`): The recording.
         output (`Path`): Folder for the results.
 
@@ -84,8 +84,9 @@ def draw_units(
 
     Args:
         waveform (`np.ndarray` of shape `(num_samples,)`): The recording.
-        sampling_rate (`int`), hop_length (`int`): In Hz, and samples a frame.
-        units, durations (`np.ndarray` of shape `(num_units,)`): See [`deduplicate`].
+        sampling_rate (`int`), hop_length (`int`): Sampling rate in Hz, and samples per frame.
+        units, durations (`np.ndarray` of shape `(num_units,)`): Units and their durations in frames; see
+            [`deduplicate`].
         path (`Path`): PNG to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
