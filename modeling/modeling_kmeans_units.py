@@ -116,7 +116,7 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
     Discrete units: layers of a frozen speech encoder, clustered by k-means (GSLM, arXiv 2102.01192; HuBERT, arXiv
     2106.07447).
 
-    A padded batch gives each item the units that it gets alone. `training.units_fitting` finds the centroids.
+    A padded batch gives each item the units that it gets alone. `training.units.units_fitting` finds the centroids.
 
     Args:
         config ([`KMeansUnitsConfig`]): The encoder, and the frames that are clustered.
