@@ -131,6 +131,8 @@ class RecipeArguments:
             "max_grad_norm": self.max_grad_norm,
             "bf16": self.mixed_precision == "bf16",
             "fp16": self.mixed_precision == "fp16",
+            # Without it, a `Trainer` without a GPU refuses bf16.
+            "use_cpu": process_state().device.type == "cpu",
             "seed": self.seed,
             "logging_steps": self.logging_steps,
             "logging_first_step": True,

@@ -235,11 +235,12 @@ def run_iteration(
         labels = label_all(recordings, labeler, folder / "labels", show_progress=processes.is_main_process)
     del labeler
     shares = labels.shares()
-    print(
-        f"{name}: {labels.num_labels} labels at {labels.label_rate:g} Hz, {(shares > 0).sum()} used; "
-        f"the most frequent has {100 * shares.max():.1f} %",
-        file=sys.stderr,
-    )
+    if processes.is_main_process:
+        print(
+            f"{name}: {labels.num_labels} labels at {labels.label_rate:g} Hz, {(shares > 0).sum()} used; "
+            f"the most frequent has {100 * shares.max():.1f} %",
+            file=sys.stderr,
+        )
     config = HubertMaskedPredictionConfig.from_dict({**config.to_dict(), "label_vocab_size": labels.num_labels})
     set_seed(args.seed)
     model = HubertForMaskedPrediction(config)
