@@ -24,9 +24,9 @@ class LengthBatchSampler(torch.utils.data.Sampler[list[int]]):
 
     Args:
         lengths (sequence of `int`): Length of each recording, such as its samples.
-        batch_size (`int`): Of a micro-batch, in the same unit, with padding; see [`pack_by_length`].
+        batch_size (`int`): Size of a micro-batch, in the same unit, with padding; see [`pack_by_length`].
         num_batches (`int`): Micro-batches that this process takes in all.
-        seed (`int`, *optional*, defaults to 0): Of the order.
+        seed (`int`, *optional*, defaults to 0): Seed of the order.
         bucket_size (`int`, *optional*): Lengths that are taken for alike. Defaults to a 32nd of the longest.
         rank, world_size (`int`): This process and the number of processes.
         share_batches (`bool`, *optional*, defaults to `False`): Every process takes its part of every micro-batch:
@@ -109,8 +109,8 @@ def length_batch_loader(trainer: Any, batch_size: int, **options: bool) -> torch
 
     Args:
         trainer (`transformers.Trainer`): Whose `train_dataset` has `lengths`.
-        batch_size (`int`): Of a micro-batch, in the unit of `lengths`, with padding.
-        options: Of the [`LengthBatchSampler`]: `share_batches` and `drop_incomplete`.
+        batch_size (`int`): Size of a micro-batch, in the unit of `lengths`, with padding.
+        options: Options of the [`LengthBatchSampler`]: `share_batches` and `drop_incomplete`.
     """
     args = trainer.args
     sampler = LengthBatchSampler(

@@ -3,8 +3,8 @@
 Train a small language model on the continuous tokens of speech, once with each of several heads, and compare them on
 held-out speech.
 
-What is finished is not done again: the same command goes on after a kill, at the newest checkpoint, as if it had not
-been stopped.
+After an interruption, the same command skips what is finished and continues at the newest checkpoint, with the results
+of an uninterrupted run.
 """
 
 import copy
@@ -128,9 +128,9 @@ class LatentDataset(torch.utils.data.Dataset):
     [`LengthBatchSampler`] gives them.
 
     Args:
-        latents ([`PseudoLabels`]): Of each recording.
+        latents ([`PseudoLabels`]): Latents of each recording.
         min_seconds, max_seconds (`float`): See [`LatentDataArguments`].
-        seed (`int`): Of the parts.
+        seed (`int`): Seed of the parts.
 
     Attributes:
         lengths (`np.ndarray` of shape `(len(dataset),)`): Frames of each item.
@@ -244,7 +244,9 @@ def cached_latents(codec: Any, args: LatentLMArguments) -> tuple[PseudoLabels, l
         recordings = decode_part(data, part, codec.sampling_rate, args.cache_dir)
         labeler = LatentLabeler(codec, codec.sampling_rate)
         with processes.main_process_first():
-            latents = label_all(recordings, labeler, args.cache_dir / "latents", processes.is_main_process)
+            latents = label_all(
+                recordings, labeler, args.cache_dir / "latents", show_progress=processes.is_main_process
+            )
         found.append((recordings.names, latents))
     (_, train), (names, held_out) = found
     least, most = (seconds * held_out.label_rate for seconds in (data.min_seconds, data.max_seconds))
@@ -288,9 +290,9 @@ def train_head(
     continuations.
 
     Args:
-        name (`str`): Of `args.heads`.
+        name (`str`): Key of `args.heads`.
         args ([`LatentLMArguments`]): The recipe.
-        codec (`PreTrainedModel`): What the latents come from.
+        codec (`PreTrainedModel`): Model that gave the latents.
         train ([`PseudoLabels`]), held_out (`list`): See [`cached_latents`].
         folder (`Path`): Gets everything; `results.json` is written last.
     """
