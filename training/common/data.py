@@ -179,7 +179,7 @@ def decode_part(args: RecordingsArguments, part: str, sampling_rate: int, cache_
     the terminal.
 
     Args:
-        args ([`RecordingsArguments`]): Where they are.
+        args ([`RecordingsArguments`]): Their places.
         part (`str`): `"train"` or `"eval"`.
         sampling_rate (`int`): Rate to decode at, in Hz.
         cache_dir (`Path`): Folder of decoded audio.

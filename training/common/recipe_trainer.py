@@ -31,7 +31,7 @@ class ScheduleArguments:
 
     Args:
         max_steps (`int`): Optimizer steps.
-        learning_rate (`float`): Peak of the learning rate.
+        learning_rate (`float`): Peak of the learning rate, positive.
         warmup_steps (`int`): Steps in which the learning rate rises to its peak.
     """
 
@@ -131,6 +131,8 @@ class RecipeArguments:
             "max_grad_norm": self.max_grad_norm,
             "bf16": self.mixed_precision == "bf16",
             "fp16": self.mixed_precision == "fp16",
+            # Without it, a `Trainer` without a GPU refuses bf16.
+            "use_cpu": process_state().device.type == "cpu",
             "seed": self.seed,
             "logging_steps": self.logging_steps,
             "logging_first_step": True,
@@ -274,7 +276,8 @@ def train_until_done(trainer: Trainer, folder: Path, curves: list[str]) -> None:
     r"""
     Train to the last step, from the newest checkpoint in the trainer's `output_dir` or from the beginning.
 
-    A training that was cut off goes on exactly as if it had not been.
+    A training that was interrupted ends with the weights and the log of one that was not. (The first entry of the log
+    after a checkpoint has the steps since that checkpoint only.)
 
     Args:
         trainer (`transformers.Trainer`): The trainer.

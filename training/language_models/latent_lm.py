@@ -3,8 +3,8 @@
 Train a small language model on the continuous tokens of speech, once with each of several heads, and compare them on
 held-out speech.
 
-What is finished is not done again: the same command goes on after a kill, at the newest checkpoint, as if it had not
-been stopped.
+After an interruption, the same command skips what is finished and continues at the newest checkpoint, with the results
+of an uninterrupted run.
 """
 
 import copy
@@ -127,9 +127,9 @@ class LatentDataset(torch.utils.data.Dataset):
     [`LengthBatchSampler`] gives them.
 
     Args:
-        latents ([`PseudoLabels`]): Of each recording.
+        latents ([`PseudoLabels`]): Latents of each recording.
         min_seconds, max_seconds (`float`): See [`LatentDataArguments`].
-        seed (`int`): Of the parts.
+        seed (`int`): Seed of the parts.
 
     Attributes:
         lengths (`np.ndarray` of shape `(len(dataset),)`): Frames of each item.
@@ -289,9 +289,9 @@ def train_head(
     continuations.
 
     Args:
-        name (`str`): Of `args.heads`.
+        name (`str`): Key of `args.heads`.
         args ([`LatentLMArguments`]): The recipe.
-        codec (`PreTrainedModel`): What the latents come from.
+        codec (`PreTrainedModel`): Model that gave the latents.
         train ([`PseudoLabels`]), held_out (`list`): See [`cached_latents`].
         folder (`Path`): Gets everything; `results.json` is written last.
     """

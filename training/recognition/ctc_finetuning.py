@@ -239,7 +239,7 @@ class CTCTrainer(RecipeTrainer):
         args ([`CTCFinetuningArguments`]): Settings.
         labels ([`CTCLabels`]): What the model writes.
         train_dataset, eval_dataset ([`LabelledRecordings`]): The recordings.
-        kwargs: Of the `Trainer`.
+        kwargs: Further arguments of the `Trainer`.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 r"""
 Fine-tune a speech encoder by CTC by a recipe, such as stage II of DC-Spin; what it does is [`finetune_ctc`].
 
-The same command goes on after a kill, at the newest checkpoint.
+After an interruption, the same command continues at the newest checkpoint.
 """
 
 from collections.abc import Sequence

@@ -4,8 +4,8 @@ Train DC-Spin or Spin units on a speech encoder: its top layers and codebooks le
 in another voice the same units.
 
 The recipe is that of Spin's code (Chang et al. 2023, https://huggingface.co/papers/2305.11072), also for DC-Spin,
-whose own is not public. The same command goes on after a kill, at the newest checkpoint, as if it had not been
-stopped.
+whose own is not public. After an interruption, the same command continues at the newest checkpoint, with the result of
+an uninterrupted run.
 """
 
 import dataclasses
@@ -43,10 +43,10 @@ class PerturbationArguments:
     Args:
         formant_ratio, f0_ratio, f0_range_ratio (`list` of two `float`, *optional*): Bounds; `null` switches a part
             off. For tone languages both of the fundamental frequency should be off.
-        equalizer (`bool`): Whether there is one.
+        equalizer (`bool`): Change the spectrum by an equalizer, too.
         noise_snr (`list` of two `float`, *optional*): Bounds in dB of noise to add; `null` adds none, as in Spin.
         backend (`str`): `"psola"`, or `"praat"` with the extra of that name.
-        f0_floor, f0_ceiling (`float`): In Hz.
+        f0_floor, f0_ceiling (`float`): Bounds of the fundamental frequency, in Hz.
     """
 
     formant_ratio: list[float] | None = field(default_factory=lambda: [1.0, 1.4])

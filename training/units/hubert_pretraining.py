@@ -3,8 +3,8 @@
 Pre-train HuBERT by masked prediction, in iterations: the first learns k-means of MFCC, each later one k-means of a
 layer of the encoder before it, or the codes of any model.
 
-What is finished is not done again: the same command goes on after a kill, at the newest checkpoint, as if it had not
-been stopped.
+After an interruption, the same command skips what is finished and continues at the newest checkpoint, with the results
+of an uninterrupted run.
 """
 
 import shutil
@@ -58,13 +58,13 @@ class LabelArguments:
     Args:
         kind (`str`): `"mfcc"`, k-means of MFCC; `"layer"`, k-means of a layer of an encoder; or `"codes"`, those of a
             model of the common interface, such as a codec.
-        num_clusters (`int`): Of the k-means.
-        subtract_mean (`bool`): Of MFCC, whether each recording's mean is taken off, so that labels tell less of its
-            level and microphone, which a front end that normalises cannot hear. The paper does not.
-        layer (`int`): Of the encoder, counted from 1.
+        num_clusters (`int`): Number of clusters of the k-means.
+        subtract_mean (`bool`): Subtract each recording's mean from its MFCC, so that labels tell less of its level and
+            microphone, which a front end that normalises cannot hear. The paper does not.
+        layer (`int`): Layer of the encoder, counted from 1.
         model (`str`, *optional*): Folder or Hub id of the encoder or of the model with codes. The encoder defaults to
             that of the iteration before.
-        codebook (`int`): Which of the codes, counted from 0.
+        codebook (`int`): Index of the codebook, counted from 0.
         fit_seconds (`float`, *optional*): Audio that the k-means sees, drawn at random. Defaults to all.
     """
 
@@ -225,7 +225,7 @@ def run_iteration(
         name (`str`), iteration ([`IterationArguments`]): What to do.
         config ([`HubertMaskedPredictionConfig`]): Its number of labels is set here.
         recordings ([`DecodedRecordings`]): The data.
-        folder (`Path`): Of the iteration.
+        folder (`Path`): Folder of the iteration.
         previous (`Path`, *optional*): The encoder of the iteration before.
     """
     processes = process_state()
@@ -234,11 +234,12 @@ def run_iteration(
         labels = label_all(recordings, labeler, folder / "labels", show_progress=processes.is_main_process)
     del labeler
     shares = labels.shares()
-    print(
-        f"{name}: {labels.num_labels} labels at {labels.label_rate:g} Hz, {(shares > 0).sum()} used; "
-        f"the most frequent has {100 * shares.max():.1f} %",
-        file=sys.stderr,
-    )
+    if processes.is_main_process:
+        print(
+            f"{name}: {labels.num_labels} labels at {labels.label_rate:g} Hz, {(shares > 0).sum()} used; "
+            f"the most frequent has {100 * shares.max():.1f} %",
+            file=sys.stderr,
+        )
     config = HubertMaskedPredictionConfig.from_dict({**config.to_dict(), "label_vocab_size": labels.num_labels})
     set_seed(args.seed)
     model = HubertForMaskedPrediction(config)
@@ -297,11 +298,11 @@ def make_labeler(
     What labels the recordings; its k-means is fitted where `folder` does not hold it yet.
 
     Args:
-        args ([`LabelArguments`]): Of the iteration.
-        recordings ([`DecodedRecordings`]): What k-means sees.
-        folder (`Path`): Where its centroids, or its units as a [`KMeansUnitsModel`], are kept.
+        args ([`LabelArguments`]): Labels of the iteration.
+        recordings ([`DecodedRecordings`]): Recordings that k-means sees.
+        folder (`Path`): Place of its centroids, or of its units as a [`KMeansUnitsModel`].
         previous (`Path`, *optional*): The encoder of the iteration before.
-        seed (`int`): Of k-means.
+        seed (`int`): Seed of k-means.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if args.kind == "mfcc":

@@ -25,10 +25,10 @@ class MaskedPredictionDataset(torch.utils.data.Dataset):
 
     Args:
         recordings ([`DecodedRecordings`]): int16 audio.
-        labels ([`PseudoLabels`]): Of each recording.
+        labels ([`PseudoLabels`]): Labels of each recording.
         config ([`HubertMaskedPredictionConfig`]): Tells the frames of the encoder, and how to mask.
         min_seconds, max_seconds (`float`): See [`RecordingsArguments`].
-        seed (`int`): Of parts and masks.
+        seed (`int`): Seed of parts and masks.
 
     Attributes:
         lengths (`np.ndarray` of shape `(len(dataset),)`): Samples of each item.

@@ -213,6 +213,31 @@ def test_a_killed_command_goes_on_bit_for_bit(recipe, tmp_path):
         assert len(log_of(killed)) == TWO_ITERATIONS[iteration]["max_steps"]
 
 
+@pytest.mark.slow
+def test_two_processes_equal_one_that_takes_their_batches_in_turn(recipe, tmp_path):
+    # Batches have different numbers of frames, so that it matters that the loss is a mean over all of them.
+    dropout = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "feat_proj_dropout": 0.0}
+    changes = {"model": {**MODEL, **dropout, "layerdrop": 0.0}, "iterations": TWO_ITERATIONS}
+    launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
+    options = "--mixed_precision no --dynamo_backend no -m speech_tokenizers train"
+    process = subprocess.run(
+        [sys.executable, *launcher.split(), *options.split(), str(recipe("two", **changes))],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert process.stdout.splitlines()[-1] == f"the encoder: {tmp_path / 'two' / 'final'}"
+    pretrain(load_pretraining_recipe(str(recipe("alone", gradient_accumulation_steps=2, **changes))))
+    for iteration in TWO_ITERATIONS:
+        logs = [log_of(tmp_path / run / iteration) for run in ("two", "alone")]
+        for together, alone in zip(*logs, strict=True):
+            assert together == pytest.approx(alone, rel=1e-3)
+        weights = [load_file(tmp_path / run / iteration / "encoder" / "model.safetensors") for run in ("two", "alone")]
+        for name, value in weights[1].items():
+            torch.testing.assert_close(weights[0][name], value, rtol=1e-3, atol=1e-4)
+
+
 def test_the_labels_may_be_a_codec_s(recipe, tiny_checkpoint, tmp_path):
     labels = {"kind": "codes", "model": str(tiny_checkpoint), "codebook": 1}
     final = pretrain(load_pretraining_recipe(str(recipe(iterations={"first": {"labels": labels, "max_steps": 2}}))))

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipe of an output folder: which changes of the settings are refused, and what an older folder lacks."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import pytest
+import yaml
+
+from speech_tokenizers.training.common.recipe_files import changed_settings, keep_recipe, load_recipe
+
+
+@dataclass
+class Part:
+    size: int
+    width: int = 3
+
+
+@dataclass
+class Settings:
+    trainer: ClassVar[str] = "tiny"
+
+    output_dir: str
+    part: Part
+    parts: dict[str, Part] = field(default_factory=dict)
+    spare: Part | None = None
+    rate: float = 0.5
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+
+
+@pytest.fixture
+def settings(tmp_path):
+    path = tmp_path / "given.yaml"
+    path.write_text(yaml.safe_dump({"output_dir": "run", "part": {"size": 1}, "parts": {"one": {"size": 2}}}))
+    return lambda *overrides: load_recipe(str(path), overrides, Settings)
+
+
+def test_a_kept_recipe_can_be_trained_by_again(settings, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    keep_recipe(path, settings("rate=2"))
+    assert yaml.safe_load(path.read_text())["trainer"] == "tiny"
+    assert load_recipe(str(path), [], Settings) == settings("rate=2")
+
+
+def test_a_folder_that_is_older_than_a_setting_had_its_default(settings, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"output_dir": "run", "part": {"size": 1}, "parts": {"one": {"size": 2}}}))
+    for override in ("rate=2", "betas=[0.9, 0.99]", "part.width=4", "parts.one.width=4", "spare={size: 1}"):
+        with pytest.raises(ValueError, match=f"begun with other settings \\(`{override.partition('=')[0]}"):
+            keep_recipe(path, settings(override))
+    keep_recipe(path, settings())
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("part.size=2", "part.size"),
+        ("parts.one.size=3", "parts.one.size"),
+        ("parts.two={size: 1}", "parts.two.size"),
+        ("spare={size: 1}", "spare.size"),
+    ],
+)
+def test_what_was_begun_is_not_turned_into_something_else(settings, tmp_path, override, key):
+    path = tmp_path / "recipe.yaml"
+    keep_recipe(path, settings())
+    assert not changed_settings(path, settings("output_dir=elsewhere"), ["output_dir"])
+    with pytest.raises(ValueError, match=f"`{key}`"):
+        keep_recipe(path, settings(override))
+
+
+def test_a_recipe_for_another_trainer_is_refused(settings):
+    with pytest.raises(ValueError, match="is a recipe for the trainer `large`, but one for `tiny` is needed here"):
+        settings("trainer=large")
