@@ -236,4 +236,4 @@ class LatentLanguageModel(PreTrainedModel):
         return GeneratedLatents(torch.stack(frames, dim=1), torch.stack(masks, dim=1).long())
 
 
-__all__ = ["LatentLMOutput", "LatentLanguageModel"]
+__all__ = ["GeneratedLatents", "LatentLMOutput", "LatentLanguageModel"]

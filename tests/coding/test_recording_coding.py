@@ -11,9 +11,9 @@ import soundfile
 import torch
 from transformers import AutoConfig, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
-from speech_tokenizers.commands import units as units_command
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.coding.recording_coding import encode_recordings
+from speech_tokenizers.commands import units as units_command
 from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.modeling.windowed_encoding import WindowedEncoder

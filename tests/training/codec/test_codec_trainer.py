@@ -10,9 +10,9 @@ import yaml
 from transformers import AutoFeatureExtractor, AutoModel
 
 from speech_tokenizers.evaluation.speed import processor
-from speech_tokenizers.training.common import precision
 from speech_tokenizers.training.codec.codec_building import build_model
 from speech_tokenizers.training.codec.codec_trainer import CodecTrainer
+from speech_tokenizers.training.common import precision
 from speech_tokenizers.training.common.optimization import learning_rate_factor
 from speech_tokenizers.training.common.reporting import read_log
 
