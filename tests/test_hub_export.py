@@ -91,6 +91,7 @@ LATENT_LM_FILES = {
     "codec_layers.py",
     "configuration_latent_lm.py",
     "continuous_heads.py",
+    "input_checks.py",
     "latent_bottleneck.py",
     "modeling_latent_lm.py",
     "spectral_layers.py",
