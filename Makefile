@@ -23,12 +23,13 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-slow style quality dist clean
+.PHONY: help demo test test-slow test-gpu style quality dist clean
 
 help:
 	@echo "make demo       encode and decode a recording; writes demo/"
 	@echo "make test       the tests that need no GPU and little time"
 	@echo "make test-slow  the others that need no GPU"
+	@echo "make test-gpu   the tests that need a CUDA device"
 	@echo "make style      format the code;  make quality  check format, lint and types"
 	@echo "make dist       build wheel and sdist into dist/"
 	@echo "make clean      remove .venv and what was built"
@@ -54,6 +55,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m gpu
 
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -11,7 +11,7 @@ Without a network (and without the cache) the tests of this folder are skipped a
 variable `CI` set they are an error instead, so that no pipeline passes by leaving them out.
 
 `NEVER_APPLY` names the common tests that can never apply to a model. They are deselected, so that a test that skips
-itself is seen. `NEED_ACCELERATOR` names those that get the mark `gpu`.
+itself is seen. All run on the CPU, also where there is a GPU, for which tests/test_gpu.py is.
 """
 
 import os
@@ -28,6 +28,9 @@ from typing import Any, NamedTuple
 import pytest
 import transformers
 
+
+# Read when transformers' test tools are imported, so set before any test module is.
+os.environ["TRANSFORMERS_TEST_DEVICE"] = "cpu"
 
 # Marks of the common tests, none of which has a meaning here.
 FOREIGN_MARKERS = (
@@ -102,7 +105,6 @@ NEVER_APPLY = (
             "test_attn_implementation_*",
             "test_can_set_attention_*",
             "test_capture_outputs_decorator",
-            "test_flex_attention_*",
             "test_sdpa_*",
         ),
         lambda model, tests: not tests.has_attentions,
@@ -181,6 +183,20 @@ NEVER_APPLY = (
         ("test_can_load_from_already_mapped_keys", "test_reverse_loading_mapping"),
     ),
     NeverApplies(
+        "The tests run on the CPU.",
+        (
+            "test_can_load_with_device_context_manager",
+            "test_can_load_with_global_device_set",
+            "test_cpu_offload",
+            "test_disk_offload_*",
+            "test_flex_attention_*",
+            "test_kernels_can_load_without_crashing",
+            "test_model_parallelism",
+            "test_sdpa_can_compile_dynamic",
+            "test_torch_compile_for_training",
+        ),
+    ),
+    NeverApplies(
         "What is learnt is fitted without gradients.",
         ("test_training*",),
         lambda model, tests: not getattr(tests, "is_training", True),
@@ -197,37 +213,21 @@ NEVER_APPLY = (
     ),
 )
 
-NEED_ACCELERATOR = (
-    "test_can_load_with_device_context_manager",
-    "test_can_load_with_global_device_set",
-    "test_cpu_offload",
-    "test_disk_offload_*",
-    "test_flex_attention_*",
-    "test_kernels_can_load_without_crashing",
-    "test_model_parallelism",
-    "test_sdpa_can_compile_dynamic",
-    "test_sdpa_can_dispatch_on_flash",
-    "test_torch_compile_for_training",
-)
-
 
 def pytest_configure(config: pytest.Config) -> None:
     for name in FOREIGN_MARKERS:
         config.addinivalue_line("markers", f"{name}: used by the common tests of transformers")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the marks are read
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the tests of `NEVER_APPLY`, and mark those of `NEED_ACCELERATOR`."""
+    """Deselect the tests of `NEVER_APPLY`."""
     kept, deselected = [], []
     for item in items:
         model_classes = getattr(getattr(item, "cls", None), "all_model_classes", None)
         if model_classes and any(_applies_never(item.name, model_classes[0], item.cls, row) for row in NEVER_APPLY):
             deselected.append(item)
-            continue
-        if model_classes and any(fnmatchcase(item.name, pattern) for pattern in NEED_ACCELERATOR):
-            item.add_marker(pytest.mark.gpu)
-        kept.append(item)
+        else:
+            kept.append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=deselected)
 
