@@ -17,8 +17,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, HubertConfig, LlamaConfig
+from transformers import AutoConfig, AutoModel, LlamaConfig
 
+from helpers.tiny_models import tiny_hubert
 from speech_tokenizers.modeling.configuration_cst import CSTConfig
 from speech_tokenizers.modeling.configuration_dc_spin import DCSpinConfig
 from speech_tokenizers.modeling.configuration_dm_codec import DMCodecConfig
@@ -216,15 +217,9 @@ def run_without_this_package(program: str, folder: Path, *arguments: str, **envi
     assert process.returncode == 0, process.stderr
 
 
-def make_encoder_config() -> HubertConfig:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    sizes |= {"conv_dim": (8, 8), "conv_kernel": (10, 4), "conv_stride": (5, 4), "num_conv_pos_embeddings": 8}
-    return HubertConfig(**sizes, num_conv_pos_embedding_groups=2)
-
-
 def make_units(**fields) -> KMeansUnitsModel:
     torch.manual_seed(0)
-    config = KMeansUnitsConfig(encoder_config=make_encoder_config(), codebook_size=16, **fields)
+    config = KMeansUnitsConfig(encoder_config=tiny_hubert(), codebook_size=16, **fields)
     model = KMeansUnitsModel(config).eval()
     model.set_centroids(torch.randn(model.centroids.shape))
     vocoder_sizes = {"hidden_size": 8, "decoder_hidden_size": 16, "decoder_num_layers": 1, "hop_length": 20}
@@ -238,7 +233,7 @@ def make_codec(**overrides) -> RVQCodecModel | CSTModel | KMeansUnitsModel | DCS
         return make_units(**overrides)
     torch.manual_seed(0)
     if "encoder_layer" in overrides:
-        return DCSpinModel(DCSpinConfig(encoder_config=make_encoder_config(), **overrides)).eval()
+        return DCSpinModel(DCSpinConfig(encoder_config=tiny_hubert(), **overrides)).eval()
     sizes = {"num_filters": 4, "hidden_size": 8, "encoder_hidden_size": 8, "decoder_hidden_size": 8}
     layers = {"encoder_num_layers": 1, "decoder_num_layers": 1}
     if "bottleneck_type" in overrides:
