@@ -24,12 +24,13 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-slow style quality results dist clean
+.PHONY: help demo test test-slow test-gpu style quality results dist clean
 
 help:
 	@echo "make demo       encode and decode a recording; writes demo/"
 	@echo "make test       the tests that need no GPU and little time"
 	@echo "make test-slow  the others that need no GPU"
+	@echo "make test-gpu   the tests that need a CUDA device"
 	@echo "make style      format the code;  make quality  check format, lint and types"
 	@echo "make results    write the tables of README.md and docs/ from docs/results.json"
 	@echo "make dist       build wheel and sdist into dist/"
@@ -56,6 +57,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m gpu
 
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix .

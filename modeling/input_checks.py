@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The speech-tokenizers authors.
-"""What every model of the common interface demands of waveforms and codes."""
+"""What every model of the common interface demands of waveforms, codes and further arguments."""
+
+from collections.abc import Iterable
 
 import torch
+from transformers.utils import TransformersKwargs
 
 
 def check_waveforms(input_values: torch.Tensor, padding_mask: torch.Tensor | None) -> torch.Tensor:
@@ -63,3 +66,15 @@ def check_codes(audio_codes: torch.Tensor, num_quantizers: int) -> torch.Tensor:
     if audio_codes.is_floating_point():
         raise TypeError(f"`audio_codes` must be integers, but is {audio_codes.dtype}.")
     return audio_codes.long()
+
+
+def check_arguments(names: Iterable[str]) -> None:
+    r"""
+    Args:
+        names (iterable of `str`): Arguments that `forward` was given beside its own.
+
+    Raises:
+        TypeError: If one of them is none that transformers passes to any model, such as `output_attentions`.
+    """
+    if unknown := sorted(set(names) - set(TransformersKwargs.__annotations__)):
+        raise TypeError(f"`forward` has no argument {', '.join(unknown)}.")

@@ -22,7 +22,7 @@ from .codec_layers import (
 )
 from .codec_model import CodecPreTrainedModel, place_frames, real_span, shift_steps
 from .configuration_cst import CSTConfig
-from .input_checks import check_waveforms
+from .input_checks import check_arguments, check_waveforms
 from .latent_bottleneck import CTCProjection, LatentBottleneck, LatentStatistics
 from .spectral_layers import SpectralDecoder, SpectralEncoder
 
@@ -233,8 +233,7 @@ class CSTModel(CSTPreTrainedModel):
         Raises:
             TypeError: If another argument is given.
         """
-        if unknown := sorted(set(kwargs) - set(TransformersKwargs.__annotations__)):
-            raise TypeError(f"`forward` has no argument {', '.join(unknown)}.")
+        check_arguments(kwargs)
         input_values = check_waveforms(input_values, padding_mask)
         moments, frame_lengths, frame_starts = self._encode(input_values, padding_mask)
         mask = None if frame_lengths is None else self._frame_mask(moments, frame_lengths)

@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_dc_spin import DCSpinConfig
-from .input_checks import check_waveforms
+from .input_checks import check_arguments, check_waveforms
 from .speech_encoders import transformer_layers
 from .swapped_prediction import SwappedPrediction
 from .unit_model import UnitPreTrainedModel
@@ -243,8 +243,7 @@ class DCSpinModel(DCSpinPreTrainedModel):
             TypeError: If an argument is unknown.
             ValueError: If the views differ in shape; and see [`~UnitPreTrainedModel.encoder_states`].
         """
-        if unknown := sorted(set(kwargs) - set(TransformersKwargs.__annotations__)):
-            raise TypeError(f"`forward` has no argument {', '.join(unknown)}.")
+        check_arguments(kwargs)
         if perturbed_values is None or not return_loss:
             return self.encode(input_values, padding_mask, codebook, deduplicate)
         views = [check_waveforms(values, padding_mask) for values in (input_values, perturbed_values)]
@@ -256,7 +255,7 @@ class DCSpinModel(DCSpinPreTrainedModel):
         masks = None if padding_mask is None else torch.cat([padding_mask, padding_mask])
         features, mask = self.features(torch.cat(views), masks)
         first, second = (part[part_mask] for part, part_mask in zip(features.chunk(2), mask.chunk(2), strict=True))
-        outputs, loss = DCSpinOutput(), torch.zeros((), device=features.device)
+        losses, loss = {}, torch.zeros((), device=features.device)
         for name, weight in zip(_CODEBOOKS, (1.0, self.config.auxiliary_loss_weight), strict=True):
             if getattr(self, name) is None:
                 continue
@@ -264,12 +263,11 @@ class DCSpinModel(DCSpinPreTrainedModel):
             with torch.autocast(features.device.type, enabled=False):
                 result = swapped_prediction(projection(first), projection(second))
             loss = loss + weight * result.loss
-            outputs[f"{name}_swapped_prediction_loss"] = result.loss
-            outputs[f"{name}_accuracy"] = result.accuracy
-            outputs[f"{name}_code_perplexity"] = result.code_perplexity
-            outputs[f"{name}_probability_perplexity"] = result.probability_perplexity
-        outputs.loss = loss
-        return outputs
+            losses[f"{name}_swapped_prediction_loss"] = result.loss
+            losses[f"{name}_accuracy"] = result.accuracy
+            losses[f"{name}_code_perplexity"] = result.code_perplexity
+            losses[f"{name}_probability_perplexity"] = result.probability_perplexity
+        return DCSpinOutput(loss=loss, **losses)
 
     def _codebook(self, name: str) -> tuple[nn.Linear, SwappedPrediction]:
         # A codebook, and the projection to it.

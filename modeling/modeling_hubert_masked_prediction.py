@@ -98,6 +98,8 @@ class HubertForMaskedPrediction(HubertPreTrainedModel):
     config: HubertMaskedPredictionConfig
     # The trainer then counts the masked frames of a whole step, over micro-batches and processes.
     accepts_loss_kwargs = True
+    # transformers' claim for HuBERT; no test can compare it here.
+    _supports_flash_attn = False
 
     def __init__(self, config: HubertMaskedPredictionConfig):
         super().__init__(config)
@@ -234,7 +236,8 @@ class HubertForMaskedPrediction(HubertPreTrainedModel):
         weights = torch.where(masked, 1.0, float(self.config.unmasked_loss_weight)) * has_label
         total = (losses * weights).sum() + self.config.features_penalty_weight * outputs.features_penalty * num_learnt
         outputs.loss = total / (num_learnt.clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
-        return outputs
+        # Made anew, since a tuple of outputs has them in the order in which they were set, and begins with the loss.
+        return HubertMaskedPredictionOutput(**outputs)
 
 
 class _ScaledGradient(torch.autograd.Function):

@@ -3,16 +3,17 @@
 """K-means units: the frames of a speech encoder by the number of their nearest centroid."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_kmeans_units import KMeansUnitsConfig
+from .input_checks import check_arguments
 from .unit_model import UnitPreTrainedModel
 from .unit_runs import deduplicate_codes
 
@@ -226,9 +227,26 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
         """
         return self.quantizer.decode(self._check_all_codes(audio_codes, self.config.codebook_size))
 
-    def forward(self, input_values: torch.Tensor, padding_mask: torch.Tensor | None = None, **kwargs: Any):
-        """As [`~KMeansUnitsModel.encode`]."""
-        return self.encode(input_values, padding_mask, **kwargs)
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        deduplicate: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> KMeansUnitsOutput:
+        r"""
+        As [`~KMeansUnitsModel.encode`].
+
+        Args:
+            input_values, padding_mask, deduplicate: See [`~KMeansUnitsModel.encode`], also for the errors.
+            kwargs: What transformers passes to any model, such as `output_attentions`, of which units have none.
+
+        Raises:
+            TypeError: If another argument is given.
+        """
+        check_arguments(kwargs)
+        return self.encode(input_values, padding_mask, deduplicate)
 
     def _streams(self, states: torch.Tensor) -> torch.Tensor:
         if self.config.layer_weights is not None:

@@ -10,11 +10,13 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_latent_lm import LatentLMConfig
 from .continuous_heads import LatentInput, StopHead, build_head, init_head_weights
+from .input_checks import check_arguments
 from .latent_bottleneck import LatentStatistics
 
 
@@ -100,6 +102,7 @@ class LatentLanguageModel(PreTrainedModel):
         ended: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LatentLMOutput:
         r"""
         The losses of latents each of which is predicted from those before it.
@@ -114,7 +117,13 @@ class LatentLanguageModel(PreTrainedModel):
                 such as the same without gradients.
             generator (`torch.Generator`, *optional*): Generator of the noise. In evaluation mode it defaults to one of
                 a fixed seed, so that the same latents have the same loss.
+            kwargs: Arguments that transformers passes to any model, such as `output_attentions`. They have no effect
+                here.
+
+        Raises:
+            TypeError: If another argument is given.
         """
+        check_arguments(kwargs)
         if generator is None and not self.training:
             generator = torch.Generator(latents.device).manual_seed(0)
         normal = self.statistics.normalize(latents)
@@ -237,4 +246,4 @@ class LatentLanguageModel(PreTrainedModel):
         return GeneratedLatents(torch.stack(frames, dim=1), torch.stack(masks, dim=1).long())
 
 
-__all__ = ["LatentLMOutput", "LatentLanguageModel"]
+__all__ = ["GeneratedLatents", "LatentLMOutput", "LatentLanguageModel"]

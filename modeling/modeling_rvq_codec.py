@@ -13,7 +13,7 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 from .codec_layers import SEANetDecoder, SEANetEncoder, StreamingCache
 from .codec_model import CodecPreTrainedModel, place_frames, real_span, shift_steps
 from .configuration_rvq_codec import RVQCodecConfig
-from .input_checks import check_codes, check_waveforms
+from .input_checks import check_arguments, check_codes, check_waveforms
 from .spectral_layers import SpectralDecoder, SpectralEncoder
 from .vector_quantization import ResidualVectorQuantizer, VectorQuantizer
 
@@ -223,8 +223,7 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         Raises:
             TypeError: If another argument is given.
         """
-        if unknown := sorted(set(kwargs) - set(TransformersKwargs.__annotations__)):
-            raise TypeError(f"`forward` has no argument {', '.join(unknown)}.")
+        check_arguments(kwargs)
         input_values = check_waveforms(input_values, padding_mask)
         latents, frame_lengths, frame_starts = self._encode(input_values, padding_mask)
         mask = None if frame_lengths is None else self._frame_mask(latents, frame_lengths)

@@ -33,12 +33,18 @@ class SpeechEncoderForCTC(PreTrainedModel):
     """
 
     config_class = SpeechEncoderCTCConfig
+    # Of an instance, the name that its encoder has for it.
+    main_input_name = "input_values"
     input_modalities = ("audio",)
+    # The loss is a mean, which `Trainer` has to divide among accumulated batches itself.
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
 
     def __init__(self, config: SpeechEncoderCTCConfig):
         super().__init__(config)
         self.encoder = make_padding_invariant(encoder_of(AutoModel.from_config(config.encoder_config)))
         self.encoder.requires_grad_(False)
+        self.main_input_name = self.encoder.main_input_name
         num_layers = 1
         if config.layer == "weighted":
             num_layers = config.num_encoder_layers + 1
@@ -88,11 +94,6 @@ class SpeechEncoderForCTC(PreTrainedModel):
             init.ones_(self.states_std)
             if self.config.layer == "weighted":
                 init.zeros_(self.layer_weights)
-
-    @property
-    def main_input_name(self) -> str:
-        """`"input_values"` or `"input_features"`, as the encoder's feature extractor calls it."""
-        return self.encoder.main_input_name
 
     def train(self, mode: bool = True) -> "SpeechEncoderForCTC":
         """The encoder stays in evaluation mode: it is frozen."""

@@ -16,7 +16,7 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .codec_layers import CodecConv1d, CodecSequential, PointwiseConv1d, mask_beyond
 from .configuration_unit_vocoder import UnitVocoderConfig
-from .input_checks import check_codes
+from .input_checks import check_arguments, check_codes
 from .spectral_layers import ChannelNorm, ConvNeXtBlock, InverseSpectrum, SpectralDecoder
 from .unit_runs import deduplicate_codes, expand_codes
 
@@ -189,8 +189,7 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
         difference of their logarithms. The first and the last unit of a row do not count, since a crop may cut them.
         `kwargs` is what transformers passes to any model, such as `output_attentions`, of which a vocoder has none.
         """
-        if unknown := sorted(set(kwargs) - set(TransformersKwargs.__annotations__)):
-            raise TypeError(f"`forward` has no argument {', '.join(unknown)}.")
+        check_arguments(kwargs)
         speakers = {"speaker_ids": speaker_ids, "speaker_embeddings": speaker_embeddings}
         outputs = self.decode(
             audio_codes, audio_codes_mask, durations, **speakers, num_samples=num_samples, return_dict=True

@@ -34,8 +34,8 @@ class UnitPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
     config_class = UnitsConfig
     main_input_name = "input_values"
     input_modalities = "audio"
+    # Flash Attention is not claimed, since no test can compare it here.
     _supports_sdpa = True
-    _supports_flash_attn = True
 
     def __init__(self, config: UnitsConfig):
         super().__init__(config)

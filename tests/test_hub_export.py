@@ -11,17 +11,20 @@ import sys
 import textwrap
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import HubertConfig
+from transformers import AutoConfig, AutoModel, LlamaConfig
 
+from helpers.tiny_models import tiny_hubert
 from speech_tokenizers.modeling.configuration_cst import CSTConfig
 from speech_tokenizers.modeling.configuration_dc_spin import DCSpinConfig
 from speech_tokenizers.modeling.configuration_dm_codec import DMCodecConfig
 from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
+from speech_tokenizers.modeling.configuration_latent_lm import LatentLMConfig
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
 from speech_tokenizers.modeling.configuration_unit_vocoder import UnitVocoderConfig
 from speech_tokenizers.modeling.hub_export import find_code_files, find_siblings, save_pretrained_with_code
@@ -29,6 +32,7 @@ from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.modeling.modeling_dc_spin import DCSpinModel
 from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
+from speech_tokenizers.modeling.modeling_latent_lm import LatentLanguageModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
 from speech_tokenizers.processing.feature_extraction_cst import CSTFeatureExtractor
@@ -88,6 +92,16 @@ UNITS_FILES = VOCODER_FILES | {
 SPIN_FILES = UNITS_FILES - {f"{kind}_kmeans_units.py" for kind in ("configuration", "feature_extraction", "modeling")}
 SPIN_FILES |= {f"{kind}_dc_spin.py" for kind in ("configuration", "feature_extraction", "modeling")}
 SPIN_FILES |= {"swapped_prediction.py"}
+LATENT_LM_FILES = {
+    "codec_layers.py",
+    "configuration_latent_lm.py",
+    "continuous_heads.py",
+    "input_checks.py",
+    "latent_bottleneck.py",
+    "modeling_latent_lm.py",
+    "spectral_layers.py",
+    "vector_quantization.py",
+}
 FILES = {
     "seanet": RVQ_FILES,
     "spectral": RVQ_FILES,
@@ -97,10 +111,9 @@ FILES = {
     "dc-spin": SPIN_FILES,
 }
 
-# What a user runs who has transformers only. `find_spec` refuses this package, however it is installed. The exporter
-# is loaded by its path, to save once more what was loaded with its code.
-STRANGER = """
-    import importlib.util
+# Runs before each of the programs below, which are those of a user who has transformers only: `find_spec` refuses this
+# package, however it is installed.
+REFUSE = """
     import sys
     from pathlib import Path
 
@@ -110,6 +123,11 @@ STRANGER = """
                 raise ModuleNotFoundError(f"No module named {name!r}")
 
     sys.meta_path.insert(0, Refuse())
+"""
+
+# The exporter is loaded by its path, to save once more what was loaded with its code.
+STRANGER = """
+    import importlib.util
 
     import torch
     from safetensors.torch import load_file, save_file
@@ -153,16 +171,6 @@ STRANGER = """
 """
 
 SPEAK = """
-    import sys
-    from pathlib import Path
-
-    class Refuse:
-        def find_spec(self, name, path=None, target=None):
-            if name.split(".")[0] == "speech_tokenizers":
-                raise ModuleNotFoundError(f"No module named {name!r}")
-
-    sys.meta_path.insert(0, Refuse())
-
     import torch
     from safetensors.torch import load_file, save_file
     from transformers import AutoModel
@@ -178,16 +186,44 @@ SPEAK = """
     save_file(spoken, folder / "spoken.safetensors")
 """
 
+CONTINUE = """
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoConfig, AutoModel
 
-def make_encoder_config() -> HubertConfig:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    sizes |= {"conv_dim": (8, 8), "conv_kernel": (10, 4), "conv_stride": (5, 4), "num_conv_pos_embeddings": 8}
-    return HubertConfig(**sizes, num_conv_pos_embedding_groups=2)
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    inputs = load_file(folder / "inputs.safetensors")
+    source = folder / "repository"
+    model = AutoModel.from_pretrained(source, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    assert type(model.config) is type(AutoConfig.from_pretrained(source, trust_remote_code=True))
+    with torch.no_grad():
+        outputs = model(**inputs)
+    generator = torch.Generator().manual_seed(0)
+    latents, mask = model.generate_latents(inputs["latents"], max_frames=3, stop_threshold=None, generator=generator)
+    save_file({**outputs, "generated": latents, "generated_mask": mask}, folder / "outputs.safetensors")
+"""
+
+
+def run_without_this_package(program: str, folder: Path, *arguments: str, **environment: str) -> None:
+    """Run `REFUSE` and a program in a process of its own, whose working folder and caches lie in `folder`."""
+    script = folder / "program.py"
+    script.write_text(textwrap.dedent(REFUSE) + textwrap.dedent(program))
+    caches = {"HF_HOME": str(folder / "cache"), "HF_MODULES_CACHE": str(folder / "modules")}
+    process = subprocess.run(
+        [sys.executable, str(script), *arguments],
+        cwd=folder,
+        env={**os.environ, **caches, "PYTHONPATH": "", "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
 
 
 def make_units(**fields) -> KMeansUnitsModel:
     torch.manual_seed(0)
-    config = KMeansUnitsConfig(encoder_config=make_encoder_config(), codebook_size=16, **fields)
+    config = KMeansUnitsConfig(encoder_config=tiny_hubert(), codebook_size=16, **fields)
     model = KMeansUnitsModel(config).eval()
     model.set_centroids(torch.randn(model.centroids.shape))
     vocoder_sizes = {"hidden_size": 8, "decoder_hidden_size": 16, "decoder_num_layers": 1, "hop_length": 20}
@@ -201,7 +237,7 @@ def make_codec(**overrides) -> RVQCodecModel | CSTModel | KMeansUnitsModel | DCS
         return make_units(**overrides)
     torch.manual_seed(0)
     if "encoder_layer" in overrides:
-        return DCSpinModel(DCSpinConfig(encoder_config=make_encoder_config(), **overrides)).eval()
+        return DCSpinModel(DCSpinConfig(encoder_config=tiny_hubert(), **overrides)).eval()
     sizes = {"num_filters": 4, "hidden_size": 8, "encoder_hidden_size": 8, "decoder_hidden_size": 8}
     layers = {"encoder_num_layers": 1, "decoder_num_layers": 1}
     if "bottleneck_type" in overrides:
@@ -367,16 +403,9 @@ def visited(hub, tmp_path_factory):
         assert {path.name for path in written} == FILES[name]
         save_file({"waveform": torch.rand(2, 777) - 0.5}, folder / "input.safetensors")
 
-    script = root / "stranger.py"
-    script.write_text(textwrap.dedent(STRANGER))
-    environment = {**os.environ, "HF_HOME": str(root / "cache"), "HF_MODULES_CACHE": str(root / "modules")}
-    environment.update(
-        HF_ENDPOINT=hub.endpoint, HF_TOKEN="hf_test", HF_HUB_OFFLINE="0", PYTHONPATH="", OMP_NUM_THREADS="1"
-    )
     exporter = importlib.util.find_spec("speech_tokenizers.modeling.hub_export").origin
-    command = [sys.executable, str(script), exporter, *map(str, folders.values())]
-    process = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
+    online = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0"}
+    run_without_this_package(STRANGER, root, exporter, *map(str, folders.values()), **online)
     return folders
 
 
@@ -450,14 +479,8 @@ def test_a_vocoder_and_units_speak_the_same_without_this_package(visited, tmp_pa
     assert {path.name for path in written} == VOCODER_FILES
     codes = torch.randint(16, (2, 4, 9), generator=torch.Generator().manual_seed(0))
     save_file({"codes": codes}, tmp_path / "codes.safetensors")
-    script = tmp_path / "speak.py"
-    script.write_text(textwrap.dedent(SPEAK))
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    environment.update(PYTHONPATH="", OMP_NUM_THREADS="1")
     folders = [tmp_path / "vocoder", visited["kmeans-units"] / "repository"]
-    command = [sys.executable, str(script), str(tmp_path), *map(str, folders)]
-    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
+    run_without_this_package(SPEAK, tmp_path, str(tmp_path), *map(str, folders))
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with torch.no_grad():
@@ -468,6 +491,45 @@ def test_a_vocoder_and_units_speak_the_same_without_this_package(visited, tmp_pa
     assert sorted(spoken) == ["KMeansUnitsModel", "UnitVocoderModel"]
     for name, audio in spoken.items():
         assert torch.equal(audio, expected), name
+
+
+def test_a_latent_language_model_continues_the_same_without_this_package(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    text_config = LlamaConfig(vocab_size=1, bos_token_id=0, eos_token_id=0, **sizes)
+    head_options = {"num_layers": 1, "hidden_size": 16}
+    model = LatentLanguageModel(LatentLMConfig(text_config=text_config, latent_dim=4, head_options=head_options))
+    for parameter in model.eval().parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))  # a new head draws zeros
+    model.set_statistics(torch.randn(4), torch.rand(4) + 0.5)
+    written = save_pretrained_with_code(model, None, tmp_path / "repository")
+    assert {path.name for path in written} == LATENT_LM_FILES
+    inputs = {"latents": torch.randn(2, 5, 4), "ended": torch.tensor([1, 0])}
+    save_file(inputs, tmp_path / "inputs.safetensors")
+    run_without_this_package(CONTINUE, tmp_path, str(tmp_path))
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        expected = dict(model(**inputs))
+        generated = model.generate_latents(inputs["latents"], max_frames=3, stop_threshold=None, generator=generator)
+    torch.set_num_threads(num_threads)
+    expected |= {"generated": generated.latents, "generated_mask": generated.mask}
+    outputs = load_file(tmp_path / "outputs.safetensors")
+    assert outputs.keys() == expected.keys() >= {"loss", "prediction_loss", "stop_loss", "hidden_states"}
+    for name, value in outputs.items():
+        assert torch.equal(value, expected[name]), name
+    assert outputs["generated"].shape == (2, 3, 4)
+
+
+def test_the_auto_classes_know_the_latent_language_model(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    config = LatentLMConfig(text_config={"model_type": "llama", "vocab_size": 1, **sizes}, latent_dim=4, head="mse")
+    model = AutoModel.from_config(config)
+    assert type(model) is LatentLanguageModel
+    model.save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is LatentLMConfig
+    assert type(AutoModel.from_pretrained(tmp_path)) is LatentLanguageModel
 
 
 def test_a_model_alone_can_be_saved_with_its_code(tmp_path):

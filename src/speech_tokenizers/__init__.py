@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from speech_tokenizers.modeling.configuration_dm_codec import DM_CODEC_PRESETS, DMCodecConfig
     from speech_tokenizers.modeling.configuration_hubert_masked_prediction import HubertMaskedPredictionConfig
     from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
+    from speech_tokenizers.modeling.configuration_latent_lm import LatentLMConfig
     from speech_tokenizers.modeling.configuration_rvq_codec import RVQ_CODEC_PRESETS, RVQCodecConfig
     from speech_tokenizers.modeling.configuration_speech_encoder_ctc import SpeechEncoderCTCConfig
     from speech_tokenizers.modeling.configuration_unit_vocoder import UnitVocoderConfig
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel, DMCodecOutput
     from speech_tokenizers.modeling.modeling_hubert_masked_prediction import HubertForMaskedPrediction
     from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel, KMeansUnitsOutput
+    from speech_tokenizers.modeling.modeling_latent_lm import GeneratedLatents, LatentLanguageModel, LatentLMOutput
     from speech_tokenizers.modeling.modeling_rvq_codec import (
         RVQCodecDecoderOutput,
         RVQCodecEncoderOutput,
@@ -93,6 +95,7 @@ _MODULES = {
     "DM_CODEC_PRESETS": "modeling.configuration_dm_codec",
     "HubertMaskedPredictionConfig": "modeling.configuration_hubert_masked_prediction",
     "KMeansUnitsConfig": "modeling.configuration_kmeans_units",
+    "LatentLMConfig": "modeling.configuration_latent_lm",
     "RVQCodecConfig": "modeling.configuration_rvq_codec",
     "RVQ_CODEC_PRESETS": "modeling.configuration_rvq_codec",
     "SpeechEncoderCTCConfig": "modeling.configuration_speech_encoder_ctc",
@@ -110,6 +113,9 @@ _MODULES = {
     "HubertForMaskedPrediction": "modeling.modeling_hubert_masked_prediction",
     "KMeansUnitsModel": "modeling.modeling_kmeans_units",
     "KMeansUnitsOutput": "modeling.modeling_kmeans_units",
+    "GeneratedLatents": "modeling.modeling_latent_lm",
+    "LatentLMOutput": "modeling.modeling_latent_lm",
+    "LatentLanguageModel": "modeling.modeling_latent_lm",
     "RVQCodecDecoderOutput": "modeling.modeling_rvq_codec",
     "RVQCodecEncoderOutput": "modeling.modeling_rvq_codec",
     "RVQCodecModel": "modeling.modeling_rvq_codec",

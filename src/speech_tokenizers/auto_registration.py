@@ -29,7 +29,10 @@ CTC_CLASSES = {"speech_tokenizers_speech_encoder_ctc": ("SpeechEncoderCTCConfig"
 PRE_TRAINING_CLASSES = {
     "speech_tokenizers_hubert_masked_prediction": ("HubertMaskedPredictionConfig", "HubertForMaskedPrediction")
 }
-VOCODER_CLASSES = {"speech_tokenizers_unit_vocoder": ("UnitVocoderConfig", "UnitVocoderModel")}
+BASE_CLASSES = {
+    "speech_tokenizers_unit_vocoder": ("UnitVocoderConfig", "UnitVocoderModel"),
+    "speech_tokenizers_latent_lm": ("LatentLMConfig", "LatentLanguageModel"),
+}
 
 
 def register_auto_classes_on_import() -> None:
@@ -73,7 +76,7 @@ def _register_configs(configuration_auto: ModuleType) -> None:
     # of importing this one. transformers' mappings load their own classes by name on first use; ours are added to
     # them in that form, here and for models.
     mapping = configuration_auto.CONFIG_MAPPING
-    classes = {**AUTO_CLASSES, **CTC_CLASSES, **PRE_TRAINING_CLASSES, **VOCODER_CLASSES}
+    classes = {**AUTO_CLASSES, **CTC_CLASSES, **PRE_TRAINING_CLASSES, **BASE_CLASSES}
     for model_type, (config_name, *_) in classes.items():
         mapping._mapping[model_type] = config_name
         mapping._modules[model_type] = _facade()
@@ -92,7 +95,7 @@ def _register_models(modeling_auto: ModuleType) -> None:
         (AUTO_CLASSES, (base, modeling_auto.MODEL_FOR_AUDIO_TOKENIZATION_MAPPING)),
         (CTC_CLASSES, (modeling_auto.MODEL_FOR_CTC_MAPPING,)),
         (PRE_TRAINING_CLASSES, (modeling_auto.MODEL_FOR_PRETRAINING_MAPPING,)),
-        (VOCODER_CLASSES, (base,)),
+        (BASE_CLASSES, (base,)),
     ):
         for model_type, (config_name, model_name, *_) in classes.items():
             for mapping in mappings:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import AutoConfig, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+from transformers import HubertModel, Wav2Vec2FeatureExtractor
 
+from helpers.tiny_models import tiny_hubert
 from speech_tokenizers.cli import main
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.coding.recording_coding import encode_recordings
@@ -37,16 +38,7 @@ SECONDS = [0.5, 1.7, 0.31, 1.1, 0.9, 2.2, 0.5]
 def unit_checkpoint(tmp_path_factory):
     """Folder of a model with 8 random units a frame of 20 ms, one codebook."""
     folder = tmp_path_factory.mktemp("units") / "tiny-units"
-    encoder_config = AutoConfig.for_model(
-        "hubert",
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        conv_dim=[8] * 7,
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-    )
+    encoder_config = tiny_hubert(num_hidden_layers=1, intermediate_size=16, conv_dim=(8,) * 7)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = KMeansUnitsModel(KMeansUnitsConfig(encoder_config=encoder_config, layers=[1], codebook_size=8)).eval()
@@ -325,9 +317,7 @@ def test_several_codebooks_need_another_format(speech, tmp_path, tiny_checkpoint
 
 def test_a_model_without_units_is_refused(speech, tmp_path, capsys):
     folder = tmp_path / "encoder"
-    config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config |= {"conv_dim": [8] * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
-    HubertModel(HubertConfig(**config)).save_pretrained(folder)
+    HubertModel(tiny_hubert()).save_pretrained(folder)
     Wav2Vec2FeatureExtractor().save_pretrained(folder)
     arguments = [str(speech), "-o", str(tmp_path / "units.jsonl"), "--model", str(folder), "--device", "cpu"]
     assert main(["units", *arguments]) == 2

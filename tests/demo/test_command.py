@@ -3,8 +3,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from transformers import HubertConfig
 
+from helpers.tiny_models import tiny_hubert
 from speech_tokenizers import (
     AudioCodes,
     KMeansUnitsConfig,
@@ -25,10 +25,8 @@ from speech_tokenizers.processing.unit_exports import load_unit_lines
 @pytest.fixture
 def tiny_units(tmp_path):
     """Folder of units of an untrained encoder, 50 frames a second."""
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    sizes |= {"conv_dim": (8, 8), "conv_kernel": (40, 8), "conv_stride": (40, 8), "num_conv_pos_embeddings": 8}
     torch.manual_seed(0)
-    encoder = HubertConfig(**sizes, num_conv_pos_embedding_groups=2)
+    encoder = tiny_hubert(num_hidden_layers=1, conv_dim=(8, 8), conv_kernel=(40, 8), conv_stride=(40, 8))
     model = KMeansUnitsModel(KMeansUnitsConfig(encoder_config=encoder, layers=[1], codebook_size=8))
     model.set_centroids(torch.randn(model.centroids.shape))
     model.save_pretrained(tmp_path / "units")

@@ -4,8 +4,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import DacModel, HubertConfig
+from transformers import DacModel
 
+from helpers.tiny_models import tiny_hubert
 from speech_tokenizers import KMeansUnitsConfig, KMeansUnitsFeatureExtractor, KMeansUnitsModel
 from speech_tokenizers.evaluation.codec_systems import EncodingSystem, LatentSystem, ModelSystem, load_system
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
@@ -57,8 +58,7 @@ def test_the_key_changes_with_weights_and_codebooks(make_rvq_codec):
 
 
 def test_the_key_is_the_same_in_another_folder(tmp_path, monkeypatch):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    encoder = HubertConfig(**sizes, conv_dim=(8,), conv_kernel=(400,), conv_stride=(320,), num_feat_extract_layers=1)
+    encoder = tiny_hubert(num_hidden_layers=1)
     encoder._name_or_path = "here"
     KMeansUnitsModel(KMeansUnitsConfig(encoder_config=encoder, layers=[1], codebook_size=4)).save_pretrained(tmp_path)
     feature_extractor = KMeansUnitsFeatureExtractor()

@@ -8,19 +8,14 @@ from huggingface_hub.errors import StrictDataclassError
 from torch.nn import functional as F
 from transformers import AutoModel, HubertModel
 
+from helpers.tiny_models import tiny_hubert
 from speech_tokenizers.modeling.configuration_hubert_masked_prediction import HubertMaskedPredictionConfig
 from speech_tokenizers.modeling.modeling_hubert_masked_prediction import HubertForMaskedPrediction, span_mask
 from speech_tokenizers.modeling.padding_invariance import num_conv_frames
 
 
 TINY = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
     "conv_dim": (8,) * 7,
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 2,
     "label_vocab_size": 7,
     "final_dim": 6,
     "mask_length": 3,
@@ -35,7 +30,7 @@ LENGTHS = [9000, 5005, 3000]
 def make_model(**fields) -> HubertForMaskedPrediction:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = HubertForMaskedPrediction(HubertMaskedPredictionConfig(**{**TINY, **fields}))
+        model = HubertForMaskedPrediction(tiny_hubert(HubertMaskedPredictionConfig, **{**TINY, **fields}))
         for parameter in model.parameters():  # else norms and biases are those of the start
             parameter.data += 0.1 * torch.randn_like(parameter)
     return model.train()
@@ -47,7 +42,7 @@ def batch(signal):
     generator = torch.Generator().manual_seed(1)
     mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
     noise = torch.rand(len(LENGTHS), max(LENGTHS), generator=generator)
-    config = HubertMaskedPredictionConfig(**TINY)
+    config = tiny_hubert(HubertMaskedPredictionConfig, **TINY)
     frames = num_conv_frames(config, max(LENGTHS))
     labels = torch.randint(7, (len(LENGTHS), frames), generator=generator)
     labels[0, -2:] = -100
@@ -64,7 +59,7 @@ def batch(signal):
 
 
 def alone(batch, row):
-    frames = num_conv_frames(HubertMaskedPredictionConfig(**TINY), LENGTHS[row])
+    frames = num_conv_frames(tiny_hubert(HubertMaskedPredictionConfig, **TINY), LENGTHS[row])
     return {
         "input_values": batch["input_values"][row : row + 1, : LENGTHS[row]],
         "labels": batch["labels"][row : row + 1, :frames],
@@ -196,7 +191,7 @@ def test_save_and_load_are_exact(batch, tmp_path):
 
 
 def test_label_embeddings_begin_between_0_and_1():
-    model = HubertForMaskedPrediction(HubertMaskedPredictionConfig(**{**TINY, "label_vocab_size": 500}))
+    model = HubertForMaskedPrediction(tiny_hubert(HubertMaskedPredictionConfig, **{**TINY, "label_vocab_size": 500}))
     assert 0 <= model.label_embeddings.min() < 0.01
     assert 0.99 < model.label_embeddings.max() <= 1
 
@@ -223,4 +218,4 @@ def test_what_does_not_fit_is_refused(batch):
 )
 def test_impossible_configurations_are_refused(fields, message):
     with pytest.raises(StrictDataclassError, match=message):
-        HubertMaskedPredictionConfig(**{**TINY, **fields})
+        tiny_hubert(HubertMaskedPredictionConfig, **{**TINY, **fields})

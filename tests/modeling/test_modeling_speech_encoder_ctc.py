@@ -7,7 +7,6 @@ from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
     AutoModelForCTC,
-    HubertConfig,
     HubertModel,
     Wav2Vec2FeatureExtractor,
     WhisperConfig,
@@ -15,6 +14,7 @@ from transformers import (
     WhisperModel,
 )
 
+from helpers.tiny_models import tiny_hubert
 from speech_tokenizers import SpeechEncoderCTCConfig, SpeechEncoderForCTC
 from speech_tokenizers.modeling.hub_export import find_code_files
 
@@ -47,16 +47,11 @@ def hubert_folder(tmp_path_factory):
     """A tiny HuBERT with attention masks and 50 frames a second."""
     folder = tmp_path_factory.mktemp("hubert")
     torch.manual_seed(0)
-    config = HubertConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
+    config = tiny_hubert(
         intermediate_size=16,
         conv_dim=(8, 8),
         conv_kernel=(40, 16),
         conv_stride=(20, 16),
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
         feat_extract_norm="layer",
         do_stable_layer_norm=True,
     )

@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Swapped prediction: what does not depend on chunks, processes or precision. Its numbers: test_parity_dc_spin.py."""
 
-import os
-import socket
-import subprocess
-import sys
 import time
 import weakref
 from pathlib import Path
@@ -15,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers.processes import run_ranks
 from speech_tokenizers.modeling.swapped_prediction import SwappedPrediction, sinkhorn
 
 
@@ -95,16 +92,9 @@ def test_views_of_other_shapes_are_refused():
         SwappedPrediction(4, 8)(torch.zeros(0, 8), torch.zeros(0, 8))
 
 
-def test_two_processes_learn_what_one_does(tmp_path, free_port):
+def test_two_processes_learn_what_one_does(tmp_path):
     """Also where they hold unequally many frames."""
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "WORLD_SIZE": "2"}
-    command = [sys.executable, str(Path(__file__).with_name("swap_and_dump.py")), str(tmp_path / "two.pt")]
-    processes = [subprocess.Popen(command, env={**shared, "RANK": str(rank)}) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=300) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    run_ranks(Path(__file__).with_name("swap_and_dump.py"), tmp_path / "two.pt")
     loss, gradient = torch.load(tmp_path / "two.pt")
     torch.manual_seed(0)
     module = SwappedPrediction(20, 8)
@@ -112,13 +102,6 @@ def test_two_processes_learn_what_one_does(tmp_path, free_port):
     outputs.loss.backward()
     torch.testing.assert_close(loss, outputs.loss.detach(), rtol=0, atol=1e-5)
     torch.testing.assert_close(gradient, module.codebook.grad, rtol=0, atol=1e-6)
-
-
-@pytest.fixture
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class LiveBytes(TorchDispatchMode):

@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
+from helpers.tiny_models import tiny_hubert
+
 
 @pytest.fixture
 def ctc_folder(tmp_path):
@@ -17,17 +19,14 @@ def ctc_folder(tmp_path):
     Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"), bos_token=None, eos_token=None).save_pretrained(folder)
     Wav2Vec2FeatureExtractor().save_pretrained(folder)
     torch.manual_seed(0)
-    config = Wav2Vec2Config(
+    config = tiny_hubert(
+        Wav2Vec2Config,
         vocab_size=len(vocabulary),
-        hidden_size=16,
         num_hidden_layers=1,
-        num_attention_heads=2,
         intermediate_size=16,
         conv_dim=(8, 8),
         conv_kernel=(10, 8),
         conv_stride=(20, 16),
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
         pad_token_id=0,
     )
     Wav2Vec2ForCTC(config).save_pretrained(folder)

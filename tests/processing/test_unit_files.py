@@ -4,8 +4,9 @@
 import pytest
 import soundfile
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
+from helpers.tiny_models import tiny_hubert
 from speech_tokenizers import (
     DCSpinConfig,
     DCSpinFeatureExtractor,
@@ -26,16 +27,7 @@ from speech_tokenizers.coding import file_coding
 def checkpoint(request, tmp_path_factory):
     """Whether it is audible, and folder of a model with 8 random units a frame of 20 ms, with a vocoder or without."""
     family, kind = request.param.split("-")
-    encoder_config = AutoConfig.for_model(
-        "hubert",
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        conv_dim=[8] * 7,
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-    )
+    encoder_config = tiny_hubert(num_hidden_layers=1, intermediate_size=16, conv_dim=(8,) * 7)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if family == "dc_spin":

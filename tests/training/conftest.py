@@ -12,7 +12,6 @@ from transformers import (
     BertConfig,
     BertModel,
     BertTokenizerFast,
-    HubertConfig,
     HubertModel,
     Wav2Vec2FeatureExtractor,
     WhisperConfig,
@@ -20,6 +19,7 @@ from transformers import (
     WhisperModel,
 )
 
+from helpers.tiny_models import tiny_hubert
 from speech_tokenizers.training.codec.arguments import CodecTrainingArguments
 from speech_tokenizers.training.codec.codec_building import build_model, build_objectives
 from speech_tokenizers.training.codec.codec_trainer import CodecTrainer
@@ -138,16 +138,8 @@ def recipe_file(tmp_path, audio_folder):
 def speech_teacher_folder(tmp_path_factory) -> Path:
     """An untrained HuBERT of two layers, 24 features, 100 frames a second."""
     folder = tmp_path_factory.mktemp("teachers") / "hubert"
-    config = HubertConfig(
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        conv_dim=(8, 8, 8),
-        conv_kernel=(10, 4, 4),
-        conv_stride=(8, 5, 4),
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
+    config = tiny_hubert(
+        hidden_size=24, intermediate_size=32, conv_dim=(8, 8, 8), conv_kernel=(10, 4, 4), conv_stride=(8, 5, 4)
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -35,10 +35,6 @@ from transformers_common_tests.test_modeling_common import ModelTesterMixin
 from transformers_common_tests.test_sequence_feature_extraction_common import SequenceFeatureExtractionTestMixin
 
 
-NOT_TOKENS = "A codec takes waveforms and has no token embeddings."
-NO_LAYER_OUTPUTS = "The codec is a convolutional network; it returns latents, not a hidden state per layer."
-
-
 class RVQCodecModelTester:
     batch_size = 3
     is_training = True
@@ -77,18 +73,6 @@ class RVQCodecMixins(ModelTesterMixin):
 
     def setUp(self):
         self.model_tester = RVQCodecModelTester(self.all_model_classes[0].config_class, **self.overrides)
-
-    @unittest.skip(NO_LAYER_OUTPUTS)
-    def test_hidden_states_output(self):
-        pass
-
-    @unittest.skip(NO_LAYER_OUTPUTS)
-    def test_retain_grad_hidden_states_attentions(self):
-        pass
-
-    @unittest.skip(NOT_TOKENS)
-    def test_model_get_set_embeddings(self):
-        pass
 
     def test_init_weights_can_init_buffers(self):
         # The test compares the buffers of two initialisations, and codebooks are drawn at random.
@@ -207,6 +191,7 @@ class UnitVocoderMixinsTest(ModelTesterMixin, unittest.TestCase):
     all_model_classes = (UnitVocoderModel,)
     is_encoder_decoder = False
     has_attentions = False
+    keeps_float32 = False
     test_resize_embeddings = False
     test_can_init_all_missing_weights_before_2023 = True
     overrides: dict = {}
@@ -216,18 +201,6 @@ class UnitVocoderMixinsTest(ModelTesterMixin, unittest.TestCase):
 
     def test_config(self):
         run_config_tests(self, UnitVocoderConfig)
-
-    @unittest.skip(NO_LAYER_OUTPUTS)
-    def test_hidden_states_output(self):
-        pass
-
-    @unittest.skip(NO_LAYER_OUTPUTS)
-    def test_retain_grad_hidden_states_attentions(self):
-        pass
-
-    @unittest.skip("Each codebook has a table of its own; there is no one table of embeddings.")
-    def test_model_get_set_embeddings(self):
-        pass
 
 
 class NumberedVoicesMixinsTest(UnitVocoderMixinsTest):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import HubertConfig
 
+from helpers.tiny_models import tiny_hubert
 from speech_tokenizers.cli import main
 from speech_tokenizers.evaluation.codec_systems import EncodedClip, EncodingSystem
 from speech_tokenizers.evaluation.units import command as units
@@ -286,15 +286,7 @@ def test_codecs_of_transformers_are_measured_like_ours(data, tmp_path, codec, ma
 @pytest.fixture
 def units_model():
     torch.manual_seed(0)
-    encoder = HubertConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        conv_dim=(8,) * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=2,
-    )
+    encoder = tiny_hubert(intermediate_size=32, conv_dim=(8,) * 7, num_conv_pos_embeddings=16)
     model = KMeansUnitsModel(KMeansUnitsConfig(encoder_config=encoder, layers=[1], codebook_size=6)).eval()
     audio = 0.1 * torch.randn(1, 8000)
     model.set_centroids(model.features(audio)[0][0, :, :6])

@@ -7,8 +7,9 @@ import shutil
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCTC, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+from transformers import AutoModelForCTC, HubertModel, Wav2Vec2FeatureExtractor
 
+from helpers.tiny_models import tiny_hubert
 from speech_tokenizers.cli import main
 from speech_tokenizers.modeling.modeling_dc_spin import DCSpinModel
 from speech_tokenizers.training.common.recipe_files import load_recipe
@@ -22,15 +23,7 @@ def recipe(tmp_path, audio_folder):
     shutil.copytree(audio_folder, folder)
     rows = [{"file_name": f"{number}.wav", "phones": "AH0 B | K"} for number in range(6)]
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = HubertConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        conv_dim=[8] * 7,
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-    )
+    config = tiny_hubert(conv_dim=(8,) * 7)
     HubertModel(config).save_pretrained(tmp_path / "encoder")
     Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(tmp_path / "encoder")
     contents = {

@@ -7,6 +7,7 @@ import soundfile
 import torch
 from transformers import TrainingArguments, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
+from helpers.tiny_models import tiny_hubert
 from speech_tokenizers.processing.recordings import load_recordings, parse_filter
 from speech_tokenizers.processing.word_alignment import load_word_aligner
 from speech_tokenizers.training.recognition.ctc_training import pad_batch, train_recognizer
@@ -20,16 +21,14 @@ def encoder_folder(tmp_path_factory):
     """An untrained encoder of 50 frames a second, whose random filters tell tones apart."""
     folder = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(0)
-    config = Wav2Vec2Config(
+    config = tiny_hubert(
+        Wav2Vec2Config,
         hidden_size=32,
         num_hidden_layers=1,
-        num_attention_heads=2,
         intermediate_size=32,
         conv_dim=(32, 32),
         conv_kernel=(40, 16),
         conv_stride=(20, 16),
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
         feat_extract_norm="layer",
         do_stable_layer_norm=True,
     )

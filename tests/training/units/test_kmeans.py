@@ -4,7 +4,6 @@
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,11 +15,13 @@ import torch
 from numpy.lib.format import open_memmap
 from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
 
+from helpers.processes import run_ranks, start
 from speech_tokenizers.training.units import kmeans
 from speech_tokenizers.training.units.kmeans import FrameStream, assign, fit_kmeans, mean_squared_distance
 
 
 NUM_CLUSTERS = 7
+PROGRAM = Path(__file__).with_name("kmeans_and_dump.py")
 
 
 def make_blobs(num_frames: int, spread: float = 0.1, seed: int = 0, dim: int = 5) -> np.ndarray:
@@ -273,18 +274,6 @@ def test_a_stream_that_ends_too_early_is_an_error():
         assign(torch.zeros(3, 4), torch.zeros(2, 5))
 
 
-def start(arguments: list, **variables: str) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **variables}
-    program = Path(__file__).with_name("kmeans_and_dump.py")
-    return subprocess.Popen(
-        [sys.executable, str(program), *map(str, arguments)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 @pytest.fixture
 def frames_file(tmp_path):
     """File of frames of half precision."""
@@ -294,18 +283,10 @@ def frames_file(tmp_path):
 
 
 def test_two_processes_find_what_one_finds(frames_file, tmp_path):
-    alone = start([frames_file, tmp_path / "one", 5, ""])
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    checkpoint = tmp_path / "checkpoint"
-    ranks = [
-        start([frames_file, tmp_path / "two", 5, checkpoint], RANK=str(rank), LOCAL_RANK=str(rank), **common)
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=250)[0] for process in (alone, *ranks)]
-    assert [process.returncode for process in (alone, *ranks)] == [0, 0, 0], "\n".join(outputs)
+    alone = start(PROGRAM, frames_file, tmp_path / "one", 5, "")
+    run_ranks(PROGRAM, frames_file, tmp_path / "two", 5, tmp_path / "checkpoint")
+    output, _ = alone.communicate(timeout=250)
+    assert alone.returncode == 0, output
     one, first, second = (torch.load(tmp_path / name) for name in ("one.0", "two.0", "two.1"))
     assert [part["world_size"] for part in (one, first, second)] == [1, 2, 2]
     for other in (first, second):
@@ -316,9 +297,9 @@ def test_two_processes_find_what_one_finds(frames_file, tmp_path):
 
 
 def test_a_killed_fit_goes_on_to_the_same_bits(frames_file, tmp_path):
-    whole = start([frames_file, tmp_path / "whole", 300, ""])
+    whole = start(PROGRAM, frames_file, tmp_path / "whole", 300, "")
     checkpoint = tmp_path / "checkpoint"
-    killed = start([frames_file, tmp_path / "killed", 300, checkpoint])
+    killed = start(PROGRAM, frames_file, tmp_path / "killed", 300, checkpoint)
     deadline = time.monotonic() + 200
     while not checkpoint.exists():
         assert killed.poll() is None, killed.communicate()[0]
@@ -328,7 +309,7 @@ def test_a_killed_fit_goes_on_to_the_same_bits(frames_file, tmp_path):
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert not (tmp_path / "killed.0").exists()
-    resumed = start([frames_file, tmp_path / "killed", 300, checkpoint])
+    resumed = start(PROGRAM, frames_file, tmp_path / "killed", 300, checkpoint)
     outputs = [process.communicate(timeout=250)[0] for process in (whole, resumed)]
     assert [process.returncode for process in (whole, resumed)] == [0, 0], "\n".join(outputs)
     expected, found = torch.load(tmp_path / "whole.0"), torch.load(tmp_path / "killed.0")

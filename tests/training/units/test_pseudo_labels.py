@@ -4,8 +4,8 @@
 import numpy as np
 import pytest
 import torch
-from transformers import HubertConfig
 
+from helpers.tiny_models import tiny_hubert
 from speech_tokenizers.modeling.configuration_cst import CSTConfig
 from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
@@ -150,15 +150,7 @@ def test_codes_of_a_codec_are_those_of_the_recording_alone(decoded, tmp_path, co
 
 def test_units_of_a_layer_are_those_of_the_recording_alone(decoded, tmp_path):
     torch.manual_seed(0)
-    encoder = HubertConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        conv_dim=(8,) * 7,
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-    )
+    encoder = tiny_hubert(conv_dim=(8,) * 7)
     model = KMeansUnitsModel(KMeansUnitsConfig(encoder_config=encoder, layers=[1], codebook_size=12)).eval()
     model.set_centroids(torch.randn(1, 12, 16))
     labels = label_all(decoded, TokenLabeler(model), tmp_path, show_progress=False)

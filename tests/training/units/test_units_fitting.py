@@ -2,19 +2,17 @@
 """Units fitted on recordings: the same in one process or two, stopped or not, and those that the model then gives."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+from transformers import BertConfig, BertModel, HubertModel, Wav2Vec2FeatureExtractor
 
+from helpers.processes import run_ranks, start
+from helpers.tiny_models import tiny_hubert
 from speech_tokenizers import cli
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
@@ -27,17 +25,7 @@ from speech_tokenizers.training.units.units_fitting import draw_excerpts, fit_on
 def encoder(tmp_path_factory):
     """Folder of a tiny HuBERT of two layers with random weights."""
     folder = tmp_path_factory.mktemp("encoder")
-    config = HubertConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        conv_dim=(8, 8, 8),
-        conv_kernel=(10, 4, 4),
-        conv_stride=(5, 4, 4),
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-    )
+    config = tiny_hubert(conv_dim=(8, 8, 8), conv_kernel=(10, 4, 4), conv_stride=(5, 4, 4))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         HubertModel(config).save_pretrained(folder)
@@ -166,34 +154,12 @@ def test_a_stopped_fit_continues_bit_for_bit(encoder, decoded, tmp_path, monkeyp
 
 
 def test_two_processes_find_the_same_centroids(encoder, audio_folder, tmp_path):
-    command = [sys.executable, "-m", "speech_tokenizers", "fit-units", str(encoder), str(audio_folder)]
-    command += ["--layers", "1", "--codebook-size", "5", "--batch-seconds", "0.5", "--max-epochs", "3"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
-    ranks = [
-        subprocess.Popen(
-            [*command, "-o", str(tmp_path / "two")],
-            env={
-                **environment,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "LOCAL_WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    alone = subprocess.run([*command, "-o", str(tmp_path / "one")], env=environment, capture_output=True, text=True)
-    assert alone.returncode == 0, alone.stderr
-    outputs = [process.communicate(timeout=250)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(outputs)
+    command = ["-m", "speech_tokenizers", "fit-units", encoder, audio_folder, "--layers", "1", "--codebook-size", "5"]
+    command += ["--batch-seconds", "0.5", "--max-epochs", "3", "-o"]
+    alone = start(*command, tmp_path / "one")
+    run_ranks(*command, tmp_path / "two")
+    output, _ = alone.communicate(timeout=250)
+    assert alone.returncode == 0, output
     name = "model.safetensors"
     one, two = (load_file(tmp_path / part / name)["quantizer.centroids"] for part in ("one", "two"))
     assert torch.equal(one, two)
