@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Write the tables of README.md and of the pages in docs/ from docs/results.json, where their numbers are typed.
 
 A page holds `<!-- results NAME -->` and `<!-- end -->`, each on a line of its own; between them stands the table NAME,
@@ -22,7 +22,7 @@ REFERENCE = re.compile(r"\{([^{}/]+)/([^{}/]+)/([^{}]+?)(!?)\}")
 
 
 def fill(text: str, tables: dict[str, Any]) -> str:
-    r"""
+    """
     Args:
         text (`str`): Markdown of a page.
         tables (`dict`): Contents of results.json.
@@ -37,7 +37,7 @@ def fill(text: str, tables: dict[str, Any]) -> str:
 
 
 def section(tables: dict[str, Any], name: str) -> str:
-    r"""The table `name` in Markdown, with its commands and cards."""
+    """The table `name` in Markdown, with its commands and cards."""
     table = tables[name]
     rows = [[resolve(tables, cell) for cell in row] for row in table["rows"]]
     lines = ["| " + " | ".join(row) + " |" for row in [table["columns"], ["---"] * len(table["columns"]), *rows]]
@@ -50,7 +50,7 @@ def section(tables: dict[str, Any], name: str) -> str:
 
 
 def resolve(tables: dict[str, Any], cell: str) -> str:
-    r"""The cell with its references replaced by the values that they name."""
+    """The cell with its references replaced by the values that they name."""
 
     def value(match: re.Match[str]) -> str:
         name, row_name, column, short = match.groups()
@@ -63,7 +63,7 @@ def resolve(tables: dict[str, Any], cell: str) -> str:
 
 
 def wrap(command: str) -> str:
-    r"""The command on lines of at most 100 characters, where its words allow that, joined by backslashes."""
+    """The command on lines of at most 100 characters, where its words allow that, joined by backslashes."""
     lines = [""]
     for word in re.findall(r"(?:'[^']*'|[^\s'])+", command):
         if lines[-1].strip() and len(lines[-1]) + len(word) + 3 > WIDTH:
@@ -73,12 +73,12 @@ def wrap(command: str) -> str:
 
 
 def with_commas(items: list[str]) -> list[str]:
-    r"""The items as lines of a list in a sentence."""
+    """The items as lines of a list in a sentence."""
     return [*(f"{item}," for item in items[:-1]), f"{items[-1]}."]
 
 
 def main() -> None:
-    r"""Write every page anew."""
+    """Write every page anew."""
     tables = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         path.write_text(fill(path.read_text(encoding="utf-8"), tables), encoding="utf-8")

@@ -19,7 +19,7 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Estimate:
-    r"""
+    """
     A statistic of a set of clips.
 
     Args:
@@ -35,7 +35,7 @@ class Estimate:
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
-    r"""The first sum divided by the second: a mean where the second counts clips, an error rate where it is words."""
+    """The first sum divided by the second: a mean where the second counts clips, an error rate where it is words."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], np.nan)
 
@@ -47,7 +47,7 @@ def bootstrap_sums(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate | None:
-    r"""
+    """
     Estimate a statistic, with its percentile interval when clips are redrawn with replacement.
 
     Args:
@@ -70,7 +70,7 @@ def bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate | None:
-    r"""
+    """
     `bootstrap_sums` of sum(numerators) / sum(denominators).
 
     Args:
@@ -92,7 +92,7 @@ def paired_difference(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate | None:
-    r"""
+    """
     Estimate by how much a statistic of one system exceeds that of another on the same clips.
 
     Each bootstrap sample draws clips, and takes both systems' counts of these. What makes a clip hard for both

@@ -20,11 +20,11 @@ from speech_tokenizers.evaluation.recognition import match_texts, text_normalize
 
 
 class MetricFailure(ValueError):
-    r"""A metric has no value for this clip; the message says why."""
+    """A metric has no value for this clip; the message says why."""
 
 
 class ClipMetric(evaluate.Metric):
-    r"""
+    """
     A score of one decoded clip, and its mean over clips.
 
     `compute(predictions=..., references=..., sampling_rate=...)` takes decoded clips and recordings of shape
@@ -73,7 +73,7 @@ class ClipMetric(evaluate.Metric):
         return {self.score_name: mean, "num_clips": len(worked), "scores": scores, "failures": failures}
 
     def score_clip(self, decoded: np.ndarray, recorded: np.ndarray, sampling_rate: int) -> float:
-        r"""
+        """
         Args:
             decoded (`np.ndarray` of shape `(num_samples,)`): Output of the codec in [-1, 1].
             recorded (`np.ndarray` of shape `(num_samples,)`): Recording, of the same length.
@@ -90,7 +90,7 @@ SCORES_VERSION = 1
 
 
 class ResultsFile:
-    r"""
+    """
     Results by system and clip in a file of JSON lines, to which a line is appended as soon as it is known.
 
     A line that a crash cut short is passed over. Where a pair has several lines the last one counts.
@@ -116,12 +116,12 @@ class ResultsFile:
                     self.records[record["system_key"], record["clip_key"]] = record
 
     def get(self, system: CodecSystem, clip: Clip) -> dict[str, Any]:
-        r"""Known results of a pair; an empty record where nothing is known."""
+        """Known results of a pair; an empty record where nothing is known."""
         empty = {"scores": {}, "failures": {}, "texts": {}}
         return self.records.get((system.key, clip.key), empty)
 
     def append(self, record: dict[str, Any]) -> None:
-        r"""Add a record in one write. A line is then there whole, or its end is missing."""
+        """Add a record in one write. A line is then there whole, or its end is missing."""
         line = json.dumps(record).encode() + b"\n"
         if not self._ends_in_newline:
             line = b"\n" + line
@@ -136,7 +136,7 @@ class ResultsFile:
 
 @dataclass
 class ClipCounts:
-    r"""
+    """
     One score of one system, as the contribution of each clip to the sums that the score is a function of.
 
     Args:
@@ -150,16 +150,16 @@ class ClipCounts:
     failures: collections.Counter = field(default_factory=collections.Counter)
 
     def estimate(self) -> Estimate | None:
-        r"""The score with its bootstrap interval over clips; `None` where there is none."""
+        """The score with its bootstrap interval over clips; `None` where there is none."""
         return bootstrap_sums(np.array(list(self.counts.values())), self.statistic) if self.counts else None
 
     def table(self, names: Iterable[str]) -> np.ndarray:
-        r"""The rows of these clips, of shape `(num_clips, num_counts)`."""
+        """The rows of these clips, of shape `(num_clips, num_counts)`."""
         return np.array([self.counts[name] for name in names], np.float64)
 
 
 def metric_counts(metric: ClipMetric, clips: Sequence[Clip], records: Sequence[dict[str, Any]]) -> ClipCounts:
-    r"""The mean of a metric over the clips where it worked."""
+    """The mean of a metric over the clips where it worked."""
     score = ClipCounts(ratio)
     for clip, record in zip(clips, records, strict=True):
         if metric.score_name in record["scores"]:
@@ -176,7 +176,7 @@ def recognition_counts(
     true_texts: Sequence[str | None],
     language: str,
 ) -> dict[str, ClipCounts]:
-    r"""
+    """
     Word error rate, word information lost and character error rate, each in percent, of what a recogniser heard.
 
     Args:

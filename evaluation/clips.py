@@ -19,7 +19,7 @@ SAMPLING_RATE = 16000  # the rate at which every metric listens
 
 @dataclass(frozen=True)
 class Clip:
-    r"""
+    """
     One recording of the evaluation.
 
     Args:
@@ -45,7 +45,7 @@ class Clip:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    r"""
+    """
     The objects of a file of JSON lines.
 
     Raises:
@@ -65,7 +65,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_transcripts(path: Path) -> dict[str, str | None]:
-    r"""
+    """
     What is said in each recording, by its file name.
 
     Args:
@@ -96,7 +96,7 @@ def read_clips(
     limit: int | None,
     pattern: str | None = None,
 ) -> list[Clip]:
-    r"""
+    """
     Args:
         folder (`Path`): Folder of recordings.
         list_file (`Path`, *optional*): Text file with a path relative to `folder` on each line. Defaults to every
@@ -134,7 +134,7 @@ def read_clips(
 
 
 def set_aside_unreadable(clips: list[Clip]) -> tuple[list[Clip], int]:
-    r"""The clips that can be read, and the number of those that cannot. Each of these is named with the reason."""
+    """The clips that can be read, and the number of those that cannot. Each of these is named with the reason."""
     readable = []
     for clip in clips:
         try:

@@ -18,7 +18,7 @@ from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 
 @dataclass
 class CodedClip:
-    r"""
+    """
     A clip that went through a codec.
 
     Args:
@@ -41,7 +41,7 @@ class CodedClip:
 
 
 class CodecSystem(Protocol):
-    r"""
+    """
     What the evaluation asks of a codec.
 
     `name` is what tables show. `key` changes whenever the output could: it decides whether earlier results are used
@@ -55,12 +55,12 @@ class CodecSystem(Protocol):
     frame_rate: float | None
 
     def code(self, audio: np.ndarray) -> CodedClip:
-        r"""Encode and decode one clip of shape `(num_samples,)`, in [-1, 1] at `sampling_rate`."""
+        """Encode and decode one clip of shape `(num_samples,)`, in [-1, 1] at `sampling_rate`."""
         ...
 
 
 def model_fingerprint(model: nn.Module, **settings: Any) -> str:
-    r"""Short hash of a model's class, configuration, weights and buffers, and of further settings."""
+    """Short hash of a model's class, configuration, weights and buffers, and of further settings."""
     digest = hashlib.sha256(f"{type(model).__name__} {sorted(settings.items())}".encode())
     digest.update(json.dumps(_without_places(model.config.to_dict()), sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -78,7 +78,7 @@ def _without_places(config: Any) -> Any:
 
 @dataclass
 class EncodedClip:
-    r"""
+    """
     A clip as codes, and as the frames that were quantized.
 
     Args:
@@ -92,7 +92,7 @@ class EncodedClip:
 
 
 class _RunningModel:
-    r"""A model and its feature extractor, on a device; `key` tells apart also what `settings` change."""
+    """A model and its feature extractor, on a device; `key` tells apart also what `settings` change."""
 
     def __init__(self, model: Any, feature_extractor: Any, name: str, device: str, **settings: Any):
         self.model = as_speech_codec(model, feature_extractor).eval().to(device)
@@ -115,7 +115,7 @@ class _RunningModel:
         }
 
     def frame_centres(self, num_frames: int) -> np.ndarray:
-        r"""Times of the middles of the first frames, of shape `(num_frames,)`, in seconds."""
+        """Times of the middles of the first frames, of shape `(num_frames,)`, in seconds."""
         return np.asarray(self.model.frame_centres(num_frames), np.float64)
 
     def _code(self, audio: np.ndarray, kind: str, num_quantizers: int | None = None) -> tuple[Any, CodedClip]:
@@ -138,7 +138,7 @@ class _RunningModel:
 
 
 class EncodingSystem(_RunningModel):
-    r"""
+    """
     A model that turns speech into codes, and its feature extractor; it need not have a decoder.
 
     Args:
@@ -174,12 +174,12 @@ class EncodingSystem(_RunningModel):
 
     @torch.inference_mode()
     def encode(self, audio: np.ndarray) -> np.ndarray:
-        r"""Codes of shape `(num_quantizers, num_frames)` of a clip of shape `(num_samples,)`."""
+        """Codes of shape `(num_quantizers, num_frames)` of a clip of shape `(num_samples,)`."""
         return self.encode_frames(audio).audio_codes
 
     @torch.inference_mode()
     def encode_frames(self, audio: np.ndarray) -> EncodedClip:
-        r"""Codes of a clip of shape `(num_samples,)`, and the frames that were quantized."""
+        """Codes of a clip of shape `(num_samples,)`, and the frames that were quantized."""
         encoded = self.model.encode_features(self._features(audio), self.num_quantizers)
         features = encoded.get("latents")
         if features is not None:
@@ -188,7 +188,7 @@ class EncodingSystem(_RunningModel):
 
     @torch.inference_mode()
     def dequantize(self, audio_codes: np.ndarray) -> np.ndarray:
-        r"""
+        """
         The frames that codes stand for, which the decoder is given.
 
         Args:
@@ -205,7 +205,7 @@ class EncodingSystem(_RunningModel):
 
 
 class ModelSystem(EncodingSystem):
-    r"""
+    """
     A codec model and its feature extractor, which encode and decode. Its `decode` takes what `encode` gives.
 
     Args:
@@ -234,7 +234,7 @@ class ModelSystem(EncodingSystem):
 
 
 class LatentSystem(_RunningModel):
-    r"""
+    """
     A model of continuous latents and its feature extractor, or a codec whose quantizer is not used. `decode` is given
     the `latents` that `encode` gives. For our codecs these are the frames before quantization. For models that can
     draw latents at random they are the mean.
@@ -270,7 +270,7 @@ class LatentSystem(_RunningModel):
 
 
 def first_samples(audio_values: torch.Tensor, num_samples: int) -> np.ndarray:
-    r"""The waveform of one clip `(1, 1, any)`, cut or extended with zeros to `num_samples`."""
+    """The waveform of one clip `(1, 1, any)`, cut or extended with zeros to `num_samples`."""
     values = audio_values.reshape(-1)[:num_samples].float().cpu().numpy()
     return np.pad(values, (0, num_samples - len(values)))
 
@@ -279,7 +279,7 @@ LATENTS_SUFFIX = ":latents"
 
 
 def load_system(name: str, title: str, num_quantizers: int | None = None, device: str = "cpu") -> CodecSystem:
-    r"""
+    """
     Load a model that encodes and decodes.
 
     Args:

@@ -15,7 +15,7 @@ IGNORED_LABELS = ("", "|")
 
 
 def read_labels(path: Path) -> dict[str, list[TimedLabel]]:
-    r"""
+    """
     Labels of recordings.
 
     Args:
@@ -42,7 +42,7 @@ def read_labels(path: Path) -> dict[str, list[TimedLabel]]:
 def label_frames(
     labels: Sequence[TimedLabel], num_frames: int, frame_rate: float, classes: Mapping[str, int]
 ) -> np.ndarray:
-    r"""
+    """
     The class of the label that covers the middle of each frame, of shape `(num_frames,)`; -1 where there is none.
 
     Args:

@@ -26,7 +26,7 @@ from speech_tokenizers.processing.speech_recognition import folder_fingerprint
 
 
 def estimate_delay(decoded: np.ndarray, recorded: np.ndarray, max_delay: int) -> int:
-    r"""
+    """
     Samples by which `decoded` lags behind `recorded`, by the maximum of their cross-correlation.
 
     Args:
@@ -41,16 +41,16 @@ def estimate_delay(decoded: np.ndarray, recorded: np.ndarray, max_delay: int) ->
 
 
 def fit_length(audio: np.ndarray, num_samples: int) -> np.ndarray:
-    r"""Cut `audio` at the end, or extend it with zeros, to `num_samples`."""
+    """Cut `audio` at the end, or extend it with zeros, to `num_samples`."""
     return np.pad(audio[:num_samples], (0, max(0, num_samples - len(audio))))
 
 
 class ProgramError(RuntimeError):
-    r"""A codec's program is missing, or it ended with an error. The message is one line."""
+    """A codec's program is missing, or it ended with an error. The message is one line."""
 
 
 def find_program(program: str, package: str) -> str:
-    r"""Path of a program. Raises a `ProgramError` that names its Debian package if it is not installed."""
+    """Path of a program. Raises a `ProgramError` that names its Debian package if it is not installed."""
     path = shutil.which(program)
     if path is None:
         raise ProgramError(f"The program `{program}` is missing; install it, e.g. with `apt-get install {package}`.")
@@ -58,7 +58,7 @@ def find_program(program: str, package: str) -> str:
 
 
 class ProgramStopwatch(Stopwatch):
-    r"""A `Stopwatch` whose `cpu_seconds` are those of the programs that ran meanwhile."""
+    """A `Stopwatch` whose `cpu_seconds` are those of the programs that ran meanwhile."""
 
     def __enter__(self) -> "ProgramStopwatch":
         self._wall, self._cpu = time.perf_counter(), self._children()
@@ -74,7 +74,7 @@ class ProgramStopwatch(Stopwatch):
 
 
 def run_program(*command: str | Path) -> None:
-    r"""Run a program to its end. Raises a `ProgramError` with its last line of output if it fails."""
+    """Run a program to its end. Raises a `ProgramError` with its last line of output if it fails."""
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
@@ -82,13 +82,13 @@ def run_program(*command: str | Path) -> None:
 
 
 def program_version(path: str, *arguments: str) -> str:
-    r"""First line of what a program prints about itself."""
+    """First line of what a program prints about itself."""
     done = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)
     return ((done.stdout or done.stderr).splitlines() or [""])[0].strip()
 
 
 def ogg_payload_bytes(data: bytes) -> int:
-    r"""Bytes of audio in an Ogg Opus stream: all packets but the two headers, without page headers."""
+    """Bytes of audio in an Ogg Opus stream: all packets but the two headers, without page headers."""
     position, packets, open_packet = 0, [], 0
     while position < len(data):
         if data[position : position + 4] != b"OggS":
@@ -105,7 +105,7 @@ def ogg_payload_bytes(data: bytes) -> int:
 
 
 class OpusSystem:
-    r"""
+    """
     Opus by `opusenc` and `opusdec` (opus-tools), variable bit rate; the measured rate counts packets, not the Ogg
     container.
 
@@ -147,7 +147,7 @@ class OpusSystem:
 
 
 class Codec2System:
-    r"""
+    """
     Codec2 by `c2enc` and `c2dec`; it works at 8 kHz, so the clip is resampled before and after.
 
     Args:
@@ -195,7 +195,7 @@ class Codec2System:
 
 
 class LyraSystem:
-    r"""
+    """
     Lyra v2 (SoundStream's published successor) from its three TensorFlow Lite networks, run by `ai-edge-litert`.
 
     Frames of 20 ms; a residual quantizer whose stages hold 4 bits each. It has no look-ahead.
@@ -276,7 +276,7 @@ class LyraSystem:
 
 
 class DecodedFiles:
-    r"""
+    """
     A codec that cannot be run here, but has decoded the same clips into files.
 
     Args:
@@ -301,7 +301,7 @@ class DecodedFiles:
         self.key = f"files-{name}-{replace}-{folder_fingerprint(self.folder)}"
 
     def find(self, clip_name: str) -> Path:
-        r"""
+        """
         The decoded version of a clip.
 
         Raises:
@@ -314,12 +314,12 @@ class DecodedFiles:
         raise ProgramError(f"there is no decoded file {path}")
 
     def read(self, clip_name: str, num_samples: int) -> CodedClip:
-        r"""The decoded version of a clip, cut or extended to `num_samples`; its size and speed are not known."""
+        """The decoded version of a clip, cut or extended to `num_samples`; its size and speed are not known."""
         return CodedClip(fit_length(load_audio(self.find(clip_name), self.sampling_rate), num_samples))
 
 
 def load_decoded_files(description: str) -> DecodedFiles:
-    r"""The [`DecodedFiles`] of `NAME=FOLDER` or `NAME=FOLDER:OLD=NEW`."""
+    """The [`DecodedFiles`] of `NAME=FOLDER` or `NAME=FOLDER:OLD=NEW`."""
     name, _, rest = description.partition("=")
     folder, replacement = rest, ""
     # A folder's name may have a colon in it.
@@ -332,7 +332,7 @@ def load_decoded_files(description: str) -> DecodedFiles:
 
 
 def load_peer(description: str) -> CodecSystem | DecodedFiles:
-    r"""
+    """
     Args:
         description (`str`): Description of the codec: `opus:KBPS`, `codec2:KBPS`, `lyra:KBPS=FOLDER` or
             `files:NAME=FOLDER[:OLD=NEW]`.
@@ -362,5 +362,5 @@ def load_peer(description: str) -> CodecSystem | DecodedFiles:
 
 
 def resample(audio: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
-    r"""A waveform of shape `(num_samples,)` at another rate; unchanged where the rates are equal."""
+    """A waveform of shape `(num_samples,)` at another rate; unchanged where the rates are equal."""
     return audio if source_rate == target_rate else soxr.resample(audio, source_rate, target_rate)

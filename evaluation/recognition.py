@@ -13,7 +13,7 @@ from speech_tokenizers.processing.optional_packages import MissingPackageError, 
 
 
 def text_normalizer(language: str = "en") -> Any:
-    r"""
+    """
     Function that texts pass through before they are compared: Whisper's normaliser. It drops case, punctuation and
     fillers. For English it also writes out contractions and turns number words into digits.
     """
@@ -21,7 +21,7 @@ def text_normalizer(language: str = "en") -> Any:
 
 
 class TextMatch(NamedTuple):
-    r"""
+    """
     Agreement of a text with the true one in their alignment of fewest errors.
 
     Args:
@@ -37,7 +37,7 @@ class TextMatch(NamedTuple):
 
 
 def match_texts(hypothesis: str, reference: str, unit: str = "word") -> TextMatch:
-    r"""
+    """
     Args:
         hypothesis (`str`): Recognised text, normalised.
         reference (`str`): True text, normalised.
@@ -60,7 +60,7 @@ def match_texts(hypothesis: str, reference: str, unit: str = "word") -> TextMatc
 
 
 def word_information_lost(sums: np.ndarray) -> np.ndarray:
-    r"""
+    """
     Word information lost (Morris et al. 2004, "From WER and RIL to MER and WIL"), in percent: 100 (1 - H/N H/P).
 
     Unlike the word error rate it never exceeds 100 and counts an invented word as much as a lost one.
@@ -79,7 +79,7 @@ def word_information_lost(sums: np.ndarray) -> np.ndarray:
 
 
 class TextMetric(evaluate.Metric):
-    r"""
+    """
     A score of texts over all clips together, so that long clips count more.
 
     Subclasses write `score_matches`. Class attributes: `score_name`, `title` and `unit`.
@@ -114,12 +114,12 @@ class TextMetric(evaluate.Metric):
         return {self.score_name: score, "num_clips": len(matches)}
 
     def score_total(self, total: TextMatch) -> float:
-        r"""The score of the sums over clips, where there is a true word."""
+        """The score of the sums over clips, where there is a true word."""
         raise NotImplementedError
 
 
 class ErrorRate(TextMetric):
-    r"""
+    """
     Errors per reference word or character, in percent.
 
     `compute(predictions=texts, references=texts)` gives `wer` or `cer`, and `num_clips`.
@@ -141,7 +141,7 @@ class ErrorRate(TextMetric):
 
 
 class WordInformationLost(TextMetric):
-    r"""
+    """
     Word information lost, in percent; see [`word_information_lost`].
 
     `compute(predictions=texts, references=texts)` gives `wil`, and `num_clips`.

@@ -18,14 +18,14 @@ Score = Mapping[str, Any]  # `value`, `low` and `high`; an interval that is not 
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    r"""An empty figure of a width and a height in inches."""
+    """An empty figure of a width and a height in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def dress(axes: "Axes", title: str = "", x: str = "", y: str = "") -> None:
-    r"""Set the title and the labels of a panel, and give its text and lines the page's colour."""
+    """Set the title and the labels of a panel, and give its text and lines the page's colour."""
     axes.set_title(title, fontsize=9, color=INK)
     axes.set_xlabel(x, fontsize=8, color=INK)
     axes.set_ylabel(y, fontsize=8, color=INK)
@@ -38,14 +38,14 @@ def dress(axes: "Axes", title: str = "", x: str = "", y: str = "") -> None:
 
 
 def dress_legend(legend: "Legend") -> None:
-    r"""Give a legend the page's colours."""
+    """Give a legend the page's colours."""
     for text in legend.get_texts():
         text.set_color(INK)
     legend.get_frame().set_facecolor("none")
 
 
 def error_bars(scores: Sequence[Score]) -> list[list[float]] | None:
-    r"""Lengths of the intervals below and above the values; `None` where a score has no interval."""
+    """Lengths of the intervals below and above the values; `None` where a score has no interval."""
     if any(score["low"] is None for score in scores):
         return None
     below = [max(0.0, score["value"] - score["low"]) for score in scores]
@@ -55,7 +55,7 @@ def error_bars(scores: Sequence[Score]) -> list[list[float]] | None:
 def plot_panels(
     names: Sequence[str], panels: Sequence[tuple[str, Sequence[Score | None]]], about_zero: bool = False
 ) -> "Figure":
-    r"""
+    """
     A panel for each score: one bar a system, with its interval.
 
     Args:

@@ -36,7 +36,7 @@ figcaption,.caption{max-width:60em;font-size:90%;opacity:.85}
 
 @dataclass(frozen=True)
 class Player:
-    r"""
+    """
     A cell of a table that plays a recording.
 
     Args:
@@ -46,11 +46,11 @@ class Player:
     path: str
 
     def markdown(self) -> str:
-        r"""A link to the recording."""
+        """A link to the recording."""
         return f"[listen]({urllib.parse.quote(self.path)})"
 
     def html(self) -> str:
-        r"""An audio player."""
+        """An audio player."""
         return f"<audio controls preload='none' src='{urllib.parse.quote(self.path)}'></audio>"
 
 
@@ -59,7 +59,7 @@ Table = Sequence[Sequence[str | Player]]  # rows of cells; the first row is the 
 
 @dataclass(frozen=True)
 class Figure:
-    r"""
+    """
     A figure that follows the light or dark colours of the page.
 
     Args:
@@ -73,12 +73,12 @@ class Figure:
     picture: str | None = None
 
     def markdown(self) -> str:
-        r"""A link to the picture; empty where there is none."""
+        """A link to the picture; empty where there is none."""
         alt = re.sub(r"([\[\]])", r"\\\1", self.alt)
         return f"![{alt}]({urllib.parse.quote(self.picture)})" if self.picture else ""
 
     def html(self) -> str:
-        r"""An inline SVG with its description and caption."""
+        """An inline SVG with its description and caption."""
         import matplotlib
 
         buffer = io.StringIO()
@@ -94,7 +94,7 @@ class Figure:
         return f"<figure>{svg}<figcaption>{_html_text(self.alt)}</figcaption></figure>"
 
     def png(self) -> bytes:
-        r"""The figure on white, as a PNG file."""
+        """The figure on white, as a PNG file."""
         buffer = io.BytesIO()
         self.figure.savefig(buffer, format="png", dpi=110, facecolor="white")
         return buffer.getvalue()
@@ -102,7 +102,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    r"""
+    """
     A part of a report. It shows its caption, figures, tables and lines in this order.
 
     Args:
@@ -120,7 +120,7 @@ class Section:
     lines: Sequence[str] = ()
 
     def markdown(self) -> str:
-        r"""The section with a heading of the third level; empty where it has nothing below its heading."""
+        """The section with a heading of the third level; empty where it has nothing below its heading."""
         parts = [_markdown_text(self.caption), *[figure.markdown() for figure in self.figures]]
         parts += [markdown_table(table) for table in self.tables if len(table) > 1]
         parts += [_markdown_list(self.lines)]
@@ -128,7 +128,7 @@ class Section:
         return f"### {_markdown_text(self.title)}\n\n{body}" if body and self.title else body
 
     def html(self) -> str:
-        r"""The section with a heading of the second level; empty where it has nothing below its heading."""
+        """The section with a heading of the second level; empty where it has nothing below its heading."""
         parts = [f"<p class='caption'>{_html_text(self.caption)}</p>" if self.caption else ""]
         parts += [figure.html() for figure in self.figures]
         parts += [_html_table(table) for table in self.tables if len(table) > 1]
@@ -139,7 +139,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    r"""
+    """
     What was measured, for readers and for programs.
 
     Args:
@@ -159,13 +159,13 @@ class Report:
     records: Sequence[Sequence[Any]] = ()
 
     def markdown(self) -> str:
-        r"""The report without its title, to stand under a heading of a card or of a document."""
+        """The report without its title, to stand under a heading of a card or of a document."""
         parts = [_markdown_list(self.notes)]
         parts += [section.markdown() for section in self._all_sections()]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def html(self) -> str:
-        r"""A page that needs no other file, except for the recordings of its players."""
+        """A page that needs no other file, except for the recordings of its players."""
         title = html.escape(self.title)
         parts = [
             "<!doctype html><html lang='en'><meta charset='utf-8'>"
@@ -177,13 +177,13 @@ class Report:
         return "\n".join(part for part in parts if part) + "\n</html>\n"
 
     def csv(self) -> str:
-        r"""The records, a line each."""
+        """The records, a line each."""
         buffer = io.StringIO()
         csv.writer(buffer, lineterminator="\n").writerows(self.records)
         return buffer.getvalue()
 
     def write(self, folder: Path, stem: str) -> list[Path]:
-        r"""
+        """
         Write `stem.json` where there are results, `stem.csv` where there are records, `stem.md` and `stem.html`, and
         the figures that have a picture.
 
@@ -212,7 +212,7 @@ class Report:
 
 
 def interval(estimate: Mapping[str, Any] | float | None, digits: int, signed: bool = False) -> str:
-    r"""
+    """
     `value [low, high]` of an estimate.
 
     Args:
@@ -233,18 +233,18 @@ def interval(estimate: Mapping[str, Any] | float | None, digits: int, signed: bo
 
 
 def score_cell(score: Mapping[str, Any], digits: int, num_failed: int) -> str:
-    r"""`interval` of a score, with the numbers of its clips and of those that failed, where any did."""
+    """`interval` of a score, with the numbers of its clips and of those that failed, where any did."""
     text = interval(score, digits)
     return f"{text}, n={score['num_clips']}, {num_failed} failed" if num_failed else text
 
 
 def excludes_zero(estimate: Mapping[str, Any]) -> bool:
-    r"""Whether 0 lies outside the interval of a difference."""
+    """Whether 0 lies outside the interval of a difference."""
     return estimate["low"] > 0 or estimate["high"] < 0
 
 
 def markdown_table(table: Table) -> str:
-    r"""A table in Markdown."""
+    """A table in Markdown."""
     rows = [[_markdown_cell(cell) for cell in row] for row in table]
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join("| " + " | ".join(row) + " |" for row in lines)

@@ -5,7 +5,7 @@ import time
 
 
 class Stopwatch:
-    r"""Context manager that measures wall-clock `seconds` and the process's `cpu_seconds`."""
+    """Context manager that measures wall-clock `seconds` and the process's `cpu_seconds`."""
 
     def __enter__(self) -> "Stopwatch":
         self._wall, self._cpu = time.perf_counter(), time.process_time()

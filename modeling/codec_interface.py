@@ -13,7 +13,7 @@ TokenKind = Literal["codes", "latents"]
 
 
 class SpeechStream(Protocol):
-    r"""
+    """
     One recording on its way through a model, in either direction; memory does not grow with its length unless the
     model's own documentation says so.
 
@@ -39,7 +39,7 @@ class SpeechStream(Protocol):
 
 
 class SpeechCodec:
-    r"""
+    """
     The interface of all models that turn speech into tokens: codecs, units, continuous tokens, and, by
     [`as_speech_codec`], the codecs of transformers.
 
@@ -146,7 +146,7 @@ class SpeechCodec:
         return (torch.arange(num_frames, dtype=torch.float64) + 0.5) / self.frame_rate
 
     def encode_stream(self, kind: TokenKind | None = None, num_quantizers: int | None = None) -> SpeechStream:
-        r"""
+        """
         A stream that encodes.
 
         Args:
@@ -159,7 +159,7 @@ class SpeechCodec:
         raise NotImplementedError
 
     def decode_stream(self, kind: TokenKind | None = None, num_samples: int | None = None) -> SpeechStream:
-        r"""
+        """
         A stream that decodes.
 
         Args:
@@ -179,7 +179,7 @@ class SpeechCodec:
 
     @torch.no_grad()
     def codebook_vectors(self) -> torch.Tensor:
-        r"""
+        """
         What each code of each codebook adds to a frame, `(num_quantizers, codebook_size, latent_dim)`, float32.
 
         The vectors of a frame's codes sum to `dequantize` of them.
@@ -196,7 +196,7 @@ class SpeechCodec:
         return torch.stack(vectors)
 
     def fingerprint(self) -> str:
-        r"""
+        """
         Short hash of what decides how tokens are read, the same for weights in half and in single precision; empty
         where nothing is decided yet.
 
@@ -208,7 +208,7 @@ class SpeechCodec:
         raise NotImplementedError
 
     def check_kind(self, kind: TokenKind | None, decode: bool = False) -> TokenKind:
-        r"""
+        """
         Check a kind of tokens, and fill in the model's own.
 
         Args:
@@ -241,7 +241,7 @@ class SpeechCodec:
         return num_quantizers
 
     def voice_arguments(self, voice: str | None = None) -> dict[str, torch.Tensor]:
-        r"""
+        """
         Arguments of `decode` for a voice, for a batch of one.
 
         Args:
@@ -255,7 +255,7 @@ class SpeechCodec:
         return {}
 
     def batch_features(self, waveforms: Sequence[Any], feature_extractor: Any) -> dict[str, torch.Tensor]:
-        r"""
+        """
         Arguments of `encode` for recordings of different lengths.
 
         Args:
@@ -268,7 +268,7 @@ class SpeechCodec:
         return feature_extractor(list(waveforms), sampling_rate=self.sampling_rate, padding=True, return_tensors="pt")
 
     def encode_features(self, features: dict[str, torch.Tensor], num_quantizers: int | None = None) -> Any:
-        r"""
+        """
         Encode the output of the model's feature extractor.
 
         Args:
@@ -292,7 +292,7 @@ class SpeechCodec:
 
 
 def pad_waveforms(waveforms: Sequence[Any]) -> dict[str, torch.Tensor]:
-    r"""
+    """
     Recordings as a batch with zeros on the right: `input_values` (batch, 1, num_samples) in float32, `padding_mask`
     (batch, num_samples).
 

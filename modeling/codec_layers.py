@@ -56,7 +56,7 @@ def mask_beyond(hidden_states: torch.Tensor, lengths: torch.Tensor) -> torch.Ten
 
 
 def pad_ragged(hidden_states, lengths, left: int, right: int, item_right, mode: str) -> torch.Tensor:
-    r"""
+    """
     Pad every item of a right-padded batch as it would be padded alone.
 
     Args:
@@ -160,7 +160,7 @@ def make_activation(config, num_channels: int) -> CodecLayer:
 
 
 class SlidingWindow(CodecLayer):
-    r"""
+    """
     The padding of a layer that slides a window over its input, so that a length T gives ceil(T / stride) steps.
 
     Args:
@@ -294,7 +294,7 @@ class LSTMWeights(nn.Module):
 
 
 class CodecLSTM(CodecLayer):
-    r"""
+    """
     Long short-term memory with a skip connection: y + x, and for two directions y + [x, x] with twice the channels.
     """
 
@@ -381,7 +381,7 @@ class ResidualUnit(CodecLayer):
 
 
 class SEANetEncoder(CodecSequential):
-    r"""
+    """
     Waveform (batch, 1, T) -> latents (batch, hidden_size, ceil(T / hop_length)) (SoundStream, arXiv 2107.03312).
 
     Args:
@@ -407,7 +407,7 @@ class SEANetEncoder(CodecSequential):
 
 
 class SEANetDecoder(CodecSequential):
-    r"""
+    """
     Latents (batch, hidden_size, F) -> waveform (batch, 1, F * hop_length).
 
     Args:

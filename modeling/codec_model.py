@@ -41,7 +41,7 @@ def place_frames(values: torch.Tensor, mask: torch.Tensor, starts: torch.Tensor)
 
 
 class CodecPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
-    r"""
+    """
     A codec's `encoder` and `decoder`, which every family has, and how they are run.
 
     Both are layers of `codec_layers`; what a family puts between them is its own.
@@ -118,7 +118,7 @@ class CodecPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
         return ceil_divide(num_samples, self.hop_length)
 
     def freeze(self, frozen: bool = True):
-        r"""
+        """
         Keep weights and codebooks as they are, also in `train()` mode. Gradients still flow through the codec to its
         input and to latents that it decodes, so the codec can be part of a loss.
 

@@ -7,7 +7,7 @@ from .codec_layers import StreamingCache
 
 
 class CodecStream:
-    r"""
+    """
     One stream of speech through a codec, in either direction, with memory that does not grow with its length.
 
     A codec without look-ahead (`model.is_streamable`) carries the state of its layers from chunk to chunk and answers
@@ -47,7 +47,7 @@ class CodecStream:
 
     @torch.no_grad()
     def encode(self, input_values: torch.Tensor) -> torch.Tensor:
-        r"""
+        """
         Push samples.
 
         Args:
@@ -66,7 +66,7 @@ class CodecStream:
 
     @torch.no_grad()
     def decode(self, audio_codes: torch.Tensor) -> torch.Tensor:
-        r"""
+        """
         Push codes.
 
         Args:
@@ -91,7 +91,7 @@ class CodecStream:
 
 
 class LatentStream(CodecStream):
-    r"""
+    """
     One stream of speech through a model of continuous latents: as [`CodecStream`], with latents in place of codes.
 
     Args:
@@ -123,7 +123,7 @@ class LatentStream(CodecStream):
 
 
 class _Windows:
-    r"""
+    """
     Run `function` over a growing sequence in windows.
 
     Args:

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 
 def check_spectra(n_fft: int, num_spectra: int, hop_length: int, hop_name: str, causal: bool, name="decoder_n_fft"):
-    r"""
+    """
     Raises `ValueError` where an inverse STFT with `num_spectra` windows of `n_fft` samples a hop does not work out.
     """
     if num_spectra < 1 or hop_length % num_spectra:
@@ -27,7 +27,7 @@ def check_spectra(n_fft: int, num_spectra: int, hop_length: int, hop_name: str, 
 
 @strict
 class CodecConfig(PreTrainedConfig):
-    r"""
+    """
     The networks of a codec, which [`CodecPreTrainedModel`] runs. Families add what lies between encoder and decoder.
 
     Args:
@@ -120,7 +120,7 @@ class CodecConfig(PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> Self:
-        r"""
+        """
         Args:
             name (`str`): Name of one of the `presets`.
             overrides: Fields that differ from the preset.

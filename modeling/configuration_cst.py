@@ -60,7 +60,7 @@ CST_PRESETS = {
 
 @strict
 class CSTConfig(CodecConfig):
-    r"""
+    """
     Configuration of a [`CSTModel`]: an encoder, a low-dimensional bottleneck with noise, and a decoder.
 
     Args:

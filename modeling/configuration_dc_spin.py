@@ -10,7 +10,7 @@ from .encoder_geometry import num_encoder_layers
 
 @strict
 class DCSpinConfig(UnitsConfig):
-    r"""
+    """
     Configuration of a [`DCSpinModel`]: a speech encoder of transformers, and codebooks learnt by swapped prediction.
 
     The defaults are those of Spin's recipe (its code, of May 2023) with the codebooks of DC-Spin (arXiv 2410.24177).

@@ -36,7 +36,7 @@ DM_CODEC_PRESETS = {
 
 @strict
 class DMCodecConfig(RVQCodecConfig):
-    r"""
+    """
     Configuration of a [`DMCodecModel`]: an RVQ codec whose codebooks also learn from a speech model and a language
     model (DM-Codec, arXiv 2410.15017; with the speech model alone it is SpeechTokenizer, arXiv 2308.16692).
 

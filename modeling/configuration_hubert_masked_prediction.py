@@ -10,7 +10,7 @@ from .padding_invariance import FRAME_RULES
 
 @strict
 class HubertMaskedPredictionConfig(HubertConfig):
-    r"""
+    """
     Configuration of a [`HubertForMaskedPrediction`]: that of its HuBERT, and of what is predicted from it.
 
     Args:

@@ -10,7 +10,7 @@ from .encoder_geometry import num_encoder_layers
 
 @strict
 class KMeansUnitsConfig(UnitsConfig):
-    r"""
+    """
     Configuration of a [`KMeansUnitsModel`]: a speech encoder of transformers, and centroids of its frames.
 
     Args:

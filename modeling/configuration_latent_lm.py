@@ -13,7 +13,7 @@ from .continuous_heads import HEADS
 
 @strict
 class LatentLMConfig(PreTrainedConfig):
-    r"""
+    """
     Configuration of a [`LatentLanguageModel`].
 
     Args:

@@ -41,7 +41,7 @@ RVQ_CODEC_PRESETS = {
 
 @strict
 class RVQCodecConfig(CodecConfig):
-    r"""
+    """
     Configuration of an [`RVQCodecModel`]: an encoder, a residual vector quantizer and a decoder.
 
     Args:

@@ -10,7 +10,7 @@ from .encoder_geometry import num_encoder_layers
 
 @strict
 class SpeechEncoderCTCConfig(PreTrainedConfig):
-    r"""
+    """
     Configuration of a [`SpeechEncoderForCTC`]: any speech encoder of transformers, and a linear map to labels.
 
     Args:

@@ -26,7 +26,7 @@ UNIT_VOCODER_PRESETS = {
 
 @strict
 class UnitVocoderConfig(PreTrainedConfig):
-    r"""
+    """
     Configuration of a [`UnitVocoderModel`]: tables of units and speakers, ConvNeXt blocks and an inverse STFT.
 
     Args:

@@ -14,7 +14,7 @@ from .padding_invariance import FRAME_RULES, num_conv_frames
 
 @strict
 class UnitsConfig(PreTrainedConfig):
-    r"""
+    """
     The encoder of a unit model, which [`UnitPreTrainedModel`] runs. Families add how its frames become codes: a
     `codebook_size`, `num_quantizers`, and the `highest_layer` that they read.
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The speech-tokenizers authors.
-r"""
+"""
 Heads that predict a continuous token from what a language model knows before it, all with one interface.
 
 `head.loss(hidden, target, mask)` is a scalar to minimise, and `head.sample(hidden, temperature, steps, cfg_scale)`
@@ -17,7 +17,7 @@ from transformers import initialization as init
 
 
 class HeadLinear(nn.Linear):
-    r"""
+    """
     A linear map with PyTorch's initial weights, or with zeros.
 
     Args:
@@ -42,7 +42,7 @@ class HeadLinear(nn.Linear):
 
 
 class ResidualBlock(nn.Module):
-    r"""
+    """
     x + g * MLP((1 + s) * LayerNorm(x) + b), where s, b and g are linear in a condition (AdaLN; arXiv 2406.11838); with
     no condition, x + MLP(LayerNorm(x)).
 
@@ -69,7 +69,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualNetwork(nn.Module):
-    r"""
+    """
     [`ResidualBlock`]s between two linear maps.
 
     Args:
@@ -98,7 +98,7 @@ class ResidualNetwork(nn.Module):
 
 
 class ContinuousHead(nn.Module):
-    r"""
+    """
     Predicts tokens of `dim` numbers from states of `width` numbers.
 
     Args:
@@ -121,7 +121,7 @@ class ContinuousHead(nn.Module):
         mask: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
-        r"""
+        """
         The mean over the tokens that count, in float32 whatever the type of the head.
 
         Args:
@@ -157,7 +157,7 @@ class ContinuousHead(nn.Module):
         generator: torch.Generator | None = None,
         unconditional: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        r"""
+        """
         Draw a token for each state.
 
         Args:
@@ -210,7 +210,7 @@ class ContinuousHead(nn.Module):
 
 
 class MeanSquareHead(ContinuousHead):
-    r"""
+    """
     The squared error of a prediction (arXiv 2410.17081, Eq. 7). It learns the mean of the tokens that may follow and
     draws nothing. Where several tokens are possible, the mean is none of them.
 
@@ -237,7 +237,7 @@ class MeanSquareHead(ContinuousHead):
 
 
 class GaussianHead(ContinuousHead):
-    r"""
+    """
     A normal distribution, learnt by likelihood or as MELLE does (arXiv 2407.08551).
 
     `"likelihood"`: the loss is -log N(y; m, s^2), the mean over dimensions without its constant.
@@ -311,7 +311,7 @@ class GaussianHead(ContinuousHead):
 
 
 class FlowHead(ContinuousHead):
-    r"""
+    """
     Rectified flow (arXiv 2209.03003) by a small network for each token, as in arXiv 2406.11838 and 2508.19098.
 
     With noise e and a time t in (0, 1), the network sees (1 - t) e + t y and learns y - e; a token is drawn by
@@ -374,7 +374,7 @@ class FlowHead(ContinuousHead):
 
 
 class EnergyHead(ContinuousHead):
-    r"""
+    """
     A network that turns a state and noise into a token in one step, and learns by the energy distance (SLED, arXiv
     2505.13181).
 
@@ -437,7 +437,7 @@ HEADS: dict[str, type[ContinuousHead]] = {
 
 
 def build_head(kind: str, width: int, dim: int, **options) -> ContinuousHead:
-    r"""
+    """
     A head by its name in `HEADS`.
 
     Args:
@@ -456,7 +456,7 @@ def build_head(kind: str, width: int, dim: int, **options) -> ContinuousHead:
 
 
 class LatentInput(nn.Module):
-    r"""
+    """
     Continuous tokens as inputs of a language model, each of which is to predict the token after it.
 
     Args:
@@ -491,7 +491,7 @@ class LatentInput(nn.Module):
         return self.projection(latents.to(self.begin.dtype))
 
     def forward(self, latents: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        r"""
+        """
         Args:
             latents (`torch.Tensor` of shape `(batch, num_frames, dim)`): Tokens.
             generator (`torch.Generator`, *optional*): Generator of the noise. Defaults to PyTorch's global one.
@@ -504,7 +504,7 @@ class LatentInput(nn.Module):
 
 
 class StopHead(nn.Module):
-    r"""
+    """
     The logit that no token follows.
 
     Args:
@@ -522,7 +522,7 @@ class StopHead(nn.Module):
         return self.projection(hidden).squeeze(-1).float()
 
     def loss(self, hidden: torch.Tensor, ended: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        r"""
+        """
         Binary cross entropy.
 
         Args:
@@ -538,7 +538,7 @@ class StopHead(nn.Module):
 
 
 def init_head_weights(module: nn.Module) -> bool:
-    r"""
+    """
     For the `_init_weights` of a model that has these modules: start one of them anew.
 
     Returns:

@@ -21,7 +21,7 @@ def has_fixed_window(config: Any) -> bool:
 
 
 def frame_geometry(config: Any) -> tuple[int, int]:
-    r"""
+    """
     Samples from a frame to the next, and samples that the first one hears, of a speech encoder.
 
     Raises:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Save a model together with its code, so that `trust_remote_code=True` loads it where this package is not installed.
 
 transformers flattens the code of a repository into one folder and finds imports by regular expression. What it cannot
@@ -26,7 +26,7 @@ PACKAGE_NAME = "speech_tokenizers"
 def save_pretrained_with_code(
     model: PreTrainedModel, feature_extractor: FeatureExtractionMixin | None, folder: str | PathLike
 ) -> list[Path]:
-    r"""
+    """
     Save weights, config and preprocessor as `save_pretrained` does, and beside them the code of their classes.
 
     `AutoConfig`, `AutoModel`, `AutoFeatureExtractor` and, for a codec, `AutoModelForAudioTokenization` load the folder
@@ -76,7 +76,7 @@ def push_to_hub_with_code(
     create_pr: bool = False,
     token: str | bool | None = None,
 ) -> CommitInfo:
-    r"""
+    """
     Do what [`save_pretrained_with_code`] does, on the Hub and in one commit.
 
     Args:
@@ -108,7 +108,7 @@ def push_to_hub_with_code(
 
 
 def find_code_files(exported_classes: list[type]) -> dict[str, Path]:
-    r"""
+    """
     Find the files that define classes, and the siblings that those import, at any depth.
 
     Args:
@@ -149,7 +149,7 @@ def find_code_files(exported_classes: list[type]) -> dict[str, Path]:
 
 
 def find_siblings(source: Path) -> list[str]:
-    r"""
+    """
     List the modules that a file imports from its own folder, in the one form that transformers can follow.
 
     Raises:
@@ -196,7 +196,7 @@ def find_siblings(source: Path) -> list[str]:
 
 
 def class_reference(exported_class: type) -> str:
-    r"""Name a class as an `auto_map` does: `module.Class`, without the packages above the module."""
+    """Name a class as an `auto_map` does: `module.Class`, without the packages above the module."""
     if exported_class.__module__ == "__main__":
         raise ValueError(
             f"`{exported_class.__name__}` is defined in a script or notebook and has no file to export; move it to a "

@@ -9,7 +9,7 @@ from transformers.utils import TransformersKwargs
 
 
 def check_waveforms(input_values: torch.Tensor, padding_mask: torch.Tensor | None) -> torch.Tensor:
-    r"""
+    """
     Args:
         input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveforms in
             [-1, 1].
@@ -43,7 +43,7 @@ def check_waveforms(input_values: torch.Tensor, padding_mask: torch.Tensor | Non
 
 
 def check_codes(audio_codes: torch.Tensor, num_quantizers: int) -> torch.Tensor:
-    r"""
+    """
     Args:
         audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): Codes of all or of the first
             codebooks.
@@ -69,7 +69,7 @@ def check_codes(audio_codes: torch.Tensor, num_quantizers: int) -> torch.Tensor:
 
 
 def check_arguments(names: Iterable[str]) -> None:
-    r"""
+    """
     Args:
         names (iterable of `str`): Arguments that `forward` was given beside its own.
 

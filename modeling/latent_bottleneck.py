@@ -14,7 +14,7 @@ from .vector_quantization import FreezableModule, several_processes
 
 
 class BottleneckOutput(NamedTuple):
-    r"""
+    """
     Attributes:
         latents: Latents (batch, num_frames, dim), with noise if it was asked for.
         mean: Latents (batch, num_frames, dim), without noise.
@@ -27,7 +27,7 @@ class BottleneckOutput(NamedTuple):
 
 
 class LatentBottleneck(FreezableModule):
-    r"""
+    """
     Latents with noise in training mode, so that a decoder serves a neighbourhood of each, and the cost of escaping it.
 
     `"sigma"`: z = m + s e with e standard normal and s = `noise_std` times one standard normal number per item
@@ -56,7 +56,7 @@ class LatentBottleneck(FreezableModule):
         return moments if self.kind == "sigma" else moments.chunk(2, dim=-1)[0]
 
     def noise(self, shape: tuple[int, int, int], generator: torch.Generator | None = None) -> torch.Tensor:
-        r"""
+        """
         Noise that `forward` adds, up to the standard deviation.
 
         Args:
@@ -74,7 +74,7 @@ class LatentBottleneck(FreezableModule):
         sample: bool = False,
         noise: torch.Tensor | None = None,
     ) -> BottleneckOutput:
-        r"""
+        """
         Args:
             moments (`torch.Tensor` of shape `(batch, num_frames, num_channels)`): Encoder output.
             mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask with 1 for frames that count.
@@ -98,7 +98,7 @@ class LatentBottleneck(FreezableModule):
 
 
 class LatentStatistics(FreezableModule):
-    r"""
+    """
     Mean and standard deviation of each dimension, for latents of zero mean and unit variance.
 
     They follow the latents of the first `num_steps` batches in training mode, over all processes, and then stay. They
@@ -144,7 +144,7 @@ class LatentStatistics(FreezableModule):
 
     @torch.no_grad()
     def update(self, latents: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-        r"""
+        """
         Learn from a batch, unless there were enough or the module is in evaluation mode.
 
         Args:

@@ -29,7 +29,7 @@ from .spectral_layers import SpectralDecoder, SpectralEncoder
 
 @dataclass
 class CSTEncoderOutput(ModelOutput):
-    r"""
+    """
     Args:
         latents (`torch.FloatTensor` of shape `(batch, num_frames, hidden_size)`): Continuous tokens of zero mean and
             unit variance over the training speech; 0 where the mask is 0.
@@ -42,7 +42,7 @@ class CSTEncoderOutput(ModelOutput):
 
 @dataclass
 class CSTDecoderOutput(ModelOutput):
-    r"""
+    """
     Args:
         audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): Waveform.
     """
@@ -52,7 +52,7 @@ class CSTDecoderOutput(ModelOutput):
 
 @dataclass
 class CSTOutput(ModelOutput):
-    r"""
+    """
     Args:
         loss (`torch.FloatTensor` of shape `()`): Weighted sum of the three losses below (with `return_loss=True`).
         audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): Reconstruction, as long as the input.
@@ -97,7 +97,7 @@ class CSTPreTrainedModel(CodecPreTrainedModel):
 
 
 class CSTModel(CSTPreTrainedModel):
-    r"""
+    """
     Continuous speech tokens, in the line of Cont-SPT (arXiv 2410.17081): a codec whose quantizer is replaced by a
     bottleneck of few dimensions with noise.
 
@@ -154,7 +154,7 @@ class CSTModel(CSTPreTrainedModel):
         sample: bool = False,
         padding_cache: StreamingCache | None = None,
     ) -> CSTEncoderOutput:
-        r"""
+        """
         Args:
             input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveform in
                 [-1, 1].
@@ -185,7 +185,7 @@ class CSTModel(CSTPreTrainedModel):
         num_samples: int | None = None,
         padding_cache: StreamingCache | None = None,
     ) -> CSTDecoderOutput:
-        r"""
+        """
         Args:
             latents (`torch.Tensor` of shape `(batch, num_frames, hidden_size)`): Continuous tokens to decode.
             audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask with 1 for real frames,
@@ -216,7 +216,7 @@ class CSTModel(CSTPreTrainedModel):
         return_loss: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CSTOutput:
-        r"""
+        """
         Encode and decode, with gradients, and in training mode with noise.
 
         Args:

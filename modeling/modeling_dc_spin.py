@@ -23,7 +23,7 @@ _CODEBOOKS = ("primary", "auxiliary")
 
 @dataclass
 class DCSpinOutput(ModelOutput):
-    r"""
+    """
     Units, of `encode`, or losses, of `forward` with two views.
 
     Args:
@@ -79,7 +79,7 @@ class DCSpinPreTrainedModel(UnitPreTrainedModel):
 
 
 class DCSpinModel(DCSpinPreTrainedModel):
-    r"""
+    """
     Units of speech that a change of speaker leaves as they are (DC-Spin, https://huggingface.co/papers/2410.24177;
     Spin, https://huggingface.co/papers/2305.11072).
 
@@ -150,7 +150,7 @@ class DCSpinModel(DCSpinPreTrainedModel):
     def features(
         self, input_values: torch.Tensor, padding_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        r"""
+        """
         The encoder's frames that are projected and coded.
 
         Args:
@@ -173,7 +173,7 @@ class DCSpinModel(DCSpinPreTrainedModel):
         codebook: str = "primary",
         deduplicate: bool = False,
     ) -> DCSpinOutput:
-        r"""
+        """
         Args:
             input_values, padding_mask: Waveforms and their mask; see [`~UnitPreTrainedModel.encoder_states`], also for
                 the errors.
@@ -196,7 +196,7 @@ class DCSpinModel(DCSpinPreTrainedModel):
         return DCSpinOutput(audio_codes=audio_codes, latents=latents, audio_codes_mask=mask.long())
 
     def dequantize(self, audio_codes: torch.Tensor, codebook: str = "primary") -> torch.Tensor:
-        r"""
+        """
         The codes' places among the latents.
 
         Args:
@@ -224,7 +224,7 @@ class DCSpinModel(DCSpinPreTrainedModel):
         return_loss: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> DCSpinOutput:
-        r"""
+        """
         The losses of two views; or, of one, what [`~DCSpinModel.encode`] returns.
 
         Args:

@@ -15,7 +15,7 @@ from .modeling_rvq_codec import RVQCodecModel, RVQCodecOutput
 
 @dataclass
 class DMCodecOutput(RVQCodecOutput):
-    r"""
+    """
     What an [`RVQCodecOutput`] holds, and the features that distillation compares with its teachers' (Q' = W Q).
 
     Args:
@@ -30,7 +30,7 @@ class DMCodecOutput(RVQCodecOutput):
 
 
 class DMCodecModel(RVQCodecModel):
-    r"""
+    """
     DM-Codec (arXiv 2410.15017), whose network at inference is that of SpeechTokenizer (arXiv 2308.16692).
 
     It codes and decodes as an [`RVQCodecModel`]. Linear projections of codebook outputs serve training alone; the
@@ -73,7 +73,7 @@ class DMCodecModel(RVQCodecModel):
         return_loss: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> DMCodecOutput:
-        r"""
+        """
         Encode, quantize and decode, with gradients. For the arguments see [`RVQCodecModel.forward`].
 
         Features of a stage that the batch does not use (`num_quantizers`, quantizer dropout) are `None`.

@@ -19,7 +19,7 @@ from .padding_invariance import conv_stem_states, frame_mask, make_padding_invar
 
 @dataclass
 class HubertMaskedPredictionOutput(ModelOutput):
-    r"""
+    """
     Output of [`HubertForMaskedPrediction`].
 
     Args:
@@ -58,7 +58,7 @@ def span_mask(
     min_spans: int = 2,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    r"""
+    """
     Draw the frames of one recording to mask: spans that may overlap but begin at different frames.
 
     Args:
@@ -83,7 +83,7 @@ def span_mask(
 
 
 class HubertForMaskedPrediction(HubertPreTrainedModel):
-    r"""
+    """
     HuBERT with what its pre-training needs: a projection of its frames and an embedding for each pseudo-label.
 
     Frames are masked after the convolutional front end, and the loss is the cross-entropy of their pseudo-labels,
@@ -126,7 +126,7 @@ class HubertForMaskedPrediction(HubertPreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> HubertMaskedPredictionOutput:
-        r"""
+        """
         Args:
             input_values (`torch.Tensor` of shape `(batch, num_samples)`): Waveforms, padded on the right.
             attention_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples.
@@ -172,7 +172,7 @@ class HubertForMaskedPrediction(HubertPreTrainedModel):
     def draw_mask(
         self, num_frames: torch.Tensor, padded_frames: int, generator: torch.Generator | None = None
     ) -> torch.Tensor:
-        r"""
+        """
         Draw the frames to mask, none of them padding.
 
         Args:

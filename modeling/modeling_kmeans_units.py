@@ -24,7 +24,7 @@ _FRAMES_AT_ONCE = 16384
 
 @dataclass
 class KMeansUnitsOutput(ModelOutput):
-    r"""
+    """
     Args:
         audio_codes (`torch.LongTensor` of shape `(batch, num_quantizers, num_frames)`): Numbers of the nearest
             centroids; 0 where the mask is 0.
@@ -42,7 +42,7 @@ class KMeansUnitsOutput(ModelOutput):
 
 
 class KMeansQuantizer(nn.Module):
-    r"""
+    """
     Centroids, a product of streams with residual stages each.
 
     Args:
@@ -81,7 +81,7 @@ class KMeansQuantizer(nn.Module):
 
 
 def nearest_centroids(frames: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-    r"""
+    """
     Args:
         frames (`torch.Tensor` of shape `(num_frames, dim)`): Frames to code.
         centroids (`torch.Tensor` of shape `(num_centroids, dim)`): Centroids, of which the nearest by Euclidean
@@ -113,7 +113,7 @@ class KMeansUnitsPreTrainedModel(UnitPreTrainedModel):
 
 
 class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
-    r"""
+    """
     Discrete units: layers of a frozen speech encoder, clustered by k-means (GSLM, arXiv 2102.01192; HuBERT, arXiv
     2106.07447).
 
@@ -144,7 +144,7 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
     def features(
         self, input_values: torch.Tensor, padding_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        r"""
+        """
         The frames that are clustered.
 
         Args:
@@ -165,7 +165,7 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
         return self._streams(states) * mask[:, None, :, None], mask
 
     def set_centroids(self, centroids: torch.Tensor) -> None:
-        r"""
+        """
         Args:
             centroids (`torch.Tensor` of shape `(num_quantizers, codebook_size, hidden_size)`): The new centroids.
 
@@ -178,7 +178,7 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
         self.quantizer.centroids.copy_(centroids)
 
     def set_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
-        r"""
+        """
         Set the mean and deviation that `normalization="standardize"` subtracts and divides by.
 
         Args:
@@ -192,7 +192,7 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
     def encode(
         self, input_values: torch.Tensor, padding_mask: torch.Tensor | None = None, deduplicate: bool = False
     ) -> KMeansUnitsOutput:
-        r"""
+        """
         Args:
             input_values, padding_mask: Waveforms and their mask; see [`~KMeansUnitsModel.features`].
             deduplicate (`bool`, *optional*, defaults to `False`): Whether to return runs of equal units as one, with
@@ -212,7 +212,7 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
         return KMeansUnitsOutput(audio_codes=audio_codes, latents=latents, audio_codes_mask=mask.long())
 
     def dequantize(self, audio_codes: torch.Tensor) -> torch.Tensor:
-        r"""
+        """
         The frames that codes stand for.
 
         Args:
@@ -235,7 +235,7 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
         deduplicate: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> KMeansUnitsOutput:
-        r"""
+        """
         As [`~KMeansUnitsModel.encode`].
 
         Args:

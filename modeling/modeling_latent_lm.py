@@ -22,7 +22,7 @@ from .latent_bottleneck import LatentStatistics
 
 @dataclass
 class LatentLMOutput(ModelOutput):
-    r"""
+    """
     Args:
         loss (`torch.FloatTensor` of shape `()`): Loss of the head, plus the loss of the ends times its weight.
         prediction_loss (`torch.FloatTensor` of shape `()`): Loss of the head.
@@ -38,7 +38,7 @@ class LatentLMOutput(ModelOutput):
 
 
 class GeneratedLatents(NamedTuple):
-    r"""
+    """
     Attributes:
         latents: Latents (batch, num_frames, latent_dim); 0 where the mask is 0.
         mask: Mask (batch, num_frames), 1 before an item's end.
@@ -49,7 +49,7 @@ class GeneratedLatents(NamedTuple):
 
 
 class LatentLanguageModel(PreTrainedModel):
-    r"""
+    """
     A causal transformer between a [`LatentInput`] and a [`ContinuousHead`], with a [`StopHead`].
 
     It takes and gives latents on their own scale; inside they have zero mean and unit variance by `statistics`, which
@@ -104,7 +104,7 @@ class LatentLanguageModel(PreTrainedModel):
         generator: torch.Generator | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LatentLMOutput:
-        r"""
+        """
         The losses of latents each of which is predicted from those before it.
 
         Args:
@@ -159,7 +159,7 @@ class LatentLanguageModel(PreTrainedModel):
 
     @torch.no_grad()
     def draw(self, latents: torch.Tensor, num_draws: int, generator: torch.Generator | None = None, **options):
-        r"""
+        """
         Draws of each frame given the real ones before it.
 
         Args:
@@ -188,7 +188,7 @@ class LatentLanguageModel(PreTrainedModel):
         min_frames: int = 0,
         generator: torch.Generator | None = None,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        r"""
+        """
         Draw frame after frame; each costs one step of the transformer, whose past is kept.
 
         Args:
@@ -229,7 +229,7 @@ class LatentLanguageModel(PreTrainedModel):
             inputs = self.latent_input.embed(drawn[:, None])
 
     def generate_latents(self, *args, **options) -> GeneratedLatents:
-        r"""
+        """
         All that [`~LatentLanguageModel.stream`] gives, with its arguments.
 
         Raises:

@@ -20,7 +20,7 @@ from .vector_quantization import ResidualVectorQuantizer, VectorQuantizer
 
 @dataclass
 class RVQCodecEncoderOutput(ModelOutput):
-    r"""
+    """
     Args:
         audio_codes (`torch.LongTensor` of shape `(batch, num_quantizers, num_frames)`): Codebook indices, coarse to
             fine; 0 where the mask is 0.
@@ -36,7 +36,7 @@ class RVQCodecEncoderOutput(ModelOutput):
 
 @dataclass
 class RVQCodecDecoderOutput(ModelOutput):
-    r"""
+    """
     Args:
         audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): Waveform.
     """
@@ -46,7 +46,7 @@ class RVQCodecDecoderOutput(ModelOutput):
 
 @dataclass
 class RVQCodecOutput(ModelOutput):
-    r"""
+    """
     Args:
         loss (`torch.FloatTensor` of shape `()`): Weighted sum of the three losses below (with `return_loss=True`).
         audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): Reconstruction, as long as the input.
@@ -94,7 +94,7 @@ class RVQCodecPreTrainedModel(CodecPreTrainedModel):
 
 
 class RVQCodecModel(RVQCodecPreTrainedModel):
-    r"""
+    """
     Neural codec with a residual vector quantizer, in the line of SoundStream (arXiv 2107.03312) and EnCodec (arXiv
     2210.13438).
 
@@ -137,7 +137,7 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         num_quantizers: int | None = None,
         padding_cache: StreamingCache | None = None,
     ) -> RVQCodecEncoderOutput:
-        r"""
+        """
         Args:
             input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveform in
                 [-1, 1].
@@ -170,7 +170,7 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         num_samples: int | None = None,
         padding_cache: StreamingCache | None = None,
     ) -> RVQCodecDecoderOutput:
-        r"""
+        """
         Args:
             audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`, *optional*): Codes to decode.
                 If they have fewer codebooks than the codec, these are its first ones.
@@ -206,7 +206,7 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         return_loss: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> RVQCodecOutput:
-        r"""
+        """
         Encode, quantize and decode, with gradients.
 
         Args:
@@ -266,7 +266,7 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         )
 
     def dequantize(self, audio_codes: torch.Tensor) -> torch.Tensor:
-        r"""
+        """
         The sum of the codes' entries, `(batch, num_frames, hidden_size)`.
 
         Args:

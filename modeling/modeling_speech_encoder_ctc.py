@@ -23,7 +23,7 @@ _NEVER = -1e4
 
 
 class SpeechEncoderForCTC(PreTrainedModel):
-    r"""
+    """
     A frozen speech encoder and a linear map from its states to the labels of a CTC (Graves et al., 2006).
 
     Its feature extractor is the encoder's own.
@@ -59,7 +59,7 @@ class SpeechEncoderForCTC(PreTrainedModel):
 
     @classmethod
     def from_encoder(cls, name_or_path: str, **fields: Any) -> tuple["SpeechEncoderForCTC", Any]:
-        r"""
+        """
         A recogniser with an untrained map on a pretrained encoder.
 
         Args:
@@ -111,7 +111,7 @@ class SpeechEncoderForCTC(PreTrainedModel):
         encoder_states: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutput:
-        r"""
+        """
         Args:
             input_values, input_features (`torch.Tensor`): Output of the feature extractor: the one of the two that the
                 encoder takes.
@@ -157,7 +157,7 @@ class SpeechEncoderForCTC(PreTrainedModel):
     def encode(
         self, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        r"""
+        """
         Run the encoder.
 
         Args:

@@ -27,7 +27,7 @@ _MAX_HELD_FRAMES = 2
 
 @dataclass
 class UnitVocoderOutput(ModelOutput):
-    r"""
+    """
     Args:
         audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): Waveform; 0 behind a row's own samples.
         duration_loss (`torch.FloatTensor` of shape `()`): Loss of the durations; see [`~UnitVocoderModel.forward`].
@@ -78,7 +78,7 @@ class UnitVocoderPreTrainedModel(PreTrainedModel):
 
 
 class UnitVocoderModel(UnitVocoderPreTrainedModel):
-    r"""
+    """
     Speech from discrete units (as in arXiv 2104.00355) by a network at the frame rate (Vocos, arXiv 2306.00814).
 
     The vectors of a frame's codes, one table a codebook, and the speaker's vector are added up. A padded batch gives
@@ -145,7 +145,7 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
         speaker_embeddings: torch.Tensor | None = None,
         num_samples: int | torch.Tensor | None = None,
     ) -> UnitVocoderOutput:
-        r"""
+        """
         Args:
             audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): Units to speak.
             audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask with 1 for real frames
@@ -184,7 +184,7 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
         num_samples: int | torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> UnitVocoderOutput:
-        r"""
+        """
         As [`~UnitVocoderModel.decode`], with the loss of the predicted durations where there are any: the mean squared
         difference of their logarithms. The first and the last unit of a row do not count, since a crop may cut them.
         `kwargs` is what transformers passes to any model, such as `output_attentions`, of which a vocoder has none.
@@ -212,7 +212,7 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
         speaker_ids: torch.Tensor | None = None,
         speaker_embeddings: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        r"""
+        """
         Predict the durations of units that come de-duplicated, as from a language model.
 
         Args:

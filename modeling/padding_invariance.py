@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The speech-tokenizers authors.
-r"""
+"""
 Let the speech encoders of transformers give each row of a padded batch what they give it alone.
 
 HuBERT-base and its relatives (wav2vec 2.0, WavLM, UniSpeech) normalise the output of their first convolution over
@@ -18,7 +18,7 @@ FRAME_RULES = ("conv", "fairseq")
 
 
 class RowwiseGroupNorm(nn.GroupNorm):
-    r"""
+    """
     A group norm that normalises each row of a batch over its own steps; the steps beyond are 0.
 
     Attributes:
@@ -41,7 +41,7 @@ class RowwiseGroupNorm(nn.GroupNorm):
 
 
 def make_padding_invariant(model: nn.Module) -> nn.Module:
-    r"""
+    """
     Change a model of transformers, in place, so that an `attention_mask` makes a padded batch equal its rows alone.
 
     Weights and their names stay. Models without a group norm in their convolutional front end stay as they are.
@@ -67,7 +67,7 @@ def make_padding_invariant(model: nn.Module) -> nn.Module:
 
 
 def conv_stem_states(stem: nn.Module, waveforms: torch.Tensor, num_samples: torch.Tensor | None) -> torch.Tensor:
-    r"""
+    """
     Run the convolutional front end of an encoder on which [`make_padding_invariant`] was called.
 
     Args:
@@ -87,7 +87,7 @@ def conv_stem_states(stem: nn.Module, waveforms: torch.Tensor, num_samples: torc
 
 
 def num_conv_frames(config: Any, num_samples: int | torch.Tensor) -> Any:
-    r"""
+    """
     Frames that the convolutional front end gives, 0 where the recording is shorter than its first frame.
 
     Args:
@@ -100,7 +100,7 @@ def num_conv_frames(config: Any, num_samples: int | torch.Tensor) -> Any:
 
 
 def num_mask_frames(config: Any, num_samples: torch.Tensor, padded_samples: int, frame_rule: str) -> torch.Tensor:
-    r"""
+    """
     Frames of each row of a padded batch that count as real.
 
     Args:

@@ -52,7 +52,7 @@ class ChannelNorm(CodecLayer):
 
 
 class Spectrum(SlidingWindow):
-    r"""
+    """
     Short-time Fourier features (batch, 1, T) -> (batch, 3 * (n_fft / 2 + 1), ceil(T / hop_length)).
 
     Log magnitude, and real and imaginary part with the magnitude compressed to its power of 0.3. Always computed in
@@ -78,7 +78,7 @@ class Spectrum(SlidingWindow):
 
 
 class SpectralEncoder(CodecSequential):
-    r"""
+    """
     Waveform (batch, 1, T) -> latents (batch, hidden_size, ceil(T / hop_length)), all layers at the frame rate.
 
     Args:
@@ -100,7 +100,7 @@ class SpectralEncoder(CodecSequential):
 
 
 class InverseSpectrum(CodecLayer):
-    r"""
+    """
     Spectra (batch, channels, F) -> waveform (batch, 1, F * hop_length) by windowed overlap-add, in float32.
 
     Each frame holds `decoder_spectra` spectra, `hop_length / decoder_spectra` samples apart: log magnitude m and phase
@@ -174,7 +174,7 @@ class InverseSpectrum(CodecLayer):
 
 
 class SpectralDecoder(CodecSequential):
-    r"""
+    """
     Latents (batch, hidden_size, F) -> waveform (batch, 1, F * hop_length), at the frame rate (arXiv 2306.00814).
 
     Args:

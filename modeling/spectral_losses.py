@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class MelScale:
-    r"""
+    """
     One resolution of the multi-scale mel loss.
 
     Args:
@@ -38,7 +38,7 @@ SPEECHTOKENIZER_MEL_SCALES = (
     MelScale(256, 60, 80, 1.0),
     MelScale(128, 30, 80, 1.0),
 )
-r"""Scales and weights of SpeechTokenizer and DM-Codec. The two shortest windows leave 2 and 13 of 80 filters empty."""
+"""Scales and weights of SpeechTokenizer and DM-Codec. The two shortest windows leave 2 and 13 of 80 filters empty."""
 
 DEFAULT_MEL_SCALES = (
     MelScale(2048, 512, 128, 0.2),
@@ -47,11 +47,11 @@ DEFAULT_MEL_SCALES = (
     MelScale(256, 64, 20, 0.2),
     MelScale(128, 32, 10, 0.2),
 )
-r"""Windows of 8 to 128 ms at 16 kHz, as many filters as each can tell apart; the weights make the loss a mean."""
+"""Windows of 8 to 128 ms at 16 kHz, as many filters as each can tell apart; the weights make the loss a mean."""
 
 
 def hertz_to_mel(frequency: float) -> float:
-    r"""The mel scale of HTK, 2595 log10(1 + f / 700)."""
+    """The mel scale of HTK, 2595 log10(1 + f / 700)."""
     return 2595.0 * math.log10(1.0 + frequency / 700.0)
 
 
@@ -59,7 +59,7 @@ def hertz_to_mel(frequency: float) -> float:
 def mel_filters(
     sampling_rate: int, n_fft: int, num_mels: int, f_min: float, f_max: float, device: torch.device
 ) -> torch.Tensor:
-    r"""Triangular filters of unit area (Slaney) on the HTK mel scale, of shape `(num_mels, n_fft // 2 + 1)`."""
+    """Triangular filters of unit area (Slaney) on the HTK mel scale, of shape `(num_mels, n_fft // 2 + 1)`."""
     with torch.inference_mode(False), torch.no_grad():
         frequencies = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * (sampling_rate / n_fft)
         mels = torch.linspace(hertz_to_mel(f_min), hertz_to_mel(f_max), num_mels + 2, dtype=torch.float64)
@@ -73,13 +73,13 @@ def mel_filters(
 
 @functools.cache
 def hann_window(n_fft: int, device: torch.device) -> torch.Tensor:
-    r"""The periodic Hann window of `n_fft` samples."""
+    """The periodic Hann window of `n_fft` samples."""
     with torch.inference_mode(False):
         return torch.hann_window(n_fft, device=device)
 
 
 class RealFourierTransform(torch.autograd.Function):
-    r"""
+    """
     `torch.fft.rfft` of the last dimension, of even length, whose gradient is a real transform too: PyTorch's own takes
     a complex one, of twice the size, which costs a sixth of the mel loss.
     """
@@ -98,7 +98,7 @@ class RealFourierTransform(torch.autograd.Function):
 
 
 def short_time_spectrum(audio: torch.Tensor, n_fft: int, hop_length: int) -> torch.Tensor:
-    r"""
+    """
     Hann-windowed Fourier transforms, in float32.
 
     The signal is extended by `(n_fft - hop_length) // 2` reflected samples at each end, and frames are not centred, so
@@ -133,7 +133,7 @@ def log_mel_spectrogram(
     f_min: float = 0.0,
     f_max: float | None = None,
 ) -> torch.Tensor:
-    r"""
+    """
     Natural logarithm of the mel magnitude spectrogram, floored at 1e-5, as HiFi-GAN and SpeechTokenizer define it.
 
     Args:
@@ -160,7 +160,7 @@ def log_mel(
     f_min: float = 0.0,
     f_max: float | None = None,
 ) -> torch.Tensor:
-    r"""[`log_mel_spectrogram`] of what [`short_time_spectrum`] gives."""
+    """[`log_mel_spectrogram`] of what [`short_time_spectrum`] gives."""
     f_max = sampling_rate / 2 if f_max is None else f_max
     with torch.autocast(device_type=spectrum.device.type, enabled=False):
         # The constant under the root keeps the gradient finite where the spectrum is zero.
@@ -176,7 +176,7 @@ def multi_scale_mel_loss(
     scales: tuple[MelScale, ...] = DEFAULT_MEL_SCALES,
     padding_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    r"""
+    """
     Weighted sum over `scales` of the mean absolute difference of two log-mel spectrograms.
 
     Args:
@@ -208,7 +208,7 @@ def mel_loss_of_spectra(
     scales: tuple[MelScale, ...] = DEFAULT_MEL_SCALES,
     padding_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    r"""
+    """
     [`multi_scale_mel_loss`] of spectra that other losses may need as well.
 
     Args:

@@ -31,7 +31,7 @@ def encoder_of(model: Any) -> Any:
 
 
 def check_layer(layer: int | str, num_layers: int) -> int | str:
-    r"""
+    """
     Args:
         layer (`int` or `str`): Layer that features are read from: `"average"` (mean over the embedding output and all
             layers), `"last"` (the output of the model), or a layer counted from 1; 0 is the embedding output.
@@ -93,7 +93,7 @@ def transformer_layers(encoder: Any) -> nn.ModuleList:
 
 @contextmanager
 def recorded_layers(encoder: Any, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
-    r"""
+    """
     Within, calls of the encoder leave the states `(batch, num_frames, hidden_size)` of these layers in a dict.
 
     Args:
@@ -134,7 +134,7 @@ def waveform_states(
     layers: Sequence[int],
     frame_rule: str = "conv",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""
+    """
     States of an encoder with a convolutional front end on the waveform. Rows get what they get alone, if
     [`make_padding_invariant`] was called; encoders other than `EXACT_IN_BATCHES` hear them one by one.
 
@@ -179,7 +179,7 @@ def spectrogram_states(
     layers: Sequence[int],
     window: str = "padded",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""
+    """
     States of Whisper's encoder.
 
     Args:
@@ -226,7 +226,7 @@ def spectrogram_states(
 
 
 class WaveformEncoder:
-    r"""
+    """
     A speech encoder of transformers (HuBERT, WavLM, wav2vec 2.0, Whisper's encoder, ...) in evaluation mode.
 
     Args:
@@ -249,7 +249,7 @@ class WaveformEncoder:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, window: str = "padded", **kwargs) -> "WaveformEncoder":
-        r"""
+        """
         Args:
             name_or_path (`str`): Folder or Hub id of any model that `AutoModel` knows; of an encoder-decoder the
                 encoder is taken.
@@ -280,7 +280,7 @@ class WaveformEncoder:
         return has_fixed_window(self.encoder.config)
 
     def __call__(self, waveforms: torch.Tensor, layer: int | str = "last") -> tuple[torch.Tensor, torch.Tensor]:
-        r"""
+        """
         Features of waveforms of one length. Different lengths are different calls: padding would change the features.
 
         Args:

@@ -18,7 +18,7 @@ _LOGITS_AT_ONCE = 2**24
 
 
 def sinkhorn(logits: torch.Tensor, epsilon: float, iterations: int) -> torch.Tensor:
-    r"""
+    """
     Soft assignments of frames to codes that use all codes about equally, by optimal transport.
 
     In turn, the assignments to each code and those of each frame are scaled to sum to the same, the frames last.
@@ -44,7 +44,7 @@ def sinkhorn(logits: torch.Tensor, epsilon: float, iterations: int) -> torch.Ten
 def sinkhorn_log_weights(
     chunks: Callable[[], Iterable[torch.Tensor]], epsilon: float, iterations: int, all_processes: bool = False
 ) -> torch.Tensor:
-    r"""
+    """
     Weights that Sinkhorn's iterations add to the logits of each code, given the logits chunk by chunk.
 
     The scale of a frame follows from those of the codes, so these are all that has to be kept: the assignments are
@@ -86,7 +86,7 @@ def _sum_logs_of_processes(logs: torch.Tensor) -> torch.Tensor:
 
 
 class SwappedPredictionOutput(NamedTuple):
-    r"""
+    """
     Args:
         loss (`torch.Tensor`): Mean cross-entropy over frames and views, in nats. With several processes, those of all
             have the mean over all frames as their mean.
@@ -102,7 +102,7 @@ class SwappedPredictionOutput(NamedTuple):
 
 
 class SwappedPrediction(nn.Module):
-    r"""
+    """
     A codebook, and the loss by which Spin learns it (https://huggingface.co/papers/2305.11072, section 2).
 
     A frame is projected in two views, which differ in what the codes should not tell. The assignment of each view to
@@ -153,7 +153,7 @@ class SwappedPrediction(nn.Module):
 
     @torch.no_grad()
     def normalize_codebook(self) -> None:
-        r"""
+        """
         Give all codes unit length, if the loss normalises. To be called with every update of the weights; between
         backward and the update, as the original does, or after the update.
         """
@@ -176,7 +176,7 @@ class SwappedPrediction(nn.Module):
         return torch.cat(parts).view(latents.shape[:2])
 
     def forward(self, projected: torch.Tensor, projected_other: torch.Tensor) -> SwappedPredictionOutput:
-        r"""
+        """
         In training mode with several processes, their frames share the codes, so all must call this.
 
         Args:

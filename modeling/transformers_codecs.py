@@ -18,7 +18,7 @@ from .vector_quantization import ResidualVectorQuantizer
 
 
 def as_speech_codec(model: Any, feature_extractor: Any = None) -> Any:
-    r"""
+    """
     A model as a [`SpeechCodec`]: itself if it is one, else a [`TransformersCodec`] around it.
 
     Args:
@@ -36,7 +36,7 @@ def as_speech_codec(model: Any, feature_extractor: Any = None) -> Any:
 
 
 class TransformersCodec(SpeechCodec):
-    r"""
+    """
     A codec of transformers as a [`SpeechCodec`].
 
     transformers' codecs hear the padding of a batch, so each recording is encoded and decoded alone. A batch gives
@@ -183,7 +183,7 @@ class TransformersCodec(SpeechCodec):
         padding_mask: torch.Tensor | None = None,
         num_quantizers: int | None = None,
     ) -> ModelOutput:
-        r"""
+        """
         Encode each recording of a batch alone.
 
         Args:
@@ -223,7 +223,7 @@ class TransformersCodec(SpeechCodec):
 
     @torch.no_grad()
     def encode_features(self, features: dict[str, torch.Tensor], num_quantizers: int | None = None) -> ModelOutput:
-        r"""
+        """
         See [`SpeechCodec.encode_features`]; of one recording.
 
         The output has what `encode` gives, and `native`: what the model itself gave, with EnCodec's scales and chunks.
@@ -289,7 +289,7 @@ class TransformersCodec(SpeechCodec):
         audio_codes_mask: torch.Tensor | None = None,
         num_samples: int | None = None,
     ) -> ModelOutput:
-        r"""
+        """
         Decode each recording of a batch alone.
 
         Args:
@@ -353,7 +353,7 @@ class TransformersCodec(SpeechCodec):
 
     @torch.no_grad()
     def dequantize(self, audio_codes: torch.Tensor) -> torch.Tensor:
-        r"""
+        """
         See [`SpeechCodec.dequantize`]; of the first codebooks.
 
         Raises:

@@ -22,7 +22,7 @@ from .unit_streaming import WindowedUnitStream
 
 
 class UnitPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
-    r"""
+    """
     A speech encoder whose frames become codes, and perhaps a vocoder that speaks them.
 
     A padded batch gives each item the units that it gets alone.
@@ -49,7 +49,7 @@ class UnitPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
     def from_encoder(
         cls, name_or_path: str, from_pretrained_kwargs: dict[str, Any] | None = None, **fields: Any
     ) -> Self:
-        r"""
+        """
         A model without codebooks of its own yet on a pretrained encoder, whose layers above the highest one read are
         dropped.
 
@@ -175,7 +175,7 @@ class UnitPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
     def encoder_states(
         self, input_values: torch.Tensor, padding_mask: torch.Tensor | None, layers: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        r"""
+        """
         States of layers of the encoder.
 
         Args:
@@ -216,7 +216,7 @@ class UnitPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
         return states.float(), frame_mask(num_frames, states.shape[2])
 
     def attach_vocoder(self, vocoder: UnitVocoderModel) -> None:
-        r"""
+        """
         Let `decode` use a vocoder, which is then saved with the model.
 
         Raises:
@@ -231,7 +231,7 @@ class UnitPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
         self.vocoder = vocoder
 
     def decode(self, audio_codes: torch.Tensor, *args: Any, **kwargs: Any) -> UnitVocoderOutput:
-        r"""
+        """
         Speech from units, by the attached vocoder; see [`UnitVocoderModel.decode`] for the arguments.
 
         Raises:

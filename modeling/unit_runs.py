@@ -7,7 +7,7 @@ import torch
 def deduplicate_codes(
     audio_codes: torch.Tensor, audio_codes_mask: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    r"""
+    """
     Merge neighbouring frames whose codes are equal in every codebook.
 
     Args:
@@ -38,7 +38,7 @@ def deduplicate_codes(
 
 
 def expand_codes(audio_codes: torch.Tensor, durations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""
+    """
     Repeat each unit for as many frames as it lasts; the inverse of [`deduplicate_codes`].
 
     Args:

@@ -8,7 +8,7 @@ import torch
 
 
 class UnitStream:
-    r"""
+    """
     Encode a recording while its samples arrive, chunk by chunk, in bounded memory.
 
     The encoders of units hear all that they are given, so codes near the edge of their input differ from those of the
@@ -70,7 +70,7 @@ class UnitStream:
 
     @torch.no_grad()
     def push(self, samples: torch.Tensor) -> torch.Tensor:
-        r"""
+        """
         Args:
             samples (`torch.Tensor` of shape `(num_samples,)`): Samples that follow, in [-1, 1]; any number of them.
 
@@ -105,7 +105,7 @@ class UnitStream:
 
     @torch.no_grad()
     def flush(self) -> torch.Tensor:
-        r"""
+        """
         The recording has ended. What is pushed next begins another.
 
         Returns:
@@ -129,7 +129,7 @@ class UnitStream:
 
 
 class WindowedUnitStream:
-    r"""
+    """
     A recording through units in windows, in the shapes of [`SpeechStream`]; see [`WindowedEncoder`].
 
     Args:
@@ -164,7 +164,7 @@ class WindowedUnitStream:
         return self._stream.num_samples(self._stream.chunk)
 
     def encode(self, input_values: torch.Tensor) -> torch.Tensor:
-        r"""
+        """
         Args:
             input_values (`torch.Tensor` of shape `(1, 1, num_samples)`): The samples that follow, in [-1, 1].
 

@@ -9,7 +9,7 @@ from torch import distributed, nn
 
 
 class QuantizerOutput(NamedTuple):
-    r"""
+    """
     Attributes:
         quantized_latents: Latents (batch, num_frames, hidden_size); gradients pass straight through to those before
             quantization.
@@ -25,7 +25,7 @@ class QuantizerOutput(NamedTuple):
 
 
 def nearest_entries(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    r"""
+    """
     Index of the nearest codebook entry in Euclidean distance: (..., dim), (codebook_size, dim) -> (...), long.
     """
     # Seen from the codebook's centre, since a common offset larger than the spread would drown the differences in
@@ -39,7 +39,7 @@ def nearest_entries(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tens
 def cluster_sums(
     vectors: torch.Tensor, clusters: torch.Tensor, num_clusters: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""
+    """
     Number of vectors in each cluster, (num_clusters,), and their sum, (num_clusters, dim), in the vectors' dtype.
 
     Args:
@@ -56,7 +56,7 @@ def cluster_sums(
 
 
 def kmeans(vectors: torch.Tensor, means: torch.Tensor, iterations: int) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""
+    """
     Lloyd's algorithm; a cluster that loses all its vectors keeps its mean.
 
     Args:
@@ -106,7 +106,7 @@ class FreezableModule(nn.Module):
 
 
 class VectorQuantizer(FreezableModule):
-    r"""
+    """
     One codebook, learnt as exponential moving averages of the vectors it codes (van den Oord et al. 2017, appendix
     A.1).
 
@@ -153,7 +153,7 @@ class VectorQuantizer(FreezableModule):
 
     @torch.no_grad()
     def fit(self, vectors: torch.Tensor, generator: torch.Generator, batch_size: int | None = None):
-        r"""
+        """
         Start at the cluster means of vectors that all processes have alike.
 
         Args:
@@ -176,7 +176,7 @@ class VectorQuantizer(FreezableModule):
 
     @torch.no_grad()
     def update(self, vectors: torch.Tensor, codes: torch.Tensor, generator: torch.Generator):
-        r"""
+        """
         Move the entries towards the vectors that they code.
 
         Args:
@@ -216,7 +216,7 @@ class VectorQuantizer(FreezableModule):
 
 
 class ResidualVectorQuantizer(FreezableModule):
-    r"""
+    """
     Code each latent frame as a sum of entries from successive codebooks.
 
     With r_0 = z, stage k picks the entry e_k nearest to r_{k-1} and leaves r_k = r_{k-1} - sg(e_k), where sg stops
@@ -275,7 +275,7 @@ class ResidualVectorQuantizer(FreezableModule):
 
     @torch.no_grad()
     def fit(self, latents: torch.Tensor, generator: torch.Generator, batch_size: int | None = None):
-        r"""
+        """
         Start each codebook at the cluster means of what the codebooks before it leave of latents.
 
         Args:
@@ -290,7 +290,7 @@ class ResidualVectorQuantizer(FreezableModule):
     def forward(
         self, latents: torch.Tensor, num_quantizers: int | None = None, mask: torch.Tensor | None = None
     ) -> QuantizerOutput:
-        r"""
+        """
         Quantize with gradients; in training mode also update the codebooks.
 
         With `num_quantizers=0` the latents pass unquantized (through the projections, where there are any), and

@@ -12,7 +12,7 @@ from .unit_streaming import WindowedUnitStream
 
 
 class WindowedEncoder:
-    r"""
+    """
     Encode a recording chunk by chunk, in windows with context on both sides.
 
     The encoders of units hear all that they are given, so codes near the edge of a window differ from those of the
@@ -38,7 +38,7 @@ class WindowedEncoder:
         self._new_stream()  # what is wrong is said now
 
     def encode(self, chunks: torch.Tensor | Iterable[torch.Tensor]) -> torch.Tensor:
-        r"""
+        """
         Args:
             chunks (`torch.Tensor` of shape `(num_samples,)`, or an iterable of such): The recording, in [-1, 1].
 
@@ -54,7 +54,7 @@ class WindowedEncoder:
 
     @torch.no_grad()
     def windows(self, chunks: torch.Tensor | Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        r"""
+        """
         The codes of `encode`, window by window. No more than a window with its context is held.
 
         Args:

@@ -35,7 +35,7 @@ _UNKNOWN_RIFF_SIZES = (0, 0x7FFFFFFF, 0xFFFFFFFF)
 
 
 class AudioFileError(ValueError):
-    r"""
+    """
     An audio file that cannot be read or written.
 
     Args:
@@ -55,7 +55,7 @@ class AudioFileError(ValueError):
 
 
 def find_files(patterns: Iterable[str | os.PathLike[str]], suffixes: Iterable[str]) -> list[tuple[Path, Path]]:
-    r"""
+    """
     Expand files, folders and globs into files.
 
     Args:
@@ -100,7 +100,7 @@ def find_files(patterns: Iterable[str | os.PathLike[str]], suffixes: Iterable[st
 
 
 def find_audio_files(patterns: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[Path]:
-    r"""
+    """
     Expand files, folders and globs into audio files; see [`find_files`].
 
     Raises:
@@ -112,7 +112,7 @@ def find_audio_files(patterns: Iterable[str | os.PathLike[str]] | str | os.PathL
 
 
 def load_audio(path: str | os.PathLike[str], sampling_rate: int, mono: bool = True) -> np.ndarray:
-    r"""
+    """
     Read a whole audio file at a given rate.
 
     Args:
@@ -132,7 +132,7 @@ def load_audio(path: str | os.PathLike[str], sampling_rate: int, mono: bool = Tr
 
 
 class AudioReader:
-    r"""
+    """
     Iterate over an audio file in blocks at a given rate, in memory that does not grow with its length.
 
     The blocks, joined, are what [`load_audio`] returns. A reader is iterated once and is a context manager.
@@ -261,7 +261,7 @@ class AudioReader:
 
 
 class AudioWriter:
-    r"""
+    """
     Write a mono audio file block by block. The file appears under its name only once it is complete.
 
     Use it as a context manager. Leaving the block normally moves the finished file into place. An exception removes
@@ -304,7 +304,7 @@ class AudioWriter:
             ) from error
 
     def write(self, block: np.ndarray) -> None:
-        r"""
+        """
         Append samples; values outside [-1, 1] are clipped.
 
         Args:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Files of audio codes: safetensors with one tensor, `audio_codes` of shape `(num_quantizers, num_frames)`, and the
 metadata that decoding needs.
 
@@ -29,7 +29,7 @@ _INTEGER_FIELDS = ("num_samples", "sampling_rate", "codebook_size", "hop_length"
 
 
 class CodeFileError(ValueError):
-    r"""
+    """
     A file of audio codes that cannot be read or written.
 
     Args:
@@ -48,7 +48,7 @@ class CodeFileError(ValueError):
 
 @dataclass(frozen=True)
 class AudioCodes:
-    r"""
+    """
     The codes of one recording.
 
     Args:
@@ -111,7 +111,7 @@ class AudioCodes:
 
 
 def save_codes(path: str | os.PathLike[str], audio_codes: np.ndarray, metadata: Mapping[str, str | int]) -> None:
-    r"""
+    """
     Write the codes of one recording. The file appears under its name only once it is complete.
 
     Args:
@@ -133,7 +133,7 @@ def save_codes(path: str | os.PathLike[str], audio_codes: np.ndarray, metadata: 
 
 
 def load_codes(path: str | os.PathLike[str]) -> AudioCodes:
-    r"""
+    """
     Read and check a file that [`save_codes`] wrote.
 
     Raises:
@@ -159,7 +159,7 @@ def load_codes(path: str | os.PathLike[str]) -> AudioCodes:
 
 
 def write_code_file(path: str | os.PathLike[str], content: bytes) -> None:
-    r"""
+    """
     Write a file whole or not at all; missing folders are created.
 
     Raises:
@@ -172,7 +172,7 @@ def write_code_file(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def read_tensor(path: str | os.PathLike[str], name: str | None = None) -> tuple[dict[str, str], np.ndarray | None]:
-    r"""
+    """
     Metadata of a safetensors file, and the tensor of a name if it is there.
 
     Raises:
@@ -196,7 +196,7 @@ def read_tensor(path: str | os.PathLike[str], name: str | None = None) -> tuple[
 
 
 def check_version(path: str | os.PathLike[str], metadata: Mapping[str, str], version: int) -> None:
-    r"""Raises [`CodeFileError`] if a file is of another version of its format."""
+    """Raises [`CodeFileError`] if a file is of another version of its format."""
     if metadata.get("format_version") != str(version):
         raise CodeFileError(
             path,

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def forced_alignment(log_probs: np.ndarray, labels: Sequence[int], blank: int) -> tuple[np.ndarray, np.ndarray]:
-    r"""
+    """
     The frames of each label on the most probable path of a CTC that spells `labels` (Viterbi).
 
     The path stays in a label for one or more frames and in the blank for none or more before, between and after
@@ -62,7 +62,7 @@ def forced_alignment(log_probs: np.ndarray, labels: Sequence[int], blank: int) -
 
 
 def greedy_labels(log_probs: np.ndarray, blank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    r"""
+    """
     The labels of the best path of a CTC, with their frames.
 
     Args:
@@ -84,7 +84,7 @@ def greedy_labels(log_probs: np.ndarray, blank: int) -> tuple[np.ndarray, np.nda
 def spread_labels(
     starts: np.ndarray, ends: np.ndarray, word_ends: np.ndarray, is_speech: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    r"""
+    """
     Give the blank frames after a label to it.
 
     A CTC marks a label where it begins, in a frame or two, and leaves the rest of it blank. So a label lasts until the
@@ -107,7 +107,7 @@ def spread_labels(
 
 
 def speech_frames(audio: np.ndarray, edges: np.ndarray, threshold_db: float = 30.0) -> np.ndarray:
-    r"""
+    """
     Whether frames are not silent: within some decibels of the loud ones.
 
     Args:

@@ -17,7 +17,7 @@ _STRESS_DIGITS = "012"
 
 
 class CTCLabels:
-    r"""
+    """
     The labels that a CTC tokenizer knows, as words of labels.
 
     Texts of a character tokenizer have words parted by whitespace. Texts of a phone tokenizer have phones parted by
@@ -42,7 +42,7 @@ class CTCLabels:
         self._spellings = {name: index for name, index in self._ids.items() if index not in self.special_ids}
 
     def words(self, text: str) -> list[tuple[str, list[int]]]:
-        r"""
+        """
         The words of a text as they are written, each with its labels; without those that the tokenizer does not know.
         """
         if self.is_phones:
@@ -51,7 +51,7 @@ class CTCLabels:
         return [(word, self._known(_composed(word))) for word in text.split()]
 
     def sequence(self, text: str) -> list[int]:
-        r"""All labels of a text, with the word delimiter between words where the tokenizer has one."""
+        """All labels of a text, with the word delimiter between words where the tokenizer has one."""
         labels: list[int] = []
         for _, word in self.words(text):
             if word and labels and self.delimiter is not None:
@@ -60,11 +60,11 @@ class CTCLabels:
         return labels
 
     def name(self, label: int) -> str:
-        r"""A label as the vocabulary writes it."""
+        """A label as the vocabulary writes it."""
         return self._names[label]
 
     def join(self, labels: Iterable[int]) -> str:
-        r"""A word of labels, as it is written."""
+        """A word of labels, as it is written."""
         return (" " if self.is_phones else "").join(self.name(label) for label in labels)
 
     def _known(self, names: Iterable[str]) -> list[int]:
@@ -77,7 +77,7 @@ class CTCLabels:
 
 
 def build_tokenizer(texts: Iterable[str], unit: str) -> Wav2Vec2CTCTokenizer | Wav2Vec2PhonemeCTCTokenizer:
-    r"""
+    """
     A CTC tokenizer of the characters or phones that occur in texts.
 
     Args:

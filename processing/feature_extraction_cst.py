@@ -15,7 +15,7 @@ _NUM_ZEROS, _KAISER_BETA = 32, 8.0
 
 
 class CSTFeatureExtractor(RVQCodecFeatureExtractor):
-    r"""
+    """
     Waveforms to padded batches, as [`RVQCodecFeatureExtractor`] does it, and resampled where that is asked for.
 
     Args:
@@ -25,7 +25,7 @@ class CSTFeatureExtractor(RVQCodecFeatureExtractor):
     def __call__(
         self, raw_audio, *args, sampling_rate: int | None = None, resample: bool = False, **kwargs
     ) -> BatchFeature:
-        r"""
+        """
         Args:
             raw_audio: Waveforms; see [`RVQCodecFeatureExtractor`].
             sampling_rate (`int`, *optional*): Sampling rate of `raw_audio`, in Hz. Another rate than the model's is an
@@ -61,7 +61,7 @@ class CSTFeatureExtractor(RVQCodecFeatureExtractor):
 
 
 def resample_waveform(waveform: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
-    r"""
+    """
     Resample by a Kaiser-windowed sinc.
 
     Args:

@@ -15,7 +15,7 @@ _LOUDEST_PLAUSIBLE = 10.0
 
 
 class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
-    r"""
+    """
     Turn mono waveforms into the input of an [`RVQCodecModel`].
 
     The waveform is passed on as it is: no normalisation, and no padding to whole frames, since the codec gives every
@@ -44,7 +44,7 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
         return_tensors: str | TensorType | None = None,
         sampling_rate: int | None = None,
     ) -> BatchFeature:
-        r"""
+        """
         Args:
             raw_audio (`np.ndarray`, `torch.Tensor`, `list[float]` or a list of these):
                 One waveform of shape `(num_samples,)` or `(1, num_samples)`, or a list of them, as floats in [-1, 1].

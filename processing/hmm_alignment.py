@@ -20,7 +20,7 @@ _SILENCES = ("<sil>", "<s>", "</s>", "[NOISE]", "[SPEECH]")
 
 
 class PocketsphinxWordAligner:
-    r"""
+    """
     Forced alignment by the acoustic model of US English and the dictionary that come with Pocketsphinx
     (https://github.com/cmusphinx/pocketsphinx), to 10 ms.
 
@@ -42,11 +42,11 @@ class PocketsphinxWordAligner:
         self._decoder: Any = Decoder(samprate=16000, loglevel="FATAL", bestpath=False, lm=None)
 
     def align(self, audio: np.ndarray, text: str | None = None) -> list[TimedWord]:
-        r"""See [`WordAligner`]."""
+        """See [`WordAligner`]."""
         return self.align_labels(audio, text)[0]
 
     def align_labels(self, audio: np.ndarray, text: str | None = None) -> tuple[list[TimedWord], list[TimedLabel]]:
-        r"""
+        """
         As `align`, and the phones, without stress, of the pronunciations that fit best.
 
         Args:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Files of continuous latents: safetensors with one tensor, `latents` of shape `(num_frames, hidden_size)` in float32 or
 float16, and the metadata that decoding needs.
 
@@ -26,7 +26,7 @@ _INTEGER_FIELDS = ("num_samples", "sampling_rate", "hop_length")
 
 @dataclass(frozen=True)
 class AudioLatents:
-    r"""
+    """
     The continuous frames of one recording.
 
     Args:
@@ -88,7 +88,7 @@ class AudioLatents:
 
 
 def save_latents(path: str | os.PathLike[str], latents: np.ndarray, metadata: Mapping[str, str | int]) -> None:
-    r"""
+    """
     Write the latents of one recording. The file appears under its name only once it is complete.
 
     Args:
@@ -109,7 +109,7 @@ def save_latents(path: str | os.PathLike[str], latents: np.ndarray, metadata: Ma
 
 
 def load_latents(path: str | os.PathLike[str]) -> AudioLatents:
-    r"""
+    """
     Read and check a file that [`save_latents`] wrote.
 
     Raises:
@@ -138,7 +138,7 @@ def load_latents(path: str | os.PathLike[str]) -> AudioLatents:
 
 
 def load_encoded(path: str | os.PathLike[str]) -> AudioCodes | AudioLatents:
-    r"""
+    """
     Read a file of codes or of latents, whichever it is; see [`load_codes`] and [`load_latents`].
 
     Raises:

@@ -5,7 +5,7 @@ import importlib.util
 
 
 class MissingPackageError(ImportError):
-    r"""
+    """
     An optional package is not installed.
 
     Args:
@@ -19,7 +19,7 @@ class MissingPackageError(ImportError):
 
 
 def require_package(package: str, purpose: str, **kwargs: str) -> str:
-    r"""Folder of an installed package, which is not imported; raises `MissingPackageError` where it is missing."""
+    """Folder of an installed package, which is not imported; raises `MissingPackageError` where it is missing."""
     spec = importlib.util.find_spec(package)
     if spec is None:
         raise MissingPackageError(package, purpose, **kwargs)

@@ -9,7 +9,7 @@ import numpy as np
 def pack_by_length(
     lengths: Sequence[int] | np.ndarray, order: Sequence[int] | np.ndarray, size: int
 ) -> list[list[int]]:
-    r"""
+    """
     Cut an order of recordings into batches that are as full as they can be.
 
     Args:

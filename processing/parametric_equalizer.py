@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 A parametric equalizer: a low shelf, peaks and a high shelf in a row.
 
 The filters are those of R. Bristow-Johnson, "Cookbook formulae for audio equalizer biquad filter coefficients"
@@ -15,12 +15,12 @@ NUM_BANDS = 10
 
 
 def band_centres(num_bands: int = NUM_BANDS) -> np.ndarray:
-    r"""Centres of the bands in Hz, evenly spaced in their logarithm, of shape `(num_bands,)`."""
+    """Centres of the bands in Hz, evenly spaced in their logarithm, of shape `(num_bands,)`."""
     return np.exp(np.linspace(np.log(LOWEST_CENTRE), np.log(HIGHEST_CENTRE), num_bands))
 
 
 def equalizer_sections(gains: np.ndarray, qualities: np.ndarray, sampling_rate: int) -> np.ndarray:
-    r"""
+    """
     Second-order sections for `scipy.signal.sosfilt`.
 
     Args:
@@ -71,5 +71,5 @@ def equalizer_sections(gains: np.ndarray, qualities: np.ndarray, sampling_rate: 
 
 
 def equalize(waveform: np.ndarray, sections: np.ndarray) -> np.ndarray:
-    r"""`waveform` `(num_samples,)` through the sections that [`equalizer_sections`] gives, in float64."""
+    """`waveform` `(num_samples,)` through the sections that [`equalizer_sections`] gives, in float64."""
     return signal.sosfilt(sections, waveform)

@@ -20,7 +20,7 @@ _STRESS_MARKS = "ˈˌ"
 
 
 class EspeakPhonemizer:
-    r"""
+    """
     Phones of texts in the international phonetic alphabet, by the program espeak-ng.
 
     It is run as a program of its own, since it is under the GPL. Texts are given to it clause by clause, so that the
@@ -49,7 +49,7 @@ class EspeakPhonemizer:
         self._run([])
 
     def __call__(self, texts: Iterable[str]) -> list[str]:
-        r"""
+        """
         Args:
             texts (iterable of `str`): Texts of any length; numbers are read out.
 

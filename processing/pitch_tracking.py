@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 The fundamental frequency of speech, frame by frame: autocorrelation and the best path through its maxima.
 
 The method and the values of its costs are those of Boersma (1993), "Accurate short-term analysis of the fundamental
@@ -23,7 +23,7 @@ BATCH_FRAMES = 512
 
 @dataclasses.dataclass(frozen=True)
 class PitchTrack:
-    r"""
+    """
     Args:
         times (`np.ndarray` of shape `(num_frames,)`): Centres of the frames in seconds, evenly spaced.
         frequencies (`np.ndarray` of shape `(num_frames,)`): Fundamental frequency of each frame in Hz; 0 where the
@@ -52,7 +52,7 @@ def track_pitch(
     hop_seconds: float = 0.01,
     narrow: bool = True,
 ) -> PitchTrack:
-    r"""
+    """
     Args:
         waveform (`np.ndarray` of shape `(num_samples,)`): Speech of one speaker, at any level.
         sampling_rate (`int`): Sampling rate of the waveform, in Hz.

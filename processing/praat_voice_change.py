@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Another voice for the same words by Praat's "Change gender", as NANSY, ContentVec and Spin perturb speakers.
 
 It needs `praat-parselmouth`, which is under the GPL and therefore an extra; [`change_voice`] is the alternative.
@@ -23,7 +23,7 @@ def change_voice_by_praat(
     f0_median: float | None = None,
     seed: int = 5489,
 ) -> np.ndarray:
-    r"""
+    """
     Args:
         waveform (`np.ndarray` of shape `(num_samples,)`): Speech of one speaker.
         sampling_rate (`int`): Sampling rate of the waveform, in Hz.

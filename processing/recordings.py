@@ -36,7 +36,7 @@ def load_recordings(
     audio_column: str = "audio",
     streaming: bool = False,
 ) -> datasets.Dataset | datasets.IterableDataset:
-    r"""
+    """
     Recordings as a dataset with a column `audio` of undecoded audio: `{"path": str | None, "bytes": bytes | None}`.
 
     Args:
@@ -133,7 +133,7 @@ def _keep_rows(recordings, filter_by: dict[str, Any], file_list: str | None, pat
 
 
 def decode_recording(row: dict[str, Any], sampling_rate: int) -> np.ndarray:
-    r"""
+    """
     Decode the `audio` of a row to mono float32 of shape `(num_samples,)`.
 
     Raises:
@@ -163,7 +163,7 @@ def recording_name(row: dict[str, Any], index: int) -> str:
 
 @dataclass(frozen=True)
 class DecodedRecordings(Sequence):
-    r"""
+    """
     Decoded recordings in one memory-mapped file of 16-bit samples, so that no epoch decodes again.
 
     Args:
@@ -217,7 +217,7 @@ class DecodedRecordings(Sequence):
 def decode_all(
     recordings: datasets.Dataset, sampling_rate: int, cache_dir: str | os.PathLike, show_progress: bool = True
 ) -> DecodedRecordings:
-    r"""
+    """
     Decode recordings once and keep them in `cache_dir`; a second call with the same files reads what the first one
     wrote.
 
@@ -294,7 +294,7 @@ def _write_cache(
 
 
 def parse_filter(pairs: Iterable[str]) -> dict[str, list[str]]:
-    r"""
+    """
     Filters of a command line, `COLUMN=VALUE[,VALUE]` each, as [`load_recordings`] takes them.
 
     Raises:

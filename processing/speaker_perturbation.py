@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 The same words by somebody else: random formants, fundamental frequency and equalizer, as Spin perturbs speakers.
 
 With noise on top it is the perturbation of R-Spin (https://huggingface.co/papers/2311.09117), for units that are to be
@@ -30,7 +30,7 @@ STEEPEST_NOISE = 2.0  # power falls with its frequency to this; 0 is white noise
 
 @dataclass(frozen=True)
 class SpeakerChange:
-    r"""
+    """
     What is done to one recording.
 
     Args:
@@ -54,7 +54,7 @@ class SpeakerChange:
 
 
 class SpeakerPerturbation:
-    r"""
+    """
     Draws a change of the speaker and applies it. Length and words stay.
 
     A pair of numbers bounds a ratio, of which in half of the cases the inverse is taken. `None` switches a part off.
@@ -124,7 +124,7 @@ class SpeakerPerturbation:
         self.praat_seed = praat_seed
 
     def draw(self, generator: np.random.Generator) -> SpeakerChange:
-        r"""
+        """
         A random change. It takes the same numbers from `generator`, in the order of Spin's code, whichever parts are
         switched off. The numbers of the noise come last, and only if there is some.
         """
@@ -149,7 +149,7 @@ class SpeakerPerturbation:
         return change
 
     def apply(self, waveform: np.ndarray, change: SpeakerChange) -> np.ndarray:
-        r"""
+        """
         Args:
             waveform (`np.ndarray` of shape `(num_samples,)`): Speech of one speaker, in [-1, 1]. Where nothing is
                 voiced, the equalizer and the noise alone act.
@@ -185,7 +185,7 @@ class SpeakerPerturbation:
         return np.clip(changed, -1.0, 1.0).astype(np.float32)
 
     def __call__(self, waveform: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        r"""[`apply`] to `waveform` what [`draw`] draws from `generator`."""
+        """[`apply`] to `waveform` what [`draw`] draws from `generator`."""
         return self.apply(waveform, self.draw(generator))
 
 
@@ -194,7 +194,7 @@ def _is_rising_pair(pair: Any) -> bool:
 
 
 def coloured_noise(num_samples: int, slope: float, generator: np.random.Generator, sampling_rate: int) -> np.ndarray:
-    r"""
+    """
     Gaussian noise of mean square 1, whose power falls as 1 / frequency^`slope`. It begins at 100 Hz, since what cannot
     be heard should not count as noise.
 

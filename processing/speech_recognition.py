@@ -27,7 +27,7 @@ _WINDOW_SECONDS, _MARGIN_SECONDS = 28, 1
 
 
 class Recognizer(Protocol):
-    r"""
+    """
     A deterministic recogniser of 16 kHz speech.
 
     `name` is what tables show; `key` also tells its weights apart.
@@ -37,12 +37,12 @@ class Recognizer(Protocol):
     key: str
 
     def transcribe(self, audio: np.ndarray) -> str:
-        r"""Text of one clip of shape `(num_samples,)`, in [-1, 1] at 16 kHz."""
+        """Text of one clip of shape `(num_samples,)`, in [-1, 1] at 16 kHz."""
         ...
 
 
 def folder_fingerprint(folder: Path) -> str:
-    r"""Short hash of the names, sizes and first and last 64 kB of a folder's files."""
+    """Short hash of the names, sizes and first and last 64 kB of a folder's files."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         size = path.stat().st_size
@@ -55,7 +55,7 @@ def folder_fingerprint(folder: Path) -> str:
 
 
 class TransformersRecognizer:
-    r"""
+    """
     Any speech-to-text model of transformers, greedy: sequence to sequence (Whisper, Moonshine) or CTC (wav2vec 2.0,
     HuBERT, [`SpeechEncoderForCTC`]).
 
@@ -92,7 +92,7 @@ class TransformersRecognizer:
 
     @torch.no_grad()
     def logits(self, audio: np.ndarray) -> torch.Tensor:
-        r"""
+        """
         Args:
             audio (`np.ndarray` of shape `(num_samples,)`): Waveform in [-1, 1] at 16 kHz.
 
@@ -129,7 +129,7 @@ class TransformersRecognizer:
 
 
 class VoskRecognizer:
-    r"""
+    """
     A folder with a Vosk (Kaldi) model, run by the package `vosk`.
 
     Args:
@@ -149,7 +149,7 @@ class VoskRecognizer:
         return " ".join(result["text"] for result in self.results(audio) if result["text"])
 
     def results(self, audio: np.ndarray, phrase: str | None = None) -> list[dict[str, Any]]:
-        r"""
+        """
         Args:
             audio (`np.ndarray` of shape `(num_samples,)`): Waveform in [-1, 1] at 16 kHz.
             phrase (`str`, *optional*): Words that may be heard, best in this order, in lower case without punctuation.
@@ -175,13 +175,13 @@ class VoskRecognizer:
 
 
 def is_vosk_folder(name_or_path: str) -> bool:
-    r"""Whether a folder holds a Vosk model, that is, `am` and `graph`."""
+    """Whether a folder holds a Vosk model, that is, `am` and `graph`."""
     folder = Path(name_or_path)
     return (folder / "am").is_dir() and (folder / "graph").is_dir()
 
 
 def load_recognizer(name_or_path: str, language: str = "en", device: str = "cpu") -> Recognizer:
-    r"""
+    """
     Args:
         name_or_path (`str`): Vosk folder (it holds `am` and `graph`), or a folder or Hub id of a transformers model.
         language (`str`, *optional*, defaults to `"en"`): Language of the speech.

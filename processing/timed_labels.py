@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 
 class TimedWord(NamedTuple):
-    r"""
+    """
     A word and when it is spoken.
 
     Args:
@@ -25,7 +25,7 @@ class TimedWord(NamedTuple):
 
 
 class TimedLabel(NamedTuple):
-    r"""
+    """
     A character or phone, and when it is spoken.
 
     Args:
@@ -40,7 +40,7 @@ class TimedLabel(NamedTuple):
 
 
 def read_word_times(path: Path, names: Sequence[str]) -> dict[int, list[TimedWord]]:
-    r"""
+    """
     Args:
         path (`Path`): File of JSON lines with `file_name` and `words`.
         names (sequence of `str`): Names of the recordings.
@@ -69,7 +69,7 @@ def read_word_times(path: Path, names: Sequence[str]) -> dict[int, list[TimedWor
 
 
 def normalized_word(word: str) -> str:
-    r"""A word in lower case, with its letters, marks, digits and apostrophes alone; what words are compared by."""
+    """A word in lower case, with its letters, marks, digits and apostrophes alone; what words are compared by."""
     return "".join(word_pieces(word))
 
 
@@ -81,7 +81,7 @@ def word_pieces(word: str) -> list[str]:
 
 
 def timed_words(rows: Any, where: str) -> list[TimedWord]:
-    r"""
+    """
     Word times as data state them: a list of `{"word", "start", "end"}`, in seconds and in order.
 
     Raises:

@@ -27,7 +27,7 @@ _PADDING, _END = "<PAD>", "<S>"
 
 
 class UnitBPE:
-    r"""
+    """
     Merge units into ids and back, without a loss if the durations are kept.
 
     Ids begin as in [`build_unit_vocabulary`]: 0 is padding, 1 the beginning and end, `u + 2` the unit `u`, and behind
@@ -59,7 +59,7 @@ class UnitBPE:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> "UnitBPE":
-        r"""
+        """
         Load from a folder or Hub repository.
 
         Raises:
@@ -69,11 +69,11 @@ class UnitBPE:
         return cls(PreTrainedTokenizerFast.from_pretrained(name_or_path))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        r"""Write `tokenizer.json` and `tokenizer_config.json`, which `AutoTokenizer` reads too."""
+        """Write `tokenizer.json` and `tokenizer_config.json`, which `AutoTokenizer` reads too."""
         self.tokenizer.save_pretrained(folder)
 
     def encode(self, units: np.ndarray, durations: np.ndarray | None = None) -> tuple[np.ndarray, list[np.ndarray]]:
-        r"""
+        """
         Args:
             units (`np.ndarray` of shape `(num_frames,)`): Units, one a frame, or with `durations` one a run.
             durations (`np.ndarray` of shape `(num_units,)`, *optional*): Frames that each unit lasts, if the units are
@@ -98,7 +98,7 @@ class UnitBPE:
         return ids, np.split(durations, ends[:-1]) if len(ids) else []
 
     def decode(self, ids: np.ndarray, durations: Sequence[np.ndarray] | None = None) -> np.ndarray:
-        r"""
+        """
         Args:
             ids (`np.ndarray` of shape `(num_ids,)`): Ids of merged units. The ids of padding, beginning and end stand
                 for no unit.
@@ -124,7 +124,7 @@ class UnitBPE:
         return expand(units, np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64))
 
     def compression(self, sequences: Iterable[np.ndarray], frame_rate: float) -> dict[str, float]:
-        r"""
+        """
         What merging saves.
 
         Args:
@@ -164,7 +164,7 @@ class UnitBPE:
 def train_unit_bpe(
     sequences: Iterable[np.ndarray], codebook_size: int, vocab_size: int, min_frequency: int = 2
 ) -> UnitBPE:
-    r"""
+    """
     Learn which neighbouring units to merge. The same sequences give the same merges.
 
     Args:

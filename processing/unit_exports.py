@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Units as other toolkits read them: textlesslib's dictionary, fairseq's `.km` and `.tsv`, slamkit's JSON lines, and the
 `(batch, time, codebooks)` arrays of DASB and ESPnet.
 
@@ -29,7 +29,7 @@ _ARRAY_FORMAT = "speech-tokenizers code arrays"
 
 
 class UnitFileError(ValueError):
-    r"""
+    """
     A file of units that cannot be read or written.
 
     Args:
@@ -55,7 +55,7 @@ def to_textless(
     dense: torch.Tensor | None = None,
     codebook_size: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    r"""
+    """
     What textlesslib's `SpeechEncoder` returns for a recording.
 
     Args:
@@ -94,7 +94,7 @@ def to_textless(
 
 
 def save_textless(path: str | os.PathLike[str], item: dict[str, torch.Tensor]) -> None:
-    r"""
+    """
     Write the dictionary of [`to_textless`] as safetensors.
 
     Raises:
@@ -104,7 +104,7 @@ def save_textless(path: str | os.PathLike[str], item: dict[str, torch.Tensor]) -
 
 
 def load_textless(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    r"""
+    """
     Read what [`save_textless`] wrote.
 
     Raises:
@@ -126,7 +126,7 @@ def load_textless(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 
 def save_km(path: str | os.PathLike[str], sequences: Iterable[np.ndarray]) -> None:
-    r"""
+    """
     Write units as fairseq's `.km`, `12 12 7`, a line a recording.
 
     Args:
@@ -142,7 +142,7 @@ def save_km(path: str | os.PathLike[str], sequences: Iterable[np.ndarray]) -> No
 
 
 def load_km(path: str | os.PathLike[str]) -> list[np.ndarray]:
-    r"""
+    """
     Read fairseq's `.km`.
 
     Returns:
@@ -160,7 +160,7 @@ def load_km(path: str | os.PathLike[str]) -> list[np.ndarray]:
 
 
 def save_manifest(path: str | os.PathLike[str], root: str, files: Iterable[tuple[str, int]]) -> None:
-    r"""
+    """
     Write fairseq's `.tsv`: the root, then `path<TAB>num_samples` for each recording.
 
     Args:
@@ -183,7 +183,7 @@ def save_manifest(path: str | os.PathLike[str], root: str, files: Iterable[tuple
 
 
 def load_manifest(path: str | os.PathLike[str]) -> tuple[str, list[tuple[str, int]]]:
-    r"""
+    """
     Read fairseq's `.tsv`.
 
     Returns:
@@ -209,7 +209,7 @@ def load_manifest(path: str | os.PathLike[str]) -> tuple[str, list[tuple[str, in
 
 
 class UnitLine(NamedTuple):
-    r"""
+    """
     A recording in a file of JSON lines.
 
     Args:
@@ -225,7 +225,7 @@ class UnitLine(NamedTuple):
 
 
 def format_unit_line(line: UnitLine, **others: object) -> str:
-    r"""
+    """
     A line as slamkit reads it: JSON with `file_name`, the unit string `audio_repr`, and for de-duplicated units
     `duration`.
 
@@ -246,7 +246,7 @@ def format_unit_line(line: UnitLine, **others: object) -> str:
 
 
 def save_unit_lines(path: str | os.PathLike[str], lines: Iterable[UnitLine]) -> None:
-    r"""
+    """
     Write slamkit's JSON lines; see [`format_unit_line`].
 
     Raises:
@@ -257,7 +257,7 @@ def save_unit_lines(path: str | os.PathLike[str], lines: Iterable[UnitLine]) -> 
 
 
 def load_unit_lines(path: str | os.PathLike[str]) -> list[UnitLine]:
-    r"""
+    """
     Read slamkit's JSON lines.
 
     Raises:
@@ -296,7 +296,7 @@ def _parse_unit_line(text: str) -> UnitLine:
 
 
 def to_batch_time_codebook(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    r"""
+    """
     Codes of several recordings as one array, time before codebooks.
 
     Args:
@@ -320,7 +320,7 @@ def to_batch_time_codebook(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray,
 
 
 def from_batch_time_codebook(codes: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    r"""
+    """
     The inverse of [`to_batch_time_codebook`].
 
     Args:
@@ -345,7 +345,7 @@ def from_batch_time_codebook(codes: np.ndarray, lengths: np.ndarray) -> list[np.
 
 
 def save_code_arrays(path: str | os.PathLike[str], names: Sequence[str], sequences: Sequence[np.ndarray]) -> None:
-    r"""
+    """
     Write codes of several recordings as safetensors with `audio_codes` `(batch, max_num_frames, num_quantizers)` and
     `lengths` `(batch,)`, and the names as JSON in the metadata.
 
@@ -367,7 +367,7 @@ def save_code_arrays(path: str | os.PathLike[str], names: Sequence[str], sequenc
 
 
 def load_code_arrays(path: str | os.PathLike[str]) -> tuple[list[str], list[np.ndarray]]:
-    r"""
+    """
     Read what [`save_code_arrays`] wrote.
 
     Returns:

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def deduplicate(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    r"""
+    """
     Merge neighbouring frames of equal units.
 
     Args:
@@ -31,7 +31,7 @@ def deduplicate(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def expand(units: np.ndarray, durations: np.ndarray) -> np.ndarray:
-    r"""
+    """
     Repeat each unit for as many frames as it lasts; the inverse of [`deduplicate`].
 
     Args:
@@ -51,7 +51,7 @@ def expand(units: np.ndarray, durations: np.ndarray) -> np.ndarray:
 
 
 def units_to_string(units: np.ndarray, prefix: str = "Un") -> str:
-    r"""
+    """
     Write units as a string, `<Un12><Un7>`, or frame by frame for several codebooks, `<Q1_Un12><Q2_Un3><Q1_Un7>...`.
 
     Args:
@@ -70,7 +70,7 @@ def units_to_string(units: np.ndarray, prefix: str = "Un") -> str:
 
 
 def string_to_units(text: str, prefix: str = "Un") -> np.ndarray:
-    r"""
+    """
     Read what [`units_to_string`] wrote.
 
     Returns:
@@ -103,13 +103,13 @@ def string_to_units(text: str, prefix: str = "Un") -> np.ndarray:
 
 
 def unit_name(unit: int, prefix: str = "Un", codebook: int | None = None) -> str:
-    r"""A unit as strings write it, such as `<Un12>` or, with the codebook's number from 1, `<Q1_Un12>`."""
+    """A unit as strings write it, such as `<Un12>` or, with the codebook's number from 1, `<Q1_Un12>`."""
     _check_prefix(prefix)
     return f"<{prefix}{unit}>" if codebook is None else f"<Q{codebook}_{prefix}{unit}>"
 
 
 def check_units(units: np.ndarray) -> np.ndarray:
-    r"""
+    """
     Units as an int64 array of one or two dimensions.
 
     Raises:
@@ -128,7 +128,7 @@ def check_units(units: np.ndarray) -> np.ndarray:
 
 
 def check_durations(durations: np.ndarray) -> np.ndarray:
-    r"""
+    """
     Durations in frames as an int64 array of one dimension.
 
     Raises:

@@ -14,7 +14,7 @@ from .unit_sequences import unit_name
 def build_unit_vocabulary(
     codebook_size: int, num_quantizers: int = 1, layout: str = "slamkit", prefix: str = "Un"
 ) -> PreTrainedTokenizerFast:
-    r"""
+    """
     A fast tokenizer of unit strings such as `<Un12><Un7>`; see [`units_to_string`].
 
     Every unit is one id. Text that holds anything else is an error, and decoding gives the string back exactly. The
@@ -51,7 +51,7 @@ def build_unit_vocabulary(
 
 
 def wrap_tokenizer(tokenizer: Tokenizer, bos: str, eos: str) -> PreTrainedTokenizerFast:
-    r"""
+    """
     A tokenizer of units for transformers: joined without spaces, padded on the right with `<PAD>`, and with the names
     of beginning and end around a sequence.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Another voice for the same words: fundamental frequency and formants changed, the length kept.
 
 Periods of the voice are cut out around marks, one a period, and added up again at other distances (TD-PSOLA:
@@ -29,7 +29,7 @@ def change_voice(
     f0_ceiling: float = 500.0,
     narrow: bool = True,
 ) -> np.ndarray:
-    r"""
+    """
     Args:
         waveform (`np.ndarray` of shape `(num_samples,)`): Speech of one speaker.
         sampling_rate (`int`): Sampling rate of the waveform, in Hz.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class WholeFile:
-    r"""
+    """
     A file that is written whole or not at all.
 
     What is written to `temporary` becomes the file on `finish`. On `discard` it is removed, and an older file of that
@@ -31,7 +31,7 @@ class WholeFile:
         self.temporary = self.path.with_name(f".{secrets.token_hex(8)}.tmp")
 
     def finish(self) -> None:
-        r"""
+        """
         Move what was written into place.
 
         Raises:
@@ -43,7 +43,7 @@ class WholeFile:
             self.discard()
 
     def discard(self) -> None:
-        r"""Remove what was written."""
+        """Remove what was written."""
         self.temporary.unlink(missing_ok=True)
 
     def __enter__(self) -> Path:
@@ -57,7 +57,7 @@ class WholeFile:
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
-    r"""
+    """
     Write a file whole or not at all.
 
     Args:
@@ -78,7 +78,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
 
 @contextmanager
 def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    r"""
+    """
     A folder that is written whole or not at all.
 
     Gives an empty folder of the same name, to fill. It replaces `path` at the end of the block. After an exception it

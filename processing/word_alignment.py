@@ -20,7 +20,7 @@ _LETTERS_PER_DIGIT = 4
 
 
 class WordAligner(Protocol):
-    r"""
+    """
     A recogniser that tells when words are spoken.
 
     `name` is what tables show; `key` also tells its weights apart.
@@ -30,7 +30,7 @@ class WordAligner(Protocol):
     key: str
 
     def align(self, audio: np.ndarray, text: str | None = None) -> list[TimedWord]:
-        r"""
+        """
         Args:
             audio (`np.ndarray` of shape `(num_samples,)`): Waveform in [-1, 1] at 16 kHz.
             text (`str`, *optional*): Text that is said. By default it is recognised.
@@ -42,7 +42,7 @@ class WordAligner(Protocol):
 
 
 class VoskWordAligner:
-    r"""
+    """
     Word times by Vosk: a given text as the only phrase of its grammar, which [`match_words`] completes; or what it
     hears.
 
@@ -55,7 +55,7 @@ class VoskWordAligner:
         self.name, self.key = self.recognizer.name, self.recognizer.key
 
     def align(self, audio: np.ndarray, text: str | None = None) -> list[TimedWord]:
-        r"""See [`WordAligner`]."""
+        """See [`WordAligner`]."""
         seconds = len(audio) / 16000
         phrase = None if text is None else " ".join(piece for word in text.split() for piece in word_pieces(word))
         results = self.recognizer.results(audio, phrase) if phrase != "" else []
@@ -68,7 +68,7 @@ class VoskWordAligner:
 
 
 class CTCWordAligner:
-    r"""
+    """
     Word times by any `AutoModelForCTC` with a `Wav2Vec2CTCTokenizer` (characters) or a `Wav2Vec2PhonemeCTCTokenizer`
     (phones): a given text by forced alignment, else the words of the best path.
 
@@ -93,11 +93,11 @@ class CTCWordAligner:
         self.labels = CTCLabels(self.recognizer.tokenizer)
 
     def align(self, audio: np.ndarray, text: str | None = None) -> list[TimedWord]:
-        r"""See [`WordAligner`]; for a model of phones, `text` holds phones (`AO1 R | DH AH0`)."""
+        """See [`WordAligner`]; for a model of phones, `text` holds phones (`AO1 R | DH AH0`)."""
         return self.align_labels(audio, text)[0]
 
     def align_labels(self, audio: np.ndarray, text: str | None = None) -> tuple[list[TimedWord], list[TimedLabel]]:
-        r"""
+        """
         Like `align`, with the characters or phones too.
 
         Raises:
@@ -173,7 +173,7 @@ class CTCWordAligner:
 
 
 def load_word_aligner(name_or_path: str, device: str = "cpu") -> WordAligner:
-    r"""
+    """
     Args:
         name_or_path (`str`): Vosk folder (it holds `am` and `graph`), a folder or Hub id of an `AutoModelForCTC`, or
             `"pocketsphinx"`.
@@ -195,7 +195,7 @@ class _Piece(NamedTuple):
 
 
 def match_words(text: str, recognised: Sequence[TimedWord], seconds: float) -> list[TimedWord]:
-    r"""
+    """
     Give every word of a known text the times of the same words in what a recogniser heard.
 
     Both are compared without case and punctuation, and aligned by edit distance. Words of the text that were not
@@ -245,7 +245,7 @@ def match_words(text: str, recognised: Sequence[TimedWord], seconds: float) -> l
 
 
 def share_word_times(words: Sequence[TimedWord], phones: str) -> list[TimedLabel]:
-    r"""
+    """
     Give the phones of each word equal parts of its time: rough, but independent of any acoustic model of phones.
 
     Args:
@@ -269,7 +269,7 @@ def share_word_times(words: Sequence[TimedWord], phones: str) -> list[TimedLabel
 
 
 def edit_distance(said: Sequence[Hashable], true: Sequence[Hashable]) -> int:
-    r"""Substitutions, deletions and insertions that turn one sequence into the other, at least."""
+    """Substitutions, deletions and insertions that turn one sequence into the other, at least."""
     rows, columns = _numbered(said, true)
     steps = np.arange(len(columns) + 1)
     cost = steps

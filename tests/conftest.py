@@ -80,7 +80,7 @@ def hashed_uniform():
 
 @pytest.fixture(scope="session")
 def load_original():
-    r"""
+    """
     Function: a small codec of the original code by the name of its fixture, as ours (a new one at each call), its
     original state dict, its original config, and what the original code computed (by the names that it has there).
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Every family computes on a CUDA device what it computes on the CPU, and a codec learns there in bfloat16.
 
 `make test-gpu` runs these tests. With `SPEECH_TOKENIZERS_TEST_DEVICE=cpu` they run without CUDA. The CPU is then

@@ -260,7 +260,7 @@ def make_feature_extractor(name: str) -> RVQCodecFeatureExtractor:
 
 
 class FakeHub:
-    r"""
+    """
     Serve while the context lasts.
 
     Attributes:

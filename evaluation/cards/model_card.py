@@ -39,7 +39,7 @@ METADATA_METRICS = {
 
 
 def describe_model(folder: Path) -> dict[str, Any]:
-    r"""Facts that the configuration and the weights in a model folder give, for the template."""
+    """Facts that the configuration and the weights in a model folder give, for the template."""
     from safetensors import safe_open
     from transformers import AutoConfig
 
@@ -141,7 +141,7 @@ def _unit_facts(config: Any) -> dict[str, str]:
 
 
 def loss_table(entries: list[dict[str, Any]], num_rows: int = 8) -> dict[str, Any] | None:
-    r"""
+    """
     A few rows of a training log, evenly spread, the last one included.
 
     Args:
@@ -168,7 +168,7 @@ def loss_table(entries: list[dict[str, Any]], num_rows: int = 8) -> dict[str, An
 
 
 def latent_table(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
-    r"""
+    """
     What the last evaluation in a training log says about the latents; `None` where no evaluation measured them.
 
     Args:
@@ -200,12 +200,12 @@ def latent_table(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def without_folders(recipe: str) -> str:
-    r"""The text of a recipe with absolute paths cut to their last part, since they hold on one machine only."""
+    """The text of a recipe with absolute paths cut to their last part, since they hold on one machine only."""
     return re.sub(r"""(?m)((?::|-)\s+['"]?)/(?:[^/\n'"]+/)*(?=[^/\n'"]*['"]?$)""", r"\1", recipe)
 
 
 def describe_training(run_folder: Path, card_folder: Path, command: str | None) -> dict[str, Any]:
-    r"""
+    """
     What a training run left, for the template; its log, recipe and loss curve are copied into the card's folder.
 
     Args:
@@ -252,7 +252,7 @@ def describe_training(run_folder: Path, card_folder: Path, command: str | None) 
 
 
 def describe_results(report: dict[str, Any], system: str, command: str | None) -> dict[str, Any]:
-    r"""Tables of a `results.json` for the template; the stages are those of `system`."""
+    """Tables of a `results.json` for the template; the stages are those of `system`."""
     from speech_tokenizers.evaluation.reconstruction.report import failure_lines, notes, stage_rows, table_rows
     from speech_tokenizers.evaluation.report_pages import markdown_table
 
@@ -271,7 +271,7 @@ def describe_results(report: dict[str, Any], system: str, command: str | None) -
 
 
 def short_table(report: dict[str, Any], system: str, beside: list[str] | None = None) -> str:
-    r"""
+    """
     The table that stands first on a card: few scores of the model and of at most four other systems.
 
     Args:
@@ -303,7 +303,7 @@ def short_table(report: dict[str, Any], system: str, beside: list[str] | None = 
 
 
 def check_short_result(text: str) -> str:
-    r"""The text, stripped; raises `ValueError` if its tables have more than five rows together."""
+    """The text, stripped; raises `ValueError` if its tables have more than five rows together."""
     rows = [line for line in text.splitlines() if line.startswith("|")]
     rows = [row for row in rows if not re.fullmatch(r"[|\s:-]+", row)][1:]
     if len(rows) > MAX_SHORT_ROWS:
@@ -312,7 +312,7 @@ def check_short_result(text: str) -> str:
 
 
 def find_system(report: dict[str, Any], system: str) -> dict[str, Any]:
-    r"""The entry of a system in a report; raises `ValueError` where there is none."""
+    """The entry of a system in a report; raises `ValueError` where there is none."""
     for entry in report["systems"]:
         if entry["system"] == system:
             return entry
@@ -321,7 +321,7 @@ def find_system(report: dict[str, Any], system: str) -> dict[str, Any]:
 
 
 def metadata_results(report: dict[str, Any], system: str, dataset_name: str, dataset_id: str) -> list[Any]:
-    r"""The measured means of one system as `EvalResult`s; what failed or was not measured is left out."""
+    """The measured means of one system as `EvalResult`s; what failed or was not measured is left out."""
     from huggingface_hub import EvalResult
 
     scores = find_system(report, system)["scores"]
@@ -366,7 +366,7 @@ def build_card(
     licence_text: str = "Apache License 2.0.",
     language: str = "en",
 ) -> Any:
-    r"""
+    """
     Args:
         folder (`Path`): The model's folder, with `config.json`.
         name (`str`): Name of the checkpoint.
@@ -436,7 +436,7 @@ def build_card(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    r"""Arguments of `speech-tokenizers card`."""
+    """Arguments of `speech-tokenizers card`."""
     parser.add_argument("folder", type=Path, help="the model's folder; README.md is written into it")
     parser.add_argument("--name", help="name of the checkpoint; default: the folder's name")
     parser.add_argument("--results", type=Path, help="results.json of `speech-tokenizers evaluate`")
@@ -471,7 +471,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    r"""Run `speech-tokenizers card`; returns the exit code."""
+    """Run `speech-tokenizers card`; returns the exit code."""
     files = {name: getattr(args, name) for name in ("data", "benchmark", "limits", "uses", "result")}
     texts = {name: path.read_text(encoding="utf-8") if path else "" for name, path in files.items()}
     sections = {title: Path(path).read_text(encoding="utf-8") for title, path in args.section}

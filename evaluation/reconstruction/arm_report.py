@@ -29,7 +29,7 @@ def _digits(name: str) -> int:
 
 
 def section_titles(results: Mapping[str, Any], scores: Scores) -> dict[str, str]:
-    r"""Title of each score of a section, in the order of its columns."""
+    """Title of each score of a section, in the order of its columns."""
     if any(name in results["probe"]["titles"] for of_arm in scores.values() for name in of_arm):
         known = results["probe"]["titles"]
     else:
@@ -39,17 +39,17 @@ def section_titles(results: Mapping[str, Any], scores: Scores) -> dict[str, str]
 
 
 def compared_titles(results: Mapping[str, Any], scores: Scores) -> dict[str, str]:
-    r"""`section_titles` without the frame probe's control, whose differences are noise."""
+    """`section_titles` without the frame probe's control, whose differences are noise."""
     return {name: title for name, title in section_titles(results, scores).items() if "shuffled" not in name}
 
 
 def higher_is_better(results: Mapping[str, Any], name: str) -> bool:
-    r"""Whether a larger value of a score is the better one; error rates have no entry in the results."""
+    """Whether a larger value of a score is the better one; error rates have no entry in the results."""
     return name in results["probe"]["titles"] or results["higher_is_better"].get(name, False)
 
 
 def score_rows(results: Mapping[str, Any], scores: Scores, with_recording: bool = False) -> list[list[str]]:
-    r"""Header and one row an arm: every score with its interval, and in brackets those of the seeds."""
+    """Header and one row an arm: every score with its interval, and in brackets those of the seeds."""
     titles = section_titles(results, scores)
     rows = [["arm", *titles.values()]]
     if with_recording:
@@ -69,7 +69,7 @@ def _score_cell(score: Mapping[str, Any], name: str) -> str:
 
 
 def difference_rows(results: Mapping[str, Any], scores: Scores) -> list[list[str]]:
-    r"""Header and one row for each arm but the baseline: by how much each score exceeds the baseline's."""
+    """Header and one row for each arm but the baseline: by how much each score exceeds the baseline's."""
     titles = compared_titles(results, scores)
     rows = [[f"minus {results['baseline']}", *titles.values()]]
     for arm, of_arm in scores.items():
@@ -80,7 +80,7 @@ def difference_rows(results: Mapping[str, Any], scores: Scores) -> list[list[str
 
 
 def perplexity_rows(results: Mapping[str, Any]) -> list[list[str]]:
-    r"""Perplexity of the codes of each stage, a row an arm."""
+    """Perplexity of the codes of each stage, a row an arm."""
     arms = results["arms"]
     width = max((len(arm["perplexities"]) for arm in arms.values()), default=0)
     rows = [["arm", *[f"codebook {number}" for number in range(1, width + 1)], "kbps entropy"]]
@@ -92,7 +92,7 @@ def perplexity_rows(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def cost_rows(results: Mapping[str, Any]) -> list[list[str]]:
-    r"""Time and memory of a training step of each arm, and relative to the baseline's."""
+    """Time and memory of a training step of each arm, and relative to the baseline's."""
     columns = {
         "steps": ("steps", "{:.0f}"),
         "seconds_per_step": ("seconds a step, as it was trained", "{:.3f}"),
@@ -117,7 +117,7 @@ def cost_rows(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def verdicts(results: Mapping[str, Any]) -> list[str]:
-    r"""For each arm and section a sentence: where it is better than the baseline, where worse, where neither shows."""
+    """For each arm and section a sentence: where it is better than the baseline, where worse, where neither shows."""
     sections = {f"decoded from {title}": scores for title, scores in results["decoded"].items()}
     sections |= {f"frame probe of {title}": scores for title, scores in results["probe"]["stages"].items()}
     lines = []
@@ -142,7 +142,7 @@ def verdicts(results: Mapping[str, Any]) -> list[str]:
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
-    r"""Sentences that say how the numbers came about."""
+    """Sentences that say how the numbers came about."""
     data, probe = results["data"], results["probe"]
     lines = [
         f"{data['num_clips']} clips, {data['seconds'] / 60:.1f} minutes; {results['date']}; data key {data['key']}.",
@@ -171,7 +171,7 @@ def _several_seeds(results: Mapping[str, Any]) -> bool:
 
 
 def arm_lines(results: Mapping[str, Any]) -> list[str]:
-    r"""What sets each arm apart."""
+    """What sets each arm apart."""
     lines = []
     for name, arm in results["arms"].items():
         changes = ", ".join(f"`{override}`" for override in arm.get("overrides", [])) or "the recipe as it is"
@@ -180,7 +180,7 @@ def arm_lines(results: Mapping[str, Any]) -> list[str]:
 
 
 def plot_differences(results: Mapping[str, Any], scores: Scores) -> "matplotlib.figure.Figure | None":
-    r"""A panel for each score: differences of the arms from the baseline with their intervals, about a line at 0."""
+    """A panel for each score: differences of the arms from the baseline with their intervals, about a line at 0."""
     arms = [arm for arm in scores if arm != results["baseline"]]
     panels = []
     for name, title in compared_titles(results, scores).items():
@@ -192,7 +192,7 @@ def plot_differences(results: Mapping[str, Any], scores: Scores) -> "matplotlib.
 
 
 def score_section(results: Mapping[str, Any], title: str, scores: Scores, with_recording: bool = False) -> Section:
-    r"""The scores of the arms and their differences from the baseline, as tables and as a figure."""
+    """The scores of the arms and their differences from the baseline, as tables and as a figure."""
     figure = plot_differences(results, scores)
     alt = f"Differences from {results['baseline']}, with intervals. {title}."
     return Section(
@@ -203,7 +203,7 @@ def score_section(results: Mapping[str, Any], title: str, scores: Scores, with_r
 
 
 def player_sections(results: Mapping[str, Any]) -> list[Section]:
-    r"""A section for each example, with a player for each system that decoded it."""
+    """A section for each example, with a player for each system that decoded it."""
     audio = results["audio"]
     sections = []
     for clip in sorted({clip for paths in audio.values() for clip in paths}):
@@ -213,7 +213,7 @@ def player_sections(results: Mapping[str, Any]) -> list[Section]:
 
 
 def build_report(results: Mapping[str, Any]) -> Report:
-    r"""
+    """
     The report that is written as `ablation`.
 
     Args:

@@ -49,7 +49,7 @@ PROBE_TITLES = {
 
 @dataclasses.dataclass(frozen=True)
 class TrainedArm:
-    r"""
+    """
     One codec of an ablation.
 
     Args:
@@ -69,7 +69,7 @@ class TrainedArm:
 
 @dataclasses.dataclass(frozen=True)
 class FrameLabels:
-    r"""
+    """
     Labelled recordings for the frame probe.
 
     Args:
@@ -92,7 +92,7 @@ class FrameLabels:
 
 
 def read_frame_labels(path: Path, folder: Path, held_out: str | None = None) -> FrameLabels:
-    r"""
+    """
     Args:
         path (`Path`): File of labels; see [`read_labels`].
         folder (`Path`): Folder of the recordings, with a `metadata.jsonl` that names each recording's speaker.
@@ -132,7 +132,7 @@ def read_frame_labels(path: Path, folder: Path, held_out: str | None = None) -> 
 
 
 def pool(tables: Sequence[ClipCounts]) -> ClipCounts:
-    r"""The counts of several seeds added up clip by clip, for the clips that all of them have."""
+    """The counts of several seeds added up clip by clip, for the clips that all of them have."""
     names = [name for name in tables[0].counts if all(name in table.counts for table in tables)]
     summed = np.sum([table.table(names) for table in tables], axis=0) if names else []
     failures = sum((table.failures for table in tables), start=type(tables[0].failures)())
@@ -142,7 +142,7 @@ def pool(tables: Sequence[ClipCounts]) -> ClipCounts:
 def compare_scores(
     arms: Mapping[str, Sequence[Mapping[str, ClipCounts]]], baseline: str
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    r"""
+    """
     Estimate every score of every arm, and its difference from the baseline's on the clips that both have.
 
     Args:
@@ -191,7 +191,7 @@ def compare_arms(
     stages: Sequence[tuple[int, int]] = ((1, 1),),
     device: str = "cpu",
 ) -> dict[str, Any]:
-    r"""
+    """
     Measure every arm, with all its codebooks and with fewer, and compare each with the baseline.
 
     Args:
@@ -272,7 +272,7 @@ def compare_arms(
 def probe_arm(
     system: ModelSystem, frame_labels: FrameLabels, stages: Sequence[tuple[int, int]], output: Path
 ) -> dict[tuple[int, int], ProbeResult]:
-    r"""The frame probe of one codec, from `output` where it is known there."""
+    """The frame probe of one codec, from `output` where it is known there."""
     folder = output / "probe"
     folder.mkdir(parents=True, exist_ok=True)
 

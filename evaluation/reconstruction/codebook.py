@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class StageStatistics:
-    r"""
+    """
     Use of one codebook over a set of clips.
 
     Args:
@@ -38,7 +38,7 @@ class StageStatistics:
 
 
 def stage_statistics(audio_codes: Iterable[np.ndarray], codebook_size: int) -> list[StageStatistics]:
-    r"""
+    """
     Args:
         audio_codes (iterable of `np.ndarray` of shape `(num_quantizers, num_frames)`): Codes of the clips, equal in
             `num_quantizers`.
@@ -73,10 +73,10 @@ def stage_statistics(audio_codes: Iterable[np.ndarray], codebook_size: int) -> l
 
 
 def entropy_bits_per_second(statistics: Iterable[StageStatistics], frame_rate: float) -> float:
-    r"""Bit rate of an ideal entropy coder that treats stages and frames as independent, in bit/s."""
+    """Bit rate of an ideal entropy coder that treats stages and frames as independent, in bit/s."""
     return frame_rate * sum(stage.entropy for stage in statistics)
 
 
 def nominal_bits_per_second(num_quantizers: int, codebook_size: int, frame_rate: float) -> float:
-    r"""Bit rate of codes stored with log2 of `codebook_size` bits each, in bit/s."""
+    """Bit rate of codes stored with log2 of `codebook_size` bits each, in bit/s."""
     return frame_rate * num_quantizers * math.log2(codebook_size)

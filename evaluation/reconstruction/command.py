@@ -14,7 +14,7 @@ METRIC_NAMES = ("pesq", "stoi", "estoi", "mel_distance", "si_sdr", "dnsmos", "sp
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    r"""Arguments of `speech-tokenizers evaluate`."""
+    """Arguments of `speech-tokenizers evaluate`."""
     parser.add_argument("models", nargs="*", help=MODELS_HELP)
     parser.add_argument("--data", metavar="RECORDINGS", type=Path, required=True, help="folder of recordings")
     parser.add_argument(
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_measuring_arguments(parser: argparse.ArgumentParser, metrics: Sequence[str]) -> None:
-    r"""
+    """
     The arguments that say on which clips of the data to measure what.
 
     Args:
@@ -69,7 +69,7 @@ def add_measuring_arguments(parser: argparse.ArgumentParser, metrics: Sequence[s
 
 
 def run(args: argparse.Namespace) -> int:
-    r"""Run `speech-tokenizers evaluate`; returns the exit code."""
+    """Run `speech-tokenizers evaluate`; returns the exit code."""
     # What it needs takes seconds to import, which `--help` should not.
     from speech_tokenizers.evaluation.reconstruction.comparison import compare
 

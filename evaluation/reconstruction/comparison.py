@@ -59,11 +59,11 @@ METRICS: dict[str, Callable[[], ClipMetric]] = {
     "dnsmos": lambda: DNSMOS(max_windows=DNSMOS_WINDOWS),
     "speaker_similarity": SpeakerSimilarity,
 }
-r"""What the command measures, by `score_name`, in the order of its tables."""
+"""What the command measures, by `score_name`, in the order of its tables."""
 
 
 class RecordingSystem:
-    r"""The recording itself, as the row that decoded speech is compared with."""
+    """The recording itself, as the row that decoded speech is compared with."""
 
     name = "recording"
     key = "recording"
@@ -76,7 +76,7 @@ class RecordingSystem:
 
 
 def build_metrics(names: Iterable[str]) -> tuple[list[ClipMetric], dict[str, str]]:
-    r"""The metrics of `names`, and for each whose package is missing, what to install."""
+    """The metrics of `names`, and for each whose package is missing, what to install."""
     metrics, skipped = [], {}
     for name in names:
         try:
@@ -87,7 +87,7 @@ def build_metrics(names: Iterable[str]) -> tuple[list[ClipMetric], dict[str, str
 
 
 def load_recognizers(names: Iterable[str], language: str) -> tuple[list[Recognizer], dict[str, str]]:
-    r"""The recognisers of `names`, and for each whose packages are missing, what to install."""
+    """The recognisers of `names`, and for each whose packages are missing, what to install."""
     recognizers, skipped = [], {}
     for name in names:
         try:
@@ -106,7 +106,7 @@ def measure_clip(
     recognizers: list[Recognizer],
     example: Path | None,
 ) -> dict[str, Any]:
-    r"""
+    """
     Code one clip and measure what is not yet known.
 
     Args:
@@ -168,7 +168,7 @@ def summarize(
     recognizers: Sequence[Recognizer],
     language: str,
 ) -> dict[str, Any]:
-    r"""Means, intervals, failures, code use, bit rates and speed of one system over `clips`, as plain JSON values."""
+    """Means, intervals, failures, code use, bit rates and speed of one system over `clips`, as plain JSON values."""
     records = [results.get(system, clip) for clip in clips]
     # Records of earlier versions have no `is_coded`, but always a size.
     coded = [record for record in records if record.get("is_coded") or "num_bits" in record]
@@ -221,7 +221,7 @@ def score_clips(
     recognizers: Sequence[Recognizer],
     language: str,
 ) -> dict[str, ClipCounts]:
-    r"""
+    """
     Every score of one system over `clips`, as counts by clip. Error rates are named `wer_transcript[NAME]` (against
     the data's text), `wer_recording[NAME]` (against what the recogniser NAME hears in the recording), and so on.
     """
@@ -248,7 +248,7 @@ def score_clips(
 
 
 def load_systems(args: argparse.Namespace) -> tuple[list[Callable[[], CodecSystem | DecodedFiles]], dict[str, str]]:
-    r"""Functions that load each system asked for, and the peers that cannot run here with the reason."""
+    """Functions that load each system asked for, and the peers that cannot run here with the reason."""
 
     def load_model(name: str, num_quantizers: int | None) -> CodecSystem:
         path = name.removesuffix(LATENTS_SUFFIX)
@@ -274,7 +274,7 @@ def load_systems(args: argparse.Namespace) -> tuple[list[Callable[[], CodecSyste
 
 @dataclasses.dataclass
 class CodecComparison:
-    r"""
+    """
     Clips, what to measure on them, and the folder in which results are kept. A later comparison with the same folder
     reuses its results.
 
@@ -301,7 +301,7 @@ class CodecComparison:
         self.examples = {self.clips[number].key: f"{number:03d}.wav" for number in chosen}
 
     def measure(self, system: CodecSystem | DecodedFiles, progress: tqdm) -> dict[str, Any]:
-        r"""
+        """
         Measure on each clip what is not yet known of a system.
 
         Returns:
@@ -341,11 +341,11 @@ class CodecComparison:
         }
 
     def scores(self, system: CodecSystem | DecodedFiles) -> dict[str, ClipCounts]:
-        r"""Every score of a system that was measured, as counts by clip; see [`score_clips`]."""
+        """Every score of a system that was measured, as counts by clip; see [`score_clips`]."""
         return score_clips(system, self.clips, self.results, self.metrics, self.recognizers, self.language)
 
     def describe(self) -> dict[str, Any]:
-        r"""Plain JSON values that tables need besides the systems' summaries."""
+        """Plain JSON values that tables need besides the systems' summaries."""
         records = [self.results.get(RecordingSystem(), clip) for clip in self.clips]
         return {
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -382,7 +382,7 @@ PACKAGES = (
 
 
 def prepare_comparison(args: argparse.Namespace) -> tuple[CodecComparison, dict[str, str], int]:
-    r"""
+    """
     The comparison that the arguments of `add_measuring_arguments` describe; what cannot be measured here, with the
     reason; and the number of clips that cannot be read.
 
@@ -400,7 +400,7 @@ def prepare_comparison(args: argparse.Namespace) -> tuple[CodecComparison, dict[
 
 
 def compare(args: argparse.Namespace) -> int:
-    r"""Compare codecs, as `speech-tokenizers evaluate` does; returns the exit code."""
+    """Compare codecs, as `speech-tokenizers evaluate` does; returns the exit code."""
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
     if not args.models and not args.peers:
@@ -435,7 +435,7 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def installed_version(package: str) -> str | None:
-    r"""Version of an installed distribution, or `None`."""
+    """Version of an installed distribution, or `None`."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -17,7 +17,7 @@ from speech_tokenizers.processing.timed_labels import TimedLabel
 
 
 class ProbedUtterance(NamedTuple):
-    r"""
+    """
     Codes and labels of one recording.
 
     Args:
@@ -33,7 +33,7 @@ class ProbedUtterance(NamedTuple):
 
 @dataclass
 class ProbeResult:
-    r"""
+    """
     Scores of a probe on frames of held-out speakers.
 
     Args:
@@ -50,7 +50,7 @@ class ProbeResult:
 
 
 def held_out_speakers(speakers: Sequence[str], share: float = 0.25) -> set[str]:
-    r"""
+    """
     Part of the speakers, chosen by a hash of their names, so that more data moves no speaker.
 
     Args:
@@ -70,7 +70,7 @@ def held_out_speakers(speakers: Sequence[str], share: float = 0.25) -> set[str]:
 def fit_linear(
     features: torch.Tensor, counts: torch.Tensor, decay: float = 1e-4, max_iterations: int = 300
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""
+    """
     Multinomial logistic regression by L-BFGS, to convergence.
 
     Args:
@@ -110,7 +110,7 @@ def fit_linear(
 
 
 def macro_f1(sums: np.ndarray) -> np.ndarray:
-    r"""
+    """
     Mean over classes of F1 = 2 hits / (predicted + true), in percent, of the classes that truly occur.
 
     Args:
@@ -132,7 +132,7 @@ def probe(
     max_train_frames: int = 100_000,
     seed: int = 0,
 ) -> ProbeResult:
-    r"""
+    """
     Learn to classify single frames from their codes, and score the classifiers on other utterances.
 
     Three classifiers: `linear` (logistic regression on what the decoder gets from these codebooks), `majority` (the
@@ -237,7 +237,7 @@ def probe_system(
     stages: Sequence[tuple[int, int]] = ((1, 1),),
     on_progress: Callable[[], object] = lambda: None,
 ) -> dict[tuple[int, int], ProbeResult]:
-    r"""
+    """
     Probe codebooks of a codec.
 
     Args:

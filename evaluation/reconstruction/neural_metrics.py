@@ -21,19 +21,19 @@ from speech_tokenizers.processing.optional_packages import require_package
 
 
 def slaney_mel(frequencies: np.ndarray) -> np.ndarray:
-    r"""The mel scale of Slaney's Auditory Toolbox: linear below 1000 Hz (15 mel), logarithmic above."""
+    """The mel scale of Slaney's Auditory Toolbox: linear below 1000 Hz (15 mel), logarithmic above."""
     logarithmic = 15.0 + 27.0 * np.log(np.maximum(frequencies, 1e-9) / 1000.0) / np.log(6.4)
     return np.where(frequencies < 1000.0, 3.0 * frequencies / 200.0, logarithmic)
 
 
 def slaney_hertz(mels: np.ndarray) -> np.ndarray:
-    r"""Inverse of `slaney_mel`."""
+    """Inverse of `slaney_mel`."""
     return np.where(mels < 15.0, 200.0 * mels / 3.0, 1000.0 * 6.4 ** ((mels - 15.0) / 27.0))
 
 
 @functools.cache
 def slaney_filters(sampling_rate: int, n_fft: int, num_mels: int) -> np.ndarray:
-    r"""Triangular filters of unit area up to half the sampling rate, of shape `(num_mels, n_fft // 2 + 1)`."""
+    """Triangular filters of unit area up to half the sampling rate, of shape `(num_mels, n_fft // 2 + 1)`."""
     frequencies = np.fft.rfftfreq(n_fft, 1 / sampling_rate)
     edges = slaney_hertz(np.linspace(0.0, slaney_mel(np.array(sampling_rate / 2)), num_mels + 2))
     widths = np.diff(edges)
@@ -45,7 +45,7 @@ def slaney_filters(sampling_rate: int, n_fft: int, num_mels: int) -> np.ndarray:
 def mel_power_spectrogram(
     audio: np.ndarray, sampling_rate: int, n_fft: int, hop_length: int, num_mels: int
 ) -> np.ndarray:
-    r"""
+    """
     Power mel spectrogram of frames centred on multiples of `hop_length`, zeros beyond both ends, as librosa computes
     it.
 
@@ -60,7 +60,7 @@ def mel_power_spectrogram(
 
 
 class DNSMOS(ClipMetric):
-    r"""
+    """
     Non-intrusive opinion scores from 1 to 5 (Reddy et al. 2022, DNSMOS P.835, arXiv 2110.01763), at 16 kHz.
 
     The mean of windows of 9.01 s, one second apart; a shorter clip is repeated, as in the published code (which loses
@@ -100,7 +100,7 @@ class DNSMOS(ClipMetric):
         return self.score_all(decoded, sampling_rate)["overall"]
 
     def score_all(self, audio: np.ndarray, sampling_rate: int) -> dict[str, float]:
-        r"""All four scores of one clip of shape `(num_samples,)`."""
+        """All four scores of one clip of shape `(num_samples,)`."""
         check_rate(sampling_rate, 16000, self.title)
         check_clips(audio, audio)
         if not audio.any():
@@ -125,7 +125,7 @@ class DNSMOS(ClipMetric):
 
 
 class SpeakerEncoder(nn.Module):
-    r"""The GE2E speaker encoder (Wan et al. 2018, arXiv 1710.10467) in the shape of Resemblyzer's weights."""
+    """The GE2E speaker encoder (Wan et al. 2018, arXiv 1710.10467) in the shape of Resemblyzer's weights."""
 
     def __init__(self):
         super().__init__()
@@ -133,13 +133,13 @@ class SpeakerEncoder(nn.Module):
         self.linear = nn.Linear(256, 256)
 
     def forward(self, mels: torch.Tensor) -> torch.Tensor:
-        r"""Mel spectrograms of shape `(batch, num_frames, 40)` to embeddings of unit length, `(batch, 256)`."""
+        """Mel spectrograms of shape `(batch, num_frames, 40)` to embeddings of unit length, `(batch, 256)`."""
         hidden = self.lstm(mels)[1][0][-1]
         return nn.functional.normalize(torch.relu(self.linear(hidden)), dim=-1)
 
 
 class SpeakerSimilarity(ClipMetric):
-    r"""
+    """
     Cosine of the speaker embeddings of the decoded clip and of the recording, with Resemblyzer's weights, at 16 kHz.
 
     Each clip is raised to -30 dBFS where it is softer, cut into windows of 1.6 s, 1.3 a second, and their embeddings
@@ -165,7 +165,7 @@ class SpeakerSimilarity(ClipMetric):
 
     @torch.no_grad()
     def embed(self, audio: np.ndarray) -> np.ndarray:
-        r"""Embedding of unit length, shape `(256,)`, of a clip of shape `(num_samples,)` at 16 kHz."""
+        """Embedding of unit length, shape `(256,)`, of a clip of shape `(num_samples,)` at 16 kHz."""
         audio = audio.astype(np.float64)
         level = np.sqrt(np.mean(audio**2))
         if level == 0:

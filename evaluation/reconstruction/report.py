@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def score_titles(results: Mapping[str, Any]) -> dict[str, str]:
-    r"""Title of each score in the results, error rates included, in the order of the columns."""
+    """Title of each score in the results, error rates included, in the order of the columns."""
     titles = dict(results["titles"])
     for name in results["recognizers"]:
         for rate in ("wer", "wil", "cer"):
@@ -31,14 +31,14 @@ def score_titles(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def score_digits(name: str) -> int:
-    r"""Digits after the point that a table shows of a score."""
+    """Digits after the point that a table shows of a score."""
     if name[:3] in ("wer", "wil", "cer", "si_"):
         return 1
     return 3 if name in ("stoi", "estoi", "speaker_similarity") else 2
 
 
 def format_score(system: Mapping[str, Any], name: str) -> str:
-    r"""
+    """
     A cell: the mean, its interval, how many clips failed; `failed` where all did, a dash where it does not apply.
     """
     failed = sum(system["failures"].get(name, {}).values())
@@ -49,7 +49,7 @@ def format_score(system: Mapping[str, Any], name: str) -> str:
 
 
 def format_rates(system: Mapping[str, Any]) -> list[str]:
-    r"""Cells for the bit rates (nominal, by entropy, measured) and the real-time factors."""
+    """Cells for the bit rates (nominal, by entropy, measured) and the real-time factors."""
     keys = ("kbps_nominal", "kbps_entropy", "kbps_measured")
     rates = [interval(system.get(key), 2) for key in keys]
     keys = ("real_time_factor_encode_cpu", "real_time_factor_decode_cpu")
@@ -60,7 +60,7 @@ RATE_TITLES = ["kbps nominal", "kbps entropy", "kbps measured", "RTF encode", "R
 
 
 def table_rows(results: Mapping[str, Any], group: str | None = None) -> list[list[str]]:
-    r"""Header and one row a system, over all clips or those of one group."""
+    """Header and one row a system, over all clips or those of one group."""
     titles = score_titles(results)
     rows = [["system", *titles.values(), *RATE_TITLES]]
     for system in results["systems"]:
@@ -70,7 +70,7 @@ def table_rows(results: Mapping[str, Any], group: str | None = None) -> list[lis
 
 
 def stage_rows(system: Mapping[str, Any]) -> list[list[str]]:
-    r"""Code use of each stage of one system."""
+    """Code use of each stage of one system."""
     rows = [["stage", "codes used", "share used", "entropy (bits)", "perplexity"]]
     for number, stage in enumerate(system["stages"], 1):
         used = f"{stage['num_used']} of {stage['codebook_size']}"
@@ -87,7 +87,7 @@ ERROR_RATES_NOTE = (
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
-    r"""Sentences that say how the numbers came about."""
+    """Sentences that say how the numbers came about."""
     data, settings = results["data"], results["settings"]
     groups = ", ".join(f"{count} {name}" for name, count in data["groups"].items())
     lines = [
@@ -113,7 +113,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
 
 
 def failure_lines(results: Mapping[str, Any]) -> list[str]:
-    r"""What failed where, how often and why."""
+    """What failed where, how often and why."""
     return [
         f"{system['system']}, {name}: {count} × {reason}"
         for system in results["systems"]
@@ -123,7 +123,7 @@ def failure_lines(results: Mapping[str, Any]) -> list[str]:
 
 
 def plot_scores(results: Mapping[str, Any]) -> "matplotlib.figure.Figure | None":
-    r"""A panel for each score: bars of the systems with their intervals. `None` where all scores failed."""
+    """A panel for each score: bars of the systems with their intervals. `None` where all scores failed."""
     systems = results["systems"]
     panels = []
     for name, title in score_titles(results).items():
@@ -135,7 +135,7 @@ def plot_scores(results: Mapping[str, Any]) -> "matplotlib.figure.Figure | None"
 
 
 def plot_spectrograms(waveforms: Mapping[str, np.ndarray], sampling_rate: int) -> "matplotlib.figure.Figure":
-    r"""Log-power spectrograms of one clip, a panel a system."""
+    """Log-power spectrograms of one clip, a panel a system."""
     figure = new_figure(10, 1.5 * len(waveforms))
     window = np.hanning(512)
     for number, (name, audio) in enumerate(waveforms.items(), 1):
@@ -149,7 +149,7 @@ def plot_spectrograms(waveforms: Mapping[str, np.ndarray], sampling_rate: int) -
 
 
 def example_section(results: Mapping[str, Any], folder: Path, name: str, clip: "Clip") -> Section:
-    r"""Players and spectrograms of one clip, as each system decoded it."""
+    """Players and spectrograms of one clip, as each system decoded it."""
     paths = {system["system"]: system["audio"][name] for system in results["systems"] if name in system["audio"]}
     figures = []
     if paths:
@@ -162,7 +162,7 @@ def example_section(results: Mapping[str, Any], folder: Path, name: str, clip: "
 
 
 def build_report(results: Mapping[str, Any], folder: Path, examples: Mapping[str, "Clip"]) -> Report:
-    r"""
+    """
     The report that is written as `results`.
 
     Args:

@@ -13,7 +13,7 @@ from speech_tokenizers.processing.optional_packages import require_package
 
 
 def check_clips(decoded: np.ndarray, recorded: np.ndarray) -> None:
-    r"""
+    """
     Raise `ValueError` unless both are waveforms of one length, and `MetricFailure` if a sample is not finite.
     """
     if decoded.ndim != 1 or decoded.shape != recorded.shape:
@@ -28,13 +28,13 @@ def check_clips(decoded: np.ndarray, recorded: np.ndarray) -> None:
 
 
 def check_rate(sampling_rate: int, needed: int, title: str) -> None:
-    r"""Raise `ValueError` if a metric is not defined at `sampling_rate`."""
+    """Raise `ValueError` if a metric is not defined at `sampling_rate`."""
     if sampling_rate != needed:
         raise ValueError(f"`sampling_rate` must be {needed} Hz for {title}, but got {sampling_rate}; resample first.")
 
 
 class PESQ(ClipMetric):
-    r"""Wide-band PESQ (ITU-T P.862.2), from 1.0 (bad) to 4.64, by the package `pesq`, at 16 kHz."""
+    """Wide-band PESQ (ITU-T P.862.2), from 1.0 (bad) to 4.64, by the package `pesq`, at 16 kHz."""
 
     score_name = "pesq"
     title = "PESQ-wb"
@@ -61,7 +61,7 @@ class PESQ(ClipMetric):
 
 
 class STOI(ClipMetric):
-    r"""
+    """
     Short-time objective intelligibility, up to 1, by the package `pystoi`.
 
     Args:
@@ -96,7 +96,7 @@ class STOI(ClipMetric):
 
 
 class MelDistance(ClipMetric):
-    r"""
+    """
     Mean absolute difference of the natural log-mel spectrograms at several resolutions; 0 is equal.
 
     Args:
@@ -120,7 +120,7 @@ class MelDistance(ClipMetric):
 
 
 class ScaleInvariantSDR(ClipMetric):
-    r"""
+    """
     Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019, arXiv 1811.02508, equation 3), of zero-mean
     signals.
 

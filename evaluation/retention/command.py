@@ -8,7 +8,7 @@ from speech_tokenizers.evaluation.reconstruction.command import MODELS_HELP
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    r"""Arguments of `speech-tokenizers evaluate retention`."""
+    """Arguments of `speech-tokenizers evaluate retention`."""
     parser.add_argument("models", nargs="*", help=MODELS_HELP)
     parser.add_argument("--data", metavar="RECORDINGS", type=Path, required=True, help="folder of recordings")
     parser.add_argument("--peers", nargs="*", default=[], metavar="PEER", help="opus:KBPS, codec2:KBPS, lyra:...")
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    r"""Run `speech-tokenizers evaluate retention`; returns the exit code."""
+    """Run `speech-tokenizers evaluate retention`; returns the exit code."""
     # What it needs takes seconds to import, which `--help` should not.
     from speech_tokenizers.evaluation.retention.comparison import compare
 

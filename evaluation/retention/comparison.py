@@ -42,7 +42,7 @@ PACKAGES = ("speech-tokenizers", "torch", "transformers", "numpy", "soxr")
 
 
 class ResamplingAlone:
-    r"""
+    """
     No tokenizer: a recording is resampled to a rate and back. Every tokenizer at this rate loses at least what this
     loses.
 
@@ -63,12 +63,12 @@ class ResamplingAlone:
 
 
 def window_samples(milliseconds: float, sampling_rate: int) -> int:
-    r"""Length of a window in samples."""
+    """Length of a window in samples."""
     return round(milliseconds * sampling_rate / 1000)
 
 
 def measure_clip(system: CodecSystem, clip: Clip, sampling_rate: int, windows: Sequence[float]) -> dict[str, Any]:
-    r"""
+    """
     Code one clip of an original sampling rate.
 
     Args:
@@ -101,7 +101,7 @@ def measure_clip(system: CodecSystem, clip: Clip, sampling_rate: int, windows: S
 
 
 def shifted_correlation(decoded: np.ndarray, recorded: np.ndarray, delay: int) -> float:
-    r"""
+    """
     Correlation of two waveforms of shape `(num_samples,)`, of which the first lags by `delay` samples; without it, a
     lag is that of waveforms that have nothing to do with each other. 0 where one is silent.
     """
@@ -113,7 +113,7 @@ def shifted_correlation(decoded: np.ndarray, recorded: np.ndarray, delay: int) -
 
 @dataclasses.dataclass
 class RetentionComparison:
-    r"""
+    """
     Clips, and the folder in which results are kept. A later comparison with the same folder reuses its results.
 
     Args:
@@ -131,7 +131,7 @@ class RetentionComparison:
     output: Path
 
     def measure(self, system: CodecSystem, progress: tqdm) -> dict[str, Any]:
-        r"""
+        """
         Measure what is not yet known of a system.
 
         Returns:
@@ -213,7 +213,7 @@ class RetentionComparison:
 
 
 def speakers_of(clips: Sequence[Clip], folder: Path) -> list[int]:
-    r"""
+    """
     A number for the speaker of each clip, from the column `speaker` of `metadata.jsonl` in `folder`.
 
     Raises:
@@ -231,7 +231,7 @@ def speakers_of(clips: Sequence[Clip], folder: Path) -> list[int]:
 
 
 def compare(args: argparse.Namespace) -> int:
-    r"""Compare tokenizers, as `speech-tokenizers evaluate retention` does; returns the exit code."""
+    """Compare tokenizers, as `speech-tokenizers evaluate retention` does; returns the exit code."""
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
     summaries: list[dict[str, Any]] = []

@@ -24,7 +24,7 @@ KEPT_CORRELATION = 0.3
 
 
 def range_titles(results: Mapping[str, Any], quantity: str) -> list[str]:
-    r"""Ranges of frequencies that any rate has: the paper's frequencies, the top, the bands."""
+    """Ranges of frequencies that any rate has: the paper's frequencies, the top, the bands."""
     titles: dict[str, float] = {}
     for system in results["systems"]:
         for rate in system["rates"].values():
@@ -36,7 +36,7 @@ def range_titles(results: Mapping[str, Any], quantity: str) -> list[str]:
 
 
 def quantity_rows(results: Mapping[str, Any], quantity: str) -> list[list[str]]:
-    r"""Header and a row for each original rate and system, at the first window."""
+    """Header and a row for each original rate and system, at the first window."""
     window = f"{results['settings']['windows'][0]:g}"
     titles = range_titles(results, quantity)
     rows = [["original rate", "tokenizer", *titles]]
@@ -50,7 +50,7 @@ def quantity_rows(results: Mapping[str, Any], quantity: str) -> list[list[str]]:
 
 
 def window_rows(results: Mapping[str, Any], quantity: str) -> list[list[str]]:
-    r"""
+    """
     Header and a row for each tokenizer and frequency of the paper: the value for each original rate and window, and
     the largest less the smallest.
     """
@@ -74,7 +74,7 @@ def window_rows(results: Mapping[str, Any], quantity: str) -> list[list[str]]:
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
-    r"""Sentences that say how the numbers came about."""
+    """Sentences that say how the numbers came about."""
     data, settings = results["data"], results["settings"]
     groups = ", ".join(f"{count} {name}" for name, count in data["groups"].items())
     redrawn = "clips" if data["num_speakers"] is None else f"the {data['num_speakers']} speakers"
@@ -111,7 +111,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
 
 
 def failure_lines(results: Mapping[str, Any]) -> list[str]:
-    r"""What failed at which original rate, how often and why."""
+    """What failed at which original rate, how often and why."""
     return [
         f"{system['system']}, {rate} Hz: {count} × {reason}"
         for system in results["systems"]
@@ -121,7 +121,7 @@ def failure_lines(results: Mapping[str, Any]) -> list[str]:
 
 
 def plot_retention(results: Mapping[str, Any]) -> "matplotlib.figure.Figure":
-    r"""Curves over the frequency: a row for each quantity, a column for each original rate, bands for intervals."""
+    """Curves over the frequency: a row for each quantity, a column for each original rate, bands for intervals."""
     rates = results["settings"]["rates"]
     figure = new_figure(4.6 * len(rates) + 1.5, 2.4 * len(TITLES))
     axes = figure.subplots(len(TITLES), len(rates), sharey="row", sharex="col", squeeze=False)
@@ -159,7 +159,7 @@ def plot_retention(results: Mapping[str, Any]) -> "matplotlib.figure.Figure":
 
 
 def build_report(results: Mapping[str, Any]) -> Report:
-    r"""
+    """
     The report that is written as `retention`.
 
     Args:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 How much of each frequency of a recording x is found in its reconstruction y (arXiv 2410.17081, Table 3 and Figure 2;
 the paper does not say how its transfer function was estimated).
 
@@ -48,7 +48,7 @@ CELL_WIDTH = 250  # of the curves, in Hz
 
 @dataclasses.dataclass(frozen=True)
 class CrossSpectra:
-    r"""
+    """
     Spectra of a recording and its reconstruction, summed over windows.
 
     Args:
@@ -69,7 +69,7 @@ class CrossSpectra:
     num_windows: int
 
     def table(self, power: float = 1.0) -> np.ndarray:
-        r"""
+        """
         The sums that the quantities are functions of.
 
         Args:
@@ -87,7 +87,7 @@ class CrossSpectra:
 
 
 def sum_spectra(recorded: np.ndarray, decoded: np.ndarray, window_length: int) -> CrossSpectra:
-    r"""
+    """
     Args:
         recorded, decoded (`np.ndarray` of shape `(num_samples,)`): Waveforms at one rate. Zeros fill up a waveform
             that is shorter than a window. Of a longer one, the end that fills no half window is left out.
@@ -123,7 +123,7 @@ def sum_spectra(recorded: np.ndarray, decoded: np.ndarray, window_length: int) -
 
 
 def audible_bins(spectra: CrossSpectra, sampling_rate: int, file_sampling_rate: int) -> np.ndarray:
-    r"""
+    """
     Where a recording holds something that could be kept: above the noise of 16 bits, and below the highest frequency
     of the file and of the rate that it was brought to.
 
@@ -137,7 +137,7 @@ def audible_bins(spectra: CrossSpectra, sampling_rate: int, file_sampling_rate: 
 
 
 def retention_counts(spectra: CrossSpectra, power: float, audible: np.ndarray) -> np.ndarray:
-    r"""
+    """
     What a recording adds to the pooled spectra.
 
     Args:
@@ -198,11 +198,11 @@ QUANTITIES: dict[str, Statistic] = {
     "magnitude_transfer": _of_bins(_magnitude_transfer),
     "magnitude_correlation": _of_bins(_magnitude_correlation),
 }
-r"""Statistics of summed tables whose last axis is `(8 * num_bins,)`, by the names of the module's description."""
+"""Statistics of summed tables whose last axis is `(8 * num_bins,)`, by the names of the module's description."""
 
 
 def frequency_ranges(sampling_rate: int) -> dict[str, tuple[float, float]]:
-    r"""
+    """
     The paper's three frequencies, the highest usable ones, and bands, by title, as ranges in Hz. Those that a sampling
     rate does not have are left out: 8 kHz is beyond what 16 kHz hold, and the `top` takes its place.
     """
@@ -219,13 +219,13 @@ def frequency_ranges(sampling_rate: int) -> dict[str, tuple[float, float]]:
 
 
 def curve_cells(sampling_rate: int) -> list[tuple[float, float]]:
-    r"""Equally wide ranges in Hz, from the lowest to the highest usable frequency."""
+    """Equally wide ranges in Hz, from the lowest to the highest usable frequency."""
     edges = np.arange(0, USABLE_SHARE * sampling_rate / 2 - CELL_WIDTH + 1e-6, CELL_WIDTH)
     return [(float(max(low, BANDS[0][0])), float(low + CELL_WIDTH)) for low in edges]
 
 
 def bins_between(low: float, high: float, num_bins: int, sampling_rate: int) -> np.ndarray:
-    r"""Indices of the bins from `low` up to, but without, `high` (in Hz); the nearest one where there is none."""
+    """Indices of the bins from `low` up to, but without, `high` (in Hz); the nearest one where there is none."""
     frequencies = np.linspace(0, sampling_rate / 2, num_bins)
     inside = np.flatnonzero((frequencies >= low) & (frequencies < high))
     return inside if len(inside) else np.array([np.abs(frequencies - (low + high) / 2).argmin()])
@@ -234,7 +234,7 @@ def bins_between(low: float, high: float, num_bins: int, sampling_rate: int) -> 
 def estimate_retention(
     tables: np.ndarray, quantity: str, low: float, high: float, sampling_rate: int, clusters: Sequence[int]
 ) -> Estimate | None:
-    r"""
+    """
     A quantity in a range of frequencies, with its bootstrap interval.
 
     Args:
@@ -257,10 +257,10 @@ def estimate_retention(
 
 
 def pack_table(table: np.ndarray) -> str:
-    r"""A float32 array of shape `(8, num_bins)` as text for a results file."""
+    """A float32 array of shape `(8, num_bins)` as text for a results file."""
     return base64.b64encode(np.ascontiguousarray(table, "<f4").tobytes()).decode()
 
 
 def unpack_table(text: str) -> np.ndarray:
-    r"""Array that [`pack_table`] packed, float32 of shape `(8, num_bins)`."""
+    """Array that [`pack_table`] packed, float32 of shape `(8, num_bins)`."""
     return np.frombuffer(base64.b64decode(text), "<f4").reshape(NUM_ROWS, -1)

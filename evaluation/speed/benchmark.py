@@ -44,13 +44,13 @@ WINDOW_EFFECT_SECONDS = 120.0
 
 
 def random_model(preset: str, **overrides: Any) -> RVQCodecModel:
-    r"""A codec with seeded random weights; speed does not depend on them."""
+    """A codec with seeded random weights; speed does not depend on them."""
     torch.manual_seed(0)
     return RVQCodecModel(RVQCodecConfig.from_preset(preset, **overrides)).eval()
 
 
 def encodec_of_same_shape(config: RVQCodecConfig) -> EncodecModel:
-    r"""transformers' EncodecModel with the layers, strides, widths and codebooks of a SEANet configuration."""
+    """transformers' EncodecModel with the layers, strides, widths and codebooks of a SEANet configuration."""
     stage_kbps = config.bits_per_second / 1000 / config.num_quantizers
     kbps = [stage_kbps * count for count in range(1, config.num_quantizers + 1)]
     torch.manual_seed(0)
@@ -82,7 +82,7 @@ def encodec_of_same_shape(config: RVQCodecConfig) -> EncodecModel:
 
 
 def in_bfloat16(model: RVQCodecModel) -> RVQCodecModel:
-    r"""A copy of the model in bfloat16, loaded as a user would, so that the quantizer stays in float32."""
+    """A copy of the model in bfloat16, loaded as a user would, so that the quantizer stays in float32."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return RVQCodecModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
@@ -90,7 +90,7 @@ def in_bfloat16(model: RVQCodecModel) -> RVQCodecModel:
 
 @torch.inference_mode()
 def measure_encodec(args: argparse.Namespace) -> dict[str, Any]:
-    r"""Ours against transformers' EncodecModel: same layers, 16 kHz, 50 Hz, encode and decode."""
+    """Ours against transformers' EncodecModel: same layers, 16 kHz, 50 Hz, encode and decode."""
     ours = random_model(ENCODEC_PRESET)
     theirs = encodec_of_same_shape(ours.config)
     folded = random_model(ENCODEC_PRESET)
@@ -118,7 +118,7 @@ def measure_encodec(args: argparse.Namespace) -> dict[str, Any]:
 
 @torch.inference_mode()
 def measure_decoders(args: argparse.Namespace) -> dict[str, Any]:
-    r"""
+    """
     The fast preset's inverse-STFT decoder against two SEANet decoders for the same latents: EnCodec's, with 32 filters
     and LSTM, and one without LSTM whose widest layer is as wide as the fast decoder's.
     """
@@ -150,7 +150,7 @@ def measure_decoders(args: argparse.Namespace) -> dict[str, Any]:
 
 @torch.inference_mode()
 def measure_bfloat16(args: argparse.Namespace) -> dict[str, Any]:
-    r"""bfloat16 against float32 on one model, with the share of codes that are equal, stage by stage."""
+    """bfloat16 against float32 on one model, with the share of codes that are equal, stage by stage."""
     full = load_model(args.model) if args.model else random_model(FAST_PRESET)
     half = in_bfloat16(full)
     rate = full.sampling_rate
@@ -174,7 +174,7 @@ def measure_bfloat16(args: argparse.Namespace) -> dict[str, Any]:
 
 @torch.inference_mode()
 def measure_streaming(args: argparse.Namespace) -> dict[str, Any]:
-    r"""Wall-clock and processor time from a frame of samples to the decoded frame, in milliseconds."""
+    """Wall-clock and processor time from a frame of samples to the decoded frame, in milliseconds."""
     model = random_model(STREAMING_PRESET)
     model.remove_weight_norm()
     hop = model.hop_length
@@ -197,7 +197,7 @@ def measure_streaming(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_tokens(args: argparse.Namespace) -> dict[str, Any]:
-    r"""
+    """
     Continuous tokens and speech again, streamed a latent at a time: the median of the repeats, of the presets without
     look-ahead or of a checkpoint.
     """
@@ -224,13 +224,13 @@ def measure_tokens(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_model(name: str) -> RVQCodecModel:
-    r"""A checkpoint by name, folder or Hub id."""
+    """A checkpoint by name, folder or Hub id."""
 
     return load(name)[0]
 
 
 def print_file_memory(model_name: str, audio_path: str, threads: str) -> None:
-    r"""
+    """
     Encode and decode a file with the functions of the command line, and print memory as JSON. It runs in a process of
     its own.
     """
@@ -266,7 +266,7 @@ def print_file_memory(model_name: str, audio_path: str, threads: str) -> None:
 
 
 def measure_file_memory(args: argparse.Namespace) -> dict[str, Any]:
-    r"""Memory that coding a long file takes beyond the loaded model, in a process of its own."""
+    """Memory that coding a long file takes beyond the loaded model, in a process of its own."""
     if not Path("/proc/self/clear_refs").exists():
         return {"skipped": "needs Linux, which reports a process's peak memory"}
     with tempfile.TemporaryDirectory() as folder:
@@ -294,7 +294,7 @@ def measure_file_memory(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_units(args: argparse.Namespace) -> dict[str, Any]:
-    r"""Units of recordings in batches sorted by length, against the plain forward pass of their encoder."""
+    """Units of recordings in batches sorted by length, against the plain forward pass of their encoder."""
     from speech_tokenizers.evaluation.speed.units import (
         CODEBOOK_SIZE,
         NUM_LAYERS,
@@ -319,7 +319,7 @@ def measure_units(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_training(args: argparse.Namespace) -> dict[str, Any]:
-    r"""
+    """
     The parts of a training step by `--recipe`, of a new model or of `--model`, in a process of its own: what a process
     trains with, precision among it, holds for all of it.
     """
@@ -370,7 +370,7 @@ MEASURES = {
 
 
 def benchmark(args: argparse.Namespace) -> int:
-    r"""Measure speed and memory, as `speech-tokenizers benchmark` does; returns the exit code."""
+    """Measure speed and memory, as `speech-tokenizers benchmark` does; returns the exit code."""
     torch.set_num_threads(args.threads)
     results: dict[str, Any] = {
         "machine": machine(),

@@ -9,7 +9,7 @@ SECTIONS = ("encodec", "decoders", "bf16", "streaming", "tokens", "memory", "tra
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    r"""Arguments of `speech-tokenizers benchmark`."""
+    """Arguments of `speech-tokenizers benchmark`."""
     parser.add_argument(
         "--sections",
         nargs="*",
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    r"""Run `speech-tokenizers benchmark`; returns the exit code."""
+    """Run `speech-tokenizers benchmark`; returns the exit code."""
     # What it needs takes seconds to import, which `--help` should not.
     from speech_tokenizers.evaluation.speed.benchmark import benchmark
 

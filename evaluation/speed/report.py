@@ -11,7 +11,7 @@ Values = Mapping[str, Any]  # what a measure of `benchmark.MEASURES` found
 
 
 def profile_table(values: Values) -> list[list[str]]:
-    r"""Header, and a row for each part of a training step."""
+    """Header, and a row for each part of a training step."""
     step = values["step_ms"]
     parts = {
         # What has no name of its own comes last.
@@ -23,7 +23,7 @@ def profile_table(values: Values) -> list[list[str]]:
 
 
 def time_table(side: str, values: Values) -> list[list[str]]:
-    r"""Header, and a row for each of the compared systems; `side` is `"encode"` or `"decode"`."""
+    """Header, and a row for each of the compared systems; `side` is `"encode"` or `"decode"`."""
     title = f"{side}, {values['audio_seconds']:g} s of audio"
     rows = [[title, "seconds", "real-time factor", "times faster (range)"]]
     for row in values[side]:
@@ -34,12 +34,12 @@ def time_table(side: str, values: Values) -> list[list[str]]:
 
 
 def time_tables(values: Values) -> list[list[list[str]]]:
-    r"""A table for each of `"encode"` and `"decode"` that was timed."""
+    """A table for each of `"encode"` and `"decode"` that was timed."""
     return [time_table(side, values) for side in ("encode", "decode") if side in values]
 
 
 def token_table(models: Sequence[Values]) -> list[list[str]]:
-    r"""Header, and a row for each model whose streams were timed."""
+    """Header, and a row for each model whose streams were timed."""
     calls = "a call that answers, median (95 %)"
     rows = [["", "look-ahead", "RTF encode", "RTF decode", f"encode: {calls}", f"decode: {calls}"]]
     for row in models:
@@ -53,18 +53,18 @@ def token_table(models: Sequence[Values]) -> list[list[str]]:
 
 
 def describe_encodec(title: str, values: Values) -> Section:
-    r"""Section of `measure_encodec`."""
+    """Section of `measure_encodec`."""
     counts = (f"{name} {count / 1e6:.2f} M" for name, count in values["parameters"].items())
     return Section(title, f"Parameters: {', '.join(counts)}.", time_tables(values))
 
 
 def describe_decoders(title: str, values: Values) -> Section:
-    r"""Section of `measure_decoders`."""
+    """Section of `measure_decoders`."""
     return Section(title, tables=time_tables(values))
 
 
 def describe_bfloat16(title: str, values: Values) -> Section:
-    r"""Section of `measure_bfloat16`."""
+    """Section of `measure_bfloat16`."""
     stages = ", ".join(f"{share:.1%}" for share in values["code_agreement_by_stage"])
     units = ", ".join(values["bf16_units"]) or "none, so it is emulated"
     caption = (
@@ -75,7 +75,7 @@ def describe_bfloat16(title: str, values: Values) -> Section:
 
 
 def describe_streaming(title: str, values: Values) -> Section:
-    r"""Section of `measure_streaming`."""
+    """Section of `measure_streaming`."""
     lines = []
     for clock in ("wall", "processor"):
         row = values[clock]
@@ -87,12 +87,12 @@ def describe_streaming(title: str, values: Values) -> Section:
 
 
 def describe_tokens(title: str, values: Values) -> Section:
-    r"""Section of `measure_tokens`."""
+    """Section of `measure_tokens`."""
     return Section(title, "RTF: processor seconds per second of audio.", [token_table(values["models"])])
 
 
 def describe_memory(title: str, values: Values) -> Section:
-    r"""Section of `measure_file_memory`."""
+    """Section of `measure_file_memory`."""
     decoded = f", decoded in {values['decode_seconds']:.0f} s" if "decode_seconds" in values else ""
     lines = [
         f"{values['model']}, {values['minutes']:g} minutes: {values['extra_bytes'] / 1e6:.0f} MB beyond the loaded "
@@ -110,7 +110,7 @@ def describe_memory(title: str, values: Values) -> Section:
 
 
 def describe_training(title: str, values: Values) -> Section:
-    r"""Section of `measure_training`."""
+    """Section of `measure_training`."""
     memory = f", peak {values['peak_memory_gb']:.2f} GB" if "peak_memory_gb" in values else ""
     caption = (
         f"{values['recipe']} ({values['model']}), {values['batch']} x {values['segment_seconds']:g} s on "
@@ -121,7 +121,7 @@ def describe_training(title: str, values: Values) -> Section:
 
 
 def describe_units(title: str, values: Values) -> Section:
-    r"""Section of `measure_units`."""
+    """Section of `measure_units`."""
     return Section(title, f"{values['model']}.", time_tables(values))
 
 
@@ -139,7 +139,7 @@ SECTIONS: dict[str, tuple[str, Callable[[str, Values], Section]]] = {
 
 
 def describe(name: str, values: Values) -> Section:
-    r"""The section of a measure, which says why where the measure was skipped."""
+    """The section of a measure, which says why where the measure was skipped."""
     title, describe_values = SECTIONS[name]
     if "skipped" in values:
         return Section(title, f"Skipped: {values['skipped']}.")
@@ -147,7 +147,7 @@ def describe(name: str, values: Values) -> Section:
 
 
 def build_report(results: Mapping[str, Any]) -> Report:
-    r"""
+    """
     The report that is written as `benchmark`.
 
     Args:

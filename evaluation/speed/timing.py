@@ -15,7 +15,7 @@ from speech_tokenizers.evaluation.speed.processor import BF16_FLAGS, cpu_flags
 
 
 def synthetic_sound(num_samples: int, sampling_rate: int, seed: int = 0) -> np.ndarray:
-    r"""
+    """
     A voice-like buzz with gliding pitch, pauses and breath noise, of shape `(num_samples,)`, float32 in [-1, 1].
     """
     generator = np.random.default_rng(seed)
@@ -28,7 +28,7 @@ def synthetic_sound(num_samples: int, sampling_rate: int, seed: int = 0) -> np.n
 
 
 def interleave(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    r"""
+    """
     Time functions in turn, so that a change of the machine's load meets all of them.
 
     Args:
@@ -52,7 +52,7 @@ def interleave(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[st
 
 
 def compare_times(times: dict[str, list[float]], baseline: str, audio_seconds: float) -> list[dict[str, Any]]:
-    r"""
+    """
     One row a name: median time, real-time factor, and the median, lowest and highest ratio of the time of `baseline`
     to its own.
     """
@@ -72,12 +72,12 @@ def compare_times(times: dict[str, list[float]], baseline: str, audio_seconds: f
 
 
 def num_parameters(model: torch.nn.Module) -> int:
-    r"""Trained numbers in a model."""
+    """Trained numbers in a model."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def memory_bytes(field: str) -> int:
-    r"""`VmRSS` (now) or `VmHWM` (the most so far) of this process, in bytes; Linux only."""
+    """`VmRSS` (now) or `VmHWM` (the most so far) of this process, in bytes; Linux only."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{field}:"):
             return 1024 * int(line.split()[1])
@@ -85,7 +85,7 @@ def memory_bytes(field: str) -> int:
 
 
 def machine() -> dict[str, Any]:
-    r"""Description of the machine that the numbers were measured on."""
+    """Description of the machine that the numbers were measured on."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -19,7 +19,7 @@ STREAMING_TOKENS: dict[str, dict[str, Any]] = {
 
 
 def random_tokens(preset: str, **overrides: Any) -> CSTModel:
-    r"""Continuous tokens with seeded random weights; speed does not depend on them. Weight norm is folded."""
+    """Continuous tokens with seeded random weights; speed does not depend on them. Weight norm is folded."""
     torch.manual_seed(0)
     model = CSTModel(CSTConfig.from_preset(preset, **overrides)).eval()
     model.remove_weight_norm()
@@ -28,7 +28,7 @@ def random_tokens(preset: str, **overrides: Any) -> CSTModel:
 
 @torch.inference_mode()
 def stream_speed(model: Any, audio: torch.Tensor, chunk_frames: int = 1) -> dict[str, Any]:
-    r"""
+    """
     Speed of a stream in either direction.
 
     Args:

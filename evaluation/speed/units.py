@@ -21,7 +21,7 @@ CODEBOOK_SIZE = 500
 
 
 def random_units(num_layers: int = NUM_LAYERS, codebook_size: int = CODEBOOK_SIZE, **overrides: Any):
-    r"""
+    """
     A HuBERT of transformers with seeded random weights, and units of a copy of it with random centroids.
 
     Args:
@@ -46,7 +46,7 @@ def random_units(num_layers: int = NUM_LAYERS, codebook_size: int = CODEBOOK_SIZ
 def plain_forward(
     encoder: HubertModel, waveforms: Sequence[np.ndarray], batch_samples: int, sampling_rate: int
 ) -> Callable[[], None]:
-    r"""The encoder's forward pass over the recordings in padded batches, sorted by length, as one writes it."""
+    """The encoder's forward pass over the recordings in padded batches, sorted by length, as one writes it."""
     feature_extractor = KMeansUnitsFeatureExtractor(sampling_rate=sampling_rate)
     lengths = [len(waveform) for waveform in waveforms]
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
@@ -63,7 +63,7 @@ def plain_forward(
 
 
 def tokenization(units: KMeansUnitsModel, waveforms: Sequence[np.ndarray], batch_seconds: float) -> Callable[[], None]:
-    r"""Function that does with the same recordings what the library does, up to the units."""
+    """Function that does with the same recordings what the library does, up to the units."""
     feature_extractor = KMeansUnitsFeatureExtractor(sampling_rate=units.sampling_rate, hop_length=units.hop_length)
 
     def run() -> None:
@@ -77,7 +77,7 @@ def tokenization(units: KMeansUnitsModel, waveforms: Sequence[np.ndarray], batch
 def window_effect(
     model: Any, recording: torch.Tensor, window_seconds: float = 20.0, context_seconds: float = 2.0
 ) -> dict[str, float] | None:
-    r"""
+    """
     Difference between the units of a recording in windows and those of the whole recording.
 
     Args:

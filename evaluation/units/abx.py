@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 ABX discriminability of phones: is a token X of one phone nearer to a token A of the same than to a token B of another?
 
 Tokens are stretches of frames, which may be features, units, or units as entries of their codebook. Their distance is
@@ -29,7 +29,7 @@ FrameDistance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class PhoneToken(NamedTuple):
-    r"""
+    """
     One phone in a recording.
 
     Args:
@@ -58,7 +58,7 @@ def phone_tokens(
     span: str = "phone",
     max_pause: float = 0.1,
 ) -> list[PhoneToken]:
-    r"""
+    """
     The phones of one recording, each as the frames whose middle lies in it.
 
     Phones in which no frame has its middle, or that come after the last frame, are left out; they still count as
@@ -98,7 +98,7 @@ def phone_tokens(
 
 
 def angular_distance(frames_1: np.ndarray, frames_2: np.ndarray) -> np.ndarray:
-    r"""Angles between features `(num_frames, dim)`, divided by pi; zeros are at right angles to everything."""
+    """Angles between features `(num_frames, dim)`, divided by pi; zeros are at right angles to everything."""
     frames_1, frames_2 = (
         frames / np.maximum(np.linalg.norm(frames, axis=-1, keepdims=True), 1e-12) for frames in (frames_1, frames_2)
     )
@@ -106,18 +106,18 @@ def angular_distance(frames_1: np.ndarray, frames_2: np.ndarray) -> np.ndarray:
 
 
 def euclidean_distance(frames_1: np.ndarray, frames_2: np.ndarray) -> np.ndarray:
-    r"""Euclidean distances between features `(num_frames, dim)`."""
+    """Euclidean distances between features `(num_frames, dim)`."""
     squares = (frames_1**2).sum(-1)[:, None] + (frames_2**2).sum(-1) - 2 * frames_1 @ frames_2.T
     return np.sqrt(np.maximum(squares, 0.0))
 
 
 def unit_mismatch(codes_1: np.ndarray, codes_2: np.ndarray) -> np.ndarray:
-    r"""Number of quantizers whose codes differ, for each pair of frames of codes `(num_frames, num_quantizers)`."""
+    """Number of quantizers whose codes differ, for each pair of frames of codes `(num_frames, num_quantizers)`."""
     return np.sum([stage_1[:, None] != stage_2 for stage_1, stage_2 in zip(codes_1.T, codes_2.T, strict=True)], axis=0)
 
 
 def entry_distance(entries: np.ndarray, distance: FrameDistance = angular_distance) -> FrameDistance:
-    r"""
+    """
     A distance of units `(num_frames,)` by their entries in the codebook.
 
     It is the distance of the units' entries, rounded to 16 binary places, and 0 for equal units. So sums along paths
@@ -142,7 +142,7 @@ def entry_distance(entries: np.ndarray, distance: FrameDistance = angular_distan
 
 
 def warped_distances(frame_distances: np.ndarray, spans_1: np.ndarray, spans_2: np.ndarray) -> np.ndarray:
-    r"""
+    """
     Distances of all tokens of one set to all of another by dynamic time warping.
 
     A path goes from the first frames of both to the last, each step by a frame in one or in both. The cheapest sum of
@@ -213,7 +213,7 @@ def _warp(costs: np.ndarray, last_1: np.ndarray, last_2: np.ndarray) -> np.ndarr
 
 @dataclass(frozen=True)
 class ABXResult:
-    r"""
+    """
     ABX errors by cell, which is two phones with their neighbours, a speaker of A and B, and one of X.
 
     Args:
@@ -249,13 +249,13 @@ class ABXResult:
         return float(np.mean(list(self.pair_errors().values()))) if self.pairs else float("nan")
 
     def pair_errors(self) -> dict[tuple[str, str], float]:
-        r"""The error of each ordered pair of phones in percent. The phone of A and X comes first."""
+        """The error of each ordered pair of phones in percent. The phone of A and X comes first."""
         if not self.pairs:
             return {}
         return dict(zip(self.pairs, self._averaged(np.ones((1, self.num_speakers)))[0].tolist(), strict=True))
 
     def estimate(self, num_resamples: int = 500, confidence: float = 0.95, seed: int = 0) -> Estimate | None:
-        r"""
+        """
         The error in percent with its percentile interval when the speakers of A and B are redrawn with replacement.
 
         Args:
@@ -307,7 +307,7 @@ def abx(
     max_other_speakers: int = 5,
     seed: int = 0,
 ) -> ABXResult:
-    r"""
+    """
     Measure the ABX error.
 
     Args:

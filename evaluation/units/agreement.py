@@ -26,7 +26,7 @@ from speech_tokenizers.evaluation.bootstrap import Estimate
 
 
 class Agreement(NamedTuple):
-    r"""
+    """
     How far units agree with labels, each from 0 to 1; NaN where there are no frames.
 
     Args:
@@ -41,7 +41,7 @@ class Agreement(NamedTuple):
 
 
 def agreement(table: np.ndarray) -> Agreement:
-    r"""
+    """
     Args:
         table (`np.ndarray` of shape `(num_units, num_labels)`): Number of frames of each unit and label.
     """
@@ -51,7 +51,7 @@ def agreement(table: np.ndarray) -> Agreement:
 
 
 def joint_symbols(audio_codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-    r"""
+    """
     One number for the codes of all quantizers at a frame, equal where all are equal, over all clips.
 
     Args:
@@ -67,7 +67,7 @@ def joint_symbols(audio_codes: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def repeat_units(units: np.ndarray, labels: np.ndarray, upsample: int) -> tuple[np.ndarray, np.ndarray]:
-    r"""
+    """
     Bring units to the rate of labels as the published PNMI does: repeat each, then cut both to the shorter.
 
     Args:
@@ -81,7 +81,7 @@ def repeat_units(units: np.ndarray, labels: np.ndarray, upsample: int) -> tuple[
 
 
 def roll_labels(labels: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
-    r"""
+    """
     The control: labels keep their order and their durations, and are moved to where other sounds are.
 
     The labels of all clips form one ring. It is turned by a random part, between a quarter and three quarters, so that
@@ -104,7 +104,7 @@ def roll_labels(labels: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]
 def joint_counts(
     units: Sequence[np.ndarray], labels: Sequence[np.ndarray], groups: Sequence[str] | None = None
 ) -> "JointCounts":
-    r"""
+    """
     Count how often each unit falls together with each label.
 
     Args:
@@ -148,7 +148,7 @@ def joint_counts(
 
 @dataclass(frozen=True)
 class JointCounts:
-    r"""
+    """
     Frames of each unit and label, by clip or group of clips; only pairs that occur take memory.
 
     Args:
@@ -182,7 +182,7 @@ class JointCounts:
         return int(self.counts.sum())
 
     def table(self) -> np.ndarray:
-        r"""
+        """
         Number of frames over all clips, of shape `(num_units, num_labels)`, without units and labels that never occur.
         """
         table = np.zeros((self.num_units, self.num_labels), np.int64)
@@ -190,11 +190,11 @@ class JointCounts:
         return table
 
     def value(self) -> Agreement:
-        r"""The agreement over all clips."""
+        """The agreement over all clips."""
         return agreement(self.table())
 
     def estimates(self, num_resamples: int = 500, confidence: float = 0.95, seed: int = 0) -> dict[str, Estimate]:
-        r"""
+        """
         The agreement, with intervals when clips (or groups) are redrawn with replacement.
 
         Redrawn clips repeat each other, which adds to the bias that the value has already. So the percentile interval
@@ -261,7 +261,7 @@ def _entropy(counts: np.ndarray, total: np.ndarray) -> np.ndarray:
 
 
 class UnitAgreement(evaluate.Metric):
-    r"""
+    """
     Agreement of units with phones or characters, frame by frame, over all clips.
 
     `compute(predictions=..., references=..., upsample=1)` takes the units and the labels of each clip, lists of

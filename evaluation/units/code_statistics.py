@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 How many bits units take, how evenly they are used, and how well earlier units predict the next.
 
 Codes of a clip have shape `(num_quantizers, num_frames)`. Counts are given by clip, so that
@@ -21,7 +21,7 @@ from speech_tokenizers.evaluation.reconstruction.codebook import (
 
 @dataclass(frozen=True)
 class BitRates:
-    r"""
+    """
     Bit rates of units, in bit/s of audio.
 
     Entropies are those of the sample. They are entropies of single symbols without regard to their neighbours. With
@@ -47,7 +47,7 @@ class BitRates:
 
 
 def bit_rates(audio_codes: Sequence[np.ndarray], codebook_size: int, frame_rate: float) -> BitRates:
-    r"""
+    """
     Args:
         audio_codes (sequence of `np.ndarray` of shape `(num_quantizers, num_frames)`): Codes of the clips.
         codebook_size (`int`): Entries per codebook.
@@ -76,7 +76,7 @@ def bit_rates(audio_codes: Sequence[np.ndarray], codebook_size: int, frame_rate:
 
 
 def run_lengths(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    r"""
+    """
     Remove repetitions.
 
     Args:
@@ -93,7 +93,7 @@ def run_lengths(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def run_counts(audio_codes: Sequence[np.ndarray], frame_rate: float) -> np.ndarray:
-    r"""
+    """
     Runs and seconds of each clip, of shape `(num_clips, 2)`; their ratio is the units a second.
 
     Args:
@@ -104,7 +104,7 @@ def run_counts(audio_codes: Sequence[np.ndarray], frame_rate: float) -> np.ndarr
 
 
 def usage_counts(audio_codes: Sequence[np.ndarray], codebook_size: int) -> np.ndarray:
-    r"""
+    """
     How often each clip has each code, of shape `(num_clips, num_quantizers, codebook_size)`.
 
     Args:
@@ -115,7 +115,7 @@ def usage_counts(audio_codes: Sequence[np.ndarray], codebook_size: int) -> np.nd
 
 
 def entropy(counts: np.ndarray) -> np.ndarray:
-    r"""
+    """
     Entropy in bits of what was counted, of shape `(...)`; NaN where nothing was.
 
     Args:
@@ -127,17 +127,17 @@ def entropy(counts: np.ndarray) -> np.ndarray:
 
 
 def perplexity(counts: np.ndarray) -> np.ndarray:
-    r"""Number of evenly used codes that has the same [`entropy`], of shape `(...)`."""
+    """Number of evenly used codes that has the same [`entropy`], of shape `(...)`."""
     return 2.0 ** entropy(counts)
 
 
 def share_used(counts: np.ndarray) -> np.ndarray:
-    r"""Share of the codes that occur, of shape `(...)`."""
+    """Share of the codes that occur, of shape `(...)`."""
     return (np.asarray(counts) > 0).mean(-1)
 
 
 def rarest_share(counts: np.ndarray, share: float = 0.2) -> np.ndarray:
-    r"""
+    """
     Imbalance: share of the frames that the rarest codes carry, of shape `(...)`; NaN where there are no frames.
 
     It is the Lorenz curve at `share`: codes are sorted by their frames, those that never occur come first with none,
@@ -156,7 +156,7 @@ def rarest_share(counts: np.ndarray, share: float = 0.2) -> np.ndarray:
 
 
 class NgramModel:
-    r"""
+    """
     An n-gram model of units with interpolated Witten-Bell smoothing (Chen and Goodman 1999, section 2.4).
 
     With c(h, w) how often unit w follows history h, c(h) the sum and t(h) the number of distinct units after h,
@@ -197,7 +197,7 @@ class NgramModel:
             self.levels.append((grams, counts, histories, totals, np.diff(first, append=len(grams))))
 
     def bits(self, stream: np.ndarray) -> np.ndarray:
-        r"""
+        """
         -log2 p of each unit after those before it, of shape `(num_units,)`.
 
         Args:
@@ -257,7 +257,7 @@ def ngram_bits(
     groups: Sequence[str] | None = None,
     num_folds: int = 5,
 ) -> np.ndarray:
-    r"""
+    """
     Bits and units of each clip under an n-gram model of other clips, of shape `(num_clips, 2)`.
 
     The clips (or groups) are dealt into folds in their order, and each fold is measured by an [`NgramModel`] of all
@@ -289,6 +289,6 @@ def ngram_bits(
 
 
 def ngram_perplexity(sums: np.ndarray) -> np.ndarray:
-    r"""2 to the bits a unit, of shape `(...)`, from sums of [`ngram_bits`] of shape `(..., 2)`; NaN without units."""
+    """2 to the bits a unit, of shape `(...)`, from sums of [`ngram_bits`] of shape `(..., 2)`; NaN without units."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(sums[..., 1] > 0, 2.0 ** (sums[..., 0] / sums[..., 1]), np.nan)

@@ -21,7 +21,7 @@ PERTURBATION_NAMES = ("noise", "noise_nast", "reverberation", "gain", "pitch_shi
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    r"""Arguments of `speech-tokenizers evaluate units`."""
+    """Arguments of `speech-tokenizers evaluate units`."""
     parser.add_argument("models", nargs="*", help="unit models or codecs: checkpoint names, local folders or Hub ids")
     parser.add_argument(
         "--systems", nargs="*", default=[], metavar="NAME=MODEL", help="models under the names that tables shall show"
@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    r"""Run `speech-tokenizers evaluate units`; returns the exit code."""
+    """Run `speech-tokenizers evaluate units`; returns the exit code."""
     # What it needs takes seconds to import, which `--help` should not.
     from speech_tokenizers.evaluation.units.comparison import compare
 

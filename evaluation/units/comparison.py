@@ -50,7 +50,7 @@ from speech_tokenizers.processing.recordings import load_recordings, parse_filte
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    r"""
+    """
     One of the things that `--measures` chooses.
 
     Args:
@@ -84,7 +84,7 @@ MEASURES: dict[str, Measure] = {
         measure_resynthesis, needs_settings=("recognizer",), settings=("recognizer", "voice", "resynthesis_clips")
     ),
 }
-r"""What the command measures, in the order of its tables."""
+"""What the command measures, in the order of its tables."""
 
 REQUIREMENTS = {
     "phones": "phones and their times (--labels)",
@@ -103,7 +103,7 @@ def read_spoken_clips(
     character_labels: Path | None = None,
     seed: int = 0,
 ) -> SpokenClips:
-    r"""
+    """
     Args:
         path (`str`), filter_by (mapping), file_list (`str`, *optional*): Arguments of
             [`~processing.recordings.load_recordings`]; the recordings are files.
@@ -142,7 +142,7 @@ def read_spoken_clips(
 def usable_measures(
     names: Iterable[str], data: SpokenClips, settings: UnitSettings
 ) -> tuple[list[str], dict[str, str]]:
-    r"""Those of the measures that the data and the settings permit, and for each other one, what it lacks."""
+    """Those of the measures that the data and the settings permit, and for each other one, what it lacks."""
     usable, skipped = [], {}
     for name in names:
         measure = MEASURES[name]
@@ -157,7 +157,7 @@ def usable_measures(
 
 @dataclasses.dataclass
 class UnitComparison:
-    r"""
+    """
     Clips, what to measure on them, and the folder in which results are kept. A later comparison with the same folder
     reuses its results.
 
@@ -175,7 +175,7 @@ class UnitComparison:
     output: Path
 
     def measure(self, system: EncodingSystem) -> dict[str, Any]:
-        r"""
+        """
         Measure what is not yet known of a system.
 
         Returns:
@@ -231,7 +231,7 @@ class UnitComparison:
 
 
 def describe_system(system: EncodingSystem) -> dict[str, Any]:
-    r"""Facts about a system that tables and plots show besides its scores."""
+    """Facts about a system that tables and plots show besides its scores."""
     config = system.model.config
     encoder = getattr(config, "encoder_config", None)
     layers = list(getattr(config, "layers", None) or ())
@@ -248,7 +248,7 @@ def describe_system(system: EncodingSystem) -> dict[str, Any]:
 
 
 def named_models(models: Iterable[str], systems: Iterable[str]) -> dict[str, str]:
-    r"""
+    """
     Models by the names that tables show. A name is given as `NAME=MODEL`; otherwise it is that of the model's folder.
 
     Raises:
@@ -272,7 +272,7 @@ PACKAGES = ("speech-tokenizers", "torch", "transformers", "numpy", "scipy")
 
 
 def compare(args: argparse.Namespace) -> int:
-    r"""Compare units, as `speech-tokenizers evaluate units` does; returns the exit code."""
+    """Compare units, as `speech-tokenizers evaluate units` does; returns the exit code."""
 
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
@@ -320,7 +320,7 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def describe_data(data: SpokenClips) -> dict[str, Any]:
-    r"""Facts about the clips that tables show, as plain JSON values."""
+    """Facts about the clips that tables show, as plain JSON values."""
     return {
         "num_clips": len(data.clips),
         "num_speakers": len(set(data.speakers) - {None}),

@@ -36,7 +36,7 @@ Labels = Mapping[str, Sequence[TimedLabel]]
 
 @dataclasses.dataclass(frozen=True)
 class SpokenClips:
-    r"""
+    """
     Recordings, with their speakers, genders and labels.
 
     Args:
@@ -70,7 +70,7 @@ class SpokenClips:
 
 @dataclasses.dataclass(frozen=True)
 class UnitSettings:
-    r"""
+    """
     Amount of what is measured.
 
     Args:
@@ -99,7 +99,7 @@ class UnitSettings:
     resynthesis_clips: int = 60
 
     def chosen_perturbations(self) -> dict[str, Perturbation]:
-        r"""
+        """
         The perturbations by their names.
 
         Raises:
@@ -120,7 +120,7 @@ class UnitSettings:
 
 @dataclasses.dataclass
 class Measured:
-    r"""
+    """
     Result of one measure.
 
     Args:
@@ -136,7 +136,7 @@ class Measured:
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def add(self, name: str, estimate: Estimate | None, num_clips: int, reason: str = "it has no value") -> None:
-        r"""
+        """
         Args:
             name (`str`): Name of the score.
             estimate ([`Estimate`], *optional*): Value of the score. Without one the score failed for `reason`.
@@ -158,7 +158,7 @@ class EncodingFailure(RuntimeError):
 
 
 class EncodedClips:
-    r"""
+    """
     The codes of clips by one system, kept in its results file, and their features, kept in memory.
 
     A clip that cannot be encoded is left out and named in `failures`.
@@ -184,7 +184,7 @@ class EncodedClips:
         self._features: list[np.ndarray] | None = None
 
     def encode(self, with_features: bool) -> None:
-        r"""
+        """
         Encode every clip.
 
         Args:
@@ -218,7 +218,7 @@ class EncodedClips:
         load: Callable[[], np.ndarray],
         encode: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> np.ndarray:
-        r"""
+        """
         Codes `(num_quantizers, num_frames)` of a clip as it is, as it was changed, or as it is encoded in another way.
 
         Args:
@@ -276,7 +276,7 @@ class EncodedClips:
 
     @property
     def features(self) -> list[np.ndarray]:
-        r"""
+        """
         What was quantized for each clip in `codes`, `(num_frames, dimension)`.
 
         Raises:
@@ -302,7 +302,7 @@ class EncodedClips:
         return [values[number] for number in self.numbers]
 
     def symbols(self) -> tuple[list[np.ndarray], np.ndarray]:
-        r"""
+        """
         Each frame's codes as one number `(num_frames,)`, and the entries `(num_symbols, dimension)` that the numbers
         stand for, as [`~EncodingSystem.dequantize`] gives them.
         """
@@ -310,7 +310,7 @@ class EncodedClips:
         return joint_symbols(self.codes), self.system.dequantize(distinct)
 
     def labels(self, labels: Labels) -> list[list[TimedLabel]]:
-        r"""
+        """
         Labels of the clips in `codes`, moved in time so that frame k is at (k + 0.5) / frame rate, where readers of
         the labels expect it. An encoder's convolutions hear a frame's samples later or earlier than that.
         """
@@ -321,7 +321,7 @@ class EncodedClips:
         ]
 
     def frame_labels(self, labels: Labels) -> tuple[list[np.ndarray], list[str]]:
-        r"""The label of each frame `(num_frames,)` as a number, -1 for none, and what the numbers stand for."""
+        """The label of each frame `(num_frames,)` as a number, -1 for none, and what the numbers stand for."""
         names = sorted({item.label for spans in labels.values() for item in spans} - set(IGNORED_LABELS))
         classes = {name: number for number, name in enumerate(names)}
         frames = [
@@ -332,7 +332,7 @@ class EncodedClips:
 
 
 def without_stress(labels: Labels) -> dict[str, list[TimedLabel]]:
-    r"""Labels without the stress digits of ARPAbet vowels, as is usual for PNMI: `IH0` and `IH1` are one phone."""
+    """Labels without the stress digits of ARPAbet vowels, as is usual for PNMI: `IH0` and `IH1` are one phone."""
     return {
         name: [
             TimedLabel(

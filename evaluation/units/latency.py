@@ -15,7 +15,7 @@ from speech_tokenizers.modeling.unit_streaming import UnitStream
 
 
 class StreamSetting(NamedTuple):
-    r"""
+    """
     Seconds of a [`UnitStream`].
 
     Args:
@@ -38,7 +38,7 @@ STREAM_SETTINGS = (
 
 
 def measure_streaming(encoded: EncodedClips, settings: UnitSettings) -> Measured:
-    r"""
+    """
     Unit edit distance between the units of a stream and those of the whole recording, over the clips that are also
     perturbed, for each of `STREAM_SETTINGS` that the encoder can hear; in the details, latency and equal frames.
 

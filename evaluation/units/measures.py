@@ -41,7 +41,7 @@ MIN_FRAMES_A_SYMBOL = 10
 
 
 def grouped(counts: np.ndarray, groups: Sequence[str] | np.ndarray) -> np.ndarray:
-    r"""The rows of each group, such as a speaker's clips, added up."""
+    """The rows of each group, such as a speaker's clips, added up."""
     _, numbers = np.unique(np.asarray(groups), return_inverse=True)
     sums = np.zeros((numbers.max() + 1, *counts.shape[1:]))
     np.add.at(sums, numbers, counts)
@@ -49,7 +49,7 @@ def grouped(counts: np.ndarray, groups: Sequence[str] | np.ndarray) -> np.ndarra
 
 
 def centred_estimate(counts: np.ndarray, statistic: Statistic, seed: int, num_resamples: int = 500) -> Estimate:
-    r"""
+    """
     A statistic of summed counts that falls when some clips are drawn twice and others not at all, such as an entropy.
 
     The percentile interval is moved so that the mean of the redrawn values is the value, as in
@@ -70,7 +70,7 @@ def centred_estimate(counts: np.ndarray, statistic: Statistic, seed: int, num_re
 
 
 def measure_agreement(encoded: EncodedClips, settings: UnitSettings) -> Measured:
-    r"""PNMI and purities of the first codebook, of each codebook, and of all together, with what chance reaches."""
+    """PNMI and purities of the first codebook, of each codebook, and of all together, with what chance reaches."""
     measured = Measured()
     names = {"mutual_information": "pnmi", "label_purity": "phone_purity", "unit_purity": "cluster_purity"}
     _agree(encoded, settings, encoded.data.phones, names, measured)
@@ -78,7 +78,7 @@ def measure_agreement(encoded: EncodedClips, settings: UnitSettings) -> Measured
 
 
 def measure_characters(encoded: EncodedClips, settings: UnitSettings) -> Measured:
-    r"""As [`measure_agreement`], with characters in place of phones."""
+    """As [`measure_agreement`], with characters in place of phones."""
     measured = Measured()
     names = {"mutual_information": "cnmi", "label_purity": "character_purity"}
     _agree(encoded, settings, encoded.data.characters, names, measured)
@@ -125,7 +125,7 @@ def _frames_a_symbol(symbols: Sequence[np.ndarray]) -> float:
 
 
 def measure_abx(encoded: EncodedClips, settings: UnitSettings) -> Measured:
-    r"""ABX error within and across speakers, by angles between the units' entries and between the features."""
+    """ABX error within and across speakers, by angles between the units' entries and between the features."""
     measured = Measured()
     speakers = encoded.of_clips(encoded.data.speakers)
     tokens = [
@@ -160,7 +160,7 @@ def measure_abx(encoded: EncodedClips, settings: UnitSettings) -> Measured:
 
 
 def measure_rate(encoded: EncodedClips, settings: UnitSettings) -> Measured:
-    r"""Bit rates of all codebooks together, in bit/s."""
+    """Bit rates of all codebooks together, in bit/s."""
     measured = Measured()
     system, num_clips = encoded.system, len(encoded.codes)
     rates = bit_rates(encoded.codes, system.codebook_size, system.frame_rate)
@@ -181,7 +181,7 @@ USAGE: dict[str, Statistic] = {
 
 
 def measure_usage(encoded: EncodedClips, settings: UnitSettings) -> Measured:
-    r"""Use of the first codebook; in the details, use of each codebook."""
+    """Use of the first codebook; in the details, use of each codebook."""
     measured = Measured()
     counts = usage_counts(encoded.codes, encoded.system.codebook_size)
     first = grouped(counts[:, 0], encoded.of_clips(encoded.data.groups))
@@ -199,7 +199,7 @@ def measure_usage(encoded: EncodedClips, settings: UnitSettings) -> Measured:
 
 
 def measure_ngrams(encoded: EncodedClips, settings: UnitSettings) -> Measured:
-    r"""Perplexity of the first codebook's de-duplicated units under n-gram models of other speakers."""
+    """Perplexity of the first codebook's de-duplicated units under n-gram models of other speakers."""
     measured = Measured()
     groups = encoded.of_clips(encoded.data.groups)
     streams = [run_lengths(codes[:1])[0][0] for codes in encoded.codes]
@@ -216,7 +216,7 @@ def measure_ngrams(encoded: EncodedClips, settings: UnitSettings) -> Measured:
 
 
 def measure_robustness(encoded: EncodedClips, settings: UnitSettings) -> Measured:
-    r"""
+    """
     Unit edit distance of all codebooks together under each perturbation, over clips drawn with the seed; in the
     details, that of each codebook. The chance level is the distance between different clips.
     """

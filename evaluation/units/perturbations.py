@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Changes of a recording that leave what is said as it is: noise, reverberation, gain, pitch, tempo and lossy coding.
 
 They are those of the unit edit distance (Gat et al. 2023, https://huggingface.co/papers/2209.15483; NAST, Messica and
@@ -32,12 +32,12 @@ NAST_LEVEL = -25.0  # dBFS, of the speech before noise is added
 
 
 class Perturbation(abc.ABC):
-    r"""
+    """
     A change of a recording, with its settings; a frozen dataclass, whose `repr` is its `key`.
     """
 
     def __call__(self, audio: np.ndarray, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
-        r"""
+        """
         Args:
             audio (`np.ndarray` of shape `(num_samples,)`): Waveform in [-1, 1], which is not changed.
             sampling_rate (`int`): Sampling rate of `audio`, in Hz.
@@ -58,7 +58,7 @@ class Perturbation(abc.ABC):
 
     @abc.abstractmethod
     def apply(self, audio: np.ndarray, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
-        r"""As `__call__`, in float64, after the input was checked."""
+        """As `__call__`, in float64, after the input was checked."""
 
     @property
     @abc.abstractmethod
@@ -73,7 +73,7 @@ class Perturbation(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class NoiseFolder:
-    r"""
+    """
     Recordings of noise.
 
     Args:
@@ -92,7 +92,7 @@ class NoiseFolder:
         object.__setattr__(self, "fingerprint", folder_fingerprint(self.folder))
 
     def draw(self, num_samples: int, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
-        r"""
+        """
         A stretch of one of them, of shape `(num_samples,)`; a recording that is shorter is repeated.
 
         Raises:
@@ -112,7 +112,7 @@ NoiseColour = Literal["speech_shaped", "pink", "white"]
 
 @dataclasses.dataclass(frozen=True)
 class Noise(Perturbation):
-    r"""
+    """
     Add noise at a signal-to-noise ratio that is drawn evenly between two values.
 
     The ratio is that of the powers over the whole clip, pauses among it. With `"exact"` it is the one that was drawn,
@@ -176,7 +176,7 @@ class Noise(Perturbation):
 def generate_noise(
     audio: np.ndarray, sampling_rate: int, colour: NoiseColour, generator: np.random.Generator
 ) -> np.ndarray:
-    r"""
+    """
     Stationary noise as long as a clip, of no particular level.
 
     Args:
@@ -200,7 +200,7 @@ def generate_noise(
 
 @dataclasses.dataclass(frozen=True)
 class Reverberation(Perturbation):
-    r"""
+    """
     Reverberation of a synthetic room: the direct sound, and after it Gaussian noise that decays by 60 dB within a time
     that is drawn (Polack 1988).
 
@@ -230,7 +230,7 @@ class Reverberation(Perturbation):
                 raise ValueError(f"The decay times of `rooms` must be above 0 s, but got {low:g}.")
 
     def draw_decay_time(self, generator: np.random.Generator) -> float:
-        r"""Seconds in which the reverberation falls by 60 dB."""
+        """Seconds in which the reverberation falls by 60 dB."""
         room = generator.choice(len(self.rooms), p=[probability for probability, _, _ in self.rooms])
         return float(generator.uniform(*self.rooms[room][1:]))
 
@@ -253,7 +253,7 @@ class Reverberation(Perturbation):
 def room_response(
     decay_time: float, sampling_rate: int, direct_to_reverberant: float, generator: np.random.Generator
 ) -> np.ndarray:
-    r"""
+    """
     Impulse response of a room whose sound decays evenly, of shape `(num_samples,)`; the first sample is the direct
     sound, of amplitude 1.
 
@@ -271,7 +271,7 @@ def room_response(
 
 @dataclasses.dataclass(frozen=True)
 class Gain(Perturbation):
-    r"""
+    """
     Make a recording louder or softer, but no louder than that its peak is 1.
 
     Args:
@@ -296,7 +296,7 @@ class Gain(Perturbation):
 
 @dataclasses.dataclass(frozen=True)
 class PitchShift(Perturbation):
-    r"""
+    """
     Raise or lower the voice, formants with it; the length is kept, and the peak scaled to 1 as NAST has it.
 
     Args:
@@ -317,7 +317,7 @@ class PitchShift(Perturbation):
 
 @dataclasses.dataclass(frozen=True)
 class TimeStretch(Perturbation):
-    r"""
+    """
     Speak faster or slower at the same pitch.
 
     Args:
@@ -344,7 +344,7 @@ class TimeStretch(Perturbation):
 
 
 def stretch_time(audio: np.ndarray, tempo: float, sampling_rate: int) -> np.ndarray:
-    r"""
+    """
     Change the tempo and keep the pitch, by overlap and add of stretches that fit each other (WSOLA; Verhelst and
     Roelands 1993).
 
@@ -393,7 +393,7 @@ def _best_match(region: np.ndarray, wanted: np.ndarray) -> int:
 
 
 def shift_pitch(audio: np.ndarray, semitones: float, sampling_rate: int) -> np.ndarray:
-    r"""
+    """
     Change the pitch and keep the length: slow the recording down and play it faster.
 
     Args:
@@ -408,7 +408,7 @@ def shift_pitch(audio: np.ndarray, semitones: float, sampling_rate: int) -> np.n
 
 @dataclasses.dataclass(frozen=True)
 class Transcoding(Perturbation):
-    r"""
+    """
     Encode by a lossy codec and decode, with libsndfile. The codec's delay is removed and the length kept.
 
     Args:
@@ -436,7 +436,7 @@ class Transcoding(Perturbation):
             raise ValueError(f"`kbps` must lie between {low:g} and {high:g} for {self.codec}, but got {self.kbps:g}.")
 
     def encode(self, audio: np.ndarray, sampling_rate: int) -> bytes:
-        r"""The coded file of a waveform of shape `(num_samples,)`."""
+        """The coded file of a waveform of shape `(num_samples,)`."""
         if sampling_rate not in self._rates[self.codec]:
             rates = ", ".join(map(str, self._rates[self.codec]))
             raise ValueError(f"`sampling_rate` must be one of {rates} for {self.codec}, but is {sampling_rate}.")
@@ -469,7 +469,7 @@ MP3_DELAY = 576 + 529  # samples: of LAME's encoder, and of every decoder
 
 
 def default_perturbations(noise_folder: Path | None = None) -> dict[str, Perturbation]:
-    r"""
+    """
     Perturbations that unit edit distance is measured under, by the names that tables show.
 
     Args:
@@ -494,7 +494,7 @@ def default_perturbations(noise_folder: Path | None = None) -> dict[str, Perturb
 def perturb(
     audio: np.ndarray, perturbation: Perturbation, seed: int, name: str = "", sampling_rate: int = 16000
 ) -> np.ndarray:
-    r"""
+    """
     Change a clip. What is drawn follows from the seed, the clip's name and the kind of change alone. It does not
     depend on the other clips, and is the same for both conventions of noise.
 

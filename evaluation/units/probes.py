@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 What units tell of who speaks and what is said: classifiers that see nothing else, tested on speech they have not seen.
 
 Speaker and gender are predicted from a clip, phones from a single frame. A classifier sees one of three inputs:
@@ -46,7 +46,7 @@ LEARNING_RATE, CODE_LEARNING_RATE = 3e-3, 1e-2
 
 
 class CodeRows:
-    r"""
+    """
     One-hot codes as a matrix that is never made: its product with weights adds up a row of weights for each code.
 
     Args:
@@ -67,7 +67,7 @@ class CodeRows:
 
 
 class ProbeInputs(NamedTuple):
-    r"""
+    """
     What a classifier sees of each item.
 
     Args:
@@ -81,7 +81,7 @@ class ProbeInputs(NamedTuple):
     by_column: bool = True
 
     def standardized(self, learnt_from: torch.Tensor) -> torch.Tensor | CodeRows:
-        r"""
+        """
         The values with a mean of 0 and a spread of 1 over the items that are learnt from.
 
         Args:
@@ -97,7 +97,7 @@ class ProbeInputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ProbeTask:
-    r"""
+    """
     Items to classify, and the folds in which they are tested.
 
     Args:
@@ -119,7 +119,7 @@ class ProbeTask:
 
 
 def probe_task(labels: Sequence[str], groups: Sequence[str], num_folds: int = NUM_FOLDS, seed: int = 0) -> ProbeTask:
-    r"""
+    """
     Deal groups into folds, those of each class evenly.
 
     Args:
@@ -151,7 +151,7 @@ def probe_task(labels: Sequence[str], groups: Sequence[str], num_folds: int = NU
 
 
 def class_weights(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
-    r"""
+    """
     A weight for each item, of shape `(num_items,)`: all classes that occur weigh the same, and the mean is 1.
 
     Args:
@@ -165,7 +165,7 @@ def class_weights(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
 def fit_mlp(
     values: torch.Tensor | CodeRows, classes: torch.Tensor, num_classes: int, seed: int = 0
 ) -> list[torch.Tensor]:
-    r"""
+    """
     Learn a classifier with one hidden layer of 64 rectified units by 300 steps of AdamW, with a rate that falls to 0
     along half a cosine.
 
@@ -210,7 +210,7 @@ def fit_mlp(
 
 
 def mlp_scores(layers: Sequence[torch.Tensor], values: torch.Tensor | CodeRows) -> torch.Tensor:
-    r"""Scores that the classifier of [`fit_mlp`] gives each class, `(num_items, num_classes)`."""
+    """Scores that the classifier of [`fit_mlp`] gives each class, `(num_items, num_classes)`."""
     first, first_bias, second, second_bias = layers
     return F.relu(values @ first + first_bias) @ second + second_bias
 
@@ -218,7 +218,7 @@ def mlp_scores(layers: Sequence[torch.Tensor], values: torch.Tensor | CodeRows) 
 def cross_validate(
     inputs: ProbeInputs, task: ProbeTask, classifier: str, shuffled: bool = False, seed: int = 0
 ) -> np.ndarray:
-    r"""
+    """
     The class `(num_items,)` that each item is given by a classifier that has learnt from the other folds.
 
     Args:
@@ -256,7 +256,7 @@ def cross_validate(
 
 
 def class_counts(task: ProbeTask, predicted: np.ndarray) -> np.ndarray:
-    r"""
+    """
     Hits, predictions and true items by class, of each group, `(num_groups, 3 * num_classes)`: for [`macro_f1`] and
     [`balanced_accuracy`].
 
@@ -270,7 +270,7 @@ def class_counts(task: ProbeTask, predicted: np.ndarray) -> np.ndarray:
 
 
 def balanced_accuracy(sums: np.ndarray) -> np.ndarray:
-    r"""
+    """
     Mean over the classes that truly occur of the share of their items that are recognised, in percent.
 
     Args:
@@ -283,7 +283,7 @@ def balanced_accuracy(sums: np.ndarray) -> np.ndarray:
 
 
 def measure_probes(encoded: EncodedClips, settings: UnitSettings) -> Measured:
-    r"""Macro F1 and balanced accuracy of each probe, and macro F1 of its control."""
+    """Macro F1 and balanced accuracy of each probe, and macro F1 of its control."""
     measured = Measured()
     material = _Material(encoded, settings)
     for target in ("speaker", "gender", "phone"):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def format_cell(system: Mapping[str, Any], name: str) -> str:
-    r"""`value [low, high]`, `failed`, or a dash where it was not measured; how many clips failed."""
+    """`value [low, high]`, `failed`, or a dash where it was not measured; how many clips failed."""
     if name not in system["scores"]:
         return DASH
     score = system["scores"][name]
@@ -37,7 +37,7 @@ def format_cell(system: Mapping[str, Any], name: str) -> str:
 
 
 def score_rows(results: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
-    r"""Header and a row a system."""
+    """Header and a row a system."""
     rows = [["system", *map(score_title, names)]]
     for system in results["systems"]:
         rows.append([system["system"], *[format_cell(system, name) for name in names]])
@@ -55,7 +55,7 @@ PROBE_COLUMNS = {
 
 
 def probe_rows(results: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
-    r"""Header, and a row for what is told, from which input, of which system; a column a classifier."""
+    """Header, and a row for what is told, from which input, of which system; a column a classifier."""
     inputs = dict.fromkeys((split_name(name)[0], split_name(name)[1].split(", ")[0]) for name in names)
     rows = [["told", "from", "system", *PROBE_COLUMNS]]
     for kind, view in inputs:
@@ -66,7 +66,7 @@ def probe_rows(results: Mapping[str, Any], names: Sequence[str]) -> list[list[st
 
 
 def section_rows(results: Mapping[str, Any], section: ScoreSection, names: Sequence[str]) -> list[list[str]]:
-    r"""The table of a section."""
+    """The table of a section."""
     return (probe_rows if section.kinds[0] == "probe_speaker" else score_rows)(results, names)
 
 
@@ -74,7 +74,7 @@ SUMMARY = ("pnmi", "phone_purity", "cluster_purity", "abx_within[centroids]", "a
 
 
 def summary_rows(results: Mapping[str, Any]) -> list[list[str]]:
-    r"""The table at the top: what the systems are, and the scores that are asked for first."""
+    """The table at the top: what the systems are, and the scores that are asked for first."""
     present = {name for system in results["systems"] for name in system["scores"]}
     names = [name for name in SUMMARY if name in present]
     rows = [["system", "layer", "codes", "frames/s", *map(score_title, names)]]
@@ -89,7 +89,7 @@ def summary_rows(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def codebook_rows(results: Mapping[str, Any]) -> list[list[str]]:
-    r"""PNMI, use and UED of each codebook of the systems that have several; only a header where none has."""
+    """PNMI, use and UED of each codebook of the systems that have several; only a header where none has."""
     changes = dict.fromkeys(
         name for system in results["systems"] for name in system["details"].get("ued_by_codebook", ())
     )
@@ -110,7 +110,7 @@ def codebook_rows(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
-    r"""Sentences that say how the numbers came about."""
+    """Sentences that say how the numbers came about."""
     data, settings = results["data"], results["settings"]
     redrawn = "speakers" if data["num_speakers"] else "clips"
     lines = [
@@ -153,7 +153,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
 
 
 def failure_lines(results: Mapping[str, Any]) -> list[str]:
-    r"""What failed, why, and for which clips."""
+    """What failed, why, and for which clips."""
     lines = []
     for system in results["systems"]:
         for reason, clips in system["encoding_failures"].items():
@@ -170,7 +170,7 @@ def _listed(clips: Sequence[str], shown: int = 10) -> str:
 
 
 def score_records(results: Mapping[str, Any]) -> list[list[Any]]:
-    r"""Header, and a row for every score of every system."""
+    """Header, and a row for every score of every system."""
     rows: list[list[Any]] = [["system", "score", "value", "low", "high", "num_clips", "num_failed"]]
     for system in results["systems"]:
         for name, score in system["scores"].items():
@@ -235,7 +235,7 @@ FIGURES: dict[str, Callable[[Mapping[str, Any], Sequence[str]], list[Drawing]]] 
 
 
 def score_section(results: Mapping[str, Any], section: ScoreSection) -> Section | None:
-    r"""A section with its table and its figures; `None` where no system has one of its scores."""
+    """A section with its table and its figures; `None` where no system has one of its scores."""
     names = section_scores(results, section)
     if not names:
         return None
@@ -246,7 +246,7 @@ def score_section(results: Mapping[str, Any], section: ScoreSection) -> Section 
 
 
 def build_report(results: Mapping[str, Any]) -> Report:
-    r"""
+    """
     The report that is written as `units`.
 
     Args:

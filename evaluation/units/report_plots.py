@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def plot_bars(results: Mapping[str, Any], names: Sequence[str]) -> "Figure":
-    r"""A panel for each score: bars of the systems with their intervals."""
+    """A panel for each score: bars of the systems with their intervals."""
     systems = results["systems"]
     panels = []
     for name in names:
@@ -27,7 +27,7 @@ def plot_bars(results: Mapping[str, Any], names: Sequence[str]) -> "Figure":
 
 
 def plot_probes(results: Mapping[str, Any], names: Sequence[str]) -> "Figure":
-    r"""A row of panels for what is told, one for each input: bars of both classifiers, and ticks at their controls."""
+    """A row of panels for what is told, one for each input: bars of both classifiers, and ticks at their controls."""
     systems = results["systems"]
     kinds = list(dict.fromkeys(split_name(name)[0] for name in names))
     inputs = list(dict.fromkeys(split_name(name)[1].split(", ")[0] for name in names))
@@ -51,7 +51,7 @@ def plot_probes(results: Mapping[str, Any], names: Sequence[str]) -> "Figure":
 
 
 def plot_phones(results: Mapping[str, Any]) -> "Figure | None":
-    r"""PNMI against the codebook's size, a line a layer; against the layer, a line a size; and against bits."""
+    """PNMI against the codebook's size, a line a layer; against the layer, a line a size; and against bits."""
     systems = [system for system in results["systems"] if system["scores"].get("pnmi")]
     if not systems:
         return None
@@ -109,7 +109,7 @@ def _layer_words(system: Mapping[str, Any]) -> str:
 
 
 def plot_streaming(results: Mapping[str, Any]) -> "Figure | None":
-    r"""Unit edit distance of streams against their latency, a line a system."""
+    """Unit edit distance of streams against their latency, a line a system."""
     systems = [system for system in results["systems"] if system["details"].get("streaming")]
     if not systems:
         return None
@@ -128,7 +128,7 @@ def plot_streaming(results: Mapping[str, Any]) -> "Figure | None":
 
 
 def plot_usage(results: Mapping[str, Any]) -> "Figure | None":
-    r"""How often codes are used, the commonest first, relative to even use."""
+    """How often codes are used, the commonest first, relative to even use."""
     systems = [system for system in results["systems"] if "rank_frequency" in system["details"]]
     if not systems:
         return None
@@ -147,7 +147,7 @@ def plot_usage(results: Mapping[str, Any]) -> "Figure | None":
 
 
 def plot_confusion(system: Mapping[str, Any]) -> "Figure":
-    r"""P(phone | unit) as a heat map: units from left to right, sorted by their commonest phone."""
+    """P(phone | unit) as a heat map: units from left to right, sorted by their commonest phone."""
     confusion = system["details"]["pnmi_confusion"]
     counts = np.array(confusion["counts"], np.float64)  # (num_units, num_labels)
     by_frequency = np.argsort(-counts.sum(0), kind="stable")

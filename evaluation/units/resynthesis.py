@@ -20,7 +20,7 @@ from speech_tokenizers.processing.speech_recognition import Recognizer, load_rec
 
 @torch.inference_mode()
 def resynthesize(system: EncodingSystem, audio_codes: np.ndarray, voice: str | None = None) -> np.ndarray:
-    r"""
+    """
     Speak units.
 
     Args:
@@ -42,7 +42,7 @@ def resynthesize(system: EncodingSystem, audio_codes: np.ndarray, voice: str | N
 
 
 def measure_resynthesis(encoded: EncodedClips, settings: UnitSettings) -> Measured:
-    r"""
+    """
     Word error rate, in percent, of what `settings.recognizer` hears in the spoken units and in the recordings. It is
     taken over the first `settings.resynthesis_clips` of the clips that have a text, in an order drawn with the seed.
 

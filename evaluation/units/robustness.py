@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Unit edit distance: how much units change when a recording changes in ways that leave what is said as it is.
 
 Both sequences are de-duplicated, so that a sound that lasts longer costs nothing. The distance is the least number of
@@ -23,7 +23,7 @@ from speech_tokenizers.processing.word_alignment import edit_distance
 
 
 class UnitEdits(NamedTuple):
-    r"""
+    """
     Args:
         edits (`int`): Least number of de-duplicated units to be replaced, left out or put in.
         num_units (`int`): Number of de-duplicated units of the clean recording.
@@ -34,7 +34,7 @@ class UnitEdits(NamedTuple):
 
 
 def unit_edits(clean: np.ndarray, changed: np.ndarray) -> UnitEdits:
-    r"""
+    """
     Compare the codes of a recording with those of its changed version.
 
     Args:
@@ -54,7 +54,7 @@ def unit_edits(clean: np.ndarray, changed: np.ndarray) -> UnitEdits:
 
 
 def unit_edit_distance(sums: np.ndarray) -> np.ndarray:
-    r"""
+    """
     The distance in percent, of shape `(...)`; NaN where there are no units.
 
     Args:
@@ -64,7 +64,7 @@ def unit_edit_distance(sums: np.ndarray) -> np.ndarray:
 
 
 class UnitEditDistance(evaluate.Metric):
-    r"""
+    """
     Unit edit distance over all clips, in percent.
 
     `compute(predictions=..., references=...)` takes the units of each changed and of each clean recording, frame by

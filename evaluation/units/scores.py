@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class ScoreKind(NamedTuple):
-    r"""
+    """
     How a score is shown.
 
     Args:
@@ -50,7 +50,7 @@ SCORE_KINDS = {
 
 
 class ScoreSection(NamedTuple):
-    r"""
+    """
     Scores that stand under one heading of the report.
 
     Args:
@@ -143,18 +143,18 @@ SECTIONS = (
 
 
 def split_name(name: str) -> tuple[str, str]:
-    r"""Kind and view of a score: `abx_within[features]` has the kind `abx_within` and the view `features`."""
+    """Kind and view of a score: `abx_within[features]` has the kind `abx_within` and the view `features`."""
     kind, view = re.fullmatch(r"([^\[]*)(.*)", name).groups()
     return kind, view[1:-1].replace("][", ", ")
 
 
 def score_title(name: str) -> str:
-    r"""Heading of a score's column."""
+    """Heading of a score's column."""
     kind, view = split_name(name)
     return SCORE_KINDS[kind].title + (f" ({view.replace('_', ' ')})" if view else "")
 
 
 def section_scores(results: Mapping[str, Any], section: ScoreSection) -> list[str]:
-    r"""Names of the scores of a section that any system has, those of a kind side by side."""
+    """Names of the scores of a section that any system has, those of a kind side by side."""
     names = dict.fromkeys(name for system in results["systems"] for name in system["scores"])
     return [name for kind in section.kinds for name in names if split_name(name)[0] == kind]

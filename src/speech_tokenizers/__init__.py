@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Neural speech codecs for speech language models.
 
 Names are imported when they are first used, so that `import speech_tokenizers` costs next to nothing; from then on

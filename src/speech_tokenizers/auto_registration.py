@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Make `AutoConfig`, `AutoModel`, `AutoModelForAudioTokenization`, `AutoModelForCTC`, `AutoModelForPreTraining` and
 `AutoFeatureExtractor` know this package's classes.
 

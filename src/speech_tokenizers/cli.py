@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 The command `speech-tokenizers`. It parses, calls and prints; what it calls is imported once it is called.
 
 Exit codes: 0 all went well, 1 some files failed, 2 wrong usage (nothing was done).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Checkpoints of SpeechTokenizer and DM-Codec become folders that compute the same; all else is refused.
 
 tests/modeling/test_parity_dm_codec.py compares what is computed with the original code's own numbers.

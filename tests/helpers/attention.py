@@ -9,7 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 class AttentionTests:
-    r"""
+    """
     The claim `_supports_sdpa`, of a model whose attention is all in one part of it.
 
     The common tests compare the states of layers and look at class names; our models return no states of layers, and

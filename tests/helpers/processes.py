@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def start(program: str | Path, *args: object, **variables: str) -> subprocess.Popen:
-    r"""
+    """
     Start Python on the CPU, with one thread and its output in a pipe.
 
     Args:
@@ -28,7 +28,7 @@ def start(program: str | Path, *args: object, **variables: str) -> subprocess.Po
 
 
 def run_ranks(program: str | Path, *args: object, world_size: int = 2, timeout: float = 300) -> list[str]:
-    r"""
+    """
     Run the same program in several processes that see each other, as a launcher does.
 
     Args:

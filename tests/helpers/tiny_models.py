@@ -7,7 +7,7 @@ from transformers import HubertConfig
 
 
 def tiny_hubert(config_class: type = HubertConfig, **changes: Any) -> Any:
-    r"""
+    """
     A HuBERT of two layers, 16 features and 20 samples a frame.
 
     Args:

@@ -48,7 +48,7 @@ def make_signal(batch_size: int, num_samples: int, seed: int = 0) -> torch.Tenso
 
 
 def make_codec(**overrides) -> RVQCodecModel:
-    r"""
+    """
     Build a tiny codec whose parameters are all away from zero and whose codebooks fit its latents, in evaluation mode.
 
     A zero bias hides every error in the padding, and codebooks far from the latents hide every error in the latents.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 What a codec promises to the sample: padding, batching, streaming and windows change nothing.
 
 Codes must agree in every single frame. Waveforms may differ by the rounding of a differently shaped matrix product.

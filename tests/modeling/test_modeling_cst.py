@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 What continuous tokens promise: padding, batching, streaming and windows change nothing; noise is added when it is
 asked for; and the latents' statistics are those of the speech that was trained on.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 What DM-Codec adds to the RVQ codec: features of its codebooks for two teachers.
 
 What both promise is tested on both in test_codec_exactness.py and test_modeling_rvq_codec.py.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 The RVQ codec's interface: outputs, losses, training, precision, and every input that it refuses.
 
 tests/modeling/test_codec_exactness.py holds what it promises to the sample.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Sinkhorn, the swapped loss, its gradients, training steps and a whole model are those of the original Spin.
 
 The expected values were computed by vectominist/spin at commit 73edb7a, on s3prl at commit ec8064b. Of DC-Spin no code

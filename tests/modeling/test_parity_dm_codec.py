@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 DM-Codec computes what the original code of SpeechTokenizer and DM-Codec computes from the same weights.
 
 The weights are random; those of the full size are not stored, since a rule makes them from their names. The expected

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 The masked-prediction loss and its gradients are those of the original HuBERT, from the same weights, masks and labels.
 
 The expected values were computed by fairseq's model (as copied by s3prl at commit ec8064b), in a padded batch.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Another speaker says the same: fundamental frequency and formants are where they were sent, the length stays.
 
 Formants are measured by linear prediction, of which the implementation knows nothing: the shift in log frequency at

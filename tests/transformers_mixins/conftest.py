@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Make the common tests of the installed transformers importable as `transformers_common_tests`.
 
 The wheel of transformers leaves its tests out; the source distribution carries them. It is fetched once with pip, for
@@ -81,7 +81,7 @@ config_common_kwargs = {
 
 
 class NeverApplies(NamedTuple):
-    r"""
+    """
     Common tests that can never apply to some models.
 
     A class of tests says by `has_attentions = False`, `is_training = False` and `keeps_float32 = False` that its model
@@ -237,7 +237,7 @@ def _applies_never(name: str, model_class: type, tests: type, row: NeverApplies)
 
 
 def fetch_common_tests(folder: Path) -> None:
-    r"""
+    """
     Write the common tests of the installed transformers to `folder`, a package of the name `PACKAGE_NAME`.
 
     Raises:

@@ -83,7 +83,7 @@ class RVQCodecMixins(ModelTesterMixin):
             super().test_init_weights_can_init_buffers()
 
     def test_weight_norm_is_initialised_after_loading_on_the_meta_device(self):
-        r"""
+        """
         The common test leaves the tensors of parametrizations out, and a plain `init.normal_(module.weight)` would
         have no effect on them.
         """

@@ -30,7 +30,7 @@ from transformers_common_tests.test_modeling_common import ModelTesterMixin
 
 
 class SpeechEncoderModelTester:
-    r"""
+    """
     Args:
         test (`SpeechEncoderMixins`): Has the configuration's class and fields.
     """

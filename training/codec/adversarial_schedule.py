@@ -9,7 +9,7 @@ from speech_tokenizers.training.common.optimization import OptimizerArguments, s
 
 
 class AdversarialSchedule:
-    r"""
+    """
     Discriminators begin at the first step before which the run has come as far as `args.start_step`, by steps or by
     time. From then on they act to the end, even if the run gets more time later.
 
@@ -26,7 +26,7 @@ class AdversarialSchedule:
         self.first_step: int | None = None
 
     def begin(self, step: int, progress: float) -> None:
-        r"""
+        """
         Let them begin with the step that follows `step` steps if it is time.
 
         Args:

@@ -16,7 +16,7 @@ from speech_tokenizers.training.common.optimization import make_optimizer
 
 
 class Adversary:
-    r"""
+    """
     Discriminators that learn to tell recorded from decoded speech, and what a codec learns from them.
 
     Args:
@@ -55,7 +55,7 @@ class Adversary:
         return self.discriminator is not None and self.args.adversarial.start_step >= self.args.max_steps
 
     def begin_step(self, step: int, progress: float) -> None:
-        r"""
+        """
         Let the discriminators begin if it is time, and set their learning rate.
 
         Args:

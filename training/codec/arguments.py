@@ -19,7 +19,7 @@ from speech_tokenizers.training.common.recipe_files import check_not_negative, l
 
 @dataclass
 class ModelArguments:
-    r"""
+    """
     The model to train: a named preset with changes, or a trained one to continue from.
 
     Args:
@@ -53,7 +53,7 @@ class ModelArguments:
 
 @dataclass
 class AdversarialArguments:
-    r"""
+    """
     The discriminators and the steps at which they act.
 
     Args:
@@ -81,7 +81,7 @@ class AdversarialArguments:
 
 @dataclass
 class SpeechTeacherArguments:
-    r"""
+    """
     The speech model that a codec learns from.
 
     Args:
@@ -100,7 +100,7 @@ class SpeechTeacherArguments:
 
 @dataclass
 class LanguageTeacherArguments:
-    r"""
+    """
     The language model that a codec learns from, and how its vectors meet the codec's frames.
 
     Args:
@@ -147,7 +147,7 @@ class LanguageTeacherArguments:
 
 @dataclass
 class DistillationArguments:
-    r"""
+    """
     Teachers that a [`DMCodecModel`] learns from besides its recordings.
 
     Args:
@@ -180,7 +180,7 @@ class DistillationArguments:
 
 @dataclass
 class SpeechFeatureArguments:
-    r"""
+    """
     A frozen speech encoder whose features decoded speech should share with the recording. Adds the loss
     `speech_features`.
 
@@ -204,7 +204,7 @@ class SpeechFeatureArguments:
 
 @dataclass
 class UnitArguments:
-    r"""
+    """
     Units that a [`UnitVocoderModel`] speaks from. A new vocoder gets the sizes that fit.
 
     Args:
@@ -230,7 +230,7 @@ class UnitArguments:
 
 @dataclass
 class CodecTrainingArguments:
-    r"""
+    """
     Everything a [`CodecTrainer`] needs to know besides the model and the data.
 
     Args:

@@ -12,7 +12,7 @@ from speech_tokenizers.training.common.recipe_files import check_names
 
 
 class ClipMetrics:
-    r"""
+    """
     The `compute_metrics` of a [`CodecTrainer`] that measures what a recipe names.
 
     Args:
@@ -35,7 +35,7 @@ class ClipMetrics:
                 metric.score_clip(silence, silence, sampling_rate)
 
     def __call__(self, recorded: np.ndarray, decoded: np.ndarray, sampling_rate: int) -> dict[str, float | None]:
-        r"""
+        """
         Args:
             recorded, decoded (`np.ndarray` of shape `(num_samples,)`): Waveforms in [-1, 1].
             sampling_rate (`int`): Sampling rate of both, in Hz.

@@ -34,7 +34,7 @@ from speech_tokenizers.training.common.recipe_files import check_names
 def build_model(
     args: CodecTrainingArguments, report: Callable[[dict[str, str]], None] | None = None
 ) -> RVQCodecModel | UnitVocoderModel | CSTModel | JointModel:
-    r"""
+    """
     The codec or vocoder that a recipe names, new or trained; or a tokenizer with a language model.
 
     Args:
@@ -131,7 +131,7 @@ def untrained_parts(model: nn.Module, loss_names: Sequence[str]) -> set[str]:
 def check_loss_weights(
     args: CodecTrainingArguments, loss_names: Sequence[str], adversarial_loss_names: Sequence[str]
 ) -> dict[str, float]:
-    r"""
+    """
     The weights of the losses by name.
 
     Args:

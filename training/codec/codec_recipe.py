@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> "CodecTrainer":
-    r"""
+    """
     Train as a recipe says, save the codec or vocoder in `final` in the output folder, and return the trainer.
 
     A run that was told to stop (SIGINT, SIGTERM) leaves a checkpoint and no `final`.
@@ -54,7 +54,7 @@ def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> "Code
 
 
 def run_recipe(path_or_name: str, overrides: Sequence[str]) -> str:
-    r"""
+    """
     Train by a recipe; returns what the command `train` prints.
 
     Raises:

@@ -56,7 +56,7 @@ MAY_CHANGE = (
 
 
 class CodecTrainer:
-    r"""
+    """
     Train a codec and its discriminators, each with its own optimizer, on one or more processes.
 
     Further losses come as `objectives`; each loss has its weight in `args.loss_weights`. A vocoder is trained in the
@@ -140,7 +140,7 @@ class CodecTrainer:
         return (*self.reconstruction_losses, *self.model_loss_names, *Adversary.loss_names, *further)
 
     def codec_losses(self, outputs: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        r"""
+        """
         The codec's losses by name, without weights; the adversarial ones only once the discriminators act.
 
         Args:
@@ -171,7 +171,7 @@ class CodecTrainer:
         return model(**{name: value for name, value in given.items() if name in self._model_arguments})
 
     def training_step(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        r"""Both updates from one forward of the codec on a micro-batch. Returns detached losses by name."""
+        """Both updates from one forward of the codec on a micro-batch. Returns detached losses by name."""
         recorded = batch["input_values"]  # (B, 1, T)
         outputs = self.reconstruct(self.model, batch)  # one forward serves both updates
         logged = {}
@@ -197,7 +197,7 @@ class CodecTrainer:
         return detached({"loss": loss, **losses, **logged, "grad_norm": grad_norm})
 
     def update(self, module: nn.Module, optimizer, loss: torch.Tensor, args: OptimizerArguments) -> torch.Tensor:
-        r"""
+        """
         Add the gradient of `loss`, and at the last micro-batch clip it and take a step; a gradient that is not finite
         is dropped.
 
@@ -232,7 +232,7 @@ class CodecTrainer:
         return self.run.finished
 
     def train(self, resume_from_checkpoint: str | bool | None = None) -> dict[str, float]:
-        r"""
+        """
         Train to `args.max_steps`, or until `args.max_minutes` have passed.
 
         Args:
@@ -335,7 +335,7 @@ class CodecTrainer:
         return self.data.batches(range(self.step, self.args.max_steps), self.unwrapped_model)
 
     def evaluate(self) -> dict[str, float]:
-        r"""
+        """
         Code and decode the evaluation recordings, with the averaged weights if there are any.
 
         Returns:
@@ -380,7 +380,7 @@ class CodecTrainer:
         return self.accelerator.unwrap_model(self.model)
 
     def save_model(self, output_dir: str | Path | None = None) -> Path:
-        r"""
+        """
         Save the codec, with the averaged weights if there are any, and its feature extractor, for `from_pretrained`.
 
         Args:
@@ -394,7 +394,7 @@ class CodecTrainer:
         return folder
 
     def push_to_hub(self, repo_id: str | None = None, **options) -> None:
-        r"""
+        """
         Upload the codec, as `save_model` would save it, and its feature extractor.
 
         Args:

@@ -18,7 +18,7 @@ from speech_tokenizers.training.common.data import DataArguments
 
 @dataclass(frozen=True)
 class CropSettings:
-    r"""
+    """
     Length and loudness of a crop. See [`DataArguments`] for the other fields.
 
     Args:
@@ -60,7 +60,7 @@ class CropSettings:
 
 
 class AudioCropDataset(torch.utils.data.Dataset):
-    r"""
+    """
     Random crops of decoded recordings. In an epoch a recording is drawn once for each crop length that it holds.
 
     A crop depends on the seed, the epoch and its index only, not on workers, processes or what was drawn before.
@@ -112,7 +112,7 @@ class AudioCropDataset(torch.utils.data.Dataset):
 
 
 class StreamedCropDataset(torch.utils.data.IterableDataset):
-    r"""
+    """
     Random crops of a stream of recordings, one crop a recording, decoded as they come.
 
     The crop at a position depends on the seed and the position only. A recording that cannot be decoded leaves silence
@@ -171,7 +171,7 @@ class StreamedCropDataset(torch.utils.data.IterableDataset):
 
 
 class GlobalBatchSampler:
-    r"""
+    """
     The micro-batches of one process: lists of indices that, over all processes, make up the same global batch at every
     step.
 
@@ -242,7 +242,7 @@ def training_batches(
     targets: Callable[[int, int, int], dict[str, torch.Tensor]] | None = None,
     hop_length: int = 1,
 ) -> torch.utils.data.DataLoader:
-    r"""
+    """
     The micro-batches of this process for `steps`: dicts with `input_values` of shape `(batch, 1, num_samples)`.
 
     Args:

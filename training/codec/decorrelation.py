@@ -15,7 +15,7 @@ from speech_tokenizers.training.codec.objectives import CodecObjective
 
 
 def decorrelation_loss(latents: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    r"""
+    """
     Mean squared correlation of two different dimensions of latents, over a batch of all processes, in float32. With
     gradient accumulation this is a micro-batch of all processes. Its fewer frames correlate more by chance: the loss
     of a step is the mean over its micro-batches, and not that of the whole batch.

@@ -16,7 +16,7 @@ from speech_tokenizers.training.common.recipe_files import check_names
 
 
 class DiscriminatorOutput(NamedTuple):
-    r"""
+    """
     Opinion of one discriminator.
 
     Args:
@@ -29,7 +29,7 @@ class DiscriminatorOutput(NamedTuple):
 
 
 class STFTDiscriminator(nn.Module):
-    r"""
+    """
     2-D convolutions over the complex spectrogram at one resolution. (EnCodec, section 3.4:
     https://huggingface.co/papers/2210.13438)
 
@@ -58,7 +58,7 @@ class STFTDiscriminator(nn.Module):
         self.head = weight_norm(nn.Conv2d(num_filters, 1, (3, 3), padding=(1, 1)))
 
     def forward(self, audio: torch.Tensor) -> DiscriminatorOutput:
-        r"""
+        """
         Args:
             audio (`torch.Tensor` of shape `(batch, 1, num_samples)`): Waveform of at least `n_fft` samples.
         """
@@ -78,7 +78,7 @@ class STFTDiscriminator(nn.Module):
 
 
 class PeriodDiscriminator(nn.Module):
-    r"""
+    """
     Convolutions over every `period`-th sample. (HiFi-GAN, section 2.3: https://huggingface.co/papers/2010.05646)
 
     Args:
@@ -97,7 +97,7 @@ class PeriodDiscriminator(nn.Module):
         self.head = weight_norm(nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0)))
 
     def forward(self, audio: torch.Tensor) -> DiscriminatorOutput:
-        r"""
+        """
         Args:
             audio (`torch.Tensor` of shape `(batch, 1, num_samples)`): Waveform.
         """
@@ -114,7 +114,7 @@ class PeriodDiscriminator(nn.Module):
 
 
 class ScaleDiscriminator(nn.Module):
-    r"""
+    """
     Strided grouped 1-D convolutions over the waveform. (MelGAN and HiFi-GAN, section 2.3)
 
     Args:
@@ -143,7 +143,7 @@ class ScaleDiscriminator(nn.Module):
         self.head = normalization(nn.Conv1d(before, 1, 3, padding=1))
 
     def forward(self, audio: torch.Tensor) -> DiscriminatorOutput:
-        r"""
+        """
         Args:
             audio (`torch.Tensor` of shape `(batch, 1, num_samples)`): Waveform.
         """
@@ -156,7 +156,7 @@ class ScaleDiscriminator(nn.Module):
 
 
 class MultiScaleSTFTDiscriminator(nn.Module):
-    r"""
+    """
     One [`STFTDiscriminator`] per window length.
 
     Args:
@@ -184,7 +184,7 @@ class MultiScaleSTFTDiscriminator(nn.Module):
 
 
 class MultiPeriodDiscriminator(nn.Module):
-    r"""
+    """
     One [`PeriodDiscriminator`] per period.
 
     Args:
@@ -204,7 +204,7 @@ class MultiPeriodDiscriminator(nn.Module):
 
 
 class MultiScaleDiscriminator(nn.Module):
-    r"""
+    """
     [`ScaleDiscriminator`]s on the waveform and on its repeated averages; the first has spectral normalisation, as in
     HiFi-GAN.
 
@@ -237,7 +237,7 @@ DISCRIMINATORS: dict[str, type[nn.Module]] = {
 
 
 class DiscriminatorEnsemble(nn.Module):
-    r"""
+    """
     Several kinds of discriminators as one module.
 
     Args:

@@ -27,7 +27,7 @@ DISTILLATION_LOSS_NAMES = ("semantic_distillation", "contextual_distillation")
 
 
 class Distillation(CodecObjective):
-    r"""
+    """
     Losses that draw projected codebook outputs of a [`DMCodecModel`] towards the features of its teachers.
 
     `semantic_distillation` is the paper's L_S, `contextual_distillation` its L_L; with both, weights of w/2 make

@@ -29,7 +29,7 @@ _NUM_MEASURED = 64
 
 
 class FrozenEncoder:
-    r"""
+    """
     Any speech encoder of transformers on waveforms, or Whisper's on its spectrogram, computed here with gradients.
 
     Args:
@@ -44,7 +44,7 @@ class FrozenEncoder:
         self.window = window
 
     def __call__(self, waveforms: torch.Tensor) -> Any:
-        r"""
+        """
         Args:
             waveforms (`torch.Tensor` of shape `(batch, num_samples)`): Waveforms in [-1, 1], at the encoder's rate,
                 all of one length.
@@ -81,7 +81,7 @@ class FrozenEncoder:
 
 
 def normalized(waveforms: torch.Tensor, feature_extractor: Any) -> torch.Tensor:
-    r"""Waveforms `(batch, num_samples)` of zero mean and unit variance, where the feature extractor makes them so."""
+    """Waveforms `(batch, num_samples)` of zero mean and unit variance, where the feature extractor makes them so."""
     if not getattr(feature_extractor, "do_normalize", False):
         return waveforms
     centred = waveforms - waveforms.mean(-1, keepdim=True)
@@ -99,7 +99,7 @@ def _cut_layers(encoder: Any, depth: int) -> None:
 
 
 class SpeechFeatureObjective(CodecObjective):
-    r"""
+    """
     Decoded speech that a frozen speech encoder takes for the recording: the mean squared difference of their features
     at some layers (a perceptual loss, arXiv 1603.08155, on speech). Each feature counts relative to its variance over
     the training data, since a few of them are hundreds of times larger than the rest.

@@ -13,7 +13,7 @@ from speech_tokenizers.training.codec.frozen_encoder import FrozenEncoder, norma
 
 
 class FrozenRecognizer:
-    r"""
+    """
     Any `AutoModelForCTC` on waveforms, or a [`SpeechEncoderForCTC`] on an encoder of waveforms or on Whisper's.
 
     Args:
@@ -33,7 +33,7 @@ class FrozenRecognizer:
         self.sampling_rate: int = self.feature_extractor.sampling_rate
 
     def __call__(self, waveforms: torch.Tensor) -> torch.Tensor:
-        r"""
+        """
         Args:
             waveforms (`torch.Tensor` of shape `(batch, num_samples)`): Waveforms in [-1, 1], at `sampling_rate`, all
                 of one length.

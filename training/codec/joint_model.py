@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Stage 2 of arXiv 2410.17081: a language model learns to predict continuous tokens while their encoder learns along.
 
 Target and input come from the same encoder there, so that latents which do not change at all are predicted perfectly.
@@ -29,7 +29,7 @@ LEARNING_RATE_SCALES = {"tokenizer": 0.05, "tokenizer.decoder": 0.0}
 
 @dataclass
 class JointOutput(CSTOutput):
-    r"""
+    """
     What a [`CSTOutput`] holds, and the language model's loss.
 
     Args:
@@ -40,7 +40,7 @@ class JointOutput(CSTOutput):
 
 
 class JointModel(nn.Module):
-    r"""
+    """
     A tokenizer and a language model on its latents, for [`CodecTrainer`].
 
     The latents are normalized by statistics that no longer change. So if gradients may enter the targets, a smaller
@@ -139,7 +139,7 @@ class JointModel(nn.Module):
 
 
 def build_joint(args: CodecTrainingArguments) -> JointModel:
-    r"""
+    """
     The model that a recipe's `joint` describes. The learning rates of its parts are the paper's unless the recipe says
     otherwise.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass
 class LatentArguments:
-    r"""
+    """
     Limits below which the latents of a [`CSTModel`] count as collapsed, which stops the training.
 
     Args:
@@ -34,7 +34,7 @@ class LatentArguments:
 
 @dataclass
 class LatentHealthArguments:
-    r"""
+    """
     Settings that keep the latent directions of a codec alive, and that say when an evaluation warns of dead ones.
 
     Codebooks fitted to latents of few directions can be used evenly and yet carry little information. Directions below
@@ -81,7 +81,7 @@ class LatentHealthArguments:
 
 @dataclass
 class RecognitionArguments:
-    r"""
+    """
     Texts that a [`CSTModel`] learns from by CTC.
 
     A crop is learnt from where word times tell which words lie in it, or where it holds the whole recording.
@@ -116,7 +116,7 @@ class RecognitionArguments:
 
 @dataclass
 class JointArguments:
-    r"""
+    """
     A language model that learns to predict the latents of a trained [`CSTModel`] while its encoder learns along (stage
     2 of arXiv 2410.17081): the loss `prediction`.
 

@@ -21,7 +21,7 @@ class LatentCollapseError(ValueError):
 
 
 class LatentMoments(NamedTuple):
-    r"""
+    """
     Mean and scatter of vectors, in float64. Those of two parts give those of the whole (Chan et al. 1979).
 
     Attributes:
@@ -54,7 +54,7 @@ class LatentMoments(NamedTuple):
 
     @property
     def covariance(self) -> torch.Tensor:
-        r"""
+        """
         Covariance (dim, dim). It is 0 where there is nothing but rounding, which would look like many directions.
         """
         covariance = self.scatter / self.count.clamp(min=1)
@@ -84,7 +84,7 @@ def live_directions(covariance: torch.Tensor, threshold: float = LIVE_SHARE) -> 
 
 @torch.no_grad()
 def latent_health(latents: torch.Tensor, mask: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-    r"""
+    """
     Measures of how many dimensions latents use.
 
     Args:
@@ -120,7 +120,7 @@ class LatentReport:
 
     @torch.no_grad()
     def add(self, latents: torch.Tensor, coded: torch.Tensor, stages: Sequence[torch.Tensor] = ()) -> None:
-        r"""
+        """
         Add a recording.
 
         Args:
@@ -152,7 +152,7 @@ class LatentReport:
             self.left = self.left + other.left
 
     def values(self) -> dict[str, float]:
-        r"""
+        """
         Returns:
             `dict`: `latent_participation_ratio` and `latent_live_directions`, see the functions; and
             `variance_left_<stage>`, the mean squared length of what each codebook leaves, relative to the variance of
@@ -181,7 +181,7 @@ _SHORTFALLS = {
 
 
 def shortfalls(health: Mapping[str, float], least: Mapping[str, float], dim: int) -> str:
-    r"""
+    """
     Judge latents.
 
     Args:
@@ -200,7 +200,7 @@ def shortfalls(health: Mapping[str, float], least: Mapping[str, float], dim: int
 
 
 def collapse_warning(health: Mapping[str, float], min_live_share: float, dim: int) -> str:
-    r"""
+    """
     Warning about latents that an evaluation finds collapsed; empty where they are not.
 
     It is a warning and no error: a codec whose codebooks code few directions goes on learning, and a revival that is
@@ -223,7 +223,7 @@ def collapse_warning(health: Mapping[str, float], min_live_share: float, dim: in
 
 
 class CollapseGuard:
-    r"""
+    """
     Callable that raises an error when the means of [`latent_health`] over some batches are too low.
 
     Args:
@@ -252,7 +252,7 @@ class CollapseGuard:
         self._sums: torch.Tensor | None = None
 
     def __call__(self, health: dict[str, torch.Tensor]) -> None:
-        r"""
+        """
         Judge another batch.
 
         Raises:

@@ -27,7 +27,7 @@ from speech_tokenizers.training.recognition.ctc_targets import COLUMNS, Unusable
 
 
 class LatentObjective(CodecObjective):
-    r"""
+    """
     Noise and a report of the latents' health, with which every [`CSTModel`] is trained. The noise follows from a seed
     and a crop, whatever the number of processes.
 
@@ -69,7 +69,7 @@ class LatentObjective(CodecObjective):
 
 
 class CropLabels:
-    r"""
+    """
     Labels of the words that lie wholly in a crop, and the seconds of it that are theirs.
 
     Args:
@@ -82,7 +82,7 @@ class CropLabels:
         self.labels, self.texts, self.seconds = labels, texts, seconds
 
     def of_crop(self, recording: int, start: float, end: float) -> tuple[list[int], tuple[float, float]]:
-        r"""
+        """
         Args:
             recording (`int`): Index of the recording.
             start, end (`float`): Ends of the crop, in seconds of the recording. The crop may end after the recording.
@@ -118,7 +118,7 @@ class CropLabels:
 def span_ctc_loss(
     logits: torch.Tensor, labels: torch.Tensor, spans: torch.Tensor, seconds: float, blank: int
 ) -> torch.Tensor:
-    r"""
+    """
     CTC loss per label of the words in a part of each crop.
 
     Args:
@@ -147,7 +147,7 @@ def span_ctc_loss(
 
 
 class RecognitionObjective(CodecObjective):
-    r"""
+    """
     CTC losses on the latents, on the reconstruction, or on both, so that the speech can still be understood (Loss_ASR
     of arXiv 2410.17081).
 
@@ -234,7 +234,7 @@ class RecognitionObjective(CodecObjective):
 
 
 def labels_of(names: list[str], unit: str) -> CTCLabels:
-    r"""
+    """
     The labels of a model's CTC head.
 
     Args:

@@ -22,7 +22,7 @@ ROUNDING_SHARE = 1e-8
 
 
 def check_revivable(model: Any) -> None:
-    r"""
+    """
     Raises:
         ValueError: If [`revive_latents`] cannot change this model's latents.
     """
@@ -62,7 +62,7 @@ def hidden_and_latents(model: Any, input_values: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def revive_latents(model: Any, moments: LatentMoments, threshold: float) -> tuple[int, list[nn.Parameter]]:
-    r"""
+    """
     Express the latents anew, in place: live directions keep what they tell, on more equal scales, and the others get
     the principal directions of what the encoder's last hidden layer knows beyond the live ones.
 

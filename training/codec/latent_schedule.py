@@ -22,7 +22,7 @@ LATEST_START = 0.1
 
 
 class LatentSchedule:
-    r"""
+    """
     Actions that [`LatentHealthArguments`] asks for before some steps of a [`CodecTrainer`].
 
     All of it depends only on the model, the step, the run's time and the coming crops. So a run that resumes at such a
@@ -79,7 +79,7 @@ class LatentSchedule:
         return ", ".join(str(missed) for missed in self.args.revival_steps if missed >= step)
 
     def check_started(self, model: Any) -> None:
-        r"""
+        """
         Raises:
             ValueError: If a codec is to be saved whose quantizer has not started.
         """
@@ -112,7 +112,7 @@ class LatentSchedule:
         coming: Callable[[int], Iterable[dict[str, torch.Tensor]]],
         frames_per_step: int,
     ) -> tuple[list[torch.Tensor], list[str]]:
-        r"""
+        """
         Revive the latents, fit the codebooks, or both.
 
         Args:

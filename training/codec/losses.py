@@ -15,7 +15,7 @@ MEL_SCALES = {"default": DEFAULT_MEL_SCALES, "speechtokenizer": SPEECHTOKENIZER_
 
 
 def waveform_loss(decoded: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
-    r"""Mean absolute difference of two waveforms, in float32; the longer is cut to the shorter."""
+    """Mean absolute difference of two waveforms, in float32; the longer is cut to the shorter."""
     num_samples = min(decoded.shape[-1], recorded.shape[-1])
     return F.l1_loss(decoded[..., :num_samples].float(), recorded[..., :num_samples].float())
 
@@ -23,7 +23,7 @@ def waveform_loss(decoded: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor
 def discriminator_loss(
     recorded: list[DiscriminatorOutput], decoded: list[DiscriminatorOutput], objective: str = "least_squares"
 ) -> torch.Tensor:
-    r"""
+    """
     Loss that the discriminators minimise, summed over them.
 
     Args:
@@ -43,7 +43,7 @@ def discriminator_loss(
 
 
 def adversarial_loss(decoded: list[DiscriminatorOutput], objective: str = "least_squares") -> torch.Tensor:
-    r"""
+    """
     Loss that the codec minimises to pass for a recording, summed over discriminators: (1 - D(x'))^2, or -D(x') for
     hinge.
     """
@@ -55,7 +55,7 @@ def adversarial_loss(decoded: list[DiscriminatorOutput], objective: str = "least
 def feature_matching_loss(
     recorded: list[DiscriminatorOutput], decoded: list[DiscriminatorOutput], relative: bool = False
 ) -> torch.Tensor:
-    r"""
+    """
     Mean absolute difference of the discriminators' features of recorded and decoded speech.
 
     Args:
@@ -91,7 +91,7 @@ def parse_mel_scales(scales: Any) -> tuple[MelScale, ...]:
 def distillation_loss(
     features: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor | None = None, axis: str = "dimension"
 ) -> torch.Tensor:
-    r"""
+    """
     Distance between a codec's features and a teacher's. The longer of the two is cut to the shorter.
 
     `"dimension"`: the mean over feature dimensions d of -log sigmoid(cos(Q'[:, d], S[:, d])), the cosine taken over

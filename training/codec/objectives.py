@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 
 class CodecObjective(Protocol):
-    r"""
+    """
     Further named losses of a [`CodecTrainer`]. Each has its weight in `args.loss_weights`.
 
     `loss_names` lists what `losses` returns.
@@ -23,7 +23,7 @@ class CodecObjective(Protocol):
         return {}
 
     def prepare(self, recordings: Any, model: Any, accelerator: Accelerator, folder: Path) -> None:
-        r"""
+        """
         Prepare the objective; called once before training.
 
         Args:
@@ -44,12 +44,12 @@ class CodecObjective(Protocol):
 
 
 class Conditions(Protocol):
-    r"""
+    """
     Tensors that a model is given in place of the waveform, under the names of the arguments of its `forward`.
     """
 
     def prepare(self, recordings: Any, eval_recordings: Any, model: Any, accelerator: Accelerator, folder: Path):
-        r"""
+        """
         Prepare the conditions; called once before training or evaluation.
 
         Args:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Losses that compare decoded with recorded speech, by the names that recipes give them a weight under.
 
 Each is a small class: its fields are the settings that a recipe may change under `losses.<name>`, and calling it with
@@ -20,7 +20,7 @@ from speech_tokenizers.training.common.recipe_files import build_section, check_
 
 
 class WaveformPair:
-    r"""
+    """
     A decoded and a recorded batch, and their spectra, which losses share.
 
     Args:
@@ -55,7 +55,7 @@ class ReconstructionLoss(Protocol):
 
 @dataclass
 class WaveformLoss:
-    r"""Mean absolute difference of the samples."""
+    """Mean absolute difference of the samples."""
 
     def __call__(self, pair: WaveformPair) -> torch.Tensor:
         return waveform_loss(pair.decoded, pair.recorded)
@@ -63,7 +63,7 @@ class WaveformLoss:
 
 @dataclass
 class MelLoss:
-    r"""
+    """
     Mean absolute difference of log-mel spectrograms, summed over scales.
 
     Args:
@@ -117,7 +117,7 @@ def _power(spectrum: torch.Tensor, n_fft: int) -> tuple[torch.Tensor, torch.Tens
 
 @dataclass
 class CompressedMagnitudeLoss(_SpectralLoss):
-    r"""
+    """
     Mean absolute difference of magnitudes to the power of 0.3, on a linear frequency axis: unlike mel filters it tells
     harmonics apart, and unlike a logarithm it does not make the silent parts as important as the loud ones.
 
@@ -132,7 +132,7 @@ class CompressedMagnitudeLoss(_SpectralLoss):
 
 @dataclass
 class LowFrequencyComplexLoss(_SpectralLoss):
-    r"""
+    """
     Squared difference of complex spectra, compressed to S |S|^-0.7, where a codec of a few kbps can match the
     waveform's phase: below `max_hertz`, each frequency f with weight 1 / (1 + (f / corner_hertz)^2).
 
@@ -167,7 +167,7 @@ class LowFrequencyComplexLoss(_SpectralLoss):
 
 @dataclass
 class LoudnessLoss:
-    r"""
+    """
     Difference of the loudness that an ear hears in each Bark band, less what is masked. Energy that was added counts
     more than energy that is missing. After ITU-T P.862, whose law (Zwicker's), dead zone and asymmetry these are.
 
@@ -225,7 +225,7 @@ class LoudnessLoss:
 def bark_filters(
     sampling_rate: int, n_fft: int, num_bands: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""
+    """
     Triangular bands, evenly spaced on Traunmüller's Bark scale, 26.81 f / (1960 + f) - 0.53.
 
     Returns:
@@ -257,7 +257,7 @@ RECONSTRUCTION_LOSSES: dict[str, type] = {
 def make_reconstruction_losses(
     weights: Mapping[str, float], settings: Mapping[str, Mapping[str, Any]], mel_scales: Any = "default"
 ) -> dict[str, ReconstructionLoss]:
-    r"""
+    """
     The losses that a recipe weights.
 
     Args:

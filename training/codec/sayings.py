@@ -22,7 +22,7 @@ RECOGNIZER_RATE = 16000  # Hz; what recognisers and aligners hear
 
 
 class Sayings:
-    r"""
+    """
     What is said in recordings, and when: from their metadata, a file of word times, or recognisers.
 
     Args:

@@ -26,7 +26,7 @@ class TeacherCacheError(ValueError):
 
 
 class TeacherCache:
-    r"""
+    """
     Features of recordings by key, in half precision, in shards of safetensors.
 
     A folder belongs to one teacher, which `teacher.json` describes. A shard is written whole or not at all, so that an
@@ -81,7 +81,7 @@ class TeacherCache:
         return self.read(key)
 
     def read(self, key: str, first_second: float = 0.0, last_second: float = float("inf")) -> TimedFeatures:
-        r"""
+        """
         Args:
             key (`str`): Key of the recording; see [`Teacher.key`].
             first_second, last_second (`float`): Ends of the span in seconds. Rows that lie before or after it are left
@@ -138,7 +138,7 @@ def fill_cache(
     accelerator: Accelerator,
     what: str,
 ) -> None:
-    r"""
+    """
     Compute what the cache lacks, shared among processes. Where it lacks nothing, the teacher's model is not loaded.
 
     Args:

@@ -24,7 +24,7 @@ from speech_tokenizers.training.codec.arguments import LanguageTeacherArguments,
 
 @dataclass
 class Utterance:
-    r"""
+    """
     A recording and what is said in it, the latter found when it is asked for.
 
     Args:
@@ -64,7 +64,7 @@ class Utterance:
 
 
 class TimedFeatures(NamedTuple):
-    r"""
+    """
     Attributes:
         features: Vectors (num_rows, dim), float, in the order of their times.
         times: Start and end of each vector in seconds, (num_rows, 2), float.
@@ -75,7 +75,7 @@ class TimedFeatures(NamedTuple):
 
 
 class Teacher(Protocol):
-    r"""
+    """
     Gives the features of an utterance.
 
     `description` says what they depend on besides the utterance; `interpolated` whether frames between two vectors get
@@ -121,7 +121,7 @@ def model_revision(name_or_path: str, config: Any) -> str:
 
 
 class SpeechTeacher:
-    r"""
+    """
     Features of a speech encoder, one vector a frame (DM-Codec's A, SpeechTokenizer's S).
 
     Args:
@@ -161,7 +161,7 @@ class SpeechTeacher:
         return TimedFeatures(features[0], times)
 
     def of_waveforms(self, waveforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        r"""
+        """
         Args:
             waveforms (`torch.Tensor` of shape `(batch, num_samples)`): Waveforms at the encoder's rate.
 
@@ -176,7 +176,7 @@ class SpeechTeacher:
 
 
 class LanguageTeacher:
-    r"""
+    """
     Contextual vectors of a text model (DM-Codec's S), one a token or one a word. The whole text is read at once.
 
     Args:
@@ -257,7 +257,7 @@ class LanguageTeacher:
 
     @torch.no_grad()
     def token_vectors(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
-        r"""
+        """
         Vectors of the tokens of a text without the special ones, `(num_tokens, dim)`, and where each is in the text,
         `(num_tokens, 2)`. A text that is too long for the model is read in parts.
         """
@@ -309,7 +309,7 @@ def place_on_frames(
     interpolated: bool,
     silence: str = "zero",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""
+    """
     Give each frame of a codec a teacher's vector.
 
     Args:

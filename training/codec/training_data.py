@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Data that a codec is trained and evaluated on: recordings, conditions in place of them, and targets of objectives.
 """
 
@@ -17,7 +17,7 @@ from speech_tokenizers.training.common.data import prepare_recordings
 
 
 class TrainingData:
-    r"""
+    """
     Recordings and all that is known of their crops.
 
     Args:
@@ -67,7 +67,7 @@ class TrainingData:
             self._has_conditions = True
 
     def batches(self, steps: range, model: Any, with_targets: bool = True) -> torch.utils.data.DataLoader:
-        r"""
+        """
         Micro-batches of this process.
 
         Args:

@@ -30,7 +30,7 @@ def validate(
     compute_metrics: Callable[[np.ndarray, np.ndarray, int], Mapping[str, float | None]] | None = None,
     keep_sample: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> dict[str, float]:
-    r"""
+    """
     Code and decode recordings, one at a time and shared among processes.
 
     Args:

@@ -20,7 +20,7 @@ from speech_tokenizers.training.units.pseudo_labels import PseudoLabels, TokenLa
 
 
 class UnitConditions:
-    r"""
+    """
     Codes and speakers that a [`UnitVocoderModel`] is given for a crop. The codes are those of the whole recording that
     lie in the crop.
 
@@ -37,7 +37,7 @@ class UnitConditions:
     def prepare(
         self, recordings: Any, eval_recordings: Any, model: Any, accelerator: Accelerator, folder: Path
     ) -> None:
-        r"""
+        """
         See [`Conditions`]. Computes the codes of all recordings, unless they are there.
 
         Raises:
@@ -140,7 +140,7 @@ def unit_sizes(units: Any, args: UnitArguments) -> dict[str, int]:
 
 
 def new_vocoder(args: CodecTrainingArguments) -> UnitVocoderModel:
-    r"""
+    """
     An untrained vocoder that fits a recipe's units and speakers.
 
     Raises:

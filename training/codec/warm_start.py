@@ -18,7 +18,7 @@ from speech_tokenizers.training.codec.latent_revival import assign_weights
 
 @torch.no_grad()
 def warm_start(pretrained: str, new: nn.Module) -> dict[str, str]:
-    r"""
+    """
     Copy into a model what a trained one has learnt. The networks of the two may differ in size.
 
     Tensors of the same name and shape are taken over. Spectral networks may have more ConvNeXt blocks: the new ones,

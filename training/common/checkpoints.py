@@ -33,7 +33,7 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 def find_state(
     output_dir: Path, checkpoint: str | bool | None, kept: Mapping[str, int]
 ) -> tuple[Path, dict[str, Any]] | None:
-    r"""
+    """
     The checkpoint that a run continues from.
 
     Args:
@@ -74,7 +74,7 @@ def find_state(
 def write_checkpoint(
     folder: Path, write: Callable[[Path], None], is_main_process: bool, wait: Callable[[], None]
 ) -> None:
-    r"""
+    """
     Let `write` fill a temporary folder, and rename that to `folder` when all of it is on the disk.
 
     Args:
@@ -115,7 +115,7 @@ def remove_old_checkpoints(output_dir: Path, keep: int | None) -> None:
 
 
 class WeightAverage:
-    r"""
+    """
     Exponential moving average of a model's parameters and floating-point buffers, codebooks included.
 
     The decay starts low, min(decay, (1 + n) / (10 + n)) at update n, so that the first weights are soon forgotten.
@@ -193,7 +193,7 @@ def save_states(folder: Path, modules: dict[str, nn.Module], objects: dict[str, 
 
 
 def load_states(folder: Path, modules: dict[str, nn.Module], objects: dict[str, Any]) -> None:
-    r"""
+    """
     Load what `save_states` saved.
 
     Raises:
@@ -246,7 +246,7 @@ def save_run(
     shared: dict[str, Any],
     own: dict[str, Any],
 ) -> None:
-    r"""
+    """
     Save a run in a folder that exists only when it is complete.
 
     Args:
@@ -269,7 +269,7 @@ def save_run(
 def load_run(
     folder: Path, accelerator: Accelerator, modules: dict[str, nn.Module], objects: dict[str, Any]
 ) -> dict[str, Any] | None:
-    r"""
+    """
     Load what [`save_run`] saved, random generators included.
 
     Returns:

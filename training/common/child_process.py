@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 
 class Stopped(Exception):
-    r"""The work was told to stop."""
+    """The work was told to stop."""
 
 
 class Finished(NamedTuple):
-    r"""
+    """
     End of a process.
 
     Args:
@@ -33,7 +33,7 @@ class Finished(NamedTuple):
 
 
 def run_command(arguments: Sequence[str]) -> Finished:
-    r"""
+    """
     Run `speech-tokenizers` with these arguments and wait for it. The first SIGTERM or Ctrl-C is passed on as SIGTERM;
     trainings then save a checkpoint.
     """

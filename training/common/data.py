@@ -16,7 +16,7 @@ from speech_tokenizers.training.common.processes import process_state
 
 @dataclass
 class DataArguments:
-    r"""
+    """
     Where the recordings are and how they become crops.
 
     Args:
@@ -75,7 +75,7 @@ class DataArguments:
 def prepare_recordings(
     args: DataArguments, sampling_rate: int, cache_dir: Path, accelerator: Accelerator, rejected_path: Path
 ) -> tuple["DecodedRecordings | datasets.IterableDataset", DecodedRecordings | None]:
-    r"""
+    """
     Training and evaluation recordings as a recipe names them, decoded once for all epochs and processes.
 
     Args:
@@ -124,7 +124,7 @@ def prepare_recordings(
 
 @dataclass(kw_only=True)
 class RecordingsArguments:
-    r"""
+    """
     Where the recordings of a recipe on `transformers.Trainer` are; see [`load_recordings`].
 
     Args:
@@ -152,7 +152,7 @@ class RecordingsArguments:
 
 @dataclass(kw_only=True)
 class EvaluatedRecordingsArguments(RecordingsArguments):
-    r"""
+    """
     Recordings to train on and others to measure on.
 
     Args:
@@ -174,7 +174,7 @@ class EvaluatedRecordingsArguments(RecordingsArguments):
 
 
 def decode_part(args: RecordingsArguments, part: str, sampling_rate: int, cache_dir: Path) -> DecodedRecordings:
-    r"""
+    """
     The recordings that a recipe names, decoded by the main process while the others wait, and how long they are on
     the terminal.
 

@@ -11,7 +11,7 @@ from speech_tokenizers.processing.packing import pack_by_length
 
 
 class LengthBatchSampler(torch.utils.data.Sampler[list[int]]):
-    r"""
+    """
     The micro-batches of one process, for a whole training. Recordings of like length lie beside each other. A batch is
     filled by length with padding. Each recording comes once an epoch.
 
@@ -106,7 +106,7 @@ class LengthBatchSampler(torch.utils.data.Sampler[list[int]]):
 
 
 def length_batch_loader(trainer: Any, batch_size: int, **options: bool) -> torch.utils.data.DataLoader:
-    r"""
+    """
     All batches of a process's whole training as one epoch, so that a resumed training skips those it has taken.
 
     Args:

@@ -15,7 +15,7 @@ from speech_tokenizers.training.common.recipe_files import check_names, check_no
 
 @dataclass
 class OptimizerArguments:
-    r"""
+    """
     AdamW and the schedule of its learning rate, a function of the step alone unless the run has `max_minutes`.
 
     Args:
@@ -60,7 +60,7 @@ class OptimizerArguments:
 
 
 def make_optimizer(module: nn.Module, args: OptimizerArguments) -> torch.optim.AdamW:
-    r"""
+    """
     AdamW over the parameters; vectors such as biases and gains are not decayed.
 
     Parts of `module` whose `args.learning_rate_scales` is 0 are frozen. Codebooks learn without gradients; where they
@@ -112,7 +112,7 @@ def learning_rate_scale(name: str, scales: Mapping[str, float]) -> float:
 def learning_rate_factor(
     args: OptimizerArguments, step: int, total_steps: int, progress: float | None = None
 ) -> float:
-    r"""
+    """
     Learning rate at a step relative to the peak.
 
     Args:

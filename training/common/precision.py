@@ -7,7 +7,7 @@ from speech_tokenizers.evaluation.speed.processor import has_bf16_units
 
 
 def resolve_precision(mixed_precision: str | None, device: str) -> str | None:
-    r"""
+    """
     A recipe's `mixed_precision` in the words of Accelerate.
 
     Args:

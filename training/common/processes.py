@@ -14,7 +14,7 @@ from speech_tokenizers.training.common.precision import resolve_precision
 
 
 def process_state() -> PartialState:
-    r"""
+    """
     State of the processes of a run and their device, as `accelerate.Accelerator` will see them.
 
     The first `PartialState` of a process decides for all that follow, and by itself it ignores `ACCELERATE_USE_CPU`:
@@ -24,7 +24,7 @@ def process_state() -> PartialState:
 
 
 def leave_together() -> None:
-    r"""
+    """
     Wait for the other processes, then end what joins them. It is the last thing that a command does in each of its
     processes.
 
@@ -37,7 +37,7 @@ def leave_together() -> None:
 
 
 def make_accelerator(args: Any, find_unused_parameters: bool) -> Accelerator:
-    r"""
+    """
     Accelerator of a run.
 
     Args:

@@ -17,7 +17,7 @@ import yaml
 
 
 def load_recipe(path_or_name: str, overrides: Sequence[str], section: type) -> Any:
-    r"""
+    """
     Read a recipe and change some of it.
 
     Args:
@@ -41,7 +41,7 @@ def load_recipe(path_or_name: str, overrides: Sequence[str], section: type) -> A
 
 
 def trainer_name(path_or_name: str, overrides: Sequence[str] = ()) -> str:
-    r"""
+    """
     Name of the trainer that a recipe is for, its key `trainer`. A recipe without that key is for a codec.
 
     Args:
@@ -75,7 +75,7 @@ _INCIDENTAL = ("output_dir", "logging_steps", "save_steps", "save_total_limit", 
 
 
 def keep_recipe(path: Path, args: Any, incidental: Sequence[str] = _INCIDENTAL) -> None:
-    r"""
+    """
     Write the settings of an output folder down, or check that they are still those.
 
     Args:
@@ -99,7 +99,7 @@ def keep_recipe(path: Path, args: Any, incidental: Sequence[str] = _INCIDENTAL) 
 
 
 def changed_settings(path: Path, args: Any, incidental: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-    r"""
+    """
     What an output folder's recipe and the settings differ in: both values by their dotted keys.
 
     A setting that the folder's recipe lacks is newer than the folder, which had what is its default today.
@@ -179,7 +179,7 @@ def parse_yaml(text: str, what: str) -> Any:
 
 
 def build_section(section: type, values: Any, prefix: str) -> Any:
-    r"""Make the dataclass `section` from a dict, refusing keys that it lacks and values of the wrong type."""
+    """Make the dataclass `section` from a dict, refusing keys that it lacks and values of the wrong type."""
     if not isinstance(values, dict):
         raise ValueError(f"`{prefix.rstrip('.')}` must be a mapping of keys to values, but got {values!r}.")
     hints = typing.get_type_hints(section)

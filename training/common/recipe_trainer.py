@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 What the recipe trainers on `transformers.Trainer` share: their settings, their batches, what they log, and how they go
 on where they stopped.
 
@@ -26,7 +26,7 @@ from speech_tokenizers.training.common.reporting import TrainingLog, draw_loss_c
 
 @dataclass(kw_only=True)
 class ScheduleArguments:
-    r"""
+    """
     How long a training is, and how fast.
 
     Args:
@@ -51,7 +51,7 @@ class ScheduleArguments:
 
 @dataclass(kw_only=True)
 class RecipeArguments:
-    r"""
+    """
     The settings that recipes of every family have.
 
     Args:
@@ -110,7 +110,7 @@ class RecipeArguments:
         return Path(self.data.cache_dir or Path(self.output_dir) / "audio_cache")
 
     def training_arguments(self, folder: Path, schedule: ScheduleArguments, **differing: Any) -> TrainingArguments:
-        r"""
+        """
         The settings as `transformers.Trainer` takes them.
 
         Args:
@@ -155,7 +155,7 @@ class ScheduledRecipeArguments(RecipeArguments, ScheduleArguments):
 
 
 def claim_output(args: Any) -> Path:
-    r"""
+    """
     Make the output folder of a recipe and write down, in `recipe.yaml`, what it is for.
 
     Call it once the training can begin: until then the settings can be corrected.
@@ -177,7 +177,7 @@ def claim_output(args: Any) -> Path:
 
 
 class RecipeTrainer(Trainer):
-    r"""
+    """
     `transformers.Trainer` on batches by length, which logs the means of a family's measures.
 
     Args:
@@ -204,7 +204,7 @@ class RecipeTrainer(Trainer):
     def measures(
         self, outputs: Any, inputs: dict[str, torch.Tensor]
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor | int | None]]:
-        r"""
+        """
         What a micro-batch adds to the log, beside the loss. A family writes this.
 
         Args:
@@ -219,7 +219,7 @@ class RecipeTrainer(Trainer):
         return {}
 
     def num_items(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor | None:
-        r"""
+        """
         Number of items of a micro-batch whose mean the loss is, as a scalar tensor.
 
         The model then gets the number over all micro-batches and processes of a step as `num_items_in_batch` and
@@ -273,7 +273,7 @@ class RecipeTrainer(Trainer):
 
 
 def train_until_done(trainer: Trainer, folder: Path, curves: list[str]) -> None:
-    r"""
+    """
     Train to the last step, from the newest checkpoint in the trainer's `output_dir` or from the beginning.
 
     A training that was interrupted ends with the weights and the log of one that was not. (The first entry of the log
@@ -293,7 +293,7 @@ def train_until_done(trainer: Trainer, folder: Path, curves: list[str]) -> None:
 
 
 class JsonLinesCallback(TrainerCallback):
-    r"""
+    """
     Writes what is logged as JSON lines, one an entry, in the main process.
 
     Entries of steps after the one that a training goes on from are removed.

@@ -57,7 +57,7 @@ class LossWindow:
 
 
 class TrainingLog:
-    r"""
+    """
     A file of JSON lines, one an entry, flushed as written.
 
     Args:
@@ -77,7 +77,7 @@ class TrainingLog:
 
 
 class RunReports:
-    r"""
+    """
     Reports of a run while it trains: its recipe, the training log, and what trackers show.
 
     Args:
@@ -104,7 +104,7 @@ class RunReports:
         self.log: TrainingLog | None = None
 
     def start(self, step: int, args: Any, may_change: Sequence[str]) -> None:
-        r"""
+        """
         Write the recipe down, and open the log.
 
         Args:
@@ -176,7 +176,7 @@ def has_matplotlib() -> bool:
 
 
 def draw_training(log: TrainingLog | None, names: Sequence[str]) -> None:
-    r"""
+    """
     Draw the curves of a codec's log into `loss_curves.png` beside it, where matplotlib is installed.
 
     Args:
@@ -191,7 +191,7 @@ def draw_training(log: TrainingLog | None, names: Sequence[str]) -> None:
 def draw_loss_curves(
     log_path: Path, picture_path: Path, names: Sequence[str], numbered: Mapping[str, str] | None = None
 ) -> None:
-    r"""
+    """
     Draw the named losses, and their values on the evaluation recordings, over the steps of a log into a PNG.
 
     Args:
@@ -227,7 +227,7 @@ def draw_loss_curves(
 
 
 def draw_metric_curves(logs: Mapping[str, Path], picture: Path, metric: str, x: str = "training_minutes") -> None:
-    r"""
+    """
     Draw one value of several runs into one PNG, to compare them.
 
     Args:
@@ -257,7 +257,7 @@ def draw_metric_curves(logs: Mapping[str, Path], picture: Path, metric: str, x: 
 
 
 def save_sample(folder: Path, name: str, recorded: torch.Tensor, decoded: torch.Tensor, sampling_rate: int) -> None:
-    r"""
+    """
     Write a recording and its reconstruction, each `(num_samples,)`, as WAV files, and their spectrograms as one PNG.
 
     The recording is written once; reconstructions are named after the evaluation by `name`.

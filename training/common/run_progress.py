@@ -12,7 +12,7 @@ from speech_tokenizers.training.common.reporting import LossWindow
 
 
 class RunProgress:
-    r"""
+    """
     Steps and training time of a run, on which all processes agree.
 
     Args:
@@ -53,7 +53,7 @@ class RunProgress:
         return self.position >= self.args.max_steps
 
     def close_window(self, audio_seconds_per_step: float) -> dict[str, float]:
-        r"""
+        """
         Means of the losses since the last log, over steps and processes, and the speed of these steps.
 
         Args:

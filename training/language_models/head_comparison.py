@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 How well each head of continuous tokens learns a distribution that is known: a mixture whose weights, means and spreads
 depend on a condition.
 
@@ -35,7 +35,7 @@ FLOW_STEPS = (1, 4, 10)
 
 
 class ConditionalMixture(nn.Module):
-    r"""
+    """
     Four normal distributions whose weights, means and standard deviations are smooth functions of a condition.
 
     Args:
@@ -75,7 +75,7 @@ class ConditionalMixture(nn.Module):
 
 @dataclass
 class HeadResult:
-    r"""
+    """
     Args:
         head (`str`): Name in `VARIANTS`.
         sampling_steps (`int`): Number of sampling steps of a draw.
@@ -96,7 +96,7 @@ class HeadResult:
 
 
 def energy_distance(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    r"""
+    """
     Energy distance between two samples of each of several distributions.
 
     Args:
@@ -116,7 +116,7 @@ def energy_distance(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 def train_head(
     head: ContinuousHead, mixture: ConditionalMixture, steps: int, batch_size: int, learning_rate: float, seed: int
 ) -> tuple[float, float]:
-    r"""
+    """
     Train a head on draws of a mixture.
 
     Returns:
@@ -141,7 +141,7 @@ def train_head(
 
 
 class HeadJudge:
-    r"""
+    """
     Measures heads against the same draws of a mixture.
 
     Args:
@@ -193,7 +193,7 @@ def compare_heads(
     num_conditions: int = 100,
     num_draws: int = 400,
 ) -> tuple[list[HeadResult], float]:
-    r"""
+    """
     Train heads of one size on the same data and measure them.
 
     Args:

@@ -50,7 +50,7 @@ class LatentDataArguments(EvaluatedRecordingsArguments):
 
 @dataclass
 class ContinuationArguments:
-    r"""
+    """
     What is drawn in the end.
 
     Args:
@@ -68,7 +68,7 @@ class ContinuationArguments:
 
 @dataclass(kw_only=True)
 class LatentLMArguments(ScheduledRecipeArguments):
-    r"""
+    """
     A training of a language model on continuous tokens. The learning rate rises to its peak and falls as a cosine.
 
     The folder gets one for each head, with `final`, `results.json`, `training_log.jsonl` and `continuations`, and the
@@ -120,7 +120,7 @@ def kind_and_options(name: str, options: dict[str, Any]) -> tuple[str, dict[str,
 
 
 class LatentDataset(torch.utils.data.Dataset):
-    r"""
+    """
     Latents of recordings, or of parts of long ones.
 
     An item depends on the seed and its index only. Indices beyond the length belong to later epochs, as a
@@ -151,7 +151,7 @@ class LatentDataset(torch.utils.data.Dataset):
         return len(self.recording_of_item)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        r"""`latents` `(num_frames, dim)`, and `ended`, whether the recording ends there."""
+        """`latents` `(num_frames, dim)`, and `ended`, whether the recording ends there."""
         epoch, item = divmod(index, len(self))
         recording = self.latents[int(self.recording_of_item[item])]
         first = 0
@@ -183,7 +183,7 @@ def pad_latents(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Ten
 
 
 class LatentLMTrainer(RecipeTrainer):
-    r"""
+    """
     [`RecipeTrainer`] of a [`LatentLanguageModel`].
 
     Args:
@@ -204,7 +204,7 @@ class LatentLMTrainer(RecipeTrainer):
 
 
 def train_all(args: LatentLMArguments) -> dict[str, dict[str, float]]:
-    r"""
+    """
     Train with each head that is not finished, and measure it.
 
     Args:
@@ -231,7 +231,7 @@ def train_all(args: LatentLMArguments) -> dict[str, dict[str, float]]:
 
 
 def cached_latents(codec: Any, args: LatentLMArguments) -> tuple[PseudoLabels, list[tuple[str, np.ndarray, bool]]]:
-    r"""
+    """
     The latents of all recordings, computed once.
 
     Returns:
@@ -284,7 +284,7 @@ def train_head(
     held_out: list[tuple[str, np.ndarray, bool]],
     folder: Path,
 ) -> None:
-    r"""
+    """
     Train with one head from the newest checkpoint in `folder/checkpoints`, or from the beginning; measure, and write
     continuations.
 

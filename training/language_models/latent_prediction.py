@@ -14,7 +14,7 @@ from speech_tokenizers.modeling.modeling_latent_lm import LatentLanguageModel
 
 
 def energy_score(draws: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    r"""
+    """
     E|x - y| - E|x - x'| / 2 for draws x of a forecast and the truth y (Gneiting and Raftery, 2007). Its mean is least
     for the forecast that is the true distribution, whatever model it comes from.
 
@@ -43,7 +43,7 @@ def judge(
     seed: int,
     **options: Any,
 ) -> dict[str, float]:
-    r"""
+    """
     Predict each frame of some recordings from the real ones before it.
 
     Args:
@@ -86,7 +86,7 @@ def judge(
 
 
 def generation_milliseconds(model: LatentLanguageModel, num_frames: int = 50) -> dict[str, float]:
-    r"""
+    """
     Milliseconds of one core that a frame takes at batch size 1: `frame_ms` with the transformer, `head_ms` without.
     """
     threads = torch.get_num_threads()
@@ -119,7 +119,7 @@ def write_continuations(
     seed: int,
     **options: Any,
 ) -> list[Path]:
-    r"""
+    """
     Continue the beginnings of recordings, and decode beginning and continuation together.
 
     Args:

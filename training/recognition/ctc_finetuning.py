@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Fine-tune a whole speech encoder of transformers as a CTC recogniser of characters or phones.
 
 The encoder hears a recording in a padded batch as it hears it alone. What is saved is a recogniser, and serves as an
@@ -59,7 +59,7 @@ _INITIAL_RATIO = 0.01
 
 @dataclass
 class CTCFinetuningArguments(TrainingArguments):
-    r"""
+    """
     `TrainingArguments` of a fine-tuning, with the settings of fairseq's recipes for HuBERT where none are given.
 
     Numbers of steps below 1 are shares of `max_steps`, as `warmup_steps` is.
@@ -120,7 +120,7 @@ class CTCFinetuningArguments(TrainingArguments):
 
 
 class LabelledRecordings(torch.utils.data.Dataset):
-    r"""
+    """
     Recordings with the labels of what is said in them.
 
     An item depends on the seed and its index only. Indices beyond the length belong to later epochs, as a
@@ -176,7 +176,7 @@ class LabelledRecordings(torch.utils.data.Dataset):
         return len(self._items)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        r"""
+        """
         `input_values` `(num_samples,)`, `labels` `(num_labels,)`, and if masked `mask_time_indices` `(num_frames,)`.
         """
         epoch, number = divmod(index, len(self))
@@ -197,7 +197,7 @@ class LabelledRecordings(torch.utils.data.Dataset):
 
 
 def pad_recordings(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    r"""
+    """
     Pad items of [`LabelledRecordings`] into the arguments of an `AutoModelForCTC`; labels with -100, the mask with
     `False`; and add `attention_mask` of shape `(batch, num_samples)`, 1 = real.
     """
@@ -212,7 +212,7 @@ def pad_recordings(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.
 
 
 class FreezeEncoderCallback(TrainerCallback):
-    r"""
+    """
     Keeps the encoder as it is in the first steps, in which the head learns from nothing.
 
     Args:
@@ -231,7 +231,7 @@ class FreezeEncoderCallback(TrainerCallback):
 
 
 class CTCTrainer(RecipeTrainer):
-    r"""
+    """
     [`RecipeTrainer`] of an `AutoModelForCTC`.
 
     Args:
@@ -291,7 +291,7 @@ class CTCTrainer(RecipeTrainer):
 
 
 def tri_stage_factor(step: int, warmup_steps: int, hold_steps: int, total_steps: int, final_ratio: float) -> float:
-    r"""
+    """
     Learning rate of a step relative to the peak, as fairseq's `tri_stage` schedule has it: it rises linearly from
     1/100, stays, and decays exponentially.
 
@@ -307,7 +307,7 @@ def tri_stage_factor(step: int, warmup_steps: int, hold_steps: int, total_steps:
 
 
 def load_ctc_model(encoder: str, tokenizer: Any, args: CTCFinetuningArguments) -> tuple[Any, Any]:
-    r"""
+    """
     An encoder with a head that writes what a tokenizer knows.
 
     The head is new, unless `encoder` is a CTC model whose tokenizer knows all those labels; then both are its own.
@@ -381,7 +381,7 @@ def finetune_ctc(
     phonemizer: Callable[[Iterable[str]], list[str]] | None = None,
     resume: bool = False,
 ) -> CTCTrainer:
-    r"""
+    """
     Fine-tune an encoder and save it, with its feature extractor and tokenizer, in `args.output_dir`.
 
     What cannot be learnt from is named, with the reason, in `rejected.jsonl` there.
@@ -451,7 +451,7 @@ def finetune_ctc(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    r"""Arguments of the command."""
+    """Arguments of the command."""
     parser.add_argument("encoder", metavar="ENCODER", help="folder or Hub id of a HuBERT, WavLM, wav2vec 2.0, ...")
     parser.add_argument("data", metavar="RECORDINGS", help="folder with metadata, or a dataset")
     parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="the recogniser")
@@ -496,7 +496,7 @@ _OPTIONS = {
 
 
 def run(args: argparse.Namespace) -> int:
-    r"""Run the command; returns the exit code."""
+    """Run the command; returns the exit code."""
     from speech_tokenizers.processing.phonemization import EspeakPhonemizer
 
     trainer = finetune_ctc(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Fine-tune a speech encoder by CTC by a recipe, such as stage II of DC-Spin; what it does is [`finetune_ctc`].
 
 After an interruption, the same command continues at the newest checkpoint.
@@ -19,7 +19,7 @@ from speech_tokenizers.training.recognition.ctc_finetuning import CTCFinetuningA
 
 @dataclass
 class CTCDataArguments:
-    r"""
+    """
     Where the recordings are and what is said in them; see [`load_recordings`].
 
     Args:
@@ -41,7 +41,7 @@ class CTCDataArguments:
 
 @dataclass
 class CTCRecipeArguments:
-    r"""
+    """
     A fine-tuning.
 
     Args:
@@ -68,7 +68,7 @@ class CTCRecipeArguments:
 
 
 def finetune_by_recipe(args: CTCRecipeArguments) -> Path:
-    r"""
+    """
     Fine-tune, from the newest checkpoint in `args.output_dir` or from the beginning.
 
     Returns:

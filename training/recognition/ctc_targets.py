@@ -21,7 +21,7 @@ class UnusableText(ValueError):
 
 
 def check_column(column: str, recordings: datasets.Dataset) -> None:
-    r"""
+    """
     Raises:
         ValueError: If the recordings have no such column.
     """
@@ -30,7 +30,7 @@ def check_column(column: str, recordings: datasets.Dataset) -> None:
 
 
 def learnable_labels(labels: CTCLabels, text: str | None) -> list[int]:
-    r"""
+    """
     The labels of a text.
 
     Args:
@@ -50,7 +50,7 @@ def learnable_labels(labels: CTCLabels, text: str | None) -> list[int]:
 
 
 def check_num_frames(num_frames: int, sequence: Sequence[int]) -> None:
-    r"""
+    """
     Raises:
         UnusableText: If the recording has too few frames to write the labels, with a blank between equal neighbours.
     """
@@ -61,7 +61,7 @@ def check_num_frames(num_frames: int, sequence: Sequence[int]) -> None:
 
 @dataclass
 class LabelErrorRate:
-    r"""
+    """
     Edits per label, in percent, over all recordings: the character error rate (spaces count) and the word error rate,
     or the phone error rate (word boundaries do not count).
 
@@ -72,7 +72,7 @@ class LabelErrorRate:
     labels: CTCLabels
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        r"""
+        """
         Args:
             prediction (`EvalPrediction`): Predictions and truth. `predictions` of shape `(num_recordings, num_frames)`
                 are the most probable label of each frame. `label_ids` of shape `(num_recordings, num_labels)` are the

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Train a CTC recogniser of characters or phones on a frozen speech encoder of transformers.
 
 The encoder hears each recording once. Its states are kept on disk while the linear map on them learns.
@@ -34,7 +34,7 @@ from speech_tokenizers.training.recognition.ctc_targets import (
 
 
 class EncoderStates(torch.utils.data.Dataset):
-    r"""
+    """
     States of a frozen encoder for recordings, in half precision in a file, with the labels of their texts.
 
     Args:
@@ -103,7 +103,7 @@ class EncoderStates(torch.utils.data.Dataset):
 
 
 def pad_batch(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    r"""
+    """
     Pad items of [`EncoderStates`] into the arguments of [`SpeechEncoderForCTC.forward`].
 
     Returns:
@@ -130,7 +130,7 @@ def train_recognizer(
     column: str | None = None,
     **fields: Any,
 ) -> Trainer:
-    r"""
+    """
     Train a recogniser and save it, with its feature extractor and tokenizer, in `args.output_dir`.
 
     Args:
@@ -182,7 +182,7 @@ def train_on_states(
     eval_states: torch.utils.data.Dataset | None,
     args: TrainingArguments,
 ) -> Trainer:
-    r"""
+    """
     Train the linear map of a recogniser, and measure its label error rate.
 
     Args:
@@ -211,7 +211,7 @@ def train_on_states(
 
 @torch.no_grad()
 def set_statistics(model: SpeechEncoderForCTC, states: torch.utils.data.Dataset, num_items: int = 300) -> None:
-    r"""
+    """
     Give a recogniser the mean and the standard deviation of its input. This speeds up its training a lot.
 
     Args:

@@ -40,7 +40,7 @@ DISTILLATION_ARMS = {
     ),
     "both": (),
 }
-r"""Changes to a recipe with both teachers that leave none, one or both of them."""
+"""Changes to a recipe with both teachers that leave none, one or both of them."""
 
 METRIC_NAMES = ("pesq", "stoi", "mel_distance", "speaker_similarity")
 # Settings of a recipe that say where and how, not what is trained.
@@ -56,7 +56,7 @@ _INCIDENTAL = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    r"""Arguments of `speech-tokenizers ablate`."""
+    """Arguments of `speech-tokenizers ablate`."""
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe of this installation")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings of all arms")
     parser.add_argument(
@@ -111,7 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    r"""Run `speech-tokenizers ablate`; returns the exit code."""
+    """Run `speech-tokenizers ablate`; returns the exit code."""
     from speech_tokenizers.training.codec.arguments import load_codec_recipe
     from speech_tokenizers.training.common.recipe_files import recipe_errors
 
@@ -149,7 +149,7 @@ def train_and_compare(
     frame_labels: Any,
     stages: Sequence[tuple[int, int]],
 ) -> int:
-    r"""Train and compare, once the command line is found to be right; returns the exit code."""
+    """Train and compare, once the command line is found to be right; returns the exit code."""
     import torch
     from transformers.utils import logging
 
@@ -191,7 +191,7 @@ def train_and_compare(
 
 
 def choose_arms(named: Sequence[str], own: Sequence[Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    r"""
+    """
     The arms by name, each with its changes to the recipe.
 
     Args:
@@ -216,7 +216,7 @@ def choose_arms(named: Sequence[str], own: Sequence[Sequence[str]]) -> dict[str,
 
 
 def parse_stages(text: str) -> tuple[int, int]:
-    r"""First and last codebook of `K` or `K-L`."""
+    """First and last codebook of `K` or `K-L`."""
     first, _, last = text.partition("-")
     if not first.isdecimal() or (last and not last.isdecimal()):
         raise ValueError(f"`--probe-stages` are numbers of codebooks such as 1 or 1-8, but got {text!r}.")
@@ -226,7 +226,7 @@ def parse_stages(text: str) -> tuple[int, int]:
 def plan_arm(
     recipe: str, overrides: Sequence[str], name: str, changes: Sequence[str], seed: int, output: Path
 ) -> "ArmPlan":
-    r"""
+    """
     Plan of one arm with one seed: the recipe with the settings of all arms and its own, in a folder of its own.
 
     Decoded recordings and teachers' features are shared by all arms, unless the recipe says where to keep them.
@@ -246,7 +246,7 @@ def plan_arm(
 
 
 class ArmPlan:
-    r"""
+    """
     One training of an ablation.
 
     Args:
@@ -261,7 +261,7 @@ class ArmPlan:
         self._sessions = folder / "sessions.jsonl"
 
     def train(self, recipe: str) -> None:
-        r"""
+        """
         Train until it is finished, from its newest checkpoint if there is one. It runs in a process with memory of its
         own.
 
@@ -286,7 +286,7 @@ class ArmPlan:
             )
 
     def cost(self) -> dict[str, float]:
-        r"""
+        """
         Cost of the training: `steps`; `seconds_per_step`, the median of the log's windows, which other work on the
         machine moves least; and the peak memory of the process, and of a GPU.
         """
@@ -306,7 +306,7 @@ class ArmPlan:
 
 
 def step_costs(args: argparse.Namespace, plans: Sequence[ArmPlan]) -> dict[str, dict[str, float]]:
-    r"""
+    """
     Cost of a step of each arm when the arms take their steps in turn. It is read from the output folder if it is known
     there.
     """
@@ -328,7 +328,7 @@ def step_costs(args: argparse.Namespace, plans: Sequence[ArmPlan]) -> dict[str, 
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    r"""
+    """
     Raise `ValueError` if what was trained in `folder`, by its `recipe.yaml`, had other settings than `settings`.
     """
     from speech_tokenizers.training.codec.arguments import load_codec_recipe
@@ -347,12 +347,12 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def essential(settings: Mapping[str, Any]) -> dict[str, Any]:
-    r"""The settings that decide what is trained, by dotted keys."""
+    """The settings that decide what is trained, by dotted keys."""
     return {key: value for key, value in flatten(settings).items() if not key.startswith(_INCIDENTAL)}
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    r"""Nested settings by dotted keys; what is `None` is left out."""
+    """Nested settings by dotted keys; what is `None` is left out."""
     flat = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):

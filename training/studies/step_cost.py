@@ -20,16 +20,16 @@ from speech_tokenizers.training.common.processes import process_state
 
 
 class SteppedTrainer(CodecTrainer):
-    r"""A [`CodecTrainer`] that takes its steps one by one when told to, and saves nothing."""
+    """A [`CodecTrainer`] that takes its steps one by one when told to, and saves nothing."""
 
     def start(self) -> None:
-        r"""Everything that comes before the first step, teachers' features included."""
+        """Everything that comes before the first step, teachers' features included."""
         self.data.prepare_objectives(self.unwrapped_model)
         self.model.train()
         self.micro_batches = iter(self.train_batches())
 
     def take_step(self) -> tuple[float, float]:
-        r"""One step, data loading included; its wall-clock and processor seconds."""
+        """One step, data loading included; its wall-clock and processor seconds."""
         wall, processor = time.perf_counter(), time.process_time()
         losses = self._step_over(self.micro_batches)
         self.run.step += 1
@@ -38,7 +38,7 @@ class SteppedTrainer(CodecTrainer):
         return time.perf_counter() - wall, time.process_time() - processor
 
     def average_weights(self) -> None:
-        r"""Let the average of the weights, if there is one, follow the step."""
+        """Let the average of the weights, if there is one, follow the step."""
         self.weight_average.update(self.unwrapped_model)
 
 
@@ -48,7 +48,7 @@ SomeTrainer = TypeVar("SomeTrainer", bound=SteppedTrainer)
 def start_trainer(
     args: CodecTrainingArguments, folder: str, num_steps: int, trainer_class: type[SomeTrainer]
 ) -> SomeTrainer:
-    r"""
+    """
     A trainer of a recipe that is ready for its first step, in which the quantizer acts even if its start is late.
 
     Args:
@@ -79,7 +79,7 @@ def start_trainer(
 
 
 def check_one_precision(recipes: Mapping[str, CodecTrainingArguments]) -> None:
-    r"""Raise `ValueError` if recipes differ in `mixed_precision`, of which a process has one in Accelerate."""
+    """Raise `ValueError` if recipes differ in `mixed_precision`, of which a process has one in Accelerate."""
     default = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     device = process_state().device.type
     precisions = {name: resolve_precision(args.mixed_precision, device) or default for name, args in recipes.items()}
@@ -95,7 +95,7 @@ def check_one_precision(recipes: Mapping[str, CodecTrainingArguments]) -> None:
 def measure_steps(
     recipes: Mapping[str, CodecTrainingArguments], num_steps: int = 20, num_warmup_steps: int = 3
 ) -> dict[str, dict[str, float]]:
-    r"""
+    """
     Take steps of several recipes in turn: one of each, and over again.
 
     Args:

@@ -23,7 +23,7 @@ from speech_tokenizers.training.studies.step_cost import SteppedTrainer, start_t
 
 
 class Stopwatch:
-    r"""
+    """
     Time since the last lap, added up by the part of a step that took it.
 
     Args:
@@ -63,7 +63,7 @@ class Stopwatch:
 
 
 class ProfiledTrainer(SteppedTrainer):
-    r"""A [`SteppedTrainer`] with a [`Stopwatch`] that tells the parts of its steps apart."""
+    """A [`SteppedTrainer`] with a [`Stopwatch`] that tells the parts of its steps apart."""
 
     def start(self) -> None:
         super().start()
@@ -144,7 +144,7 @@ class ProfiledTrainer(SteppedTrainer):
             self.stopwatch.lap("weight average")
 
     def profile_step(self) -> tuple[dict[str, float], dict[str, float]]:
-        r"""
+        """
         Take a step.
 
         Returns:
@@ -174,7 +174,7 @@ class ProfiledTrainer(SteppedTrainer):
 
 
 def apart(outputs: ModelOutput) -> ModelOutput:
-    r"""A model's outputs without what made them, ready to receive gradients."""
+    """A model's outputs without what made them, ready to receive gradients."""
 
     def leaf(value: Any) -> Any:
         if isinstance(value, tuple):
@@ -187,7 +187,7 @@ def apart(outputs: ModelOutput) -> ModelOutput:
 
 
 def profile_training(args: CodecTrainingArguments, num_steps: int = 10, num_warmup_steps: int = 2) -> dict[str, Any]:
-    r"""
+    """
     Profile the training steps of a recipe, with its discriminators acting and without compilation.
 
     Steps with a stopwatch and steps without take turns. The whole step is timed without one.
@@ -244,7 +244,7 @@ def profile_training(args: CodecTrainingArguments, num_steps: int = 10, num_warm
 
 
 def median_ms(steps: list[dict[str, float]]) -> dict[str, float]:
-    r"""Median milliseconds of each part over steps that all have the same parts, given in seconds."""
+    """Median milliseconds of each part over steps that all have the same parts, given in seconds."""
     return {part: 1000 * statistics.median(step[part] for step in steps) for part in steps[0]}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 `speech-tokenizers compare-units`: k-means, Spin and DC-Spin units of one encoder, as it is and after stage II, with as
 many units each, trained, spoken by vocoders and measured side by side.
 
@@ -26,7 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {"spin": {"model.auxiliary_codebook_size":
 
 @dataclass
 class StudyDataArguments:
-    r"""
+    """
     Recordings to train on and to measure on, of different speakers.
 
     Args:
@@ -46,7 +46,7 @@ class StudyDataArguments:
 
 @dataclass
 class StageArguments:
-    r"""
+    """
     One kind of training.
 
     Args:
@@ -60,7 +60,7 @@ class StageArguments:
 
 @dataclass
 class UnitStudyArguments:
-    r"""
+    """
     A comparison of units.
 
     Args:
@@ -120,13 +120,13 @@ class UnitStudyArguments:
 
 
 def compared_units(args: UnitStudyArguments) -> list[str]:
-    r"""Names of each encoder with each quantizer, such as `base-kmeans`, less those that are skipped."""
+    """Names of each encoder with each quantizer, such as `base-kmeans`, less those that are skipped."""
     names = [f"{encoder}-{quantizer}" for encoder in encoders(args) for quantizer in args.quantizers or []]
     return [name for name in names if name not in args.skip]
 
 
 class Stage(NamedTuple):
-    r"""
+    """
     A command of `speech-tokenizers`.
 
     Args:
@@ -141,7 +141,7 @@ class Stage(NamedTuple):
 
 
 def stages(args: UnitStudyArguments) -> Iterator[Stage]:
-    r"""All trainings of a study, in order."""
+    """All trainings of a study, in order."""
     output, data = Path(args.output_dir), args.data
     shared = {
         "data.train": data.train,
@@ -196,7 +196,7 @@ def stages(args: UnitStudyArguments) -> Iterator[Stage]:
 
 
 def encoders(args: UnitStudyArguments) -> dict[str, str]:
-    r"""Folders or Hub ids of the encoders, by name."""
+    """Folders or Hub ids of the encoders, by name."""
     found = {"base": args.encoder}
     if args.finetuning is not None:
         found["finetuned"] = str(Path(args.output_dir) / "encoders" / "finetuned")
@@ -204,13 +204,13 @@ def encoders(args: UnitStudyArguments) -> dict[str, str]:
 
 
 def units_folder(args: UnitStudyArguments, name: str) -> Path:
-    r"""Folder of units, such as `base-kmeans`."""
+    """Folder of units, such as `base-kmeans`."""
     folder = Path(args.output_dir) / "units" / name
     return folder if name.partition("-")[2] == "kmeans" else folder / "final"
 
 
 def as_options(options: Mapping[str, Any]) -> list[str]:
-    r"""Settings as a command line has them: `{"max_epochs": 30, "layers": [4]}` is `--max-epochs 30 --layers 4`."""
+    """Settings as a command line has them: `{"max_epochs": 30, "layers": [4]}` is `--max-epochs 30 --layers 4`."""
     line = []
     for name, value in options.items():
         if value is None or value is False or value == []:
@@ -232,7 +232,7 @@ def _training(stage: StageArguments, settings: Mapping[str, Any]) -> list[str]:
 
 
 def spoken_units(args: UnitStudyArguments, name: str) -> Path:
-    r"""
+    """
     Folder of units with their vocoder, which is made if it is not there. Without vocoders, it is the folder of the
     units.
     """
@@ -253,7 +253,7 @@ def spoken_units(args: UnitStudyArguments, name: str) -> Path:
 
 
 def compare_units(args: UnitStudyArguments) -> int:
-    r"""
+    """
     Train what is not trained yet, and measure.
 
     Returns:
@@ -297,13 +297,13 @@ def _run(stage: Stage) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    r"""Arguments of `speech-tokenizers compare-units`."""
+    """Arguments of `speech-tokenizers compare-units`."""
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe of this installation")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that differ from the recipe")
 
 
 def run(args: argparse.Namespace) -> int:
-    r"""Run `speech-tokenizers compare-units`; returns the exit code."""
+    """Run `speech-tokenizers compare-units`; returns the exit code."""
     try:
         return compare_units(load_recipe(args.recipe, args.overrides, UnitStudyArguments))
     except Stopped:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Train DC-Spin or Spin units on a speech encoder: its top layers and codebooks learn to give a recording and the same
 in another voice the same units.
 
@@ -37,7 +37,7 @@ from speech_tokenizers.training.units.perturbed_views import PerturbedViewsDatas
 
 @dataclass
 class PerturbationArguments:
-    r"""
+    """
     How voices are changed; see [`SpeakerPerturbation`] for all of it.
 
     Args:
@@ -61,7 +61,7 @@ class PerturbationArguments:
 
 @dataclass(kw_only=True)
 class DCSpinTrainingArguments(ScheduledRecipeArguments):
-    r"""
+    """
     A training of units. The defaults are those of Spin's code. The folder gets `checkpoints`, `training_log.jsonl`,
     `loss_curves.png` and, as `final`, the model.
 
@@ -105,7 +105,7 @@ class DCSpinTrainingArguments(ScheduledRecipeArguments):
 def warmup_decay_rate(
     step: int, learning_rate: float, warmup_steps: int, max_steps: int, initial_rate: float, final_rate: float
 ) -> float:
-    r"""
+    """
     The learning rate of a step, counted from 0: a straight line from `initial_rate` to `learning_rate` at
     `warmup_steps`, and another one to `final_rate` at the last step.
     """
@@ -116,7 +116,7 @@ def warmup_decay_rate(
 
 
 class NormalizeCodebooksCallback(TrainerCallback):
-    r"""
+    """
     Gives all codes unit length between the backward pass and the update, as Spin's code does.
 
     There it happens before the backward pass, to weights that this still needs, and works in half precision alone,
@@ -139,7 +139,7 @@ _MEASURES = ("swapped_prediction_loss", "accuracy", "code_perplexity", "probabil
 
 
 class DCSpinTrainer(RecipeTrainer):
-    r"""
+    """
     [`RecipeTrainer`] of a [`DCSpinModel`]. All processes share each micro-batch, whose frames use the codes equally.
 
     Args:
@@ -207,7 +207,7 @@ class DCSpinTrainer(RecipeTrainer):
 
 
 def train_dc_spin(args: DCSpinTrainingArguments) -> Path:
-    r"""
+    """
     Train by a recipe, from the newest checkpoint in `args.output_dir` or from the beginning.
 
     Args:
@@ -248,7 +248,7 @@ def train_dc_spin(args: DCSpinTrainingArguments) -> Path:
 
 
 def build_model(args: DCSpinTrainingArguments) -> DCSpinModel:
-    r"""
+    """
     The encoder with new codebooks.
 
     Raises:

@@ -52,7 +52,7 @@ from speech_tokenizers.training.units.units_fitting import fit_on_recordings, sa
 
 @dataclass
 class LabelArguments:
-    r"""
+    """
     What an iteration learns to predict.
 
     Args:
@@ -87,7 +87,7 @@ class LabelArguments:
 
 @dataclass(kw_only=True)
 class IterationArguments(ScheduleArguments):
-    r"""
+    """
     One iteration.
 
     The learning rate rises from 0 to its peak and falls to 0 at the last step.
@@ -111,7 +111,7 @@ class IterationArguments(ScheduleArguments):
 
 @dataclass(kw_only=True)
 class HubertPretrainingArguments(RecipeArguments):
-    r"""
+    """
     A pre-training of HuBERT. Its folder gets one for each iteration, with its `encoder` and `training_log.jsonl`, and
     the last encoder as `final`.
 
@@ -144,7 +144,7 @@ class HubertPretrainingArguments(RecipeArguments):
 
 
 def load_pretraining_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> HubertPretrainingArguments:
-    r"""
+    """
     Read a recipe of pre-training and change some of it.
 
     Args:
@@ -159,7 +159,7 @@ def load_pretraining_recipe(path_or_name: str, overrides: Sequence[str] = ()) ->
 
 
 def pretrain(args: HubertPretrainingArguments) -> Path:
-    r"""
+    """
     Run all iterations that are not finished.
 
     Args:
@@ -217,7 +217,7 @@ def run_iteration(
     folder: Path,
     previous: Path | None,
 ) -> None:
-    r"""
+    """
     Label the recordings, train, and save `encoder` in `folder`.
 
     Args:
@@ -270,7 +270,7 @@ def train_iteration(
     labels: PseudoLabels,
     folder: Path,
 ) -> None:
-    r"""
+    """
     Train a model from the newest checkpoint in `folder/checkpoints`, or from the beginning.
 
     Args:
@@ -294,7 +294,7 @@ def train_iteration(
 def make_labeler(
     args: LabelArguments, recordings: DecodedRecordings, folder: Path, previous: Path | None, seed: int
 ) -> Labeler:
-    r"""
+    """
     What labels the recordings; its k-means is fitted where `folder` does not hold it yet.
 
     Args:

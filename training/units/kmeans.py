@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Mini-batch k-means over frames that need not fit into memory, on CPU or GPU, shared among processes.
 
 The same frames, options and seed give exactly the same centroids in any number of processes: a frame's distances are
@@ -29,7 +29,7 @@ FRAMES_PER_BLOCK = 512
 
 @dataclass(frozen=True)
 class FrameStream:
-    r"""
+    """
     Frames that can be read in order only, again for each epoch.
 
     Args:
@@ -48,7 +48,7 @@ Frames: TypeAlias = np.ndarray | torch.Tensor | FrameStream
 
 @dataclass(frozen=True)
 class KMeansResult:
-    r"""
+    """
     Args:
         centroids (`torch.Tensor` of shape `(num_clusters, feature_size)`): Centroids in float32, on the CPU.
         counts (`torch.Tensor` of shape `(num_clusters,)`): Number of frames that each centroid is the mean of, in
@@ -80,7 +80,7 @@ def fit_kmeans(
     checkpoint_steps: int = 200,
     description: str = "k-means",
 ) -> KMeansResult:
-    r"""
+    """
     Fit centroids by mini-batch k-means, with the options of HuBERT's authors by default. (Sculley 2010,
     https://doi.org/10.1145/1772690.1772862, with the start and the stopping rule of scikit-learn's `MiniBatchKMeans`)
 
@@ -193,7 +193,7 @@ def fit_kmeans(
 
 
 def assign(frames: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-    r"""
+    """
     Number of the nearest centroid of each frame.
 
     Args:
@@ -226,7 +226,7 @@ def assign(frames: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
 def mean_squared_distance(
     frames: np.ndarray | torch.Tensor, centroids: torch.Tensor, accelerator: Accelerator | None = None
 ) -> float:
-    r"""
+    """
     Squared distance of a frame to its centroid, averaged over all frames.
 
     Args:

@@ -17,7 +17,7 @@ from speech_tokenizers.training.units.pseudo_labels import PseudoLabels, frame_l
 
 
 class MaskedPredictionDataset(torch.utils.data.Dataset):
-    r"""
+    """
     Recordings, or parts of long ones, with the labels of their frames and the frames to mask.
 
     An item depends on the seed and its index only. Indices beyond the length belong to later epochs, as a
@@ -58,7 +58,7 @@ class MaskedPredictionDataset(torch.utils.data.Dataset):
         return len(self.recording_of_item)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        r"""`input_values` `(num_samples,)`, `labels` and `mask_time_indices` `(num_frames,)`."""
+        """`input_values` `(num_samples,)`, `labels` and `mask_time_indices` `(num_frames,)`."""
         epoch, item = divmod(index, len(self))
         generator = torch.Generator().manual_seed(int(np.random.default_rng((self.seed, epoch, item)).integers(2**63)))
         number = int(self.recording_of_item[item])
@@ -82,7 +82,7 @@ class MaskedPredictionDataset(torch.utils.data.Dataset):
 
 
 def pad_batch(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    r"""
+    """
     Pad items of a [`MaskedPredictionDataset`] into the arguments of [`HubertForMaskedPrediction`]; labels with -100,
     the mask with `False`.
     """
@@ -97,7 +97,7 @@ def pad_batch(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tenso
 
 
 class MaskedPredictionTrainer(RecipeTrainer):
-    r"""
+    """
     [`RecipeTrainer`] whose loss is the mean over the masked frames of a whole step.
 
     Args:

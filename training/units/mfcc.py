@@ -25,7 +25,7 @@ def num_mfcc_frames(num_samples: int, sampling_rate: int = 16000) -> int:
 def mfcc_features(
     waveform: torch.Tensor | np.ndarray, sampling_rate: int = 16000, subtract_mean: bool = False
 ) -> torch.Tensor:
-    r"""
+    """
     Thirteen cepstral coefficients (the first stands for the energy), with their first and second differences in time.
 
     They equal `torchaudio.compliance.kaldi.mfcc(..., use_energy=False)` followed twice by

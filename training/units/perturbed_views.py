@@ -14,7 +14,7 @@ from speech_tokenizers.training.units.pseudo_labels import as_float
 
 
 class PerturbedViewsDataset(torch.utils.data.Dataset):
-    r"""
+    """
     Recordings, or parts of long ones, each with a version in another voice.
 
     An item depends only on the seed and its index. Workers, processes and an interruption change nothing. Indices
@@ -54,7 +54,7 @@ class PerturbedViewsDataset(torch.utils.data.Dataset):
         return len(self.recording_of_item)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        r"""`input_values` and `perturbed_values`, both `(num_samples,)`."""
+        """`input_values` and `perturbed_values`, both `(num_samples,)`."""
         epoch, item = divmod(index, len(self))
         generator = np.random.default_rng((self.seed, epoch, item))
         recording = self.recordings[int(self.recording_of_item[item])]
@@ -68,7 +68,7 @@ class PerturbedViewsDataset(torch.utils.data.Dataset):
 
 
 def pad_views(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    r"""
+    """
     Pad items of a [`PerturbedViewsDataset`] with silence into the arguments of [`DCSpinModel`]: two tensors of shape
     `(batch, 1, num_samples)` and `padding_mask` of shape `(batch, num_samples)`, 1 = real.
     """

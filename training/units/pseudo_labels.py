@@ -27,7 +27,7 @@ from speech_tokenizers.training.units.mfcc import mfcc_features
 
 
 class Labeler(Protocol):
-    r"""
+    """
     Source of the labels of waveforms.
 
     Attributes:
@@ -50,7 +50,7 @@ class Labeler(Protocol):
 
 
 class MfccLabeler:
-    r"""
+    """
     Labels by k-means of MFCC, as for the first iteration of HuBERT.
 
     Args:
@@ -82,7 +82,7 @@ class MfccLabeler:
 
 
 class TokenLabeler:
-    r"""
+    """
     Labels that are the tokens of a model: codes of one codebook or of all, or latents.
 
     Args:
@@ -154,7 +154,7 @@ class TokenLabeler:
 
 
 class PseudoLabels(Sequence):
-    r"""
+    """
     The labels of recordings, in a memory-mapped file.
 
     Args:
@@ -185,7 +185,7 @@ class PseudoLabels(Sequence):
 def frame_labels(
     labels: np.ndarray, label_rate: float, frame_rate: float, first_frame: int, num_frames: int
 ) -> np.ndarray:
-    r"""
+    """
     Labels of some frames. Frame f gets the label numbered `floor(f * label_rate / frame_rate)`, as in fairseq.
 
     Args:
@@ -214,7 +214,7 @@ def label_all(
     min_seconds: float = 0.1,
     show_progress: bool = True,
 ) -> PseudoLabels:
-    r"""
+    """
     Label recordings once. A second call with the same recordings and the same labeler reads what the first one wrote.
     A call after an interruption continues where the first one stopped.
 

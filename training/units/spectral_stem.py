@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Initial values of a convolutional front end that make it hear a mel spectrum, rather than noise, before its first step.
 
 A front end of random filters finds the spectrum only after very many steps, which a machine without an accelerator
@@ -25,7 +25,7 @@ NOISE = 0.1
 def init_spectral_stem(
     stem: nn.Module, sampling_rate: int = 16000, min_frequency: float = 80.0, max_frequency: float | None = None
 ) -> None:
-    r"""
+    """
     Make the first convolution a bank of windowed cosines, evenly spaced on the mel scale in four phases each, and let
     the second one mix bands at random but take the phases of a band alike, so that it hears magnitudes.
 
@@ -64,7 +64,7 @@ def init_spectral_stem(
 
 
 def check_spectral_stem(stem: nn.Module, sampling_rate: int = 16000) -> None:
-    r"""Raise what [`init_spectral_stem`] raises, for a front end that may be on the meta device."""
+    """Raise what [`init_spectral_stem`] raises, for a front end that may be on the meta device."""
     convolutions: list[Any] = [layer.conv for layer in stem.conv_layers]
     first, shortest = convolutions[0], math.ceil(MIN_SECONDS * sampling_rate)
     if len(convolutions) < 2:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Fit k-means units: the frames of a speech encoder, computed once into a file, and their centroids.
 
 The file of frames may be larger than memory, and serves several sizes of codebook. Processes share both parts of the
@@ -48,7 +48,7 @@ _FRAMES_AT_ONCE = 65536
 
 @dataclass(frozen=True)
 class Excerpt:
-    r"""
+    """
     A part of a recording, heard at once.
 
     Args:
@@ -63,7 +63,7 @@ class Excerpt:
 
 @dataclass(frozen=True)
 class UnitsFit:
-    r"""
+    """
     What [`fit_units`] found.
 
     Args:
@@ -87,7 +87,7 @@ def draw_excerpts(
     fit_seconds: float | None = None,
     seed: int = 0,
 ) -> list[Excerpt]:
-    r"""
+    """
     Whole recordings in a random order, long ones in parts, until there is enough.
 
     Args:
@@ -126,7 +126,7 @@ def write_features(
     accelerator: Accelerator | None = None,
     dtype: str = "float16",
 ) -> np.ndarray:
-    r"""
+    """
     Compute the frames of excerpts into one file; those that the file has already are not computed again.
 
     Args:
@@ -208,7 +208,7 @@ def fit_units(
     accelerator: Accelerator | None = None,
     **kmeans_options: Any,
 ) -> UnitsFit:
-    r"""
+    """
     Give a model the centroids, and the statistics if its frames are standardized, of its frames.
 
     Args:
@@ -322,7 +322,7 @@ def fit_on_recordings(
     accelerator: Accelerator | None = None,
     **kmeans_options: Any,
 ) -> list[tuple[KMeansUnitsModel, UnitsFit]]:
-    r"""
+    """
     Fit units on recordings.
 
     Args:
@@ -395,7 +395,7 @@ def _key(*parts: Any) -> str:
 
 
 def save_units(model: KMeansUnitsModel, fit: UnitsFit, folder: Path, **facts: Any) -> None:
-    r"""
+    """
     Save a model with its feature extractor and `fit.json`, whole or not at all.
 
     Args:

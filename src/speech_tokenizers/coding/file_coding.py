@@ -26,7 +26,7 @@ _BLOCK_SECONDS = 10.0
 def encode_blocks(
     model: Any, blocks: Iterable[torch.Tensor], num_quantizers: int | None = None, kind: str | None = None
 ) -> Iterator[torch.Tensor]:
-    r"""
+    """
     Codes or latents of a recording that comes block by block; see [`SpeechCodec.encode_stream`].
 
     Args:
@@ -48,7 +48,7 @@ def encode_blocks(
 def decode_blocks(
     model: Any, tokens: np.ndarray, num_samples: int | None = None, kind: str | None = None
 ) -> Iterator[torch.Tensor]:
-    r"""
+    """
     The audio of codes or latents block by block, equal to that of all at once; see [`SpeechCodec.decode_stream`].
 
     Args:
@@ -84,7 +84,7 @@ def encode_file(
     latents: bool = False,
     dtype: str = "float32",
 ) -> AudioCodes | AudioLatents:
-    r"""
+    """
     Encode an audio file.
 
     Args:
@@ -150,7 +150,7 @@ def decode_file(
     audio_path: str | os.PathLike[str],
     on_progress: OnProgress | None = None,
 ) -> int:
-    r"""
+    """
     Decode codes or latents to an audio file as long as the original at the codec's rate.
 
     Args:
@@ -196,7 +196,7 @@ def reconstruct_file(
     on_progress: OnProgress | None = None,
     latents: bool = False,
 ) -> AudioCodes | AudioLatents:
-    r"""
+    """
     Encode an audio file, decode it again, and return the codes or latents; see [`encode_file`] and [`decode_file`].
 
     `on_progress` counts the audio twice, once for each direction.

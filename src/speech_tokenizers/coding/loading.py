@@ -40,7 +40,7 @@ def _checkpoint_folders() -> dict[str, Any]:
 
 
 def find_checkpoint(name_or_path: str | Path | None = None) -> str:
-    r"""
+    """
     Turn the name of a checkpoint into what `from_pretrained` takes.
 
     Args:
@@ -77,7 +77,7 @@ def find_checkpoint(name_or_path: str | Path | None = None) -> str:
 
 
 def load(name_or_path: str | Path | None = None, dtype: Any = None, **kwargs: Any) -> tuple[Any, Any]:
-    r"""
+    """
     Load a codec, in evaluation mode, and its feature extractor.
 
     Args:
@@ -112,7 +112,7 @@ def load(name_or_path: str | Path | None = None, dtype: Any = None, **kwargs: An
 
 
 def store_in_half(folder: str | Path) -> None:
-    r"""
+    """
     Store the float32 weights of a saved model as float16, in half the bytes. The model computes in float32 as before,
     however it is loaded, since config.json says so. In float16 a codec would choose other codes than in float32.
 

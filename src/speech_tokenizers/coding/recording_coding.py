@@ -21,7 +21,7 @@ _BATCHES_AHEAD = 2
 
 @dataclass(frozen=True)
 class EncodedRecording:
-    r"""
+    """
     What [`encode_recordings`] finds in one recording.
 
     Args:
@@ -60,7 +60,7 @@ def encode_recordings(
     in_order: bool = True,
     num_threads: int = 2,
 ) -> Iterator[EncodedRecording]:
-    r"""
+    """
     Encode recordings in batches, while threads decode those that come next.
 
     Recordings of about equal length go together, the longest first. Recordings longer than a batch, or than the

@@ -70,7 +70,7 @@ def align_recordings(
     with_labels: bool = False,
     phones_column: str | None = None,
 ) -> int:
-    r"""
+    """
     Append a line to a JSONL file for each recording that it does not hold yet.
 
     A line holds `file_name`, `text`, and in `words` a `word`, `start` and `end` (in seconds) for each

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load_frames(path: Path) -> "list[np.ndarray]":
-    r"""
+    """
     Units of one codebook from a file, one a frame where it has durations.
 
     Args:

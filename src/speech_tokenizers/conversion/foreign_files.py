@@ -27,7 +27,7 @@ class CheckpointError(ValueError):
 
 
 def read_checkpoint_file(path: Path, stand_ins: Sequence[tuple[Any, str]] = ()) -> Any:
-    r"""
+    """
     Read what a PyTorch or safetensors file holds. Nothing in it is executed.
 
     Args:

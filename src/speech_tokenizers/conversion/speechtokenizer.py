@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Convert checkpoints of SpeechTokenizer and DM-Codec, whose networks are the same, into folders of this package.
 
 Before a folder appears, the codec in it is compared with [`LineageNetwork`], which computes from the weights under
@@ -65,7 +65,7 @@ _TOLERANCE = 1e-3
 
 
 class Conversion(NamedTuple):
-    r"""
+    """
     What [`convert_checkpoint`] did.
 
     Args:
@@ -85,7 +85,7 @@ def convert_checkpoint(
     with_code: bool = False,
     overwrite: bool = False,
 ) -> Conversion:
-    r"""
+    """
     Convert a checkpoint of SpeechTokenizer (with ELU or Snake) or DM-Codec.
 
     All weights are kept, with the moving averages of the codebooks, so that training can continue. The folder appears
@@ -189,7 +189,7 @@ def codec_config_of(fields: Mapping[str, Any], projection: str, path: Path) -> D
 
 
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    r"""
+    """
     Read the state dict of the original model under its original names, without the `module.` of data parallelism.
 
     Raises:
@@ -231,7 +231,7 @@ def rename(name: str, projection: str = "semantic") -> str:
 def rename_state(
     state: Mapping[str, torch.Tensor], fields: Mapping[str, Any], model: DMCodecModel, path: Path
 ) -> dict[str, torch.Tensor]:
-    r"""
+    """
     The original's weights under the names, and in the shapes, of `model`.
 
     Raises:
@@ -272,7 +272,7 @@ def rename_state(
 
 
 class LineageNetwork:
-    r"""
+    """
     The network of SpeechTokenizer and DM-Codec at inference, computed from its weights under their original names.
 
     Args:
@@ -302,7 +302,7 @@ class LineageNetwork:
         return self._convolution(f"encoder.model.{position + 1}", hidden_states).transpose(1, 2)
 
     def distances(self, latents: torch.Tensor, audio_codes: torch.Tensor) -> torch.Tensor:
-        r"""
+        """
         How much farther than the nearest entry each chosen one is, relative to the farthest: (batch, num_quantizers,
         num_frames), 0 where the codes are the nearest.
         """
@@ -389,7 +389,7 @@ class LineageNetwork:
 def compare_with_original(
     model: DMCodecModel, original: LineageNetwork, waveform: torch.Tensor, path: Path
 ) -> dict[str, float]:
-    r"""
+    """
     Compare latents, codes and decoded waveform of a converted codec with those of the original's weights.
 
     Returns:

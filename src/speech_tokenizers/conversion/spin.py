@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Convert checkpoints of Spin, as its trainer (PyTorch Lightning) saves them, into folders of this package.
 
 Before a folder appears, the model in it is compared with [`SpinNetwork`], which computes from the weights under their
@@ -93,7 +93,7 @@ def convert_spin(
     with_code: bool = False,
     overwrite: bool = False,
 ) -> DCSpinModel:
-    r"""
+    """
     Convert a checkpoint of Spin on HuBERT-base or WavLM-base, such as `spin_hubert_256.ckpt`.
 
     The folder appears when it is complete and checked.
@@ -139,7 +139,7 @@ def convert_spin(
 
 
 def read_spin_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    r"""
+    """
     Read the weights under their original names, and the settings (`model` of the original's recipe) if there are any.
 
     Raises:
@@ -171,7 +171,7 @@ def _settings_in(parameters: Any) -> Iterator[dict[str, Any]]:
 def spin_config_of(
     state: Mapping[str, torch.Tensor], settings: Mapping[str, Any], path: Path, num_attention_heads: int | None = None
 ) -> DCSpinConfig:
-    r"""
+    """
     Our configuration of the network, by the shapes of its weights and the settings of its training.
 
     Args:
@@ -256,7 +256,7 @@ def rename_spin(name: str) -> str:
 
 
 def rename_spin_state(state: Mapping[str, torch.Tensor], model: DCSpinModel, path: Path) -> dict[str, torch.Tensor]:
-    r"""
+    """
     The original's weights under the names of `model`.
 
     Raises:
@@ -283,7 +283,7 @@ def rename_spin_state(state: Mapping[str, torch.Tensor], model: DCSpinModel, pat
 
 
 class SpinNetwork:
-    r"""
+    """
     Spin on HuBERT-base or WavLM-base at inference, computed from its weights under their original names.
 
     Args:
@@ -369,7 +369,7 @@ class SpinNetwork:
 def compare_with_spin(
     model: DCSpinModel, original: SpinNetwork, waveforms: torch.Tensor, path: Path
 ) -> dict[str, float]:
-    r"""
+    """
     Compare projected frames and codes of a converted model with those of the original's weights.
 
     Returns:

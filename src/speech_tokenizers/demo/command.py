@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show_codec(model: Any, name: str, audio_path: Path, output: Path) -> dict[str, str]:
-    r"""
+    """
     Write `codes.safetensors`, `decoded.wav` and `demo.png`.
 
     Args:
@@ -101,14 +101,14 @@ def show_codec(model: Any, name: str, audio_path: Path, output: Path) -> dict[st
 
 
 def size_of(codes: AudioCodes | AudioLatents) -> str:
-    r"""What a frame consists of."""
+    """What a frame consists of."""
     if isinstance(codes, AudioLatents):
         return f"{codes.hidden_size} numbers in {codes.dtype}"
     return f"{codes.num_quantizers} codebooks of {codes.codebook_size}"
 
 
 def measure(recorded: np.ndarray, decoded: np.ndarray, sampling_rate: int) -> dict[str, str]:
-    r"""
+    """
     Compare decoded with recorded speech.
 
     Args:
@@ -136,7 +136,7 @@ def measure(recorded: np.ndarray, decoded: np.ndarray, sampling_rate: int) -> di
 
 
 def draw(recorded: np.ndarray, decoded: np.ndarray, codes: AudioCodes | AudioLatents, path: Path) -> None:
-    r"""
+    """
     Draw both spectrograms and the codes or latents, one above the other on the same time axis.
 
     Args:

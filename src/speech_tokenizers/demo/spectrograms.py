@@ -7,7 +7,7 @@ import numpy as np
 
 
 def spectrogram(waveform: np.ndarray, window_length: int = 512, step: int = 128) -> np.ndarray:
-    r"""
+    """
     Power in decibels.
 
     Args:
@@ -24,7 +24,7 @@ def spectrogram(waveform: np.ndarray, window_length: int = 512, step: int = 128)
 
 
 def draw_spectrogram(axis: Any, power: np.ndarray, num_samples: int, sampling_rate: int, cmap: str) -> Any:
-    r"""
+    """
     Show a spectrogram over seconds and kilohertz, 80 dB deep.
 
     Args:

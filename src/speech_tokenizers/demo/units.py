@@ -16,7 +16,7 @@ SECONDS_PER_ROW = 4.0
 
 
 def show_units(model: Any, name: str, audio_path: Path, output: Path) -> dict[str, str]:
-    r"""
+    """
     Write the units of a recording, de-duplicated, as `units.jsonl`, draw them as `units.png` and, if the model has a
     vocoder with a voice to speak in, let it say them in `units.wav`.
 
@@ -78,7 +78,7 @@ def speed(elapsed: float, seconds: float) -> str:
 def draw_units(
     waveform: np.ndarray, sampling_rate: int, hop_length: int, units: np.ndarray, durations: np.ndarray, path: Path
 ) -> None:
-    r"""
+    """
     Draw runs of units over the spectrogram, in rows of some seconds: a field for each run, as wide as it lasts, with
     its unit and its duration in frames. A unit has the same colour everywhere.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 The spectra against SciPy's, the quantities against values worked out by hand, and the command from end to end.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 One training step of DM-Codec computes what the original code (commit 25c742a) computes from the same weights: every
 loss, every gradient, every buffer. So do the losses of distillation by themselves.
 """
