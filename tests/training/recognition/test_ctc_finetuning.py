@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import argparse
 import json
 import shutil
 
@@ -19,6 +18,7 @@ from transformers import (
     WhisperConfig,
 )
 
+from speech_tokenizers.cli import main
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
 from speech_tokenizers.processing.recordings import decode_all, load_recordings
@@ -26,11 +26,9 @@ from speech_tokenizers.processing.word_alignment import load_word_aligner
 from speech_tokenizers.training.recognition.ctc_finetuning import (
     CTCFinetuningArguments,
     LabelledRecordings,
-    add_arguments,
     finetune_ctc,
     load_ctc_model,
     pad_recordings,
-    run,
     tri_stage_factor,
 )
 
@@ -314,10 +312,8 @@ def test_a_command_that_cannot_start_is_one_line(
     options, message, encoder_folder, speech_folder, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("PATH", str(tmp_path))  # where no espeak-ng is
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
     command = [str(encoder_folder), str(speech_folder), "-o", str(tmp_path / "out"), *options.split()]
-    assert run(parser.parse_args(command)) == 2
+    assert main(["finetune-ctc", *command]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("speech-tokenizers finetune-ctc: error: ")
     assert message in line
@@ -326,20 +322,16 @@ def test_a_command_that_cannot_start_is_one_line(
 def test_a_wrong_encoder_is_refused_before_speech_is_decoded(speech_folder, tmp_path, capsys):
     encoder = tmp_path / "whisper"
     WhisperConfig(d_model=16, encoder_layers=1, decoder_layers=1).save_pretrained(encoder)
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    assert run(parser.parse_args([str(encoder), str(speech_folder), "-o", str(tmp_path / "out")])) == 2
+    assert main(["finetune-ctc", str(encoder), str(speech_folder), "-o", str(tmp_path / "out")]) == 2
     assert "is a `whisper`" in capsys.readouterr().err
     assert not (tmp_path / "out" / "audio_cache").exists()
 
 
 def test_the_command_says_how_often_it_errs(encoder_folder, speech_folder, tmp_path, capsys):
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
     command = [str(encoder_folder), str(speech_folder), "-o", str(tmp_path / "out")]
     options = "--unit phone --filter split=usable --eval-filter split=usable --max-steps 1 --mask-feature-prob 0"
-    assert run(parser.parse_args([*command, *options.split()])) == 0
+    assert main(["finetune-ctc", *command, *options.split()]) == 0
     assert "phone error rate: " in capsys.readouterr().out
     command[3] = str(tmp_path / "other")
-    assert run(parser.parse_args([*command, "--column", "words"])) == 2
+    assert main(["finetune-ctc", *command, "--column", "words"]) == 2
     assert "`column` is 'words'" in capsys.readouterr().err
