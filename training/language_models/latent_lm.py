@@ -336,7 +336,7 @@ def train_head(
 def results_table(results: dict[str, dict[str, float]]) -> str:
     """The results by head as a table in Markdown, with the scores of two forecasts that learn nothing."""
     lines = [
-        "| head | energy score | spread of draws | its own loss | loss of ends | head, ms a frame | all, ms a frame |",
+        "| head | energy score | spread of draws | training loss | end-of-speech loss | head, ms a frame | all, ms a frame |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in results.items():
@@ -345,8 +345,8 @@ def results_table(results: dict[str, dict[str, float]]) -> str:
             f" {row['stop_loss']:.3f} | {row['head_ms']:.2f} | {row['frame_ms']:.2f} |"
         )
     row = next(iter(results.values()))
-    lines.append(f"| the frame before | {row['repetition_score']:.3f} | 0 | | | | |")
-    lines.append(f"| frames of anywhere | {row['marginal_score']:.3f} | | | | | |")
+    lines.append(f"| previous frame | {row['repetition_score']:.3f} | 0 | | | | |")
+    lines.append(f"| random frame | {row['marginal_score']:.3f} | | | | | |")
     return "\n".join(lines)
 
 

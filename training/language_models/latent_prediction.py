@@ -57,8 +57,8 @@ def judge(
     Returns:
         `dict`: Means over all frames. `prediction_loss` is the loss of the head, which is not comparable between
         heads. `stop_loss` is the loss of the end. `energy_score` is the score of the draws. `draw_spread` is the mean
-        distance between two of them. `repetition_score` is the score of the frame before as the only forecast, and
-        `marginal_score` that of frames of anywhere in the recordings. The distances are of latents of zero mean and
+        distance between two of them. `repetition_score` is the score of the previous frame as the only forecast, and
+        `marginal_score` that of random frames of the recordings. The distances are of latents of zero mean and
         unit variance.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
