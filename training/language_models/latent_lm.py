@@ -336,7 +336,8 @@ def train_head(
 def results_table(results: dict[str, dict[str, float]]) -> str:
     """The results by head as a table in Markdown, with the scores of two forecasts that learn nothing."""
     lines = [
-        "| head | energy score | spread of draws | training loss | end-of-speech loss | head, ms a frame | all, ms a frame |",
+        "| head | energy score | spread of draws | training loss "
+        "| end-of-speech loss | head, ms a frame | all, ms a frame |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in results.items():
