@@ -81,4 +81,4 @@ dist: $(INSTALLED)
 	$(BIN)/python -m build --wheel --outdir dist model_cards
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info
+	rm -rf $(VENV) build dist demo *.egg-info model_cards/build model_cards/*.egg-info
