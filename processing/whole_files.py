@@ -88,7 +88,7 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         path (`str` or `Path`): The folder. Missing parents are created.
 
     Raises:
-        OSError: If it cannot be written.
+        OSError: If it cannot be written, or nothing was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +96,8 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         folder, older = Path(parent, "new", path.name), Path(parent, "old")
         folder.mkdir(parents=True)
         yield folder
+        if not any(folder.iterdir()):
+            raise FileNotFoundError(f"{path}: nothing was written that could be put there.")
         if path.exists():
             os.replace(path, older)
         try:

@@ -75,8 +75,17 @@ def check_training(names, folder):
     assert {group["lr"] for group in names["quantizer_trainer"].optimizer.param_groups} == {0.0}
 
 
+def check_interface(names, folder):
+    num_frames = -(-len(names["samples"]) // 320)
+    assert names["codes"].shape == (1, 8, num_frames)
+    assert names["audio"].shape == (1, 1, len(names["samples"]))
+    assert names["vectors"].shape == (8, 1024, 64)
+    assert names["codec"].family == "EncodecModel"
+
+
 CHECKS = {
     "README.md": check_readme,
+    "docs/interface.md": check_interface,
     "docs/codecs.md": check_codecs,
     "docs/units.md": check_units,
     "docs/continuous_tokens.md": check_continuous_tokens,
@@ -125,7 +134,7 @@ def test_command_lines_parse(page):
         for line in block.replace("\\\n", " ").splitlines()
         if line.startswith(("speech-tokenizers ", "accelerate launch "))
     ]
-    assert len(commands) >= {"README.md": 8, "docs/layout.md": 0}.get(page, 2)
+    assert len(commands) >= {"README.md": 8, "docs/layout.md": 0, "docs/interface.md": 0}.get(page, 2)
     for words in commands:
         words = words[4:] if words[0] == "accelerate" else words[1:]
         arguments = _join_command(words)

@@ -89,9 +89,10 @@ ERROR_RATES_NOTE = (
 def notes(results: Mapping[str, Any]) -> list[str]:
     """Sentences that say how the numbers came about."""
     data, settings = results["data"], results["settings"]
-    groups = ", ".join(f"{count} {name}" for name, count in data["groups"].items())
+    named = [f"{count} {name}" for name, count in data["groups"].items() if name != "."]  # "." is the folder itself
+    groups = f" ({', '.join(named)})" if named else ""
     lines = [
-        f"{data['num_clips']} clips, {data['seconds'] / 60:.1f} minutes ({groups}); {results['date']}; "
+        f"{data['num_clips']} clips, {data['seconds'] / 60:.1f} minutes{groups}; {results['date']}; "
         f"data key {data['key']}.",
         "Means over the clips where the metric worked, with 95 % bootstrap intervals over clips.",
         "kbps: nominal (codes times bits a code), by the entropy of each stage, and measured (size of the code, "

@@ -42,7 +42,7 @@ def test_long_names_can_be_written_by_everything_that_writes_whole_files(tmp_pat
     with AudioWriter(tmp_path / f"{240 * 'a'}.wav", 16000) as writer:
         writer.write([0.5, -0.5])
     with whole_folder(tmp_path / (250 * "f")) as folder:
-        folder.mkdir()
+        (folder / "file").touch()
     assert sorted(len(path.name) for path in tmp_path.iterdir()) == [244, 244, 250, 252]
 
 
@@ -92,7 +92,6 @@ def test_a_folder_replaces_an_older_one_at_the_end(tmp_path):
     for content in ("older", "newer"):
         with whole_folder(path) as folder:
             assert folder.name == "folder"
-            folder.mkdir()
             (folder / content).touch()
         assert [file.name for file in path.iterdir()] == [content]
     assert list(path.parent.iterdir()) == [path]
@@ -101,7 +100,7 @@ def test_a_folder_replaces_an_older_one_at_the_end(tmp_path):
 def test_after_an_exception_the_older_folder_stays(tmp_path):
     (tmp_path / "folder" / "older").mkdir(parents=True)
     with pytest.raises(ValueError), whole_folder(tmp_path / "folder") as folder:  # noqa: PT012
-        folder.mkdir()
+        (folder / "half").touch()
         raise ValueError
     with pytest.raises(FileNotFoundError), whole_folder(tmp_path / "folder"):
         pass  # nothing was written that could take its place
