@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from speech_tokenizers.training.codec.adversarial_schedule import AdversarialSchedule
 from speech_tokenizers.training.codec.arguments import CodecTrainingArguments
@@ -92,15 +91,14 @@ class Adversary:
             "feature_matching": feature_matching_loss(of_recorded, of_decoded, adversarial.relative_features),
         }
 
-    def modules(self) -> dict[str, nn.Module]:
-        """Modules that a checkpoint keeps, by name."""
+    def parts(self) -> dict[str, Any]:
+        """Parts that a checkpoint keeps, by name; none without discriminators."""
         if self.discriminator is None:
             return {}
-        return {"discriminator": self.accelerator.unwrap_model(self.discriminator)}
-
-    def optimization(self) -> dict[str, Any]:
-        """Optimizer that a checkpoint keeps besides the modules, by name."""
-        return {} if self.optimizer is None else {"discriminator_optimizer": self.optimizer}
+        return {
+            "discriminator": self.accelerator.unwrap_model(self.discriminator),
+            "discriminator_optimizer": self.optimizer,
+        }
 
     def state_dict(self) -> dict[str, int | None]:
         """State of the schedule."""

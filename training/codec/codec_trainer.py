@@ -27,14 +27,7 @@ from speech_tokenizers.training.codec.objectives import CodecObjective, Conditio
 from speech_tokenizers.training.codec.reconstruction_losses import WaveformPair, make_reconstruction_losses
 from speech_tokenizers.training.codec.training_data import TrainingData
 from speech_tokenizers.training.codec.validation import validate
-from speech_tokenizers.training.common.checkpoints import (
-    WeightAverage,
-    find_state,
-    load_run,
-    remove_old_checkpoints,
-    save_run,
-    stopping_on_signals,
-)
+from speech_tokenizers.training.common.checkpoints import Checkpoints, WeightAverage, stopping_on_signals
 from speech_tokenizers.training.common.optimization import (
     OptimizerArguments,
     detached,
@@ -130,7 +123,14 @@ class CodecTrainer:
         self.reports = RunReports(
             self.accelerator, self.output_dir, args.report_to, args.num_audio_samples, self.sampling_rate
         )
-        self.order_of_data = {"seed": args.seed, "global_batch_size": args.global_batch_size}
+        parts = {
+            "codec": self.unwrapped_model,
+            "codec_optimizer": self.optimizer,
+            **self.adversary.parts(),
+            "weight_average": self.weight_average if self.weight_average.is_kept else None,
+            "scaler": self.accelerator.scaler,
+        }
+        self.checkpoints = Checkpoints(self.accelerator, args, parts)
         self._synchronize = True
 
     @property
@@ -417,40 +417,17 @@ class CodecTrainer:
 
     def save_checkpoint(self) -> Path:
         """Save all that `resume_from_checkpoint` needs in `checkpoint-<step>`, which exists only when complete."""
-        shared = {**self.order_of_data, **self.run.state_dict(), **self.adversary.state_dict()}
-        own = {"window": self.run.window.state_dict()}
-        folder = self.output_dir / f"checkpoint-{self.step:08d}"
-        save_run(folder, self.accelerator, self._modules(), self._optimization(), shared, own)
-        if self.accelerator.is_main_process:
-            remove_old_checkpoints(self.output_dir, self.args.save_total_limit)
-        return folder
+        shared = {**self.run.state_dict(), **self.adversary.state_dict()}
+        return self.checkpoints.save(self.step, shared, {"window": self.run.window.state_dict()})
 
     def _resume(self, checkpoint: str | bool | None) -> None:
-        found = find_state(self.output_dir, checkpoint, self.order_of_data)
+        found = self.checkpoints.find(checkpoint)
         if found is None:
             return
         folder, shared = found
-        modules, optimization = self._modules(), self._optimization()
         self.adversary.load_state_dict(shared)
-        if not self.adversary.acts:
-            # Discriminators that have not learnt anything yet may be exchanged for others.
-            for kept, left in ((modules, self.adversary.modules()), (optimization, self.adversary.optimization())):
-                for name in left:
-                    del kept[name]
-        own = load_run(folder, self.accelerator, modules, optimization)
+        # Discriminators that have not learnt anything yet may be exchanged for others.
+        own = self.checkpoints.load(folder, () if self.adversary.acts else self.adversary.parts())
         self.run.load_state_dict(shared)
         if own is not None:
             self.run.window.load_state_dict(own["window"], self.accelerator.device)
-
-    def _modules(self) -> dict[str, nn.Module]:
-        return {"codec": self.unwrapped_model, **self.adversary.modules()}
-
-    def _optimization(self) -> dict[str, Any]:
-        """Objects with a `state_dict` besides the modules."""
-        objects = {
-            "codec_optimizer": self.optimizer,
-            **self.adversary.optimization(),
-            "weight_average": self.weight_average if self.weight_average.is_kept else None,
-            "scaler": self.accelerator.scaler,
-        }
-        return {name: value for name, value in objects.items() if value is not None}

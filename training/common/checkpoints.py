@@ -7,7 +7,7 @@ import random
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,47 +28,6 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     """
     found = [folder for folder in output_dir.glob("checkpoint-*") if CHECKPOINT_NAME.fullmatch(folder.name)]
     return sorted(found, key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
-
-
-def find_state(
-    output_dir: Path, checkpoint: str | bool | None, kept: Mapping[str, int]
-) -> tuple[Path, dict[str, Any]] | None:
-    """
-    The checkpoint that a run continues from.
-
-    Args:
-        output_dir (`Path`): Folder of the run.
-        checkpoint (`str` or `bool`, *optional*): Folder of a checkpoint; `True` or `"latest"` for the newest complete
-            one. Without it the run begins anew.
-        kept (mapping): Settings by name that must equal those of the checkpoint, since they decide the order of the
-            data.
-
-    Returns:
-        Folder of the checkpoint and its `trainer_state.json`; `None` where the run begins anew, or there is no newest
-        one.
-
-    Raises:
-        ValueError: If the folder is no complete checkpoint, or was trained with other settings.
-    """
-    if not checkpoint:
-        return None
-    if checkpoint is True or checkpoint == "latest":
-        checkpoints = list_checkpoints(output_dir)
-        if not checkpoints:
-            return None
-        folder = checkpoints[-1]
-    else:
-        folder = Path(checkpoint)
-        if not (folder / "trainer_state.json").is_file():
-            raise ValueError(f"`resume_from_checkpoint` is {str(folder)!r}, which is no complete checkpoint.")
-    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-    for name, value in kept.items():
-        if state[name] != value:
-            raise ValueError(
-                f"`{name}` is {value}, but the checkpoint was trained with {state[name]}, which decides the order of"
-                " the data; keep it, or start anew from its weights with `model.pretrained`."
-            )
-    return folder, state
 
 
 def write_checkpoint(
@@ -184,21 +143,23 @@ def _copy(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> N
         tensor.copy_(source[name])
 
 
-def save_states(folder: Path, modules: dict[str, nn.Module], objects: dict[str, Any]) -> None:
+def save_states(folder: Path, parts: Mapping[str, Any]) -> None:
     """Save modules as safetensors, and whatever else has a `state_dict`, under their names in `folder`."""
+    modules, objects = _modules_and_others(parts)
     for name, module in modules.items():
         state = {key: tensor.detach().contiguous() for key, tensor in module.state_dict().items()}
         save_file(state, folder / f"{name}.safetensors")
     torch.save({name: value.state_dict() for name, value in objects.items()}, folder / "optimization.pt")
 
 
-def load_states(folder: Path, modules: dict[str, nn.Module], objects: dict[str, Any]) -> None:
+def load_states(folder: Path, parts: Mapping[str, Any]) -> None:
     """
     Load what `save_states` saved.
 
     Raises:
-        ValueError: If the checkpoint lacks one of the modules or objects, or a module has other sizes now.
+        ValueError: If the checkpoint lacks one of the parts, or a module has other sizes now.
     """
+    modules, objects = _modules_and_others(parts)
     states = torch.load(folder / "optimization.pt", map_location="cpu", weights_only=True)
     missing = [name for name in modules if not (folder / f"{name}.safetensors").is_file()]
     missing += [name for name in objects if name not in states]
@@ -214,6 +175,11 @@ def load_states(folder: Path, modules: dict[str, nn.Module], objects: dict[str, 
             ) from error
     for name, value in objects.items():
         value.load_state_dict(states[name])
+
+
+def _modules_and_others(parts: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Any]]:
+    modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    return modules, {name: part for name, part in parts.items() if name not in modules}
 
 
 def random_state() -> dict[str, Any]:
@@ -238,50 +204,110 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def save_run(
-    folder: Path,
-    accelerator: Accelerator,
-    modules: dict[str, nn.Module],
-    objects: dict[str, Any],
-    shared: dict[str, Any],
-    own: dict[str, Any],
-) -> None:
+class Checkpoints:
     """
-    Save a run in a folder that exists only when it is complete.
+    Checkpoints of a run, each in a folder `checkpoint-<step>` that exists only when it is complete.
 
     Args:
-        folder (`Path`): Folder of the checkpoint.
         accelerator (`Accelerator`): Accelerator of the run.
-        modules, objects (`dict`): Modules and other objects with a `state_dict`, by name; see [`save_states`].
-        shared (`dict`): Plain values that are the same on all processes, for `trainer_state.json`.
-        own (`dict`): State of this process besides its random generators.
+        args (dataclass): Recipe with `output_dir`, `save_total_limit`, `seed` and `global_batch_size`. The last two
+            decide the order of the data.
+        parts (mapping): Modules and other objects with a `state_dict`, by the names that checkpoints give them. A part
+            that is `None` is left out.
     """
 
-    def write(temporary: Path) -> None:
-        if accelerator.is_main_process:
-            save_states(temporary, modules, objects)
-            (temporary / "trainer_state.json").write_text(json.dumps(shared, indent=2), encoding="utf-8")
-        torch.save({"random": random_state(), **own}, temporary / f"process_{accelerator.process_index}.pt")
+    def __init__(self, accelerator: Accelerator, args: Any, parts: Mapping[str, Any]):
+        self.accelerator = accelerator
+        self.output_dir, self.save_total_limit = Path(args.output_dir), args.save_total_limit
+        self.order_of_data = {"seed": args.seed, "global_batch_size": args.global_batch_size}
+        self.parts = {name: part for name, part in parts.items() if part is not None}
 
-    write_checkpoint(folder, write, accelerator.is_main_process, accelerator.wait_for_everyone)
+    def save(self, step: int, shared: Mapping[str, Any], own: Mapping[str, Any]) -> Path:
+        """
+        Save the parts and the random generators, and delete the oldest checkpoints beyond `save_total_limit`.
 
+        Args:
+            step (`int`): Number of steps taken.
+            shared (mapping): Plain values that are the same on all processes, for `trainer_state.json`.
+            own (mapping): State of this process besides its random generators.
 
-def load_run(
-    folder: Path, accelerator: Accelerator, modules: dict[str, nn.Module], objects: dict[str, Any]
-) -> dict[str, Any] | None:
-    """
-    Load what [`save_run`] saved, random generators included.
+        Returns:
+            Folder of the checkpoint.
+        """
+        folder = self.output_dir / f"checkpoint-{step:08d}"
+        is_main_process = self.accelerator.is_main_process
 
-    Returns:
-        State of this process. `None` on a process that the run did not begin with, which needs none.
-    """
-    load_states(folder, modules, objects)
-    process_file = folder / f"process_{accelerator.process_index}.pt"
-    if not process_file.is_file():
-        return None
-    own = torch.load(process_file, map_location="cpu", weights_only=True)
-    set_random_state(own["random"])
-    return own
+        def write(temporary: Path) -> None:
+            if is_main_process:
+                save_states(temporary, self.parts)
+                state = json.dumps({**self.order_of_data, **shared}, indent=2)
+                (temporary / "trainer_state.json").write_text(state, encoding="utf-8")
+            torch.save({"random": random_state(), **own}, self._process_file(temporary))
+
+        write_checkpoint(folder, write, is_main_process, self.accelerator.wait_for_everyone)
+        if is_main_process:
+            remove_old_checkpoints(self.output_dir, self.save_total_limit)
+        return folder
+
+    def find(self, checkpoint: str | bool | None) -> tuple[Path, dict[str, Any]] | None:
+        """
+        The checkpoint that the run continues from.
+
+        Args:
+            checkpoint (`str` or `bool`, *optional*): Folder of a checkpoint; `True` or `"latest"` for the newest
+                complete one. Without it the run begins anew.
+
+        Returns:
+            Folder of the checkpoint and its `trainer_state.json`; `None` where the run begins anew, or there is no
+            newest one.
+
+        Raises:
+            ValueError: If the folder is no complete checkpoint, or was trained with another order of the data.
+        """
+        if not checkpoint:
+            return None
+        if checkpoint is True or checkpoint == "latest":
+            checkpoints = list_checkpoints(self.output_dir)
+            if not checkpoints:
+                return None
+            folder = checkpoints[-1]
+        else:
+            folder = Path(checkpoint)
+            if not (folder / "trainer_state.json").is_file():
+                raise ValueError(f"`resume_from_checkpoint` is {str(folder)!r}, which is no complete checkpoint.")
+        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        for name, value in self.order_of_data.items():
+            if state[name] != value:
+                raise ValueError(
+                    f"`{name}` is {value}, but the checkpoint was trained with {state[name]}, which decides the order"
+                    " of the data; keep it, or start anew from its weights with `model.pretrained`."
+                )
+        return folder, state
+
+    def load(self, folder: Path, left_out: Collection[str] = ()) -> dict[str, Any] | None:
+        """
+        Load the parts and the random generators.
+
+        Args:
+            folder (`Path`): Folder of the checkpoint.
+            left_out (collection of `str`, *optional*): Names of parts that stay as they are.
+
+        Returns:
+            State of this process. `None` on a process that the run did not begin with, which needs none.
+
+        Raises:
+            ValueError: If the checkpoint lacks one of the parts, or a module has other sizes now.
+        """
+        load_states(folder, {name: part for name, part in self.parts.items() if name not in left_out})
+        process_file = self._process_file(folder)
+        if not process_file.is_file():
+            return None
+        own = torch.load(process_file, map_location="cpu", weights_only=True)
+        set_random_state(own["random"])
+        return own
+
+    def _process_file(self, folder: Path) -> Path:
+        return folder / f"process_{self.accelerator.process_index}.pt"
 
 
 class StopRequest:

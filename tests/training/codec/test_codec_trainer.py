@@ -261,6 +261,20 @@ def test_resumed_run_equals_an_uninterrupted_one(make_trainer, tmp_path):
         torch.testing.assert_close(resumed.weight_average.averages[name], value, rtol=0, atol=0)
 
 
+def test_a_checkpoint_has_the_names_by_which_older_ones_resume(make_trainer):
+    trainer = make_trainer(max_steps=4)
+    trainer.train()
+    folder = trainer.output_dir / "checkpoint-00000004"
+    files = {"codec.safetensors", "discriminator.safetensors", "optimization.pt", "process_0.pt", "trainer_state.json"}
+    assert {path.name for path in folder.iterdir()} == files
+    optimization = torch.load(folder / "optimization.pt", weights_only=True)
+    assert set(optimization) == {"codec_optimizer", "discriminator_optimizer", "weight_average"}
+    assert set(torch.load(folder / "process_0.pt", weights_only=True)) == {"random", "window"}
+    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    assert state.pop("training_seconds") > 0
+    assert state == {"step": 4, "seed": 3, "global_batch_size": 4, "discriminators_first_step": 3}
+
+
 def test_old_checkpoints_go_and_incomplete_ones_do_not_count(make_trainer):
     trainer = make_trainer(max_steps=5, save_steps=1, save_total_limit=2)
     incomplete = trainer.output_dir / ".checkpoint-00000099.incomplete"
