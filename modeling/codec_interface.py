@@ -38,21 +38,8 @@ class SpeechStream(Protocol):
         ...
 
 
-class SpeechCodec:
-    """
-    The interface of all models that turn speech into tokens: codecs, units, continuous tokens, and, by
-    [`as_speech_codec`], the codecs of transformers.
-
-    Evaluation, training and the commands use nothing else of a model. A language model needs from it
-    [`~SpeechCodec.codebook_vectors`] to start its embeddings, streams to play what it writes, and
-    [`~SpeechCodec.fingerprint`] to refuse tokens that another codec wrote.
-
-    `encode(input_values, padding_mask)` gives `audio_codes` (batch, num_quantizers, num_frames) or `latents` (batch,
-    num_frames, latent_dim) or both, with `audio_codes_mask` (batch, num_frames). `decode` takes what
-    `decodable_kinds` names and gives `audio_values` (batch, 1, num_samples).
-
-    A family has `get_encoded_length(num_samples)`, and says below what differs from a codec with codebooks.
-    """
+class FramedModel:
+    """What a model with frames of samples says to whoever trains or plays it; a vocoder alone says no more."""
 
     config: Any
 
@@ -70,6 +57,33 @@ class SpeechCodec:
     def frame_rate(self) -> float:
         """Frames per second, in Hz."""
         return self.config.frame_rate
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Losses that `forward` computes besides those of the waveform, each as the output `NAME_loss`."""
+        return ()
+
+    @property
+    def trained_parts(self) -> dict[str, str]:
+        """Submodules that serve a loss alone, by the name of that loss; without it they get no gradient."""
+        return {}
+
+
+class SpeechCodec(FramedModel):
+    """
+    The interface of all models that turn speech into tokens: codecs, units, continuous tokens, and, by
+    [`as_speech_codec`], the codecs of transformers.
+
+    Evaluation, training and the commands use nothing else of a model. A language model needs from it
+    [`~SpeechCodec.codebook_vectors`] to start its embeddings, streams to play what it writes, and
+    [`~SpeechCodec.fingerprint`] to refuse tokens that another codec wrote.
+
+    `encode(input_values, padding_mask)` gives `audio_codes` (batch, num_quantizers, num_frames) or `latents` (batch,
+    num_frames, latent_dim) or both, with `audio_codes_mask` (batch, num_frames). `decode` takes what
+    `decodable_kinds` names and gives `audio_values` (batch, 1, num_samples).
+
+    A family has `get_encoded_length(num_samples)`, and says below what differs from a codec with codebooks.
+    """
 
     @property
     def bits_per_second(self) -> float:
@@ -102,11 +116,6 @@ class SpeechCodec:
         return self.config.codebook_size if self.kind == "codes" else None
 
     @property
-    def nested_codebooks(self) -> bool:
-        """Whether the first codebooks alone are a coarser form of all, which `encode` gives by `num_quantizers`."""
-        return self.kind == "codes"
-
-    @property
     def latent_dim(self) -> int:
         """Dimension of `latents`, and of what `dequantize` gives."""
         return self.config.hidden_size
@@ -130,16 +139,6 @@ class SpeechCodec:
     def exact_streams(self) -> bool:
         """Whether streams give the tokens of the whole recording; near the edge of a window units differ from them."""
         return True
-
-    @property
-    def loss_names(self) -> tuple[str, ...]:
-        """Losses that `forward` computes besides those of the waveform, each as the output `NAME_loss`."""
-        return ()
-
-    @property
-    def trained_parts(self) -> dict[str, str]:
-        """Submodules that serve a loss alone, by the name of that loss; without it they get no gradient."""
-        return {}
 
     def frame_centres(self, num_frames: int) -> torch.Tensor:
         """Times of the middles of the first frames, `(num_frames,)`, in seconds."""
@@ -278,11 +277,8 @@ class SpeechCodec:
         Raises:
             ValueError: If the number of codebooks cannot be chosen, or is too large.
         """
-        if self.check_num_quantizers(num_quantizers) is None:
-            return self.encode(**features)  # type: ignore[attr-defined]
-        if not self.nested_codebooks:
-            raise ValueError(f"`num_quantizers` cannot be chosen for a {self.family}; leave it out.")
-        return self.encode(**features, num_quantizers=num_quantizers)  # type: ignore[attr-defined]
+        chosen = {} if self.check_num_quantizers(num_quantizers) is None else {"num_quantizers": num_quantizers}
+        return self.encode(**features, **chosen)  # type: ignore[attr-defined]
 
     def decode_encoded(self, encoded: Any, kind: TokenKind | None = None) -> torch.Tensor:
         """The waveforms `(batch, 1, num_samples)` of what `encode_features` gave, in whole frames."""
@@ -318,4 +314,4 @@ def tensor_fingerprint(tensors: Iterable[torch.Tensor]) -> str:
     return "" if is_empty else digest.hexdigest()[:16]
 
 
-__all__ = ["SpeechCodec", "SpeechStream"]
+__all__ = ["FramedModel", "SpeechCodec", "SpeechStream"]

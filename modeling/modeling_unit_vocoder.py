@@ -14,6 +14,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
+from .codec_interface import FramedModel
 from .codec_layers import CodecConv1d, CodecSequential, PointwiseConv1d, mask_beyond
 from .configuration_unit_vocoder import UnitVocoderConfig
 from .input_checks import check_arguments, check_codes
@@ -53,7 +54,7 @@ class DurationPredictor(CodecSequential):
         )
 
 
-class UnitVocoderPreTrainedModel(PreTrainedModel):
+class UnitVocoderPreTrainedModel(FramedModel, PreTrainedModel):
     """Weight initialisation and loading."""
 
     config_class = UnitVocoderConfig
@@ -105,29 +106,9 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
         self.post_init()
 
     @property
-    def sampling_rate(self) -> int:
-        """Samples per second, in Hz."""
-        return self.config.sampling_rate
-
-    @property
-    def hop_length(self) -> int:
-        """Samples per frame."""
-        return self.config.hop_length
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames per second, in Hz."""
-        return self.config.frame_rate
-
-    @property
     def loss_names(self) -> tuple[str, ...]:
-        """See [`SpeechCodec.loss_names`]."""
+        """See [`FramedModel.loss_names`]."""
         return () if self.duration_predictor is None else ("duration",)
-
-    @property
-    def trained_parts(self) -> dict[str, str]:
-        """See [`SpeechCodec.trained_parts`]."""
-        return {}
 
     @property
     def decoder_context(self) -> tuple[int, int]:

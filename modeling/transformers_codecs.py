@@ -57,6 +57,8 @@ class TransformersCodec(SpeechCodec):
         config = getattr(model, "config", None)
         if not all(hasattr(model, method) for method in ("encode", "decode")) or config is None:
             raise ValueError(f"A {name} turns no speech into tokens: it lacks `encode` or `decode`.")
+        if feature_extractor is None and not model.name_or_path:
+            raise ValueError(f"`feature_extractor` is needed: this {name} was loaded from no folder that has one.")
         if feature_extractor is None:
             feature_extractor = AutoFeatureExtractor.from_pretrained(model.name_or_path)
         self.model, self.config, self.feature_extractor = model, config, feature_extractor
@@ -158,11 +160,6 @@ class TransformersCodec(SpeechCodec):
         if self.num_quantizers is None:
             return self.frame_rate * self.latent_dim * 16
         return self.num_quantizers * self._kilobits_per_quantizer * 1000
-
-    @property
-    def nested_codebooks(self) -> bool:
-        """See [`SpeechCodec.nested_codebooks`]."""
-        return any(name in self._encode_arguments for name in ("bandwidth", "num_quantizers", "n_quantizers"))
 
     @cached_property
     def latent_dim(self) -> int:  # type: ignore[override]

@@ -115,11 +115,6 @@ class UnitPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
         return () if self.vocoder is None else ("codes",)
 
     @property
-    def nested_codebooks(self) -> bool:
-        """See [`SpeechCodec.nested_codebooks`]. `encode` gives the codes of all codebooks."""
-        return False
-
-    @property
     def shortest_input(self) -> int:
         """Fewest samples that give a frame."""
         return self.frame_span
@@ -151,9 +146,15 @@ class UnitPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
 
     def decode_stream(self, kind: TokenKind | None = None, num_samples: int | None = None) -> SpeechStream:
         """See [`SpeechCodec.decode_stream`]. The samples are those of all units at once, in one voice."""
-        if self.vocoder is not None:
-            self.check_kind(kind, decode=True)
+        self._needed_vocoder()
+        self.check_kind(kind, decode=True)
         return WindowedUnitStream(self, num_samples=num_samples)
+
+    def encode_features(self, features: dict[str, torch.Tensor], num_quantizers: int | None = None) -> Any:
+        """See [`SpeechCodec.encode_features`]. A codebook's units do not depend on the others'."""
+        encoded = self.encode(**features)
+        encoded["audio_codes"] = encoded["audio_codes"][:, : self.check_num_quantizers(num_quantizers)]
+        return encoded
 
     def codebook_vectors(self) -> torch.Tensor:
         """See [`SpeechCodec.codebook_vectors`]; the centroids, `(num_quantizers, codebook_size, dim)`."""
@@ -237,12 +238,15 @@ class UnitPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
         Raises:
             ValueError: If no vocoder is attached.
         """
+        return self._needed_vocoder().decode(audio_codes, *args, **kwargs)
+
+    def _needed_vocoder(self) -> UnitVocoderModel:
         if self.vocoder is None:
             raise ValueError(
                 "These units have no vocoder, so they cannot be heard; train one with `speech-tokenizers train "
                 "unit_vocoder_16khz` and attach it with `attach_vocoder`."
             )
-        return self.vocoder.decode(audio_codes, *args, **kwargs)
+        return self.vocoder
 
     def _normalized(self, waveforms: torch.Tensor, num_samples: torch.Tensor) -> torch.Tensor:
         if not self.config.do_normalize:

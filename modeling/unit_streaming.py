@@ -180,11 +180,11 @@ class WindowedUnitStream:
 
     def finish_encode(self) -> torch.Tensor:
         """The codes that are left, `(1, num_quantizers, num_frames)`. Raises `ValueError` if there is no frame."""
-        codes = self._counted(self._stream.flush())
-        if self._num_frames == 0:
+        codes, num_pushed, num_frames = self._counted(self._stream.flush()), self._num_pushed, self._num_frames
+        self._num_pushed = self._num_frames = 0  # what is pushed next begins another recording
+        if num_frames == 0:
             raise ValueError(
-                f"The recording has {self._num_pushed} samples, but a frame needs {self.model.frame_span}; leave it"
-                " out."
+                f"The recording has {num_pushed} samples, but a frame needs {self.model.frame_span}; leave it out."
             )
         return codes
 
@@ -210,6 +210,7 @@ class WindowedUnitStream:
         parts = []
         while (left := self._first + self._codes.shape[-1] - self._done) > 0:
             parts.append(self._decode(min(self._window, left), is_end=True))
+        self._codes, self._first, self._done = None, 0, 0
         return self._joined(parts)
 
     @torch.no_grad()

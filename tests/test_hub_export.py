@@ -68,6 +68,7 @@ DM_FILES = RVQ_FILES | {"configuration_dm_codec.py", "modeling_dm_codec.py", "fe
 CST_FILES = RVQ_FILES - {"configuration_rvq_codec.py", "modeling_rvq_codec.py"}
 CST_FILES |= {"configuration_cst.py", "latent_bottleneck.py", "modeling_cst.py", "feature_extraction_cst.py"}
 VOCODER_FILES = {
+    "codec_interface.py",
     "codec_layers.py",
     "configuration_codec.py",
     "configuration_unit_vocoder.py",
@@ -77,7 +78,6 @@ VOCODER_FILES = {
     "unit_runs.py",
 }
 UNITS_FILES = VOCODER_FILES | {
-    "codec_interface.py",
     "configuration_kmeans_units.py",
     "configuration_units.py",
     "encoder_geometry.py",

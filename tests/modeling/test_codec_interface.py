@@ -11,6 +11,7 @@ from speech_tokenizers.modeling.codec_interface import pad_waveforms
 from speech_tokenizers.modeling.configuration_cst import CSTConfig
 from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.modeling.transformers_codecs import TransformersCodec, as_speech_codec
+from speech_tokenizers.training.units.pseudo_labels import TokenLabeler
 
 
 ENCODER = {
@@ -114,8 +115,9 @@ def test_a_stream_gives_the_tokens_of_the_whole(name, make_model, recorded):
     # Units are exact too as long as a window holds the recording.
     torch.testing.assert_close(tokens, whole, atol=1e-4, rtol=0)
     if model.kind not in model.decodable_kinds:
-        with pytest.raises(ValueError, match="no vocoder"):
-            list(map(model.decode_stream().decode, [tokens] * 30))
+        for kind in (None, "latents"):
+            with pytest.raises(ValueError, match="no vocoder"):
+                model.decode_stream(kind)
         return
     stream = model.decode_stream()
     parts = [stream.decode(part) for part in tokens.split([1, 2, tokens.shape[time] - 3], dim=time)]
@@ -123,6 +125,28 @@ def test_a_stream_gives_the_tokens_of_the_whole(name, make_model, recorded):
     with torch.no_grad():
         decoded = model.decode(**{"audio_codes" if model.kind == "codes" else "latents": whole}).audio_values
     torch.testing.assert_close(samples, decoded, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if name != "cst"])
+def test_the_first_codebook_is_the_same_by_every_road(name, make_model, recorded):
+    model = make_model(name)
+    with torch.no_grad():
+        expected = model.encode(recorded).audio_codes[:, :1]
+        assert torch.equal(model.encode_features({"input_values": recorded}, 1).audio_codes, expected)
+    stream = model.encode_stream(num_quantizers=1)
+    assert torch.equal(torch.cat([stream.encode(recorded), stream.finish_encode()], dim=-1), expected)
+    (labels,) = TokenLabeler(model, num_quantizers=1)([recorded[0, 0].numpy()])
+    assert labels.tolist() == expected[0, 0].tolist()
+
+
+def test_a_stream_of_units_begins_anew_once_it_has_finished(make_model, recorded):
+    model = make_model("kmeans")
+    stream = model.encode_stream()
+    first, second = (torch.cat([stream.encode(recorded), stream.finish_encode()], dim=-1) for _ in range(2))
+    assert torch.equal(first, second)
+    stream.encode(recorded[..., :399])
+    with pytest.raises(ValueError, match="has 399 samples, but a frame needs 400"):
+        stream.finish_encode()
 
 
 @pytest.mark.parametrize("name", [name for name in (*OURS, *THEIRS) if name not in ("cst", "vibevoice", "kmeans")])
@@ -227,6 +251,11 @@ def test_what_a_model_cannot_do_is_said(name, call, message, make_model):
 def test_a_model_without_tokens_is_no_codec():
     with pytest.raises(ValueError, match="A Linear turns no speech into tokens"):
         as_speech_codec(torch.nn.Linear(1, 1))
+
+
+def test_a_codec_of_transformers_needs_its_feature_extractor(make_transformers_codec):
+    with pytest.raises(ValueError, match="`feature_extractor` is needed: this DacModel was loaded from no folder"):
+        as_speech_codec(make_transformers_codec("dac")[0])
 
 
 def test_a_codec_of_transformers_is_wrapped_once(make_transformers_codec):

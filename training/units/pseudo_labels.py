@@ -113,7 +113,6 @@ class TokenLabeler:
         self.model = as_speech_codec(model, feature_extractor).eval()
         self.kind, self.codebook, self.sampling_rate = self.model.check_kind(kind), codebook, sampling_rate
         self.num_quantizers = num_quantizers
-        self._chosen = {} if num_quantizers is None else {"num_quantizers": num_quantizers}
         self.label_rate = float(self.model.frame_rate)
         self.num_labels, self.label_shape = 0, ()
         if self.kind == "latents":
@@ -142,7 +141,7 @@ class TokenLabeler:
         missing = [max(0, model.shortest_input - len(row)) for row in waveforms]
         features = pad_waveforms([np.pad(row, (0, count)) for row, count in zip(waveforms, missing, strict=True)])
         features = {name: value.to(model.device) for name, value in features.items()}
-        outputs = model.encode(**features, **self._chosen)
+        outputs = model.encode_features(features, self.num_quantizers)
         counts = outputs.audio_codes_mask.sum(-1).cpu().tolist()
         if self.kind == "latents":
             rows = outputs.latents.float().cpu()
