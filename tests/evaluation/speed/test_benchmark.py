@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-import argparse
 import json
 
 import pytest
 import torch
 
+from speech_tokenizers.cli import main
 from speech_tokenizers.evaluation.report_pages import Section
 from speech_tokenizers.evaluation.speed import benchmark as speed_and_memory
 from speech_tokenizers.evaluation.speed import command as benchmark
@@ -19,9 +19,7 @@ from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansU
 
 
 def run(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    benchmark.add_arguments(parser)
-    return benchmark.run(parser.parse_args(arguments))
+    return main(["benchmark", *arguments])
 
 
 def test_speed_ups_are_medians_of_the_rounds_ratios():
