@@ -175,7 +175,8 @@ class EncodingSystem(_RunningModel):
     @torch.inference_mode()
     def encode(self, audio: np.ndarray) -> np.ndarray:
         """Codes of shape `(num_quantizers, num_frames)` of a clip of shape `(num_samples,)`."""
-        return self.encode_frames(audio).audio_codes
+        encoded = self.model.encode_features(self._features(audio), self.num_quantizers)
+        return encoded.audio_codes[0].cpu().numpy()
 
     @torch.inference_mode()
     def encode_frames(self, audio: np.ndarray) -> EncodedClip:

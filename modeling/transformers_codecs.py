@@ -164,8 +164,9 @@ class TransformersCodec(SpeechCodec):
     @cached_property
     def latent_dim(self) -> int:  # type: ignore[override]
         """See [`SpeechCodec.latent_dim`]; of what the model gives for silence."""
-        silence = torch.zeros(1, 1, self.sampling_rate, device=self.device)
-        return self.encode(silence).latents.shape[-1]
+        encoded = self.encode(torch.zeros(1, 1, self.sampling_rate, device=self.device))
+        latents = encoded.get("latents")
+        return (self.dequantize(encoded["audio_codes"]) if latents is None else latents).shape[-1]
 
     def get_encoded_length(self, num_samples: int) -> int:
         """Frames for a number of samples."""

@@ -185,7 +185,13 @@ def make_cst():
 @pytest.fixture
 def make_transformers_codec():
     """A function from the name of a codec to one with random weights and its feature extractor."""
-    makers = {"encodec": _make_encodec, "dac": _make_dac, "mimi": _make_mimi, "vibevoice": _make_vibevoice}
+    makers = {
+        "encodec": _make_encodec,
+        "dac": _make_dac,
+        "mimi": _make_mimi,
+        "vibevoice": _make_vibevoice,
+        "xcodec": _make_xcodec,
+    }
     return lambda name: makers[name]()
 
 
@@ -258,3 +264,36 @@ def _make_vibevoice() -> tuple:
         hidden_size=8, num_filters=4, downsampling_ratios=[2, 4, 5, 8], depths=[1] * 5, kernel_size=3
     )
     return VibeVoiceAcousticTokenizerModel(config).eval(), VibeVoiceAcousticTokenizerFeatureExtractor()
+
+
+def _make_xcodec() -> tuple:
+    import torch
+    from transformers import DacFeatureExtractor, XcodecConfig, XcodecModel
+
+    torch.manual_seed(0)
+    acoustic = {
+        "model_type": "dac",
+        "encoder_hidden_size": 8,
+        "decoder_hidden_size": 32,
+        "downsampling_ratios": [8, 5, 4, 2],
+        "upsampling_ratios": [8, 5, 4, 2],
+        "hidden_size": 32,
+    }
+    semantic = {
+        "model_type": "hubert",
+        "hidden_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "conv_dim": [8] * 7,
+        "num_conv_pos_embeddings": 8,
+        "num_conv_pos_embedding_groups": 2,
+    }
+    config = XcodecConfig(
+        target_bandwidths=[0.5, 1.0],
+        sample_rate=16000,
+        acoustic_model_config=acoustic,
+        semantic_model_config=semantic,
+        codebook_size=32,
+    )
+    return XcodecModel(config).eval(), DacFeatureExtractor(sampling_rate=16000, hop_length=320)

@@ -24,7 +24,7 @@ ENCODER = {
     "num_conv_pos_embedding_groups": 2,
 }
 OURS = ("rvq", "factorised", "causal", "dm", "cst", "kmeans", "dc_spin")
-THEIRS = ("encodec", "dac", "mimi", "vibevoice")
+THEIRS = ("encodec", "dac", "mimi", "xcodec", "vibevoice")
 
 
 def make_kmeans() -> KMeansUnitsModel:
@@ -86,7 +86,9 @@ def test_what_is_said_is_what_encode_gives(name, make_model, recorded):
         encoded = model.encode(recorded)
     num_frames = encoded.audio_codes_mask.shape[1]
     assert num_frames == model.get_encoded_length(recorded.shape[-1])
-    assert encoded.latents.shape == (1, num_frames, model.latent_dim)
+    # X-Codec keeps to itself what it quantizes.
+    frames = model.dequantize(encoded.audio_codes) if name == "xcodec" else encoded.latents
+    assert frames.shape == (1, num_frames, model.latent_dim)
     assert num_frames == pytest.approx(recorded.shape[-1] / model.sampling_rate * model.frame_rate, abs=2)
     if model.kind == "codes":
         assert encoded.audio_codes.shape == (1, model.num_quantizers, num_frames)
@@ -95,7 +97,7 @@ def test_what_is_said_is_what_encode_gives(name, make_model, recorded):
         assert model.num_quantizers is None
         assert model.codebook_size is None
     for kind in model.decodable_kinds:
-        tokens = {"codes": encoded.get("audio_codes"), "latents": encoded.latents}[kind]
+        tokens = encoded["audio_codes" if kind == "codes" else "latents"]
         with torch.no_grad():
             decoded = model.decode(**{"audio_codes" if kind == "codes" else "latents": tokens}).audio_values
         assert decoded.shape[:2] == (1, 1)
@@ -166,7 +168,7 @@ def test_the_vectors_of_units_are_their_centroids(make_model):
     assert torch.equal(model.codebook_vectors(), model.centroids)
 
 
-@pytest.mark.parametrize("name", [*OURS, "encodec", "dac", "mimi"])
+@pytest.mark.parametrize("name", [*OURS, "encodec", "dac", "mimi", "xcodec"])
 def test_a_fingerprint_tells_weights_apart_but_not_their_precision(name, make_model):
     model = make_model(name)
     if name == "cst":
@@ -189,7 +191,7 @@ def test_a_fingerprint_tells_weights_apart_but_not_their_precision(name, make_mo
     assert model.fingerprint() != before
 
 
-@pytest.mark.parametrize("name", ["encodec", "dac", "mimi"])
+@pytest.mark.parametrize("name", ["encodec", "dac", "mimi", "xcodec"])
 def test_transformers_codecs_hear_no_padding(name, make_model, signal):
     model = make_model(name)
     waveforms = [signal(1, length, seed=length)[0, 0].numpy() for length in (9013, 4000, 6222)]
