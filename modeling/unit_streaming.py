@@ -24,6 +24,8 @@ class UnitStream:
             frames, as are the contexts.
         left_context_seconds (`float`, *optional*, defaults to 4): Speech that is heard before a chunk, in seconds.
         right_context_seconds (`float`, *optional*, defaults to 0.5): Speech that is heard after a chunk, in seconds.
+        whole_samples (`int`, *optional*, defaults to 0): A recording that is no longer than this is heard whole, once
+            it has ended. The first codes of a longer one come when so many samples have arrived.
 
     Raises:
         ValueError: If the chunk is shorter than a frame, a context negative, or Whisper's encoder cannot hear a chunk
@@ -36,11 +38,13 @@ class UnitStream:
         chunk_seconds: float = 0.5,
         left_context_seconds: float = 4.0,
         right_context_seconds: float = 0.5,
+        whole_samples: int = 0,
     ):
         self.model = model
         self.chunk = round(chunk_seconds * model.frame_rate)  # in frames
         self.left_context = round(left_context_seconds * model.frame_rate)
         self.right_context = round(right_context_seconds * model.frame_rate)
+        self.whole_samples = whole_samples
         if self.chunk < 1 or self.left_context < 0 or self.right_context < 0:
             raise ValueError(
                 "A chunk must be at least a frame and its contexts not negative, but got "
@@ -66,7 +70,8 @@ class UnitStream:
     @property
     def latency_seconds(self) -> float:
         """Seconds from the beginning of a chunk to the arrival of the last sample that its codes need."""
-        return self.num_samples(self.chunk + self.right_context) / self.model.sampling_rate
+        needed = max(self.num_samples(self.chunk + self.right_context), self.whole_samples + 1)
+        return needed / self.model.sampling_rate
 
     @torch.no_grad()
     def push(self, samples: torch.Tensor) -> torch.Tensor:
@@ -93,6 +98,8 @@ class UnitStream:
         hop = self.model.hop_length
         self._held = torch.cat([self._held, samples.detach().float().cpu()])
         codes = []
+        if self._done == 0 and len(self._held) <= self.whole_samples:
+            return self._joined(codes)
         while len(self._held) >= self.num_samples(self._done - self._first + self.chunk + self.right_context):
             end = self._done + self.chunk
             # The context after, so that what is heard does not depend on how much more has arrived.
@@ -140,6 +147,8 @@ class WindowedUnitStream:
         context_seconds (`float`, *optional*, defaults to 2): Speech that the encoder hears before and after a window,
             in seconds.
         decode_seconds (`float`, *optional*, defaults to 10): Speech that is decoded at once, in seconds.
+        whole_samples (`int`, *optional*): Length up to which a recording is heard whole. Defaults to the model's
+            `longest_exact_stream`.
     """
 
     def __init__(
@@ -150,9 +159,11 @@ class WindowedUnitStream:
         window_seconds: float = 20.0,
         context_seconds: float = 2.0,
         decode_seconds: float = 10.0,
+        whole_samples: int | None = None,
     ):
         self.model, self.num_quantizers, self.num_samples = model, num_quantizers, num_samples
-        self._stream = UnitStream(model, window_seconds, context_seconds, context_seconds)
+        whole_samples = model.longest_exact_stream if whole_samples is None else whole_samples
+        self._stream = UnitStream(model, window_seconds, context_seconds, context_seconds, whole_samples)
         self._num_pushed = self._num_frames = 0
         self._window = max(1, round(decode_seconds * model.frame_rate))
         self._codes: torch.Tensor | None = None  # from `_first` frames of the recording on
