@@ -28,17 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _open_closed_streams()
     arguments = _join_command(sys.argv[1:] if arguments is None else list(arguments))
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
-    try:
-        with interruptions():
+    with interruptions():
+        try:
             args = _build_parser(chosen).parse_args(arguments)
             with _loudness(args.quiet, args.verbose):
                 return _run(args, chosen)
-    except KeyboardInterrupt as error:
-        number = getattr(error, "signal_number", signal.SIGINT)
+        except KeyboardInterrupt as error:
+            number = getattr(error, "signal_number", signal.SIGINT)
+        finally:
+            _flush_streams()
+        # The exception is gone here, and with it what its traceback held: a further signal disturbs no cleanup.
         say("interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}")
         return 128 + number
-    finally:
-        _flush_streams()
 
 
 def _run(args: argparse.Namespace, chosen: str | None) -> int:

@@ -65,6 +65,7 @@ def one_line(error: BaseException) -> str:
 
 def say(text: str) -> None:
     """Write a line to standard error. Where nobody reads that, or it cannot be written, nothing else is stopped."""
+    text = text.encode(errors="backslashreplace").decode()  # names of files may be no Unicode
     with contextlib.suppress(OSError, ValueError):
         if "tqdm" in sys.modules:
             from tqdm import tqdm
