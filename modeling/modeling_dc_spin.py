@@ -191,7 +191,6 @@ class DCSpinModel(DCSpinPreTrainedModel):
         check_encoded(features)
         return self._units(features, mask, codebook, deduplicate)
 
-    @torch.no_grad()
     def _units(self, features: torch.Tensor, mask: torch.Tensor, codebook: str, deduplicate: bool) -> DCSpinOutput:
         projection, swapped_prediction = self._codebook(codebook)
         with torch.autocast(features.device.type, enabled=False):
@@ -252,7 +251,8 @@ class DCSpinModel(DCSpinPreTrainedModel):
         """
         check_arguments(kwargs)
         if perturbed_values is None or not return_loss:
-            return self._units(*self.features(input_values, padding_mask), codebook, deduplicate)
+            with torch.no_grad():
+                return self._units(*self.features(input_values, padding_mask), codebook, deduplicate)
         views = [check_waveforms(values)[0] for values in (input_values, perturbed_values)]
         if views[0].shape != views[1].shape:
             raise ValueError(
