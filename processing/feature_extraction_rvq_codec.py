@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.utils import PaddingStrategy, TensorType, logging
+from transformers.utils import PaddingStrategy, TensorType, is_torch_tensor, logging
 
 from .resampling import resample_waveform
 from .sampling_rates import whole_sampling_rate
@@ -30,15 +30,24 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
         sampling_rate (`int`, *optional*, defaults to 16000): Sampling rate of the waveforms, in Hz.
         padding_value (`float`, *optional*, defaults to 0.0): Value of padded samples.
         kwargs: Arguments of `SequenceFeatureExtractor`; `padding_side` is `"right"` by default and may be `"left"`.
+
+    Attributes:
+        padding_sides (`tuple` of `str`): Sides on which the model takes padding.
     """
 
     model_input_names = ["input_values", "padding_mask"]
+    padding_sides: tuple[str, ...] = ("right", "left")
 
     def __init__(self, feature_size: int = 1, sampling_rate: int = 16000, padding_value: float = 0.0, **kwargs):
         if feature_size != 1:
             raise ValueError(f"`feature_size` must be 1, since the codec is mono, but got {feature_size}.")
-        if kwargs.get("padding_side", "right") not in ("right", "left"):
-            raise ValueError(f"`padding_side` must be 'right' or 'left', but got {kwargs['padding_side']!r}.")
+        if kwargs.get("padding_side", "right") not in self.padding_sides:
+            sides = " or ".join(map(repr, self.padding_sides))
+            raise ValueError(f"`padding_side` must be {sides}, but got {kwargs['padding_side']!r}.")
+        if isinstance(padding_value, bool) or not np.isfinite(
+            np.float32(np.nan if padding_value is None else padding_value)
+        ):
+            raise ValueError(f"`padding_value` must be a number, but got {padding_value!r}.")
         super().__init__(
             feature_size=feature_size,
             sampling_rate=whole_sampling_rate(sampling_rate),
@@ -69,7 +78,7 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
             pad_to_multiple_of (`int`, *optional*): Number of samples of which the length that is padded to, and
                 `max_length`, become the next multiple.
             return_tensors (`str` or `TensorType`, *optional*): Type of the arrays: `"pt"` or `"np"`. Defaults to lists
-                of arrays.
+                of arrays, which rows of different lengths stay with `"np"`, too.
             sampling_rate (`int`, *optional*): Sampling rate of `raw_audio` in Hz, to be checked. Pass it: audio at
                 another rate gives wrong codes without an error.
             resample (`bool`, *optional*, defaults to `False`): Whether to bring waveforms of another rate to the
@@ -93,17 +102,14 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
                 "`sampling_rate` was not passed, so the rate of `raw_audio` cannot be checked; "
                 f"pass the rate of your audio, which must be {self.sampling_rate} Hz for this codec."
             )
-        rows = [self._samples(recording, given_rate, resample) for recording in recordings]
-        return self._batch(
-            {"input_values": rows},
-            [np.ones(len(row), bool) for row in rows],
-            {},
-            padding,
-            max_length,
-            truncation,
-            pad_to_multiple_of,
-            return_tensors,
-        )
+        names = ["raw_audio"] if len(recordings) == 1 else [f"raw_audio[{k}]" for k in range(len(recordings))]
+        rows = [
+            self._samples(recording, given_rate, resample, name)
+            for recording, name in zip(recordings, names, strict=True)
+        ]
+        waveforms = {"input_values": rows}
+        batch = self._batch(waveforms, padding, max_length, truncation, pad_to_multiple_of, return_tensors)
+        return _converted(batch, return_tensors)
 
     def pad(
         self,
@@ -123,7 +129,8 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
             processed_features (`list[dict]` or `dict` of lists): Rows with `input_values` of shape `(num_samples,)` or
                 `(1, num_samples)`, and perhaps their `padding_mask`; what it hides is dropped. Further waveforms of a
                 row, such as `perturbed_values`, have names that end in `_values` and the same length. Anything else
-                is stacked.
+                is stacked. A dictionary of waveforms without channels gives `(batch, num_samples)`, as in other
+                feature extractors; the models take that, too.
             padding, truncation, max_length, pad_to_multiple_of: See `__call__`.
             return_attention_mask (`bool`, *optional*): Not used: the models take a `padding_mask` in any case.
             return_tensors (`str` or `TensorType`, *optional*): Type of the arrays. Defaults to that of the rows.
@@ -137,12 +144,12 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
             ValueError: If a row lacks what another has, or its samples, mask or lengths are wrong.
         """
         columns = _columns(processed_features)
+        has_channels = not isinstance(processed_features, Mapping) or np.ndim(columns["input_values"][0]) > 1
         if "input_values" not in columns:
             raise ValueError(f"The rows to pad must have `input_values`, but have {list(columns)}.")
-        if return_tensors is None:
-            return_tensors = "pt" if hasattr(columns["input_values"][0], "detach") else "np"
+        tensors = "pt" if is_torch_tensor(columns["input_values"][0]) else "np"
         waveforms = {
-            name: [as_samples(one_row(row), name) for row in rows]
+            name: [as_samples(one_row(row), f"{name}[{k}]") for k, row in enumerate(rows)]
             for name, rows in columns.items()
             if name.endswith("_values")
         }
@@ -151,7 +158,10 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
             if [len(row) for row in rows] != lengths:
                 raise ValueError(f"`{name}` must be as long as `input_values` in each row, {lengths} samples.")
         if "padding_mask" in columns:
-            masks = [check_mask(mask, n) for mask, n in zip(columns["padding_mask"], lengths, strict=True)]
+            masks = [
+                check_mask(mask, length, f"padding_mask[{k}]")
+                for k, (mask, length) in enumerate(zip(columns["padding_mask"], lengths, strict=True))
+            ]
             waveforms = {
                 name: [row[mask] for row, mask in zip(rows, masks, strict=True)] for name, rows in waveforms.items()
             }
@@ -167,23 +177,18 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
                     f"`{name}` has different shapes in the rows of a batch, {sorted({row.shape for row in rows})};"
                     " pad it in a collator of your own."
                 )
-        return self._batch(
-            waveforms,
-            [np.ones(length, bool) for length in lengths],
-            others,
-            padding,
-            max_length,
-            truncation,
-            pad_to_multiple_of,
-            return_tensors,
-        )
+        batch = self._batch(waveforms, padding, max_length, truncation, pad_to_multiple_of, return_tensors)
+        if not has_channels:
+            batch.update({name: [row[0] for row in batch[name]] for name in waveforms})
+        batch.update(others)
+        return _converted(batch, return_tensors or tensors)
 
-    def _samples(self, recording: Waveform, given_rate: int | None, resample: bool) -> np.ndarray:
+    def _samples(self, recording: Waveform, given_rate: int | None, resample: bool, name: str) -> np.ndarray:
         # Samples `(num_samples,)` of a recording, at the extractor's rate.
         own_rate = recording.sampling_rate
         if own_rate is not None and given_rate is not None and own_rate != given_rate:
             raise ValueError(
-                f"`sampling_rate` is {given_rate}, but a row of `raw_audio` has {own_rate} Hz; leave out"
+                f"`sampling_rate` is {given_rate}, but `{name}` has {own_rate} Hz; leave out"
                 " `sampling_rate`, since rows bring their own."
             )
         rate = own_rate or given_rate or self.sampling_rate
@@ -192,20 +197,19 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
                 f"`sampling_rate` is {rate}, but this codec was trained at {self.sampling_rate} Hz; pass"
                 f" `resample=True`, or resample first, e.g. with `soxr.resample(audio, {rate}, {self.sampling_rate})`."
             )
-        samples = as_samples(recording.samples)
+        samples = as_samples(recording.samples, name)
         return samples if rate == self.sampling_rate else resample_waveform(samples, rate, self.sampling_rate)
 
     def _batch(
         self,
         waveforms: dict[str, list[np.ndarray]],
-        masks: list[np.ndarray],
-        others: dict[str, list[np.ndarray]],
         padding: bool | str | PaddingStrategy | None,
         max_length: int | None,
         truncation: bool,
         pad_to_multiple_of: int | None,
         return_tensors: str | TensorType | None,
     ) -> BatchFeature:
+        # Lists of waveforms `(1, num_samples)` and their masks.
         strategy = self._get_padding_strategies(padding=True if padding is None else padding, max_length=max_length)
         for name, value in (("max_length", max_length), ("pad_to_multiple_of", pad_to_multiple_of)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
@@ -214,7 +218,12 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError("`truncation=True` needs `max_length`, the number of samples to keep.")
         multiple = pad_to_multiple_of or 1
         limit = None if max_length is None else -(-max_length // multiple) * multiple
-        columns = {**waveforms, "padding_mask": [mask.astype(np.int32) for mask in masks]}
+        if max_length is not None and not truncation and strategy != PaddingStrategy.MAX_LENGTH:
+            logger.warning("`max_length` does nothing without `truncation=True` or `padding='max_length'`.")
+        if pad_to_multiple_of is not None and strategy == PaddingStrategy.DO_NOT_PAD and not truncation:
+            logger.warning("`pad_to_multiple_of` does nothing with `padding=False`.")
+        masks = [np.ones(len(row), np.int32) for row in waveforms["input_values"]]
+        columns = {**waveforms, "padding_mask": masks}
         if truncation:
             columns = {name: [row[:limit] for row in rows] for name, rows in columns.items()}
         lengths = [len(row) for row in columns["padding_mask"]]
@@ -226,14 +235,20 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
                     rows, target, self.padding_side, 0 if name == "padding_mask" else self.padding_value
                 )
         found = {len(row) for row in columns["padding_mask"]}
-        if return_tensors is not None and len(found) > 1:
+        if return_tensors == TensorType.PYTORCH and len(found) > 1:
             remedy = "pass `padding=True`, or leave out `return_tensors`"
             if strategy == PaddingStrategy.MAX_LENGTH:
                 remedy = f"some are longer than `max_length` ({max_length}); pass `truncation=True` to cut them"
             raise ValueError(f"No tensor can hold rows of {len(found)} different lengths: {remedy}.")
         for name in waveforms:
             columns[name] = [row[np.newaxis] for row in columns[name]]
-        return BatchFeature({**columns, **others}, tensor_type=return_tensors)
+        return BatchFeature(columns)
+
+
+def _converted(batch: BatchFeature, return_tensors: str | TensorType | None) -> BatchFeature:
+    # Rows of different lengths stay a list.
+    is_ragged = len({len(mask) for mask in batch["padding_mask"]}) > 1
+    return batch if is_ragged else batch.convert_to_tensors(return_tensors)
 
 
 def _columns(rows: Any) -> dict[str, Sequence[Any]]:

@@ -46,9 +46,12 @@ def as_waveforms(raw_audio: Any) -> list[Waveform]:
     Raises:
         ValueError: If there is none.
     """
-    if not isinstance(raw_audio, list | tuple):
+    if isinstance(raw_audio, np.ndarray) and raw_audio.dtype == object:
+        raw_audio = list(raw_audio.flat)
+    # A column of `datasets` is a sequence, too.
+    if not isinstance(raw_audio, Sequence) or isinstance(raw_audio, str | bytes):
         return [_as_waveform(raw_audio)]
-    if not raw_audio:
+    if not len(raw_audio):
         raise ValueError("`raw_audio` is empty; pass at least one waveform with at least one sample.")
     # A list of numbers is one waveform; an element without a dimension is a number.
     if _is_number(raw_audio[0]):
@@ -114,9 +117,10 @@ def as_samples(waveform: Any, name: str = "raw_audio") -> np.ndarray:
     if waveform.ndim == 2 and waveform.shape[0] == 1:
         waveform = waveform[0]
     if waveform.ndim != 1:
+        axis = int(np.argmin(waveform.shape or [0]))
         raise ValueError(
             f"`{name}` must hold mono waveforms of shape (num_samples,), but got one of shape {waveform.shape}; "
-            "average the channels first, e.g. `audio.mean(axis=0)`, and pass a batch as a list of waveforms."
+            f"average the channels first, e.g. `audio.mean(axis={axis})`, and pass a batch as a list of waveforms."
         )
     if not np.isfinite(waveform).all():
         raise ValueError(

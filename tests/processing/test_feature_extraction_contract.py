@@ -4,6 +4,7 @@
 import time
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_a_row_of_datasets_brings_its_rate(extractor):
     np.testing.assert_array_equal(alone[0, 0], rows[1]["array"])
     with pytest.raises(ValueError, match="`sampling_rate` is 24000, but this codec was trained at 16000 Hz"):
         extractor(rows)
-    with pytest.raises(ValueError, match="`sampling_rate` is 16000, but a row of `raw_audio` has 24000 Hz"):
+    with pytest.raises(ValueError, match=r"`sampling_rate` is 16000, but `raw_audio\[0\]` has 24000 Hz"):
         extractor(rows, sampling_rate=16000, resample=True)
     with pytest.raises(ValueError, match="a row of audio has `array` and `sampling_rate`"):
         extractor([{"path": "a.wav", "bytes": b""}], sampling_rate=16000)
@@ -136,7 +137,7 @@ def test_rows_that_no_tensor_can_hold_are_refused_with_the_remedy(extractor):
     with pytest.raises(ValueError, match="2 different lengths: pass `padding=True`"):
         extractor(rows, sampling_rate=16000, padding=False, return_tensors="pt")
     with pytest.raises(ValueError, match=r"longer than `max_length` \(60\); pass `truncation=True`"):
-        extractor(rows, sampling_rate=16000, padding="max_length", max_length=60, return_tensors="np")
+        extractor(rows, sampling_rate=16000, padding="max_length", max_length=60, return_tensors="pt")
     with pytest.raises(ValueError, match="`truncation=True` needs `max_length`"):
         extractor(rows, sampling_rate=16000, truncation=True)
 
@@ -188,7 +189,8 @@ def test_pad_gives_what_the_call_gives(side, kind):
         assert torch.equal(collated[name], expected[name]), name
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     assert torch.equal(
-        extractor.pad(columns, return_tensors="pt", pad_to_multiple_of=64)["input_values"], expected["input_values"]
+        extractor.pad(columns, return_tensors="pt", pad_to_multiple_of=64)["input_values"],
+        expected["input_values"][:, 0],
     )
     # What was padded before is padded anew, as single rows of a batch or as they come from `Dataset.map`.
     again = [{name: expected[name][k] for name in expected} for k in range(3)]
@@ -239,3 +241,39 @@ def test_rows_that_do_not_fit_together_are_refused(extractor):
         extractor.pad([{"input_values": noise(3), "labels": [1]}, {"input_values": noise(3), "labels": [1, 2]}])
     with pytest.raises(ValueError, match="`perturbed_values` must be as long"):
         extractor.pad([{"input_values": noise(3), "perturbed_values": noise(4)}])
+
+
+def test_options_without_an_effect_are_told(extractor, monkeypatch):
+    messages = []
+    monkeypatch.setattr("speech_tokenizers.processing.feature_extraction_rvq_codec.logger.warning", messages.append)
+    extractor(noise(100), sampling_rate=16000, max_length=50)
+    extractor(noise(100), sampling_rate=16000, padding=False, pad_to_multiple_of=64)
+    assert ["does nothing" in message for message in messages] == [True, True]
+
+
+def test_columns_and_arrays_of_waveforms_are_batches(extractor):
+    waveforms = [noise(300), noise(200)]
+    expected = extractor(waveforms, sampling_rate=16000, return_tensors="pt")["input_values"]
+    ragged = np.empty(2, dtype=object)
+    ragged[:] = waveforms
+    column = datasets.Dataset.from_dict({"audio": waveforms})["audio"]
+    for container in (ragged, column, tuple(waveforms)):
+        assert torch.equal(extractor(container, sampling_rate=16000, return_tensors="pt")["input_values"], expected)
+
+
+def test_an_error_names_the_row(extractor):
+    with pytest.raises(ValueError, match=r"`raw_audio\[1\]` contains 1 NaN"):
+        extractor([noise(3), np.array([0.0, np.nan])], sampling_rate=16000)
+    with pytest.raises(ValueError, match=r"shape \(100, 2\); average.*axis=1"):
+        extractor(np.zeros((100, 2)), sampling_rate=16000)
+
+
+def test_settings_that_no_model_takes_are_refused(extractor):
+    for value in (float("nan"), None, True, float("inf")):
+        with pytest.raises(ValueError, match="`padding_value` must be a number"):
+            type(extractor)(padding_value=value)
+    with pytest.raises(ValueError, match="`padding_side` must be 'right'"):
+        type(extractor)(padding_side="middle")
+    if type(extractor) in (KMeansUnitsFeatureExtractor, DCSpinFeatureExtractor):
+        with pytest.raises(ValueError, match="`padding_side` must be 'right', but got 'left'"):
+            type(extractor)(padding_side="left")
