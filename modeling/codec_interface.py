@@ -143,9 +143,9 @@ class SpeechCodec(FramedModel):
         return False
 
     @property
-    def exact_streams(self) -> bool:
-        """Whether streams give the tokens of the whole recording; near the edge of a window units differ from them."""
-        return True
+    def longest_exact_stream(self) -> int | None:
+        """Most samples for which `encode_stream` gives the tokens of `encode`; `None` where it gives them always."""
+        return None
 
     def frame_centres(self, num_frames: int) -> torch.Tensor:
         """Times of the middles of the first frames, `(num_frames,)`, in seconds."""

@@ -17,6 +17,8 @@ from transformers.utils import TransformersKwargs
 from .mixed_precision import at_least_single
 
 
+# Beyond 32-bit integers that were cast, there is no audio. Quiet mistakes below it are for feature extractors to see.
+_LOUDEST_POSSIBLE = 2.0**31
 # Arguments that transformers passes to any model and that are not among its `TransformersKwargs`. `return_dict` is
 # taken by `can_return_tuple` before.
 _STANDARD_ARGUMENTS = frozenset(TransformersKwargs.__annotations__) | {"use_cache"}
@@ -42,7 +44,7 @@ def check_waveforms(
             [-1, 1], of any floating-point type.
         padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples.
         side (`str`): Side on which rows may be padded; see [`check_mask`].
-        finite (`bool`): Whether NaN and infinity are refused.
+        finite (`bool`): Whether NaN, infinity and numbers that are no audio are refused.
         may_be_empty (`bool`): Whether there may be no sample.
         name, mask_name (`str`): Names of the two arguments, for messages.
 
@@ -51,7 +53,8 @@ def check_waveforms(
 
     Raises:
         TypeError: If the waveforms or the mask are no tensor, or the samples are not floating point.
-        ValueError: If a shape is wrong, a sample is not finite, or the mask is malformed.
+        ValueError: If a shape is wrong, a sample is not finite or beyond what 32-bit integers reach, or the mask is
+            malformed.
     """
     check_floats(input_values, name, "divide integers by their range, to have samples in [-1, 1]")
     shape = tuple(input_values.shape)
@@ -65,6 +68,11 @@ def check_waveforms(
     input_values = at_least_single(input_values)
     if finite:
         check_finite(input_values, f"`{name}` has")
+        if numbers_are_known() and input_values.numel() and float(input_values.abs().max()) > _LOUDEST_POSSIBLE:
+            raise ValueError(
+                f"`{name}` reaches {float(input_values.abs().max()):.6g}, which is no audio; samples must lie in"
+                " [-1, 1]."
+            )
     if padding_mask is not None:
         padding_mask = check_mask(padding_mask, mask_name, (shape[0], shape[-1]), side)
     return input_values, padding_mask

@@ -25,6 +25,10 @@ from .recording_stream import EMPTY_STREAM, RecordingStream, StreamState
 from .vector_quantization import ResidualVectorQuantizer
 
 
+# Frames by which the length of a recording may differ from that of what its tokens are decoded to.
+_MOST_FRAMES_OFF = 3
+
+
 def as_speech_codec(model: Any, feature_extractor: Any = None) -> Any:
     """
     A model as a [`SpeechCodec`]: itself if it is one, else a [`TransformersCodec`] around it.
@@ -368,6 +372,11 @@ class TransformersCodec(SpeechCodec):
             is_whole = mask is None or bool(mask[number].all())
             if lengths is not None and (is_whole or torch.is_tensor(lengths)):
                 length = int(lengths if isinstance(lengths, int) else lengths[number])
+                if abs(length - waveform.shape[-1]) > _MOST_FRAMES_OFF * self.hop_length:
+                    raise ValueError(
+                        f"`num_samples` must lie near {waveform.shape[-1]}, the samples that the tokens of row"
+                        f" {number} stand for, but got {length}."
+                    )
                 waveform = _pad(waveform[..., :length], length, -1)
             waveforms.append(waveform)
         longest = lengths if isinstance(lengths, int) else max(waveform.shape[-1] for waveform in waveforms)

@@ -3,6 +3,7 @@
 """What all unit models have in common, however the frames of their speech encoder become codes."""
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -20,6 +21,10 @@ from .modeling_unit_vocoder import UnitVocoderModel, UnitVocoderOutput
 from .padding_invariance import frame_mask, make_padding_invariant
 from .speech_encoders import encoder_of, spectrogram_states, transformer_layers, waveform_states
 from .unit_streaming import WindowedUnitStream
+
+
+# Recordings up to this length are heard whole, longer ones in windows.
+_WHOLE_SECONDS = 60
 
 
 class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, PreTrainedAudioTokenizerBase):
@@ -121,9 +126,12 @@ class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, PreTrainedAudioToken
         return self.frame_span
 
     @property
-    def exact_streams(self) -> bool:
-        """See [`SpeechCodec.exact_streams`]. The encoders of units hear all that they are given."""
-        return False
+    def longest_exact_stream(self) -> int:
+        """
+        See [`SpeechCodec.longest_exact_stream`]: a minute, or what the encoder hears at once. The encoders of units
+        hear all that they are given, so units near the edge of a window differ from those of the whole recording.
+        """
+        return min(_WHOLE_SECONDS * self.sampling_rate, self.longest_input or sys.maxsize)
 
     def voice_arguments(self, voice: str | None = None) -> dict[str, torch.Tensor]:
         """See [`SpeechCodec.voice_arguments`]: one of the vocoder's `speaker_names`, by default `default_speaker`."""

@@ -27,6 +27,8 @@ class UnitStream(RecordingStream):
             frames, as are the contexts.
         left_context_seconds (`float`, *optional*, defaults to 4): Speech that is heard before a chunk, in seconds.
         right_context_seconds (`float`, *optional*, defaults to 0.5): Speech that is heard after a chunk, in seconds.
+        whole_samples (`int`, *optional*, defaults to 0): A recording that is no longer than this is heard whole, once
+            it has ended. The first codes of a longer one come when so many samples have arrived.
 
     Raises:
         ValueError: If the model is in training mode, the chunk shorter than a frame, a context negative, or Whisper's
@@ -42,11 +44,13 @@ class UnitStream(RecordingStream):
         chunk_seconds: float = 0.5,
         left_context_seconds: float = 4.0,
         right_context_seconds: float = 0.5,
+        whole_samples: int = 0,
     ):
         super().__init__(model)
         self.chunk = round(chunk_seconds * model.frame_rate)  # in frames
         self.left_context = round(left_context_seconds * model.frame_rate)
         self.right_context = round(right_context_seconds * model.frame_rate)
+        self.whole_samples = whole_samples
         if self.chunk < 1 or self.left_context < 0 or self.right_context < 0:
             raise ValueError(
                 "A chunk must be at least a frame and its contexts not negative, but got "
@@ -70,7 +74,8 @@ class UnitStream(RecordingStream):
     @property
     def latency_seconds(self) -> float:
         """Seconds from the beginning of a chunk to the arrival of the last sample that its codes need."""
-        return self.num_samples(self.chunk + self.right_context) / self.model.sampling_rate
+        needed = max(self.num_samples(self.chunk + self.right_context), self.whole_samples + 1)
+        return needed / self.model.sampling_rate
 
     def push(self, samples: torch.Tensor) -> torch.Tensor:
         """
@@ -113,7 +118,9 @@ class _UnitWindows(StreamState):
         stream, hop = self.stream, self.stream.model.hop_length
         self.num_pushed += inputs.shape[-1]
         self.held = inputs if self.held is None else torch.cat([self.held, inputs], dim=-1)
-        codes = []
+        codes: list[torch.Tensor] = []
+        if self.done == 0 and self.held.shape[-1] <= stream.whole_samples:
+            return self._joined(codes)
         while self.held.shape[-1] >= stream.num_samples(self.done - self.first + stream.chunk + stream.right_context):
             end = self.done + stream.chunk
             # The context after, so that what is heard does not depend on how much more has arrived.
@@ -159,6 +166,8 @@ class WindowedUnitStream(RecordingStream):
         context_seconds (`float`, *optional*, defaults to 2): Speech that the encoder hears before and after a window,
             in seconds.
         decode_seconds (`float`, *optional*, defaults to 10): Speech that is decoded at once, in seconds.
+        whole_samples (`int`, *optional*): Length up to which a recording is heard whole. Defaults to the model's
+            `longest_exact_stream`.
 
     Raises:
         ValueError: If the model is in training mode, a number is no whole one, or the windows are impossible; see
@@ -176,11 +185,13 @@ class WindowedUnitStream(RecordingStream):
         window_seconds: float = 20.0,
         context_seconds: float = 2.0,
         decode_seconds: float = 10.0,
+        whole_samples: int | None = None,
     ):
         super().__init__(model)
         self.num_quantizers = None if num_quantizers is None else model.check_num_quantizers(num_quantizers)
         self.num_samples = None if num_samples is None else check_whole_number(num_samples, "num_samples", 1)
-        self._stream = UnitStream(model, window_seconds, context_seconds, context_seconds)
+        whole_samples = model.longest_exact_stream if whole_samples is None else whole_samples
+        self._stream = UnitStream(model, window_seconds, context_seconds, context_seconds, whole_samples)
         self._window = max(1, round(decode_seconds * model.frame_rate))
 
     @property

@@ -17,23 +17,35 @@ class WindowedEncoder:
 
     The encoders of units hear all that they are given, so codes near the edge of a window differ from those of the
     whole recording. Each window is therefore encoded with context before and after it, and the codes of the context
-    are dropped. Recordings that fit into one window get exactly the codes of `encode`. With `do_normalize` each window
-    is normalised with its context alone.
+    are dropped. Recordings that fit into one window, or have no more than `whole_samples`, get exactly the codes of
+    `encode`. With `do_normalize` each window is normalised with its context alone.
 
     Args:
         model ([`KMeansUnitsModel`] or [`DCSpinModel`]): Unit model in evaluation mode; see [`UnitStream`].
         window_seconds (`float`, *optional*, defaults to 20): Speech whose codes a window gives, in seconds.
         context_seconds (`float`, *optional*, defaults to 2): Speech that the encoder hears before and after a window,
             in seconds.
+        whole_samples (`int`, *optional*): Length up to which a recording is heard whole. Defaults to the model's
+            `longest_exact_stream`, so that the codes are those of `encode_stream`.
 
     Raises:
         ValueError: If the window is shorter than a frame, the context negative, or Whisper's encoder cannot hear a
             window with its context.
     """
 
-    def __init__(self, model: Any, window_seconds: float = 20.0, context_seconds: float = 2.0):
+    def __init__(
+        self,
+        model: Any,
+        window_seconds: float = 20.0,
+        context_seconds: float = 2.0,
+        whole_samples: int | None = None,
+    ):
         self._new_stream = partial(
-            WindowedUnitStream, model, window_seconds=window_seconds, context_seconds=context_seconds
+            WindowedUnitStream,
+            model,
+            window_seconds=window_seconds,
+            context_seconds=context_seconds,
+            whole_samples=whole_samples,
         )
         self._new_stream()  # what is wrong is said now
 
@@ -55,7 +67,7 @@ class WindowedEncoder:
     @torch.no_grad()
     def windows(self, chunks: torch.Tensor | Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """
-        The codes of `encode`, window by window. No more than a window with its context is held.
+        The codes of `encode`, window by window. No more than `whole_samples`, or a window with its context, are held.
 
         Args:
             chunks (`torch.Tensor` of shape `(num_samples,)`, or an iterable of such): The recording, in [-1, 1]; see

@@ -65,7 +65,8 @@ RVQ_MODEL_FILES = {
     "spectral_losses.py",
     "vector_quantization.py",
 }
-RVQ_FILES = RVQ_MODEL_FILES | {"feature_extraction_rvq_codec.py"}
+EXTRACTOR_FILES = {"feature_extraction_rvq_codec.py", "resampling.py", "sampling_rates.py", "waveform_rows.py"}
+RVQ_FILES = RVQ_MODEL_FILES | EXTRACTOR_FILES
 DM_FILES = RVQ_FILES | {"configuration_dm_codec.py", "modeling_dm_codec.py", "feature_extraction_dm_codec.py"}
 CST_FILES = RVQ_FILES - {"configuration_rvq_codec.py", "modeling_rvq_codec.py"}
 CST_FILES |= {"configuration_cst.py", "latent_bottleneck.py", "modeling_cst.py", "feature_extraction_cst.py"}
@@ -80,12 +81,12 @@ VOCODER_FILES = {
     "spectral_layers.py",
     "unit_runs.py",
 }
-UNITS_FILES = VOCODER_FILES | {
+UNITS_FILES = VOCODER_FILES | EXTRACTOR_FILES
+UNITS_FILES |= {
     "configuration_kmeans_units.py",
     "configuration_units.py",
     "encoder_geometry.py",
     "feature_extraction_kmeans_units.py",
-    "feature_extraction_rvq_codec.py",
     "modeling_kmeans_units.py",
     "padding_invariance.py",
     "recording_stream.py",

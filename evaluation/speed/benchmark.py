@@ -257,7 +257,7 @@ def print_file_memory(model_name: str, audio_path: str, threads: str) -> None:
         result["num_samples"] = decode_file(model, folder / "codes.safetensors", folder / "decoded.wav")
         result["decode_seconds"] = time.perf_counter() - middle
     result["extra_bytes"] = memory_bytes("VmHWM") - with_model
-    if not codec.exact_streams:
+    if codec.longest_exact_stream is not None:
         from speech_tokenizers.evaluation.speed.units import window_effect
 
         with AudioReader(audio_path, model.sampling_rate, WINDOW_EFFECT_SECONDS) as reader:

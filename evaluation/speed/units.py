@@ -93,7 +93,7 @@ def window_effect(
         return None
     with torch.no_grad():
         whole = model.encode(recording[None, None].to(model.device)).audio_codes[0].cpu()
-    windowed = WindowedEncoder(model, window_seconds, context_seconds).encode(recording)
+    windowed = WindowedEncoder(model, window_seconds, context_seconds, whole_samples=0).encode(recording)
     edits = unit_edits(whole.numpy(), windowed.numpy())
     return {
         "seconds": len(recording) / model.sampling_rate,

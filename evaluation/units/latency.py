@@ -46,7 +46,7 @@ def measure_streaming(encoded: EncodedClips, settings: UnitSettings) -> Measured
         ValueError: If the model cannot be streamed.
     """
     model = encoded.system.model
-    if model.exact_streams:
+    if model.longest_exact_stream is None:
         raise ValueError("only units of speech encoders come in streams of chunks with context; see `CodecStream`")
     order = np.random.default_rng(settings.seed).permutation(len(encoded.data.clips))
     drawn = set(order[: settings.robustness_clips].tolist())

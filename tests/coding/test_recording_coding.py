@@ -12,12 +12,13 @@ from transformers import HubertModel, Wav2Vec2FeatureExtractor
 
 from helpers.tiny_models import tiny_hubert
 from speech_tokenizers.cli import main
+from speech_tokenizers.coding.file_coding import encode_file
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.coding.recording_coding import encode_recordings
 from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.modeling.windowed_encoding import WindowedEncoder
-from speech_tokenizers.processing.audio_files import load_audio
+from speech_tokenizers.processing.audio_files import AudioReader, load_audio
 from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
 from speech_tokenizers.processing.recordings import load_recordings
 from speech_tokenizers.processing.unit_bpe import train_unit_bpe
@@ -123,16 +124,59 @@ def test_what_is_longer_than_a_batch_goes_through_windows(checkpoint, request, s
     # Windows of 20 s hold them whole; a codec hears as far as it does always.
     for result, expected in zip(results, [load_audio(file, 16000) for file in files] + [waveforms[5]], strict=True):
         assert np.array_equal(result.audio_codes, alone(model, expected))
-    failed = next(encode_recordings(model, feature_extractor, files, batch_seconds=1.0, with_latents=True))
-    assert "raise `batch_seconds`" in failed.reason
+    result = next(encode_recordings(model, feature_extractor, files, batch_seconds=1.0, with_latents=True))
+    if checkpoint == "tiny_checkpoint":
+        assert "raise `batch_seconds`" in result.reason
+    else:
+        assert len(result.latents) == result.audio_codes.shape[1]
 
 
 def test_a_long_recording_is_that_of_the_windowed_encoder(units_model):
-    samples = np.random.default_rng(1).normal(0, 0.1, 50 * 16000).astype(np.float32)
-    (result,) = encode_recordings(*units_model, [samples], batch_seconds=30)
-    assert np.array_equal(
-        result.audio_codes, WindowedEncoder(units_model[0]).encode(torch.from_numpy(samples)).numpy()
-    )
+    samples = np.random.default_rng(1).normal(0, 0.1, 70 * 16000).astype(np.float32)
+    (result,) = encode_recordings(*units_model, [samples], batch_seconds=100)
+    windowed = WindowedEncoder(units_model[0]).encode(torch.from_numpy(samples)).numpy()
+    assert np.array_equal(result.audio_codes, windowed)
+    assert not np.array_equal(windowed, alone(units_model[0], samples))  # else the comparison says nothing
+
+
+def test_units_depend_on_no_batch_and_are_those_of_encode_file(units_model, tmp_path):
+    # 40 s are heard whole and 61 s in windows, however long a batch is.
+    files = [tmp_path / "40.wav", tmp_path / "61.wav"]
+    for seed, (file, seconds) in enumerate(zip(files, (40, 61), strict=True)):
+        soundfile.write(file, np.random.default_rng(seed).normal(0, 0.1, seconds * 16000), 16000)
+    by_encode = [encode_file(units_model[0], file).audio_codes for file in files]
+    assert np.array_equal(by_encode[0], alone(units_model[0], load_audio(files[0], 16000)))
+    for batch_seconds in (3.0, 50.0, 200.0):
+        for result, codes in zip(encode_recordings(*units_model, files, batch_seconds), by_encode, strict=True):
+            assert np.array_equal(result.audio_codes, codes)
+    _, failed = encode_recordings(*units_model, files, with_latents=True)
+    assert "longer than 60 s" in failed.reason
+
+
+def test_a_header_that_announces_less_changes_no_units(units_model, tmp_path, monkeypatch):
+    file = tmp_path / "61.wav"
+    soundfile.write(file, np.random.default_rng(0).normal(0, 0.1, 61 * 16000), 16000)
+    expected = encode_file(units_model[0], file)
+    monkeypatch.setattr(AudioReader, "expected_num_samples", 16000)
+    (result,) = encode_recordings(*units_model, [file])
+    assert np.array_equal(result.audio_codes, expected.audio_codes)
+    assert result.num_samples == expected.num_samples
+
+
+def test_a_recording_that_the_model_cannot_run_costs_that_recording_alone(units_model, waveforms, monkeypatch):
+    model, feature_extractor = units_model
+    encode = model.encode
+
+    def out_of_memory(input_values, **kwargs):
+        if input_values.shape[-1] > 1.5 * 16000:
+            raise MemoryError
+        return encode(input_values, **kwargs)
+
+    monkeypatch.setattr(model, "encode", out_of_memory)
+    results = list(encode_recordings(model, feature_extractor, waveforms))
+    too_long = [len(samples) > 1.5 * 16000 for samples in waveforms]
+    assert [result.reason == "MemoryError" for result in results] == too_long
+    assert 0 < sum(too_long) < len(too_long)
 
 
 def test_a_batch_holds_no_more_seconds_than_allowed(units_model, waveforms, monkeypatch):

@@ -63,9 +63,9 @@ def encode_recordings(
     """
     Encode recordings in batches, while threads decode those that come next.
 
-    Recordings of about equal length go together, the longest first. Recordings longer than a batch, or than the
-    encoder can hear at once, are read in blocks and encoded by [`SpeechCodec.encode_stream`]. Memory holds some
-    batches, and the codes that wait for their turn.
+    Recordings of about equal length go together, the longest first. Recordings longer than a batch, or of units than
+    `longest_exact_stream`, are read in blocks and encoded by [`SpeechCodec.encode_stream`]. The codes do not depend on
+    `batch_seconds`. Memory holds some batches, and the codes that wait for their turn.
 
     Args:
         model: A [`SpeechCodec`] with codebooks or a codec of transformers, in evaluation mode.
@@ -123,17 +123,24 @@ class _Coding:
                     lengths[index] = length
             readable = [index for index, length in enumerate(lengths) if length]
             longest_first = sorted(readable, key=lambda index: -lengths[index])
-            limit = min(samples_per_batch, self.model.longest_input or samples_per_batch)
+            # Units near the edge of a window differ from those of the whole recording, so that the size of a batch
+            # does not decide which recordings go through windows; other models do not mind.
+            exact = self.model.longest_exact_stream
+            self.limit = samples_per_batch if exact is None else exact
             for index in longest_first:
-                if lengths[index] > limit:
+                if lengths[index] > self.limit:
                     yield self._encode_in_windows(index)
 
-            short = [index for index in longest_first if lengths[index] <= limit]
+            short = [index for index in longest_first if lengths[index] <= self.limit]
             batches = (self._read_batch(batch, pool) for batch in pack_by_length(lengths, short, samples_per_batch))
             # The results of a batch are fetched when the next one is under way, lest a GPU waits for us.
             pending: list[tuple[dict[int, np.ndarray], Any]] = []
             for waveforms, inputs, failed in _ahead(batches):
                 yield from failed
+                for index in [index for index, samples in waveforms.items() if len(samples) > self.limit]:
+                    # Its header has announced less.
+                    yield self._encode_in_windows(index, waveforms.pop(index))
+                    inputs = None
                 previous, pending = pending, self._forward(waveforms, inputs)
                 yield from self._results(previous)
             yield from self._results(pending)
@@ -200,14 +207,14 @@ class _Coding:
             with torch.no_grad():
                 on_device = {name: value.to(self.model.device) for name, value in inputs.items()}
                 return [(waveforms, self.model.encode(**on_device))]
-        except ValueError as error:
+        except (ValueError, RuntimeError, MemoryError) as error:
             if len(waveforms) == 1:
                 return [(waveforms, error)]
         return [part for index, samples in waveforms.items() for part in self._forward({index: samples})]
 
     def _results(self, pending: "list[tuple[dict[int, np.ndarray], Any]]") -> Iterator[EncodedRecording]:
         for waveforms, outputs in pending:
-            if isinstance(outputs, ValueError):
+            if isinstance(outputs, Exception):
                 yield from (self._failed(index, outputs) for index in waveforms)
                 continue
             masks = outputs.audio_codes_mask.bool().cpu()
@@ -216,33 +223,34 @@ class _Coding:
                 latents = outputs.latents[row].cpu()[masks[row]] if self.with_latents else None
                 yield self._encoded(index, len(samples), codes[row][:, masks[row]], latents)
 
-    def _encode_in_windows(self, index: int) -> EncodedRecording:
+    def _encode_in_windows(self, index: int, samples: "np.ndarray | None" = None) -> EncodedRecording:
+        import numpy as np
         import torch
 
         from speech_tokenizers.coding.file_coding import encode_blocks
         from speech_tokenizers.processing.audio_files import AudioReader
 
         if self.with_latents:
-            return self._failed(index, ValueError("needs windows, which give no latents; raise `batch_seconds`."))
-        source, num_samples = _audio_of(self.recordings[index]), 0
+            remedy = "raise `batch_seconds`" if self.model.longest_exact_stream is None else "cut it"
+            seconds = self.limit / self.sampling_rate
+            return self._failed(
+                index, ValueError(f"is longer than {seconds:g} s and needs windows, which give no latents; {remedy}.")
+            )
+        source, num_samples = _audio_of(self.recordings[index]) if samples is None else samples, 0
 
         def chunks() -> "Iterator[torch.Tensor]":
             nonlocal num_samples
-            if isinstance(source, str | os.PathLike):
-                with AudioReader(source, self.sampling_rate) as reader:
-                    for block in reader:
-                        num_samples += len(block)
-                        yield torch.from_numpy(block)
+            if isinstance(source, np.ndarray):
+                blocks: Any = [source]
             else:
-                samples = self._read(index)
-                if isinstance(samples, Exception):
-                    raise samples
-                num_samples = len(samples)
-                yield torch.from_numpy(samples)
+                blocks = AudioReader(source, self.sampling_rate)
+            for block in blocks:
+                num_samples += len(block)
+                yield torch.from_numpy(block)
 
         try:
             codes = torch.cat(list(encode_blocks(self.model, _ahead(chunks()), kind="codes")), dim=-1)
-        except ValueError as error:
+        except (ValueError, RuntimeError, MemoryError) as error:
             return self._failed(index, error)
         return self._encoded(index, num_samples, codes, None)
 
@@ -257,7 +265,9 @@ class _Coding:
         return EncodedRecording(index, self._name(index), num_samples, codes, durations, latents)
 
     def _failed(self, index: int, error: Exception) -> EncodedRecording:
-        return EncodedRecording(index, self._name(index), reason=" ".join(str(error).split()))
+        return EncodedRecording(
+            index, self._name(index), reason=" ".join((str(error) or type(error).__name__).split())
+        )
 
     def _name(self, index: int) -> str:
         recording = self.recordings[index]

@@ -66,7 +66,7 @@ class LevelSystem:
         self.name = self.key = name
         self.late = late
         self.num_calls = 0
-        self.model = types.SimpleNamespace(config=types.SimpleNamespace(), family="Levels", exact_streams=True)
+        self.model = types.SimpleNamespace(config=types.SimpleNamespace(), family="Levels", longest_exact_stream=None)
 
     def encode(self, audio: np.ndarray) -> np.ndarray:
         self.num_calls += 1
