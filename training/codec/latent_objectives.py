@@ -14,7 +14,7 @@ from speech_tokenizers.modeling.codec_layers import ceil_divide
 from speech_tokenizers.modeling.codec_model import shift_steps
 from speech_tokenizers.modeling.configuration_cst import CST_PRESETS, CSTConfig
 from speech_tokenizers.modeling.modeling_cst import CSTModel
-from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
+from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer, tokenizer_of
 from speech_tokenizers.processing.recordings import DecodedRecordings, load_recordings
 from speech_tokenizers.processing.timed_labels import TimedWord, read_word_times
 from speech_tokenizers.training.codec.arguments import CodecTrainingArguments
@@ -244,8 +244,9 @@ def labels_of(names: list[str], unit: str) -> CTCLabels:
     Raises:
         ValueError: If they are no such labels.
     """
-    tokenizer = build_tokenizer([" ".join(names[3:])], unit)
-    if label_names(tokenizer) != list(names):
+    tokenizer = tokenizer_of(names[3:], unit)
+    are_single = unit == "phone" or all(len(name) == 1 for name in names[3:])
+    if label_names(tokenizer) != list(names) or list(names[3:]) != sorted(names[3:]) or not are_single:
         raise ValueError(
             f"`ctc_labels` must be {label_names(tokenizer)[:3]} and then {unit}s in order, but are {names}."
         )

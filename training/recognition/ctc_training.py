@@ -30,6 +30,7 @@ from speech_tokenizers.training.recognition.ctc_targets import (
     check_column,
     check_num_frames,
     learnable_labels,
+    reference_labels,
 )
 
 
@@ -44,9 +45,11 @@ class EncoderStates(torch.utils.data.Dataset):
         recordings (`datasets.Dataset`): Recordings: rows with `audio` and the column `column`.
         column (`str`): Column of the text or of the phones.
         path (`Path`): File to write.
+        is_evaluation (`bool`, *optional*, defaults to `False`): Whether the recordings are measured on: letters and
+            phones that have no label then count as errors. A recording to learn from is set aside for them.
 
     Attributes:
-        rejected (`list[dict]`): Recordings that cannot be learnt from, each as `{"name", "reason"}`.
+        rejected (`list[dict]`): Recordings that are set aside, each as `{"name", "reason"}`.
 
     Raises:
         ValueError: If no recording is left.
@@ -60,14 +63,18 @@ class EncoderStates(torch.utils.data.Dataset):
         recordings: datasets.Dataset,
         column: str,
         path: Path,
+        is_evaluation: bool = False,
     ):
+        label_text = reference_labels if is_evaluation else learnable_labels
         self.rejected: list[dict[str, str]] = []
         self._labels: list[list[int]] = []
         self._shapes: list[tuple[int, int, int]] = []
         with path.open("wb") as file:
             for index, row in enumerate(tqdm(recordings, desc="Encoding", unit="file", disable=None)):
                 try:
-                    states, sequence = self._learnable(model, feature_extractor, labels, row, column)
+                    sequence = label_text(labels, row[column])
+                    states = self._states_of(model, feature_extractor, row)
+                    check_num_frames(states.shape[1], sequence)
                 except (AudioFileError, UnusableText) as error:
                     self.rejected.append({"name": recording_name(row, index), "reason": str(error)})
                     continue
@@ -80,10 +87,8 @@ class EncoderStates(torch.utils.data.Dataset):
         self._states = np.memmap(path, dtype=np.float16, mode="r")
 
     @staticmethod
-    def _learnable(
-        model: SpeechEncoderForCTC, feature_extractor: Any, labels: CTCLabels, row: dict[str, Any], column: str
-    ) -> tuple[np.ndarray, list[int]]:
-        sequence = learnable_labels(labels, row[column])
+    def _states_of(model: SpeechEncoderForCTC, feature_extractor: Any, row: dict[str, Any]) -> np.ndarray:
+        # (num_layers, num_frames, hidden_size)
         sampling_rate = feature_extractor.sampling_rate
         audio = decode_recording(row, sampling_rate)
         longest = getattr(feature_extractor, "n_samples", len(audio))
@@ -91,8 +96,7 @@ class EncoderStates(torch.utils.data.Dataset):
             raise UnusableText(f"it is longer than the {longest / sampling_rate:g} s that the encoder hears")
         inputs = feature_extractor(audio, sampling_rate=sampling_rate, return_tensors="pt").to(model.device)
         states, _ = model.encode(inputs[model.main_input_name], inputs.get("attention_mask"))
-        check_num_frames(states.shape[2], sequence)
-        return states[0].half().cpu().numpy(), sequence
+        return states[0].half().cpu().numpy()
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -162,7 +166,10 @@ def train_recognizer(
     with tempfile.TemporaryDirectory(dir=output, prefix=".states-") as folder:
 
         def states(name: str, dataset: datasets.Dataset) -> EncoderStates:
-            result = EncoderStates(model, feature_extractor, labels, dataset, column, Path(folder, name))
+            is_evaluation = name == "evaluation"
+            result = EncoderStates(
+                model, feature_extractor, labels, dataset, column, Path(folder, name), is_evaluation
+            )
             for entry in result.rejected:
                 tqdm.write(f"left out of {name}: {entry['name']}: {entry['reason']}", file=sys.stderr)
             return result
