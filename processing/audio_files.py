@@ -2,18 +2,24 @@
 """Read and write audio files of any length in blocks, with errors that name the file, the reason and the remedy."""
 
 import glob
+import io
 import os
+import stat
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
 import soxr
 
+from .sampling_rates import whole_sampling_rate
 from .whole_files import WholeFile
 
+
+AudioSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
 # What libsndfile decodes; used only to pick files out of a folder. A file that is named outright is tried whatever its
 # suffix.
@@ -111,23 +117,26 @@ def find_audio_files(patterns: Iterable[str | os.PathLike[str]] | str | os.PathL
     return [path for path, _ in find_files(patterns, AUDIO_SUFFIXES)]
 
 
-def load_audio(path: str | os.PathLike[str], sampling_rate: int, mono: bool = True) -> np.ndarray:
+def load_audio(source: AudioSource, sampling_rate: float, mono: bool = True, name: str | None = None) -> np.ndarray:
     """
     Read a whole audio file at a given rate.
 
     Args:
-        path (`str` or `Path`): File in any format that libsndfile decodes: WAV, FLAC, Ogg Vorbis, Opus, MP3, AIFF, ...
+        source (`str`, `Path`, `bytes` or binary file): The path of a file in any format that libsndfile decodes: WAV,
+            FLAC, Ogg Vorbis, Opus, MP3, AIFF, ... Its content as bytes or as an open file reads alike.
         sampling_rate (`int`): Sampling rate of the result, in Hz. A file with another rate is resampled by soxr
             ("HQ").
         mono (`bool`, *optional*, defaults to `True`): Whether to average the channels into one.
+        name (`str`, *optional*): Name of the audio in errors. Defaults to the path, where there is one.
 
     Returns:
         `np.ndarray` of dtype float32: `(num_samples,)`, or `(num_channels, num_samples)` if `mono` is false.
 
     Raises:
-        AudioFileError: If the file is missing, empty, corrupt, truncated, or holds NaN or infinity.
+        AudioFileError: If the file is missing, empty, corrupt, truncated, or holds NaN, infinity or what is no audio.
+        ValueError: If `sampling_rate` is no positive whole number.
     """
-    with AudioReader(path, sampling_rate, mono=mono) as reader:
+    with AudioReader(source, sampling_rate, mono=mono, name=name) as reader:
         return np.concatenate(list(reader), axis=-1)
 
 
@@ -138,29 +147,40 @@ class AudioReader:
     The blocks, joined, are what [`load_audio`] returns. A reader is iterated once and is a context manager.
 
     Args:
-        path (`str` or `Path`): File in any format that libsndfile decodes.
+        source (`str`, `Path`, `bytes` or binary file): The path of a file in any format that libsndfile decodes, its
+            content, or a binary file that is open. The latter is read from where it stands, and left open.
         sampling_rate (`int`): Sampling rate of the blocks, in Hz.
         block_seconds (`float`, *optional*, defaults to 10.0): Audio that is read at a time, in seconds. Blocks are
             about this long, never empty.
         mono (`bool`, *optional*, defaults to `True`): Whether to average the channels. Blocks are `(num_samples,)`, or
             else `(num_channels, num_samples)`.
+        name (`str`, *optional*): Name of the audio in errors. Defaults to the path, where there is one.
 
     Raises:
         AudioFileError: If the file cannot be opened (here) or turns out to be damaged (while iterating).
+        ValueError: If `sampling_rate` is no positive whole number.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], sampling_rate: int, block_seconds: float = 10.0, mono: bool = True
+        self,
+        source: AudioSource,
+        sampling_rate: float,
+        block_seconds: float = 10.0,
+        mono: bool = True,
+        name: str | None = None,
     ):
-        if sampling_rate <= 0:
-            raise ValueError(f"`sampling_rate` must be a positive number of Hz, but got {sampling_rate}.")
-        if block_seconds <= 0:
+        self.sampling_rate = whole_sampling_rate(sampling_rate)
+        if not block_seconds > 0:
             raise ValueError(f"`block_seconds` must be positive, but got {block_seconds}.")
-        self.path = Path(path)
-        self.sampling_rate = sampling_rate
         self.block_seconds = block_seconds
         self.mono = mono
-        self._file = self._open()
+        self.path = Path(name or _name_of(source))
+        self._stream, self._owns_stream = self._opened(source)
+        try:
+            self._file = self._decoder()
+        except BaseException:
+            self._close_stream()
+            raise
         self.file_sampling_rate: int = self._file.samplerate
         self.num_channels: int = self._file.channels
 
@@ -185,6 +205,11 @@ class AudioReader:
 
     def close(self) -> None:
         self._file.close()
+        self._close_stream()
+
+    def _close_stream(self) -> None:
+        if self._owns_stream:
+            self._stream.close()
 
     def __iter__(self) -> Iterator[np.ndarray]:
         resampler = None
@@ -234,21 +259,39 @@ class AudioReader:
         if not num_read:
             raise AudioFileError(self.path, "contains no samples.")
 
-    def _open(self) -> soundfile.SoundFile:
-        if self.path.is_dir():
-            raise AudioFileError(self.path, "is a folder; name an audio file.")
+    def _opened(self, source: AudioSource) -> tuple[BinaryIO, bool]:
+        # A seekable file, and whether it is ours to close.
+        if isinstance(source, bytes | bytearray | memoryview):
+            return io.BytesIO(source), True
+        if not isinstance(source, str | os.PathLike):
+            try:
+                return (source, False) if source.seekable() else (io.BytesIO(source.read()), True)
+            except (OSError, AttributeError, ValueError) as error:
+                raise AudioFileError(
+                    self.path, f"cannot be read ({error}); pass a path, bytes or a binary file."
+                ) from error
         try:
-            size = self.path.stat().st_size
-            with open(self.path, "rb") as stream:
-                _check_riff_is_complete(self.path, stream.read(1 << 16), size)
+            mode = os.stat(source).st_mode
+            if stat.S_ISDIR(mode):
+                raise AudioFileError(self.path, "is a folder; name an audio file.")
+            if not stat.S_ISREG(mode):
+                raise AudioFileError(self.path, "is a pipe or a device; save the audio to a file, and name that.")
+            return open(source, "rb"), True
         except FileNotFoundError as error:
             raise AudioFileError(self.path, "no such file; check the spelling.") from error
         except OSError as error:
             raise AudioFileError(self.path, f"cannot be read ({error.strerror}); check its permissions.") from error
-        if size == 0:
+
+    def _decoder(self) -> soundfile.SoundFile:
+        start = self._stream.tell()
+        head = self._stream.read(1 << 16)
+        if not head:
             raise AudioFileError(self.path, "is empty (0 bytes).")
+        size = self._stream.seek(0, os.SEEK_END) - start
+        _check_riff_is_complete(self.path, head, size)
+        self._stream.seek(start)
         try:
-            file = soundfile.SoundFile(self.path)
+            file = soundfile.SoundFile(self._stream)
         except (soundfile.SoundFileError, TypeError) as error:
             # TypeError: soundfile takes the suffix `.raw` for headerless audio and asks for its rate.
             raise AudioFileError(
@@ -375,6 +418,15 @@ def _fixed_part(pattern: Path) -> Path:
             break
         fixed.append(part)
     return Path(*fixed)
+
+
+def _name_of(source: AudioSource) -> str:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return "audio in memory"
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    name = getattr(source, "name", None)
+    return name if isinstance(name, str) else "audio in memory"
 
 
 def _check_riff_is_complete(path: Path, head: bytes, size: int) -> None:
