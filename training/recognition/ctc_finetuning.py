@@ -172,7 +172,9 @@ class LabelledRecordings(torch.utils.data.Dataset):
                 continue
             self._items.append((index, sequence))
         if not self._items:
-            raise ValueError(f"No recording is left to learn from; the first reason: {self.rejected[:1]}.")
+            name, reason = self.rejected[0].values()
+            what = "learn from" if is_masked else "measure on"
+            raise ValueError(f"No recording is left to {what}; the first reason: {name}: {reason}.")
         self.lengths = num_samples[[index for index, _ in self._items]]
 
     def __len__(self) -> int:

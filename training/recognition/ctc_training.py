@@ -18,10 +18,17 @@ import torch
 from tqdm import tqdm
 from transformers import Trainer, TrainingArguments
 
+from speech_tokenizers.modeling.encoder_geometry import shortest_input
 from speech_tokenizers.modeling.modeling_speech_encoder_ctc import SpeechEncoderForCTC
 from speech_tokenizers.processing.audio_files import AudioFileError
 from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
-from speech_tokenizers.processing.recordings import decode_recording, load_recordings, parse_filter, recording_name
+from speech_tokenizers.processing.recordings import (
+    append_rejected,
+    decode_recording,
+    load_recordings,
+    parse_filter,
+    recording_name,
+)
 from speech_tokenizers.training.common.processes import leave_together
 from speech_tokenizers.training.recognition.ctc_targets import (
     COLUMNS,
@@ -82,7 +89,9 @@ class EncoderStates(torch.utils.data.Dataset):
                 self._shapes.append(states.shape)
                 file.write(states.tobytes())
         if not self._labels:
-            raise ValueError(f"No recording is left to learn from; the first reason: {self.rejected[:1]}.")
+            name, reason = self.rejected[0].values()
+            what = "measure on" if is_evaluation else "learn from"
+            raise ValueError(f"No recording is left to {what}; the first reason: {name}: {reason}.")
         self._starts = np.cumsum([0, *(np.prod(shape) for shape in self._shapes)])
         self._states = np.memmap(path, dtype=np.float16, mode="r")
 
@@ -94,6 +103,8 @@ class EncoderStates(torch.utils.data.Dataset):
         longest = getattr(feature_extractor, "n_samples", len(audio))
         if len(audio) > longest:
             raise UnusableText(f"it is longer than the {longest / sampling_rate:g} s that the encoder hears")
+        if len(audio) < shortest_input(model.encoder.config):
+            raise UnusableText(f"its {len(audio)} samples are too few for a frame of the encoder")
         inputs = feature_extractor(audio, sampling_rate=sampling_rate, return_tensors="pt").to(model.device)
         states, _ = model.encode(inputs[model.main_input_name], inputs.get("attention_mask"))
         return states[0].half().cpu().numpy()
@@ -137,6 +148,8 @@ def train_recognizer(
     """
     Train a recogniser and save it, with its feature extractor and tokenizer, in `args.output_dir`.
 
+    What cannot be learnt from or measured on is named, with the reason, in `rejected.jsonl` there.
+
     Args:
         encoder (`str`): Folder or Hub id of the speech encoder.
         recordings, eval_recordings (`datasets.Dataset`): Recordings, as [`load_recordings`] returns them.
@@ -163,6 +176,8 @@ def train_recognizer(
     model.to(args.device)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
+    if args.process_index == 0:
+        (output / "rejected.jsonl").unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".states-") as folder:
 
         def states(name: str, dataset: datasets.Dataset) -> EncoderStates:
@@ -170,8 +185,10 @@ def train_recognizer(
             result = EncoderStates(
                 model, feature_extractor, labels, dataset, column, Path(folder, name), is_evaluation
             )
-            for entry in result.rejected:
-                tqdm.write(f"left out of {name}: {entry['name']}: {entry['reason']}", file=sys.stderr)
+            if result.rejected and args.process_index == 0:
+                for entry in result.rejected:
+                    tqdm.write(f"left out of {name}: {entry['name']}: {entry['reason']}", file=sys.stderr)
+                append_rejected(output / "rejected.jsonl", result.rejected)
             return result
 
         eval_states = None if eval_recordings is None else states("evaluation", eval_recordings)
