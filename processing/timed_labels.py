@@ -3,7 +3,6 @@
 
 import json
 import math
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,18 +65,6 @@ def read_word_times(path: Path, names: Sequence[str]) -> dict[int, list[TimedWor
     if not found:
         raise ValueError(f"`word_times`: {path} names none of the recordings, such as {names[0]!r}.")
     return found
-
-
-def normalized_word(word: str) -> str:
-    """A word in lower case, with its letters, marks, digits and apostrophes alone; what words are compared by."""
-    return "".join(word_pieces(word))
-
-
-def word_pieces(word: str) -> list[str]:
-    word = unicodedata.normalize("NFKC", word).replace("\u2019", "'").lower()
-    kept = (c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in word)
-    # Quotation marks look like apostrophes at the ends; a word of apostrophes alone is punctuation.
-    return [piece for run in "".join(kept).split() if (piece := run.strip("'"))]
 
 
 def timed_words(rows: Any, where: str) -> list[TimedWord]:
