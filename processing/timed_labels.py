@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Word times as `speech-tokenizers align` writes them."""
 
-import json
 import math
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from .metadata_files import read_json_lines
 
 
 class TimedWord(NamedTuple):
@@ -49,22 +50,26 @@ def read_word_times(path: Path, names: Sequence[str]) -> dict[int, list[TimedWor
         `dict`: The words of a recording by its index in `names`; those that the file does not know are left out.
 
     Raises:
-        ValueError: If a line is something else, or not one recording is known.
+        ValueError: If a line is something else, two lines are of one recording, or not one recording is known.
     """
     places = {name: index for index, name in enumerate(names)}
     found: dict[int, list[TimedWord]] = {}
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-                name, words = row["file_name"], row["words"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"`word_times`: {where}, is no object with `file_name` and `words`.") from error
-            if name in places:
-                found[places[name]] = timed_words(words, where)
+    seen: dict[str, int] = {}
+    for number, row in read_json_lines(path):
+        where = f"{path}, line {number}"
+        name, words = row.get("file_name"), row.get("words")
+        if not isinstance(name, str) or not isinstance(words, list):
+            raise ValueError(f"`word_times`: {where}, is no object with `file_name` and `words`.")
+        if seen.setdefault(name, number) != number:
+            raise ValueError(f"`word_times`: {where}: {name!r} stands in line {seen[name]} too; keep one of them.")
+        if name in places:
+            found[places[name]] = timed_words(words, where)
     if not found:
-        raise ValueError(f"`word_times`: {path} names none of the recordings, such as {names[0]!r}.")
+        other = next(iter(seen), None)
+        raise ValueError(
+            f"`word_times`: {path} names none of the recordings, but such as {other!r}, where they are called"
+            f" {names[0]!r}."
+        )
     return found
 
 

@@ -21,6 +21,7 @@ from transformers import Trainer, TrainingArguments
 from speech_tokenizers.modeling.modeling_speech_encoder_ctc import SpeechEncoderForCTC
 from speech_tokenizers.processing.audio_files import AudioFileError
 from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
+from speech_tokenizers.processing.metadata_files import as_text
 from speech_tokenizers.processing.recordings import decode_recording, load_recordings, parse_filter, recording_name
 from speech_tokenizers.training.common.processes import leave_together
 from speech_tokenizers.training.recognition.ctc_targets import (
@@ -83,7 +84,7 @@ class EncoderStates(torch.utils.data.Dataset):
     def _learnable(
         model: SpeechEncoderForCTC, feature_extractor: Any, labels: CTCLabels, row: dict[str, Any], column: str
     ) -> tuple[np.ndarray, list[int]]:
-        sequence = learnable_labels(labels, row[column])
+        sequence = learnable_labels(labels, as_text(row[column]))
         sampling_rate = feature_extractor.sampling_rate
         audio = decode_recording(row, sampling_rate)
         longest = getattr(feature_extractor, "n_samples", len(audio))
@@ -151,7 +152,7 @@ def train_recognizer(
     column = COLUMNS[unit] if column is None else column
     for dataset in filter(None, (recordings, eval_recordings)):
         check_column(column, dataset)
-    tokenizer = build_tokenizer((text for text in recordings[column][:] if text), unit)
+    tokenizer = build_tokenizer((as_text(text) for text in recordings[column][:] if text is not None), unit)
     labels = CTCLabels(tokenizer)
     model, feature_extractor = SpeechEncoderForCTC.from_encoder(
         encoder, vocab_size=len(tokenizer), pad_token_id=labels.blank, **fields
@@ -239,10 +240,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--column", metavar="NAME", default=None, help="holds the text, or the phones (`AO1 R | DH AH0`)"
     )
     parser.add_argument(
-        "--filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of RECORDINGS to train on"
+        "--filter",
+        metavar="COLUMN=VALUE[,VALUE]",
+        nargs="*",
+        action="extend",
+        default=[],
+        help="rows of RECORDINGS to train on",
     )
     parser.add_argument(
-        "--eval-filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of RECORDINGS to measure on"
+        "--eval-filter",
+        metavar="COLUMN=VALUE[,VALUE]",
+        nargs="*",
+        action="extend",
+        default=[],
+        help="rows of RECORDINGS to measure on",
     )
     parser.add_argument("--layer", default="weighted", help="weighted, average, last or a number (default: weighted)")
     parser.add_argument(
