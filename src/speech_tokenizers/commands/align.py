@@ -106,12 +106,10 @@ def align_recordings(
 
     from speech_tokenizers.processing.audio_files import AudioFileError
     from speech_tokenizers.processing.metadata_files import as_text
-    from speech_tokenizers.processing.recording_fingerprint import recording_fingerprint
     from speech_tokenizers.processing.recording_tables import with_names
     from speech_tokenizers.processing.recordings import append_rejected, decode_recording
     from speech_tokenizers.processing.word_alignment import share_word_times
 
-    output = Path(output)
     columns = recordings.column_names
     if text_column is not None and text_column not in columns:
         raise ValueError(f"`text_column` is {text_column!r}, but the recordings have the columns {columns}.")
@@ -130,59 +128,30 @@ def align_recordings(
     maker = aligner.key + (", labels" if with_labels else "")
     if phones_column is not None:
         maker += f", phones of {phones_column!r}"
-
-    output.parent.mkdir(parents=True, exist_ok=True)
-    sources_path = output.with_name(f"{output.name}.sources.jsonl")
-    known, sources = _known_lines(output, "words"), {}
-    if known:
-        sources = _known_lines(sources_path, "aligner")
-    else:
-        sources_path.unlink(missing_ok=True)
-    has_labels = with_labels or phones_column is not None
-    for name, (number, line) in known.items():
-        made_by = sources[name][1]["aligner"] if name in sources else maker
-        if made_by != maker or ("labels" in line) != has_labels:
-            raise ValueError(
-                f"{output}, line {number}: {name!r} was aligned by {made_by} with{'' if 'labels' in line else 'out'}"
-                f" labels, not by {maker} with{'' if has_labels else 'out'}; choose another output."
-            )
-    for index, (name, text) in enumerate(zip(names, texts, strict=True)):
-        if name in known:
-            _check_is_same(output, *known[name], sources.get(name), recordings[index], text)
-    _end_last_line(sources_path, sources)
-    _end_last_line(output, known)
-    missing = [index for index, name in enumerate(names) if name not in known]
+    word_times = _WordTimesFile(Path(output), maker, with_labels or phones_column is not None)
+    missing = word_times.missing(recordings, names, texts)
     if untold := sum(texts[index] is None for index in missing):
         which = f"{untold} of {len(missing)} recordings have no text in a column {text_column!r}"
         print(f"{which}; what {aligner.name} hears is written", file=sys.stderr)
 
-    rejected_path = output.with_name(f"{output.name}.rejected.jsonl")
+    rejected_path = word_times.path.with_name(f"{word_times.path.name}.rejected.jsonl")
     rejected_path.unlink(missing_ok=True)  # what failed before is tried again
     num_rejected = 0
-    with output.open("a", encoding="utf-8") as file, sources_path.open("a", encoding="utf-8") as sources_file:
-        for index in tqdm(missing, desc="align", unit="file", disable=None):
-            row, name, text = recordings[index], names[index], texts[index]
-            try:
-                audio = decode_recording(row, 16000)
-                words, labels = _align(aligner, audio, text, with_labels)
-                if phones_column is not None:
-                    if row[phones_column] is None:
-                        raise ValueError(f"there are no phones in the column {phones_column!r}.")
-                    labels = share_word_times(words, as_text(row[phones_column]))
-            except (AudioFileError, ValueError) as error:
-                append_rejected(rejected_path, [{"name": name, "reason": str(error)}])
-                num_rejected += 1
-                continue
-            line = {"file_name": name, "text": " ".join(word.word for word in words) if text is None else text}
-            line["words"] = _rounded(words)
-            if has_labels:
-                line["labels"] = _rounded(labels)
-            source = {"file_name": name, "recording": recording_fingerprint(row), "aligner": maker}
-            # First, so that no line is without its source.
-            sources_file.write(json.dumps(source, ensure_ascii=False) + "\n")
-            sources_file.flush()
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
+    for index in tqdm(missing, desc="align", unit="file", disable=None):
+        row, text = recordings[index], texts[index]
+        try:
+            audio = decode_recording(row, 16000)
+            words, labels = _align(aligner, audio, text, with_labels)
+            if phones_column is not None:
+                if row[phones_column] is None:
+                    raise ValueError(f"there are no phones in the column {phones_column!r}.")
+                labels = share_word_times(words, as_text(row[phones_column]))
+        except (AudioFileError, ValueError) as error:
+            append_rejected(rejected_path, [{"name": names[index], "reason": str(error)}])
+            num_rejected += 1
+            continue
+        said = " ".join(word.word for word in words) if text is None else text
+        word_times.append(row, names[index], said, words, labels)
     failed = f", {num_rejected} failed: see {rejected_path}" if num_rejected else ""
     print(
         f"{len(missing) - num_rejected} recordings aligned, {len(names) - len(missing)} were there{failed}",
@@ -195,11 +164,73 @@ def _align(aligner: Any, audio: Any, text: str | None, with_labels: bool) -> tup
     return aligner.align_labels(audio, text) if with_labels else (aligner.align(audio, text), [])
 
 
+class _WordTimesFile:
+    # The output, and beside it what each line was made from and by what (`maker`).
+
+    def __init__(self, path: Path, maker: str, has_labels: bool):
+        self.path, self.maker, self.has_labels = path, maker, has_labels
+        self.sources_path = path.with_name(f"{path.name}.sources.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.known = _read_known(path, "words")
+        self.sources = _read_known(self.sources_path, "aligner") if self.known else {}
+        for name, (number, line) in self.known.items():
+            made_by = self.sources[name][1]["aligner"] if name in self.sources else maker
+            if made_by != maker or ("labels" in line) != has_labels:
+                raise ValueError(
+                    f"{path}, line {number}: {name!r} was aligned by {made_by} with{'' if 'labels' in line else 'out'}"
+                    f" labels, not by {maker} with{'' if has_labels else 'out'}; choose another output."
+                )
+
+    def missing(self, recordings: Any, names: Sequence[str], texts: Sequence[str | None]) -> list[int]:
+        # Indices of the recordings without a line; an error where a line is of another recording or text.
+        from speech_tokenizers.processing.recording_fingerprint import recording_fingerprint
+
+        for index, (name, text) in enumerate(zip(names, texts, strict=True)):
+            if name not in self.known:
+                continue
+            number, line = self.known[name]
+            what = None
+            if text is not None and line.get("text", text) != text:
+                what = f"its text was {line['text']!r} and now is {text!r}"
+            elif name in self.sources and self._recording(name) != recording_fingerprint(recordings[index]):
+                what = "its audio was another"
+            if what is not None:
+                raise ValueError(
+                    f"{self.path}, line {number}: when {name!r} was aligned, {what}; remove the line, or choose"
+                    " another output."
+                )
+        _end_last_line(self.path, self.known)
+        if self.known:
+            _end_last_line(self.sources_path, self.sources)
+        else:
+            self.sources_path.unlink(missing_ok=True)
+        return [index for index, name in enumerate(names) if name not in self.known]
+
+    def _recording(self, name: str) -> Any:
+        return self.sources[name][1].get("recording")
+
+    def append(self, row: Any, name: str, text: str, words: Iterable[Any], labels: Iterable[Any]) -> None:
+        from speech_tokenizers.processing.recording_fingerprint import recording_fingerprint
+
+        # The source is written first, so that no line is without one.
+        source = {"file_name": name, "recording": recording_fingerprint(row), "aligner": self.maker}
+        _append_line(self.sources_path, source)
+        line = {"file_name": name, "text": text, "words": _rounded(words)}
+        if self.has_labels:
+            line["labels"] = _rounded(labels)
+        _append_line(self.path, line)
+
+
+def _append_line(path: Path, content: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(content, ensure_ascii=False) + "\n")
+
+
 def _rounded(timed: Iterable[Any]) -> list[dict[str, Any]]:
     return [{**entry._asdict(), "start": round(entry.start, 3), "end": round(entry.end, 3)} for entry in timed]
 
 
-def _known_lines(path: Path, field: str) -> dict[str, tuple[int, dict[str, Any]]]:
+def _read_known(path: Path, field: str) -> dict[str, tuple[int, dict[str, Any]]]:
     # Number and content of each recording's last line; what an interrupted run left unfinished is no line.
     from speech_tokenizers.processing.metadata_files import read_json_lines
 
@@ -234,25 +265,3 @@ def _end_last_line(path: Path, known: dict[str, tuple[int, dict[str, Any]]]) -> 
             file.write(b"\n")
     else:
         os.truncate(path, end)
-
-
-def _check_is_same(
-    output: Path,
-    number: int,
-    line: dict[str, Any],
-    source: tuple[int, dict[str, Any]] | None,
-    row: dict[str, Any],
-    text: str | None,
-) -> None:
-    from speech_tokenizers.processing.recording_fingerprint import recording_fingerprint
-
-    what = None
-    if text is not None and line.get("text", text) != text:
-        what = f"its text was {line['text']!r} and now is {text!r}"
-    elif source is not None and source[1].get("recording") != recording_fingerprint(row):
-        what = "its audio was another"
-    if what is not None:
-        raise ValueError(
-            f"{output}, line {number}: when {line['file_name']!r} was aligned, {what}; remove the line, or choose"
-            " another output."
-        )
