@@ -19,6 +19,23 @@ from typing import Any, NamedTuple
 from .audio_files import AUDIO_SUFFIXES
 
 
+class TableError(ValueError):
+    """
+    A table that cannot be read as it stands.
+
+    Args:
+        place (`str`): Where that is, such as `metadata.csv, line 3`.
+        reason (`str`): Sentence that says what is wrong and what to do.
+    """
+
+    def __init__(self, place: str, reason: str):
+        self.place, self.reason = place, reason
+        super().__init__(f"{place}: {reason}")
+
+    def __reduce__(self):
+        return type(self), (self.place, self.reason)
+
+
 class MetadataRow(NamedTuple):
     """
     What a table says of one recording.
@@ -109,17 +126,18 @@ def read_json_lines(
                 what = f"no whole JSON object, as if the file were cut off ({error.msg})"
             elif line.strip() in ("[", "{"):
                 what = "no whole JSON object, as if it were spread over several lines"
-            raise ValueError(f"{place}: {what}; write one object a line, such as {_EXAMPLE}.") from error
+            raise TableError(place, f"{what}; write one object a line, such as {_EXAMPLE}.") from error
         except UnicodeEncodeError as error:
-            raise ValueError(f"{place}: holds half of a surrogate pair, which is no character; correct it.") from error
+            raise TableError(place, "holds half of a surrogate pair, which is no character; correct it.") from error
         except RecursionError as error:
-            raise ValueError(f"{place}: is nested too deeply; write {_EXAMPLE}.") from error
+            raise TableError(place, f"is nested too deeply; write {_EXAMPLE}.") from error
         except ValueError as error:
-            raise ValueError(f"{place}: {error}") from error
+            raise TableError(place, str(error)) from error
         if not isinstance(row, dict):
-            raise ValueError(
-                f"{place}: an object with `file_name` was expected, such as {_EXAMPLE}, but got {line.strip()[:40]!r};"
-                " write one object a line."
+            raise TableError(
+                place,
+                f"an object with `file_name` was expected, such as {_EXAMPLE}, but got {line.strip()[:40]!r};"
+                " write one object a line.",
             )
         yield number, row
 

@@ -3,6 +3,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from speech_tokenizers.processing.metadata_files import as_text, read_json_lines, read_metadata, read_names
@@ -210,3 +211,11 @@ def test_cells_of_any_type_become_text():
 def test_a_suffix_counts_in_any_case(table):
     assert [row.fields["file_name"] for row in read_metadata(table("A.CSV", "file_name\na.wav\n"))] == ["a.wav"]
     assert columns(table("METADATA.JSONL", '{"file_name": "b.wav"}').parent, "file_name") == [("b.wav",)]
+
+
+@pytest.mark.parametrize("text", ["", "  ", "\u2028"])
+def test_where_nothing_is_said_no_word_has_a_time(text, ctc_folder):
+    from speech_tokenizers.processing.word_alignment import load_word_aligner
+
+    audio = np.random.default_rng(0).standard_normal(8000).astype(np.float32)
+    assert load_word_aligner(str(ctc_folder)).align_labels(audio, text) == ([], [])

@@ -11,7 +11,7 @@ import torch
 
 from speech_tokenizers.processing.metadata_files import as_text
 from speech_tokenizers.processing.speech_recognition import load_recognizer
-from speech_tokenizers.processing.timed_labels import TimedWord, read_word_times, timed_words
+from speech_tokenizers.processing.timed_labels import TimedWord, find_word_times, timed_words
 from speech_tokenizers.processing.word_alignment import load_word_aligner
 from speech_tokenizers.training.codec.arguments import LanguageTeacherArguments
 from speech_tokenizers.training.codec.teachers import (
@@ -51,7 +51,13 @@ class Sayings:
                     if row is not None:
                         self.words[index] = timed_words(row, f"{self.names[index]}, column {args.words_column!r}")
             if args.word_times is not None:
-                self.words |= read_word_times(Path(args.word_times), self.names)
+                found, others = find_word_times(Path(args.word_times), self.names)
+                if others and not found:
+                    raise ValueError(
+                        f"`word_times`: {args.word_times} names none of the recordings, but such as {others[-1]!r},"
+                        f" where they are called {self.names[0]!r}."
+                    )
+                self.words |= found
 
         indices = range(len(recordings))
         self._untranscribed = [index for index in indices if self.texts[index] is None and index not in self.words]
