@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read and write audio files of any length in blocks, with errors that name the file, the reason and the remedy."""
 
+import contextlib
 import glob
 import io
 import os
 import stat
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -17,6 +18,7 @@ import soxr
 
 from .audio_bytes import AudioPart, ByteSource, DamagedAudio, PiecedFile
 from .audio_parts import audio_parts
+from .remembering_stream import RememberingStream
 from .sampling_rates import whole_sampling_rate
 from .whole_files import WholeFile
 
@@ -379,12 +381,13 @@ class AudioWriter:
         path (`str` or `Path`): File to write: `.wav` and `.flac` (16 bits), `.ogg` (Vorbis) or `.opus`. Missing
             folders are created.
         sampling_rate (`int`): Sampling rate of the file, in Hz.
+        comment (`str`, *optional*, defaults to `""`): Comment that the file holds, as its format has it.
 
     Raises:
         AudioFileError: If the suffix is another or the file cannot be created.
     """
 
-    def __init__(self, path: str | os.PathLike[str], sampling_rate: int):
+    def __init__(self, path: str | os.PathLike[str], sampling_rate: int, comment: str = ""):
         self.path = Path(path)
         if self.path.suffix.lower() not in _WRITABLE_FORMATS:
             raise AudioFileError(
@@ -401,10 +404,13 @@ class AudioWriter:
             raise AudioFileError(
                 path, f"cannot be written ({error.strerror}); choose another output folder."
             ) from error
+        self._watched = RememberingStream(self._stream)
         try:
             self._file = soundfile.SoundFile(
-                self._stream, "w", samplerate=sampling_rate, channels=1, format=kind, subtype=subtype
+                self._watched, "w", samplerate=sampling_rate, channels=1, format=kind, subtype=subtype
             )
+            if comment:
+                self._file.comment = comment
         except soundfile.SoundFileError as error:
             self.discard()
             raise AudioFileError(
@@ -427,28 +433,42 @@ class AudioWriter:
             raise ValueError(f"`block` must have shape (num_samples,), but got {block.shape}.")
         if not np.isfinite(block).all():
             raise ValueError("`block` contains NaN or infinite samples.")
-        try:
-            for start in range(0, len(block), _FRAMES_PER_WRITE):
-                self._file.write(block[start : start + _FRAMES_PER_WRITE])
-        except (soundfile.SoundFileError, OSError) as error:
-            raise AudioFileError(self.path, f"cannot be written ({_reason(error)}).") from error
+        for start in range(0, len(block), _FRAMES_PER_WRITE):
+            self._call(self._file.write, block[start : start + _FRAMES_PER_WRITE])
         self.num_samples += len(block)
 
     def close(self) -> None:
-        """Finish the file and move it into place."""
+        """
+        Finish the file and move it into place.
+
+        Raises:
+            AudioFileError: If the disk is full or the folder has gone; nothing is left then.
+        """
         try:
-            self._file.close()
-            self._stream.close()
-            self._whole.finish()
-        except OSError as error:
+            self._call(self._file.close)
+            self._call(self._stream.close)
+            self._call(self._whole.finish)
+        except BaseException:
             self.discard()
-            raise AudioFileError(self.path, f"cannot be written ({error.strerror}).") from error
+            raise
+
+    def _call(self, function: Callable[..., object], *arguments: object) -> None:
+        try:
+            try:
+                function(*arguments)
+            finally:
+                self._watched.check()  # whose words say more than libsndfile's
+        except (soundfile.SoundFileError, AssertionError, OSError) as error:
+            reason = getattr(error, "strerror", None) or _reason(error)
+            raise AudioFileError(self.path, f"cannot be written ({reason}).") from error
 
     def discard(self) -> None:
         """Drop what was written."""
-        if getattr(self, "_file", None) is not None:
-            self._file.close()
-        self._stream.close()
+        with contextlib.suppress(soundfile.SoundFileError):
+            if getattr(self, "_file", None) is not None:
+                self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written cannot be flushed either
+            self._stream.close()
         self._whole.discard()
 
     def __enter__(self) -> "AudioWriter":
