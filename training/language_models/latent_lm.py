@@ -33,12 +33,13 @@ from speech_tokenizers.training.common.recipe_trainer import (
     claim_output,
     train_until_done,
 )
+from speech_tokenizers.training.common.set_aside import shorter_than, write_set_aside
 from speech_tokenizers.training.language_models.latent_prediction import (
     generation_milliseconds,
     judge,
     write_continuations,
 )
-from speech_tokenizers.training.units.pseudo_labels import PseudoLabels, TokenLabeler, label_all
+from speech_tokenizers.training.units.pseudo_labels import MIN_LABELLED_SECONDS, PseudoLabels, TokenLabeler, label_all
 
 
 @dataclass(kw_only=True)
@@ -239,6 +240,7 @@ def cached_latents(codec: Any, args: LatentLMArguments) -> tuple[PseudoLabels, l
         whether these are all.
     """
     data, found, processes = args.data, [], process_state()
+    rejected: list[dict[str, str]] = []
     for part in ("train", "eval"):
         recordings = decode_part(data, part, codec.sampling_rate, args.cache_dir)
         labeler = TokenLabeler(codec, codec.sampling_rate, kind="latents")
@@ -246,7 +248,10 @@ def cached_latents(codec: Any, args: LatentLMArguments) -> tuple[PseudoLabels, l
             latents = label_all(
                 recordings, labeler, args.cache_dir / "latents", show_progress=processes.is_main_process
             )
+        least = max(data.min_seconds, MIN_LABELLED_SECONDS) * codec.sampling_rate
+        rejected += recordings.rejected + shorter_than(recordings, least, "the training")
         found.append((recordings.names, latents))
+    write_set_aside(Path(args.output_dir) / "rejected.jsonl", rejected)
     (_, train), (names, held_out) = found
     least, most = (seconds * held_out.label_rate for seconds in (data.min_seconds, data.max_seconds))
     usable = [index for index in range(len(held_out)) if len(held_out[index]) >= max(1, least)]

@@ -35,6 +35,7 @@ from speech_tokenizers.modeling.modeling_hubert_masked_prediction import span_ma
 from speech_tokenizers.modeling.padding_invariance import frame_mask, make_padding_invariant, num_conv_frames
 from speech_tokenizers.modeling.speech_encoders import EXACT_IN_BATCHES
 from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
+from speech_tokenizers.processing.metadata_files import as_text
 from speech_tokenizers.processing.recordings import (
     DecodedRecordings,
     append_rejected,
@@ -50,6 +51,7 @@ from speech_tokenizers.training.recognition.ctc_targets import (
     check_column,
     check_num_frames,
     learnable_labels,
+    reference_labels,
 )
 
 
@@ -133,11 +135,13 @@ class LabelledRecordings(torch.utils.data.Dataset):
         feature_extractor (`FeatureExtractionMixin`): The encoder's.
         config (`PreTrainedConfig`): The encoder's; has `conv_kernel` and `conv_stride`.
         args ([`CTCFinetuningArguments`]): How to mask, and the length and the seed.
-        is_masked (`bool`, *optional*, defaults to `True`): Whether items have frames to mask.
+        is_masked (`bool`, *optional*, defaults to `True`): Whether the recordings are learnt from: items have frames
+            to mask, and a text with letters that have no label is set aside. In recordings to measure on, such letters
+            count as errors.
 
     Attributes:
         lengths (`np.ndarray` of shape `(len(dataset),)`): Samples of each item.
-        rejected (`list[dict]`): `{"name", "reason"}` of the recordings that cannot be learnt from.
+        rejected (`list[dict]`): `{"name", "reason"}` of the recordings that are set aside.
 
     Raises:
         ValueError: If no recording is left.
@@ -160,7 +164,7 @@ class LabelledRecordings(torch.utils.data.Dataset):
         num_samples = np.diff(recordings.starts)
         for index, (name, text) in enumerate(zip(recordings.names, texts, strict=True)):
             try:
-                sequence = learnable_labels(labels, text)
+                sequence = (learnable_labels if is_masked else reference_labels)(labels, text)
                 check_num_frames(num_conv_frames(config, int(num_samples[index])), sequence)
                 if num_samples[index] > args.batch_seconds * recordings.sampling_rate:
                     raise UnusableText(f"it is longer than the {args.batch_seconds:g} s of a batch")
@@ -169,7 +173,9 @@ class LabelledRecordings(torch.utils.data.Dataset):
                 continue
             self._items.append((index, sequence))
         if not self._items:
-            raise ValueError(f"No recording is left to learn from; the first reason: {self.rejected[:1]}.")
+            name, reason = self.rejected[0].values()
+            what = "learn from" if is_masked else "measure on"
+            raise ValueError(f"No recording is left to {what}; the first reason: {name}: {reason}.")
         self.lengths = num_samples[[index for index, _ in self._items]]
 
     def __len__(self) -> int:
@@ -366,7 +372,7 @@ def _own_tokenizer(encoder: str, config: Any, built: Any) -> Any:
         own = AutoTokenizer.from_pretrained(encoder)
         known, needed = CTCLabels(own), CTCLabels(built)
         names = [needed.name(label) for label in range(len(built)) if label not in needed.special_ids]
-        if known.is_phones == needed.is_phones and all(known.sequence(name) for name in names):
+        if known.is_phones == needed.is_phones and all(map(known.knows, names)):
             return own
     return None
 
@@ -422,7 +428,7 @@ def finetune_ctc(
         cache_dir = args.cache_dir or output / "audio_cache"
         with args.main_process_first(desc="decoding"):
             result = decode_all(dataset, feature_extractor.sampling_rate, cache_dir, args.process_index == 0)
-        texts = [text or "" for text in result.metadata[column][:]]
+        texts = [as_text(text) or "" for text in result.metadata[column][:]]
         return result, texts if phonemizer is None else phonemizer(texts)
 
     train, train_texts = decoded(recordings)
@@ -463,10 +469,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--phonemize", metavar="LANGUAGE", help="make phones of the text by espeak-ng, in this language, such as en-us"
     )
     parser.add_argument(
-        "--filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of RECORDINGS to train on"
+        "--filter",
+        metavar="COLUMN=VALUE[,VALUE]",
+        nargs="*",
+        action="extend",
+        default=[],
+        help="rows of RECORDINGS to train on",
     )
     parser.add_argument(
-        "--eval-filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of RECORDINGS to measure on"
+        "--eval-filter",
+        metavar="COLUMN=VALUE[,VALUE]",
+        nargs="*",
+        action="extend",
+        default=[],
+        help="rows of RECORDINGS to measure on",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in FOLDER, if any")
     parser.add_argument("--save-steps", type=int, default=500, help="between checkpoints (default: 500)")

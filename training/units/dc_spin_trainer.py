@@ -32,6 +32,7 @@ from speech_tokenizers.training.common.recipe_trainer import (
     claim_output,
     train_until_done,
 )
+from speech_tokenizers.training.common.set_aside import shorter_than, write_set_aside
 from speech_tokenizers.training.units.perturbed_views import PerturbedViewsDataset, pad_views
 
 
@@ -228,11 +229,14 @@ def train_dc_spin(args: DCSpinTrainingArguments) -> Path:
     model = build_model(args)
     recordings = decode_part(args.data, "train", model.sampling_rate, args.cache_dir)
     claim_output(args)
+    min_seconds = max(args.data.min_seconds, model.shortest_input / model.sampling_rate)
+    too_short = shorter_than(recordings, min_seconds * model.sampling_rate, "the training")
+    write_set_aside(output / "rejected.jsonl", [*recordings.rejected, *too_short])
     perturbation = SpeakerPerturbation(**dataclasses.asdict(args.perturbation), sampling_rate=model.sampling_rate)
     trainer = DCSpinTrainer(
         model,
         args,
-        PerturbedViewsDataset(recordings, perturbation, args.data.min_seconds, args.data.max_seconds, args.seed),
+        PerturbedViewsDataset(recordings, perturbation, min_seconds, args.data.max_seconds, args.seed),
     )
     curves = [f"{codebook}_{name}" for codebook in ("primary", "auxiliary") for name in _MEASURES[:3]]
     train_until_done(trainer, output, ["loss", *curves])

@@ -35,10 +35,16 @@ from speech_tokenizers.training.common.recipe_trainer import (
     claim_output,
     train_until_done,
 )
+from speech_tokenizers.training.common.set_aside import shorter_than, write_set_aside
 from speech_tokenizers.training.units.kmeans import fit_kmeans
-from speech_tokenizers.training.units.masked_prediction import MaskedPredictionDataset, MaskedPredictionTrainer
+from speech_tokenizers.training.units.masked_prediction import (
+    MaskedPredictionDataset,
+    MaskedPredictionTrainer,
+    least_samples,
+)
 from speech_tokenizers.training.units.mfcc import mfcc_features
 from speech_tokenizers.training.units.pseudo_labels import (
+    MIN_LABELLED_SECONDS,
     Labeler,
     MfccLabeler,
     PseudoLabels,
@@ -112,8 +118,8 @@ class IterationArguments(ScheduleArguments):
 @dataclass(kw_only=True)
 class HubertPretrainingArguments(RecipeArguments):
     """
-    A pre-training of HuBERT. Its folder gets one for each iteration, with its `encoder` and `training_log.jsonl`, and
-    the last encoder as `final`.
+    A pre-training of HuBERT. Its folder gets one for each iteration, with its `encoder` and `training_log.jsonl`, the
+    last encoder as `final`, and in `rejected.jsonl` the recordings that are set aside.
 
     Args:
         model (`dict`): Fields of the [`HubertMaskedPredictionConfig`].
@@ -174,6 +180,9 @@ def pretrain(args: HubertPretrainingArguments) -> Path:
     config = _check_model(args)
     recordings = decode_part(args.data, "train", 16000, args.cache_dir)
     output = claim_output(args)
+    least = least_samples(config, args.data.min_seconds, recordings.sampling_rate)
+    too_short = shorter_than(recordings, least, "the training")
+    write_set_aside(output / "rejected.jsonl", [*recordings.rejected, *too_short])
     previous = None
     for name, iteration in args.iterations.items():
         folder = output / name
@@ -331,7 +340,7 @@ def fit_mfcc(args: LabelArguments, recordings: DecodedRecordings, seed: int) -> 
     parts, left = [], args.fit_seconds or float("inf")
     for index in np.random.default_rng(seed).permutation(len(recordings)):
         recording = recordings[int(index)]
-        if left > 0 and len(recording) >= 0.1 * recordings.sampling_rate:
+        if left > 0 and len(recording) >= MIN_LABELLED_SECONDS * recordings.sampling_rate:
             features = mfcc_features(as_float(recording), recordings.sampling_rate, args.subtract_mean)
             parts.append(np.asarray(features))
             left -= len(recording) / recordings.sampling_rate

@@ -31,13 +31,13 @@ from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansU
 from speech_tokenizers.processing.packing import pack_by_length
 from speech_tokenizers.processing.recordings import (
     DecodedRecordings,
-    append_rejected,
     decode_all,
     load_recordings,
     parse_filter,
 )
 from speech_tokenizers.processing.whole_files import WholeFile, whole_folder
 from speech_tokenizers.training.common.processes import leave_together
+from speech_tokenizers.training.common.set_aside import shorter_than, write_set_aside
 from speech_tokenizers.training.units.kmeans import assign, fit_kmeans, mean_squared_distance
 from speech_tokenizers.training.units.pseudo_labels import as_float
 
@@ -443,7 +443,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--frame-rule", choices=("conv", "fairseq"), default="conv", help="frames of a padded row (default: conv)"
     )
     parser.add_argument(
-        "--filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of RECORDINGS to use"
+        "--filter",
+        metavar="COLUMN=VALUE[,VALUE]",
+        nargs="*",
+        action="extend",
+        default=[],
+        help="rows of RECORDINGS to use",
     )
     parser.add_argument("--fit-seconds", type=float, default=None, help="audio to use, drawn at random; default: all")
     parser.add_argument("--max-seconds", type=float, default=20.0, help="longer recordings are cut (default: 20)")
@@ -486,13 +491,10 @@ def _fit_all(args: argparse.Namespace) -> None:
         )
     summary = f"{len(recordings)} recordings, {recordings.seconds / 3600:.2f} h"
     if recordings.rejected:
-        rejected_path = args.output.with_name(f"{args.output.name}.rejected.jsonl")
-        if accelerator.is_main_process:
-            rejected_path.parent.mkdir(parents=True, exist_ok=True)
-            rejected_path.unlink(missing_ok=True)
-            append_rejected(rejected_path, recordings.rejected)
-        summary += f"; {len(recordings.rejected)} cannot be read, see {rejected_path}"
+        summary += f"; {len(recordings.rejected)} cannot be read"
     accelerator.print(summary, file=sys.stderr)
+    rejected_path = args.output.with_name(f"{args.output.name}.rejected.jsonl")
+    write_set_aside(rejected_path, recordings.rejected)
     for group in groups:
         try:
             model = KMeansUnitsModel.from_encoder(
@@ -508,6 +510,9 @@ def _fit_all(args: argparse.Namespace) -> None:
             raise ValueError(str(error)) from error
         except (ValueError, OSError) as error:
             raise ValueError(f"ENCODER {args.encoder} cannot be used: {error}") from error
+        too_short = shorter_than(recordings, model.frame_span, "a frame of the encoder")
+        if too_short and group == groups[0]:
+            write_set_aside(rejected_path, [*recordings.rejected, *too_short])
         for size, (fitted, fit) in zip(
             args.codebook_size,
             fit_on_recordings(
