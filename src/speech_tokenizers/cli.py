@@ -26,6 +26,8 @@ from speech_tokenizers.processing.optional_packages import MissingPackageError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     _open_closed_streams()
+    if "_ARGCOMPLETE" in os.environ:
+        _complete(os.environ["COMP_LINE"].split()[1:])
     arguments = _join_command(sys.argv[1:] if arguments is None else list(arguments))
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
     with interruptions():
@@ -60,6 +62,13 @@ def _run(args: argparse.Namespace, chosen: str | None) -> int:
         say(trace.rstrip())
     say(f"speech-tokenizers {chosen}: error: {reason}")
     return code
+
+
+def _complete(words: list[str]) -> None:
+    # The shell asks, as `eval "$(register-python-argcomplete speech-tokenizers)"` taught it; ends the process.
+    import argcomplete
+
+    argcomplete.autocomplete(_build_parser(words[0] if words else None))
 
 
 @contextlib.contextmanager

@@ -247,3 +247,14 @@ def test_a_name_that_is_no_unicode_stops_no_other(units, speech, tmp_path, outpu
     assert "2 of 3 files written, 0 skipped, 1 failed" in errors[-1]
     (rejected,) = map(json.loads, (tmp_path / f"units.{output_format}.rejected.jsonl").read_text().splitlines())
     assert "UTF-8" in rejected["reason"]
+
+
+def test_a_broken_recording_whose_name_is_no_unicode_is_set_aside_by_name(units, speech, tmp_path):
+    source = speech()
+    (source / "broken.wav").write_bytes(b"noise" * 100)
+    os.rename(os.fsencode(source / "broken.wav"), os.fsencode(source) + b"/\xff.wav")
+    code, errors = units(source, "textless")
+    assert code == 1
+    assert "3 of 4 files written, 0 skipped, 1 failed" in errors[-1]
+    (rejected,) = map(json.loads, (tmp_path / "units.textless.rejected.jsonl").read_text().splitlines())
+    assert os.fsencode(rejected["name"]) == b"\xff.wav"
