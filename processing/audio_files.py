@@ -328,9 +328,10 @@ class AudioReader:
             raise AudioFileError(self.path, f"cannot be read ({error.strerror}).") from error
 
     def _decoder(self, part: AudioPart) -> soundfile.SoundFile:
-        pieces: str | os.PathLike[str] | PiecedFile = PiecedFile(self._source, part.pieces)
+        pieces: str | bytes | os.PathLike[str] | PiecedFile = PiecedFile(self._source, part.pieces)
         if self._native_path is not None and part.pieces == (range(self._source.size),) and not part.is_known:
-            pieces = self._native_path  # libsndfile knows some formats by their suffix alone
+            # libsndfile knows some formats by their suffix alone. soundfile encodes no name that is not UTF-8.
+            pieces = os.fsencode(self._native_path) if os.name == "posix" else self._native_path
         try:
             file = soundfile.SoundFile(pieces)
         except (soundfile.SoundFileError, TypeError) as error:

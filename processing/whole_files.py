@@ -84,13 +84,14 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
 
 def check_folder_is_writable(path: str | os.PathLike[str]) -> None:
     """
-    Create a folder where it is missing, and try whether files can be written into it.
+    Try whether files can be written into a folder, or into the one where it would be created. Nothing is left there.
 
     Raises:
         OSError: If not.
     """
-    Path(path).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path):
+    path = Path(path).absolute()
+    there = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    with tempfile.TemporaryFile(dir=there):
         pass
 
 

@@ -217,16 +217,15 @@ def provenance(encoded: AudioCodes | AudioLatents, model: Any = None) -> Provena
         encoded ([`AudioCodes`] or [`AudioLatents`]): Codes or latents.
         model ([`SpeechCodec`], *optional*): Model that decodes them, which counts where they do not name theirs.
     """
-    is_latents = isinstance(encoded, AudioLatents)
-    recording = encoded.recording_fingerprint
-    if model is not None and not recording:
-        recording = recording_fingerprint(encoded.latents if is_latents else encoded.audio_codes)
-    return coding_provenance(
-        encoded.model_fingerprint or (model.fingerprint() if model is not None else ""),
-        recording,
-        None if is_latents else encoded.num_quantizers,
-        encoded.dtype if is_latents else None,
-    )
+    if isinstance(encoded, AudioLatents):
+        tokens, num_quantizers, dtype = encoded.latents, None, encoded.dtype
+    else:
+        tokens, num_quantizers, dtype = encoded.audio_codes, encoded.num_quantizers, None
+    recording, fingerprint = encoded.recording_fingerprint, encoded.model_fingerprint
+    if model is not None:
+        recording = recording or recording_fingerprint(tokens)
+        fingerprint = fingerprint or model.fingerprint()
+    return coding_provenance(fingerprint, recording, num_quantizers, dtype)
 
 
 def coding_provenance(

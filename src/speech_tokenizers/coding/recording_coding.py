@@ -150,7 +150,7 @@ class _Coding:
         import numpy as np
         import soundfile
 
-        from speech_tokenizers.processing.audio_files import AudioFileError, AudioReader
+        from speech_tokenizers.processing.audio_files import AudioReader
 
         source = _audio_of(self.recordings[index])
         try:
@@ -164,13 +164,13 @@ class _Coding:
                 return samples if isinstance(samples, Exception) else len(samples)
             with AudioReader(source, self.sampling_rate) as reader:
                 return reader.expected_num_samples
-        except (AudioFileError, soundfile.LibsndfileError) as error:
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:  # also libsndfile's
             return error
 
     def _read(self, index: int) -> "np.ndarray | Exception":
         import numpy as np
 
-        from speech_tokenizers.processing.audio_files import AudioFileError, load_audio
+        from speech_tokenizers.processing.audio_files import load_audio
 
         recording = self.recordings[index]
         source = _audio_of(recording)
@@ -182,7 +182,7 @@ class _Coding:
 
                 return decode_recording(recording, self.sampling_rate)
             return load_audio(source, self.sampling_rate)
-        except AudioFileError as error:
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
             return error
 
     def _read_batch(

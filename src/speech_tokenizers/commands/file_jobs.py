@@ -132,7 +132,7 @@ def plan(
 
 def check_targets(targets: Iterable[Path], folder: Path) -> None:
     """
-    Check that files can be written to `targets`, all of which lie in `folder`. The folder is created.
+    Check that files can be written to `targets`, all of which lie in `folder`.
 
     Raises:
         UsageError: If not.

@@ -54,7 +54,7 @@ def load_model(name: str | None, device: str | None) -> tuple[Any, Any]:
 
 def check_output_folder(path: Path) -> None:
     """
-    Create the folder that a command will write, so that it fails before the work and not after it.
+    Check the folder that a command will write, so that it fails before the work and not after it.
 
     Raises:
         UsageError: If there is a file of that name, or nothing can be written into it.
@@ -63,8 +63,8 @@ def check_output_folder(path: Path) -> None:
 
     try:
         check_folder_is_writable(path)
-    except FileExistsError as error:
-        raise UsageError(f"--output {path} is a file, where a folder is to be written; choose another.") from error
+    except NotADirectoryError as error:
+        raise UsageError(f"--output {path} leads to a file, where a folder is needed; choose another.") from error
     except OSError as error:
         raise UsageError(f"--output {path}: cannot be written ({error.strerror}); choose another folder.") from error
 

@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if args.overwrite:
         output.remove()
     names = [name for name in files if name not in known and name not in unwritable]
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     rejected_path = args.output.with_name(f"{args.output.name}.rejected.jsonl")
     rejected_path.unlink(missing_ok=True)  # what failed before is tried again
     with (
