@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read and write audio files of any length in blocks, with errors that name the file, the reason and the remedy."""
 
+import errno
 import io
 import os
 import stat
@@ -317,15 +318,16 @@ class AudioWriter:
 
     Raises:
         AudioFileError: If the suffix is another or the file cannot be created.
+        ValueError: If `sampling_rate` is no positive whole number.
     """
 
-    def __init__(self, path: str | os.PathLike[str], sampling_rate: int):
+    def __init__(self, path: str | os.PathLike[str], sampling_rate: float):
         self.path = Path(path)
         if self.path.suffix.lower() not in _WRITABLE_FORMATS:
             raise AudioFileError(
                 path, f"audio is written as {', '.join(_WRITABLE_FORMATS)}; choose one of these suffixes."
             )
-        self.sampling_rate = sampling_rate
+        self.sampling_rate = whole_sampling_rate(sampling_rate)
         self.num_samples = 0
         kind, subtype = _WRITABLE_FORMATS[self.path.suffix.lower()]
         try:
@@ -333,12 +335,14 @@ class AudioWriter:
             # Opened here and not by libsndfile, whose message for any failure is "System error".
             self._stream = open(self._whole.temporary, "w+b")  # noqa: SIM115
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise AudioFileError(path, "its name is too long; choose a shorter one.") from error
             raise AudioFileError(
                 path, f"cannot be written ({error.strerror}); choose another output folder."
             ) from error
         try:
             self._file = soundfile.SoundFile(
-                self._stream, "w", samplerate=sampling_rate, channels=1, format=kind, subtype=subtype
+                self._stream, "w", samplerate=self.sampling_rate, channels=1, format=kind, subtype=subtype
             )
         except soundfile.SoundFileError as error:
             self.discard()

@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files and folders that appear under their names only once they are complete."""
 
+import contextlib
+import hashlib
 import os
 import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+# Bytes that a file system takes for a name.
+_LONGEST_NAME = 255
 
 
 class WholeFile:
@@ -21,12 +27,14 @@ class WholeFile:
         path (`str` or `Path`): The file. Missing folders are created.
 
     Raises:
-        OSError: If a folder cannot be created.
+        OSError: If a folder cannot be created, or the name is too long.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(self.path)  # a name that is too long is refused here, and not when all is written
         # In the same folder, where a rename is atomic. Its length is fixed, so that the longest names can be written.
         self.temporary = self.path.with_name(f".{secrets.token_hex(8)}.tmp")
 
@@ -76,6 +84,27 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
     return path
 
 
+def beside(path: str | os.PathLike[str], suffix: str) -> Path:
+    """
+    A file that belongs to another one, such as the list of what could not be written to it.
+
+    Args:
+        path (`str` or `Path`): The file.
+        suffix (`str`): What is appended to its name.
+
+    Returns:
+        `Path`: `path` with the suffix appended. A name that no file system takes is shortened, and a hash tells it
+        from others.
+    """
+    path = Path(path)
+    name = path.name + suffix
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        mark = "~" + hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8] + suffix
+        stem = os.fsencode(path.name)[: _LONGEST_NAME - len(os.fsencode(mark))].decode(errors="ignore")
+        name = stem + mark
+    return path.with_name(name)
+
+
 @contextmanager
 def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
@@ -108,4 +137,4 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise
 
 
-__all__ = ["WholeFile", "whole_folder", "write_whole"]
+__all__ = ["WholeFile", "beside", "whole_folder", "write_whole"]
