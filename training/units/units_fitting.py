@@ -36,7 +36,7 @@ from speech_tokenizers.processing.recordings import (
     load_recordings,
     parse_filter,
 )
-from speech_tokenizers.processing.whole_files import WholeFile, whole_folder
+from speech_tokenizers.processing.whole_files import WholeFile, beside, whole_folder
 from speech_tokenizers.training.common.processes import leave_together
 from speech_tokenizers.training.units.kmeans import assign, fit_kmeans, mean_squared_distance
 from speech_tokenizers.training.units.pseudo_labels import as_float
@@ -478,7 +478,7 @@ def _fit_all(args: argparse.Namespace) -> None:
             targets[tuple(group), size] = args.output.joinpath("-".join(parts))
     if all((target / "config.json").is_file() for target in targets.values()):
         raise ValueError(f"{args.output} is finished; name another folder, or remove it.")
-    cache = args.cache_dir or args.output.with_name(f".{args.output.name}.cache")
+    cache = args.cache_dir or beside(args.output.with_name(f".{args.output.name}"), ".cache")
 
     with accelerator.main_process_first():
         recordings = decode_all(
@@ -486,7 +486,7 @@ def _fit_all(args: argparse.Namespace) -> None:
         )
     summary = f"{len(recordings)} recordings, {recordings.seconds / 3600:.2f} h"
     if recordings.rejected:
-        rejected_path = args.output.with_name(f"{args.output.name}.rejected.jsonl")
+        rejected_path = beside(args.output, ".rejected.jsonl")
         if accelerator.is_main_process:
             rejected_path.parent.mkdir(parents=True, exist_ok=True)
             rejected_path.unlink(missing_ok=True)

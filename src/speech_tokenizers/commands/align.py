@@ -97,6 +97,7 @@ def align_recordings(
 
     from speech_tokenizers.processing.audio_files import AudioFileError
     from speech_tokenizers.processing.recordings import append_rejected, decode_recording, recording_name
+    from speech_tokenizers.processing.whole_files import beside
     from speech_tokenizers.processing.word_alignment import share_word_times
 
     output = Path(output)
@@ -114,7 +115,7 @@ def align_recordings(
 
     output.parent.mkdir(parents=True, exist_ok=True)
     known = _complete_lines(output)
-    rejected_path = output.with_name(f"{output.name}.rejected.jsonl")
+    rejected_path = beside(output, ".rejected.jsonl")
     rejected_path.unlink(missing_ok=True)  # what failed before is tried again
     num_rejected = 0
     with output.open("a", encoding="utf-8") as file:

@@ -58,6 +58,7 @@ def _write_units(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from speech_tokenizers.processing.audio_files import AUDIO_SUFFIXES, find_files
+    from speech_tokenizers.processing.whole_files import beside
 
     files: dict[str, Path] = {}
     for path, relative in find_files(args.inputs, AUDIO_SUFFIXES):
@@ -73,7 +74,7 @@ def _write_units(args: argparse.Namespace) -> int:
     if args.overwrite and args.format == "jsonl":
         args.output.unlink(missing_ok=True)
     names = [name for name in files if name not in known]
-    rejected_path = args.output.with_name(f"{args.output.name}.rejected.jsonl")
+    rejected_path = beside(args.output, ".rejected.jsonl")
     rejected_path.unlink(missing_ok=True)  # what failed before is tried again
     deduplicate = args.deduplicate or bpe is not None
     results = encode_recordings(
@@ -218,16 +219,17 @@ def _item_path(folder: Path, name: str) -> Path:
 
 def _save_km(path: Path, results: Iterable[EncodedRecording], files: Sequence[Path]) -> None:
     from speech_tokenizers.processing.unit_exports import save_km, save_manifest
+    from speech_tokenizers.processing.whole_files import beside
 
     encoded = list(results)
     if not encoded:
         return
     root = os.path.commonpath([os.path.dirname(os.path.abspath(files[result.index])) for result in encoded])
     manifest = [(os.path.relpath(files[result.index], root), result.num_samples) for result in encoded]
-    save_manifest(path.with_suffix(".tsv"), root, manifest)
+    save_manifest(beside(path.with_suffix(""), ".tsv"), root, manifest)
     durations = [result.durations for result in encoded if result.durations is not None]
     if durations:
-        save_km(path.with_suffix(".durations"), durations)
+        save_km(beside(path.with_suffix(""), ".durations"), durations)
     save_km(path, [result.units for result in encoded])
 
 
