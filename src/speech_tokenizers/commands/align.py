@@ -108,6 +108,7 @@ def align_recordings(
     from speech_tokenizers.processing.metadata_files import as_text
     from speech_tokenizers.processing.recording_tables import with_names
     from speech_tokenizers.processing.recordings import append_rejected, decode_recording
+    from speech_tokenizers.processing.whole_files import beside
     from speech_tokenizers.processing.word_alignment import share_word_times
 
     columns = recordings.column_names
@@ -134,7 +135,7 @@ def align_recordings(
         which = f"{untold} of {len(missing)} recordings have no text in a column {text_column!r}"
         print(f"{which}; what {aligner.name} hears is written", file=sys.stderr)
 
-    rejected_path = word_times.path.with_name(f"{word_times.path.name}.rejected.jsonl")
+    rejected_path = beside(word_times.path, ".rejected.jsonl")
     rejected_path.unlink(missing_ok=True)  # what failed before is tried again
     num_rejected = 0
     for index in tqdm(missing, desc="align", unit="file", disable=None):
