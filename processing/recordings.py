@@ -148,8 +148,8 @@ def _check_values_exist(column: str, wanted: set[str | None], known: list[Any] |
     if known is not None and (absent := wanted - set(known)):
         values = sorted(map(repr, set(known)))
         holds = f"{', '.join(values[:5])}{', ...' if len(values) > 5 else ''}"
-        left = "; no recording left" if absent == wanted else ""
-        raise ValueError(f"`{path}` has no row with {column}={min(map(str, absent))}, but with {holds}{left}.")
+        lacks = "recording left" if absent == wanted else "row"
+        raise ValueError(f"`{path}` has no {lacks} with {column}={min(map(str, absent))}; there is {holds}.")
 
 
 def _known_values(recordings: Any, column: str, parquet_files: Sequence[Path]) -> list[Any] | None:

@@ -179,7 +179,7 @@ def test_a_filter_compares_texts(table):
 
 def test_a_filter_for_a_value_that_no_row_has_is_refused(table):
     path = table("metadata.csv", "file_name,split\na,train\nb,eval\n")
-    with pytest.raises(ValueError, match=r"no row with split=tset, but with 'eval', 'train'"):
+    with pytest.raises(ValueError, match=r"has no row with split=tset; there is 'eval', 'train'"):
         load_recordings(str(path), {"split": ["train", "tset"]})
     with pytest.raises(ValueError, match="'split' is filtered twice"):
         parse_filter(["split=train", "split=eval"])
