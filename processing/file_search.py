@@ -34,8 +34,8 @@ def find_files(patterns: Iterable[str | os.PathLike[str]], suffixes: Iterable[st
     """
     suffixes = tuple(suffixes)
     found: dict[tuple[str, str], tuple[Path, Path]] = {}
-    for pattern in map(os.fspath, patterns):
-        path = Path(pattern)
+    for named in patterns:
+        pattern, path = os.fspath(named), Path(named)
         if os.path.isdir(path):
             matches = _files_below(path, path, suffixes)
             if not matches:
