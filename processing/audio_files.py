@@ -20,7 +20,7 @@ from .audio_bytes import AudioFileError, AudioPart, ByteSource, DamagedAudio, Pi
 from .audio_parts import audio_parts
 from .file_search import find_files
 from .remembering_stream import RememberingStream
-from .sampling_rates import whole_sampling_rate
+from .sampling_rates import PLAUSIBLE_RATES, whole_sampling_rate
 from .whole_files import WholeFile
 
 
@@ -42,8 +42,6 @@ _WRITABLE_FORMATS = {
 # libsndfile keeps a Vorbis block on the C stack and overflows it for long arrays.
 _FRAMES_PER_WRITE = 1 << 16
 _WHAT_IS_READ = "pass a path, bytes or a file that was opened in binary mode"
-# Sampling rates of files that hold audio, in Hz. Others are mistakes of a header.
-_PLAUSIBLE_RATES = range(1000, 1_000_001)
 # Mixing and resampling overshoot 1 a little; no audio is a hundred times as loud.
 _LOUDEST_PLAUSIBLE = 100.0
 
@@ -284,11 +282,11 @@ class AudioReader:
     def _count_frames(self) -> int:
         # Over all parts, which must be alike.
         rate, num_channels = self.file_sampling_rate, self.num_channels
-        if rate not in _PLAUSIBLE_RATES:
+        if rate not in PLAUSIBLE_RATES:
             raise AudioFileError(
                 self.path,
-                f"has a sampling rate of {rate} Hz by its header, outside {_PLAUSIBLE_RATES[0]} to "
-                f"{_PLAUSIBLE_RATES[-1]} Hz; correct the header or convert the file anew.",
+                f"has a sampling rate of {rate} Hz by its header, outside {PLAUSIBLE_RATES[0]} to "
+                f"{PLAUSIBLE_RATES[-1]} Hz; correct the header or convert the file anew.",
             )
         total = _num_frames(self._file, self._parts[0])
         for number, part in enumerate(self._parts[1:], start=2):

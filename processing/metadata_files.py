@@ -372,10 +372,6 @@ def _not_empty(path: Path, rows: list[MetadataRow]) -> list[MetadataRow]:
 def _check_name(name: str, place: str, folder: Path) -> None:
     if "\0" in name:
         raise ValueError(f"{place}: `file_name` {name!r} holds a NUL, which no path can; correct it.")
-    if os.path.isabs(name) or ".." in PurePosixPath(name).parts:
-        raise ValueError(
-            f"{place}: `file_name` {name!r} leads out of the folder; write a path relative to {folder}, below it."
-        )
     if "\\" in name and not (folder / name).exists():
         raise ValueError(
             f"{place}: `file_name` {name!r} has backslashes, and there is no such file; part folders by `/`."

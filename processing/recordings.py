@@ -7,9 +7,7 @@ No part of this needs torchcodec: audio columns are read undecoded.
 
 import hashlib
 import json
-import math
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +32,8 @@ from .recording_tables import (
     read_parquet,
     read_saved_dataset,
 )
+from .sampling_rates import PLAUSIBLE_RATES, whole_sampling_rate
+from .waveform_rows import as_samples
 from .whole_files import WholeFile, write_whole
 
 
@@ -183,7 +183,7 @@ def decode_recording(row: dict[str, Any], sampling_rate: int) -> np.ndarray:
         path = audio.get("path")
         audio = next((value for key in ("bytes", "array") if (value := audio.get(key)) is not None), path)
     if isinstance(audio, bytes | bytearray | memoryview):
-        return _decode_bytes(bytes(audio), name, sampling_rate)
+        return load_audio(audio, sampling_rate, name=name)
     if isinstance(audio, str | os.PathLike) and str(audio):
         return load_audio(audio, sampling_rate)
     if isinstance(audio, list | tuple | np.ndarray):
@@ -191,46 +191,25 @@ def decode_recording(row: dict[str, Any], sampling_rate: int) -> np.ndarray:
     raise AudioFileError(name, "has no audio: neither a path, nor the bytes of a file, nor samples.")
 
 
-def _decode_bytes(content: bytes, name: str, sampling_rate: int) -> np.ndarray:
-    # By way of a file, so that bytes are refused for the reasons that files are.
-    with tempfile.NamedTemporaryFile(suffix=".audio") as file:
-        file.write(content)
-        file.flush()
-        try:
-            return load_audio(file.name, sampling_rate)
-        except AudioFileError as error:
-            raise AudioFileError(name, error.reason) from error
-
-
 def _resampled(samples: Any, file_rate: Any, name: str, sampling_rate: int) -> np.ndarray:
     try:
-        waveform = np.asarray(samples)
-    except ValueError:
-        waveform = np.empty((0, 0))
-    if waveform.ndim != 1:
-        raise AudioFileError(name, f"samples must have one dimension, but these have {waveform.ndim}; mix them first.")
-    if not len(waveform):
-        raise AudioFileError(name, "contains no samples.")
-    if waveform.dtype.kind != "f":
-        raise AudioFileError(
-            name, f"samples must be floats in [-1, 1], but are {waveform.dtype}; divide 16-bit integers by 32768."
-        )
+        waveform = as_samples(samples, "samples")
+    except (TypeError, ValueError) as error:
+        raise AudioFileError(name, str(error)) from error
     try:
-        rate = float(file_rate)
-    except (TypeError, ValueError):
-        rate = 0.0
-    if not 1 <= rate < math.inf:
+        # A column of a table holds text.
+        rate = whole_sampling_rate(float(file_rate) if isinstance(file_rate, str) else file_rate)
+    except ValueError:
+        rate = 0
+    if rate not in PLAUSIBLE_RATES:
         raise AudioFileError(
             name,
             f"the sampling rate of its samples is {file_rate!r}; store them as {{'array', 'sampling_rate'}}, or give"
             " a column `sampling_rate`.",
         )
-    waveform = waveform.astype(np.float32)
-    if not np.isfinite(waveform).all():
-        raise AudioFileError(name, "contains NaN or infinite samples.")
     resampled = waveform if rate == sampling_rate else soxr.resample(waveform, rate, sampling_rate)
     if not len(resampled):
-        raise AudioFileError(name, f"is too short at {rate:g} Hz: nothing is left at {sampling_rate} Hz.")
+        raise AudioFileError(name, f"is too short at {rate} Hz: nothing is left at {sampling_rate} Hz.")
     return resampled
 
 

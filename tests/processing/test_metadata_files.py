@@ -137,8 +137,6 @@ JSON_FAULTS = {
     "empty name": ('{"file_name": " "}\n', 1, "`file_name` is ' '"),
     "number as a name": ('{"file_name": 3}\n', 1, "must be a string"),
     "list as a name": ('{"file_name": ["a"]}\n', 1, "give the path"),
-    "absolute": ('{"file_name": "/a.wav"}\n', 1, "leads out of the folder"),
-    "parent": ('{"file_name": "b/../../a.wav"}\n', 1, "leads out of the folder"),
     "backslash": ('{"file_name": "b\\\\a.wav"}\n', 1, "part folders by `/`"),
     "nul": ('{"file_name": "a\\u0000"}\n', 1, "holds a NUL"),
     "surrogate": ('{"file_name": "a", "text": "\\ud800"}\n', 1, "surrogate"),

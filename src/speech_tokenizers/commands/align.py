@@ -170,8 +170,10 @@ class _WordTimesFile:
     # The output, and beside it what each line was made from and by what (`maker`).
 
     def __init__(self, path: Path, maker: str, has_labels: bool):
+        from speech_tokenizers.processing.whole_files import beside
+
         self.path, self.maker, self.has_labels = path, maker, has_labels
-        self.sources_path = path.with_name(f"{path.name}.sources.jsonl")
+        self.sources_path = beside(path, ".sources.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
         self.known = _read_known(path, "words")
         self.sources = _read_known(self.sources_path, "aligner") if self.known else {}
