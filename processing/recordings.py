@@ -387,5 +387,6 @@ def parse_filter(pairs: Iterable[str]) -> dict[str, list[str]]:
 
 def append_rejected(path: Path, rejected: Iterable[dict[str, str]]) -> None:
     """Add lines to a JSONL file of rejected recordings."""
-    with open(path, "a", encoding="utf-8") as file:
+    # A name that is no Unicode becomes an escape, which JSON has too.
+    with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in rejected)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -291,3 +292,31 @@ def test_help_groups_every_command(capsys):
     for name, (summary, _) in cli._COMMANDS.items():
         assert f"  {name} " in shown
         assert summary in shown
+
+
+def test_the_shell_is_offered_the_options_of_the_command_on_its_line(monkeypatch):
+    offered = []
+    monkeypatch.setitem(sys.modules, "argcomplete", types.SimpleNamespace(autocomplete=offered.append))
+    monkeypatch.setenv("_ARGCOMPLETE", "1")
+    monkeypatch.setenv("COMP_LINE", "speech-tokenizers encode --sk")
+    assert main(["info"]) == 0
+    (parser,) = offered
+    assert parser.parse_args(["encode", "a.wav", "-o", "out", "--skip-existing", "-q"]).skip_existing
+
+
+@pytest.mark.parametrize("name", sorted(cli._COMMANDS))
+def test_an_option_has_one_name_and_one_meaning_in_every_command(name):
+    parser = cli._build_parser(name)
+    (commands,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    options = {option: action for action in commands.choices[name]._actions for option in action.option_strings}
+    assert "-q" in options
+    assert "-v" in options
+    if "--output" in options:
+        assert options["-o"] is options["--output"]
+    # A batch of a training is another thing, which its results depend on.
+    shared = [("--device", "encode"), ("--skip-existing", "encode")]
+    for option, reference in shared + [("--batch-seconds", "units")] * (name != "finetune-ctc"):
+        if option in options:
+            others = cli._build_parser(reference)._actions[-1].choices[reference]._option_string_actions[option]
+            assert options[option].help.split()[:2] == others.help.split()[:2]
+            assert options[option].default == others.default

@@ -26,19 +26,22 @@ from speech_tokenizers.processing.optional_packages import MissingPackageError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     _open_closed_streams()
+    if "_ARGCOMPLETE" in os.environ:
+        _complete(os.environ["COMP_LINE"].split()[1:])
     arguments = _join_command(sys.argv[1:] if arguments is None else list(arguments))
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
-    try:
-        with interruptions():
+    with interruptions():
+        try:
             args = _build_parser(chosen).parse_args(arguments)
             with _loudness(args.quiet, args.verbose):
                 return _run(args, chosen)
-    except KeyboardInterrupt as error:
-        number = getattr(error, "signal_number", signal.SIGINT)
+        except KeyboardInterrupt as error:
+            number = getattr(error, "signal_number", signal.SIGINT)
+        finally:
+            _flush_streams()
+        # The exception is gone here, and with it what its traceback held: a further signal disturbs no cleanup.
         say("interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}")
         return 128 + number
-    finally:
-        _flush_streams()
 
 
 def _run(args: argparse.Namespace, chosen: str | None) -> int:
@@ -59,6 +62,13 @@ def _run(args: argparse.Namespace, chosen: str | None) -> int:
         say(trace.rstrip())
     say(f"speech-tokenizers {chosen}: error: {reason}")
     return code
+
+
+def _complete(words: list[str]) -> None:
+    # The shell asks, as `eval "$(register-python-argcomplete speech-tokenizers)"` taught it; ends the process.
+    import argcomplete
+
+    argcomplete.autocomplete(_build_parser(words[0] if words else None))
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from speech_tokenizers.coding.command_options import choose_device
 from speech_tokenizers.evaluation.reconstruction.command import add_measuring_arguments
 from speech_tokenizers.processing.whole_files import write_whole
 from speech_tokenizers.training.common.child_process import Stopped, run_command
@@ -115,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
     from speech_tokenizers.training.codec.arguments import load_codec_recipe
     from speech_tokenizers.training.common.recipe_files import recipe_errors
 
+    args.device = choose_device(args.device)
     arms = choose_arms(args.arms, args.arm)
     baseline = args.baseline or next(iter(arms))
     if baseline not in arms:

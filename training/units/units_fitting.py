@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from speech_tokenizers.coding.command_options import add_batch_seconds_argument, check_batch_seconds
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.modeling.padding_invariance import frame_mask
 from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
@@ -452,7 +453,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fit-seconds", type=float, default=None, help="audio to use, drawn at random; default: all")
     parser.add_argument("--max-seconds", type=float, default=20.0, help="longer recordings are cut (default: 20)")
-    parser.add_argument("--batch-seconds", type=float, default=60.0, help="audio heard at once (default: 60)")
+    add_batch_seconds_argument(parser)
     parser.add_argument("--max-epochs", type=float, default=100, help="most epochs of k-means (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn (default: 0)")
     parser.add_argument("--cache-dir", type=Path, default=None, help="keeps audio and frames; default: in FOLDER")
@@ -460,6 +461,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
+    check_batch_seconds(args.batch_seconds)
     _fit_all(args)
     leave_together()
     return 0

@@ -9,6 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from speech_tokenizers.coding.command_options import add_device_argument, choose_device
+from speech_tokenizers.commands.file_jobs import Tally
+from speech_tokenizers.commands.frame import one_line
+from speech_tokenizers.commands.interruption import raise_lost_interruption
+
 
 TEXT_COLUMN = "text"
 
@@ -49,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="column of the metadata with what is said, or with phones (`AO1 R | DH AH0`) for a model of phones; "
         "default: `text`, and what is recognised where there is none",
     )
-    parser.add_argument("--device", default="cpu", help="device of a CTC model, such as cuda:0 (default: cpu)")
+    add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,10 +64,18 @@ def run(args: argparse.Namespace) -> int:
     from speech_tokenizers.processing.word_alignment import load_word_aligner
 
     logging.disable_progress_bar()
+    device = choose_device(args.device)
     recordings = load_recordings(args.data, parse_filter(args.filter), args.list, unique_names=True)
-    aligner = load_word_aligner(args.aligner, args.device)
+    aligner = load_word_aligner(args.aligner, device)
     num_failed = align_recordings(
-        aligner, recordings, args.output, args.text_column, args.unit == "label", args.phones_column
+        aligner,
+        recordings,
+        args.output,
+        args.text_column,
+        args.unit == "label",
+        args.phones_column,
+        args.quiet,
+        args.verbose,
     )
     return int(num_failed > 0)
 
@@ -74,6 +87,8 @@ def align_recordings(
     text_column: str | None = None,
     with_labels: bool = False,
     phones_column: str | None = None,
+    quiet: bool = False,
+    verbose: bool = False,
 ) -> int:
     """
     Append a line to a JSONL file for each recording that it does not hold yet.
@@ -94,6 +109,7 @@ def align_recordings(
         with_labels (`bool`, *optional*, defaults to `False`): Whether to write labels too, characters or phones. Only
             a CTC model or pocketsphinx knows them.
         phones_column (`str`, *optional*): Column that holds phones, which become labels; see [`share_word_times`].
+        quiet, verbose (`bool`, *optional*, defaults to `False`): Whether to say less or more; see [`Tally`].
 
     Returns:
         `int`: Number of recordings that were rejected.
@@ -104,7 +120,6 @@ def align_recordings(
     """
     from tqdm import tqdm
 
-    from speech_tokenizers.processing.audio_files import AudioFileError
     from speech_tokenizers.processing.metadata_files import as_text
     from speech_tokenizers.processing.recording_tables import check_names_differ, with_names
     from speech_tokenizers.processing.recordings import append_rejected, decode_recording
@@ -138,28 +153,28 @@ def align_recordings(
 
     rejected_path = beside(word_times.path, ".rejected.jsonl")
     rejected_path.unlink(missing_ok=True)  # what failed before is tried again
-    num_rejected = 0
-    for index in tqdm(missing, desc="align", unit="file", disable=None):
-        row, text = recordings[index], texts[index]
-        try:
-            audio = decode_recording(row, 16000)
-            words, labels = _align(aligner, audio, text, with_labels)
-            if phones_column is not None:
-                if row[phones_column] is None:
-                    raise ValueError(f"there are no phones in the column {phones_column!r}.")
-                labels = share_word_times(words, as_text(row[phones_column]))
-        except (AudioFileError, ValueError) as error:
-            append_rejected(rejected_path, [{"name": names[index], "reason": str(error)}])
-            num_rejected += 1
-            continue
-        said = " ".join(word.word for word in words) if text is None else text
-        word_times.append(row, names[index], said, words, labels)
-    failed = f", {num_rejected} failed: see {rejected_path}" if num_rejected else ""
-    print(
-        f"{len(missing) - num_rejected} recordings aligned, {len(names) - len(missing)} were there{failed}",
-        file=sys.stderr,
-    )
-    return num_rejected
+    num_known = len(names) - len(missing)
+    with Tally("align", len(names), num_known, word_times.path, quiet, verbose) as tally:
+        for index in tqdm(missing, desc="align", unit="file", disable=quiet or None):
+            raise_lost_interruption()
+            row, text = recordings[index], texts[index]
+            try:
+                audio = decode_recording(row, 16000)
+                words, labels = _align(aligner, audio, text, with_labels)
+                if phones_column is not None:
+                    if row[phones_column] is None:
+                        raise ValueError(f"there are no phones in the column {phones_column!r}.")
+                    labels = share_word_times(words, as_text(row[phones_column]))
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other recordings are aligned
+                append_rejected(rejected_path, [{"name": names[index], "reason": one_line(error)}])
+                tally.failed(names[index], error)
+                continue
+            said = " ".join(word.word for word in words) if text is None else text
+            word_times.append(row, names[index], said, words, labels)
+            tally.wrote(names[index])
+        if tally.failures:
+            print(f"{len(tally.failures)} recordings failed: see {rejected_path}", file=sys.stderr)
+    return len(tally.failures)
 
 
 def _align(aligner: Any, audio: Any, text: str | None, with_labels: bool) -> tuple[Sequence[Any], Sequence[Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from speech_tokenizers.coding.devices import add_device_argument
+from speech_tokenizers.coding.command_options import add_device_argument
 from speech_tokenizers.commands.frame import UsageError, one_line, say
 from speech_tokenizers.commands.interruption import raise_lost_interruption
 

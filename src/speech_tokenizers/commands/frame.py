@@ -3,6 +3,7 @@
 
 import contextlib
 import sys
+from pathlib import Path
 from typing import Any
 
 from speech_tokenizers.processing.optional_packages import MissingPackageError
@@ -28,7 +29,7 @@ def load_model(name: str | None, device: str | None) -> tuple[Any, Any]:
     """
     from transformers.utils import logging
 
-    from speech_tokenizers.coding.devices import choose_device
+    from speech_tokenizers.coding.command_options import choose_device
     from speech_tokenizers.coding.loading import load
     from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 
@@ -51,6 +52,23 @@ def load_model(name: str | None, device: str | None) -> tuple[Any, Any]:
         ) from error
 
 
+def check_output_folder(path: Path) -> None:
+    """
+    Create the folder that a command will write, so that it fails before the work and not after it.
+
+    Raises:
+        UsageError: If there is a file of that name, or nothing can be written into it.
+    """
+    from speech_tokenizers.processing.whole_files import check_folder_is_writable
+
+    try:
+        check_folder_is_writable(path)
+    except FileExistsError as error:
+        raise UsageError(f"--output {path} is a file, where a folder is to be written; choose another.") from error
+    except OSError as error:
+        raise UsageError(f"--output {path}: cannot be written ({error.strerror}); choose another folder.") from error
+
+
 def one_line(error: BaseException) -> str:
     """What an exception says, in one line; for one that nobody foresaw, with its kind."""
     if isinstance(error, OSError) and error.strerror and error.filename:
@@ -65,6 +83,7 @@ def one_line(error: BaseException) -> str:
 
 def say(text: str) -> None:
     """Write a line to standard error. Where nobody reads that, or it cannot be written, nothing else is stopped."""
+    text = text.encode(errors="backslashreplace").decode()  # names of files may be no Unicode
     with contextlib.suppress(OSError, ValueError):
         if "tqdm" in sys.modules:
             from tqdm import tqdm

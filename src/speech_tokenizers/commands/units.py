@@ -3,13 +3,16 @@
 
 import argparse
 import hashlib
-import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech_tokenizers.coding.devices import add_device_argument
+from speech_tokenizers.coding.command_options import (
+    add_batch_seconds_argument,
+    add_device_argument,
+    check_batch_seconds,
+)
 from speech_tokenizers.coding.recording_coding import EncodedRecording, encode_recordings
 from speech_tokenizers.commands.file_jobs import Tally, add_existing_arguments, check_targets
 from speech_tokenizers.commands.frame import UsageError, load_model, one_line, say
@@ -43,9 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="vocabulary of `units-bpe`, to write merged ids too (jsonl: `bpe_ids`); de-duplicates",
     )
     parser.add_argument("--dense", action="store_true", help="textless: the frames that were coded too")
-    parser.add_argument(
-        "--batch-seconds", metavar="S", type=float, default=60.0, help="audio in a batch (default: 60)"
-    )
+    add_batch_seconds_argument(parser)
     add_device_argument(parser)
     add_existing_arguments(parser, " (the default of jsonl and textless)")
 
@@ -155,7 +156,7 @@ class _Rejected:
         self.num_rejected += 1
         self.tally.failed(name, reason)
         try:
-            append_rejected(self.path, [{"name": name.encode(errors="backslashreplace").decode(), "reason": reason}])
+            append_rejected(self.path, [{"name": name, "reason": reason}])
         except OSError as error:
             say(f"{self.path}: {one_line(error)}")
 
@@ -196,8 +197,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise UsageError("--dense is for --format textless.")
     if args.deduplicate and args.format == "array":
         raise UsageError("--format array holds frames and no durations; leave out --deduplicate.")
-    if not (math.isfinite(args.batch_seconds) and args.batch_seconds > 0):
-        raise UsageError(f"--batch-seconds must be positive, but is {args.batch_seconds}.")
+    check_batch_seconds(args.batch_seconds)
 
 
 def _check_places(args: argparse.Namespace, output: Any, files: dict[str, Path]) -> None:

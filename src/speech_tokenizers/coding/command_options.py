@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The option `--device`, which means the same in every command."""
+"""Options that mean the same in every command."""
 
 import argparse
+import math
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
@@ -31,4 +32,21 @@ def choose_device(name: str | None) -> str:
     return device
 
 
-__all__ = ["add_device_argument", "choose_device"]
+def add_batch_seconds_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--batch-seconds`, which [`check_batch_seconds`] checks."""
+    parser.add_argument(
+        "--batch-seconds",
+        metavar="S",
+        type=float,
+        default=60.0,
+        help="audio in a batch, with its padding, in seconds (default: 60)",
+    )
+
+
+def check_batch_seconds(seconds: float) -> None:
+    """Raises `ValueError` if `--batch-seconds` is not positive and finite."""
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"--batch-seconds must be positive and finite, but is {seconds:g}.")
+
+
+__all__ = ["add_batch_seconds_argument", "add_device_argument", "check_batch_seconds", "choose_device"]
