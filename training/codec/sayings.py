@@ -30,6 +30,10 @@ class Sayings:
         recordings ([`DecodedRecordings`]): Recordings with `metadata`, a row each, and `names`.
         device (`torch.device`): Device that recognisers run on.
 
+    Attributes:
+        unaligned (`dict` of `str` to `str`): Recordings whose text the aligner could not find in them, with the
+            reason. They count as recordings without words.
+
     Raises:
         ValueError: If there is neither text nor a recogniser, or word times are wanted and cannot be had.
     """
@@ -42,6 +46,7 @@ class Sayings:
         self.texts: Sequence[str | None] = [None] * len(recordings)
         if args.text_column in columns:
             self.texts = metadata[args.text_column][:]
+        self.unaligned: dict[str, str] = {}
         self.words: dict[int, list[TimedWord]] = {}
         if args.alignment == "ctc":
             if args.words_column in columns:
@@ -123,7 +128,11 @@ class Sayings:
             if words is not None:
                 return words
             known = text or (find_text() if self.args.recognizer is not None else None)
-            return self.aligner.align(utterance.at(RECOGNIZER_RATE), known)
+            try:
+                return self.aligner.align(utterance.at(RECOGNIZER_RATE), known)
+            except ValueError as error:
+                self.unaligned[self.names[index]] = str(error)
+                return []
 
         utterance.find_text, utterance.find_words = find_text, find_words
         return utterance
