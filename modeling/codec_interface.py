@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from .input_checks import check_whole_number
+
 
 TokenKind = Literal["codes", "latents"]
 
@@ -18,7 +20,8 @@ class SpeechStream(Protocol):
     model's own documentation says so.
 
     Tokens are codes `(batch, num_quantizers, num_frames)` or latents `(batch, num_frames, latent_dim)`, waveforms
-    `(batch, 1, num_samples)`. Each call gives what is settled by now, perhaps nothing.
+    `(batch, 1, num_samples)`. Each call gives what is settled by now, perhaps nothing. What all streams do with bad
+    input, and between two recordings, says [`RecordingStream`].
     """
 
     def encode(self, input_values: torch.Tensor) -> torch.Tensor:
@@ -34,7 +37,11 @@ class SpeechStream(Protocol):
         ...
 
     def finish_decode(self) -> torch.Tensor:
-        """The tokens have ended; returns the samples that were held back."""
+        """The tokens have ended; returns the samples that were held back. Raises `ValueError` if there were none."""
+        ...
+
+    def reset(self) -> None:
+        """Drop what is held of a recording that was left in the middle; the next one begins anew."""
         ...
 
 
@@ -233,11 +240,7 @@ class SpeechCodec(FramedModel):
             return None
         if self.num_quantizers is None:
             raise ValueError("`num_quantizers` chooses among codebooks, of which latents have none; leave it out.")
-        if not 1 <= num_quantizers <= self.num_quantizers:
-            raise ValueError(
-                f"`num_quantizers` must lie between 1 and {self.num_quantizers}, but got {num_quantizers}."
-            )
-        return num_quantizers
+        return check_whole_number(num_quantizers, "num_quantizers", 1, self.num_quantizers)
 
     def voice_arguments(self, voice: str | None = None) -> dict[str, torch.Tensor]:
         """
@@ -278,13 +281,14 @@ class SpeechCodec(FramedModel):
             ValueError: If the number of codebooks cannot be chosen, or is too large.
         """
         chosen = {} if self.check_num_quantizers(num_quantizers) is None else {"num_quantizers": num_quantizers}
-        return self.encode(**features, **chosen)  # type: ignore[attr-defined]
+        return self.encode(**features, **chosen, return_dict=True)  # type: ignore[attr-defined]
 
     def decode_encoded(self, encoded: Any, kind: TokenKind | None = None) -> torch.Tensor:
         """The waveforms `(batch, 1, num_samples)` of what `encode_features` gave, in whole frames."""
         name = "latents" if self.check_kind(kind, decode=True) == "latents" else "audio_codes"
         tokens = {name: encoded[name], "audio_codes_mask": encoded["audio_codes_mask"]}
-        return self.decode(**tokens, **self.voice_arguments()).audio_values  # type: ignore[attr-defined]
+        decoded = self.decode(**tokens, **self.voice_arguments(), return_dict=True)  # type: ignore[attr-defined]
+        return decoded.audio_values
 
 
 def pad_waveforms(waveforms: Sequence[Any]) -> dict[str, torch.Tensor]:

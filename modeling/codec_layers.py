@@ -30,6 +30,38 @@ class StreamingCache:
 
     def __init__(self):
         self.states = {}
+        self.batch_sizes = {}  # by network; 0 once its stream has ended
+
+    def follow(self, network: nn.Module, batch_size: int, is_last: bool) -> None:
+        """
+        Note the next chunk of a network.
+
+        Args:
+            network (`nn.Module`): The network that the chunk goes through.
+            batch_size (`int`): Number of items.
+            is_last (`bool`): Whether the chunk ends the stream, since it is no whole number of frames.
+
+        Raises:
+            ValueError: If the chunk does not continue the stream that the cache has the past of.
+        """
+        expected = self.batch_sizes.get(network, batch_size)
+        if expected == 0:
+            raise ValueError(
+                "`padding_cache` has the past of a stream that has ended: its last chunk was no multiple of"
+                " `hop_length`. Start a new `StreamingCache`, or use `CodecStream` for chunks of any length."
+            )
+        if expected != batch_size:
+            raise ValueError(
+                f"`padding_cache` has the past of a batch of {expected}, but this chunk has {batch_size} items; start"
+                " a new `StreamingCache` for another recording."
+            )
+        self.batch_sizes[network] = 0 if is_last else batch_size
+
+    def copied(self) -> "StreamingCache":
+        """A cache of its own with the same past; what is in it is replaced, never changed."""
+        copy = StreamingCache()
+        copy.states, copy.batch_sizes = dict(self.states), dict(self.batch_sizes)
+        return copy
 
     def prepend(self, layer: nn.Module, hidden_states: torch.Tensor, length: int, name: str = "") -> torch.Tensor:
         """Put the last `length` steps before this chunk in front of it (at first zeros) and keep the new last ones."""

@@ -11,9 +11,11 @@ from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
 from .codec_interface import SpeechCodec, SpeechStream, TokenKind
-from .codec_layers import LSTMWeights, Snake, ceil_divide
+from .codec_layers import LSTMWeights, Snake, ceil_divide, mask_beyond
 from .codec_streaming import CodecStream, LatentStream
 from .configuration_codec import CodecConfig
+from .input_checks import check_num_samples
+from .mixed_precision import MixedPrecisionModel
 from .spectral_layers import ConvNeXtBlock, InverseSpectrum, Spectrum
 from .spectral_losses import multi_scale_mel_loss
 from .vector_quantization import FreezableModule
@@ -40,7 +42,12 @@ def place_frames(values: torch.Tensor, mask: torch.Tensor, starts: torch.Tensor)
     return shift_steps(values * mask.view(shape).to(values.dtype), starts)
 
 
-class CodecPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
+def channels_last(values: torch.Tensor) -> torch.Tensor:
+    """(batch, channels, num_frames) -> (batch, num_frames, channels)."""
+    return values.transpose(1, 2)
+
+
+class CodecPreTrainedModel(MixedPrecisionModel, SpeechCodec, PreTrainedAudioTokenizerBase):
     """
     A codec's `encoder` and `decoder`, which every family has, and how they are run.
 
@@ -108,7 +115,7 @@ class CodecPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
 
     def _stream(self, kind: TokenKind, num_quantizers: int | None = None) -> SpeechStream:
         if kind == "codes":
-            return CodecStream(self, num_quantizers=self.check_num_quantizers(num_quantizers))
+            return CodecStream(self, num_quantizers)
         if num_quantizers is not None:
             raise ValueError("`num_quantizers` chooses among codebooks, of which latents have none; leave it out.")
         return LatentStream(self)
@@ -152,12 +159,16 @@ class CodecPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
             num_frames = self.get_encoded_length(input_values.shape[-1])
             frame_starts = torch.where(starts > 0, num_frames - frame_lengths, 0)
         self._check_streaming(padding_cache, padding_mask)
+        if padding_cache is not None:
+            padding_cache.follow(self.encoder, len(input_values), input_values.shape[-1] % self.hop_length > 0)
         latents = self.encoder(input_values.to(self.dtype), lengths, padding_cache).transpose(1, 2)
         return latents, frame_lengths, frame_starts
 
     def _decode(self, latents, lengths=None, padding_cache=None):
         """Waveform (batch, 1, num_frames * hop_length) in float32 from latents aligned left."""
         self._check_streaming(padding_cache, lengths)
+        if padding_cache is not None:
+            padding_cache.follow(self.decoder, len(latents), is_last=False)
         return self.decoder(latents.to(self.dtype).transpose(1, 2), lengths, padding_cache).float()
 
     def _frame_mask(self, frames: torch.Tensor, frame_lengths) -> torch.Tensor:
@@ -168,26 +179,54 @@ class CodecPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
         return (positions < frame_lengths.unsqueeze(-1)).long()
 
     def _decode_placed(self, frames, mask, num_samples, padding_cache, to_latents):
-        """Decode (batch, channels, num_frames) with items on either side, which `to_latents` makes (batch, F, dim)."""
-        num_frames = frames.shape[-1]
-        if num_samples is not None and self.get_encoded_length(num_samples) != num_frames:
-            low, high = (num_frames - 1) * self.hop_length + 1, num_frames * self.hop_length
-            raise ValueError(
-                f"`num_samples` must lie between {low} and {high} for {num_frames} frames, but got {num_samples}."
-            )
+        """
+        Decode (batch, channels, num_frames) with items on either side, which `to_latents` makes (batch, F, dim).
+
+        Returns:
+            The waveforms, and their mask (batch, num_samples), long, or `None` where all rows are whole.
+        """
         starts = lengths = None
         if mask is not None:
-            expected = (frames.shape[0], num_frames)
-            if mask.shape != expected:
-                raise ValueError(f"`audio_codes_mask` must have shape {expected}, but has {tuple(mask.shape)}.")
             starts, lengths = real_span(mask)
-            frames = shift_steps(frames * mask.unsqueeze(1).to(frames.dtype), -starts)
+            frames = shift_steps(frames, -starts)
+        last, ends = self._sample_ends(num_samples, frames, starts, lengths)
         audio_values = self._decode(to_latents(frames), lengths, padding_cache)
+        if ends is None:
+            return audio_values[..., :last], None
+        audio_values = mask_beyond(audio_values, ends)
+        padding_mask = mask_beyond(torch.ones_like(audio_values[:, 0], dtype=torch.long), ends)
         if starts is not None:
-            positions = torch.arange(audio_values.shape[-1], device=audio_values.device)
-            audio_values = audio_values * (positions < (lengths * self.hop_length).unsqueeze(-1)).unsqueeze(1)
             audio_values = shift_steps(audio_values, starts * self.hop_length)
-        return audio_values[..., :num_samples]
+            padding_mask = shift_steps(padding_mask, starts * self.hop_length)
+        return audio_values[..., :last], padding_mask[..., :last]
+
+    def _sample_ends(self, num_samples, frames, starts, lengths):
+        """Samples of the batch, `None` for all; and of each row from its first on, `None` where all rows are whole."""
+        num_frames, hop = frames.shape[-1], self.hop_length
+        ends = None if lengths is None else lengths * hop
+        if num_samples is None:
+            return None, ends
+        num_samples = check_num_samples(num_samples, len(frames))
+        if isinstance(num_samples, int):
+            if self.get_encoded_length(num_samples) != num_frames:
+                raise ValueError(
+                    f"`num_samples` must lie between {(num_frames - 1) * hop + 1} and {num_frames * hop} for"
+                    f" {num_frames} frames, but got {num_samples}."
+                )
+            return num_samples, None if ends is None else torch.where(lengths == num_frames, num_samples, ends)
+        num_samples = num_samples.to(frames.device)
+        if lengths is None:
+            lengths = torch.full_like(num_samples, num_frames)
+        misfits = self.get_encoded_length(num_samples) != lengths
+        if bool(misfits.any()):
+            row = int(misfits.long().argmax())
+            length = int(lengths[row])
+            raise ValueError(
+                f"`num_samples` must lie between {(length - 1) * hop + 1} and {length * hop} for the {length} frames"
+                f" of row {row}, but got {int(num_samples[row])}."
+            )
+        last = num_samples if starts is None else starts * hop + num_samples
+        return int(last.max()), num_samples
 
     def _reconstruction_losses(self, audio_values, input_values, padding_mask):
         """The multi-scale mel loss, and the mean absolute difference of the real samples."""
@@ -195,14 +234,6 @@ class CodecPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
         mel_loss = multi_scale_mel_loss(audio_values, recorded, self.sampling_rate, padding_mask=padding_mask)
         num_real = recorded.numel() if padding_mask is None else padding_mask.sum().clamp(min=1)
         return mel_loss, (audio_values - recorded).abs().sum() / num_real
-
-    def _check_latents(self, latents):
-        if latents.dim() != 3 or latents.shape[-1] != self.config.hidden_size:
-            expected = f"(batch, num_frames, {self.config.hidden_size})"
-            raise ValueError(f"`latents` must have shape {expected}, but has {tuple(latents.shape)}.")
-        if latents.shape[1] == 0:
-            raise ValueError("`latents` is empty; it needs at least one frame.")
-        return latents
 
     def _check_streaming(self, padding_cache, mask):
         if padding_cache is None:

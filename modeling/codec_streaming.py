@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Code speech that arrives in chunks, or that is too long for the memory, exactly as the whole would be coded."""
 
+import math
+
 import torch
 
 from .codec_layers import StreamingCache
+from .recording_stream import EMPTY_STREAM, RecordingStream, StreamState
 
 
-class CodecStream:
+class CodecStream(RecordingStream):
     """
     One stream of speech through a codec, in either direction, with memory that does not grow with its length.
 
@@ -21,73 +24,43 @@ class CodecStream:
         window_seconds (`float`, defaults to 4.0): Longest stretch that is coded at once, in seconds; it bounds the
             memory.
 
+    Raises:
+        ValueError: If the model is in training mode, has not so many codebooks, or the window is not positive.
+
     Example:
 
     ```python
-    stream = CodecStream(model)
+    stream = CodecStream(model)  # serves one recording after the other
     codes = [stream.encode(chunk) for chunk in chunks] + [stream.finish_encode()]  # chunks: (batch, 1, any length)
     audio = [stream.decode(part) for part in codes] + [stream.finish_decode()]
     ```
     """
 
     def __init__(self, model, num_quantizers: int | None = None, window_seconds: float = 4.0):
-        if model.training:
-            raise ValueError(
-                "`model` is in training mode, in which coding changes the codebooks; call `model.eval()` first."
-            )
-        if window_seconds <= 0:
+        model.check_kind(self.tokens)
+        if not 0 < window_seconds < math.inf:
             raise ValueError(f"`window_seconds` must be positive, but got {window_seconds}.")
-        self.model = model
-        self.num_quantizers = num_quantizers
+        self.num_quantizers = model.check_num_quantizers(num_quantizers)
         self.window = max(1, round(window_seconds * model.frame_rate))
-        self.num_samples = 0  # pushed so far
-        hop = model.hop_length
-        self._encoder = _Windows(self._encode_frames, model.encoder_context, self.window, hop, 1, model.is_streamable)
-        self._decoder = _Windows(self._decode_frames, model.decoder_context, self.window, 1, hop, model.is_streamable)
+        super().__init__(model)
 
-    @torch.no_grad()
-    def encode(self, input_values: torch.Tensor) -> torch.Tensor:
-        """
-        Push samples.
+    def _new_encoder(self) -> StreamState:
+        model = self.model
+        context, hop = model.encoder_context, model.hop_length
+        return _Windows(self._encode_frames, context, self.window, hop, 1, model.is_streamable)
 
-        Args:
-            input_values (`torch.Tensor` of shape `(batch, 1, num_samples)`): The next samples, any number of them.
-
-        Returns:
-            Codes of the frames that are complete by now, (batch, num_quantizers, num_frames); perhaps none.
-        """
-        self.num_samples += input_values.shape[-1]
-        return self._encoder.push(input_values.to(self.model.device))
-
-    @torch.no_grad()
-    def finish_encode(self) -> torch.Tensor:
-        """Codes of the frames still held back, the last one filled up. Raises `ValueError` if nothing was pushed."""
-        return self._encoder.finish()
-
-    @torch.no_grad()
-    def decode(self, audio_codes: torch.Tensor) -> torch.Tensor:
-        """
-        Push codes.
-
-        Args:
-            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): Codes of the next frames, any
-                number of them.
-
-        Returns:
-            Samples that are settled by now, (batch, 1, num_samples); perhaps none.
-        """
-        return self._decoder.push(audio_codes.to(self.model.device))
-
-    @torch.no_grad()
-    def finish_decode(self) -> torch.Tensor:
-        """Samples still held back. The whole is `hop_length` samples a frame; cut it to the length of the original."""
-        return self._decoder.finish()
+    def _new_decoder(self) -> StreamState:
+        model = self.model
+        context, hop = model.decoder_context, model.hop_length
+        return _Windows(self._decode_frames, context, self.window, 1, hop, model.is_streamable)
 
     def _encode_frames(self, input_values, cache):
-        return self.model.encode(input_values, num_quantizers=self.num_quantizers, padding_cache=cache).audio_codes
+        return self.model.encode(
+            input_values, num_quantizers=self.num_quantizers, padding_cache=cache, return_dict=True
+        ).audio_codes
 
     def _decode_frames(self, audio_codes, cache):
-        return self.model.decode(audio_codes, padding_cache=cache).audio_values
+        return self.model.decode(audio_codes, padding_cache=cache, return_dict=True).audio_values
 
 
 class LatentStream(CodecStream):
@@ -100,29 +73,20 @@ class LatentStream(CodecStream):
             memory.
     """
 
+    tokens = "latents"
+
     def __init__(self, model, window_seconds: float = 4.0):
         super().__init__(model, window_seconds=window_seconds)
 
-    def encode(self, input_values: torch.Tensor) -> torch.Tensor:
-        """As [`CodecStream.encode`]; latents (batch, num_frames, hidden_size)."""
-        return super().encode(input_values).transpose(1, 2)
-
-    def finish_encode(self) -> torch.Tensor:
-        """As [`CodecStream.finish_encode`]; latents (batch, num_frames, hidden_size)."""
-        return super().finish_encode().transpose(1, 2)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """As [`CodecStream.decode`], of latents (batch, num_frames, hidden_size)."""
-        return super().decode(latents.transpose(1, 2))
-
     def _encode_frames(self, input_values, cache):
-        return self.model.encode(input_values, padding_cache=cache).latents.transpose(1, 2)
+        return self.model.encode(input_values, padding_cache=cache, return_dict=True).latents.transpose(1, 2)
 
     def _decode_frames(self, latents, cache):
-        return self.model.decode(latents=latents.transpose(1, 2), padding_cache=cache).audio_values
+        latents = latents.transpose(1, 2)
+        return self.model.decode(latents=latents, padding_cache=cache, return_dict=True).audio_values
 
 
-class _Windows:
+class _Windows(StreamState):
     """
     Run `function` over a growing sequence in windows.
 
@@ -142,9 +106,16 @@ class _Windows:
         self.left, self.right = int(left), int(right)
         self.pending: torch.Tensor | None = None  # inputs from `self.done` frames of left context on
         self.done = 0  # frames of left context at the start of `pending`, already answered
+        self.is_empty = True  # whether no step was pushed yet
         self.example: torch.Tensor | None = None  # a result, for the shape and type of an empty one
 
+    def copied(self) -> "_Windows":
+        copy = super().copied()
+        copy.cache = None if self.cache is None else self.cache.copied()
+        return copy
+
     def push(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.is_empty = self.is_empty and inputs.shape[-1] == 0
         self.pending = inputs if self.pending is None else torch.cat([self.pending, inputs], dim=-1)
         results = []
         while True:
@@ -157,8 +128,8 @@ class _Windows:
         return torch.cat(results, dim=-1) if results else self._empty()
 
     def finish(self) -> torch.Tensor:
-        if self.pending is None or (self.example is None and self.pending.shape[-1] == 0):
-            raise ValueError("The stream is empty; push at least one sample or frame before finishing it.")
+        if self.pending is None or self.is_empty:
+            raise ValueError(EMPTY_STREAM)
         results = []
         while True:
             rest = -(-self.pending.shape[-1] // self.input_hop) - self.done

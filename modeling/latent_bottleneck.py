@@ -101,8 +101,7 @@ class LatentStatistics(FreezableModule):
     """
     Mean and standard deviation of each dimension, for latents of zero mean and unit variance.
 
-    They follow the latents of the first `num_steps` batches in training mode, over all processes, and then stay. They
-    are float32 whatever the model is cast to.
+    They follow the latents of the first `num_steps` batches in training mode, over all processes, and then stay.
 
     Args:
         dim (`int`): Number of dimensions.
@@ -116,13 +115,6 @@ class LatentStatistics(FreezableModule):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("variance", torch.ones(dim))
         self.register_buffer("num_updates", torch.tensor(0))
-
-    def _apply(self, fn, *args, **kwargs):
-        def keeping_type(tensor: torch.Tensor) -> torch.Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(keeping_type, *args, **kwargs)
 
     @property
     def std(self) -> torch.Tensor:

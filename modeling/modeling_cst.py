@@ -20,10 +20,11 @@ from .codec_layers import (
     SEANetEncoder,
     StreamingCache,
 )
-from .codec_model import CodecPreTrainedModel, place_frames, real_span, shift_steps
+from .codec_model import CodecPreTrainedModel, channels_last, place_frames, real_span, shift_steps
 from .configuration_cst import CSTConfig
-from .input_checks import check_arguments, check_waveforms
+from .input_checks import check_arguments, check_encoded, check_latents, check_waveforms
 from .latent_bottleneck import CTCProjection, LatentBottleneck, LatentStatistics
+from .mixed_precision import warn_of_half_precision
 from .spectral_layers import SpectralDecoder, SpectralEncoder
 
 
@@ -44,10 +45,13 @@ class CSTEncoderOutput(ModelOutput):
 class CSTDecoderOutput(ModelOutput):
     """
     Args:
-        audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): Waveform.
+        audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): Waveform; 0 where the mask is 0.
+        padding_mask (`torch.LongTensor` of shape `(batch, num_samples)`): Mask with 1 for real samples. `None` where
+            all rows are whole: without `audio_codes_mask` and a `num_samples` for each row.
     """
 
     audio_values: torch.FloatTensor | None = None
+    padding_mask: torch.LongTensor | None = None
 
 
 @dataclass
@@ -166,10 +170,13 @@ class CSTModel(CSTPreTrainedModel):
                 length.
 
         Raises:
-            ValueError: If a shape or the use of the cache is wrong.
+            TypeError: If `input_values` is no tensor of floating point, or the mask no tensor.
+            ValueError: If a shape, the mask or the use of the cache is wrong, or a sample is not finite.
         """
-        input_values = check_waveforms(input_values, padding_mask)
+        input_values, padding_mask = check_waveforms(input_values, padding_mask)
+        warn_of_half_precision(self)
         moments, frame_lengths, frame_starts = self._encode(input_values, padding_mask, padding_cache)
+        check_encoded(moments)
         mask = self._frame_mask(moments, frame_lengths)
         latents = self.statistics.normalize(self.bottleneck(moments, mask, sample).latents)
         if frame_lengths is not None:
@@ -190,22 +197,27 @@ class CSTModel(CSTPreTrainedModel):
             latents (`torch.Tensor` of shape `(batch, num_frames, hidden_size)`): Continuous tokens to decode.
             audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask with 1 for real frames,
                 padded on either side.
-            num_samples (`int`, *optional*): Length of the original, which is up to `hop_length - 1` shorter than its
-                frames.
+            num_samples (`int` or `torch.Tensor` of shape `(batch,)`, *optional*): Length of the originals, of the
+                whole batch or of each row, which is up to `hop_length - 1` shorter than their frames.
             padding_cache ([`StreamingCache`], *optional*): The past of a stream. Only for causal models.
 
+        Returns:
+            [`CSTDecoderOutput`]: Each row as it is decoded alone, with a mask of its samples where rows may differ in
+                length. Padding on the left stays there.
+
         Raises:
-            ValueError: If a shape or `num_samples` does not fit.
+            TypeError: If the latents are no tensor of floating point, or the mask no tensor.
+            ValueError: If a shape, a latent, the mask or `num_samples` does not fit.
         """
-        frames = self._check_latents(latents).transpose(1, 2)
-        audio_values = self._decode_placed(
-            frames,
-            audio_codes_mask,
+        latents, mask = check_latents(latents, self.config.hidden_size, audio_codes_mask)
+        audio_values, padding_mask = self._decode_placed(
+            latents.transpose(1, 2),
+            mask,
             num_samples,
             padding_cache,
-            lambda placed: self.statistics.denormalize(placed.transpose(1, 2)),
+            lambda placed: self.statistics.denormalize(channels_last(placed)),
         )
-        return CSTDecoderOutput(audio_values=audio_values)
+        return CSTDecoderOutput(audio_values=audio_values, padding_mask=padding_mask)
 
     @can_return_tuple
     def forward(
@@ -234,7 +246,7 @@ class CSTModel(CSTPreTrainedModel):
             TypeError: If another argument is given.
         """
         check_arguments(kwargs)
-        input_values = check_waveforms(input_values, padding_mask)
+        input_values, padding_mask = check_waveforms(input_values, padding_mask, finite=False)
         moments, frame_lengths, frame_starts = self._encode(input_values, padding_mask)
         mask = None if frame_lengths is None else self._frame_mask(moments, frame_lengths)
         passed = self.bottleneck(moments, mask, self.bottleneck.training, noise)

@@ -11,7 +11,8 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_dc_spin import DCSpinConfig
-from .input_checks import check_arguments, check_waveforms
+from .input_checks import check_arguments, check_encoded, check_waveforms
+from .mixed_precision import warn_of_half_precision
 from .speech_encoders import transformer_layers
 from .swapped_prediction import SwappedPrediction
 from .unit_model import UnitPreTrainedModel
@@ -185,10 +186,15 @@ class DCSpinModel(DCSpinPreTrainedModel):
         Raises:
             ValueError: If there is no such codebook.
         """
-        projection, swapped_prediction = self._codebook(codebook)
+        warn_of_half_precision(self)
         features, mask = self.features(input_values, padding_mask)
+        check_encoded(features)
+        return self._units(features, mask, codebook, deduplicate)
+
+    def _units(self, features: torch.Tensor, mask: torch.Tensor, codebook: str, deduplicate: bool) -> DCSpinOutput:
+        projection, swapped_prediction = self._codebook(codebook)
         with torch.autocast(features.device.type, enabled=False):
-            latents = swapped_prediction.latents(projection(features)) * mask[..., None]
+            latents = swapped_prediction.latents(projection(features.to(projection.weight.dtype))) * mask[..., None]
             audio_codes = swapped_prediction.encode(latents)[:, None] * mask[:, None]
         if deduplicate:
             audio_codes, unit_mask, durations = deduplicate_codes(audio_codes, mask)
@@ -245,13 +251,15 @@ class DCSpinModel(DCSpinPreTrainedModel):
         """
         check_arguments(kwargs)
         if perturbed_values is None or not return_loss:
-            return self.encode(input_values, padding_mask, codebook, deduplicate)
-        views = [check_waveforms(values, padding_mask) for values in (input_values, perturbed_values)]
+            with torch.no_grad():
+                return self._units(*self.features(input_values, padding_mask), codebook, deduplicate)
+        views = [check_waveforms(values)[0] for values in (input_values, perturbed_values)]
         if views[0].shape != views[1].shape:
             raise ValueError(
                 f"`perturbed_values` must have the shape of `input_values`, {tuple(input_values.shape)}, but has "
                 f"{tuple(perturbed_values.shape)}."
             )
+        _, padding_mask = check_waveforms(input_values, padding_mask, side="right")
         masks = None if padding_mask is None else torch.cat([padding_mask, padding_mask])
         features, mask = self.features(torch.cat(views), masks)
         first, second = (part[part_mask] for part, part_mask in zip(features.chunk(2), mask.chunk(2), strict=True))
@@ -261,7 +269,8 @@ class DCSpinModel(DCSpinPreTrainedModel):
                 continue
             projection, swapped_prediction = self._codebook(name)
             with torch.autocast(features.device.type, enabled=False):
-                result = swapped_prediction(projection(first), projection(second))
+                projected = [projection(view.to(projection.weight.dtype)) for view in (first, second)]
+                result = swapped_prediction(*projected)
             loss = loss + weight * result.loss
             losses[f"{name}_swapped_prediction_loss"] = result.loss
             losses[f"{name}_accuracy"] = result.accuracy

@@ -3,7 +3,6 @@
 """HuBERT's pre-training: predict the pseudo-labels of masked frames."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -11,9 +10,12 @@ from torch.nn import functional as F
 from transformers import HubertModel, HubertPreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hubert_masked_prediction import HubertMaskedPredictionConfig
+from .input_checks import check_arguments, check_waveforms
 from .padding_invariance import conv_stem_states, frame_mask, make_padding_invariant, num_mask_frames
 
 
@@ -35,6 +37,8 @@ class HubertMaskedPredictionOutput(ModelOutput):
         mask_time_indices (`torch.Tensor` of shape `(batch, num_frames)`): Whether a frame was masked.
         frame_mask (`torch.Tensor` of shape `(batch, num_frames)`): Whether a frame is real.
         last_hidden_state (`torch.Tensor` of shape `(batch, num_frames, hidden_size)`): The encoder's output.
+        hidden_states, attentions (`tuple` of `torch.Tensor`, *optional*): The encoder's, as a `HubertModel` gives
+            them, with `output_hidden_states` and `output_attentions`.
     """
 
     loss: torch.Tensor | None = None
@@ -49,6 +53,8 @@ class HubertMaskedPredictionOutput(ModelOutput):
     mask_time_indices: torch.Tensor | None = None
     frame_mask: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def span_mask(
@@ -116,7 +122,7 @@ class HubertForMaskedPrediction(HubertPreTrainedModel):
         if module is self:
             init.uniform_(self.label_embeddings)
 
-    @can_return_tuple
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         input_values: torch.Tensor,
@@ -124,11 +130,12 @@ class HubertForMaskedPrediction(HubertPreTrainedModel):
         labels: torch.Tensor | None = None,
         mask_time_indices: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> HubertMaskedPredictionOutput:
         """
         Args:
-            input_values (`torch.Tensor` of shape `(batch, num_samples)`): Waveforms, padded on the right.
+            input_values (`torch.Tensor` of shape `(batch, num_samples)`): Waveforms, padded on the right, of any
+                floating-point type.
             attention_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples.
             labels (`torch.Tensor` of shape `(batch, at least num_frames)`, *optional*): Pseudo-label of each frame,
                 -100 where it has none; more than the frames are cut off.
@@ -136,11 +143,20 @@ class HubertForMaskedPrediction(HubertPreTrainedModel):
                 Drawn by [`span_mask`] where it is not given.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*): Divisor of the sum over frames that gives `loss`,
                 in place of the number of [`~HubertForMaskedPrediction.learnt_frames`] in this batch.
+            kwargs: Arguments that transformers passes to any model, such as `output_hidden_states`.
 
         Raises:
-            ValueError: If the labels are too few or out of range, or the mask is not as long as the frames.
+            TypeError: If the waveforms are no tensor of floating point, `attention_mask` no tensor, or another
+                argument is given.
+            ValueError: If a shape is wrong, `attention_mask` malformed, a sample not finite (in evaluation mode), the
+                labels too few or out of range, or the mask not as long as the frames.
         """
+        check_arguments(kwargs)
         config = self.config
+        waveforms, attention_mask = check_waveforms(
+            input_values, attention_mask, side="right", finite=not self.training, mask_name="attention_mask"
+        )
+        input_values = waveforms[:, 0].to(self.dtype)
         num_samples = self._num_samples(input_values, attention_mask)
         features = conv_stem_states(
             self.hubert.feature_extractor, input_values, num_samples if config.padding_invariant else None
@@ -167,6 +183,8 @@ class HubertForMaskedPrediction(HubertPreTrainedModel):
             raise ValueError(
                 f"`labels` must lie below `label_vocab_size` ({config.label_vocab_size}), but got {int(labels.max())}."
             )
+        if ((labels < 0) & (labels != -100)).any():
+            raise ValueError(f"`labels` must not be negative, but for -100 (no label), and got {int(labels.min())}.")
         return self._add_losses(outputs, features, labels, num_items_in_batch)
 
     def draw_mask(

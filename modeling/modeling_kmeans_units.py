@@ -13,7 +13,8 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_kmeans_units import KMeansUnitsConfig
-from .input_checks import check_arguments
+from .input_checks import check_arguments, check_encoded
+from .mixed_precision import warn_of_half_precision
 from .unit_model import UnitPreTrainedModel
 from .unit_runs import deduplicate_codes
 
@@ -63,12 +64,14 @@ class KMeansQuantizer(nn.Module):
         """Codes `(batch, num_quantizers, num_frames)` of features `(batch, num_streams, num_frames, hidden_size)`."""
         batch_size, _, num_frames, _ = features.shape
         codes = []
-        for stream, centroids in enumerate(self.centroids.unflatten(0, (self.num_streams, self.num_stages))):
-            residual = features[:, stream].flatten(0, 1)  # (B * F, D)
-            for stage_centroids in centroids:
-                nearest = nearest_centroids(residual, stage_centroids)
-                codes.append(nearest.view(batch_size, num_frames))
-                residual = residual - stage_centroids[nearest]
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(self.centroids.dtype)
+            for stream, centroids in enumerate(self.centroids.unflatten(0, (self.num_streams, self.num_stages))):
+                residual = features[:, stream].flatten(0, 1)  # (B * F, D)
+                for stage_centroids in centroids:
+                    nearest = nearest_centroids(residual, stage_centroids)
+                    codes.append(nearest.view(batch_size, num_frames))
+                    residual = residual - stage_centroids[nearest]
         return torch.stack(codes, dim=1)
 
     def decode(self, audio_codes: torch.Tensor) -> torch.Tensor:
@@ -158,8 +161,7 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
             mask of their frames `(batch, num_frames)`.
 
         Raises:
-            ValueError: If a shape is wrong, a row is padded on the left, shorter than a frame, or longer than the
-            window of Whisper's encoder.
+            TypeError, ValueError: See [`~UnitPreTrainedModel.encoder_states`].
         """
         states, mask = self.encoder_states(input_values, padding_mask, self.config.layers)
         return self._streams(states) * mask[:, None, :, None], mask
@@ -201,9 +203,15 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
         Raises:
             ValueError: If there are no centroids yet; and see [`~KMeansUnitsModel.features`].
         """
-        if not self.quantizer.centroids.any():
-            raise ValueError("The model has no centroids yet; fit it first, e.g. with `speech-tokenizers fit-units`.")
-        features, mask = self.features(input_values, padding_mask)
+        self._check_fitted()
+        warn_of_half_precision(self)
+        return self._units(*self.features(input_values, padding_mask), deduplicate, must_be_finite=True)
+
+    def _units(
+        self, features: torch.Tensor, mask: torch.Tensor, deduplicate: bool, must_be_finite: bool = False
+    ) -> KMeansUnitsOutput:
+        if must_be_finite:
+            check_encoded(features)
         audio_codes = self.quantizer.encode(features) * mask[:, None]
         if deduplicate:
             audio_codes, unit_mask, durations = deduplicate_codes(audio_codes, mask)
@@ -246,11 +254,16 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
             TypeError: If another argument is given.
         """
         check_arguments(kwargs)
-        return self.encode(input_values, padding_mask, deduplicate)
+        self._check_fitted()
+        return self._units(*self.features(input_values, padding_mask), deduplicate)
+
+    def _check_fitted(self) -> None:
+        if not self.quantizer.centroids.any():
+            raise ValueError("The model has no centroids yet; fit it first, e.g. with `speech-tokenizers fit-units`.")
 
     def _streams(self, states: torch.Tensor) -> torch.Tensor:
         if self.config.layer_weights is not None:
-            weights = torch.tensor(self.config.layer_weights, device=states.device)
+            weights = torch.tensor(self.config.layer_weights, dtype=states.dtype, device=states.device)
             states = torch.einsum("l,blfd->bfd", weights, states)[:, None]
         if self.config.normalization == "layer_norm":
             return F.layer_norm(states, states.shape[-1:])

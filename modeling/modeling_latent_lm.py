@@ -16,8 +16,9 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_latent_lm import LatentLMConfig
 from .continuous_heads import LatentInput, StopHead, build_head, init_head_weights
-from .input_checks import check_arguments
+from .input_checks import check_arguments, check_latents, check_mask
 from .latent_bottleneck import LatentStatistics
+from .mixed_precision import MixedPrecisionModel
 
 
 @dataclass
@@ -48,7 +49,7 @@ class GeneratedLatents(NamedTuple):
     mask: torch.Tensor
 
 
-class LatentLanguageModel(PreTrainedModel):
+class LatentLanguageModel(MixedPrecisionModel, PreTrainedModel):
     """
     A causal transformer between a [`LatentInput`] and a [`ContinuousHead`], with a [`StopHead`].
 
@@ -121,9 +122,14 @@ class LatentLanguageModel(PreTrainedModel):
                 here.
 
         Raises:
-            TypeError: If another argument is given.
+            TypeError: If the latents are no tensor of floating point, the mask no tensor, or another argument is
+                given.
+            ValueError: If a shape is wrong, the mask malformed, or a latent not finite.
         """
         check_arguments(kwargs)
+        latents, _ = check_latents(latents, self.config.latent_dim)
+        if latents_mask is not None:
+            latents_mask = check_mask(latents_mask, "latents_mask", tuple(latents.shape[:2]), "any")
         if generator is None and not self.training:
             generator = torch.Generator(latents.device).manual_seed(0)
         normal = self.statistics.normalize(latents)
@@ -208,12 +214,14 @@ class LatentLanguageModel(PreTrainedModel):
 
         Raises:
             RuntimeError: If the model is in training mode, in which it would disturb what it reads.
+            TypeError, ValueError: If the prompt is no tensor of finite latents.
         """
         if self.training:
             raise RuntimeError("Call `eval()` before drawing: in training mode the input gets noise.")
         if prompt is None:
             inputs = self.latent_input.first(batch_size)
         else:
+            prompt, _ = check_latents(prompt, self.config.latent_dim)
             inputs = self.latent_input(self.statistics.normalize(prompt))
         going_on = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
         past = None

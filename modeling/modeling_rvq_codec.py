@@ -11,9 +11,16 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .codec_layers import SEANetDecoder, SEANetEncoder, StreamingCache
-from .codec_model import CodecPreTrainedModel, place_frames, real_span, shift_steps
+from .codec_model import CodecPreTrainedModel, channels_last, place_frames, real_span, shift_steps
 from .configuration_rvq_codec import RVQCodecConfig
-from .input_checks import check_arguments, check_codes, check_waveforms
+from .input_checks import (
+    check_arguments,
+    check_codes,
+    check_encoded,
+    check_latents,
+    check_waveforms,
+)
+from .mixed_precision import warn_of_half_precision
 from .spectral_layers import SpectralDecoder, SpectralEncoder
 from .vector_quantization import ResidualVectorQuantizer, VectorQuantizer
 
@@ -38,10 +45,13 @@ class RVQCodecEncoderOutput(ModelOutput):
 class RVQCodecDecoderOutput(ModelOutput):
     """
     Args:
-        audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): Waveform.
+        audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): Waveform; 0 where the mask is 0.
+        padding_mask (`torch.LongTensor` of shape `(batch, num_samples)`): Mask with 1 for real samples. `None` where
+            all rows are whole: without `audio_codes_mask` and a `num_samples` for each row.
     """
 
     audio_values: torch.FloatTensor | None = None
+    padding_mask: torch.LongTensor | None = None
 
 
 @dataclass
@@ -145,14 +155,19 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
                 padded on either side.
             num_quantizers (`int`, *optional*): Number of first codebooks to use. Defaults to all.
             padding_cache ([`StreamingCache`], *optional*): The past of a stream; each chunk but the last must be a
-            multiple of
-                `hop_length` long. Only for causal codecs. [`CodecStream`] does this for chunks of any length.
+                multiple of `hop_length` long. Only for causal codecs. [`CodecStream`] does this for chunks of any
+                length.
 
         Raises:
-            ValueError: If a shape, `num_quantizers` or the use of the cache is wrong.
+            TypeError: If `input_values` is no tensor of floating point, or the mask no tensor.
+            ValueError: If a shape, the mask, `num_quantizers` or the use of the cache is wrong, or a sample is not
+                finite.
         """
-        input_values = check_waveforms(input_values, padding_mask)
+        input_values, padding_mask = check_waveforms(input_values, padding_mask)
+        num_quantizers = self.check_num_quantizers(num_quantizers)
+        warn_of_half_precision(self)
         latents, frame_lengths, frame_starts = self._encode(input_values, padding_mask, padding_cache)
+        check_encoded(latents)
         audio_codes = self.quantizer.encode(latents, num_quantizers)
         mask = self._frame_mask(latents, frame_lengths)
         if frame_lengths is not None:
@@ -178,24 +193,30 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
                 of codes. With both given, the codes count.
             audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask with 1 for real frames,
                 padded on either side.
-            num_samples (`int`, *optional*): Length of the original, which is up to `hop_length - 1` shorter than its
-                frames.
+            num_samples (`int` or `torch.Tensor` of shape `(batch,)`, *optional*): Length of the originals, of the
+                whole batch or of each row, which is up to `hop_length - 1` shorter than their frames.
             padding_cache ([`StreamingCache`], *optional*): The past of a stream. Only for causal codecs.
 
+        Returns:
+            [`RVQCodecDecoderOutput`]: Each row as it is decoded alone, with a mask of its samples where rows may
+                differ in length. Padding on the left stays there.
+
         Raises:
-            ValueError: If neither codes nor latents are given, or a shape, a code or `num_samples` does not fit.
+            TypeError: If the codes are no tensor of integers, or the latents none of floating point.
+            ValueError: If neither codes nor latents are given, or a shape, a code, a latent, the mask or
+                `num_samples` does not fit.
         """
         if audio_codes is None and latents is None:
             raise ValueError("`decode` needs `audio_codes` or `latents`, but got neither.")
         if audio_codes is not None:
-            frames = check_codes(audio_codes, self.config.num_quantizers)
-            audio_values = self._decode_placed(frames, audio_codes_mask, num_samples, padding_cache, self.dequantize)
+            config = self.config
+            frames, mask = check_codes(audio_codes, config.num_quantizers, config.codebook_size, audio_codes_mask)
+            to_latents = self.quantizer.decode
         else:
-            frames = self._check_latents(latents).transpose(1, 2)
-            audio_values = self._decode_placed(
-                frames, audio_codes_mask, num_samples, padding_cache, lambda placed: placed.transpose(1, 2)
-            )
-        return RVQCodecDecoderOutput(audio_values=audio_values)
+            latents, mask = check_latents(latents, self.config.hidden_size, audio_codes_mask)
+            frames, to_latents = latents.transpose(1, 2), channels_last
+        audio_values, padding_mask = self._decode_placed(frames, mask, num_samples, padding_cache, to_latents)
+        return RVQCodecDecoderOutput(audio_values=audio_values, padding_mask=padding_mask)
 
     @can_return_tuple
     def forward(
@@ -224,7 +245,7 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             TypeError: If another argument is given.
         """
         check_arguments(kwargs)
-        input_values = check_waveforms(input_values, padding_mask)
+        input_values, padding_mask = check_waveforms(input_values, padding_mask, finite=False)
         latents, frame_lengths, frame_starts = self._encode(input_values, padding_mask)
         mask = None if frame_lengths is None else self._frame_mask(latents, frame_lengths)
         quantized = self.quantizer(latents, num_quantizers, mask)
@@ -273,16 +294,11 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): Codes of the first codebooks.
 
         Raises:
-            ValueError: If a code is too large.
+            TypeError: If the codes are no tensor of integers.
+            ValueError: If the shape is wrong, or a code lies outside its codebook.
         """
-        if torch.compiler.is_compiling():
-            return self.quantizer.decode(audio_codes)
-        try:
-            return self.quantizer.decode(audio_codes)
-        except IndexError as error:  # raised by the look-up itself: checking beforehand would wait for the device
-            raise ValueError(
-                f"`audio_codes` must lie between 0 and {self.config.codebook_size - 1}, but some do not."
-            ) from error
+        codes, _ = check_codes(audio_codes, self.config.num_quantizers, self.config.codebook_size)
+        return self.quantizer.decode(codes)
 
 
 __all__ = [

@@ -10,10 +10,13 @@ from torch.nn import functional as F
 from transformers import AutoFeatureExtractor, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_speech_encoder_ctc import SpeechEncoderCTCConfig
 from .encoder_geometry import first_frame_centre, frame_geometry, has_fixed_window
+from .input_checks import check_arguments, check_finite, check_floats, check_mask
 from .padding_invariance import make_padding_invariant
 from .speech_encoders import encoder_of, select_layer, shortened_positions
 
@@ -109,7 +112,9 @@ class SpeechEncoderForCTC(PreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         encoder_states: torch.Tensor | None = None,
-        **kwargs: Any,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutput:
         """
         Args:
@@ -120,24 +125,38 @@ class SpeechEncoderForCTC(PreTrainedModel):
             labels (`torch.Tensor` of shape `(batch, num_labels)`, *optional*): Labels for the loss; -100 is ignored.
             encoder_states (`torch.Tensor` of shape `(batch, num_layers, num_frames, hidden_size)`, *optional*): States
                 that [`~SpeechEncoderForCTC.encode`] returned, in place of the inputs.
+            output_hidden_states, output_attentions (`bool`, *optional*): Whether to return what the encoder gives of
+                them. There is nothing with `encoder_states`, nor with a tight window, which hears each row alone.
+            kwargs: Other arguments that transformers passes to any model.
 
         Returns:
             `CausalLMOutput`: `logits` of shape `(batch, num_frames, vocab_size)`, where padded frames are blank, and
             with `labels` the `loss` per label.
 
         Raises:
-            ValueError: If there is not exactly one input.
+            TypeError: If an input is no tensor of floating point, the mask no tensor, or another argument is given.
+            ValueError: If there is not exactly one input, a number is not finite, or the mask is malformed.
         """
+        check_arguments(kwargs)
         given = [value for value in (input_values, input_features, encoder_states) if value is not None]
         if len(given) != 1:
             raise ValueError(
                 f"`{self.main_input_name}` or `encoder_states` must be given, not both, but got {len(given)} inputs."
             )
+        recorded: dict[str, Any] = {}
         if encoder_states is None:
-            encoder_states, frame_mask = self.encode(given[0], attention_mask)
+            wanted = {"hidden_states": output_hidden_states, "attentions": output_attentions}
+            for name in wanted:
+                if wanted[name] is None:
+                    wanted[name] = getattr(self.config, f"output_{name}", False)
+            encoder_states, frame_mask, outputs = self._encode(given[0], attention_mask, bool(wanted["attentions"]))
+            recorded = {name: outputs[name] for name, is_wanted in wanted.items() if is_wanted and name in outputs}
         else:
+            check_floats(encoder_states, "encoder_states")
             batch_size, _, num_frames, _ = encoder_states.shape
-            frame_mask = encoder_states.new_ones(batch_size, num_frames) if attention_mask is None else attention_mask
+            frame_mask = torch.ones(batch_size, num_frames, dtype=torch.long, device=encoder_states.device)
+            if attention_mask is not None:
+                frame_mask = check_mask(attention_mask, "attention_mask", (batch_size, num_frames), "right")
         frame_mask = frame_mask.bool()
 
         states = (encoder_states.to(self.dtype) - self.states_mean[:, None]) / self.states_std[:, None]
@@ -151,7 +170,7 @@ class SpeechEncoderForCTC(PreTrainedModel):
         is_blank = F.one_hot(torch.tensor(self.config.pad_token_id), self.config.vocab_size).to(logits)
         logits = torch.where(frame_mask[..., None], logits, _NEVER * (1 - is_blank))
         loss = None if labels is None else self._loss(logits, frame_mask, labels)
-        return CausalLMOutput(loss=loss, logits=logits)
+        return CausalLMOutput(loss=loss, logits=logits, **recorded)
 
     @torch.no_grad()
     def encode(
@@ -167,9 +186,24 @@ class SpeechEncoderForCTC(PreTrainedModel):
         Returns:
             The states that labels are read from, `(batch, num_layers, num_frames, hidden_size)` with one layer unless
             they are weighted; and the mask of their frames, `(batch, num_frames)`.
+
+        Raises:
+            TypeError, ValueError: See [`~SpeechEncoderForCTC.forward`].
         """
-        lengths = None
+        return self._encode(inputs, attention_mask)[:2]
+
+    @torch.no_grad()
+    def _encode(
+        self, inputs: torch.Tensor, attention_mask: torch.Tensor | None, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        # What `encode` returns, and the encoder's own output, empty with a tight window.
+        inputs = check_floats(inputs, self.main_input_name).to(self.encoder.dtype)
+        if not self.training:
+            check_finite(inputs, f"`{self.main_input_name}` has")
+        lengths, outputs = None, {}
         if attention_mask is not None:
+            steps = attention_mask.shape[-1] if torch.is_tensor(attention_mask) else 0
+            attention_mask = check_mask(attention_mask, "attention_mask", (len(inputs), steps), "right")
             # Whisper's feature extractor masks samples unless the call, and not its configuration, asks for a mask.
             steps = attention_mask.sum(-1) * inputs.shape[-1] / attention_mask.shape[-1]
             lengths = self._num_frames(steps.ceil().long())
@@ -181,14 +215,17 @@ class SpeechEncoderForCTC(PreTrainedModel):
             longest = max(item.shape[2] for item in items)
             states = torch.cat([F.pad(item, (0, 0, 0, longest - item.shape[2])) for item in items])
         else:
-            mask = {} if self._has_fixed_window else {"attention_mask": attention_mask}
-            states = self._states(self.encoder(inputs, output_hidden_states=True, **mask))
+            mask: dict[str, Any] = {} if self._has_fixed_window else {"attention_mask": attention_mask}
+            if output_attentions:
+                mask["output_attentions"] = True
+            outputs = self.encoder(inputs, output_hidden_states=True, **mask, return_dict=True)
+            states = self._states(outputs)
             longest = states.shape[2] if lengths is None else min(int(lengths.max()), states.shape[2])
             states = states[:, :, :longest]
         frames = torch.arange(longest, device=states.device)
         if lengths is None:
-            return states, frames.new_ones(len(states), longest)
-        return states, (frames < lengths.to(states.device)[:, None]).long()
+            return states, frames.new_ones(len(states), longest), outputs
+        return states, (frames < lengths.to(states.device)[:, None]).long(), outputs
 
     @property
     def _has_fixed_window(self) -> bool:

@@ -17,7 +17,14 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 from .codec_interface import FramedModel
 from .codec_layers import CodecConv1d, CodecSequential, PointwiseConv1d, mask_beyond
 from .configuration_unit_vocoder import UnitVocoderConfig
-from .input_checks import check_arguments, check_codes
+from .input_checks import (
+    check_arguments,
+    check_codes,
+    check_finite,
+    check_floats,
+    check_num_samples,
+    check_whole_numbers,
+)
 from .spectral_layers import ChannelNorm, ConvNeXtBlock, InverseSpectrum, SpectralDecoder
 from .unit_runs import deduplicate_codes, expand_codes
 
@@ -30,12 +37,15 @@ _MAX_HELD_FRAMES = 2
 class UnitVocoderOutput(ModelOutput):
     """
     Args:
-        audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): Waveform; 0 behind a row's own samples.
+        audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): Waveform; 0 where the mask is 0.
+        padding_mask (`torch.LongTensor` of shape `(batch, num_samples)`): Mask with 1 for real samples. `None` where
+            all rows are whole: without `audio_codes_mask`, `durations` and a `num_samples` for each row.
         duration_loss (`torch.FloatTensor` of shape `()`): Loss of the durations; see [`~UnitVocoderModel.forward`].
             `None` unless the model predicts durations.
     """
 
     audio_values: torch.FloatTensor | None = None
+    padding_mask: torch.LongTensor | None = None
     duration_loss: torch.FloatTensor | None = None
 
 
@@ -142,17 +152,25 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
                 which is held. An integer is the length of the rows without padding; the others end with their last
                 frame. Defaults to `hop_length` times the frames.
 
+        Returns:
+            [`UnitVocoderOutput`]: Each row as it is decoded alone, with a mask of its samples where rows may differ in
+                length.
+
         Raises:
-            TypeError: If the codes are not integers.
-            ValueError: If a shape, a code, a speaker or `num_samples` does not fit.
+            TypeError: If the codes, the durations or `speaker_ids` are no tensors of integers, or the mask no tensor.
+            ValueError: If a shape, a code, the mask, a duration, a speaker or `num_samples` does not fit.
         """
         frames, mask = self._frames(audio_codes, audio_codes_mask, durations)
         frames, lengths, ends = self._hold(frames, mask, num_samples)
         hidden_states = self._embed(frames, speaker_ids, speaker_embeddings)
         audio_values = self.decoder(hidden_states, lengths).float()
-        if ends is None:
-            return UnitVocoderOutput(audio_values=audio_values)
-        return UnitVocoderOutput(audio_values=mask_beyond(audio_values, ends)[..., : int(ends.max())])
+        if ends is not None:
+            audio_values = mask_beyond(audio_values, ends)[..., : int(ends.max())]
+        padding_mask = None
+        if audio_codes_mask is not None or durations is not None or torch.is_tensor(num_samples):
+            ends = mask.sum(-1) * self.hop_length if ends is None else ends
+            padding_mask = mask_beyond(torch.ones_like(audio_values[:, 0], dtype=torch.long), ends)
+        return UnitVocoderOutput(audio_values=audio_values, padding_mask=padding_mask)
 
     @can_return_tuple
     def forward(
@@ -218,24 +236,18 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
     def _frames(self, audio_codes, audio_codes_mask, durations):
         """Codes frame by frame (batch, num_quantizers, num_frames), and their mask (batch, num_frames), long."""
         config = self.config
-        audio_codes = check_codes(audio_codes, config.num_quantizers)
-        if audio_codes.shape[1] != config.num_quantizers:
-            raise ValueError(
-                f"`audio_codes` must have all {config.num_quantizers} codebooks, but has {audio_codes.shape[1]}."
-            )
+        audio_codes, mask = check_codes(
+            audio_codes, config.num_quantizers, config.codebook_size, audio_codes_mask, side="right", need_all=True
+        )
         expected = (audio_codes.shape[0], audio_codes.shape[2])
-        mask = audio_codes.new_ones(expected) if audio_codes_mask is None else audio_codes_mask.long()
-        if mask.shape != expected:
-            raise ValueError(f"`audio_codes_mask` must have shape {expected}, but has {tuple(mask.shape)}.")
-        if (mask[:, 1:] > mask[:, :-1]).any():
-            raise ValueError("`audio_codes_mask` must be 1 and then 0 in each row: pad on the right.")
+        if mask is None:
+            mask = audio_codes.new_ones(expected)
         if durations is None:
             return audio_codes, mask
-        if durations.shape != expected:
-            raise ValueError(f"`durations` must have shape {expected}, but has {tuple(durations.shape)}.")
-        audio_codes, mask = expand_codes(audio_codes, durations.long() * mask)
-        if audio_codes.shape[-1] == 0:
-            raise ValueError("`durations` are all 0; a row needs at least one frame.")
+        durations = check_whole_numbers(durations, "durations", expected, 0) * mask
+        audio_codes, mask = expand_codes(audio_codes, durations)
+        if bool((durations.sum(-1) < 1).any()):
+            raise ValueError("`durations` are all 0 in a row; a row needs at least one frame.")
         return audio_codes, mask
 
     def _hold(self, frames, mask, num_samples):
@@ -245,14 +257,13 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
         is_full = lengths == num_frames
         if num_samples is None:
             return (frames, None, None) if is_full.all() else (frames, lengths, lengths * hop)
-        if not torch.is_tensor(num_samples):
+        num_samples = check_num_samples(num_samples, len(lengths))
+        if isinstance(num_samples, int):
             ends = torch.where(is_full, num_samples, lengths * hop)
             if not is_full.any():
                 raise ValueError(
                     "`num_samples` is that of the rows without padding, but there is none; give it for each row."
                 )
-        elif num_samples.shape != lengths.shape:
-            raise ValueError(f"`num_samples` must have shape {tuple(lengths.shape)}, not {tuple(num_samples.shape)}.")
         else:
             ends = num_samples.to(lengths)
         missing = ends - lengths * hop
@@ -271,13 +282,8 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
 
     def _embed(self, codes, speaker_ids, speaker_embeddings):
         """Vectors (batch, hidden_size, num_frames) of codes, with the speaker's."""
-        try:
-            tables = zip(self.unit_embeddings, codes.unbind(1), strict=True)
-            hidden_states = torch.stack([table(stage) for table, stage in tables]).sum(0)
-        except IndexError as error:  # raised by the look-up itself: checking beforehand would wait for the device
-            raise ValueError(
-                f"`audio_codes` must lie between 0 and {self.config.codebook_size - 1}, but some do not."
-            ) from error
+        tables = zip(self.unit_embeddings, codes.unbind(1), strict=True)
+        hidden_states = torch.stack([table(stage) for table, stage in tables]).sum(0)
         speaker = self._speaker_vectors(len(codes), speaker_ids, speaker_embeddings)
         if speaker is not None:
             hidden_states = hidden_states + speaker.unsqueeze(1)
@@ -301,15 +307,15 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
             speakers = torch.full((batch_size,), config.default_speaker, device=self.device)
         if speakers is None:
             raise ValueError(f"This vocoder has several voices; choose one with `{wanted}`.")
-        expected = (batch_size,) if wanted == "speaker_ids" else (batch_size, config.speaker_embedding_dim)
-        if tuple(speakers.shape) != expected:
+        if wanted == "speaker_ids":
+            return self.speaker_table(
+                check_whole_numbers(speakers, wanted, (batch_size,), 0, config.num_speakers - 1).to(self.device)
+            )
+        expected = (batch_size, config.speaker_embedding_dim)
+        if tuple(check_floats(speakers, wanted).shape) != expected:
             raise ValueError(f"`{wanted}` must have shape {expected}, but has {tuple(speakers.shape)}.")
-        if wanted == "speaker_embeddings":
-            return self.speaker_projection(speakers.to(self.dtype))
-        try:
-            return self.speaker_table(speakers)
-        except IndexError as error:
-            raise ValueError(f"`speaker_ids` must lie below {config.num_speakers}, but some do not.") from error
+        check_finite(speakers, f"`{wanted}` has")
+        return self.speaker_projection(speakers.to(self.device, self.dtype))
 
     def _log_durations(self, units, mask, speaker_ids, speaker_embeddings):
         # The predictor listens to the vectors without changing them: they belong to the sound.

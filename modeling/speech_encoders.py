@@ -203,9 +203,10 @@ def spectrogram_states(
         )
     num_frames = -(-num_samples // WHISPER_HOP_LENGTH)
     arrays = [row[:length].float().cpu().numpy() for row, length in zip(waveforms, num_samples.tolist(), strict=True)]
-    inputs = feature_extractor(
-        arrays, sampling_rate=WHISPER_SAMPLING_RATE, return_tensors="pt", device=str(encoder.device)
-    )
+    with torch.autocast(encoder.device.type, enabled=False):  # the extractor goes through NumPy, which has no bfloat16
+        inputs = feature_extractor(
+            arrays, sampling_rate=WHISPER_SAMPLING_RATE, return_tensors="pt", device=str(encoder.device)
+        )
     spectrograms = inputs["input_features"].to(encoder.device, encoder.dtype)
 
     def states_of(part: torch.Tensor, length: int) -> torch.Tensor:
@@ -311,7 +312,8 @@ class WaveformEncoder:
     @torch.no_grad()
     def _run(self, waveforms, layer, num_steps=None):
         arrays = list(waveforms.float().cpu().numpy())
-        inputs = self.feature_extractor(arrays, sampling_rate=self.sampling_rate, return_tensors="pt")
+        with torch.autocast("cpu", enabled=False):  # the extractor goes through NumPy, which has no bfloat16
+            inputs = self.feature_extractor(arrays, sampling_rate=self.sampling_rate, return_tensors="pt")
         values = inputs[self.encoder.main_input_name][..., :num_steps].to(self.encoder.device, self.encoder.dtype)
         return select_layer(self.encoder(values, output_hidden_states=True), layer).float()
 

@@ -4,7 +4,7 @@
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,19 @@ from transformers import AutoFeatureExtractor
 from transformers.utils import ModelOutput
 
 from .codec_interface import SpeechCodec, SpeechStream, TokenKind, pad_waveforms, tensor_fingerprint
+from .input_checks import (
+    check_codes,
+    check_latents,
+    check_num_samples,
+    check_waveforms,
+)
+from .mixed_precision import warn_of_half_precision
+from .recording_stream import EMPTY_STREAM, RecordingStream, StreamState
 from .vector_quantization import ResidualVectorQuantizer
+
+
+# Frames by which the length of a recording may differ from that of what its tokens are decoded to.
+_MOST_FRAMES_OFF = 3
 
 
 def as_speech_codec(model: Any, feature_extractor: Any = None) -> Any:
@@ -71,8 +83,8 @@ class TransformersCodec(SpeechCodec):
         if hop_length is not None and (frame_rate is None or type(frame_rate) is int):
             frame_rate = self.sampling_rate / hop_length
         self._frame_rate = float(frame_rate)
-        self._encode_arguments = inspect.signature(model.encode).parameters
-        self._decode_arguments = inspect.signature(model.decode).parameters
+        self._encode_arguments = tuple(inspect.signature(model.encode).parameters)
+        self._decode_arguments = tuple(inspect.signature(model.decode).parameters)
 
     def __getattr__(self, name: str) -> Any:
         if name == "model":
@@ -110,9 +122,25 @@ class TransformersCodec(SpeechCodec):
         return self.model.dtype
 
     def to(self, *args: Any, **kwargs: Any) -> "TransformersCodec":
-        """Move the model; returns this object."""
+        """Move or cast the model; returns this object."""
         self.model.to(*args, **kwargs)
         return self
+
+    def half(self) -> "TransformersCodec":
+        """Cast the model to float16; returns this object."""
+        return self.to(torch.float16)
+
+    def bfloat16(self) -> "TransformersCodec":
+        """Cast the model to bfloat16; returns this object."""
+        return self.to(torch.bfloat16)
+
+    def float(self) -> "TransformersCodec":
+        """Cast the model to float32; returns this object."""
+        return self.to(torch.float32)
+
+    def double(self) -> "TransformersCodec":
+        """Cast the model to float64; returns this object."""
+        return self.to(torch.float64)
 
     def eval(self) -> "TransformersCodec":
         """Put the model in evaluation mode; returns this object."""
@@ -185,9 +213,10 @@ class TransformersCodec(SpeechCodec):
         Encode each recording of a batch alone.
 
         Args:
-            input_values (`torch.Tensor` of shape `(batch, 1, num_samples)`): Waveforms in [-1, 1], padded on the
-                right.
-            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples.
+            input_values (`torch.Tensor` of shape `(batch, 1, num_samples)` or `(batch, num_samples)`): Waveforms in
+                [-1, 1].
+            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples,
+                padded on either side. Frames are padded on the same side.
             num_quantizers (`int`, *optional*): Number of first codebooks to give. Defaults to all.
 
         Returns:
@@ -195,20 +224,26 @@ class TransformersCodec(SpeechCodec):
             (batch, num_frames, latent_dim) where the model tells, and `audio_codes_mask` (batch, num_frames).
 
         Raises:
-            ValueError: If the number of codebooks cannot be chosen, or is too large.
+            TypeError: If `input_values` is no tensor of floating point, or the mask no tensor.
+            ValueError: If a shape or the mask is wrong, a sample is not finite, or the number of codebooks cannot be
+                chosen, or is too large.
         """
-        rows = []
+        input_values, padding_mask = check_waveforms(input_values, padding_mask)
+        warn_of_half_precision(self.model)
+        rows, on_left = [], []
         for number, waveform in enumerate(input_values[:, 0]):
-            length = waveform.shape[-1] if padding_mask is None else int(padding_mask[number].sum())
-            features = self.feature_extractor(
-                waveform[:length].float().cpu().numpy(), sampling_rate=self.sampling_rate, return_tensors="pt"
-            )
+            real = waveform if padding_mask is None else waveform[padding_mask[number] > 0]
+            on_left.append(padding_mask is not None and not padding_mask[number, 0])
+            with torch.autocast(waveform.device.type, enabled=False):  # the extractor goes through NumPy
+                features = self.feature_extractor(
+                    real.float().cpu().numpy(), sampling_rate=self.sampling_rate, return_tensors="pt"
+                )
             rows.append(self.encode_features(features, num_quantizers))
-        lengths = [row.audio_codes_mask.shape[-1] for row in rows]
+        longest = max(row.audio_codes_mask.shape[-1] for row in rows)
         output = ModelOutput()
         for name, time in (("audio_codes", -1), ("latents", -2), ("audio_codes_mask", -1)):
             if rows[0].get(name) is not None:
-                padded = [_pad(row[name], max(lengths), time) for row in rows]
+                padded = [_pad(row[name], longest, time, left) for row, left in zip(rows, on_left, strict=True)]
                 output[name] = torch.cat(padded)
         return output
 
@@ -226,6 +261,7 @@ class TransformersCodec(SpeechCodec):
 
         The output has what `encode` gives, and `native`: what the model itself gave, with EnCodec's scales and chunks.
         """
+        _drop_stale_tables(self.model)
         given: dict[str, Any] = {
             name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
             for name, value in features.items()
@@ -240,7 +276,7 @@ class TransformersCodec(SpeechCodec):
         module = parts.get("downsample") or parts.get("encoder", nn.Identity())
         hook = module.register_forward_hook(lambda _, __, output: frames.append(output))
         try:
-            native = self.model.encode(**given)
+            native = self.model.encode(**given, return_dict=True)
         finally:
             hook.remove()
         output = ModelOutput()
@@ -295,36 +331,70 @@ class TransformersCodec(SpeechCodec):
             latents (`torch.Tensor` of shape `(batch, num_frames, latent_dim)`, *optional*): Latents to decode, in
                 place of codes.
             audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask with 1 for real frames,
-                padded on the right.
-            num_samples (`int`, *optional*): Length of the result, in samples. Defaults to that of the model's output.
+                padded on either side.
+            num_samples (`int` or `torch.Tensor` of shape `(batch,)`, *optional*): Length of the result, of the whole
+                batch or of each row, in samples. Defaults to that of the model's output.
+
+        Returns:
+            `ModelOutput` with `audio_values` (batch, 1, num_samples), each row as it is decoded alone, and where there
+            is a mask or a `num_samples` for each row, `padding_mask` (batch, num_samples), 1 for real samples.
 
         Raises:
-            ValueError: If the model does not decode them, or its codes are not all that it needs to.
+            TypeError: If the codes are no tensor of integers, or the latents none of floating point.
+            ValueError: If there is nothing to decode, a shape, a code, a latent, the mask or `num_samples` does not
+                fit, or the model does not decode them, or its codes are not all that it needs to.
         """
-        name, tokens = ("audio_codes", audio_codes) if audio_codes is not None else ("latents", latents)
-        self.check_kind("codes" if audio_codes is not None else "latents", decode=True)
-        assert tokens is not None
+        if audio_codes is None and latents is None:
+            raise ValueError("`decode` needs `audio_codes` or `latents`, but got neither.")
+        name: str = "latents" if audio_codes is None else "audio_codes"
+        self.check_kind("latents" if audio_codes is None else "codes", decode=True)
         if getattr(self.config, "normalize", False) or getattr(self.config, "chunk_length_s", None):
             raise ValueError(
                 f"A {self.family} with `normalize` or `chunk_length_s` decodes codes with their scales"
                 " and chunks alone; `decode_encoded` has them."
             )
-        time, waveforms = -1 if name == "audio_codes" else -2, []
+        if audio_codes is None:
+            tokens, mask = check_latents(latents, self.latent_dim, audio_codes_mask)
+            tokens = tokens.to(self.dtype)
+        else:
+            tokens, mask = check_codes(audio_codes, self.num_quantizers or 1, self.codebook_size, audio_codes_mask)
+        _drop_stale_tables(self.model)
+        batch_size, time = len(tokens), -1 if name == "audio_codes" else -2
+        lengths = None if num_samples is None else check_num_samples(num_samples, batch_size, 1)
+        waveforms, on_left = [], []
         for number, row in enumerate(tokens):
-            count = tokens.shape[time] if audio_codes_mask is None else int(audio_codes_mask[number].sum())
-            real = row.narrow(time, 0, count)[None].to(self.device)
-            extra: dict[str, Any] = {}
+            real = row if mask is None else row.index_select(time, mask[number].nonzero()[:, 0])
+            on_left.append(mask is not None and not mask[number, 0])
+            real, extra = real[None].to(self.device), {}
             if "audio_scales" in self._decode_arguments:
-                real, extra["audio_scales"] = real[None], [None]
-            waveforms.append(_waveform(self.model.decode(**{name: real}, **extra)))
-        longest = num_samples or max(waveform.shape[-1] for waveform in waveforms)
-        audio_values = torch.cat([_pad(waveform[..., :longest], longest, -1) for waveform in waveforms])
-        return ModelOutput(audio_values=audio_values)
+                real, extra = real[None], {"audio_scales": [None]}
+            waveform = _waveform(self.model.decode(**{name: real}, **extra, return_dict=True))
+            is_whole = mask is None or bool(mask[number].all())
+            if lengths is not None and (is_whole or torch.is_tensor(lengths)):
+                length = int(lengths if isinstance(lengths, int) else lengths[number])
+                if abs(length - waveform.shape[-1]) > _MOST_FRAMES_OFF * self.hop_length:
+                    raise ValueError(
+                        f"`num_samples` must lie near {waveform.shape[-1]}, the samples that the tokens of row"
+                        f" {number} stand for, but got {length}."
+                    )
+                waveform = _pad(waveform[..., :length], length, -1)
+            waveforms.append(waveform)
+        longest = lengths if isinstance(lengths, int) else max(waveform.shape[-1] for waveform in waveforms)
+        waveforms = [waveform[..., :longest] for waveform in waveforms]
+        padded = [_pad(row, longest, -1, left) for row, left in zip(waveforms, on_left, strict=True)]
+        output = ModelOutput(audio_values=torch.cat(padded))
+        if mask is not None or torch.is_tensor(lengths):
+            ones = [torch.ones_like(row[:, 0], dtype=torch.long) for row in waveforms]
+            output["padding_mask"] = torch.cat(
+                [_pad(row, longest, -1, left) for row, left in zip(ones, on_left, strict=True)]
+            )
+        return output
 
     @torch.no_grad()
     def decode_encoded(self, encoded: Any, kind: TokenKind | None = None) -> torch.Tensor:
         """See [`SpeechCodec.decode_encoded`]; with all that the model's own `encode` gave."""
         kind = self.check_kind(kind, decode=True)
+        _drop_stale_tables(self.model)
         native = encoded["native"]
         if kind == "latents":
             if native.get("latents") is None:
@@ -343,11 +413,11 @@ class TransformersCodec(SpeechCodec):
         """See [`SpeechCodec.encode_stream`]. The recording is held until it ends, and then encoded as a whole."""
         kind = self.check_kind(kind)
         self._choose_quantizers(num_quantizers)
-        return _WholeRecording(self, kind, num_quantizers)
+        return _WholeRecordingStream(self, kind, num_quantizers)
 
     def decode_stream(self, kind: TokenKind | None = None, num_samples: int | None = None) -> SpeechStream:
         """See [`SpeechCodec.decode_stream`]. The tokens are held until they end, and then decoded as a whole."""
-        return _WholeRecording(self, self.check_kind(kind, decode=True))
+        return _WholeRecordingStream(self, self.check_kind(kind, decode=True))
 
     @torch.no_grad()
     def dequantize(self, audio_codes: torch.Tensor) -> torch.Tensor:
@@ -357,6 +427,8 @@ class TransformersCodec(SpeechCodec):
         Raises:
             ValueError: If the model has no residual quantizer.
         """
+        audio_codes, _ = check_codes(audio_codes, self.num_quantizers or 1, self.codebook_size)
+        _drop_stale_tables(self.model)
         quantizer: Any = getattr(self.model, "quantizer", None)
         if isinstance(quantizer, ResidualVectorQuantizer):
             return quantizer.decode(audio_codes)
@@ -374,41 +446,54 @@ class TransformersCodec(SpeechCodec):
         return tensor_fingerprint(value for _, value in sorted(module.state_dict().items()))
 
 
-class _WholeRecording:
+class _WholeRecordingStream(RecordingStream):
     # A stream that waits for the end, since what a model hears at the edge of a part would change its tokens.
 
     def __init__(self, codec: TransformersCodec, kind: TokenKind, num_quantizers: int | None = None):
-        self._codec, self._kind, self._num_quantizers = codec, kind, num_quantizers
-        self._pushed: list[torch.Tensor] = []
+        self.tokens, self.num_quantizers = kind, num_quantizers
+        super().__init__(codec)
 
-    def encode(self, input_values: torch.Tensor) -> torch.Tensor:
-        self._pushed.append(input_values.cpu())
-        return self._nothing(input_values)
+    def _new_encoder(self) -> StreamState:
+        name, channels = "audio_codes", self.num_quantizers or self.model.num_quantizers
+        if self.tokens == "latents":
+            name, channels = "latents", self.model.latent_dim
 
-    def finish_encode(self) -> torch.Tensor:
-        whole = self._whole(-1)
-        encoded = self._codec.encode(whole.to(self._codec.device), num_quantizers=self._num_quantizers)
-        return encoded["audio_codes" if self._kind == "codes" else "latents"]
+        def encode(whole: torch.Tensor) -> torch.Tensor:
+            encoded = self.model.encode(whole, num_quantizers=self.num_quantizers)[name]
+            return self._given(encoded)
 
-    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
-        self._pushed.append(tokens.cpu())
-        return torch.zeros(len(tokens), 1, 0)
+        return _Whole(encode, channels, torch.long if name == "audio_codes" else self.model.dtype)
 
-    def finish_decode(self) -> torch.Tensor:
-        name, time = ("audio_codes", -1) if self._kind == "codes" else ("latents", -2)
-        return self._codec.decode(**{name: self._whole(time)}).audio_values
+    def _new_decoder(self) -> StreamState:
+        name = "audio_codes" if self.tokens == "codes" else "latents"
+        return _Whole(lambda whole: self.model.decode(**{name: self._given(whole)}).audio_values, 1, torch.float32)
 
-    def _nothing(self, input_values: torch.Tensor) -> torch.Tensor:
-        if self._kind == "codes":
-            count = self._num_quantizers or self._codec.num_quantizers
-            return torch.zeros(len(input_values), count or 0, 0, dtype=torch.long)
-        return torch.zeros(len(input_values), 0, self._codec.latent_dim)
 
-    def _whole(self, time: int) -> torch.Tensor:
-        if not sum(part.shape[time] for part in self._pushed):
-            raise ValueError("The stream is empty; push at least one sample or frame before finishing it.")
-        whole, self._pushed = torch.cat(self._pushed, dim=time), []
-        return whole
+class _Whole(StreamState):
+    # The parts of a recording, and the function that is called with the whole.
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], channels: int, dtype: torch.dtype):
+        self.function, self.channels, self.dtype = function, channels, dtype
+        self.parts: tuple[torch.Tensor, ...] = ()
+
+    def push(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.parts = (*self.parts, inputs)
+        return inputs.new_zeros(len(inputs), self.channels, 0, dtype=self.dtype)
+
+    def finish(self) -> torch.Tensor:
+        if not sum(part.shape[-1] for part in self.parts):
+            raise ValueError(EMPTY_STREAM)
+        return self.function(torch.cat(self.parts, dim=-1))
+
+
+def _drop_stale_tables(model: nn.Module) -> None:
+    # Mimi's codebooks keep a table of entries that does not follow the model to another type or device.
+    for module in model.modules():
+        table, source = getattr(module, "_embed", None), getattr(module, "embed_sum", None)
+        if table is None or source is None:
+            continue
+        if (table.dtype, table.device) != (source.dtype, source.device):
+            module._embed = None
 
 
 def _waveform(decoded: Any) -> torch.Tensor:
@@ -418,11 +503,12 @@ def _waveform(decoded: Any) -> torch.Tensor:
     return values.mean(1, keepdim=True)
 
 
-def _pad(values: torch.Tensor, length: int, time: int) -> torch.Tensor:
+def _pad(values: torch.Tensor, length: int, time: int, left: bool = False) -> torch.Tensor:
     missing = length - values.shape[time]
     shape = [*values.shape]
     shape[time] = missing
-    return torch.cat([values, values.new_zeros(shape)], dim=time) if missing else values
+    zeros = values.new_zeros(shape)
+    return torch.cat([zeros, values] if left else [values, zeros], dim=time) if missing else values
 
 
 __all__ = ["TransformersCodec", "as_speech_codec"]

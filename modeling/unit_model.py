@@ -16,6 +16,7 @@ from .codec_interface import SpeechCodec, SpeechStream, TokenKind
 from .configuration_units import UnitsConfig
 from .encoder_geometry import first_frame_centre, frame_geometry, has_fixed_window, num_encoder_layers
 from .input_checks import check_codes, check_waveforms
+from .mixed_precision import MixedPrecisionModel, at_least_single
 from .modeling_unit_vocoder import UnitVocoderModel, UnitVocoderOutput
 from .padding_invariance import frame_mask, make_padding_invariant
 from .speech_encoders import encoder_of, spectrogram_states, transformer_layers, waveform_states
@@ -26,7 +27,7 @@ from .unit_streaming import WindowedUnitStream
 _WHOLE_SECONDS = 60
 
 
-class UnitPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
+class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, PreTrainedAudioTokenizerBase):
     """
     A speech encoder whose frames become codes, and perhaps a vocoder that speaks them.
 
@@ -150,17 +151,17 @@ class UnitPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
     def encode_stream(self, kind: TokenKind | None = None, num_quantizers: int | None = None) -> SpeechStream:
         """See [`SpeechCodec.encode_stream`]. The codes are those of [`WindowedEncoder`]."""
         self.check_kind(kind)
-        return WindowedUnitStream(self, self.check_num_quantizers(num_quantizers))
+        return WindowedUnitStream(self, num_quantizers)
 
     def decode_stream(self, kind: TokenKind | None = None, num_samples: int | None = None) -> SpeechStream:
         """See [`SpeechCodec.decode_stream`]. The samples are those of all units at once, in one voice."""
-        self._needed_vocoder()
+        self.needed_vocoder()
         self.check_kind(kind, decode=True)
         return WindowedUnitStream(self, num_samples=num_samples)
 
     def encode_features(self, features: dict[str, torch.Tensor], num_quantizers: int | None = None) -> Any:
         """See [`SpeechCodec.encode_features`]. A codebook's units do not depend on the others'."""
-        encoded = self.encode(**features)
+        encoded = self.encode(**features, return_dict=True)
         encoded["audio_codes"] = encoded["audio_codes"][:, : self.check_num_quantizers(num_quantizers)]
         return encoded
 
@@ -195,20 +196,20 @@ class UnitPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
             layers (sequence of `int`): Layers whose states are returned; see [`recorded_layers`].
 
         Returns:
-            The states `(batch, len(layers), num_frames, hidden_size)` in float32, and the boolean mask of their frames
-            `(batch, num_frames)`.
+            The states `(batch, len(layers), num_frames, hidden_size)` in float32 or better, and the boolean mask of
+            their frames `(batch, num_frames)`.
 
         Raises:
-            ValueError: If a shape is wrong, a row is padded on the left, shorter than a frame, or longer than the
-            window of Whisper's encoder.
+            TypeError: If `input_values` is no tensor of floating point, or the mask no tensor.
+            ValueError: If a shape or the mask is wrong, a sample is not finite, or a row is padded on the left,
+                shorter than a frame, or longer than the window of Whisper's encoder.
         """
-        waveforms = check_waveforms(input_values, padding_mask)[:, 0]
+        input_values, padding_mask = check_waveforms(input_values, padding_mask, side="right")
+        waveforms = input_values[:, 0]
         if padding_mask is None:
             num_samples = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
         else:
-            num_samples = padding_mask.long().sum(-1)
-            if not torch.equal(padding_mask.bool(), frame_mask(num_samples, waveforms.shape[1])):
-                raise ValueError("`padding_mask` must be 1 and then 0 in each row: pad on the right.")
+            num_samples = padding_mask.sum(-1)
         shortest = int(num_samples.min())
         if self.get_encoded_length(shortest) < 1:
             raise ValueError(
@@ -222,7 +223,7 @@ class UnitPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
             )
         else:
             states, num_frames = waveform_states(self.encoder, waveforms, num_samples, layers, self.config.frame_rule)
-        return states.float(), frame_mask(num_frames, states.shape[2])
+        return at_least_single(states), frame_mask(num_frames, states.shape[2])
 
     def attach_vocoder(self, vocoder: UnitVocoderModel) -> None:
         """
@@ -246,9 +247,10 @@ class UnitPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
         Raises:
             ValueError: If no vocoder is attached.
         """
-        return self._needed_vocoder().decode(audio_codes, *args, **kwargs)
+        return self.needed_vocoder().decode(audio_codes, *args, **kwargs)
 
-    def _needed_vocoder(self) -> UnitVocoderModel:
+    def needed_vocoder(self) -> UnitVocoderModel:
+        """The attached vocoder. Raises `ValueError` if there is none."""
         if self.vocoder is None:
             raise ValueError(
                 "These units have no vocoder, so they cannot be heard; train one with `speech-tokenizers train "
@@ -265,14 +267,7 @@ class UnitPreTrainedModel(SpeechCodec, PreTrainedAudioTokenizerBase):
         return centred / (centred.square().sum(-1, keepdim=True) / count + 1e-7).sqrt()
 
     def _check_all_codes(self, audio_codes: torch.Tensor, codebook_size: int) -> torch.Tensor:
-        audio_codes = check_codes(audio_codes, self.config.num_quantizers)
-        if audio_codes.shape[1] != self.config.num_quantizers:
-            raise ValueError(
-                f"`audio_codes` must have all {self.config.num_quantizers} codebooks, but has {audio_codes.shape[1]}."
-            )
-        if audio_codes.min() < 0 or audio_codes.max() >= codebook_size:
-            raise ValueError(f"`audio_codes` must lie between 0 and {codebook_size - 1}, but some do not.")
-        return audio_codes
+        return check_codes(audio_codes, self.config.num_quantizers, codebook_size, need_all=True)[0]
 
 
 def _keep_layers(encoder: nn.Module, num_layers: int) -> None:

@@ -6,8 +6,11 @@ from typing import Any
 
 import torch
 
+from .input_checks import check_whole_number
+from .recording_stream import EMPTY_STREAM, RecordingStream, StreamState
 
-class UnitStream:
+
+class UnitStream(RecordingStream):
     """
     Encode a recording while its samples arrive, chunk by chunk, in bounded memory.
 
@@ -28,9 +31,12 @@ class UnitStream:
             it has ended. The first codes of a longer one come when so many samples have arrived.
 
     Raises:
-        ValueError: If the chunk is shorter than a frame, a context negative, or Whisper's encoder cannot hear a chunk
-            with its context.
+        ValueError: If the model is in training mode, the chunk shorter than a frame, a context negative, or Whisper's
+            encoder cannot hear a chunk with its context.
     """
+
+    batch_size = 1
+    input_name = "samples"
 
     def __init__(
         self,
@@ -40,7 +46,7 @@ class UnitStream:
         right_context_seconds: float = 0.5,
         whole_samples: int = 0,
     ):
-        self.model = model
+        super().__init__(model)
         self.chunk = round(chunk_seconds * model.frame_rate)  # in frames
         self.left_context = round(left_context_seconds * model.frame_rate)
         self.right_context = round(right_context_seconds * model.frame_rate)
@@ -57,11 +63,9 @@ class UnitStream:
                 f"A chunk of {chunk_seconds} s with {left_context_seconds} s before and {right_context_seconds} s "
                 f"after is longer than the {longest / model.sampling_rate:g} s that the encoder hears; shorten it."
             )
-        self._reset()
 
-    def _reset(self) -> None:
-        self._held = torch.zeros(0)  # from the sample where frame `_first` begins
-        self._first, self._done = 0, 0
+    def _new_encoder(self) -> StreamState:
+        return _UnitWindows(self, may_be_empty=True)
 
     def num_samples(self, num_frames: int) -> int:
         """Fewest samples that give so many frames."""
@@ -73,7 +77,6 @@ class UnitStream:
         needed = max(self.num_samples(self.chunk + self.right_context), self.whole_samples + 1)
         return needed / self.model.sampling_rate
 
-    @torch.no_grad()
     def push(self, samples: torch.Tensor) -> torch.Tensor:
         """
         Args:
@@ -86,56 +89,72 @@ class UnitStream:
             TypeError: If they are no tensor of floating point.
             ValueError: If the samples are not in one row, or not finite.
         """
-        if not isinstance(samples, torch.Tensor) or not samples.is_floating_point():
-            kind = getattr(samples, "dtype", type(samples).__name__)
-            raise TypeError(
-                f"`samples` must be a tensor of floating point, but is {kind}; `torch.from_numpy` makes one."
-            )
-        if samples.dim() != 1:
-            raise ValueError(f"`samples` must have shape (num_samples,), but has {tuple(samples.shape)}.")
-        if not samples.isfinite().all():
-            raise ValueError("`samples` has NaN or infinity.")
-        hop = self.model.hop_length
-        self._held = torch.cat([self._held, samples.detach().float().cpu()])
-        codes = []
-        if self._done == 0 and len(self._held) <= self.whole_samples:
-            return self._joined(codes)
-        while len(self._held) >= self.num_samples(self._done - self._first + self.chunk + self.right_context):
-            end = self._done + self.chunk
-            # The context after, so that what is heard does not depend on how much more has arrived.
-            heard = self._held[: self.num_samples(end + self.right_context - self._first)]
-            codes.append(self._codes(heard)[:, self._done - self._first : end - self._first])
-            start = max(0, end - self.left_context)
-            self._held = self._held[(start - self._first) * hop :].clone()
-            self._first, self._done = start, end
-        return self._joined(codes)
+        if torch.is_tensor(samples):
+            if samples.dim() != 1:
+                raise ValueError(f"`samples` must have shape (num_samples,), but has {tuple(samples.shape)}.")
+            samples = samples[None, None]
+        return self.encode(samples)[0]
 
-    @torch.no_grad()
     def flush(self) -> torch.Tensor:
         """
         The recording has ended. What is pushed next begins another.
 
         Returns:
             `torch.LongTensor` of shape `(num_quantizers, num_frames)`: Codes of the frames that are left, so that
-            there are `model.get_encoded_length(num_samples)` in all.
+            there are `model.get_encoded_length(num_samples)` in all; that may be none.
         """
-        codes = []
+        return self.finish_encode()[0]
+
+
+class _UnitWindows(StreamState):
+    # The samples of a recording that are still needed, from the sample where frame `first` begins.
+
+    def __init__(self, stream: UnitStream, may_be_empty: bool, num_quantizers: int | None = None):
+        self.stream, self.may_be_empty, self.num_quantizers = stream, may_be_empty, num_quantizers
+        self.held: torch.Tensor | None = None  # (1, 1, num_samples)
+        self.first = self.done = self.num_pushed = 0
+
+    def push(self, inputs: torch.Tensor) -> torch.Tensor:
+        stream, hop = self.stream, self.stream.model.hop_length
+        self.num_pushed += inputs.shape[-1]
+        self.held = inputs if self.held is None else torch.cat([self.held, inputs], dim=-1)
+        codes: list[torch.Tensor] = []
+        if self.done == 0 and self.held.shape[-1] <= stream.whole_samples:
+            return self._joined(codes)
+        while self.held.shape[-1] >= stream.num_samples(self.done - self.first + stream.chunk + stream.right_context):
+            end = self.done + stream.chunk
+            # The context after, so that what is heard does not depend on how much more has arrived.
+            heard = self.held[..., : stream.num_samples(end + stream.right_context - self.first)]
+            codes.append(self._codes(heard)[..., self.done - self.first : end - self.first])
+            start = max(0, end - stream.left_context)
+            self.held = self.held[..., (start - self.first) * hop :].clone()
+            self.first, self.done = start, end
+        return self._joined(codes)
+
+    def finish(self) -> torch.Tensor:
+        model, codes = self.stream.model, []
         # A rest without a frame of its own is what the last chunk has heard already.
-        if len(self._held) and self.model.get_encoded_length(len(self._held)) > self._done - self._first:
-            codes.append(self._codes(self._held)[:, self._done - self._first :])
-        self._reset()
+        if self.held is not None and model.get_encoded_length(self.held.shape[-1]) > self.done - self.first:
+            codes.append(self._codes(self.held)[..., self.done - self.first :])
+        if not codes and not self.done and not self.may_be_empty:
+            raise ValueError(
+                f"The recording has {self.num_pushed} samples, but a frame needs {model.frame_span}; leave it out."
+            )
         return self._joined(codes)
 
     def _codes(self, samples: torch.Tensor) -> torch.Tensor:
-        return self.model.encode(samples[None, None].to(self.model.device)).audio_codes[0].cpu()
+        encoded = self.stream.model.encode(samples)
+        # A tuple if the model's configuration says `return_dict=False`.
+        codes = encoded[0] if isinstance(encoded, tuple) else encoded.audio_codes
+        return codes[:, : self.num_quantizers].cpu()
 
     def _joined(self, codes: list[torch.Tensor]) -> torch.Tensor:
-        if not codes:
-            return torch.zeros(self.model.config.num_quantizers, 0, dtype=torch.long)
-        return torch.cat(codes, dim=1)
+        if codes:
+            return torch.cat(codes, dim=-1)
+        return torch.zeros(1, self.num_quantizers or self.stream.model.config.num_quantizers, 0, dtype=torch.long)
 
 
-class WindowedUnitStream:
+class WindowedUnitStream(RecordingStream):
     """
     A recording through units in windows, in the shapes of [`SpeechStream`]; see [`WindowedEncoder`].
 
@@ -149,7 +168,14 @@ class WindowedUnitStream:
         decode_seconds (`float`, *optional*, defaults to 10): Speech that is decoded at once, in seconds.
         whole_samples (`int`, *optional*): Length up to which a recording is heard whole. Defaults to the model's
             `longest_exact_stream`.
+
+    Raises:
+        ValueError: If the model is in training mode, a number is no whole one, or the windows are impossible; see
+            [`UnitStream`].
     """
+
+    batch_size = 1
+    needs_all_codebooks = True
 
     def __init__(
         self,
@@ -161,84 +187,65 @@ class WindowedUnitStream:
         decode_seconds: float = 10.0,
         whole_samples: int | None = None,
     ):
-        self.model, self.num_quantizers, self.num_samples = model, num_quantizers, num_samples
+        super().__init__(model)
+        self.num_quantizers = None if num_quantizers is None else model.check_num_quantizers(num_quantizers)
+        self.num_samples = None if num_samples is None else check_whole_number(num_samples, "num_samples", 1)
         whole_samples = model.longest_exact_stream if whole_samples is None else whole_samples
         self._stream = UnitStream(model, window_seconds, context_seconds, context_seconds, whole_samples)
-        self._num_pushed = self._num_frames = 0
         self._window = max(1, round(decode_seconds * model.frame_rate))
-        self._codes: torch.Tensor | None = None  # from `_first` frames of the recording on
-        self._first = self._done = self._before = self._after = 0
 
     @property
     def chunk_samples(self) -> int:
         """Samples of a window without its context."""
         return self._stream.num_samples(self._stream.chunk)
 
-    def encode(self, input_values: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            input_values (`torch.Tensor` of shape `(1, 1, num_samples)`): The samples that follow, in [-1, 1].
+    def _new_encoder(self) -> StreamState:
+        return _UnitWindows(self._stream, may_be_empty=False, num_quantizers=self.num_quantizers)
 
-        Returns:
-            `torch.LongTensor` of shape `(1, num_quantizers, num_frames)`: Codes of the frames that are new.
-        """
-        if input_values.dim() != 3 or input_values.shape[:2] != (1, 1):
-            raise ValueError(
-                f"`input_values` must have shape (1, 1, num_samples), but has {tuple(input_values.shape)}."
-            )
-        self._num_pushed += input_values.shape[-1]
-        return self._counted(self._stream.push(input_values[0, 0]))
+    def _new_decoder(self) -> StreamState:
+        return _SpokenUnits(self.model, self._window, self.num_samples)
 
-    def finish_encode(self) -> torch.Tensor:
-        """The codes that are left, `(1, num_quantizers, num_frames)`. Raises `ValueError` if there is no frame."""
-        codes, num_pushed, num_frames = self._counted(self._stream.flush()), self._num_pushed, self._num_frames
-        self._num_pushed = self._num_frames = 0  # what is pushed next begins another recording
-        if num_frames == 0:
-            raise ValueError(
-                f"The recording has {num_pushed} samples, but a frame needs {self.model.frame_span}; leave it out."
-            )
-        return codes
 
-    def _counted(self, codes: torch.Tensor) -> torch.Tensor:
-        self._num_frames += codes.shape[1]
-        return codes[None, : self.num_quantizers]
+class _SpokenUnits(StreamState):
+    # The codes of a recording that are still needed, from frame `first` on; `done` frames were decoded.
 
-    def decode(self, audio_codes: torch.Tensor) -> torch.Tensor:
-        """Push codes `(1, num_quantizers, num_frames)`; returns samples `(1, 1, num_samples)` that are settled."""
-        if self._codes is None and self.model.vocoder is not None:
-            self._before, self._after = self.model.vocoder.decoder_context
-        audio_codes = audio_codes.to(self.model.device)
-        self._codes = audio_codes if self._codes is None else torch.cat([self._codes, audio_codes], dim=-1)
+    def __init__(self, model: Any, window: int, num_samples: int | None):
+        self.model, self.window, self.num_samples = model, window, num_samples
+        self.before, self.after = model.needed_vocoder().decoder_context
+        self.codes: torch.Tensor | None = None
+        self.first = self.done = 0
+
+    def push(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.codes = inputs if self.codes is None else torch.cat([self.codes, inputs], dim=-1)
         parts = []
-        while self._first + self._codes.shape[-1] > self._done + self._window + self._after:
-            parts.append(self._decode(self._window, is_end=False))
+        while self.first + self.codes.shape[-1] > self.done + self.window + self.after:
+            parts.append(self._decode(self.window, is_end=False))
         return self._joined(parts)
 
-    def finish_decode(self) -> torch.Tensor:
-        """The samples that are left, `(1, 1, num_samples)`. Raises `ValueError` if no code was pushed."""
-        if self._codes is None or self._codes.shape[-1] == 0:
-            raise ValueError("The stream is empty; push at least one frame before finishing it.")
+    def finish(self) -> torch.Tensor:
+        if self.codes is None or self.codes.shape[-1] == 0:
+            raise ValueError(EMPTY_STREAM)
         parts = []
-        while (left := self._first + self._codes.shape[-1] - self._done) > 0:
-            parts.append(self._decode(min(self._window, left), is_end=True))
-        self._codes, self._first, self._done = None, 0, 0
+        while (left := self.first + self.codes.shape[-1] - self.done) > 0:
+            parts.append(self._decode(min(self.window, left), is_end=True))
         return self._joined(parts)
 
-    @torch.no_grad()
     def _decode(self, count: int, is_end: bool) -> torch.Tensor:
-        assert self._codes is not None
-        hop, first, end = self.model.hop_length, self._first, self._done + count
-        num_frames = first + self._codes.shape[-1]
-        last = min(num_frames, end + self._after)
+        assert self.codes is not None
+        hop, first, end = self.model.hop_length, self.first, self.done + count
+        num_frames = first + self.codes.shape[-1]
+        last = min(num_frames, end + self.after)
         known = self.num_samples if is_end and last == num_frames else None
         audio_values = self.model.decode(
-            self._codes[..., : last - first], num_samples=None if known is None else known - first * hop
+            self.codes[..., : last - first],
+            num_samples=None if known is None else known - first * hop,
+            return_dict=True,
         ).audio_values
         is_last = is_end and end == num_frames
-        result = audio_values[..., (self._done - first) * hop : None if is_last else (end - first) * hop]
-        self._first = max(first, end - self._before)
-        self._codes = self._codes[..., self._first - first :].clone()
-        self._done = end
+        result = audio_values[..., (self.done - first) * hop : None if is_last else (end - first) * hop]
+        self.first = max(first, end - self.before)
+        self.codes = self.codes[..., self.first - first :].clone()
+        self.done = end
         return result
 
     def _joined(self, parts: list[torch.Tensor]) -> torch.Tensor:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import distributed, nn
 
+from .input_checks import check_whole_number
+
 
 class QuantizerOutput(NamedTuple):
     """
@@ -363,8 +365,4 @@ class ResidualVectorQuantizer(FreezableModule):
     def _check(self, num_quantizers: int | None, least: int = 1) -> int:
         if num_quantizers is None:
             return len(self.quantizers)
-        if not least <= num_quantizers <= len(self.quantizers):
-            raise ValueError(
-                f"`num_quantizers` must lie between {least} and {len(self.quantizers)}, but got {num_quantizers}."
-            )
-        return num_quantizers
+        return check_whole_number(num_quantizers, "num_quantizers", least, len(self.quantizers))

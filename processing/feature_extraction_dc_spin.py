@@ -7,5 +7,7 @@ from .feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 class DCSpinFeatureExtractor(RVQCodecFeatureExtractor):
     """Waveforms to padded batches, as [`RVQCodecFeatureExtractor`] does it; padding is on the right."""
 
+    padding_sides = ("right",)
+
 
 __all__ = ["DCSpinFeatureExtractor"]

@@ -22,8 +22,8 @@ def recording_fingerprint(recording: Any) -> str:
     the same size that differ between the pieces alone look equal.
 
     Args:
-        recording: A path, the bytes of a file, samples (`np.ndarray`), a dictionary `{"path", "bytes"}`, or a row with
-            such an `audio`.
+        recording: A path, the bytes of a file, samples (`np.ndarray` or list), a dictionary `{"path", "bytes"}` or
+            `{"array", "sampling_rate"}`, or a row with such an `audio`.
 
     Returns:
         `str`: 24 hexadecimal digits; `"missing"` if there is no such file.
@@ -31,7 +31,14 @@ def recording_fingerprint(recording: Any) -> str:
     if isinstance(recording, dict) and "audio" in recording:
         recording = recording["audio"]
     if isinstance(recording, dict):
-        recording = recording["path"] if recording.get("bytes") is None else recording["bytes"]
+        if recording.get("array") is not None:
+            recording = [list(recording["array"]), recording.get("sampling_rate")]
+        else:
+            recording = recording.get("path") if recording.get("bytes") is None else recording["bytes"]
+    if recording is None:
+        return "missing"
+    if isinstance(recording, list):
+        recording = repr(recording).encode()
     if isinstance(recording, np.ndarray):
         recording = np.ascontiguousarray(recording).tobytes()
     if isinstance(recording, bytes):

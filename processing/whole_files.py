@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files and folders that appear under their names only once they are complete."""
 
+import contextlib
+import errno
 import os
 import secrets
+import stat
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,20 +19,23 @@ class WholeFile:
 
     What is written to `temporary` becomes the file on `finish`. On `discard` it is removed, and an older file of that
     name stays as it was. As a context manager it gives the temporary path, and does the one or the other at the end of
-    the block, the latter after an exception.
+    the block, the latter after an exception. What is neither finished nor discarded is removed when Python ends.
 
     Args:
         path (`str` or `Path`): The file. Missing folders are created.
 
     Raises:
-        OSError: If a folder cannot be created.
+        OSError: If a folder cannot be created, or `path` is a folder, a device or a pipe.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
+        check_replaceable(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # In the same folder, where a rename is atomic. Its length is fixed, so that the longest names can be written.
         self.temporary = self.path.with_name(f".{secrets.token_hex(8)}.tmp")
+        # A signal may come before `with` has begun or while it ends.
+        self._remove = weakref.finalize(self, _remove, self.temporary)
 
     def finish(self) -> None:
         """
@@ -44,7 +51,7 @@ class WholeFile:
 
     def discard(self) -> None:
         """Remove what was written."""
-        self.temporary.unlink(missing_ok=True)
+        self._remove()
 
     def __enter__(self) -> Path:
         return self.temporary
@@ -54,6 +61,37 @@ class WholeFile:
             self.finish()
         else:
             self.discard()
+
+
+def _remove(path: Path) -> None:
+    # Where the folder has gone or can no longer be written, the error that led here says so.
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    """
+    Raises:
+        OSError: If `path` is there and no regular file: a new file would take the place of a device or a pipe.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "is a folder, where a file is to be written", os.fspath(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "is a device or a pipe, where a file is to be written", os.fspath(path))
+
+
+def check_folder_is_writable(path: str | os.PathLike[str]) -> None:
+    """
+    Create a folder where it is missing, and try whether files can be written into it.
+
+    Raises:
+        OSError: If not.
+    """
+    Path(path).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):
+        pass
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
@@ -76,6 +114,51 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
     return path
 
 
+class LinesFile:
+    """
+    A file to which lines are appended, each of them whole or not at all.
+
+    Args:
+        path (`str` or `Path`): The file, which is created if it is missing.
+
+    Raises:
+        OSError: If it cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        check_replaceable(self.path)
+        # Unbuffered: what a full disk has refused must not be written later.
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+
+    def append(self, line: str) -> None:
+        """
+        Args:
+            line (`str`): A line without its end.
+
+        Raises:
+            OSError: If it cannot be written, or the file has been removed or replaced. The file has only whole lines
+                then.
+        """
+        file, rest = self._file, memoryview((line + "\n").encode())
+        length = os.fstat(file.fileno()).st_size
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.ftruncate(file.fileno(), length)
+            raise
+        if not (self.path.exists() and os.path.samestat(os.stat(self.path), os.fstat(file.fileno()))):
+            raise FileNotFoundError(errno.ENOENT, "was removed or replaced while it was written", str(self.path))
+
+    def __enter__(self) -> "LinesFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
 @contextmanager
 def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
@@ -92,20 +175,20 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as parent:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".", ignore_cleanup_errors=True) as parent:
         folder, older = Path(parent, "new", path.name), Path(parent, "old")
         folder.mkdir(parents=True)
         yield folder
         if not any(folder.iterdir()):
             raise FileNotFoundError(f"{path}: nothing was written that could be put there.")
-        if path.exists():
-            os.replace(path, older)
         try:
+            if path.exists():
+                os.replace(path, older)
             os.replace(folder, path)
-        except OSError:
-            if older.exists():
+        except BaseException:  # a signal may come between the two
+            if older.exists() and not path.exists():
                 os.replace(older, path)
             raise
 
 
-__all__ = ["WholeFile", "whole_folder", "write_whole"]
+__all__ = ["LinesFile", "WholeFile", "check_folder_is_writable", "check_replaceable", "whole_folder", "write_whole"]

@@ -58,12 +58,15 @@ RVQ_MODEL_FILES = {
     "configuration_codec.py",
     "configuration_rvq_codec.py",
     "input_checks.py",
+    "mixed_precision.py",
     "modeling_rvq_codec.py",
+    "recording_stream.py",
     "spectral_layers.py",
     "spectral_losses.py",
     "vector_quantization.py",
 }
-RVQ_FILES = RVQ_MODEL_FILES | {"feature_extraction_rvq_codec.py"}
+EXTRACTOR_FILES = {"feature_extraction_rvq_codec.py", "resampling.py", "sampling_rates.py", "waveform_rows.py"}
+RVQ_FILES = RVQ_MODEL_FILES | EXTRACTOR_FILES
 DM_FILES = RVQ_FILES | {"configuration_dm_codec.py", "modeling_dm_codec.py", "feature_extraction_dm_codec.py"}
 CST_FILES = RVQ_FILES - {"configuration_rvq_codec.py", "modeling_rvq_codec.py"}
 CST_FILES |= {"configuration_cst.py", "latent_bottleneck.py", "modeling_cst.py", "feature_extraction_cst.py"}
@@ -73,18 +76,20 @@ VOCODER_FILES = {
     "configuration_codec.py",
     "configuration_unit_vocoder.py",
     "input_checks.py",
+    "mixed_precision.py",
     "modeling_unit_vocoder.py",
     "spectral_layers.py",
     "unit_runs.py",
 }
-UNITS_FILES = VOCODER_FILES | {
+UNITS_FILES = VOCODER_FILES | EXTRACTOR_FILES
+UNITS_FILES |= {
     "configuration_kmeans_units.py",
     "configuration_units.py",
     "encoder_geometry.py",
     "feature_extraction_kmeans_units.py",
-    "feature_extraction_rvq_codec.py",
     "modeling_kmeans_units.py",
     "padding_invariance.py",
+    "recording_stream.py",
     "speech_encoders.py",
     "unit_model.py",
     "unit_streaming.py",
@@ -98,6 +103,7 @@ LATENT_LM_FILES = {
     "continuous_heads.py",
     "input_checks.py",
     "latent_bottleneck.py",
+    "mixed_precision.py",
     "modeling_latent_lm.py",
     "spectral_layers.py",
     "vector_quantization.py",

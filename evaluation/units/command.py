@@ -35,7 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--list", metavar="FILE", help="the `file_name`s to use, one a line")
     parser.add_argument(
-        "--filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="the rows of the metadata to use"
+        "--filter",
+        metavar="COLUMN=VALUE[,VALUE]",
+        nargs="*",
+        action="extend",
+        default=[],
+        help="the rows of the metadata to use",
     )
     parser.add_argument("--limit", type=int, help="use only so many clips, drawn by the seed; default: all")
     parser.add_argument(

@@ -122,7 +122,8 @@ def read_spoken_clips(
     clips, speakers, genders = [], [], []
     for number in chosen:
         row = recordings[number]
-        file = Path(row["audio"]["path"] or "")
+        audio = row["audio"] if isinstance(row["audio"], dict) else {"path": row["audio"]}
+        file = Path(audio.get("path") or "") if isinstance(audio.get("path"), str | None) else Path()
         if not file.is_file():
             raise ValueError(f"`{path}` lists {recording_name(row, number)}, which is no file.")
         key = hashlib.sha256(file.read_bytes()).hexdigest()[:16]

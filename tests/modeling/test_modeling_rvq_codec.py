@@ -219,7 +219,7 @@ def test_nan_in_one_recording_stays_there(either, signal):
         (torch.zeros(1, 1, 1, 400), ValueError, r"must be mono"),
         (torch.zeros(1, 1, 0), ValueError, r"`input_values` is empty"),
         (torch.zeros(1, 0), ValueError, r"`input_values` is empty"),
-        (torch.zeros(1, 1, 400, dtype=torch.int16), TypeError, r"floating point .* but is torch.int16; divide"),
+        (torch.zeros(1, 1, 400, dtype=torch.int16), TypeError, r"floating point.* but is torch.int16; divide"),
     ],
 )
 def test_waveforms_that_are_none_are_refused(either, waveform, error, message):

@@ -165,6 +165,8 @@ def test_its_code_can_travel_to_the_hub():
     assert set(find_code_files([SpeechEncoderCTCConfig, SpeechEncoderForCTC])) == {
         "configuration_speech_encoder_ctc.py",
         "encoder_geometry.py",
+        "input_checks.py",
+        "mixed_precision.py",
         "modeling_speech_encoder_ctc.py",
         "padding_invariance.py",
         "speech_encoders.py",

@@ -89,7 +89,7 @@ def test_memory_is_bounded(models, signal):
     limit = stream.num_samples(15) + 320 + 500
     for part in signal(1, 40000)[0, 0].split(500):
         stream.push(part)
-        assert stream._held.untyped_storage().nbytes() <= 4 * limit
+        assert stream._states["encode"].held.untyped_storage().nbytes() <= 4 * limit
 
 
 def test_a_recording_without_a_frame_has_no_units(models):

@@ -81,7 +81,7 @@ def test_whisper_hears_30_seconds_at_most():
         ),
         layers=[1],
     )
-    model = KMeansUnitsModel(config)
+    model = KMeansUnitsModel(config).eval()
     WindowedEncoder(model, 26.0, 2.0)
     with pytest.raises(ValueError, match="30 s that the encoder hears"):
         WindowedEncoder(model, 26.1, 2.0)

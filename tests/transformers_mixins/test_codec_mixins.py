@@ -239,6 +239,25 @@ class RVQCodecFeatureExtractorMixinsTest(SequenceFeatureExtractionTestMixin, uni
     def setUp(self):
         self.feat_extract_tester = FeatureExtractorTester()
 
+    def test_attention_mask(self):
+        """The models take a `padding_mask` in its place."""
+        extractor = self.feature_extraction_class()
+        inputs = self.feat_extract_tester.prepare_inputs_for_common()
+        padded = extractor.pad({"input_values": inputs}, padding="longest", return_tensors="np")
+        assert padded["padding_mask"].shape == padded["input_values"].shape
+        assert padded["padding_mask"].sum(-1).tolist() == [len(waveform) for waveform in inputs]
+        assert "attention_mask" not in padded
+
+    def test_attention_mask_with_truncation(self):
+        """See above."""
+        extractor = self.feature_extraction_class()
+        inputs = self.feat_extract_tester.prepare_inputs_for_common()
+        shortest = min(map(len, inputs))
+        padded = extractor.pad(
+            {"input_values": inputs}, padding="max_length", max_length=shortest, truncation=True, return_tensors="np"
+        )
+        assert padded["padding_mask"].tolist() == [[1] * shortest] * len(inputs)
+
 
 class DMCodecFeatureExtractorMixinsTest(RVQCodecFeatureExtractorMixinsTest):
     feature_extraction_class = DMCodecFeatureExtractor

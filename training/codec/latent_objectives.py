@@ -17,6 +17,7 @@ from speech_tokenizers.modeling.codec_model import shift_steps
 from speech_tokenizers.modeling.configuration_cst import CST_PRESETS, CSTConfig
 from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer, tokenizer_of
+from speech_tokenizers.processing.metadata_files import as_text
 from speech_tokenizers.processing.recordings import DecodedRecordings, append_rejected, load_recordings
 from speech_tokenizers.processing.text_normalization import words_of
 from speech_tokenizers.processing.timed_labels import TimedWord, read_word_times
@@ -231,7 +232,7 @@ class RecognitionObjective(CodecObjective):
         if column not in recordings.metadata.column_names and timed:
             return [timed.get(index) for index in range(len(recordings))]
         check_column(column, recordings.metadata)
-        return [timed.get(index, text or None) for index, text in enumerate(recordings.metadata[column][:])]
+        return [timed.get(index, as_text(text)) for index, text in enumerate(recordings.metadata[column][:])]
 
     def targets(self, recording: int, first_sample: int, num_samples: int) -> dict[str, torch.Tensor]:
         """See [`CodecObjective`]: `<kind>_ctc_labels` (num_labels,), padded with -100, and `<kind>_ctc_span` (2,)."""
@@ -316,7 +317,7 @@ def _training_texts(args: CodecTrainingArguments, recognition: RecognitionArgume
     recordings = load_recordings(data.train, data.train_filter, data.train_files, data.train_split, data.audio_column)
     column = COLUMNS[recognition.unit] if recognition.column is None else recognition.column
     check_column(column, recordings)
-    return [text for text in recordings[column][:] if text]
+    return [as_text(text) for text in recordings[column][:] if text is not None]
 
 
 def cst_objectives(args: CodecTrainingArguments) -> list[LatentObjective | RecognitionObjective]:

@@ -35,6 +35,7 @@ from speech_tokenizers.modeling.modeling_hubert_masked_prediction import span_ma
 from speech_tokenizers.modeling.padding_invariance import frame_mask, make_padding_invariant, num_conv_frames
 from speech_tokenizers.modeling.speech_encoders import EXACT_IN_BATCHES
 from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
+from speech_tokenizers.processing.metadata_files import as_text
 from speech_tokenizers.processing.recordings import (
     DecodedRecordings,
     append_rejected,
@@ -427,7 +428,7 @@ def finetune_ctc(
         cache_dir = args.cache_dir or output / "audio_cache"
         with args.main_process_first(desc="decoding"):
             result = decode_all(dataset, feature_extractor.sampling_rate, cache_dir, args.process_index == 0)
-        texts = [text or "" for text in result.metadata[column][:]]
+        texts = [as_text(text) or "" for text in result.metadata[column][:]]
         return result, texts if phonemizer is None else phonemizer(texts)
 
     train, train_texts = decoded(recordings)
@@ -468,10 +469,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--phonemize", metavar="LANGUAGE", help="make phones of the text by espeak-ng, in this language, such as en-us"
     )
     parser.add_argument(
-        "--filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of RECORDINGS to train on"
+        "--filter",
+        metavar="COLUMN=VALUE[,VALUE]",
+        nargs="*",
+        action="extend",
+        default=[],
+        help="rows of RECORDINGS to train on",
     )
     parser.add_argument(
-        "--eval-filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of RECORDINGS to measure on"
+        "--eval-filter",
+        metavar="COLUMN=VALUE[,VALUE]",
+        nargs="*",
+        action="extend",
+        default=[],
+        help="rows of RECORDINGS to measure on",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in FOLDER, if any")
     parser.add_argument("--save-steps", type=int, default=500, help="between checkpoints (default: 500)")

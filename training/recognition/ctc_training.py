@@ -22,6 +22,7 @@ from speech_tokenizers.modeling.encoder_geometry import shortest_input
 from speech_tokenizers.modeling.modeling_speech_encoder_ctc import SpeechEncoderForCTC
 from speech_tokenizers.processing.audio_files import AudioFileError
 from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
+from speech_tokenizers.processing.metadata_files import as_text
 from speech_tokenizers.processing.recordings import (
     append_rejected,
     decode_recording,
@@ -79,7 +80,7 @@ class EncoderStates(torch.utils.data.Dataset):
         with path.open("wb") as file:
             for index, row in enumerate(tqdm(recordings, desc="Encoding", unit="file", disable=None)):
                 try:
-                    sequence = label_text(labels, row[column])
+                    sequence = label_text(labels, as_text(row[column]))
                     states = self._states_of(model, feature_extractor, row)
                     check_num_frames(states.shape[1], sequence)
                 except (AudioFileError, UnusableText) as error:
@@ -168,7 +169,7 @@ def train_recognizer(
     column = COLUMNS[unit] if column is None else column
     for dataset in filter(None, (recordings, eval_recordings)):
         check_column(column, dataset)
-    tokenizer = build_tokenizer((text for text in recordings[column][:] if text), unit)
+    tokenizer = build_tokenizer((as_text(text) for text in recordings[column][:] if text is not None), unit)
     labels = CTCLabels(tokenizer)
     model, feature_extractor = SpeechEncoderForCTC.from_encoder(
         encoder, vocab_size=len(tokenizer), pad_token_id=labels.blank, **fields
@@ -263,10 +264,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--column", metavar="NAME", default=None, help="holds the text, or the phones (`AO1 R | DH AH0`)"
     )
     parser.add_argument(
-        "--filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of RECORDINGS to train on"
+        "--filter",
+        metavar="COLUMN=VALUE[,VALUE]",
+        nargs="*",
+        action="extend",
+        default=[],
+        help="rows of RECORDINGS to train on",
     )
     parser.add_argument(
-        "--eval-filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of RECORDINGS to measure on"
+        "--eval-filter",
+        metavar="COLUMN=VALUE[,VALUE]",
+        nargs="*",
+        action="extend",
+        default=[],
+        help="rows of RECORDINGS to measure on",
     )
     parser.add_argument("--layer", default="weighted", help="weighted, average, last or a number (default: weighted)")
     parser.add_argument(

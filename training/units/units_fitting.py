@@ -443,7 +443,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--frame-rule", choices=("conv", "fairseq"), default="conv", help="frames of a padded row (default: conv)"
     )
     parser.add_argument(
-        "--filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of RECORDINGS to use"
+        "--filter",
+        metavar="COLUMN=VALUE[,VALUE]",
+        nargs="*",
+        action="extend",
+        default=[],
+        help="rows of RECORDINGS to use",
     )
     parser.add_argument("--fit-seconds", type=float, default=None, help="audio to use, drawn at random; default: all")
     parser.add_argument("--max-seconds", type=float, default=20.0, help="longer recordings are cut (default: 20)")

@@ -159,6 +159,9 @@ class _Coding:
             if isinstance(source, bytes):
                 info = soundfile.info(io.BytesIO(source))
                 return round(info.frames * self.sampling_rate / info.samplerate)
+            if not isinstance(source, str | os.PathLike):
+                samples = self._read(index)
+                return samples if isinstance(samples, Exception) else len(samples)
             with AudioReader(source, self.sampling_rate) as reader:
                 return reader.expected_num_samples
         except (AudioFileError, soundfile.LibsndfileError) as error:
@@ -174,7 +177,7 @@ class _Coding:
         try:
             if isinstance(source, np.ndarray):
                 return source
-            if isinstance(source, bytes):
+            if not isinstance(source, str | os.PathLike):
                 from speech_tokenizers.processing.recordings import decode_recording
 
                 return decode_recording(recording, self.sampling_rate)
@@ -281,12 +284,12 @@ class _Coding:
 
 
 def _audio_of(recording: Any) -> Any:
-    # A path, the bytes of a file, or samples.
+    # A path, the bytes of a file, samples, or what else a row holds.
     if not isinstance(recording, dict):
         return recording
     audio = recording["audio"]
-    if isinstance(audio, dict):
-        return audio["path"] if audio.get("bytes") is None else audio["bytes"]
+    if isinstance(audio, dict) and audio.get("array") is None:
+        return audio.get("path") if audio.get("bytes") is None else audio["bytes"]
     return audio
 
 
