@@ -229,9 +229,9 @@ def test_recordings_of_one_base_name_are_told_apart_by_their_number(parquet):
 
 
 def test_equal_names_are_refused_and_two_rows_are_named(parquet):
-    path = parquet("x.parquet", audio=[wav_bytes()] * 3, file_name=["a", "b", "a"])
-    with pytest.raises(ValueError, match=r"'a' stands in the rows 0 and 2"):
-        load_recordings(str(path))
+    path = parquet("x.parquet", audio=[wav_bytes()] * 4, file_name=["c", "a", "b", "a"], split=["1", "2", "2", "2"])
+    with pytest.raises(ValueError, match=r"'a' stands in the rows 1 and 3 \(from 0\)"):
+        load_recordings(str(path), {"split": "2"}, unique_names=True)
 
 
 def test_decoded_audio_is_kept_for_the_name_too(parquet, tmp_path):

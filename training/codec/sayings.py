@@ -41,7 +41,7 @@ class Sayings:
 
     def __init__(self, args: LanguageTeacherArguments, recordings: Any, device: torch.device):
         self.args, self.device = args, device
-        metadata = getattr(recordings, "metadata", None)
+        metadata: Any = getattr(recordings, "metadata", None)
         columns = [] if metadata is None else metadata.column_names
         self.names = list(getattr(recordings, "names", map(str, range(len(recordings)))))
         self.texts: Sequence[str | None] = [None] * len(recordings)

@@ -20,13 +20,14 @@ class DataArguments:
     Where the recordings are and how they become crops.
 
     Args:
-        train, eval (`str`, *optional*): A folder of audio files, with or without `metadata.jsonl` or `metadata.csv`;
-            such a file itself; a Parquet file or a folder of them; or the id of a dataset on the Hub.
+        train, eval (`str`, *optional*): A folder of audio files, with or without `metadata.jsonl`, `metadata.csv` or
+            `metadata.parquet`; such a file itself; a Parquet file or a folder of them; a folder that `save_to_disk`
+            wrote; or the id of a dataset on the Hub. See [`load_recordings`].
         train_filter, eval_filter (`dict`): Keep only rows where each named column has this value, or one of these
-            values.
+            values. They are compared as text.
         train_files, eval_files (`str`, *optional*): A text file that lists, one a line, the `file_name`s to keep.
-        train_split, eval_split (`str`): Split of a Hub dataset.
-        audio_column (`str`): Column of Parquet and Hub datasets that holds the audio.
+        train_split, eval_split (`str`): Split of a dataset that is saved or on the Hub.
+        audio_column (`str`): Column of Parquet, saved and Hub datasets that holds the audio.
         streaming (`bool`): Read the training data as a stream, decoded as it comes, instead of decoding all of it
             first.
         shuffle_buffer (`int`): Recordings among which a stream is shuffled.
@@ -175,8 +176,8 @@ class EvaluatedRecordingsArguments(RecordingsArguments):
 
 def decode_part(args: RecordingsArguments, part: str, sampling_rate: int, cache_dir: Path) -> DecodedRecordings:
     """
-    The recordings that a recipe names, decoded by the main process while the others wait, and how long they are on
-    the terminal.
+    The recordings that a recipe names, decoded by the main process while the others wait. The terminal shows how long
+    they are. What cannot be decoded is named, with the reason, in `<part>.rejected.jsonl` in `cache_dir`.
 
     Args:
         args ([`RecordingsArguments`]): Their places.
@@ -197,5 +198,11 @@ def decode_part(args: RecordingsArguments, part: str, sampling_rate: int, cache_
             processes.is_main_process,
         )
     if processes.is_main_process:
-        print(f"{source}: {len(recordings)} recordings, {recordings.seconds / 3600:.2f} h", file=sys.stderr)
+        summary = f"{source}: {len(recordings)} recordings, {recordings.seconds / 3600:.2f} h"
+        rejected_path = Path(cache_dir) / f"{part}.rejected.jsonl"
+        rejected_path.unlink(missing_ok=True)
+        if recordings.rejected:
+            append_rejected(rejected_path, recordings.rejected)
+            summary += f"; {len(recordings.rejected)} cannot be read, see {rejected_path}"
+        print(summary, file=sys.stderr)
     return recordings

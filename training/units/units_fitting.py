@@ -35,7 +35,7 @@ from speech_tokenizers.processing.recordings import (
     load_recordings,
     parse_filter,
 )
-from speech_tokenizers.processing.whole_files import WholeFile, whole_folder
+from speech_tokenizers.processing.whole_files import WholeFile, beside, whole_folder
 from speech_tokenizers.training.common.processes import leave_together
 from speech_tokenizers.training.common.set_aside import shorter_than, write_set_aside
 from speech_tokenizers.training.units.kmeans import assign, fit_kmeans, mean_squared_distance
@@ -483,7 +483,7 @@ def _fit_all(args: argparse.Namespace) -> None:
             targets[tuple(group), size] = args.output.joinpath("-".join(parts))
     if all((target / "config.json").is_file() for target in targets.values()):
         raise ValueError(f"{args.output} is finished; name another folder, or remove it.")
-    cache = args.cache_dir or args.output.with_name(f".{args.output.name}.cache")
+    cache = args.cache_dir or beside(args.output.with_name(f".{args.output.name}"), ".cache")
 
     with accelerator.main_process_first():
         recordings = decode_all(
@@ -493,7 +493,7 @@ def _fit_all(args: argparse.Namespace) -> None:
     if recordings.rejected:
         summary += f"; {len(recordings.rejected)} cannot be read"
     accelerator.print(summary, file=sys.stderr)
-    rejected_path = args.output.with_name(f"{args.output.name}.rejected.jsonl")
+    rejected_path = beside(args.output, ".rejected.jsonl")
     write_set_aside(rejected_path, recordings.rejected)
     for group in groups:
         try:

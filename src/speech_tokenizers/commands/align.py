@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from speech_tokenizers.processing.word_alignment import load_word_aligner
 
     logging.disable_progress_bar()
-    recordings = load_recordings(args.data, parse_filter(args.filter), args.list)
+    recordings = load_recordings(args.data, parse_filter(args.filter), args.list, unique_names=True)
     aligner = load_word_aligner(args.aligner, args.device)
     num_failed = align_recordings(
         aligner, recordings, args.output, args.text_column, args.unit == "label", args.phones_column
@@ -106,8 +106,9 @@ def align_recordings(
 
     from speech_tokenizers.processing.audio_files import AudioFileError
     from speech_tokenizers.processing.metadata_files import as_text
-    from speech_tokenizers.processing.recording_tables import with_names
+    from speech_tokenizers.processing.recording_tables import check_names_differ, with_names
     from speech_tokenizers.processing.recordings import append_rejected, decode_recording
+    from speech_tokenizers.processing.whole_files import beside
     from speech_tokenizers.processing.word_alignment import share_word_times
 
     columns = recordings.column_names
@@ -124,6 +125,7 @@ def align_recordings(
 
     recordings = with_names(recordings)
     names = recordings["file_name"][:]
+    check_names_differ(names)
     texts = [as_text(text) for text in recordings[text_column][:]] if text_column in columns else [None] * len(names)
     maker = aligner.key + (", labels" if with_labels else "")
     if phones_column is not None:
@@ -134,7 +136,7 @@ def align_recordings(
         which = f"{untold} of {len(missing)} recordings have no text in a column {text_column!r}"
         print(f"{which}; what {aligner.name} hears is written", file=sys.stderr)
 
-    rejected_path = word_times.path.with_name(f"{word_times.path.name}.rejected.jsonl")
+    rejected_path = beside(word_times.path, ".rejected.jsonl")
     rejected_path.unlink(missing_ok=True)  # what failed before is tried again
     num_rejected = 0
     for index in tqdm(missing, desc="align", unit="file", disable=None):

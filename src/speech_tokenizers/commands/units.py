@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from speech_tokenizers.processing.audio_files import AUDIO_SUFFIXES, find_files
+    from speech_tokenizers.processing.whole_files import beside
 
     files: dict[str, Path] = {}
     for path, relative in find_files(args.inputs, AUDIO_SUFFIXES):
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if args.overwrite:
         output.remove()
     names = [name for name in files if name not in known and name not in unwritable]
-    rejected_path = args.output.with_name(f"{args.output.name}.rejected.jsonl")
+    rejected_path = beside(args.output, ".rejected.jsonl")
     rejected_path.unlink(missing_ok=True)  # what failed before is tried again
     with (
         Tally("units", len(files), len(known), args.output, args.quiet, args.verbose) as tally,
