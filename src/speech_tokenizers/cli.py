@@ -2,12 +2,14 @@
 """
 The command `speech-tokenizers`. It parses, calls and prints; what it calls is imported once it is called.
 
-Exit codes: 0 all went well, 1 some files failed, 2 wrong usage (nothing was done).
+Exit codes: 0 all went well, 1 some files failed, 2 wrong usage (nothing was done), 130 stopped by Ctrl-C, 143 stopped
+by SIGTERM.
 """
 
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -34,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FloatingPointError as error:
         print(f"speech-tokenizers {chosen}: error: {one_line(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted", file=sys.stderr)
-        return 130
+        return 128 + getattr(error, "signal_number", signal.SIGINT)
 
 
 def _join_command(arguments: list[str]) -> list[str]:

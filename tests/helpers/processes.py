@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs in processes of their own, alone or as the ranks of one training."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -98,34 +99,30 @@ def _run(program: str | Path, args: Sequence[object], world_size: int, timeout: 
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    # Files, since a rank would wait for a full pipe to be read while another one waits for it.
-    files = [tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") for _ in range(world_size)]
-    ranks = [
-        start(program, *args, stdout=file, RANK=str(rank), LOCAL_RANK=str(rank), **shared)
-        for rank, file in enumerate(files)
-    ]
-    deadline = time.monotonic() + timeout
+    with contextlib.ExitStack() as stack:
+        # Files, since a rank would wait for a full pipe to be read while another one waits for it.
+        files = [
+            stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
+            for _ in range(world_size)
+        ]
+        ranks = [
+            start(program, *args, stdout=file, RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+            for rank, file in enumerate(files)
+        ]
+        codes = _codes(ranks, time.monotonic() + timeout)
+        for file in files:
+            file.seek(0)
+        return [Rank(code, file.read()) for code, file in zip(codes, files, strict=True)]
+
+
+def _codes(ranks: Sequence[subprocess.Popen], deadline: float) -> list[int | None]:
+    # Exit codes; those that still run at the deadline, or `GRACE` seconds after one failed, are killed.
+    has_failed = False
     while None in (codes := [process.poll() for process in ranks]) and time.monotonic() < deadline:
-        if any(codes):
-            deadline = min(deadline, time.monotonic() + GRACE)
-            _wait(ranks, deadline)
-            break
+        if any(codes) and not has_failed:
+            has_failed, deadline = True, min(deadline, time.monotonic() + GRACE)
         time.sleep(0.05)
-    codes = [process.poll() for process in ranks]
     for process in ranks:
         process.kill()
         process.wait()
-    outputs = []
-    for file in files:
-        file.seek(0)
-        outputs.append(file.read())
-        file.close()
-    return [Rank(code, output) for code, output in zip(codes, outputs, strict=True)]
-
-
-def _wait(ranks: Sequence[subprocess.Popen], deadline: float) -> None:
-    for process in ranks:
-        try:
-            process.wait(timeout=max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            return
+    return codes

@@ -33,6 +33,7 @@ from speech_tokenizers.training.common.recipe_trainer import (
     claim_output,
     train_until_done,
 )
+from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_of, recordings_named
 from speech_tokenizers.training.language_models.latent_prediction import (
     generation_milliseconds,
     judge,
@@ -216,9 +217,15 @@ def train_all(args: LatentLMArguments) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: If the output folder belongs to another recipe, or there is nothing to learn from.
     """
+    inputs = {"model": fingerprint_of(args.model)}
+    inputs |= {f"data.{part}": recordings_named(args.data, part) for part in ("train", "eval")}
+    output, processes = Path(args.output_dir), process_state()
+    # Heads are compared, so that what is settled for one is for all.
+    finished = ("",) if any((output / name / "results.json").is_file() for name in args.heads) else ()
+    RunRecord(output, args, inputs, finished).check()  # before hours of speech are decoded for nothing
     codec = load(args.model)[0]
     train, held_out = cached_latents(codec, args)
-    output, processes = claim_output(args), process_state()
+    claim_output(args, inputs, finished)
     for name in args.heads:
         folder = output / name
         if not (folder / "results.json").is_file():

@@ -14,7 +14,9 @@ from speech_tokenizers.processing.phonemization import EspeakPhonemizer
 from speech_tokenizers.processing.recordings import load_recordings
 from speech_tokenizers.training.common.recipe_files import check_names, load_recipe
 from speech_tokenizers.training.common.recipe_trainer import claim_output
+from speech_tokenizers.training.common.run_record import fingerprint_of, recordings_of
 from speech_tokenizers.training.recognition.ctc_finetuning import CTCFinetuningArguments, finetune_ctc
+from speech_tokenizers.training.recognition.ctc_targets import COLUMNS
 
 
 @dataclass
@@ -80,12 +82,19 @@ def finetune_by_recipe(args: CTCRecipeArguments) -> Path:
     data = args.data
     settings = {"logging_steps": 10, "save_total_limit": 2, "report_to": "none", **args.finetuning}
     training_args = CTCFinetuningArguments(output_dir=args.output_dir, cache_dir=data.cache_dir, **settings)
-    output = claim_output(args)
-    if (output / "config.json").is_file():
+    recordings = load_recordings(data.train, data.train_filter)
+    inputs = {
+        "encoder": fingerprint_of(args.encoder),
+        "data.train": recordings_of(recordings, [data.column or COLUMNS[args.unit], COLUMNS["character"]]),
+    }
+    # What is written last.
+    is_finished = (Path(args.output_dir) / "trainer_state.json").is_file()
+    output = claim_output(args, inputs, ("",) if is_finished else ())
+    if is_finished:
         return output
     finetune_ctc(
         args.encoder,
-        load_recordings(data.train, data.train_filter),
+        recordings,
         load_recordings(data.train, data.eval_filter) if data.eval_filter else None,
         args.unit,
         training_args,

@@ -32,6 +32,7 @@ from speech_tokenizers.training.common.recipe_trainer import (
     claim_output,
     train_until_done,
 )
+from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_of, recordings_named
 from speech_tokenizers.training.units.perturbed_views import PerturbedViewsDataset, pad_views
 
 
@@ -222,13 +223,15 @@ def train_dc_spin(args: DCSpinTrainingArguments) -> Path:
     """
     output = Path(args.output_dir)
     final = output / "final"
+    inputs = {"model.encoder": fingerprint_of(args.model["encoder"]), "data.train": recordings_named(args.data)}
     if (final / "config.json").is_file():
-        claim_output(args)
+        claim_output(args, inputs, finished=("",))
         return final
     model = build_model(args)
-    recordings = decode_part(args.data, "train", model.sampling_rate, args.cache_dir)
-    claim_output(args)
     perturbation = SpeakerPerturbation(**dataclasses.asdict(args.perturbation), sampling_rate=model.sampling_rate)
+    RunRecord(output, args, inputs).check()  # before hours of speech are decoded for nothing
+    recordings = decode_part(args.data, "train", model.sampling_rate, args.cache_dir)
+    claim_output(args, inputs)
     trainer = DCSpinTrainer(
         model,
         args,

@@ -35,6 +35,7 @@ from speech_tokenizers.training.common.recipe_trainer import (
     claim_output,
     train_until_done,
 )
+from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_of, recordings_named
 from speech_tokenizers.training.units.kmeans import fit_kmeans
 from speech_tokenizers.training.units.masked_prediction import MaskedPredictionDataset, MaskedPredictionTrainer
 from speech_tokenizers.training.units.mfcc import mfcc_features
@@ -172,8 +173,17 @@ def pretrain(args: HubertPretrainingArguments) -> Path:
         ValueError: If the output folder belongs to another recipe, or there is nothing to learn from.
     """
     config = _check_model(args)
+    inputs: dict[str, Any] = {"data.train": recordings_named(args.data)}
+    for name, iteration in args.iterations.items():
+        if iteration.labels.model is not None:
+            inputs[f"iterations.{name}.labels.model"] = fingerprint_of(iteration.labels.model)
+    output = Path(args.output_dir)
+    finished = [
+        f"iterations.{name}." for name in args.iterations if (output / name / "encoder" / "config.json").is_file()
+    ]
+    RunRecord(output, args, inputs, finished).check()  # before hours of speech are decoded for nothing
     recordings = decode_part(args.data, "train", 16000, args.cache_dir)
-    output = claim_output(args)
+    claim_output(args, inputs, finished)
     previous = None
     for name, iteration in args.iterations.items():
         folder = output / name

@@ -38,6 +38,7 @@ from speech_tokenizers.processing.recordings import (
 )
 from speech_tokenizers.processing.whole_files import WholeFile, whole_folder
 from speech_tokenizers.training.common.processes import leave_together
+from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_of, recordings_of
 from speech_tokenizers.training.units.kmeans import assign, fit_kmeans, mean_squared_distance
 from speech_tokenizers.training.units.pseudo_labels import as_float
 
@@ -481,9 +482,16 @@ def _fit_all(args: argparse.Namespace) -> None:
     cache = args.cache_dir or args.output.with_name(f".{args.output.name}.cache")
 
     with accelerator.main_process_first():
-        recordings = decode_all(
-            load_recordings(args.data, parse_filter(args.filter)), 16000, cache, accelerator.is_main_process
-        )
+        rows = load_recordings(args.data, parse_filter(args.filter))
+    if len(targets) > 1:
+        # Some may be finished, and all of a folder are compared.
+        names = ("num_stages", "normalization", "window", "frame_rule", "fit_seconds", "max_seconds", "batch_seconds")
+        settings = {name: getattr(args, name) for name in (*names, "max_epochs", "seed", "separately")}
+        settings |= {} if args.separately else {"layers": args.layers}
+        inputs = {"ENCODER": fingerprint_of(args.encoder), "RECORDINGS": recordings_of(rows)}
+        RunRecord(args.output, settings, inputs).keep()
+    with accelerator.main_process_first():
+        recordings = decode_all(rows, 16000, cache, accelerator.is_main_process)
     summary = f"{len(recordings)} recordings, {recordings.seconds / 3600:.2f} h"
     if recordings.rejected:
         rejected_path = args.output.with_name(f"{args.output.name}.rejected.jsonl")

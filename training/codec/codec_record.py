@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the run of a codec was begun with, and whether it may go on."""
+
+from typing import TYPE_CHECKING, Any
+
+from speech_tokenizers.training.codec.arguments import CodecTrainingArguments
+from speech_tokenizers.training.common.checkpoints import list_checkpoints
+from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_of
+
+
+if TYPE_CHECKING:
+    from speech_tokenizers.training.codec.codec_trainer import CodecTrainer
+
+# Settings that name models and files which a codec learns from.
+_SOURCES = (
+    "model.pretrained",
+    *("distillation.speech_teacher.model", "distillation.language_teacher.model"),
+    *("distillation.language_teacher.word_times", "distillation.language_teacher.aligner"),
+    "distillation.language_teacher.recognizer",
+    *("speech_features.model", "units.model", "recognition.recognizer", "recognition.word_times", "joint.pretrained"),
+)
+# Settings that name columns of the recordings which a codec learns from.
+_COLUMNS = (
+    *("distillation.language_teacher.text_column", "distillation.language_teacher.words_column"),
+    *("units.speaker_column", "units.speaker_embedding_column", "recognition.column"),
+)
+
+
+def keep_codec_run(trainer: "CodecTrainer", checkpoint: str | bool | None, early: bool = False) -> None:
+    """
+    Check that a run may go on with its settings and data, or may begin in its folder, and write down what it is for.
+
+    Args:
+        trainer ([`CodecTrainer`]): Trainer of the run.
+        checkpoint (`str` or `bool`, *optional*): Where it goes on; see [`CodecTrainer.train`].
+        early (`bool`, *optional*, defaults to `False`): Whether nothing was prepared yet: then files are checked that
+            need no work, and nothing is written.
+
+    Raises:
+        ValueError: If it may not.
+    """
+    args, output_dir = trainer.args, trainer.output_dir
+    older = list_checkpoints(output_dir)
+    if early:
+        if older and not checkpoint:
+            raise ValueError(
+                f"{output_dir} holds {older[-1].name} of an earlier run; go on from it with"
+                " `resume_from_checkpoint=latest`, or choose another `output_dir`."
+            )
+        if not older and checkpoint in (True, "latest"):
+            return
+    # Discriminators that have not learnt anything yet may be exchanged for others.
+    exchangeable = () if not early and trainer.adversary.acts else ("adversarial", "discriminator_optimizer")
+    record = RunRecord(
+        trainer.checkpoints.folder_of_run(checkpoint),
+        args,
+        {} if early else {**sources(args), **trainer.data.inputs(columns(args))},
+        allowed=(*args.allow_changes, *exchangeable),
+        measured=("data.eval",),
+    )
+    if early:
+        record.check()
+        return
+    if trainer.step == 0 and not (checkpoint and older):
+        # Nothing of an earlier beginning is gone on from.
+        if trainer.accelerator.is_main_process:
+            for name in ("recipe.yaml", "inputs.json"):
+                (output_dir / name).unlink(missing_ok=True)
+        trainer.accelerator.wait_for_everyone()
+    record.keep(output_dir, f"recipe-until-{trainer.step:08d}.yaml", f"from step {trainer.step}")
+
+
+def sources(args: CodecTrainingArguments) -> dict[str, str]:
+    """Fingerprints of the models and files that a recipe names, by the settings."""
+    named = {key: _value(args, key) for key in _SOURCES}
+    return {key: fingerprint_of(value) for key, value in named.items() if value is not None}
+
+
+def columns(args: CodecTrainingArguments) -> list[str]:
+    """Columns of the recordings that a recipe learns from."""
+    found = [_value(args, key) for key in _COLUMNS]
+    if args.recognition is not None and args.recognition.column is None:
+        found.append({"character": "text", "phone": "phones"}[args.recognition.unit])
+    return [column for column in found if column is not None]
+
+
+def _value(args: Any, key: str) -> Any:
+    for name in key.split("."):
+        args = getattr(args, name, None)
+    return args
