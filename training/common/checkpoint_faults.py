@@ -3,6 +3,7 @@
 
 import json
 import os
+import sys
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ def file_fault(path: Path) -> str | None:
         elif path.suffix == ".safetensors":
             with safe_open(path, framework="pt"):
                 pass
-        elif path.suffix in (".pt", ".pth"):
+        elif path.suffix in (".pt", ".pth", ".checkpoint"):
             with zipfile.ZipFile(path) as file:
                 if (broken := file.testzip()) is not None:
                     return f"is damaged (its part {broken} has other bytes than were written)"
@@ -40,6 +41,19 @@ def file_fault(path: Path) -> str | None:
     except (ValueError, SafetensorError, zipfile.BadZipFile, OSError, EOFError) as error:
         return f"is damaged ({' '.join(str(error).split())[:200]})"
     return None
+
+
+def remove_damaged(path: Path, consequence: str) -> None:
+    """
+    Remove a file that is damaged, and say so; for files that can be made anew.
+
+    Args:
+        path (`Path`): The file, which need not exist.
+        consequence (`str`): What happens then, for the message.
+    """
+    if path.is_file() and (fault := file_fault(path)) is not None:
+        tqdm.write(f"{path} {fault}; {consequence}.", file=sys.stderr)
+        path.unlink()
 
 
 def checkpoint_fault(folder: Path, required: Iterable[str]) -> str | None:
@@ -84,7 +98,8 @@ def newest_sound(checkpoints: Sequence[Path], fault: Callable[[Path], str | None
         if found is None:
             for other, reason in damaged:
                 aside = _set_aside(other)
-                tqdm.write(f"{other}: {reason}; going on from {folder.name}. What is left of it is now {aside.name}.")
+                words = f"{other}: {reason}; going on from {folder.name}. What is left of it is now {aside.name}."
+                tqdm.write(words, file=sys.stderr)
             return folder
         damaged.append((folder, found))
     if damaged:

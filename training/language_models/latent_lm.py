@@ -24,6 +24,7 @@ from speech_tokenizers.modeling.configuration_latent_lm import LatentLMConfig
 from speech_tokenizers.modeling.continuous_heads import build_head
 from speech_tokenizers.modeling.modeling_latent_lm import LatentLanguageModel
 from speech_tokenizers.processing.whole_files import whole_folder, write_whole
+from speech_tokenizers.training.common.checkpoint_faults import file_fault
 from speech_tokenizers.training.common.data import EvaluatedRecordingsArguments, decode_part
 from speech_tokenizers.training.common.processes import process_state
 from speech_tokenizers.training.common.recipe_files import load_recipe
@@ -231,6 +232,9 @@ def train_all(args: LatentLMArguments) -> dict[str, dict[str, float]]:
         if not (folder / "results.json").is_file():
             train_head(name, args, codec, train, held_out, folder)
         processes.wait_for_everyone()
+    for name in args.heads:
+        if (fault := file_fault(output / name / "results.json")) is not None:
+            raise ValueError(f"{output / name / 'results.json'} {fault}; delete it to measure anew.")
     results = {name: json.loads((output / name / "results.json").read_text("utf-8")) for name in args.heads}
     if processes.is_main_process:
         (output / "results.md").write_text(results_table(results) + "\n", encoding="utf-8")

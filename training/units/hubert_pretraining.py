@@ -26,6 +26,7 @@ from speech_tokenizers.modeling.modeling_hubert_masked_prediction import HubertF
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.processing.recordings import DecodedRecordings
 from speech_tokenizers.processing.whole_files import WholeFile, whole_folder
+from speech_tokenizers.training.common.checkpoint_faults import checkpoint_fault, remove_damaged
 from speech_tokenizers.training.common.data import decode_part
 from speech_tokenizers.training.common.processes import process_state
 from speech_tokenizers.training.common.recipe_files import check_names, load_recipe
@@ -190,6 +191,8 @@ def pretrain(args: HubertPretrainingArguments) -> Path:
         if not (folder / "encoder" / "config.json").is_file():
             run_iteration(args, name, iteration, config, recordings, folder, previous)
         previous = folder / "encoder"
+        if (fault := checkpoint_fault(previous, ["config.json", "model.safetensors"])) is not None:
+            raise ValueError(f"{previous}: {fault}; put a copy back, or delete that folder to make it anew.")
     assert previous is not None
     if process_state().is_main_process:
         with whole_folder(output / "final") as final:
@@ -317,6 +320,7 @@ def make_labeler(
     folder.mkdir(parents=True, exist_ok=True)
     if args.kind == "mfcc":
         path = folder / "mfcc_centroids.safetensors"
+        remove_damaged(path, "this k-means is fitted anew, to the same result")
         if not path.is_file():
             with WholeFile(path) as temporary:
                 save_file({"centroids": fit_mfcc(args, recordings, seed)}, temporary)
