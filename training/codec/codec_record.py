@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the run of a codec was begun with, and whether it may go on."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from speech_tokenizers.training.codec.arguments import CodecTrainingArguments
 from speech_tokenizers.training.common.checkpoints import list_checkpoints
 from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_of
 
-
-if TYPE_CHECKING:
-    from speech_tokenizers.training.codec.codec_trainer import CodecTrainer
 
 # Settings that name models and files which a codec learns from.
 _SOURCES = (
@@ -26,15 +23,15 @@ _COLUMNS = (
 )
 
 
-def keep_codec_run(trainer: "CodecTrainer", checkpoint: str | bool | None, early: bool = False) -> None:
+def keep_codec_run(trainer: Any, checkpoint: str | bool | None, early: bool = False) -> None:
     """
     Check that a run may go on with its settings and data, or may begin in its folder, and write down what it is for.
 
     Args:
         trainer ([`CodecTrainer`]): Trainer of the run.
         checkpoint (`str` or `bool`, *optional*): Where it goes on; see [`CodecTrainer.train`].
-        early (`bool`, *optional*, defaults to `False`): Whether nothing was prepared yet: then files are checked that
-            need no work, and nothing is written.
+        early (`bool`, *optional*, defaults to `False`): Whether nothing was prepared yet, so that hours of work are
+            spared where the run may not go on. Then nothing is written.
 
     Raises:
         ValueError: If it may not.
@@ -54,7 +51,7 @@ def keep_codec_run(trainer: "CodecTrainer", checkpoint: str | bool | None, early
     record = RunRecord(
         trainer.checkpoints.folder_of_run(checkpoint),
         args,
-        {} if early else {**sources(args), **trainer.data.inputs(columns(args))},
+        trainer.data.inputs(columns(args)) | sources(args),
         allowed=(*args.allow_changes, *exchangeable),
         measured=("data.eval",),
     )

@@ -45,6 +45,7 @@ class TrainingData:
         self.objectives, self.conditions = objectives, conditions
         self.train, self.evaluation = train, evaluation
         self._is_named = train is None
+        self._inputs: dict[str, Any] | None = None
         self.output_dir = Path(args.output_dir)
         self._has_conditions = False
 
@@ -62,12 +63,16 @@ class TrainingData:
         Args:
             columns (sequence of `str`): Columns that are learnt from.
         """
-        if isinstance(self.train, torch.utils.data.IterableDataset):
-            return {}
-        if not self._is_named:
-            return {"data.train": recordings_of(self.train)}
-        parts = ["train"] + ["eval"] * (self.args.data.eval is not None)
-        return {f"data.{part}": recordings_named(self.args.data, part, columns) for part in parts}
+        data = self.args.data
+        is_stream = data.streaming if self._is_named else isinstance(self.train, torch.utils.data.IterableDataset)
+        if self._inputs is None:
+            self._inputs = {}
+            if not self._is_named and not is_stream:
+                self._inputs["data.train"] = recordings_of(self.train)
+            for part in ["train"] * (not is_stream) + ["eval"] if self._is_named else []:
+                if getattr(data, part) is not None:
+                    self._inputs[f"data.{part}"] = recordings_named(data, part, columns)
+        return self._inputs
 
     def prepare_objectives(self, model: Any) -> None:
         """Let the objectives see the recordings; finds these first."""

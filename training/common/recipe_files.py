@@ -32,7 +32,7 @@ def load_recipe(path_or_name: str, overrides: Sequence[str], section: type) -> A
             wrong type.
     """
     recipe = _read(path_or_name, overrides)
-    named = convert(recipe.pop("trainer", section.trainer), str, "trainer")
+    named = as_written(recipe.pop("trainer", section.trainer))
     if named != section.trainer:
         raise ValueError(
             f"`{path_or_name}` is a recipe for the trainer `{named}`, but one for `{section.trainer}` is needed here."
@@ -50,7 +50,7 @@ def trainer_name(path_or_name: str, overrides: Sequence[str] = ()) -> str:
     Raises:
         ValueError: If the recipe does not exist.
     """
-    return convert(_read(path_or_name, overrides).get("trainer", "codec"), str, "trainer")
+    return as_written(_read(path_or_name, overrides).get("trainer", "codec"))
 
 
 def _read(path_or_name: str, overrides: Sequence[str]) -> dict[str, Any]:

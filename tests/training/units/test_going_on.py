@@ -135,8 +135,10 @@ def test_another_seed_is_refused_by_its_name(dc_spin, tmp_path, capsys):
     assert "`seed` was 0 and is 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
-@pytest.mark.parametrize("is_missing", [False, True], ids=["cut", "missing"])
+@pytest.mark.parametrize(
+    ("name", "is_missing"),
+    [("model.safetensors", False), ("optimizer.pt", True), ("scheduler.pt", False), ("rng_state.pth", True)],
+)
 def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(dc_spin, tmp_path, capsys, name, is_missing):
     assert main(["train", dc_spin]) == 0
     final = tmp_path / "run" / "final"
