@@ -76,7 +76,7 @@ class AdversarialArguments:
     def __post_init__(self):
         if self.objective not in ("hinge", "least_squares"):
             raise ValueError(f"`objective` must be 'hinge' or 'least_squares', but got {self.objective!r}.")
-        check_not_negative(self, "start_step", "warmup_steps")
+        check_not_negative(self, "start_step", "warmup_steps", prefix="adversarial.")
 
 
 @dataclass
@@ -224,6 +224,7 @@ class UnitArguments:
     cache_dir: str | None = None
 
     def __post_init__(self):
+        check_positive(self, "num_quantizers", prefix="units.")
         if self.speaker_column is not None and self.speaker_embedding_column is not None:
             raise ValueError("`speaker_column` and `speaker_embedding_column` exclude each other; give one of them.")
 
@@ -320,6 +321,9 @@ class CodecTrainingArguments:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
         check_not_negative(self, "eval_steps", "save_steps", "num_audio_samples")
+        for name, weight in self.loss_weights.items():
+            if weight < 0:
+                raise ValueError(f"`loss_weights.{name}` must not be negative, but is {weight}.")
         check_positive(self, "save_total_limit")
         check_seed(self.seed)
         start = self.latent_health.quantizer_start_step

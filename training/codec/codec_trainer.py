@@ -102,6 +102,11 @@ class CodecTrainer:
 
             self.compute_metrics = ClipMetrics(args.metrics, model.sampling_rate)
         self.loss_weights = check_loss_weights(args, self.loss_names, Adversary.loss_names)
+        if (num_samples := round(args.data.segment_seconds * model.sampling_rate)) < model.hop_length:
+            raise ValueError(
+                f"`data.segment_seconds` is {args.data.segment_seconds}, which are {num_samples} samples, but a frame"
+                f" of the codec has {model.hop_length}; make crops longer."
+            )
 
         self.accelerator = make_accelerator(args, bool(untrained_parts(model, self.loss_names)))
         if args.compile:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from speech_tokenizers.processing.recordings import DecodedRecordings, append_rejected, decode_all, load_recordings
 from speech_tokenizers.training.common.processes import process_state
+from speech_tokenizers.training.common.recipe_files import check_not_negative, check_positive
 
 
 @dataclass
@@ -45,8 +46,8 @@ class DataArguments:
 
     train: str | None = None
     eval: str | None = None
-    train_filter: dict[str, Any] = field(default_factory=dict)
-    eval_filter: dict[str, Any] = field(default_factory=dict)
+    train_filter: dict[str, str | list[str]] = field(default_factory=dict)
+    eval_filter: dict[str, str | list[str]] = field(default_factory=dict)
     train_files: str | None = None
     eval_files: str | None = None
     train_split: str = "train"
@@ -64,10 +65,10 @@ class DataArguments:
     num_workers: int = 0
 
     def __post_init__(self):
-        if self.segment_seconds <= 0 or self.max_eval_seconds <= 0:
-            raise ValueError("`segment_seconds` and `max_eval_seconds` must be positive.")
-        if self.max_eval_recordings is not None and self.max_eval_recordings < 1:
-            raise ValueError(f"`max_eval_recordings` must be at least 1, but got {self.max_eval_recordings}.")
+        check_positive(
+            self, "segment_seconds", "max_eval_seconds", "max_eval_recordings", "shuffle_buffer", prefix="data."
+        )
+        check_not_negative(self, "num_workers", prefix="data.")
         if len(self.gain_db) != 2 or self.gain_db[0] > self.gain_db[1]:
             raise ValueError(f"`gain_db` must be a pair [lowest, highest], but got {self.gain_db}.")
 
@@ -137,7 +138,7 @@ class RecordingsArguments:
     """
 
     train: str
-    train_filter: dict[str, Any] = field(default_factory=dict)
+    train_filter: dict[str, str | list[str]] = field(default_factory=dict)
     train_files: str | None = None
     train_split: str = "train"
     audio_column: str = "audio"
@@ -162,7 +163,7 @@ class EvaluatedRecordingsArguments(RecordingsArguments):
     """
 
     eval: str
-    eval_filter: dict[str, Any] = field(default_factory=dict)
+    eval_filter: dict[str, str | list[str]] = field(default_factory=dict)
     eval_files: str | None = None
     eval_split: str = "validation"
     max_eval_recordings: int = 40

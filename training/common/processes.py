@@ -7,7 +7,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcast_object_list, parse_flag_from_env
 from torch import nn
 
 from speech_tokenizers.processing.termination import interruption
@@ -96,8 +96,12 @@ def make_accelerator(args: Any, find_unused_parameters: bool) -> Accelerator:
     """
     # Buffers are not broadcast: a quantizer itself keeps codebooks equal on all processes.
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=find_unused_parameters)
+    precision = resolve_precision(args.mixed_precision, process_state().device.type)
+    if unknown := [name for name in args.report_to if name not in LoggerType.__members__.values()]:
+        known = ", ".join(kind.value for kind in LoggerType)
+        raise ValueError(f"`report_to` names the tracker {unknown[0]!r}, which is unknown; known are {known}.")
     accelerator = Accelerator(
-        mixed_precision=resolve_precision(args.mixed_precision, process_state().device.type),
+        mixed_precision=precision,
         log_with=list(args.report_to) or None,
         project_dir=args.output_dir,
         kwargs_handlers=[parallel],

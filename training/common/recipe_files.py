@@ -110,7 +110,14 @@ def build_section(section: type, values: Any, prefix: str) -> Any:
         raise ValueError(
             f"The recipe lacks {', '.join(f'`{prefix}{name}`' for name in missing)}; give it as key=value."
         )
-    return section(**{key: convert(value, hints[key], f"{prefix}{key}") for key, value in values.items()})
+    fields = {key: convert(value, hints[key], f"{prefix}{key}") for key, value in values.items()}
+    try:
+        return section(**fields)
+    except ValueError as error:
+        if not prefix or f"`{prefix}" in str(error):
+            raise
+        # Several sections may have settings of one name.
+        raise ValueError(f"In `{prefix.rstrip('.')}`: {error}") from error
 
 
 def check_names(given: Iterable[str], known: Iterable[str], what: str, prefix: str = "") -> None:
@@ -119,7 +126,8 @@ def check_names(given: Iterable[str], known: Iterable[str], what: str, prefix: s
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean `{prefix}{near[0]}`?" if near else f"known are {', '.join(known)}."
+            listed = ", ".join(map(str, known[:40])) + (f", ... ({len(known)} in all)" if len(known) > 40 else "")
+            hint = f"did you mean `{prefix}{near[0]}`?" if near else f"known are {listed}."
             raise ValueError(f"{what} `{prefix}{name}` is unknown; {hint}")
 
 
@@ -154,18 +162,9 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     converted = _scalar(value, origin)
     if converted is None:
         given = f"{as_written(value)!r}" if not isinstance(value, Plain) else value.text
-        raise ValueError(f"`{key}` must be {_KINDS.get(origin, origin.__name__)}, but got {given}.")
+        kind = "a number" if origin is float else f"of type {origin.__name__}"
+        raise ValueError(f"`{key}` must be {kind}, but got {given}.")
     return converted
-
-
-_KINDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    list: "a list, [like, this]",
-    dict: "a mapping of keys to values, {like: this}",
-}
 
 
 def _scalar(value: Any, kind: type) -> Any:

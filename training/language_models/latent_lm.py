@@ -27,7 +27,7 @@ from speech_tokenizers.processing.whole_files import whole_folder, write_whole
 from speech_tokenizers.training.common.checkpoint_faults import file_fault
 from speech_tokenizers.training.common.data import EvaluatedRecordingsArguments, decode_part
 from speech_tokenizers.training.common.processes import process_state
-from speech_tokenizers.training.common.recipe_files import load_recipe
+from speech_tokenizers.training.common.recipe_files import check_not_negative, check_positive, load_recipe
 from speech_tokenizers.training.common.recipe_trainer import (
     RecipeTrainer,
     ScheduledRecipeArguments,
@@ -67,6 +67,10 @@ class ContinuationArguments:
     temperature: float = 1.0
     cfg_scale: float = 1.0
 
+    def __post_init__(self):
+        check_positive(self, "prompt_seconds", "seconds", prefix="continuations.")
+        check_not_negative(self, "count", "temperature", "cfg_scale", prefix="continuations.")
+
 
 @dataclass(kw_only=True)
 class LatentLMArguments(ScheduledRecipeArguments):
@@ -105,6 +109,7 @@ class LatentLMArguments(ScheduledRecipeArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        check_not_negative(self, "input_noise_std", "stop_loss_weight", "stop_pos_weight")
         if not self.heads:
             raise ValueError("`heads` must name at least one.")
         for name in self.heads:

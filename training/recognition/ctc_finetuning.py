@@ -43,6 +43,7 @@ from speech_tokenizers.processing.recordings import (
     parse_filter,
 )
 from speech_tokenizers.training.common.processes import leave_together
+from speech_tokenizers.training.common.recipe_files import check_not_negative, check_positive, check_seed
 from speech_tokenizers.training.common.recipe_trainer import RecipeTrainer, newest_checkpoint, train_until_done
 from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_of, recordings_of
 from speech_tokenizers.training.recognition.ctc_targets import (
@@ -103,6 +104,14 @@ class CTCFinetuningArguments(TrainingArguments):
             raise ValueError(f"`max_steps` must be at least 1, but got {self.max_steps}.")
         if self.batch_seconds <= 0:
             raise ValueError(f"`batch_seconds` must be positive, but got {self.batch_seconds}.")
+        check_seed(self.seed)
+        check_positive(
+            self, "learning_rate", "mask_time_length", "mask_feature_length", "final_learning_rate_ratio", "save_steps"
+        )
+        check_not_negative(self, "warmup_steps", "hold_steps", "freeze_encoder_steps", "weight_decay", "max_grad_norm")
+        for name in ("mask_time_prob", "mask_feature_prob", "layerdrop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must lie between 0 and 1, but got {getattr(self, name)}.")
         if self.get_warmup_steps(self.max_steps) + self.get_hold_steps() > self.max_steps:
             raise ValueError(
                 f"`warmup_steps` ({self.warmup_steps}) and `hold_steps` ({self.hold_steps}) must fit into `max_steps`"

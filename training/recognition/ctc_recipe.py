@@ -5,6 +5,7 @@ Fine-tune a speech encoder by CTC by a recipe, such as stage II of DC-Spin; what
 After an interruption, the same command continues at the newest checkpoint.
 """
 
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, ClassVar
 
 from speech_tokenizers.processing.phonemization import EspeakPhonemizer
 from speech_tokenizers.processing.recordings import load_recordings
-from speech_tokenizers.training.common.recipe_files import check_names, load_recipe
+from speech_tokenizers.training.common.recipe_files import check_names, convert, load_recipe
 from speech_tokenizers.training.common.recipe_trainer import claim_output
 from speech_tokenizers.training.common.run_record import fingerprint_of, recordings_of
 from speech_tokenizers.training.recognition.ctc_finetuning import CTCFinetuningArguments, finetune_ctc
@@ -34,8 +35,8 @@ class CTCDataArguments:
     """
 
     train: str
-    train_filter: dict[str, Any] = field(default_factory=dict)
-    eval_filter: dict[str, Any] = field(default_factory=dict)
+    train_filter: dict[str, str | list[str]] = field(default_factory=dict)
+    eval_filter: dict[str, str | list[str]] = field(default_factory=dict)
     column: str | None = None
     phonemize: str | None = None
     cache_dir: str | None = None
@@ -67,6 +68,14 @@ class CTCRecipeArguments:
             raise ValueError(f"`unit` must be 'phone' or 'character', but got {self.unit!r}.")
         known = set(CTCFinetuningArguments.__dataclass_fields__) - {"output_dir", "cache_dir"}
         check_names(self.finetuning, known, "The recipe's key", "finetuning.")
+        hints = typing.get_type_hints(CTCFinetuningArguments)
+        for name, value in self.finetuning.items():
+            hint = hints[name]
+            kinds = set(typing.get_args(hint) or [hint])
+            if kinds <= {int, float, bool, str, type(None)}:
+                # The widest of its kinds, which takes what the others take.
+                widest = next(kind for kind in (str, float, int, bool) if kind in kinds)
+                convert(value, widest | None if type(None) in kinds else widest, f"finetuning.{name}")
 
 
 def finetune_by_recipe(args: CTCRecipeArguments) -> Path:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 from speech_tokenizers.processing.termination import interruption
 from speech_tokenizers.processing.whole_files import whole_folder
 from speech_tokenizers.training.common.child_process import run_command
-from speech_tokenizers.training.common.recipe_files import load_recipe
+from speech_tokenizers.training.common.recipe_files import check_positive, check_seed, load_recipe
 
 
 # Units that swapped prediction learns, by name, with their differences from the recipe of `dc_spin`.
@@ -39,8 +39,8 @@ class StudyDataArguments:
 
     train: str
     eval: str
-    train_filter: dict[str, Any] = field(default_factory=dict)
-    eval_filter: dict[str, Any] = field(default_factory=dict)
+    train_filter: dict[str, str | list[str]] = field(default_factory=dict)
+    eval_filter: dict[str, str | list[str]] = field(default_factory=dict)
     labels: str | None = None
     cache_dir: str | None = None
 
@@ -100,6 +100,8 @@ class UnitStudyArguments:
     seed: int = 0
 
     def __post_init__(self):
+        check_positive(self, "codebook_size")
+        check_seed(self.seed)
         if "kmeans" in self.variants:
             raise ValueError("`variants` must not be called `kmeans`, which is the baseline.")
         known = ["kmeans", *self.variants]

@@ -25,7 +25,7 @@ from speech_tokenizers.processing.speaker_perturbation import SpeakerPerturbatio
 from speech_tokenizers.processing.whole_files import whole_folder
 from speech_tokenizers.training.common.data import decode_part
 from speech_tokenizers.training.common.processes import process_state
-from speech_tokenizers.training.common.recipe_files import check_names, load_recipe
+from speech_tokenizers.training.common.recipe_files import check_names, check_positive, load_recipe
 from speech_tokenizers.training.common.recipe_trainer import (
     RecipeTrainer,
     ScheduledRecipeArguments,
@@ -97,6 +97,7 @@ class DCSpinTrainingArguments(ScheduledRecipeArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        check_positive(self, "initial_learning_rate", "final_learning_rate")
         if not isinstance(self.model.get("encoder"), str):
             raise ValueError("The recipe lacks `model.encoder`, folder or Hub id of a speech encoder.")
         known = {"encoder", *DCSpinConfig.__dataclass_fields__} - {"encoder_config", "vocoder_config"}

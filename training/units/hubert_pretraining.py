@@ -29,7 +29,7 @@ from speech_tokenizers.processing.whole_files import WholeFile, whole_folder
 from speech_tokenizers.training.common.checkpoint_faults import checkpoint_fault, remove_damaged
 from speech_tokenizers.training.common.data import decode_part
 from speech_tokenizers.training.common.processes import process_state
-from speech_tokenizers.training.common.recipe_files import check_names, load_recipe
+from speech_tokenizers.training.common.recipe_files import check_names, check_not_negative, check_positive, load_recipe
 from speech_tokenizers.training.common.recipe_trainer import (
     RecipeArguments,
     ScheduleArguments,
@@ -85,6 +85,8 @@ class LabelArguments:
             raise ValueError("`labels.kind=codes` needs `labels.model`, whose codes they are.")
         if self.subtract_mean and self.kind != "mfcc":
             raise ValueError(f"`labels.subtract_mean` is of MFCC, but `labels.kind` is {self.kind!r}.")
+        check_positive(self, "num_clusters", "fit_seconds", prefix="labels.")
+        check_not_negative(self, "codebook", "layer", prefix="labels.")
 
 
 @dataclass(kw_only=True)
@@ -342,7 +344,7 @@ def make_labeler(
 
 def fit_mfcc(args: LabelArguments, recordings: DecodedRecordings, seed: int) -> torch.Tensor:
     """Centroids `(num_clusters, 39)` of the MFCC of recordings drawn at random, `args.fit_seconds` of them in all."""
-    parts, left = [], args.fit_seconds or float("inf")
+    parts, left = [], float("inf") if args.fit_seconds is None else args.fit_seconds
     for index in np.random.default_rng(seed).permutation(len(recordings)):
         recording = recordings[int(index)]
         if left > 0 and len(recording) >= 0.1 * recordings.sampling_rate:
