@@ -174,6 +174,25 @@ class EvaluatedRecordingsArguments(RecordingsArguments):
             raise ValueError(f"`data.max_eval_recordings` must be at least 1, but got {self.max_eval_recordings}.")
 
 
+def check_shortest(args: RecordingsArguments, sampling_rate: int, shortest: int) -> None:
+    """
+    Check that an encoder can hear the shortest recording that is not left out.
+
+    Args:
+        args ([`RecordingsArguments`]): Section of the recipe.
+        sampling_rate (`int`): Sampling rate of the encoder, in Hz.
+        shortest (`int`): Number of samples that a frame of the encoder needs.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if round(args.min_seconds * sampling_rate) < shortest:
+        raise ValueError(
+            f"`data.min_seconds` is {args.min_seconds}, but a frame of the encoder needs {shortest / sampling_rate:g}"
+            " s; raise it, so that shorter recordings are left out."
+        )
+
+
 def decode_part(args: RecordingsArguments, part: str, sampling_rate: int, cache_dir: Path) -> DecodedRecordings:
     """
     The recordings that a recipe names, decoded by the main process while the others wait, and how long they are on

@@ -105,9 +105,8 @@ class CTCFinetuningArguments(TrainingArguments):
         if self.batch_seconds <= 0:
             raise ValueError(f"`batch_seconds` must be positive, but got {self.batch_seconds}.")
         check_seed(self.seed)
-        check_positive(
-            self, "learning_rate", "mask_time_length", "mask_feature_length", "final_learning_rate_ratio", "save_steps"
-        )
+        check_positive(self, "gradient_accumulation_steps", "learning_rate", "final_learning_rate_ratio", "save_steps")
+        check_positive(self, "mask_time_length", "mask_feature_length")
         check_not_negative(self, "warmup_steps", "hold_steps", "freeze_encoder_steps", "weight_decay", "max_grad_norm")
         for name in ("mask_time_prob", "mask_feature_prob", "layerdrop"):
             if not 0 <= getattr(self, name) <= 1:

@@ -90,7 +90,10 @@ def finetune_by_recipe(args: CTCRecipeArguments) -> Path:
     """
     data = args.data
     settings = {"logging_steps": 10, "save_total_limit": 2, "report_to": "none", **args.finetuning}
-    training_args = CTCFinetuningArguments(output_dir=args.output_dir, cache_dir=data.cache_dir, **settings)
+    try:
+        training_args = CTCFinetuningArguments(output_dir=args.output_dir, cache_dir=data.cache_dir, **settings)
+    except ValueError as error:
+        raise ValueError(f"In `finetuning`: {error}") from error
     recordings = load_recordings(data.train, data.train_filter)
     inputs = {
         "encoder": fingerprint_of(args.encoder),

@@ -23,7 +23,7 @@ from speech_tokenizers.modeling.modeling_dc_spin import DCSpinModel
 from speech_tokenizers.processing.feature_extraction_dc_spin import DCSpinFeatureExtractor
 from speech_tokenizers.processing.speaker_perturbation import SpeakerPerturbation
 from speech_tokenizers.processing.whole_files import whole_folder
-from speech_tokenizers.training.common.data import decode_part
+from speech_tokenizers.training.common.data import check_shortest, decode_part
 from speech_tokenizers.training.common.processes import process_state
 from speech_tokenizers.training.common.recipe_files import check_names, check_positive, load_recipe
 from speech_tokenizers.training.common.recipe_trainer import (
@@ -99,7 +99,7 @@ class DCSpinTrainingArguments(ScheduledRecipeArguments):
         super().__post_init__()
         check_positive(self, "initial_learning_rate", "final_learning_rate")
         if not isinstance(self.model.get("encoder"), str):
-            raise ValueError("The recipe lacks `model.encoder`, folder or Hub id of a speech encoder.")
+            raise ValueError("The recipe lacks `model.encoder`, folder or Hub id of a speech encoder, in quotes.")
         known = {"encoder", *DCSpinConfig.__dataclass_fields__} - {"encoder_config", "vocoder_config"}
         check_names(self.model, known, "The recipe's key", "model.")
 
@@ -264,6 +264,7 @@ def build_model(args: DCSpinTrainingArguments) -> DCSpinModel:
         model = DCSpinModel.from_encoder(args.model["encoder"], **fields)
     except StrictDataclassError as error:
         raise ValueError(str(error)) from error
+    check_shortest(args.data, model.sampling_rate, model.shortest_input)
     if model.longest_input is not None and args.data.max_seconds * model.sampling_rate > model.longest_input:
         raise ValueError(
             f"`data.max_seconds` ({args.data.max_seconds}) is more than the encoder hears at once,"

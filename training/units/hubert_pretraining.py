@@ -27,7 +27,7 @@ from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.processing.recordings import DecodedRecordings
 from speech_tokenizers.processing.whole_files import WholeFile, whole_folder
 from speech_tokenizers.training.common.checkpoint_faults import checkpoint_fault, remove_damaged
-from speech_tokenizers.training.common.data import decode_part
+from speech_tokenizers.training.common.data import check_shortest, decode_part
 from speech_tokenizers.training.common.processes import process_state
 from speech_tokenizers.training.common.recipe_files import check_names, check_not_negative, check_positive, load_recipe
 from speech_tokenizers.training.common.recipe_trainer import (
@@ -209,8 +209,15 @@ def _check_model(args: HubertPretrainingArguments) -> HubertMaskedPredictionConf
         config = HubertMaskedPredictionConfig(**args.model)
     except StrictDataclassError as error:
         raise ValueError(str(error)) from error
-    with torch.device("meta"):
-        model = HubertForMaskedPrediction(config)
+    for name, value in args.model.items():
+        if name.endswith(("dropout", "layerdrop")) and not 0 <= value <= 1:
+            raise ValueError(f"`model.{name}` must lie between 0 and 1, but got {value}.")
+    try:
+        with torch.device("meta"):
+            model = HubertForMaskedPrediction(config)
+    except (ValueError, ZeroDivisionError, RuntimeError) as error:
+        raise ValueError(f"`model` cannot be built from its sizes: {error}.") from error
+    check_shortest(args.data, 16000, receptive_field(config))
     if args.stem_init == "spectral":
         check_spectral_stem(model.hubert.feature_extractor)
     for name, iteration in args.iterations.items():
@@ -221,6 +228,14 @@ def _check_model(args: HubertPretrainingArguments) -> HubertMaskedPredictionConf
                 f" layers, but got {labels.layer}."
             )
     return config
+
+
+def receptive_field(config: HubertMaskedPredictionConfig) -> int:
+    """Number of samples that the first frame of the convolutional front end is computed from."""
+    samples = 1
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        samples = (samples - 1) * stride + kernel
+    return samples
 
 
 def run_iteration(

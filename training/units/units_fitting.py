@@ -242,6 +242,11 @@ def fit_units(
         raise ValueError(
             f"`features` must be ({config.num_streams}, num_frames, {config.hidden_size}), but are {features.shape}."
         )
+    if features.shape[1] < config.codebook_size:
+        raise ValueError(
+            f"`codebook_size` (--codebook-size) is {config.codebook_size}, but there are only {features.shape[1]}"
+            " frames; give more speech or fewer centroids."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     if config.normalization == "standardize":
         moments = [_moments(stream) for stream in features]

@@ -3,6 +3,7 @@
 
 import argparse
 import importlib
+import os
 
 
 # What a recipe may give as `trainer`, and the module that trains by it. The module offers
@@ -30,6 +31,11 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from speech_tokenizers.training.common.recipe_files import check_names, recipe_errors, trainer_name
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # First of all: others would wait for a process that fails before it has joined them.
+        from speech_tokenizers.training.common.processes import process_state
+
+        process_state()
     name = trainer_name(args.recipe, args.overrides)
     check_names([name], TRAINERS, "The recipe's trainer")
     with recipe_errors():
