@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the run of a codec was begun with, and whether it may go on."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from speech_tokenizers.training.codec.arguments import CodecTrainingArguments
+from speech_tokenizers.training.common.checkpoint_faults import set_aside
 from speech_tokenizers.training.common.checkpoints import list_checkpoints
 from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_of
 
@@ -38,14 +43,10 @@ def keep_codec_run(trainer: Any, checkpoint: str | bool | None, early: bool = Fa
     """
     args, output_dir = trainer.args, trainer.output_dir
     older = list_checkpoints(output_dir)
-    if early:
-        if older and not checkpoint:
-            raise ValueError(
-                f"{output_dir} holds {older[-1].name} of an earlier run; go on from it with"
-                " `resume_from_checkpoint=latest`, or choose another `output_dir`."
-            )
-        if not older and checkpoint in (True, "latest"):
+    if not checkpoint or (checkpoint in (True, "latest") and not older):
+        if early:
             return
+        _make_room(trainer, older)
     # Discriminators that have not learnt anything yet may be exchanged for others.
     exchangeable = () if not early and trainer.adversary.acts else ("adversarial", "discriminator_optimizer")
     record = RunRecord(
@@ -58,13 +59,19 @@ def keep_codec_run(trainer: Any, checkpoint: str | bool | None, early: bool = Fa
     if early:
         record.check()
         return
-    if trainer.step == 0 and not (checkpoint and older):
-        # Nothing of an earlier beginning is gone on from.
-        if trainer.accelerator.is_main_process:
-            for name in ("recipe.yaml", "inputs.json"):
-                (output_dir / name).unlink(missing_ok=True)
-        trainer.accelerator.wait_for_everyone()
     record.keep(output_dir, f"recipe-until-{trainer.step:08d}.yaml", f"from step {trainer.step}")
+
+
+def _make_room(trainer: Any, older: Sequence[Path]) -> None:
+    # A run that begins anew goes on from nothing of an earlier one, whose checkpoints it would count among its own:
+    # the newest of all are kept, and the newest is gone on from.
+    if trainer.accelerator.is_main_process:
+        for name in ("recipe.yaml", "inputs.json"):
+            (trainer.output_dir / name).unlink(missing_ok=True)
+        if older:
+            names = ", ".join(set_aside(folder, "earlier").name for folder in older)
+            tqdm.write(f"warning: {trainer.output_dir} holds an earlier run; its checkpoints are now {names}.")
+    trainer.accelerator.wait_for_everyone()
 
 
 def sources(args: CodecTrainingArguments) -> dict[str, str]:

@@ -246,8 +246,8 @@ class CodecTrainer:
             `dict`: Losses that were logged last, by name.
 
         Raises:
-            ValueError: If the run was begun with other settings or data than `args.allow_changes` lets differ, its
-                checkpoints are damaged, or it is to begin anew in a folder that holds some.
+            ValueError: If the run was begun with other settings or data than `args.allow_changes` lets differ, or
+                its checkpoints are damaged.
         """
         if resume_from_checkpoint is None:
             resume_from_checkpoint = self.args.resume_from_checkpoint

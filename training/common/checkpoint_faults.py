@@ -97,7 +97,7 @@ def newest_sound(checkpoints: Sequence[Path], fault: Callable[[Path], str | None
         found = fault(folder)
         if found is None:
             for other, reason in damaged:
-                aside = _set_aside(other)
+                aside = set_aside(other, "damaged")
                 words = f"{other}: {reason}; going on from {folder.name}. What is left of it is now {aside.name}."
                 tqdm.write(words, file=sys.stderr)
             return folder
@@ -110,9 +110,10 @@ def newest_sound(checkpoints: Sequence[Path], fault: Callable[[Path], str | None
     return None
 
 
-def _set_aside(folder: Path) -> Path:
+def set_aside(folder: Path, why: str) -> Path:
+    """Rename a checkpoint to `WHY-NAME`, under which it counts no longer; returns the new folder."""
     number = 0
-    while (aside := folder.with_name(f"damaged-{folder.name}{f'-{number}' if number else ''}")).exists():
+    while (aside := folder.with_name(f"{why}-{folder.name}{f'-{number}' if number else ''}")).exists():
         number += 1
     os.replace(folder, aside)
     return aside

@@ -188,8 +188,8 @@ def load_states(folder: Path, parts: Mapping[str, Any]) -> None:
             module.load_state_dict(load_file(folder / f"{name}.safetensors"))
         except RuntimeError as error:
             raise ValueError(
-                f"The {name} of `{folder}` is of another recipe than this one's; choose another"
-                f" `output_dir` ({' '.join(str(error).split())[:300]})."
+                f"The {name} of `{folder}` is of another recipe than this one's; choose another `output_dir`, or begin"
+                f" anew with `resume_from_checkpoint=null` ({' '.join(str(error).split())[:300]})."
             ) from error
     for name, value in objects.items():
         value.load_state_dict(states[name])

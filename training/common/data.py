@@ -65,9 +65,9 @@ class DataArguments:
     num_workers: int = 0
 
     def __post_init__(self):
-        check_positive(
-            self, "segment_seconds", "max_eval_seconds", "max_eval_recordings", "shuffle_buffer", prefix="data."
-        )
+        check_positive(self, "segment_seconds", "max_eval_seconds", "shuffle_buffer", prefix="data.")
+        if self.max_eval_recordings is not None and self.max_eval_recordings < 1:
+            raise ValueError(f"`max_eval_recordings` must be at least 1, but got {self.max_eval_recordings}.")
         check_not_negative(self, "num_workers", prefix="data.")
         if len(self.gain_db) != 2 or self.gain_db[0] > self.gain_db[1]:
             raise ValueError(f"`gain_db` must be a pair [lowest, highest], but got {self.gain_db}.")

@@ -97,9 +97,10 @@ def make_accelerator(args: Any, find_unused_parameters: bool) -> Accelerator:
     # Buffers are not broadcast: a quantizer itself keeps codebooks equal on all processes.
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=find_unused_parameters)
     precision = resolve_precision(args.mixed_precision, process_state().device.type)
-    if unknown := [name for name in args.report_to if name not in LoggerType.__members__.values()]:
-        known = ", ".join(kind.value for kind in LoggerType)
-        raise ValueError(f"`report_to` names the tracker {unknown[0]!r}, which is unknown; known are {known}.")
+    known = [kind.value for kind in LoggerType]
+    if unknown := [name for name in args.report_to if name not in known]:
+        listed = ", ".join(known)
+        raise ValueError(f"`report_to` names the tracker {unknown[0]!r}, which is unknown; known are {listed}.")
     accelerator = Accelerator(
         mixed_precision=precision,
         log_with=list(args.report_to) or None,

@@ -7,6 +7,7 @@ Numbers are those of YAML 1.2: 1e-4 is one, and 010 is ten. YAML 1.1 takes the o
 
 import math
 import re
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import yaml
@@ -33,7 +34,7 @@ class Plain(NamedTuple):
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):

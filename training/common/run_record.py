@@ -28,12 +28,14 @@ from speech_tokenizers.processing.whole_files import write_whole
 from speech_tokenizers.training.common.processes import process_state
 
 
-# Last parts of the names of settings that may change: how often, and where.
+# Last parts of the names of settings that may change: how often, where, and at what limits a run is stopped or warned
+# of.
 MAY_CHANGE = frozenset(
     {
         *("output_dir", "cache_dir", "train_files", "eval_files", "resume_from_checkpoint", "hub_model_id"),
         *("logging_steps", "eval_steps", "save_steps", "save_total_limit", "metrics", "num_audio_samples"),
         *("max_eval_recordings", "report_to", "num_workers", "allow_changes"),
+        *("min_rank", "min_active_share", "min_variance_share", "min_live_share", "grace_steps", "window_steps"),
     }
 )
 # Those that may change too, which is worth a word: how long.
@@ -158,8 +160,8 @@ def _write_changed(path: Path, text: str) -> None:
 def _as_dict(args: Any) -> dict[str, Any]:
     if isinstance(args, dict):
         return args
-    named = {"trainer": args.trainer} if hasattr(args, "trainer") else {}
-    return {**named, **dataclasses.asdict(args)}
+    named: dict[str, Any] = {"trainer": args.trainer} if hasattr(args, "trainer") else {}
+    return named | dataclasses.asdict(args)
 
 
 def settings_changed(path: Path, args: Any, by_contents: Collection[str] = ()) -> dict[str, tuple[Any, Any]]:

@@ -77,12 +77,19 @@ def test_a_moved_run_and_moved_recordings_go_on(recipe, speech, tmp_path):
     assert train_from_recipe(recipe, [LATEST, "max_steps=6", *places]).step == 6
 
 
-def test_a_new_run_is_not_begun_among_the_checkpoints_of_another(recipe, tmp_path, capsys):
-    """Its checkpoints would have been deleted as the oldest, and the other one's been gone on from."""
+def test_a_run_that_begins_anew_counts_no_checkpoint_of_an_earlier_one(recipe, tmp_path, capsys):
+    """Its own would have been deleted as the oldest, and the earlier run's been gone on from."""
     assert main(["train", recipe]) == 0
-    assert main(["train", recipe, "seed=4"]) == 2
-    assert "holds checkpoint-00000004 of an earlier run" in last_line(capsys)
-    assert main(["train", recipe, "seed=4", f"output_dir={tmp_path / 'other'}"]) == 0
+    assert main(["train", recipe, "seed=4", "max_steps=3", "save_steps=1"]) == 0
+    assert (
+        "its checkpoints are now earlier-checkpoint-00000002, earlier-checkpoint-00000004" in capsys.readouterr().out
+    )
+    assert {path.name for path in (tmp_path / "run").glob("*checkpoint*")} == {
+        *("earlier-checkpoint-00000002", "earlier-checkpoint-00000004"),
+        *("checkpoint-00000002", "checkpoint-00000003"),
+    }
+    assert main(["train", recipe, LATEST]) == 2
+    assert "`seed` was 4 and is 3" in last_line(capsys)
 
 
 @pytest.mark.parametrize(
