@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from speech_tokenizers.processing.recordings import DecodedRecordings, append_rejected, decode_all, load_recordings
 from speech_tokenizers.training.common.processes import process_state
+from speech_tokenizers.training.common.recipe_files import check_not_negative, check_positive
 
 
 @dataclass
@@ -46,8 +47,8 @@ class DataArguments:
 
     train: str | None = None
     eval: str | None = None
-    train_filter: dict[str, Any] = field(default_factory=dict)
-    eval_filter: dict[str, Any] = field(default_factory=dict)
+    train_filter: dict[str, str | list[str]] = field(default_factory=dict)
+    eval_filter: dict[str, str | list[str]] = field(default_factory=dict)
     train_files: str | None = None
     eval_files: str | None = None
     train_split: str = "train"
@@ -65,10 +66,10 @@ class DataArguments:
     num_workers: int = 0
 
     def __post_init__(self):
-        if self.segment_seconds <= 0 or self.max_eval_seconds <= 0:
-            raise ValueError("`segment_seconds` and `max_eval_seconds` must be positive.")
+        check_positive(self, "segment_seconds", "max_eval_seconds", "shuffle_buffer", prefix="data.")
         if self.max_eval_recordings is not None and self.max_eval_recordings < 1:
             raise ValueError(f"`max_eval_recordings` must be at least 1, but got {self.max_eval_recordings}.")
+        check_not_negative(self, "num_workers", prefix="data.")
         if len(self.gain_db) != 2 or self.gain_db[0] > self.gain_db[1]:
             raise ValueError(f"`gain_db` must be a pair [lowest, highest], but got {self.gain_db}.")
 
@@ -138,7 +139,7 @@ class RecordingsArguments:
     """
 
     train: str
-    train_filter: dict[str, Any] = field(default_factory=dict)
+    train_filter: dict[str, str | list[str]] = field(default_factory=dict)
     train_files: str | None = None
     train_split: str = "train"
     audio_column: str = "audio"
@@ -163,7 +164,7 @@ class EvaluatedRecordingsArguments(RecordingsArguments):
     """
 
     eval: str
-    eval_filter: dict[str, Any] = field(default_factory=dict)
+    eval_filter: dict[str, str | list[str]] = field(default_factory=dict)
     eval_files: str | None = None
     eval_split: str = "validation"
     max_eval_recordings: int = 40
@@ -172,6 +173,25 @@ class EvaluatedRecordingsArguments(RecordingsArguments):
         super().__post_init__()
         if self.max_eval_recordings < 1:
             raise ValueError(f"`data.max_eval_recordings` must be at least 1, but got {self.max_eval_recordings}.")
+
+
+def check_shortest(args: RecordingsArguments, sampling_rate: int, shortest: int) -> None:
+    """
+    Check that an encoder can hear the shortest recording that is not left out.
+
+    Args:
+        args ([`RecordingsArguments`]): Section of the recipe.
+        sampling_rate (`int`): Sampling rate of the encoder, in Hz.
+        shortest (`int`): Number of samples that a frame of the encoder needs.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if round(args.min_seconds * sampling_rate) < shortest:
+        raise ValueError(
+            f"`data.min_seconds` is {args.min_seconds}, but a frame of the encoder needs {shortest / sampling_rate:g}"
+            " s; raise it, so that shorter recordings are left out."
+        )
 
 
 def decode_part(args: RecordingsArguments, part: str, sampling_rate: int, cache_dir: Path) -> DecodedRecordings:
