@@ -22,6 +22,7 @@ from speech_tokenizers.training.codec.codec_building import (
     untrained_parts,
 )
 from speech_tokenizers.training.codec.codec_record import keep_codec_run
+from speech_tokenizers.training.codec.crops import check_crop_length
 from speech_tokenizers.training.codec.latent_health import collapse_warning
 from speech_tokenizers.training.codec.latent_schedule import LatentSchedule
 from speech_tokenizers.training.codec.objectives import CodecObjective, Conditions
@@ -102,11 +103,7 @@ class CodecTrainer:
 
             self.compute_metrics = ClipMetrics(args.metrics, model.sampling_rate)
         self.loss_weights = check_loss_weights(args, self.loss_names, Adversary.loss_names)
-        if (num_samples := round(args.data.segment_seconds * model.sampling_rate)) < model.hop_length:
-            raise ValueError(
-                f"`data.segment_seconds` is {args.data.segment_seconds}, which are {num_samples} samples, but a frame"
-                f" of the codec has {model.hop_length}; make crops longer."
-            )
+        check_crop_length(args.data.segment_seconds, model)
 
         self.accelerator = make_accelerator(args, bool(untrained_parts(model, self.loss_names)))
         if args.compile:
