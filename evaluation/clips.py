@@ -12,6 +12,7 @@ import numpy as np
 from speech_tokenizers.processing.audio_files import AudioFileError, find_audio_files, load_audio
 from speech_tokenizers.processing.metadata_files import (
     MetadataRow,
+    by_file_name,
     check_file_names,
     read_metadata,
     read_names,
@@ -83,7 +84,7 @@ def _texts(rows: Sequence[MetadataRow]) -> dict[str, str | None]:
     for place, fields in rows:
         if not isinstance(fields.get("text"), str | None):
             raise ValueError(f"{place}: `text` must be text, but got {fields['text']!r}.")
-    return {fields["file_name"]: fields.get("text") for _, fields in rows}
+    return {name: fields.get("text") for name, (_, fields) in by_file_name(rows).items()}
 
 
 def read_clips(

@@ -25,8 +25,8 @@ from .recording_stream import EMPTY_STREAM, RecordingStream, StreamState
 from .vector_quantization import ResidualVectorQuantizer
 
 
-# Frames by which the length of a recording may differ from that of what its tokens are decoded to.
-_MOST_FRAMES_OFF = 3
+# Frames by which a recording may be longer than what its tokens are decoded to.
+_MOST_FRAMES_MISSING = 3
 
 
 def as_speech_codec(model: Any, feature_extractor: Any = None) -> Any:
@@ -372,10 +372,10 @@ class TransformersCodec(SpeechCodec):
             is_whole = mask is None or bool(mask[number].all())
             if lengths is not None and (is_whole or torch.is_tensor(lengths)):
                 length = int(lengths if isinstance(lengths, int) else lengths[number])
-                if abs(length - waveform.shape[-1]) > _MOST_FRAMES_OFF * self.hop_length:
+                most = waveform.shape[-1] + _MOST_FRAMES_MISSING * self.hop_length
+                if length > most:
                     raise ValueError(
-                        f"`num_samples` must lie near {waveform.shape[-1]}, the samples that the tokens of row"
-                        f" {number} stand for, but got {length}."
+                        f"`num_samples` must be at most {most} for the tokens of row {number}, but got {length}."
                     )
                 waveform = _pad(waveform[..., :length], length, -1)
             waveforms.append(waveform)

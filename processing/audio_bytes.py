@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -15,6 +16,26 @@ _SEARCH_BYTES = 1 << 20
 # 2^64: 0x7FFFF000 (SoX), 0x7F000000 (SoX, AIFF), 0x80000000 (arecord), 0xFFFFFFFF (FFmpeg), 0xFFFFFFDB (LAME), -1, ...
 _BELOW_2_TO_31 = range(0x7EFE0000, 0x80020000)
 _CLOSE = 0x20000
+
+
+class AudioFileError(ValueError):
+    """
+    An audio file that cannot be read or written.
+
+    Args:
+        path (`str` or `Path`): The file.
+        reason (`str`): Sentence that says what is wrong and what to do, in one line.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], reason: str):
+        self.path = Path(path)
+        self.reason = reason
+        super().__init__(f"{path}: {reason}")
+
+    def __reduce__(self):
+        # Data loader workers send exceptions through pickle, which would call `__init__` with the joined message
+        # alone.
+        return type(self), (self.path, self.reason)
 
 
 class DamagedAudio(ValueError):
@@ -164,4 +185,12 @@ def check_not_cut(announced: int, available: int) -> None:
         raise DamagedAudio(f"truncated: the last {missing} bytes are missing; copy or convert it anew.")
 
 
-__all__ = ["AudioPart", "ByteSource", "DamagedAudio", "PiecedFile", "check_not_cut", "is_unknown_size"]
+__all__ = [
+    "AudioFileError",
+    "AudioPart",
+    "ByteSource",
+    "DamagedAudio",
+    "PiecedFile",
+    "check_not_cut",
+    "is_unknown_size",
+]

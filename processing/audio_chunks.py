@@ -209,20 +209,16 @@ def au_part(source: ByteSource, position: int, is_boundary: IsBoundary) -> Audio
 
 def sphere_part(source: ByteSource, position: int, is_boundary: IsBoundary) -> AudioPart:
     """See [`wav_part`]."""
-    head = source.read(position, 1024)
-    sizes = re.match(rb"NIST_1A\s+(\d+)\s", head)
+    sizes = re.match(rb"NIST_1A\s+(\d{1,9})\s", source.read(position, 32))
     first = position + (int(sizes[1]) if sizes else 1024)
-    text = source.read(position, first - position)
-    found = dict(re.findall(rb"(?m)^(sample_count|sample_n_bytes|channel_count) -i (\d+)", text))
-    if b"sample_count" not in found:
-        return AudioPart((range(position, source.size),), source.size)
-    num_frames = int(found[b"sample_count"])
-    length = num_frames * int(found.get(b"sample_n_bytes", 2)) * int(found.get(b"channel_count", 1))
-    is_plain = b"shorten" not in text and b"wavpack" not in text
-    if not is_plain:
-        return AudioPart((range(position, source.size),), source.size)
-    length, stop = _extent(source, first, length, False, None, is_boundary)
-    return AudioPart((range(position, first + length),), stop, num_frames)
+    text = source.read(position, min(first - position, 1 << 16))
+    found = dict(re.findall(rb"(?m)^(sample_count|sample_n_bytes|channel_count) -i (\d{1,18})", text))
+    if b"sample_count" not in found or b"shorten" in text or b"wavpack" in text:
+        return AudioPart((range(position, source.size),), source.size, is_known=False)
+    frame_bytes = int(found.get(b"sample_n_bytes", 2)) * int(found.get(b"channel_count", 1))
+    announced = int(found[b"sample_count"]) * frame_bytes
+    length, stop = _extent(source, first, announced, False, None, is_boundary)
+    return AudioPart((range(position, first + length),), stop, length // frame_bytes if frame_bytes else None)
 
 
 def _extent(

@@ -2,7 +2,7 @@
 """Read and write audio files of any length in blocks, with errors that name the file, the reason and the remedy."""
 
 import contextlib
-import glob
+import errno
 import io
 import os
 import stat
@@ -16,10 +16,11 @@ import numpy as np
 import soundfile
 import soxr
 
-from .audio_bytes import AudioPart, ByteSource, DamagedAudio, PiecedFile
+from .audio_bytes import AudioFileError, AudioPart, ByteSource, DamagedAudio, PiecedFile
 from .audio_parts import audio_parts
+from .file_search import find_files
 from .remembering_stream import RememberingStream
-from .sampling_rates import whole_sampling_rate
+from .sampling_rates import PLAUSIBLE_RATES, whole_sampling_rate
 from .whole_files import WholeFile
 
 
@@ -41,75 +42,8 @@ _WRITABLE_FORMATS = {
 # libsndfile keeps a Vorbis block on the C stack and overflows it for long arrays.
 _FRAMES_PER_WRITE = 1 << 16
 _WHAT_IS_READ = "pass a path, bytes or a file that was opened in binary mode"
-# Sampling rates of files that hold audio, in Hz. Others are mistakes of a header.
-_PLAUSIBLE_RATES = range(1000, 1_000_001)
 # Mixing and resampling overshoot 1 a little; no audio is a hundred times as loud.
 _LOUDEST_PLAUSIBLE = 100.0
-
-
-class AudioFileError(ValueError):
-    """
-    An audio file that cannot be read or written.
-
-    Args:
-        path (`str` or `Path`): The file.
-        reason (`str`): Sentence that says what is wrong and what to do, in one line.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], reason: str):
-        self.path = Path(path)
-        self.reason = reason
-        super().__init__(f"{path}: {reason}")
-
-    def __reduce__(self):
-        # Data loader workers send exceptions through pickle, which would call `__init__` with the joined message
-        # alone.
-        return type(self), (self.path, self.reason)
-
-
-def find_files(patterns: Iterable[str | os.PathLike[str]], suffixes: Iterable[str]) -> list[tuple[Path, Path]]:
-    """
-    Expand files, folders and globs into files.
-
-    Args:
-        patterns (iterable of `str` or `Path`):
-            Files (taken as they are), folders (searched recursively for `suffixes`, hidden entries skipped) and globs
-            (`**` crosses folders; folders that match are searched like folders named outright).
-        suffixes (iterable of `str`): Lower-case suffixes that count inside folders, such as `.wav`.
-
-    Returns:
-        `list[tuple[Path, Path]]`: Each file once, in the order of `patterns` and sorted within each, with its path
-        relative to the folder that was searched (or the fixed part of the glob), from which an output can keep the
-        layout.
-
-    Raises:
-        AudioFileError: If a pattern matches nothing.
-    """
-    suffixes = tuple(suffixes)
-    found: dict[Path, tuple[Path, Path]] = {}
-    for pattern in map(str, patterns):
-        path = Path(pattern)
-        if path.is_dir():
-            matches = _files_below(path, path, suffixes)
-            if not matches:
-                raise AudioFileError(pattern, f"this folder holds no file that ends in {', '.join(suffixes)}.")
-        elif path.exists():
-            matches = [(path, Path(path.name))]
-        elif glob.has_magic(pattern):
-            base = _fixed_part(path)
-            matches = []
-            for match in sorted(glob.glob(pattern, recursive=True)):
-                if os.path.isdir(match):
-                    matches += _files_below(Path(match), base, suffixes)
-                else:
-                    matches.append((Path(match), Path(match).relative_to(base)))
-            if not matches:
-                raise AudioFileError(pattern, "no file matches this pattern.")
-        else:
-            raise AudioFileError(pattern, "no such file or folder; check the spelling.")
-        for entry in matches:
-            found.setdefault(Path(os.path.abspath(entry[0])), entry)
-    return list(found.values())
 
 
 def find_audio_files(patterns: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[Path]:
@@ -349,11 +283,11 @@ class AudioReader:
     def _count_frames(self) -> int:
         # Over all parts, which must be alike.
         rate, num_channels = self.file_sampling_rate, self.num_channels
-        if rate not in _PLAUSIBLE_RATES:
+        if rate not in PLAUSIBLE_RATES:
             raise AudioFileError(
                 self.path,
-                f"has a sampling rate of {rate} Hz by its header, outside {_PLAUSIBLE_RATES[0]} to "
-                f"{_PLAUSIBLE_RATES[-1]} Hz; correct the header or convert the file anew.",
+                f"has a sampling rate of {rate} Hz by its header, outside {PLAUSIBLE_RATES[0]} to "
+                f"{PLAUSIBLE_RATES[-1]} Hz; correct the header or convert the file anew.",
             )
         total = _num_frames(self._file, self._parts[0])
         for number, part in enumerate(self._parts[1:], start=2):
@@ -386,15 +320,16 @@ class AudioWriter:
 
     Raises:
         AudioFileError: If the suffix is another or the file cannot be created.
+        ValueError: If `sampling_rate` is no positive whole number.
     """
 
-    def __init__(self, path: str | os.PathLike[str], sampling_rate: int, comment: str = ""):
+    def __init__(self, path: str | os.PathLike[str], sampling_rate: float, comment: str = ""):
         self.path = Path(path)
         if self.path.suffix.lower() not in _WRITABLE_FORMATS:
             raise AudioFileError(
                 path, f"audio is written as {', '.join(_WRITABLE_FORMATS)}; choose one of these suffixes."
             )
-        self.sampling_rate = sampling_rate
+        self.sampling_rate = whole_sampling_rate(sampling_rate)
         self.num_samples = 0
         kind, subtype = _WRITABLE_FORMATS[self.path.suffix.lower()]
         try:
@@ -402,13 +337,15 @@ class AudioWriter:
             # Opened here and not by libsndfile, whose message for any failure is "System error".
             self._stream = open(self._whole.temporary, "w+b")  # noqa: SIM115
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise AudioFileError(path, "its name is too long; choose a shorter one.") from error
             raise AudioFileError(
                 path, f"cannot be written ({error.strerror}); choose another output folder."
             ) from error
         self._watched = RememberingStream(self._stream)
         try:
             self._file = soundfile.SoundFile(
-                self._watched, "w", samplerate=sampling_rate, channels=1, format=kind, subtype=subtype
+                self._watched, "w", samplerate=self.sampling_rate, channels=1, format=kind, subtype=subtype
             )
             if comment:
                 self._file.comment = comment
@@ -484,28 +421,6 @@ class AudioWriter:
             self.discard()
 
 
-def _files_below(folder: Path, base: Path, suffixes: tuple[str, ...]) -> list[tuple[Path, Path]]:
-    # Sorted, so that a run over a folder is repeatable; names with a leading dot are other programs' bookkeeping.
-    matches = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(parent, name)
-            if path.suffix.lower() in suffixes and not name.startswith("."):
-                matches.append((path, path.relative_to(base)))
-    return matches
-
-
-def _fixed_part(pattern: Path) -> Path:
-    # The folder above the first component with a wildcard.
-    fixed: list[str] = []
-    for part in pattern.parts[:-1]:
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    return Path(*fixed)
-
-
 def _name_of(source: AudioSource) -> str:
     if isinstance(source, bytes | bytearray | memoryview):
         return "audio in memory"
@@ -524,3 +439,15 @@ def _num_frames(file: soundfile.SoundFile, part: AudioPart) -> int:
 def _reason(error: BaseException) -> str:
     # libsndfile repeats the path in "Error opening '...': reason."
     return str(getattr(error, "error_string", None) or error).strip().rstrip(".")
+
+
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "AudioFileError",
+    "AudioReader",
+    "AudioSource",
+    "AudioWriter",
+    "find_audio_files",
+    "find_files",
+    "load_audio",
+]

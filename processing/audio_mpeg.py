@@ -77,7 +77,7 @@ def mpeg_part(source: ByteSource, position: int) -> AudioPart:
     first = _frame(header)
     assert first is not None
     if not first.length:  # a free bitrate: nothing tells where a frame ends
-        return AudioPart((range(position, source.size),), source.size)
+        return AudioPart((range(position, source.size),), source.size, is_known=False)
     announcing = source.read(position, first.length)
     announced = _announced(announcing, first)
     begin = start if announced is None else start + first.length
@@ -105,7 +105,8 @@ def mpeg_part(source: ByteSource, position: int) -> AudioPart:
     one_less = announced is not None and 0 < announced.bytes <= position - start
     if announced is not None and num_frames < announced.frames - one_less:
         raise DamagedAudio(
-            f"truncated: {num_frames} of {announced.frames} announced MPEG frames; copy or convert it anew."
+            f"truncated: {num_frames} of {announced.frames} announced MPEG frames; copy or convert it anew. If there "
+            "never was more, `ffmpeg -i IN -c copy OUT` announces what is there."
         )
     if announced is None or num_frames != announced.frames:
         # mpg123 guesses where nothing is announced, and reads no further than it guessed.

@@ -299,8 +299,8 @@ def read_metadata(path: str | os.PathLike[str], folder: Path | None = None) -> l
         folder (`Path`, *optional*): Folder that each `file_name` is relative to. Defaults to that of the file.
 
     Raises:
-        ValueError: If it cannot be read as it stands, has no row, or a `file_name` is missing, leads out of the folder
-            or stands in two rows; the message names file, line and remedy.
+        ValueError: If it cannot be read as it stands, has no row, or a `file_name` is missing or leads out of the
+            folder; the message names file, line and remedy.
         OSError: If the file cannot be read.
     """
     path = Path(path)
@@ -312,9 +312,8 @@ def read_metadata(path: str | os.PathLike[str], folder: Path | None = None) -> l
 def check_file_names(rows: Iterable[MetadataRow], folder: Path) -> None:
     """
     Raises:
-        ValueError: If the `file_name` of a row is missing, leads out of the folder or stands in two rows.
+        ValueError: If the `file_name` of a row is missing or leads out of the folder.
     """
-    places: dict[PurePosixPath, str] = {}
     for place, fields in rows:
         name = fields.get("file_name")
         if "file_name" not in fields:
@@ -322,11 +321,25 @@ def check_file_names(rows: Iterable[MetadataRow], folder: Path) -> None:
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"{place}: `file_name` is {name!r}; give the path of a recording, such as 'a.wav'.")
         _check_name(name, place, folder)
-        other = places.setdefault(PurePosixPath(name), place)
-        if other != place:
+
+
+def by_file_name(rows: Iterable[MetadataRow]) -> dict[str, MetadataRow]:
+    """
+    The rows by their `file_name`.
+
+    Raises:
+        ValueError: If two rows have the same; the message names both.
+    """
+    found: dict[PurePosixPath, MetadataRow] = {}
+    for row in rows:
+        name = row.fields["file_name"]
+        other = found.setdefault(PurePosixPath(name), row)
+        if other is not row:
             raise ValueError(
-                f"{place}: `file_name` {name!r} stands in {_place_within(other)} too; give each recording one row."
+                f"{row.place}: `file_name` {name!r} stands in {_place_within(other.place)} too; give each recording"
+                " one row."
             )
+    return {row.fields["file_name"]: row for row in found.values()}
 
 
 def _read_rows(path: Path) -> list[MetadataRow]:
@@ -359,10 +372,6 @@ def _not_empty(path: Path, rows: list[MetadataRow]) -> list[MetadataRow]:
 def _check_name(name: str, place: str, folder: Path) -> None:
     if "\0" in name:
         raise ValueError(f"{place}: `file_name` {name!r} holds a NUL, which no path can; correct it.")
-    if os.path.isabs(name) or ".." in PurePosixPath(name).parts:
-        raise ValueError(
-            f"{place}: `file_name` {name!r} leads out of the folder; write a path relative to {folder}, below it."
-        )
     if "\\" in name and not (folder / name).exists():
         raise ValueError(
             f"{place}: `file_name` {name!r} has backslashes, and there is no such file; part folders by `/`."

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where recordings stand: folders with or without metadata, Parquet, saved datasets and the Hub, as datasets."""
 
+import collections
 import glob
 import itertools
 import os
@@ -92,7 +93,8 @@ def read_parquet(
     Raises:
         ValueError: If a file is damaged, or has neither.
     """
-    parts, folders = [], []
+    parts: list[Any] = []
+    folders: list[Path | None] = []
     for folder, group in itertools.groupby(files, key=lambda file: file.parent):
         names = []
         for file in group:
@@ -105,14 +107,7 @@ def read_parquet(
             parts.append(from_metadata(read_metadata(file), folder))
             folders.append(None)  # its paths are whole
         if names:
-            # `datasets` takes a name for a pattern.
-            escaped = [glob.escape(name) for name in names]
-            part = _read_whole(
-                lambda escaped=escaped: datasets.load_dataset(
-                    "parquet", data_files=escaped, split="train", streaming=streaming
-                ),
-                f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}",
-            )
+            part = _load_parquet(names, streaming)
             part = undecoded(part, audio_column, names[0])
             parts.append(stream_as_read(part, folder) if streaming else part)
             folders.append(folder)
@@ -125,6 +120,15 @@ def read_parquet(
     if streaming:
         return joined
     return as_read(joined, [folder for part, folder in zip(parts, folders, strict=True) for _ in range(len(part))])
+
+
+def _load_parquet(names: Sequence[str], streaming: bool) -> Any:
+    def read() -> Any:
+        # `datasets` takes a name for a pattern.
+        files = [glob.escape(name) for name in names]
+        return datasets.load_dataset("parquet", data_files=files, split="train", streaming=streaming)
+
+    return _read_whole(read, f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}")
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -304,51 +308,47 @@ def _field_names(kind: pyarrow.StructType) -> list[str]:
 
 def with_names(recordings: datasets.Dataset) -> datasets.Dataset:
     """
-    Recordings with a `file_name` each, which no other has.
+    Recordings with a `file_name` each.
 
     A row without one is named by the path of its audio, or, where it has none or other rows have the same, by its
     number: `row 3`, `a.wav (row 3)`; rows count from 0. So a name stays the same whatever is filtered later.
-
-    Raises:
-        ValueError: If two rows have the same `file_name`; the message names both.
     """
     count = len(recordings)
+    given: list[str | None] = [None] * count
     if "file_name" in recordings.column_names:
         given = [as_text(name) for name in recordings["file_name"][:]]
-        check_names_differ(given)
         if all(given):
             return recordings
         recordings = recordings.remove_columns("file_name")
-    else:
-        given = [None] * count
     audio = recordings.select_columns(["audio"]).with_format("arrow")[:]["audio"] if count else None
     paths: list[str | None] = [None] * count
     if audio is not None and pyarrow.types.is_struct(audio.type) and "path" in _field_names(audio.type):
         paths = pyarrow.compute.struct_field(audio, "path").to_pylist()
     elif audio is not None and _is_string(audio.type):
         paths = audio.to_pylist()
-    known: dict[str, int] = {}
-    for path in [*paths, *given]:
-        if path:
-            known[path] = known.get(path, 0) + 1
+    known = collections.Counter([*paths, *given])
     names = []
     for number, (name, path) in enumerate(zip(given, paths, strict=True)):
         if not name and path:
             name = path if known[path] == 1 else f"{path} (row {number})"
         names.append(name or f"row {number}")
-    check_names_differ(names)
     return recordings.add_column("file_name", pyarrow.array(names, pyarrow.string()))
 
 
-def check_names_differ(names: Sequence[str | None]) -> None:
+def check_names_differ(names: Sequence[str], rows: Sequence[int] | None = None, where: str = "the recordings") -> None:
     """
+    Args:
+        names (sequence of `str`): Names of recordings.
+        rows (sequence of `int`, *optional*): Number of the row of each. Defaults to their order, from 0.
+        where (`str`, *optional*): What has the rows.
+
     Raises:
-        ValueError: If two rows have the same name; the message names both. `None` and `""` are no names.
+        ValueError: If two have the same name; the message names both rows.
     """
     places: dict[str, int] = {}
-    for number, name in enumerate(names):
-        if name and places.setdefault(name, number) != number:
+    for number, name in zip(range(len(names)) if rows is None else rows, names, strict=True):
+        if places.setdefault(name, number) != number:
             raise ValueError(
-                f"`file_name` {name!r} stands in the rows {places[name]} and {number} (from 0); give each recording a"
-                " name of its own."
+                f"`file_name` {name!r} stands in the rows {places[name]} and {number} (from 0) of {where}; give each"
+                " recording a name of its own, or leave one out by a filter."
             )

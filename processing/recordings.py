@@ -7,9 +7,7 @@ No part of this needs torchcodec: audio columns are read undecoded.
 
 import hashlib
 import json
-import math
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from .audio_files import AudioFileError, load_audio
 from .metadata_files import as_text, chosen_names, read_metadata, read_names
 from .metadata_folders import tables_in
 from .recording_tables import (
+    check_names_differ,
     from_metadata,
     is_saved_dataset,
     read_folder,
@@ -33,6 +32,8 @@ from .recording_tables import (
     read_parquet,
     read_saved_dataset,
 )
+from .sampling_rates import PLAUSIBLE_RATES, whole_sampling_rate
+from .waveform_rows import as_samples
 from .whole_files import WholeFile, write_whole
 
 
@@ -43,14 +44,15 @@ def load_recordings(
     split: str = "train",
     audio_column: str = "audio",
     streaming: bool = False,
+    unique_names: bool = False,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """
     Recordings as a dataset with a column `audio` of undecoded audio, such as `{"path": str, "bytes": None}`; see
     [`decode_recording`].
 
     A value of any other column is text, as it is written: `0`, `true` and `2020-01-01` are. A missing value is `None`,
-    as is an empty cell of CSV. Lists and objects are left as they are. Each row has a `file_name` that no other has,
-    which filters do not change; see [`with_names`]. (A stream has what its files have.)
+    as is an empty cell of CSV. Lists and objects are left as they are. Each row has a `file_name`, which filters
+    do not change; see [`with_names`]. (A stream has what its files have.)
 
     Args:
         path (`str`): Folder of audio files, with or without `metadata.jsonl`, `metadata.csv` or `metadata.parquet` in
@@ -63,10 +65,12 @@ def load_recordings(
         audio_column (`str`): Column of a Parquet, saved or Hub dataset that holds the audio. Relative paths in it
             count from the folder of the file.
         streaming (`bool`): Whether to return an `IterableDataset`.
+        unique_names (`bool`): Whether to refuse rows of the same `file_name`, for what knows recordings by their
+            names.
 
     Raises:
-        ValueError: If nothing is found, a table cannot be read as it stands, two rows have one name, a column, a
-            filter's value or a name in the list does not exist, or no row is left.
+        ValueError: If nothing is found, a table cannot be read as it stands, a column, a filter's value or a name in
+            the list does not exist, no row is left, or two rows have one name and must not.
     """
     source = Path(path)
     recordings: datasets.Dataset | datasets.IterableDataset
@@ -89,14 +93,19 @@ def load_recordings(
 
     if isinstance(recordings, datasets.Dataset) and not len(recordings):
         raise ValueError(f"`{path}` holds no recording.")
-    recordings = _keep_rows(recordings, filter_by or {}, file_list, path, parquet_files)
+    recordings = _keep_rows(recordings, filter_by or {}, file_list, path, parquet_files, unique_names)
     if streaming and isinstance(recordings, datasets.Dataset):
         return recordings.to_iterable_dataset()
     return recordings
 
 
 def _keep_rows(
-    recordings: Any, filter_by: dict[str, Any], file_list: str | None, path: str, parquet_files: Sequence[Path]
+    recordings: Any,
+    filter_by: dict[str, Any],
+    file_list: str | None,
+    path: str,
+    parquet_files: Sequence[Path],
+    unique_names: bool,
 ) -> Any:
     conditions: list[tuple[str, set[str | None] | None]] = []
     for column, values in filter_by.items():
@@ -108,28 +117,39 @@ def _keep_rows(
         if recordings.features is not None and column not in recordings.features:
             raise ValueError(f"`{path}` has no column {column!r} to filter by; it has {list(recordings.features)}.")
 
-    kept = range(len(recordings)) if isinstance(recordings, datasets.Dataset) else range(0)
-    for column, allowed in conditions:
+    kept = list(range(len(recordings))) if isinstance(recordings, datasets.Dataset) else []
+    for column, wanted in conditions:
         known = _known_values(recordings, column, parquet_files)
         if known is not None and any(isinstance(value, list | dict) for value in known):
             raise ValueError(f"column {column!r} of `{path}` holds lists, by which nothing can be filtered.")
-        if allowed is None:
-            allowed = set(read_names(file_list)) if known is None else chosen_names(file_list, known, f"`{path}`")
-        elif known is not None and (absent := allowed - set(known)):
-            values = sorted(map(repr, set(known)))
-            holds = f"{', '.join(values[:5])}{', ...' if len(values) > 5 else ''}"
-            left = "; no recording left" if absent == allowed else ""
-            raise ValueError(f"`{path}` has no row with {column}={min(map(str, absent))}, but with {holds}{left}.")
-        if isinstance(recordings, datasets.Dataset):
+        allowed: set[str | None]
+        if wanted is None:
+            assert file_list is not None
+            allowed = set(read_names(file_list) if known is None else chosen_names(file_list, known, f"`{path}`"))
+        else:
+            allowed = wanted
+            _check_values_exist(column, allowed, known, path)
+        if known is not None and isinstance(recordings, datasets.Dataset):
             kept = [index for index in kept if known[index] in allowed]
         else:
             recordings = recordings.filter(_is_allowed, fn_kwargs={"column": column, "allowed": allowed})
+    if isinstance(recordings, datasets.Dataset) and unique_names:
+        names = recordings["file_name"][:]
+        check_names_differ([names[index] for index in kept], kept, f"`{path}`")
     if not isinstance(recordings, datasets.Dataset) or not conditions:
         return recordings
-    if not len(kept):
+    if not kept:
         given = [*filter_by.items()] + ([file_list] if file_list is not None else [])
         raise ValueError(f"`{path}` has no recording left after filtering by {' and '.join(map(str, given))}.")
     return recordings.select(kept)
+
+
+def _check_values_exist(column: str, wanted: set[str | None], known: list[Any] | None, path: str) -> None:
+    if known is not None and (absent := wanted - set(known)):
+        values = sorted(map(repr, set(known)))
+        holds = f"{', '.join(values[:5])}{', ...' if len(values) > 5 else ''}"
+        lacks = "recording left" if absent == wanted else "row"
+        raise ValueError(f"`{path}` has no {lacks} with {column}={min(map(str, absent))}; there is {holds}.")
 
 
 def _known_values(recordings: Any, column: str, parquet_files: Sequence[Path]) -> list[Any] | None:
@@ -163,7 +183,7 @@ def decode_recording(row: dict[str, Any], sampling_rate: int) -> np.ndarray:
         path = audio.get("path")
         audio = next((value for key in ("bytes", "array") if (value := audio.get(key)) is not None), path)
     if isinstance(audio, bytes | bytearray | memoryview):
-        return _decode_bytes(bytes(audio), name, sampling_rate)
+        return load_audio(audio, sampling_rate, name=name)
     if isinstance(audio, str | os.PathLike) and str(audio):
         return load_audio(audio, sampling_rate)
     if isinstance(audio, list | tuple | np.ndarray):
@@ -171,46 +191,25 @@ def decode_recording(row: dict[str, Any], sampling_rate: int) -> np.ndarray:
     raise AudioFileError(name, "has no audio: neither a path, nor the bytes of a file, nor samples.")
 
 
-def _decode_bytes(content: bytes, name: str, sampling_rate: int) -> np.ndarray:
-    # By way of a file, so that bytes are refused for the reasons that files are.
-    with tempfile.NamedTemporaryFile(suffix=".audio") as file:
-        file.write(content)
-        file.flush()
-        try:
-            return load_audio(file.name, sampling_rate)
-        except AudioFileError as error:
-            raise AudioFileError(name, error.reason) from error
-
-
 def _resampled(samples: Any, file_rate: Any, name: str, sampling_rate: int) -> np.ndarray:
     try:
-        waveform = np.asarray(samples)
-    except ValueError:
-        waveform = np.empty((0, 0))
-    if waveform.ndim != 1:
-        raise AudioFileError(name, f"samples must have one dimension, but these have {waveform.ndim}; mix them first.")
-    if not len(waveform):
-        raise AudioFileError(name, "contains no samples.")
-    if waveform.dtype.kind != "f":
-        raise AudioFileError(
-            name, f"samples must be floats in [-1, 1], but are {waveform.dtype}; divide 16-bit integers by 32768."
-        )
+        waveform = as_samples(samples, "samples")
+    except (TypeError, ValueError) as error:
+        raise AudioFileError(name, str(error)) from error
     try:
-        rate = float(file_rate)
-    except (TypeError, ValueError):
-        rate = 0.0
-    if not 1 <= rate < math.inf:
+        # A column of a table holds text.
+        rate = whole_sampling_rate(float(file_rate) if isinstance(file_rate, str) else file_rate)
+    except ValueError:
+        rate = 0
+    if rate not in PLAUSIBLE_RATES:
         raise AudioFileError(
             name,
             f"the sampling rate of its samples is {file_rate!r}; store them as {{'array', 'sampling_rate'}}, or give"
             " a column `sampling_rate`.",
         )
-    waveform = waveform.astype(np.float32)
-    if not np.isfinite(waveform).all():
-        raise AudioFileError(name, "contains NaN or infinite samples.")
     resampled = waveform if rate == sampling_rate else soxr.resample(waveform, rate, sampling_rate)
     if not len(resampled):
-        raise AudioFileError(name, f"is too short at {rate:g} Hz: nothing is left at {sampling_rate} Hz.")
+        raise AudioFileError(name, f"is too short at {rate} Hz: nothing is left at {sampling_rate} Hz.")
     return resampled
 
 

@@ -14,11 +14,11 @@ from functools import lru_cache
 
 
 # What is typed where an apostrophe is meant.
-_APOSTROPHES = dict.fromkeys(map(ord, "\u2019\u2018\u201b\u2032`\u00b4"), "'")
+_APOSTROPHES: dict[int, str | int] = dict.fromkeys(map(ord, "\u2019\u2018\u201b\u2032`\u00b4"), "'")
 # Letters that look like apostrophes; within a word they are typed as such.
 _APOSTROPHE_LETTERS = re.compile("(?<=[^\\W_])[\u02bb\u02bc\u02b9](?=[^\\W_])")
 # Voicing marks that stand alone combine, as those of half-width letters do.
-_VOICING_MARKS = {0x309B: 0x3099, 0x309C: 0x309A}
+_VOICING_MARKS: dict[int, str | int] = {0x309B: 0x3099, 0x309C: 0x309A}
 # The vowels AM of Thai and Lao, which NFKC takes apart and keyboards do not.
 _VOWELS_AM = {"\u0e4d\u0e32": "\u0e33", "\u0ecd\u0eb2": "\u0eb3"}
 # Letters of Malayalam that older texts write as a consonant, a virama and a joiner.

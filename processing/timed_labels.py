@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Word times as `speech-tokenizers align` writes them."""
 
+import collections
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -68,6 +69,7 @@ def find_word_times(path: Path, names: Sequence[str]) -> tuple[dict[int, list[Ti
         ValueError: If a line is something else, or two lines are of one recording.
     """
     places = {name: index for index, name in enumerate(names)}
+    counts = collections.Counter(names)
     found: dict[int, list[TimedWord]] = {}
     seen: dict[str, int] = {}
     for number, row in _rows(path):
@@ -78,6 +80,11 @@ def find_word_times(path: Path, names: Sequence[str]) -> tuple[dict[int, list[Ti
         if seen.setdefault(name, number) != number:
             raise ValueError(f"`word_times`: {where}: {name!r} stands in line {seen[name]} too; keep one of them.")
         if name in places:
+            if counts[name] > 1:
+                raise ValueError(
+                    f"`word_times`: {where}: two recordings are named {name!r}, which cannot be told apart; give each"
+                    " a name of its own."
+                )
             found[places[name]] = timed_words(words, where)
     return found, [name for name in seen if name not in places]
 

@@ -3,6 +3,7 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import stat
@@ -11,6 +12,10 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+# Bytes that a file system takes for a name.
+_LONGEST_NAME = 255
 
 
 class WholeFile:
@@ -25,13 +30,15 @@ class WholeFile:
         path (`str` or `Path`): The file. Missing folders are created.
 
     Raises:
-        OSError: If a folder cannot be created, or `path` is a folder, a device or a pipe.
+        OSError: If a folder cannot be created, the name is too long, or `path` is a folder, a device or a pipe.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         check_replaceable(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(self.path)  # a name that is too long is refused here, and not when all is written
         # In the same folder, where a rename is atomic. Its length is fixed, so that the longest names can be written.
         self.temporary = self.path.with_name(f".{secrets.token_hex(8)}.tmp")
         # A signal may come before `with` has begun or while it ends.
@@ -160,6 +167,27 @@ class LinesFile:
         self._file.close()
 
 
+def beside(path: str | os.PathLike[str], suffix: str) -> Path:
+    """
+    A file that belongs to another one, such as the list of what could not be written to it.
+
+    Args:
+        path (`str` or `Path`): The file.
+        suffix (`str`): What is appended to its name.
+
+    Returns:
+        `Path`: `path` with the suffix appended. A name that no file system takes is shortened, and a hash tells it
+        from others.
+    """
+    path = Path(path)
+    name = path.name + suffix
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        mark = "~" + hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8] + suffix
+        stem = os.fsencode(path.name)[: _LONGEST_NAME - len(os.fsencode(mark))].decode(errors="ignore")
+        name = stem + mark
+    return path.with_name(name)
+
+
 @contextmanager
 def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
@@ -192,4 +220,12 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise
 
 
-__all__ = ["LinesFile", "WholeFile", "check_folder_is_writable", "check_replaceable", "whole_folder", "write_whole"]
+__all__ = [
+    "LinesFile",
+    "WholeFile",
+    "beside",
+    "check_folder_is_writable",
+    "check_replaceable",
+    "whole_folder",
+    "write_whole",
+]

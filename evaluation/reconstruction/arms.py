@@ -29,6 +29,7 @@ from speech_tokenizers.evaluation.reconstruction.frame_probe import (
     probe_system,
 )
 from speech_tokenizers.processing.audio_files import load_audio
+from speech_tokenizers.processing.metadata_files import by_file_name
 from speech_tokenizers.processing.metadata_folders import read_folder_metadata
 from speech_tokenizers.processing.timed_labels import TimedLabel
 from speech_tokenizers.processing.whole_files import write_whole
@@ -104,12 +105,12 @@ def read_frame_labels(path: Path, folder: Path, held_out: str | None = None) -> 
             on both sides.
     """
     labels = read_labels(path)
-    metadata = read_folder_metadata(folder)
+    metadata = by_file_name(read_folder_metadata(folder))
     if not metadata:
         raise ValueError(
             f"{folder / 'metadata.jsonl'} is missing; the frame probe needs to know who speaks (column `speaker`)."
         )
-    rows = {fields["file_name"]: fields for _, fields in metadata if fields["file_name"] in labels}
+    rows = {name: fields for name, (_, fields) in metadata.items() if name in labels}
     column, _, value = (held_out or "").partition("=")
     for needed in ("speaker", column):
         lacking = [name for name in labels if needed and rows.get(name, {}).get(needed) is None]

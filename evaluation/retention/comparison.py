@@ -34,6 +34,7 @@ from speech_tokenizers.evaluation.retention.transfer import (
     unpack_table,
 )
 from speech_tokenizers.processing.audio_files import AudioReader, load_audio
+from speech_tokenizers.processing.metadata_files import by_file_name
 from speech_tokenizers.processing.metadata_folders import read_folder_metadata
 
 
@@ -220,7 +221,9 @@ def speakers_of(clips: Sequence[Clip], folder: Path) -> list[int]:
     Raises:
         ValueError: If a clip has none there.
     """
-    speakers = {fields["file_name"]: fields.get("speaker") for _, fields in read_folder_metadata(folder)}
+    speakers = {
+        name: fields.get("speaker") for name, (_, fields) in by_file_name(read_folder_metadata(folder)).items()
+    }
     lacking = [clip.name for clip in clips if speakers.get(clip.name) is None]
     if lacking:
         raise ValueError(f"the metadata of {folder} names no speaker of {lacking[0]}; use --resample clips.")

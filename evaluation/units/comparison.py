@@ -115,7 +115,7 @@ def read_spoken_clips(
     Raises:
         ValueError: If there is no such recording, or none of them has labels.
     """
-    recordings = load_recordings(path, dict(filter_by), file_list)
+    recordings = load_recordings(path, dict(filter_by), file_list, unique_names=True)
     chosen = range(len(recordings))
     if limit is not None and limit < len(recordings):
         chosen = np.sort(np.random.default_rng(seed).choice(len(recordings), limit, replace=False)).tolist()

@@ -16,7 +16,7 @@ import torch
 
 from speech_tokenizers.coding import file_coding
 from speech_tokenizers.commands import file_jobs
-from speech_tokenizers.processing import whole_files
+from speech_tokenizers.processing import audio_files, whole_files
 from speech_tokenizers.processing.audio_files import AudioWriter
 from speech_tokenizers.processing.termination import Terminated
 
@@ -177,6 +177,22 @@ def test_whatever_fails_at_one_file_the_others_are_written(batch, at_second_writ
     assert any("2 of 3 files written, 0 skipped, 1 failed" in line for line in errors)
     assert not any("Traceback" in line for line in errors)
     assert not left_over(tmp_path)
+
+
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError, OSError, UnicodeError])
+def test_whatever_fails_while_one_recording_is_read_the_others_are_written(batch, monkeypatch, tmp_path, error):
+    enter = audio_files.AudioReader.__init__
+
+    def failing(self, source, *arguments, **options):
+        if "b.wav" in str(source):
+            raise error("odd")
+        enter(self, source, *arguments, **options)
+
+    monkeypatch.setattr(audio_files.AudioReader, "__init__", failing)
+    for verb in ("encode", "units"):
+        code, errors = batch(verb, "--overwrite")
+        assert code == 1
+        assert any("2 of 3 files written, 0 skipped, 1 failed" in line for line in errors)
 
 
 @pytest.mark.parametrize("verb", VERBS)

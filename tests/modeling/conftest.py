@@ -8,10 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers.tiny_codecs import THEIRS, make_dc_spin, make_kmeans, with_vocoder
 from speech_tokenizers.modeling.configuration_dm_codec import DMCodecConfig
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
 from speech_tokenizers.modeling.modeling_dm_codec import DMCodecModel
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
+from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 
 
 # 40 samples a frame, 400 frames a second, 4 codebooks of 32 entries.
@@ -137,3 +139,30 @@ def make_encoder(config_class, model_class, pre_norm: bool = False, **fields):
             if parameter.dim() == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return encoder.eval()
+
+
+@pytest.fixture
+def make_model(new_codec, make_cst, make_transformers_codec):
+    """Function: a model by a name of `OURS` or `THEIRS`, as the interface has it; units also with a `-vocoder`."""
+
+    def make(name: str):
+        if name in THEIRS:
+            model, feature_extractor = make_transformers_codec(name)
+            for key, buffer in model.named_buffers():
+                if "embed" in key:  # zeros before they are trained
+                    buffer.normal_()
+            return as_speech_codec(model, feature_extractor)
+        makers = {
+            "rvq": lambda: new_codec(encoder_type="stft", decoder_type="istft"),
+            "factorised": lambda: new_codec(encoder_type="stft", decoder_type="istft", codebook_dim=4),
+            "causal": lambda: new_codec(causal=True, pad_mode="constant", lstm_layers=0),
+            "dm": lambda: new_codec(semantic_dimension=5, contextual_dimension=7, contextual_stage=1),
+            "cst": lambda: make_cst()[0],
+            "kmeans": make_kmeans,
+            "dc_spin": make_dc_spin,
+            "kmeans-vocoder": lambda: with_vocoder(make_kmeans()),
+            "dc_spin-vocoder": lambda: with_vocoder(make_dc_spin()),
+        }
+        return as_speech_codec(makers[name]())
+
+    return make

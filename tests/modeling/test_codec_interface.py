@@ -4,74 +4,13 @@
 import numpy as np
 import pytest
 import torch
-from transformers import HubertConfig, HubertModel
 
-from speech_tokenizers import DCSpinConfig, DCSpinModel, KMeansUnitsConfig, KMeansUnitsModel
+from helpers.tiny_codecs import OURS, THEIRS
 from speech_tokenizers.modeling.codec_interface import pad_waveforms
 from speech_tokenizers.modeling.configuration_cst import CSTConfig
 from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.modeling.transformers_codecs import TransformersCodec, as_speech_codec
 from speech_tokenizers.training.units.pseudo_labels import TokenLabeler
-
-
-ENCODER = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "conv_dim": [8] * 7,
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 2,
-}
-OURS = ("rvq", "factorised", "causal", "dm", "cst", "kmeans", "dc_spin")
-THEIRS = ("encodec", "dac", "mimi", "xcodec", "vibevoice")
-
-
-def make_kmeans() -> KMeansUnitsModel:
-    torch.manual_seed(0)
-    config = KMeansUnitsConfig(encoder_config=HubertConfig(**ENCODER), layers=[1, 2], codebook_size=8)
-    model = KMeansUnitsModel(config).eval()
-    model.set_centroids(torch.randn(2, 8, 16))
-    return model
-
-
-def make_dc_spin(encoder_folder) -> DCSpinModel:
-    torch.manual_seed(0)
-    HubertModel(HubertConfig(**ENCODER)).save_pretrained(encoder_folder)
-    config = DCSpinConfig(
-        encoder_config=HubertConfig(**ENCODER),
-        encoder_layer=1,
-        trainable_layers=1,
-        projection_dim=8,
-        primary_codebook_size=12,
-        auxiliary_codebook_size=32,
-    )
-    return DCSpinModel(config).eval()
-
-
-@pytest.fixture
-def make_model(new_codec, make_cst, make_transformers_codec, tmp_path):
-    """Function: a model by a name of `OURS` or `THEIRS`, as the interface has it."""
-
-    def make(name: str):
-        if name in THEIRS:
-            model, feature_extractor = make_transformers_codec(name)
-            for key, buffer in model.named_buffers():
-                if "embed" in key:  # zeros before they are trained
-                    buffer.normal_()
-            return as_speech_codec(model, feature_extractor)
-        makers = {
-            "rvq": lambda: new_codec(encoder_type="stft", decoder_type="istft"),
-            "factorised": lambda: new_codec(encoder_type="stft", decoder_type="istft", codebook_dim=4),
-            "causal": lambda: new_codec(causal=True, pad_mode="constant", lstm_layers=0),
-            "dm": lambda: new_codec(semantic_dimension=5, contextual_dimension=7, contextual_stage=1),
-            "cst": lambda: make_cst()[0],
-            "kmeans": make_kmeans,
-            "dc_spin": lambda: make_dc_spin(tmp_path),
-        }
-        return as_speech_codec(makers[name]())
-
-    return make
 
 
 @pytest.fixture

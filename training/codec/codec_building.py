@@ -148,8 +148,6 @@ def check_loss_weights(
     known = dict.fromkeys((*RECONSTRUCTION_LOSSES, *loss_names, *DISTILLATION_LOSS_NAMES))
     if "speech_features" in weights and args.speech_features is None:
         raise ValueError("`loss_weights.speech_features` needs a speech encoder; give speech_features.model.")
-    if negative := [name for name, weight in weights.items() if weight < 0]:
-        raise ValueError(f"`loss_weights.{negative[0]}` must not be negative, but is {weights[negative[0]]}.")
     check_names(weights, known, "The loss in `loss_weights`")
     needed = [
         name

@@ -9,7 +9,7 @@ from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer
 from speech_tokenizers.modeling.modeling_speech_encoder_ctc import SpeechEncoderForCTC
 from speech_tokenizers.modeling.speech_encoders import select_layer
 from speech_tokenizers.processing.ctc_labels import CTCLabels
-from speech_tokenizers.training.codec.frozen_encoder import FrozenEncoder, normalized
+from speech_tokenizers.training.codec.frozen_encoder import FrozenEncoder, normalized, with_a_frame
 
 
 class FrozenRecognizer:
@@ -44,7 +44,8 @@ class FrozenRecognizer:
         with torch.autocast(waveforms.device.type, enabled=False):
             waveforms = waveforms.float()
             if self.encoder is None:
-                return self.model(normalized(waveforms, self.feature_extractor)).logits
+                waveforms = with_a_frame(normalized(waveforms, self.feature_extractor), self.model.config)
+                return self.model(waveforms).logits
             # What `SpeechEncoderForCTC.encode` computes, with gradients.
             return self.model(encoder_states=self._read(self.encoder(waveforms))).logits
 

@@ -31,19 +31,24 @@ class Sayings:
         recordings ([`DecodedRecordings`]): Recordings with `metadata`, a row each, and `names`.
         device (`torch.device`): Device that recognisers run on.
 
+    Attributes:
+        unaligned (`dict` of `str` to `str`): Recordings whose text the aligner could not find in them, with the
+            reason. They count as recordings without words.
+
     Raises:
         ValueError: If there is neither text nor a recogniser, or word times are wanted and cannot be had.
     """
 
     def __init__(self, args: LanguageTeacherArguments, recordings: Any, device: torch.device):
         self.args, self.device = args, device
-        metadata = getattr(recordings, "metadata", None)
+        metadata: Any = getattr(recordings, "metadata", None)
         columns = [] if metadata is None else metadata.column_names
         self.names = list(getattr(recordings, "names", map(str, range(len(recordings)))))
         self.texts: Sequence[str | None] = [None] * len(recordings)
         if args.text_column in columns:
             texts = [as_text(text) for text in metadata[args.text_column][:]]
             self.texts = [text if text is not None and text.strip() else None for text in texts]
+        self.unaligned: dict[str, str] = {}
         self.words: dict[int, list[TimedWord]] = {}
         if args.alignment == "ctc":
             if args.words_column in columns:
@@ -115,7 +120,11 @@ class Sayings:
             if words is not None:
                 return words
             known = find_text() if text is not None or self.args.recognizer is not None else None
-            return self.aligner.align(utterance.at(RECOGNIZER_RATE), known)
+            try:
+                return self.aligner.align(utterance.at(RECOGNIZER_RATE), known)
+            except ValueError as error:
+                self.unaligned[self.names[index]] = str(error)
+                return []
 
         utterance.find_text, utterance.find_words = find_text, find_words
         return utterance

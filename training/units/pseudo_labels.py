@@ -255,6 +255,9 @@ def label_all(
     """
     content = json.dumps([recordings.path.stem, min_seconds, labeler.description], sort_keys=True)
     path = Path(cache_dir) / f"{hashlib.sha256(content.encode()).hexdigest()[:20]}.json"
+    if path.is_file() and not _is_whole(path):
+        tqdm.write(f"{path} or its labels are damaged; the recordings are labelled anew.", file=sys.stderr)
+        path.unlink()
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         lengths = np.diff(recordings.starts)
@@ -264,6 +267,16 @@ def label_all(
         dtype = np.dtype(np.float32) if _label_shape(labeler) else np.min_scalar_type(labeler.num_labels - 1)
         _write_labels(path, recordings, labeler, batches, dtype, show_progress)
     return PseudoLabels(path)
+
+
+def _is_whole(path: Path) -> bool:
+    # Whether an index can be read, and its labels are as many as it says.
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        size = np.dtype(index["dtype"]).itemsize * math.prod(index.get("label_shape", ()))
+        return path.with_suffix(".labels").stat().st_size == size * max(end for _, end in index["spans"])
+    except (ValueError, KeyError, TypeError, OSError):
+        return False
 
 
 def _write_labels(

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
     logging.disable_progress_bar()
     device = choose_device(args.device)
-    recordings = load_recordings(args.data, parse_filter(args.filter), args.list)
+    recordings = load_recordings(args.data, parse_filter(args.filter), args.list, unique_names=True)
     aligner = load_word_aligner(args.aligner, device)
     num_failed = align_recordings(
         aligner,
@@ -121,8 +121,9 @@ def align_recordings(
     from tqdm import tqdm
 
     from speech_tokenizers.processing.metadata_files import as_text
-    from speech_tokenizers.processing.recording_tables import with_names
+    from speech_tokenizers.processing.recording_tables import check_names_differ, with_names
     from speech_tokenizers.processing.recordings import append_rejected, decode_recording
+    from speech_tokenizers.processing.whole_files import beside
     from speech_tokenizers.processing.word_alignment import share_word_times
 
     columns = recordings.column_names
@@ -139,6 +140,7 @@ def align_recordings(
 
     recordings = with_names(recordings)
     names = recordings["file_name"][:]
+    check_names_differ(names)
     texts = [as_text(text) for text in recordings[text_column][:]] if text_column in columns else [None] * len(names)
     maker = aligner.key + (", labels" if with_labels else "")
     if phones_column is not None:
@@ -149,7 +151,7 @@ def align_recordings(
         which = f"{untold} of {len(missing)} recordings have no text in a column {text_column!r}"
         print(f"{which}; what {aligner.name} hears is written", file=sys.stderr)
 
-    rejected_path = word_times.path.with_name(f"{word_times.path.name}.rejected.jsonl")
+    rejected_path = beside(word_times.path, ".rejected.jsonl")
     rejected_path.unlink(missing_ok=True)  # what failed before is tried again
     num_known = len(names) - len(missing)
     with Tally("align", len(names), num_known, word_times.path, quiet, verbose) as tally:
@@ -183,8 +185,10 @@ class _WordTimesFile:
     # The output, and beside it what each line was made from and by what (`maker`).
 
     def __init__(self, path: Path, maker: str, has_labels: bool):
+        from speech_tokenizers.processing.whole_files import beside
+
         self.path, self.maker, self.has_labels = path, maker, has_labels
-        self.sources_path = path.with_name(f"{path.name}.sources.jsonl")
+        self.sources_path = beside(path, ".sources.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
         self.known = _read_known(path, "words")
         self.sources = _read_known(self.sources_path, "aligner") if self.known else {}

@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from speech_tokenizers.processing.audio_files import AUDIO_SUFFIXES, find_files
+    from speech_tokenizers.processing.whole_files import beside
 
     files: dict[str, Path] = {}
     for path, relative in find_files(args.inputs, AUDIO_SUFFIXES):
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         output.remove()
     names = [name for name in files if name not in known and name not in unwritable]
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    rejected_path = args.output.with_name(f"{args.output.name}.rejected.jsonl")
+    rejected_path = beside(args.output, ".rejected.jsonl")
     rejected_path.unlink(missing_ok=True)  # what failed before is tried again
     with (
         Tally("units", len(files), len(known), args.output, args.quiet, args.verbose) as tally,

@@ -68,11 +68,12 @@ def load_frames(path: Path) -> "list[np.ndarray]":
     """
     from speech_tokenizers.processing.unit_exports import UnitLine, load_km, load_unit_lines
     from speech_tokenizers.processing.unit_sequences import expand
+    from speech_tokenizers.processing.whole_files import beside
 
     if path.suffix != ".km":
         lines = load_unit_lines(path)
     else:
-        durations_path = path.with_suffix(".durations")
+        durations_path = beside(path.with_suffix(""), ".durations")
         sequences = load_km(path)
         durations = load_km(durations_path) if durations_path.exists() else [None] * len(sequences)
         if len(durations) != len(sequences):

@@ -58,3 +58,11 @@ def test_one_file_of_word_times_tells_of_a_recording_once(tmp_path):
     (tmp_path / "words.jsonl").write_text(f"{line}\n{line}\n", encoding="utf-8")
     with pytest.raises(ValueError, match="line 2: .* stands in line 1 too"):
         read_word_times(tmp_path / "words.jsonl", ["a\u2028.wav"])
+
+
+def test_word_times_of_two_recordings_of_one_name_are_refused(tmp_path):
+    from speech_tokenizers.processing.timed_labels import read_word_times
+
+    (tmp_path / "words.jsonl").write_text('{"file_name": "a", "words": []}\n')
+    with pytest.raises(ValueError, match="two recordings are named 'a'"):
+        read_word_times(tmp_path / "words.jsonl", ["a", "b", "a"])
