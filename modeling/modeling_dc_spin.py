@@ -252,7 +252,8 @@ class DCSpinModel(DCSpinPreTrainedModel):
         check_arguments(kwargs)
         if perturbed_values is None or not return_loss:
             with torch.no_grad():
-                return self._units(*self.features(input_values, padding_mask), codebook, deduplicate)
+                features, mask = self.features(input_values, padding_mask)
+                return self._units(features, mask, codebook, deduplicate)
         views = [check_waveforms(values)[0] for values in (input_values, perturbed_values)]
         if views[0].shape != views[1].shape:
             raise ValueError(

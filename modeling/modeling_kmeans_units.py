@@ -205,13 +205,11 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
         """
         self._check_fitted()
         warn_of_half_precision(self)
-        return self._units(*self.features(input_values, padding_mask), deduplicate, must_be_finite=True)
+        features, mask = self.features(input_values, padding_mask)
+        check_encoded(features)
+        return self._units(features, mask, deduplicate)
 
-    def _units(
-        self, features: torch.Tensor, mask: torch.Tensor, deduplicate: bool, must_be_finite: bool = False
-    ) -> KMeansUnitsOutput:
-        if must_be_finite:
-            check_encoded(features)
+    def _units(self, features: torch.Tensor, mask: torch.Tensor, deduplicate: bool) -> KMeansUnitsOutput:
         audio_codes = self.quantizer.encode(features) * mask[:, None]
         if deduplicate:
             audio_codes, unit_mask, durations = deduplicate_codes(audio_codes, mask)
@@ -255,7 +253,8 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
         """
         check_arguments(kwargs)
         self._check_fitted()
-        return self._units(*self.features(input_values, padding_mask), deduplicate)
+        features, mask = self.features(input_values, padding_mask)
+        return self._units(features, mask, deduplicate)
 
     def _check_fitted(self) -> None:
         if not self.quantizer.centroids.any():

@@ -2,6 +2,7 @@
 # Copyright 2026 The speech-tokenizers authors.
 """The RVQ codec: speech to codes of a residual vector quantizer, and back."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -108,8 +109,9 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
     Neural codec with a residual vector quantizer, in the line of SoundStream (arXiv 2107.03312) and EnCodec (arXiv
     2210.13438).
 
-    A padded batch gives each item the codes and samples that it gets alone. In `train()` mode `forward` also updates
-    the codebooks (moving averages, over all processes).
+    A padded batch gives each item the codes and samples that it gets alone; a code differs only where two entries are
+    equally near up to rounding. In `train()` mode `forward` also updates the codebooks (moving averages, over all
+    processes).
 
     Args:
         config ([`RVQCodecConfig`]): Sizes and kinds of the networks; see its presets.
@@ -211,7 +213,7 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
         if audio_codes is not None:
             config = self.config
             frames, mask = check_codes(audio_codes, config.num_quantizers, config.codebook_size, audio_codes_mask)
-            to_latents = self.quantizer.decode
+            to_latents: Callable[[torch.Tensor], torch.Tensor] = self.quantizer.decode
         else:
             latents, mask = check_latents(latents, self.config.hidden_size, audio_codes_mask)
             frames, to_latents = latents.transpose(1, 2), channels_last

@@ -5,7 +5,7 @@
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from .recording_stream import EMPTY_STREAM, RecordingStream, StreamState
 from .vector_quantization import ResidualVectorQuantizer
 
 
+_CASTS = {"half": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32, "double": torch.float64}
 # Frames by which a recording may be longer than what its tokens are decoded to.
 _MOST_FRAMES_MISSING = 3
 
@@ -89,6 +90,8 @@ class TransformersCodec(SpeechCodec):
     def __getattr__(self, name: str) -> Any:
         if name == "model":
             raise AttributeError(name)
+        if name in _CASTS:  # the model's own would return the model, not this object
+            return partial(self.to, _CASTS[name])
         return getattr(self.model, name)
 
     @property
@@ -125,22 +128,6 @@ class TransformersCodec(SpeechCodec):
         """Move or cast the model; returns this object."""
         self.model.to(*args, **kwargs)
         return self
-
-    def half(self) -> "TransformersCodec":
-        """Cast the model to float16; returns this object."""
-        return self.to(torch.float16)
-
-    def bfloat16(self) -> "TransformersCodec":
-        """Cast the model to bfloat16; returns this object."""
-        return self.to(torch.bfloat16)
-
-    def float(self) -> "TransformersCodec":
-        """Cast the model to float32; returns this object."""
-        return self.to(torch.float32)
-
-    def double(self) -> "TransformersCodec":
-        """Cast the model to float64; returns this object."""
-        return self.to(torch.float64)
 
     def eval(self) -> "TransformersCodec":
         """Put the model in evaluation mode; returns this object."""

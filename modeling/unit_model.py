@@ -31,7 +31,7 @@ class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, PreTrainedAudioToken
     """
     A speech encoder whose frames become codes, and perhaps a vocoder that speaks them.
 
-    A padded batch gives each item the units that it gets alone.
+    A padded batch gives each item the units that it gets alone, but where two codes are equally near up to rounding.
 
     Args:
         config ([`UnitsConfig`]): The encoder, and the fields that a family adds.

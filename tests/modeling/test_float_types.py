@@ -173,3 +173,9 @@ def test_half_precision_is_warned_of_once_and_float32_is_not(make_model, signal,
         model.encode(waveforms)
         model.encode(waveforms)
     assert caplog.text.count("encodes in float16: some of its tokens differ from those in float32") == 1
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_a_wrapped_codec_stays_wrapped_when_it_is_cast(road, make_model):
+    codec = make_model("dac")
+    assert ROADS[road](codec) is codec
