@@ -409,7 +409,8 @@ def build_card(
         language=language,
         license=licence,
         library_name="transformers",
-        pipeline_tag="feature-extraction",
+        # No pipeline of transformers takes these models; this is the Hub's name for speech in and speech out.
+        pipeline_tag="audio-to-audio" if described.get("has_vocoder", True) else None,
         tags=["audio-tokenizer", "speech", *TAGS[described["tags"]]],
         datasets=datasets,
         metrics=sorted({result.metric_type for result in results}) or None,
