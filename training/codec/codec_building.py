@@ -4,6 +4,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from tqdm import tqdm
@@ -126,6 +127,19 @@ def untrained_parts(model: nn.Module, loss_names: Sequence[str]) -> set[str]:
     """Submodules of a model that none of the losses trains; see [`SpeechCodec.trained_parts`]."""
     parts: dict[str, str] = model.trained_parts  # type: ignore[assignment]
     return {*parts.values()} - {part for loss, part in parts.items() if loss in loss_names}
+
+
+def check_crops(args: CodecTrainingArguments, model: Any) -> None:
+    """
+    Raises:
+        ValueError: If a crop has less than a frame of the model.
+    """
+    num_samples = round(args.data.segment_seconds * model.sampling_rate)
+    if num_samples < model.hop_length:
+        raise ValueError(
+            f"`data.segment_seconds` is {args.data.segment_seconds}, which are {num_samples} samples, but a frame of"
+            f" the codec has {model.hop_length}; make crops longer."
+        )
 
 
 def check_loss_weights(

@@ -17,12 +17,12 @@ from transformers import SequenceFeatureExtractor
 from speech_tokenizers.training.codec.adversary import Adversary
 from speech_tokenizers.training.codec.arguments import CodecTrainingArguments
 from speech_tokenizers.training.codec.codec_building import (
+    check_crops,
     check_loss_weights,
     default_feature_extractor,
     untrained_parts,
 )
 from speech_tokenizers.training.codec.codec_record import keep_codec_run
-from speech_tokenizers.training.codec.crops import check_crop_length
 from speech_tokenizers.training.codec.latent_health import collapse_warning
 from speech_tokenizers.training.codec.latent_schedule import LatentSchedule
 from speech_tokenizers.training.codec.objectives import CodecObjective, Conditions
@@ -103,7 +103,7 @@ class CodecTrainer:
 
             self.compute_metrics = ClipMetrics(args.metrics, model.sampling_rate)
         self.loss_weights = check_loss_weights(args, self.loss_names, Adversary.loss_names)
-        check_crop_length(args.data.segment_seconds, model)
+        check_crops(args, model)
 
         self.accelerator = make_accelerator(args, bool(untrained_parts(model, self.loss_names)))
         if args.compile:

@@ -59,15 +59,6 @@ class CropSettings:
         return torch.from_numpy(padded), start
 
 
-def check_crop_length(segment_seconds: float, model: Any) -> None:
-    """Raises `ValueError` if crops of so many seconds are shorter than a frame of the codec."""
-    if (num_samples := round(segment_seconds * model.sampling_rate)) < model.hop_length:
-        raise ValueError(
-            f"`data.segment_seconds` is {segment_seconds}, which are {num_samples} samples, but a frame of the codec"
-            f" has {model.hop_length}; make crops longer."
-        )
-
-
 class AudioCropDataset(torch.utils.data.Dataset):
     """
     Random crops of decoded recordings. In an epoch a recording is drawn once for each crop length that it holds.

@@ -160,8 +160,9 @@ def _write_changed(path: Path, text: str) -> None:
 def _as_dict(args: Any) -> dict[str, Any]:
     if isinstance(args, dict):
         return args
-    named: dict[str, Any] = {"trainer": args.trainer} if hasattr(args, "trainer") else {}
-    return named | dataclasses.asdict(args)
+    settings: dict[str, Any] = dataclasses.asdict(args)
+    trainer = getattr(args, "trainer", None)
+    return settings if trainer is None else {"trainer": trainer, **settings}
 
 
 def settings_changed(path: Path, args: Any, by_contents: Collection[str] = ()) -> dict[str, tuple[Any, Any]]:

@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from speech_tokenizers.training.common.recipe_files import check_names, recipe_errors, trainer_name
 
+    # Imported only where it is needed: it takes seconds, for which a mistake in a recipe need not wait.
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # First of all: others would wait for a process that fails before it has joined them.
         from speech_tokenizers.training.common.processes import process_state
