@@ -121,13 +121,16 @@ def test_codes_that_do_not_fit_are_set_aside_with_a_reason(folder, tiny_checkpoi
             ["encode", "in/a.wav", "in/deep/../a.wav", "in/deep/a.wav", "-o", "codes"],
             "would both be written to codes/a",
         ),
-        (["encode", "in", "-o", "codes", "--model", "no-such-codec"], "no checkpoint of this installation"),
+        (
+            ["encode", "in", "-o", "codes", "--model", "no-such-codec"],
+            "no such file or folder, nor a repository of that name",
+        ),
         (["encode", "in", "-o", "codes", "--model", "in"], "has no config.json"),
         (["encode", "in", "-o", "codes", "--num-quantizers", "5"], "must lie between 1 and 4, but got 5"),
         (["encode", "in", "-o", "codes", "--device", "warp"], "--device warp"),
         (["reconstruct", "in/a.wav", "-o", "in"], "is an input as well as an output"),
         (["decode", "in", "-o", "out"], "holds no file"),
-        (["info", "in/deep/c.txt"], "no checkpoint"),
+        (["info", "in/deep/c.txt"], "no such file or folder"),
         (["train", "no-such-recipe"], "no-such-recipe"),
     ],
 )

@@ -55,6 +55,7 @@ CODECS = {
     "dc-spin": {"encoder_layer": 1, "trainable_layers": 1, "projection_dim": 8, "auxiliary_codebook_size": 32},
 }
 RVQ_MODEL_FILES = {
+    "checked_loading.py",
     "codec_interface.py",
     "codec_layers.py",
     "codec_model.py",
@@ -75,6 +76,7 @@ DM_FILES = RVQ_FILES | {"configuration_dm_codec.py", "modeling_dm_codec.py", "fe
 CST_FILES = RVQ_FILES - {"configuration_rvq_codec.py", "modeling_rvq_codec.py"}
 CST_FILES |= {"configuration_cst.py", "latent_bottleneck.py", "modeling_cst.py", "feature_extraction_cst.py"}
 VOCODER_FILES = {
+    "checked_loading.py",
     "codec_interface.py",
     "codec_layers.py",
     "configuration_codec.py",
@@ -91,6 +93,7 @@ UNITS_FILES |= {
     "configuration_units.py",
     "encoder_geometry.py",
     "feature_extraction_kmeans_units.py",
+    "model_names.py",
     "modeling_kmeans_units.py",
     "padding_invariance.py",
     "recording_stream.py",
@@ -102,6 +105,7 @@ SPIN_FILES = UNITS_FILES - {f"{kind}_kmeans_units.py" for kind in ("configuratio
 SPIN_FILES |= {f"{kind}_dc_spin.py" for kind in ("configuration", "feature_extraction", "modeling")}
 SPIN_FILES |= {"swapped_prediction.py"}
 LATENT_LM_FILES = {
+    "checked_loading.py",
     "codec_layers.py",
     "configuration_latent_lm.py",
     "continuous_heads.py",

@@ -41,11 +41,10 @@ METADATA_METRICS = {
 def describe_model(folder: Path) -> dict[str, Any]:
     """Facts that the configuration and the weights in a model folder give, for the template."""
     from safetensors import safe_open
-    from transformers import AutoConfig
 
-    import speech_tokenizers  # noqa: F401 - makes AutoConfig know the family
+    from speech_tokenizers.coding.loading import find_checkpoint, load_config
 
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(find_checkpoint(folder))
     facts = {
         "sampling rate": f"{config.sampling_rate} Hz",
         "frames": f"{config.frame_rate:g} a second, {config.hop_length} samples each",

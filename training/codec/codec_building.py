@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import FEATURE_EXTRACTOR_MAPPING, AutoConfig, AutoModel, SequenceFeatureExtractor
+from transformers import FEATURE_EXTRACTOR_MAPPING, AutoModel, SequenceFeatureExtractor
 
-from speech_tokenizers.coding.loading import find_checkpoint, load
+from speech_tokenizers.coding.loading import find_checkpoint, load, load_config
+from speech_tokenizers.modeling.checked_loading import ModelFilesError
 from speech_tokenizers.modeling.configuration_cst import CST_PRESETS
 from speech_tokenizers.modeling.configuration_dm_codec import DM_CODEC_PRESETS, DMCodecConfig
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
@@ -49,7 +51,7 @@ def build_model(
         model = _new_model(args)
     else:
         path = find_checkpoint(str(args.model.pretrained))
-        config = AutoConfig.from_pretrained(path)
+        config = load_config(path)
         check_names(args.model.overrides, type(config).__dataclass_fields__, "The field", "model.overrides.")
         if not args.model.warm_start:
             return _load_trained(args, isinstance(config, UnitVocoderConfig))
@@ -66,12 +68,13 @@ def build_model(
 
 def _load_trained(args: CodecTrainingArguments, is_vocoder: bool) -> RVQCodecModel | UnitVocoderModel | CSTModel:
     pretrained, overrides = str(args.model.pretrained), args.model.overrides
+    # Trained in float32, whatever the configuration says of inference.
     try:
         if is_vocoder:
-            return UnitVocoderModel.from_pretrained(find_checkpoint(pretrained), **overrides)
-        return load(pretrained, **overrides)[0]
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
+            return UnitVocoderModel.from_pretrained(find_checkpoint(pretrained), dtype=torch.float32, **overrides)
+        return load(pretrained, torch.float32, **overrides)[0]
+    except ModelFilesError as error:
+        if "has shape" not in str(error) or not overrides:
             raise
         raise ValueError(
             f"`model.overrides` ({', '.join(overrides)}) changes the sizes of networks of {pretrained!r}; give"

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
-from transformers import AutoFeatureExtractor, AutoModel
 
 from speech_tokenizers.modeling.encoder_geometry import WHISPER_HOP_LENGTH, shortest_input
 from speech_tokenizers.modeling.speech_encoders import (
     encoder_of,
     has_fixed_window,
+    load_pretrained,
     num_encoder_layers,
     shortened_positions,
 )
@@ -135,10 +135,12 @@ class SpeechFeatureObjective(CodecObjective):
         try:
             # On a CPU the fused attention is the slower one for sequences as short as a crop.
             attention = "eager" if accelerator.device.type == "cpu" else None
-            loaded = AutoModel.from_pretrained(
-                args.model, dtype=torch.float32, revision=args.revision or "main", attn_implementation=attention
+            loaded, extractor = load_pretrained(
+                args.model,
+                "speech_features.model",
+                revision=args.revision or "main",
+                attn_implementation=attention,
             )
-            extractor = AutoFeatureExtractor.from_pretrained(args.model, revision=args.revision or "main")
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"`speech_features.model` is {args.model!r}, which cannot be loaded ({' '.join(str(error).split())})."

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from tqdm import tqdm
-from transformers import AutoConfig
 
-from speech_tokenizers.coding.loading import find_checkpoint
+from speech_tokenizers.coding.loading import find_checkpoint, load_config
 from speech_tokenizers.modeling.codec_layers import ceil_divide
 from speech_tokenizers.modeling.codec_model import shift_steps
 from speech_tokenizers.modeling.configuration_cst import CST_PRESETS, CSTConfig
@@ -296,7 +295,7 @@ def trains_cst(args: CodecTrainingArguments) -> bool:
     """Whether a recipe trains a [`CSTModel`]."""
     if args.model.pretrained is None:
         return str(args.model.preset) in CST_PRESETS
-    config = AutoConfig.from_pretrained(find_checkpoint(args.model.pretrained))
+    config = load_config(find_checkpoint(args.model.pretrained))
     return isinstance(config, CSTConfig)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from speech_tokenizers.modeling.model_names import find_model
 from speech_tokenizers.processing.metadata_files import as_text
 from speech_tokenizers.processing.speech_recognition import load_recognizer
 from speech_tokenizers.processing.timed_labels import TimedWord, find_word_times, timed_words
@@ -101,12 +102,15 @@ class Sayings:
     @functools.cached_property
     def recognizer(self) -> Any:
         """Recogniser that transcribes recordings without a transcript."""
-        return load_recognizer(self.args.recognizer, self.args.language, str(self.device))
+        found = find_model(self.args.recognizer, argument="recognizer")
+        return load_recognizer(found, self.args.language, str(self.device))
 
     @functools.cached_property
     def aligner(self) -> Any:
         """Aligner that finds word times."""
-        return load_word_aligner(self.args.aligner, str(self.device))
+        name = self.args.aligner
+        found = name if name == "pocketsphinx" else find_model(name, argument="aligner")
+        return load_word_aligner(found, str(self.device))
 
     def utterance(self, index: int, recording: Any, sampling_rate: int) -> Utterance:
         """The recording with its text and words."""

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from speech_tokenizers.modeling.encoder_geometry import shortest_input
+from speech_tokenizers.modeling.model_names import find_model
 from speech_tokenizers.modeling.speech_encoders import WaveformEncoder, check_layer, select_layer
 from speech_tokenizers.processing.timed_labels import TimedWord
 from speech_tokenizers.training.codec.arguments import LanguageTeacherArguments, SpeechTeacherArguments
@@ -102,7 +103,8 @@ class Teacher(Protocol):
 
 def _read_config(args: SpeechTeacherArguments | LanguageTeacherArguments, which: str) -> Any:
     try:
-        return AutoConfig.from_pretrained(args.model, revision=args.revision or "main")
+        found = find_model(args.model, argument=f"distillation.{which}.model", revision=args.revision or "main")
+        return AutoConfig.from_pretrained(found, revision=args.revision or "main")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"`distillation.{which}.model` is {args.model!r}, which cannot be loaded ({' '.join(str(error).split())})."

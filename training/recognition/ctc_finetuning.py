@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from speech_tokenizers.modeling.encoder_geometry import first_frame_centre
+from speech_tokenizers.modeling.model_names import find_model
 from speech_tokenizers.modeling.modeling_hubert_masked_prediction import span_mask
 from speech_tokenizers.modeling.padding_invariance import frame_mask, make_padding_invariant, num_conv_frames
 from speech_tokenizers.modeling.speech_encoders import EXACT_IN_BATCHES
@@ -365,7 +366,7 @@ def load_ctc_model(encoder: str, tokenizer: Any, args: CTCFinetuningArguments) -
 
 
 def _encoder_config(encoder: str) -> Any:
-    config = AutoConfig.from_pretrained(encoder)
+    config = AutoConfig.from_pretrained(find_model(encoder, argument="encoder"))
     if config.model_type not in EXACT_IN_BATCHES:
         raise ValueError(
             f"`encoder` is a `{config.model_type}`; those that can be fine-tuned are {', '.join(EXACT_IN_BATCHES)}."

@@ -60,13 +60,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from transformers.utils import logging
 
+    from speech_tokenizers.modeling.model_names import find_model
     from speech_tokenizers.processing.recordings import load_recordings, parse_filter
     from speech_tokenizers.processing.word_alignment import load_word_aligner
 
     logging.disable_progress_bar()
+    name = args.aligner if args.aligner == "pocketsphinx" else find_model(args.aligner, argument="--aligner")
     device = choose_device(args.device)
     recordings = load_recordings(args.data, parse_filter(args.filter), args.list, unique_names=True)
-    aligner = load_word_aligner(args.aligner, device)
+    aligner = load_word_aligner(name, device)
     num_failed = align_recordings(
         aligner,
         recordings,

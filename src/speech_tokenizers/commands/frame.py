@@ -40,9 +40,13 @@ def load_model(name: str | None, device: str | None) -> tuple[Any, Any]:
         raise UsageError(str(error)) from error
     try:
         model, feature_extractor = load(name)
-        model = model.to(device)
     except (ValueError, OSError) as error:
         raise UsageError(f"the model cannot be loaded: {one_line(error)}") from error
+    try:
+        model = model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        # torch's words for a device that is misspelt or absent.
+        raise UsageError(f"--device {device}: {one_line(error)}") from error
     try:
         return as_speech_codec(model, feature_extractor), feature_extractor
     except ValueError as error:

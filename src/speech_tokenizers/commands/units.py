@@ -258,7 +258,9 @@ def _check_model(args: argparse.Namespace, model: Any) -> Any:
         raise UsageError(f"{what} is for one codebook, but {args.model} has {num_quantizers}; use jsonl or array.")
     if args.bpe is None:
         return None
-    bpe = UnitBPE.from_pretrained(args.bpe)
+    from speech_tokenizers.modeling.model_names import find_model
+
+    bpe = UnitBPE.from_pretrained(find_model(args.bpe, argument="--bpe", file="tokenizer.json"))
     if bpe.codebook_size != codebook_size:
         raise UsageError(f"{args.bpe} merges {bpe.codebook_size} units, but {args.model} has {codebook_size}.")
     return bpe
