@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from .input_checks import check_whole_number
+from .input_checks import check_waveforms, check_whole_number
 
 
 TokenKind = Literal["codes", "latents"]
@@ -224,7 +224,7 @@ class SpeechCodec(FramedModel):
         Raises:
             ValueError: If the model does not have it.
         """
-        kind = kind or self.kind
+        kind = self.kind if kind is None else kind
         name = self.family
         if kind not in ("codes", "latents"):
             raise ValueError(f"`kind` must be 'codes' or 'latents', but got {kind!r}.")
@@ -297,12 +297,25 @@ def pad_waveforms(waveforms: Sequence[Any]) -> dict[str, torch.Tensor]:
     (batch, num_samples).
 
     Args:
-        waveforms (sequence of `np.ndarray` of shape `(num_samples,)`): The recordings.
+        waveforms (sequence of `np.ndarray` of shape `(num_samples,)` or `(1, num_samples)`): The recordings.
+
+    Raises:
+        TypeError: If the samples are no floats.
+        ValueError: If there is no recording, or one is empty, has several channels, or holds what is no audio.
     """
-    lengths = torch.tensor([len(row) for row in waveforms])
-    padded = torch.zeros(len(waveforms), int(lengths.max()))
-    for row, waveform in zip(padded, waveforms, strict=True):
-        row[: len(waveform)] = torch.as_tensor(waveform)
+    if not len(waveforms):
+        raise ValueError("`waveforms` is empty; pass at least one recording.")
+    rows = []
+    for number, waveform in enumerate(waveforms):
+        row = torch.as_tensor(waveform)
+        row = row[None] if row.dim() == 1 else row
+        rows.append(check_waveforms(row, name=f"waveforms[{number}]")[0].reshape(-1))
+        if len(row) > 1:
+            raise ValueError(f"`waveforms[{number}]` must be mono, but has shape {tuple(row.shape)}.")
+    lengths = torch.tensor([len(row) for row in rows])
+    padded = torch.zeros(len(rows), int(lengths.max()))
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
     return {
         "input_values": padded[:, None],
         "padding_mask": (torch.arange(padded.shape[1]) < lengths[:, None]).long(),

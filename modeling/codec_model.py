@@ -114,6 +114,8 @@ class CodecPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, Pre
 
     def decode_stream(self, kind: TokenKind | None = None, num_samples: int | None = None) -> SpeechStream:
         """See [`SpeechCodec.decode_stream`]. The samples are those of all tokens at once, in whole frames."""
+        if num_samples is not None:
+            check_num_samples(num_samples, 1, 1)
         return self._stream(self.check_kind(kind, decode=True))
 
     def _stream(self, kind: TokenKind, num_quantizers: int | None = None) -> SpeechStream:

@@ -22,7 +22,7 @@ from .codec_layers import (
 )
 from .codec_model import CodecPreTrainedModel, channels_last, place_frames, real_span, shift_steps
 from .configuration_cst import CSTConfig
-from .input_checks import check_arguments, check_encoded, check_latents, check_waveforms
+from .input_checks import check_arguments, check_encoded, check_finite, check_latents, check_waveforms
 from .latent_bottleneck import CTCProjection, LatentBottleneck, LatentStatistics
 from .mixed_precision import warn_of_half_precision
 from .spectral_layers import SpectralDecoder, SpectralEncoder
@@ -217,6 +217,7 @@ class CSTModel(CSTPreTrainedModel):
             padding_cache,
             lambda placed: self.statistics.denormalize(channels_last(placed)),
         )
+        check_finite(audio_values, "The decoder gives")
         return CSTDecoderOutput(audio_values=audio_values, padding_mask=padding_mask)
 
     @can_return_tuple
@@ -246,8 +247,11 @@ class CSTModel(CSTPreTrainedModel):
             TypeError: If another argument is given.
         """
         check_arguments(kwargs)
-        input_values, padding_mask = check_waveforms(input_values, padding_mask, finite=False)
+        input_values, padding_mask = check_waveforms(input_values, padding_mask, finite=not self.training)
         moments, frame_lengths, frame_starts = self._encode(input_values, padding_mask)
+        if not self.training:
+            check_encoded(moments)
+            warn_of_half_precision(self)
         mask = None if frame_lengths is None else self._frame_mask(moments, frame_lengths)
         passed = self.bottleneck(moments, mask, self.bottleneck.training, noise)
         self.statistics.update(passed.mean, mask)

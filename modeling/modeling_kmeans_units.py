@@ -186,7 +186,16 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
         Args:
             mean, std (`torch.Tensor` of shape `(num_streams, hidden_size)`): Mean and standard deviation of the data
                 that is clustered.
+
+        Raises:
+            ValueError: If a shape is wrong, a number is not finite, or a deviation is not positive.
         """
+        shape = tuple(self.quantizer.features_mean.shape)
+        for name, values in (("mean", mean), ("std", std)):
+            if tuple(values.shape) != shape or not bool(values.isfinite().all()):
+                raise ValueError(f"`{name}` must hold finite numbers of shape {shape}, but has {tuple(values.shape)}.")
+        if not bool((std > 0).all()):
+            raise ValueError("`std` must be positive everywhere; a feature that never changes has none.")
         self.quantizer.features_mean.copy_(mean)
         self.quantizer.features_std.copy_(std)
 

@@ -18,6 +18,7 @@ from .input_checks import (
     check_arguments,
     check_codes,
     check_encoded,
+    check_finite,
     check_latents,
     check_waveforms,
 )
@@ -218,6 +219,7 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             latents, mask = check_latents(latents, self.config.hidden_size, audio_codes_mask)
             frames, to_latents = latents.transpose(1, 2), channels_last
         audio_values, padding_mask = self._decode_placed(frames, mask, num_samples, padding_cache, to_latents)
+        check_finite(audio_values, "The decoder gives")
         return RVQCodecDecoderOutput(audio_values=audio_values, padding_mask=padding_mask)
 
     @can_return_tuple
@@ -247,8 +249,11 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             TypeError: If another argument is given.
         """
         check_arguments(kwargs)
-        input_values, padding_mask = check_waveforms(input_values, padding_mask, finite=False)
+        input_values, padding_mask = check_waveforms(input_values, padding_mask, finite=not self.training)
         latents, frame_lengths, frame_starts = self._encode(input_values, padding_mask)
+        if not self.training:
+            check_encoded(latents)
+            warn_of_half_precision(self)
         mask = None if frame_lengths is None else self._frame_mask(latents, frame_lengths)
         quantized = self.quantizer(latents, num_quantizers, mask)
         audio_values = self._decode(quantized.quantized_latents, frame_lengths)[..., : input_values.shape[-1]]

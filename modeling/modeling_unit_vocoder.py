@@ -172,6 +172,8 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
         if audio_codes_mask is not None or durations is not None or torch.is_tensor(num_samples):
             ends = mask.sum(-1) * self.hop_length if ends is None else ends
             padding_mask = mask_beyond(torch.ones_like(audio_values[:, 0], dtype=torch.long), ends)
+        if not self.training:
+            check_finite(audio_values, "The vocoder gives")
         return UnitVocoderOutput(audio_values=audio_values, padding_mask=padding_mask)
 
     @can_return_tuple

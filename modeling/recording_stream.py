@@ -58,13 +58,16 @@ class RecordingStream:
     input_name = "input_values"
 
     def __init__(self, model: Any):
-        if getattr(model, "training", False):
+        self.model = model
+        self._check_mode()
+        self.reset()
+
+    def _check_mode(self) -> None:
+        if getattr(self.model, "training", False):
             raise ValueError(
                 "`model` is in training mode, in which coding is random or changes the model; call `model.eval()`"
                 " first."
             )
-        self.model = model
-        self.reset()
 
     def _new_encoder(self) -> StreamState:
         raise NotImplementedError
@@ -138,6 +141,7 @@ class RecordingStream:
         return self._finish("decode")
 
     def _push(self, direction: str, inputs: torch.Tensor) -> torch.Tensor:
+        self._check_mode()
         shape = batch_size, channels = inputs.shape[0], inputs.shape[1]
         if self.batch_size not in (None, batch_size):
             raise ValueError(

@@ -16,6 +16,8 @@ from transformers.utils import ModelOutput
 from .codec_interface import SpeechCodec, SpeechStream, TokenKind, pad_waveforms, tensor_fingerprint
 from .input_checks import (
     check_codes,
+    check_encoded,
+    check_finite,
     check_latents,
     check_num_samples,
     check_waveforms,
@@ -25,7 +27,6 @@ from .recording_stream import EMPTY_STREAM, RecordingStream, StreamState
 from .vector_quantization import ResidualVectorQuantizer
 
 
-_CASTS = {"half": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32, "double": torch.float64}
 # Frames by which a recording may be longer than what its tokens are decoded to.
 _MOST_FRAMES_MISSING = 3
 
@@ -76,6 +77,12 @@ class TransformersCodec(SpeechCodec):
             feature_extractor = AutoFeatureExtractor.from_pretrained(model.name_or_path)
         self.model, self.config, self.feature_extractor = model, config, feature_extractor
         self._sampling_rate = int(feature_extractor.sampling_rate)
+        rate = getattr(config, "sampling_rate", None) or getattr(config, "sample_rate", None)
+        if rate is not None and rate != self._sampling_rate:
+            raise ValueError(
+                f"`feature_extractor` makes audio of {self._sampling_rate} Hz, but this {name} takes {rate} Hz; pass"
+                " the model's own."
+            )
         hop_length: Any = getattr(config, "hop_length", None)
         frame_rate: Any = getattr(config, "frame_rate", None)
         if hop_length is None and frame_rate is None:
@@ -90,9 +97,13 @@ class TransformersCodec(SpeechCodec):
     def __getattr__(self, name: str) -> Any:
         if name == "model":
             raise AttributeError(name)
-        if name in _CASTS:  # the model's own would return the model, not this object
-            return partial(self.to, _CASTS[name])
-        return getattr(self.model, name)
+        found = getattr(self.model, name)
+        return partial(self._call, found) if inspect.ismethod(found) else found
+
+    def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # `model.half()`, `model.train()` and the like return the model; the caller wants this object.
+        result = method(*args, **kwargs)
+        return self if result is self.model else result
 
     @property
     def family(self) -> str:
@@ -123,16 +134,6 @@ class TransformersCodec(SpeechCodec):
     def dtype(self) -> torch.dtype:
         """Type of the model's weights."""
         return self.model.dtype
-
-    def to(self, *args: Any, **kwargs: Any) -> "TransformersCodec":
-        """Move or cast the model; returns this object."""
-        self.model.to(*args, **kwargs)
-        return self
-
-    def eval(self) -> "TransformersCodec":
-        """Put the model in evaluation mode; returns this object."""
-        self.model.eval()
-        return self
 
     @property
     def kind(self) -> TokenKind:
@@ -236,10 +237,7 @@ class TransformersCodec(SpeechCodec):
 
     def batch_features(self, waveforms: Sequence[Any], feature_extractor: Any) -> dict[str, torch.Tensor]:
         """See [`SpeechCodec.batch_features`]. The feature extractor of the model hears each recording alone, later."""
-        features = pad_waveforms(waveforms)
-        if not features["padding_mask"].any(-1).all() or not features["input_values"].isfinite().all():
-            raise ValueError("A recording is empty, or has NaN or infinity.")
-        return features
+        return pad_waveforms(waveforms)
 
     @torch.no_grad()
     def encode_features(self, features: dict[str, torch.Tensor], num_quantizers: int | None = None) -> ModelOutput:
@@ -248,6 +246,10 @@ class TransformersCodec(SpeechCodec):
 
         The output has what `encode` gives, and `native`: what the model itself gave, with EnCodec's scales and chunks.
         """
+        if self.model.training:
+            raise ValueError(
+                f"This {self.family} is in training mode, in which its tokens are random; call `model.eval()` first."
+            )
         _drop_stale_tables(self.model)
         given: dict[str, Any] = {
             name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
@@ -276,6 +278,7 @@ class TransformersCodec(SpeechCodec):
             found = [output if torch.is_tensor(output) else output.latents for output in frames]
             latents = torch.cat(found, dim=-1).transpose(1, 2)
         if latents is not None:
+            check_encoded(latents)
             output["latents"] = latents
         tokens = output["audio_codes"][:, 0] if "audio_codes" in output else output["latents"][..., 0]
         output["audio_codes_mask"] = torch.ones_like(tokens, dtype=torch.long)
@@ -356,6 +359,7 @@ class TransformersCodec(SpeechCodec):
             if "audio_scales" in self._decode_arguments:
                 real, extra = real[None], {"audio_scales": [None]}
             waveform = _waveform(self.model.decode(**{name: real}, **extra, return_dict=True))
+            check_finite(waveform, f"The decoder of a {self.family} gives")
             is_whole = mask is None or bool(mask[number].all())
             if lengths is not None and (is_whole or torch.is_tensor(lengths)):
                 length = int(lengths if isinstance(lengths, int) else lengths[number])
@@ -404,6 +408,8 @@ class TransformersCodec(SpeechCodec):
 
     def decode_stream(self, kind: TokenKind | None = None, num_samples: int | None = None) -> SpeechStream:
         """See [`SpeechCodec.decode_stream`]. The tokens are held until they end, and then decoded as a whole."""
+        if num_samples is not None:
+            check_num_samples(num_samples, 1, 1)
         return _WholeRecordingStream(self, self.check_kind(kind, decode=True))
 
     @torch.no_grad()

@@ -144,9 +144,11 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
             ValueError: If a row lacks what another has, or its samples, mask or lengths are wrong.
         """
         columns = _columns(processed_features)
-        has_channels = not isinstance(processed_features, Mapping) or np.ndim(columns["input_values"][0]) > 1
-        if "input_values" not in columns:
+        if not len(columns.get("input_values", ())):
             raise ValueError(f"The rows to pad must have `input_values`, but have {list(columns)}.")
+        if "attention_mask" in columns:
+            raise ValueError("The models take a `padding_mask`; rename `attention_mask`, so that it is not lost.")
+        has_channels = not isinstance(processed_features, Mapping) or np.ndim(columns["input_values"][0]) > 1
         tensors = "pt" if is_torch_tensor(columns["input_values"][0]) else "np"
         waveforms = {
             name: [as_samples(one_row(row), f"{name}[{k}]") for k, row in enumerate(rows)]
@@ -167,7 +169,7 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
             }
             lengths = [int(mask.sum()) for mask in masks]
         others = {
-            name: [np.asarray(one_row(row)) for row in rows]
+            name: [np.asarray(row.detach().cpu() if is_torch_tensor(row) else row) for row in rows]
             for name, rows in columns.items()
             if name not in waveforms and name != "padding_mask"
         }
@@ -256,11 +258,12 @@ def _columns(rows: Any) -> dict[str, Sequence[Any]]:
     if isinstance(rows, Mapping):
         columns = dict(rows)
         # One row by itself.
-        if "input_values" in columns and np.ndim(columns["input_values"][0]) == 0:
+        if len(columns.get("input_values", ())) and np.ndim(columns["input_values"][0]) == 0:
             columns = {name: [value] for name, value in columns.items()}
     else:
-        if not rows:
-            raise ValueError("There are no rows to pad.")
+        rows = list(rows)
+        if not rows or not all(isinstance(row, Mapping) for row in rows):
+            raise ValueError("The rows to pad must be dictionaries with `input_values`, at least one.")
         names = list(rows[0])
         for number, row in enumerate(rows):
             if set(row) != set(names):

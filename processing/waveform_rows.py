@@ -98,6 +98,8 @@ def as_samples(waveform: Any, name: str = "raw_audio") -> np.ndarray:
             raise TypeError(_NOT_FLOAT.format(name, waveform.dtype))
         waveform = waveform.detach().cpu()
         waveform = (waveform if waveform.element_size() > 2 else waveform.float()).numpy()
+    if isinstance(waveform, list | tuple) and len(waveform) and is_torch_tensor(waveform[0]):
+        waveform = [item.item() if is_torch_tensor(item) and item.ndim == 0 else item for item in waveform]
     try:
         waveform = np.asarray(waveform)
     except ValueError as error:
