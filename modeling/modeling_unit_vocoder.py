@@ -25,6 +25,7 @@ from .input_checks import (
     check_num_samples,
     check_whole_numbers,
 )
+from .mixed_precision import MixedPrecisionModel
 from .spectral_layers import ChannelNorm, ConvNeXtBlock, InverseSpectrum, SpectralDecoder
 from .unit_runs import deduplicate_codes, expand_codes
 
@@ -64,7 +65,7 @@ class DurationPredictor(CodecSequential):
         )
 
 
-class UnitVocoderPreTrainedModel(FramedModel, PreTrainedModel):
+class UnitVocoderPreTrainedModel(MixedPrecisionModel, FramedModel, PreTrainedModel):
     """Weight initialisation and loading."""
 
     config_class = UnitVocoderConfig

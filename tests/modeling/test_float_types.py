@@ -179,3 +179,31 @@ def test_half_precision_is_warned_of_once_and_float32_is_not(make_model, signal,
 def test_a_wrapped_codec_stays_wrapped_when_it_is_cast(road, make_model):
     codec = make_model("dac")
     assert ROADS[road](codec) is codec
+
+
+@pytest.mark.parametrize(("channels", "groups", "kernel", "stride"), [(192, 16, 128, 1), (16, 1, 12, 6), (8, 1, 8, 4)])
+@torch.no_grad()
+def test_narrow_convolutions_are_right_in_bfloat16(channels, groups, kernel, stride):
+    torch.manual_seed(0)
+    conv = torch.nn.Conv1d(channels, channels, kernel, stride, groups=groups, padding=kernel // 2)
+    inputs = torch.randn(1, channels, 3000)
+    exact = conv(inputs)
+    guarded = mixed_precision.guard_convolutions(mixed_precision.guard_convolutions(torch.nn.Sequential(conv)))
+    assert len(conv._forward_hooks) == 1
+    assert torch.equal(guarded(inputs), exact)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = guarded(inputs)
+    for output in (under_autocast, guarded.bfloat16()(inputs.bfloat16())):
+        assert output.dtype == torch.bfloat16
+        assert (output.float() - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("name", ["kmeans", "dc_spin", "mimi", "xcodec"])
+@torch.no_grad()
+def test_states_of_encoders_in_bfloat16_are_near_those_in_float32(name, make_model, signal):
+    waveforms = signal(1, 8000)
+    exact, rounded = (model.encode(waveforms) for model in (make_model(name), make_model(name).bfloat16()))
+    if name == "xcodec":  # keeps its latents to itself
+        assert (exact.audio_codes[:, 0] == rounded.audio_codes[:, 0]).float().mean() > 0.8
+    else:
+        assert (exact.latents - rounded.latents.float()).norm() < 0.1 * exact.latents.norm()
