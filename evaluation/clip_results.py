@@ -182,8 +182,8 @@ def recognition_counts(
     Args:
         recognizer_key (`str`): Attribute `key` of the recogniser.
         clips (sequence of [`Clip`]), records (sequence of `dict`): Clips, and the results of each so far.
-        true_texts (sequence of `str` or `None`): True text of each clip. Clips whose true text has no word are left
-            out.
+        true_texts (sequence of `str` or `None`): True text of each clip. Clips whose true text is not known are left
+            out. Where the true text has no word, each recognised word is an insertion.
         language (`str`): Language that chooses the normaliser of both texts.
 
     Returns:
@@ -195,10 +195,9 @@ def recognition_counts(
         if "coding_failure" in record:
             for score in scores.values():
                 score.failures[record["coding_failure"]] += 1
-        true = normalize(text or "").strip()
-        if recognizer_key not in record["texts"] or not true:
+        if recognizer_key not in record["texts"] or text is None:
             continue
-        said = normalize(record["texts"][recognizer_key])
+        true, said = normalize(text), normalize(record["texts"][recognizer_key])
         words, characters = match_texts(said, true), match_texts(said, true, "character")
         scores["wer"].counts[clip.name] = (100.0 * words.errors, words.reference_length)
         scores["wil"].counts[clip.name] = (words.hits, words.reference_length, words.hypothesis_length)

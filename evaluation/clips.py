@@ -2,16 +2,23 @@
 """The recordings that an evaluation listens to."""
 
 import hashlib
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from speech_tokenizers.processing.audio_files import AudioFileError, find_audio_files, load_audio
+from speech_tokenizers.processing.metadata_files import (
+    MetadataRow,
+    by_file_name,
+    check_file_names,
+    read_metadata,
+    read_names,
+    read_text_lines,
+)
+from speech_tokenizers.processing.metadata_folders import read_folder_metadata
 
 
 SAMPLING_RATE = 16000  # the rate at which every metric listens
@@ -44,49 +51,40 @@ class Clip:
         return load_audio(self.path, SAMPLING_RATE)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_transcripts(path: Path, folder: Path | None = None) -> dict[str, str | None]:
     """
-    The objects of a file of JSON lines.
-
-    Raises:
-        ValueError: If a line is no JSON object; the message names it.
-    """
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: no JSON ({error}).") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: an object with `file_name` was expected, but got {row!r}.")
-            rows.append(row)
-    return rows
-
-
-def read_transcripts(path: Path) -> dict[str, str | None]:
-    """
-    What is said in each recording, by its file name.
+    What is said in each recording, by its file name; `None` where the file does not say.
 
     Args:
-        path (`Path`): Path of JSON lines with `file_name` and `text`. With the suffix `.tsv`, each line holds the two,
-            parted by a tab.
+        path (`Path`): Path of JSON lines, CSV or Parquet with `file_name` and `text`. With the suffix `.tsv`, each
+            line holds the two, parted by a tab.
+        folder (`Path`, *optional*): Folder that the names are relative to. Defaults to that of the file.
 
     Raises:
-        ValueError: If a line is neither; the message names it.
+        ValueError: If a line is neither, or two have one name; the message names it.
     """
-    if path.suffix != ".tsv":
-        return {row.get("file_name", ""): row.get("text") for row in read_rows(path)}
-    texts: dict[str, str | None] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    if path.suffix.lower() != ".tsv":
+        rows = read_metadata(path, folder)
+        if not any("text" in fields for _, fields in rows):
+            raise ValueError(f"{path}: has no column `text`, but {list(rows[0].fields)}; name what is said `text`.")
+        return _texts(rows)
+    rows = []
+    for number, line in read_text_lines(path):
         if line.strip():
             name, tab, text = line.partition("\t")
+            place = f"{path}, line {number}"
             if not tab or "\t" in text:
-                raise ValueError(
-                    f"{path}, line {number}: a file name, a tab and a text were expected, but got {line!r}."
-                )
-            texts[name] = text
-    return texts
+                raise ValueError(f"{place}: a file name, a tab and a text were expected, but got {line!r}.")
+            rows.append(MetadataRow(place, {"file_name": name, "text": text}))
+    check_file_names(rows, path.parent if folder is None else folder)
+    return _texts(rows)
+
+
+def _texts(rows: Sequence[MetadataRow]) -> dict[str, str | None]:
+    for place, fields in rows:
+        if not isinstance(fields.get("text"), str | None):
+            raise ValueError(f"{place}: `text` must be text, but got {fields['text']!r}.")
+    return {name: fields.get("text") for name, (_, fields) in by_file_name(rows).items()}
 
 
 def read_clips(
@@ -109,18 +107,17 @@ def read_clips(
     if list_file is None:
         paths = find_audio_files([folder])
     else:
-        lines = list_file.read_text(encoding="utf-8").splitlines()
-        paths = [folder / line.strip() for line in lines if line.strip()]
+        paths = _listed(list_file, folder)
     if pattern is not None:
         paths = [path for path in paths if path.relative_to(folder).match(pattern)]
-    files = [path for path in [folder / "metadata.jsonl"] if path.is_file()] if transcripts is None else transcripts
     texts: dict[str, str | None] = {}
-    for file in files:
-        texts |= read_transcripts(file)
+    if transcripts is None:
+        texts = _texts(read_folder_metadata(folder))
+    else:
+        for file in transcripts:
+            texts |= read_transcripts(file, folder)
     clips = []
     for path in paths[:limit]:
-        if not path.is_file():
-            raise AudioFileError(path, "no such file; check the spelling.")
         name = path.relative_to(folder).as_posix()
         clips.append(Clip(name, path, hashlib.sha256(path.read_bytes()).hexdigest()[:16], texts.get(name)))
     if not clips:
@@ -131,6 +128,21 @@ def read_clips(
             f" {next(iter(texts), '')!r}, must be paths within the data, such as {clips[0].name!r}."
         )
     return clips
+
+
+def _listed(list_file: Path, folder: Path) -> list[Path]:
+    # The files that a list names, once each.
+    listed = list(dict.fromkeys(read_names(list_file)))
+    names = [name if (folder / name).is_file() else name.strip() for name in listed]
+    if unknown := [name for name in names if not (folder / name).is_file()]:
+        raise AudioFileError(
+            list_file, f"{len(unknown)} of {len(names)} names are no files in {folder}, first {unknown[0]!r}."
+        )
+    if outside := [name for name in names if ".." in Path(name).parts or Path(name).is_absolute()]:
+        raise AudioFileError(
+            list_file, f"{outside[0]!r} leads out of {folder}; write a path relative to this folder, below it."
+        )
+    return [folder / name for name in names]
 
 
 def set_aside_unreadable(clips: list[Clip]) -> tuple[list[Clip], int]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from speech_tokenizers.coding.file_coding import encode_blocks
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.evaluation.stopwatch import Stopwatch
 from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
@@ -89,6 +90,10 @@ class EncodedClip:
 
     audio_codes: np.ndarray
     features: np.ndarray | None
+
+
+class NeedsWindows(ValueError):
+    """A clip is too long to be encoded at once."""
 
 
 class _RunningModel:
@@ -172,15 +177,36 @@ class EncodingSystem(_RunningModel):
         self.num_quantizers = num_quantizers
         self.codebook_size: int = self.model.codebook_size
 
+    def needs_windows(self, num_samples: int) -> bool:
+        """Whether a clip is too long to be encoded at once; see [`SpeechCodec.longest_exact_stream`]."""
+        longest = self.model.longest_exact_stream
+        return longest is not None and num_samples > longest
+
     @torch.inference_mode()
     def encode(self, audio: np.ndarray) -> np.ndarray:
-        """Codes of shape `(num_quantizers, num_frames)` of a clip of shape `(num_samples,)`."""
+        """
+        Codes of shape `(num_quantizers, num_frames)` of a clip of shape `(num_samples,)`. A long clip of units is
+        encoded in windows, as by the command `units`.
+        """
+        if self.needs_windows(len(audio)):
+            blocks = torch.from_numpy(audio).split(10 * self.sampling_rate)
+            return torch.cat(list(encode_blocks(self.model, blocks, self.num_quantizers, "codes")), dim=-1).numpy()
         encoded = self.model.encode_features(self._features(audio), self.num_quantizers)
         return encoded.audio_codes[0].cpu().numpy()
 
     @torch.inference_mode()
     def encode_frames(self, audio: np.ndarray) -> EncodedClip:
-        """Codes of a clip of shape `(num_samples,)`, and the frames that were quantized."""
+        """
+        Codes of a clip of shape `(num_samples,)`, and the frames that were quantized.
+
+        Raises:
+            NeedsWindows: If the clip is encoded in windows, which give no frames.
+        """
+        if self.needs_windows(len(audio)):
+            raise NeedsWindows(
+                f"it is {len(audio) / self.sampling_rate:g} s long and would be encoded in windows, which do not tell"
+                " what is quantized; cut it, or leave out the measures that need it (abx and probes)"
+            )
         encoded = self.model.encode_features(self._features(audio), self.num_quantizers)
         features = encoded.get("latents")
         if features is not None:

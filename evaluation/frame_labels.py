@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speech_tokenizers.evaluation.clips import read_rows
+from speech_tokenizers.processing.metadata_files import read_json_lines
 from speech_tokenizers.processing.timed_labels import TimedLabel
 
 
@@ -25,17 +25,19 @@ def read_labels(path: Path) -> dict[str, list[TimedLabel]]:
     Raises:
         ValueError: If a line has another form.
     """
-    labels = {}
-    for number, row in enumerate(read_rows(path), 1):
+    labels: dict[str, list[TimedLabel]] = {}
+    for number, row in read_json_lines(path):
         try:
-            labels[str(row["file_name"])] = [
-                TimedLabel(str(item["label"]), float(item["start"]), float(item["end"])) for item in row["labels"]
-            ]
+            name = row["file_name"]
+            spans = [(str(item["label"]), float(item["start"]), float(item["end"])) for item in row["labels"]]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path}, line {number}: `file_name` and `labels` with `label`, `start` and `end` were expected"
                 f" ({type(error).__name__}: {error})."
             ) from error
+        if name in labels:
+            raise ValueError(f"{path}, line {number}: {name!r} stands in an earlier line too; keep one of them.")
+        labels[name] = [TimedLabel(*span) for span in spans]
     return labels
 
 

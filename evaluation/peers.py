@@ -31,8 +31,9 @@ def estimate_delay(decoded: np.ndarray, recorded: np.ndarray, max_delay: int) ->
 
     Args:
         decoded, recorded (`np.ndarray` of shape `(num_samples,)`): Waveforms at one rate.
-        max_delay (`int`): Largest delay or advance that is looked for, in samples.
+        max_delay (`int`): Largest delay or advance that is looked for, in samples; no more than the recording has.
     """
+    max_delay = min(max_delay, max(0, len(recorded) - 1))
     size = 1 << (len(decoded) + len(recorded)).bit_length()
     spectrum = np.fft.rfft(decoded, size) * np.conj(np.fft.rfft(recorded, size))
     correlation = np.fft.irfft(spectrum, size)

@@ -1,23 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
 """Word and character error rates and word information lost of decoded speech."""
 
-from collections.abc import Sequence
+import itertools
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import datasets
 import evaluate
 import numpy as np
-from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
+from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 from speech_tokenizers.processing.optional_packages import MissingPackageError, require_package
+from speech_tokenizers.processing.text_normalization import (
+    counted_words,
+    folded,
+    without_free_spaces,
+    words_of,
+)
 
 
-def text_normalizer(language: str = "en") -> Any:
+# What transcripts and recognisers write for sounds that are no words, such as `[noise]` and `<unk>`.
+_ANNOTATION = re.compile(r"[<\[][^>\]]*[>\]]")
+_ENGLISH = ("en", "english")
+
+
+def text_normalizer(language: str = "en") -> Callable[[str], str]:
     """
-    Function that texts pass through before they are compared: Whisper's normaliser. It drops case, punctuation and
-    fillers. For English it also writes out contractions and turns number words into digits.
+    Function that texts pass through before they are compared.
+
+    It spells words in one way, by [`words_of`]: case and punctuation go, and whatever tells words of a script apart
+    stays. Spaces count only in scripts that part words by them. What stands in square or angle brackets is left out.
+    For English, words of plain letters pass through Whisper's normaliser instead: it drops fillers, writes out
+    contractions, and turns number words into digits.
+
+    Args:
+        language (`str`, *optional*, defaults to `"en"`): Language of the texts, as a code.
     """
-    return EnglishTextNormalizer({}) if language == "en" else BasicTextNormalizer()
+    is_english = language.lower().replace("_", "-").split("-")[0] in _ENGLISH
+    english = EnglishTextNormalizer({}) if is_english else None
+
+    def general(text: str) -> str:
+        return " ".join(words_of(text, language))
+
+    def normalize(text: str) -> str:
+        text = _ANNOTATION.sub("", text)
+        if english is None:
+            return without_free_spaces(general(text))
+        runs = itertools.groupby(folded(text).split(), key=_is_plain)
+        parts = [_in_english(english, run) if is_plain else general(" ".join(run)) for is_plain, run in runs]
+        return without_free_spaces(" ".join(parts))
+
+    return normalize
+
+
+def _is_plain(word: str) -> bool:
+    # Whisper's normaliser would take the accents from letters, and the vowels from words of other scripts.
+    return not any(unicodedata.category(character)[0] in "LM" and not character.isascii() for character in word)
+
+
+def _in_english(english: EnglishTextNormalizer, words: Iterable[str]) -> str:
+    # Whisper's normaliser leaves out what stands in parentheses, which is said as the rest is, and leaves full stops.
+    words = english(" ".join(words).replace("(", " ").replace(")", " ")).split()
+    return " ".join(word for word in words if any(map(str.isalnum, word)))
 
 
 class TextMatch(NamedTuple):
@@ -40,14 +86,18 @@ def match_texts(hypothesis: str, reference: str, unit: str = "word") -> TextMatc
     """
     Args:
         hypothesis (`str`): Recognised text, normalised.
-        reference (`str`): True text, normalised.
-        unit (`str`, *optional*, defaults to `"word"`): Unit that is compared: `"word"` or `"character"`.
+        reference (`str`): True text, normalised. Against an empty one, all that was recognised is inserted.
+        unit (`str`, *optional*, defaults to `"word"`): Unit that is compared: `"word"`, as [`counted_words`] gives
+            them, or `"character"`, spaces included.
     """
     try:
         import jiwer
     except ImportError as error:
         raise MissingPackageError("jiwer", "The error rate") from error
-    if not reference.strip():
+    if unit == "word":
+        hypothesis, reference = (" ".join(counted_words(text)) for text in (hypothesis, reference))
+    hypothesis, reference = hypothesis.strip(), reference.strip()
+    if not reference:
         length = len(hypothesis.split()) if unit == "word" else len(hypothesis)
         return TextMatch(length, 0, 0, length)
     result = (jiwer.process_words if unit == "word" else jiwer.process_characters)(reference, hypothesis)

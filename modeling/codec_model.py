@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
+from .checked_loading import CheckedLoading
 from .codec_interface import SpeechCodec, SpeechStream, TokenKind
 from .codec_layers import LSTMWeights, Snake, ceil_divide, mask_beyond
 from .codec_streaming import CodecStream, LatentStream
@@ -47,7 +48,7 @@ def channels_last(values: torch.Tensor) -> torch.Tensor:
     return values.transpose(1, 2)
 
 
-class CodecPreTrainedModel(MixedPrecisionModel, SpeechCodec, PreTrainedAudioTokenizerBase):
+class CodecPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, PreTrainedAudioTokenizerBase):
     """
     A codec's `encoder` and `decoder`, which every family has, and how they are run.
 
@@ -59,6 +60,8 @@ class CodecPreTrainedModel(MixedPrecisionModel, SpeechCodec, PreTrainedAudioToke
     input_modalities = "audio"
     # The loss is a mean, which `Trainer` has to divide among accumulated batches itself.
     accepts_loss_kwargs = False
+    lies_on_one_device = True
+    warns_of_half = True
     _no_split_modules = ["ResidualUnit", "ConvNeXtBlock"]
 
     @torch.no_grad()

@@ -40,6 +40,11 @@ def frame_geometry(config: Any) -> tuple[int, int]:
     return hop, span
 
 
+def shortest_input(config: Any) -> int:
+    """Samples that a speech encoder needs for a frame; 1 where it fills its input with silence, as Whisper's does."""
+    return 1 if has_fixed_window(config) else frame_geometry(config)[1]
+
+
 def first_frame_centre(config: Any) -> int:
     """Sample in the middle of what the first frame of a speech encoder hears."""
     return 0 if has_fixed_window(config) else (frame_geometry(config)[1] - 1) // 2

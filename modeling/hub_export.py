@@ -9,25 +9,39 @@ follow fails only when a user loads the repository, so everything is checked bef
 import ast
 import inspect
 import json
+import re
 import shutil
 import tempfile
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
+import torch
 from huggingface_hub import CommitInfo, HfApi
+from safetensors import safe_open
 from transformers import FeatureExtractionMixin, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
 
 PACKAGE_NAME = "speech_tokenizers"
+# The part of a card that shows how the model is loaded: it ends where the next part begins.
+_USE = re.compile(r"(?ms)^## Use\n.*?(?=^## |^<details><summary>(?!More code)|\Z)")
+_PICTURE = re.compile(r"!\[[^\]]*\]\(([\w.-]+)\)")
 
 
 def save_pretrained_with_code(
-    model: PreTrainedModel, feature_extractor: FeatureExtractionMixin | None, folder: str | PathLike
+    model: PreTrainedModel,
+    feature_extractor: FeatureExtractionMixin | None,
+    folder: str | PathLike,
+    *,
+    card: bool | str | PathLike = True,
+    licence: str | None = None,
+    repo_id: str | None = None,
 ) -> list[Path]:
     """
-    Save weights, config and preprocessor as `save_pretrained` does, and beside them the code of their classes.
+    Save weights, config and preprocessor as `save_pretrained` does, and beside them the code of their classes and a
+    model card.
 
     `AutoConfig`, `AutoModel`, `AutoFeatureExtractor` and, for a codec, `AutoModelForAudioTokenization` load the folder
     with `trust_remote_code=True`. The objects may themselves come from such a repository.
@@ -36,14 +50,24 @@ def save_pretrained_with_code(
         model (`PreTrainedModel`): Model to save.
         feature_extractor (`FeatureExtractionMixin` or `None`): The model's feature extractor.
         folder (`str` or `PathLike`): Folder to write; created if absent.
+        card (`bool`, `str` or `PathLike`, *optional*, defaults to `True`): Whether to write a card, `README.md`. It is
+            the card of the folder that the model was loaded from, pictures included, if the weights are still those.
+            Else it is a short one, which claims nothing and leaves a `README.md` of the folder as it is. A path names
+            another card. Each shows how the repository is loaded with its code.
+        licence (`str`, *optional*): The Hub's name of the weights' licence, for a short card, such as `"apache-2.0"`.
+        repo_id (`str`, *optional*): Name of the repository, `namespace/name`, in the card. Defaults to `USER/` and the
+            folder's name.
 
     Returns:
         `list[Path]`: The code files that were written.
 
     Raises:
         ValueError: If the code could not be loaded from a flat folder; see [`find_code_files`].
+        OSError: If there is no such card.
     """
     folder = Path(folder)
+    own_card = Path(card) if isinstance(card, str | PathLike) else _card_of(model) if card else None
+    text = None if own_card is None else own_card.read_text(encoding="utf-8")
     auto_classes = ["AutoModel"]
     if isinstance(model, PreTrainedAudioTokenizerBase):
         auto_classes.append("AutoModelForAudioTokenization")
@@ -62,6 +86,15 @@ def save_pretrained_with_code(
     if feature_extractor is not None:
         feature_extractor.save_pretrained(folder)
         set_auto_map(folder / "preprocessor_config.json", preprocessor_auto_map)
+    name = repo_id or f"USER/{folder.resolve().name}"
+    if text is not None and own_card is not None:
+        for picture in {own_card.with_name(found) for found in _PICTURE.findall(text)}:
+            if picture.is_file() and picture.parent.resolve() != folder.resolve():
+                shutil.copyfile(picture, folder / picture.name)
+        (folder / "README.md").write_text(_with_use(text, _use(model, feature_extractor, name)), encoding="utf-8")
+    elif card and not (folder / "README.md").exists():
+        text = _short_card(model, name, licence) + _use(model, feature_extractor, name)
+        (folder / "README.md").write_text(text, encoding="utf-8")
     return [Path(shutil.copyfile(source, folder / name)) for name, source in code_files.items()]
 
 
@@ -75,9 +108,13 @@ def push_to_hub_with_code(
     revision: str | None = None,
     create_pr: bool = False,
     token: str | bool | None = None,
+    card: bool | str | PathLike = True,
+    licence: str | None = None,
 ) -> CommitInfo:
     """
     Do what [`save_pretrained_with_code`] does, on the Hub and in one commit.
+
+    A short card does not replace a `README.md` that the repository has.
 
     Args:
         model (`PreTrainedModel`): Model to push.
@@ -88,16 +125,19 @@ def push_to_hub_with_code(
         revision (`str`, *optional*): Branch to commit to; created if absent. Defaults to the main branch.
         create_pr (`bool`, *optional*, defaults to `False`): Whether to open a pull request instead of committing.
         token (`str` or `bool`, *optional*): Access token. Defaults to the one that `hf auth login` stored.
+        card, licence: See [`save_pretrained_with_code`].
 
     Returns:
         `CommitInfo`: The commit, with its address.
     """
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
-        save_pretrained_with_code(model, feature_extractor, folder)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
+        if card is True and _card_of(model) is None:
+            card = not api.file_exists(repo_id, "README.md", revision=None if create_pr else revision)
+        save_pretrained_with_code(model, feature_extractor, folder, card=card, licence=licence, repo_id=repo_id)
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -105,6 +145,85 @@ def push_to_hub_with_code(
             revision=revision,
             create_pr=create_pr,
         )
+
+
+def _card_of(model: PreTrainedModel) -> Path | None:
+    # The card of the folder that the model comes from, if it is still a card of these weights.
+    folder = Path(model.name_or_path or "")
+    card, weights = folder / "README.md", folder / "model.safetensors"
+    if not (model.name_or_path and card.is_file() and weights.is_file()):
+        return None
+    present = model.state_dict()
+    with safe_open(weights, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - a file, not a dictionary
+            stored = file.get_tensor(name)
+            if name not in present or not torch.equal(present[name].detach().cpu().to(stored.dtype), stored):
+                return None
+    return card
+
+
+def _with_use(card: str, use: str) -> str:
+    # The card with its part on use exchanged, or the part at its end.
+    if _USE.search(card):
+        return _USE.sub(lambda _: use + "\n", card, count=1).rstrip() + "\n"
+    return f"{card.rstrip()}\n\n{use}"
+
+
+def _use(model: Any, feature_extractor: Any, name: str) -> str:
+    # The part of a card that shows how the repository is loaded.
+    kind = None if feature_extractor is None else getattr(model, "kind", None)
+    lines = [
+        *["import torch"] * (kind is not None),
+        f"from transformers import {'AutoFeatureExtractor, ' * (feature_extractor is not None)}AutoModel",
+        "",
+        f'model = AutoModel.from_pretrained("{name}", trust_remote_code=True)',
+    ]
+    if feature_extractor is not None:
+        lines.append(f'feature_extractor = AutoFeatureExtractor.from_pretrained("{name}", trust_remote_code=True)')
+    if kind is not None:
+        tokens, shape = "audio_codes", "num_quantizers, num_frames"
+        if kind == "latents":
+            tokens, shape = "latents", "num_frames, dim"
+        rate = model.sampling_rate
+        lines += [
+            f"# speech: mono floats in [-1, 1] at {rate} Hz, (num_samples,)",
+            f'inputs = feature_extractor(speech, sampling_rate={rate}, return_tensors="pt")',
+            "with torch.no_grad():",
+            f"    {tokens} = model.encode(**inputs).{tokens}  # (1, {shape})",
+        ]
+        if kind in model.decodable_kinds:
+            lines.append(
+                f"    decoded = model.decode({tokens}, num_samples=len(speech)).audio_values  # (1, 1, samples)"
+            )
+    code = "\n".join(lines)
+    return f"## Use\n\n```python\n{code}\n```\n\nThe code comes along; no other package is needed.\n"
+
+
+def _short_card(model: Any, name: str, licence: str | None) -> str:
+    kind, facts = getattr(model, "kind", None), []
+    if kind is not None:
+        facts.append(f"It turns speech at {model.sampling_rate} Hz into {model.frame_rate:g} frames a second")
+        if kind == "codes":
+            facts[-1] += f" of {model.num_quantizers} codes, each one of {model.codebook_size}."
+        else:
+            facts[-1] += f" of {model.latent_dim} numbers."
+        decodes = kind in model.decodable_kinds
+        facts.append("It turns them back into speech." if decodes else "It does not turn them back into speech.")
+    origin = model.name_or_path
+    if origin:
+        facts.append(f"It comes from `{Path(origin).name}`; numbers that were measured there do not hold for it.")
+    facts.append("Nothing has been measured of these weights.")
+    if licence is None:
+        facts.append("No licence is stated; state it as `license` above.")
+    data = ["library_name: transformers"]
+    if licence is not None:
+        data.append(f"license: {licence}")
+    if kind is not None and kind in model.decodable_kinds:
+        data.append("pipeline_tag: audio-to-audio")
+    data += ["tags:", *(f"- {tag}" for tag in ("speech", *["audio-tokenizer"] * (kind is not None)))]
+    body = "\n".join(facts)
+    header = "\n".join(data)
+    return f"---\n{header}\n---\n\n# {name.split('/')[-1]}\n\nA `{type(model).__name__}`.\n{body}\n\n"
 
 
 def find_code_files(exported_classes: list[type]) -> dict[str, Path]:

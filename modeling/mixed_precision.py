@@ -85,12 +85,18 @@ def at_least_single(values: torch.Tensor) -> torch.Tensor:
 
 
 def warn_of_half_precision(model: Any) -> None:
-    """Say once a process that a model in half precision gives other tokens than in float32."""
+    """
+    Say once a process that a model in half precision, or under autocast, gives other tokens than in float32.
+
+    A model that `warns_of_half` has said it when it was loaded or cast.
+    """
     if torch.compiler.is_compiling():
         return
     dtype, device = model.dtype, model.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
+    elif getattr(model, "warns_of_half", False):
+        return
     if not is_half(dtype):
         return
     dtype = str(dtype).removeprefix("torch.")

@@ -14,6 +14,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from .checked_loading import CheckedLoading
 from .configuration_latent_lm import LatentLMConfig
 from .continuous_heads import LatentInput, StopHead, build_head, init_head_weights
 from .input_checks import check_arguments, check_latents, check_mask
@@ -49,7 +50,7 @@ class GeneratedLatents(NamedTuple):
     mask: torch.Tensor
 
 
-class LatentLanguageModel(MixedPrecisionModel, PreTrainedModel):
+class LatentLanguageModel(MixedPrecisionModel, CheckedLoading, PreTrainedModel):
     """
     A causal transformer between a [`LatentInput`] and a [`ContinuousHead`], with a [`StopHead`].
 

@@ -7,26 +7,27 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoFeatureExtractor, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from .checked_loading import CheckedLoading
 from .configuration_speech_encoder_ctc import SpeechEncoderCTCConfig
 from .encoder_geometry import first_frame_centre, frame_geometry, has_fixed_window
 from .input_checks import check_arguments, check_finite, check_floats, check_mask
 from .mixed_precision import MixedPrecisionModel, guard_convolutions
 from .padding_invariance import make_padding_invariant
-from .speech_encoders import encoder_of, select_layer, shortened_positions
+from .speech_encoders import encoder_of, load_pretrained, select_layer, shortened_positions
 
 
 # Added to the logits of all labels but the blank where a batch is padded; finite, so that half precision can hold it.
 _NEVER = -1e4
 
 
-class SpeechEncoderForCTC(MixedPrecisionModel, PreTrainedModel):
+class SpeechEncoderForCTC(MixedPrecisionModel, CheckedLoading, PreTrainedModel):
     """
     A frozen speech encoder and a linear map from its states to the labels of a CTC (Graves et al., 2006).
 
@@ -75,12 +76,11 @@ class SpeechEncoderForCTC(MixedPrecisionModel, PreTrainedModel):
             `tuple`: The model, and the feature extractor to save with it.
 
         Raises:
-            ValueError: If the times of the encoder's frames are not known.
+            ValueError: If there is no such encoder, or the times of its frames are not known.
         """
-        feature_extractor = AutoFeatureExtractor.from_pretrained(name_or_path)
+        pretrained, feature_extractor = load_pretrained(name_or_path)
         # So that the model knows where a padded recording ends.
         feature_extractor.return_attention_mask = True
-        pretrained = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
         hop, _ = frame_geometry(pretrained.config)
         centre = first_frame_centre(pretrained.config)
         config = SpeechEncoderCTCConfig(

@@ -14,6 +14,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
+from .checked_loading import CheckedLoading
 from .codec_interface import FramedModel
 from .codec_layers import CodecConv1d, CodecSequential, PointwiseConv1d, mask_beyond
 from .configuration_unit_vocoder import UnitVocoderConfig
@@ -65,13 +66,14 @@ class DurationPredictor(CodecSequential):
         )
 
 
-class UnitVocoderPreTrainedModel(MixedPrecisionModel, FramedModel, PreTrainedModel):
+class UnitVocoderPreTrainedModel(MixedPrecisionModel, FramedModel, CheckedLoading, PreTrainedModel):
     """Weight initialisation and loading."""
 
     config_class = UnitVocoderConfig
     base_model_prefix = "unit_vocoder"
     main_input_name = "audio_codes"
     input_modalities = "audio"
+    lies_on_one_device = True
     _no_split_modules = ["ConvNeXtBlock"]
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoFeatureExtractor, AutoModel
 
+from .checked_loading import check_tensors, quiet_report
 from .encoder_geometry import (
     WHISPER_HOP_LENGTH,
     WHISPER_SAMPLING_RATE,
@@ -19,11 +20,39 @@ from .encoder_geometry import (
     num_encoder_layers,
 )
 from .mixed_precision import guard_convolutions
+from .model_names import find_model
 from .padding_invariance import frame_mask, num_conv_frames, num_mask_frames
 
 
 # Encoders whose padded rows see nothing of the padding, once `make_padding_invariant` has changed them.
 EXACT_IN_BATCHES = ("hubert", "unispeech", "unispeech-sat", "wav2vec2", "wavlm")
+
+
+def load_pretrained(
+    name_or_path: str, argument: str = "name_or_path", auto_class: Any = AutoModel, **kwargs: Any
+) -> tuple[Any, Any]:
+    """
+    A model of transformers in float32, with its feature extractor.
+
+    Args:
+        name_or_path (`str`): Folder or Hub id.
+        argument (`str`, *optional*, defaults to `"name_or_path"`): Name of the argument or field, for messages.
+        auto_class (*optional*, defaults to `AutoModel`): Class whose `from_pretrained` loads the model.
+        kwargs: Arguments of `from_pretrained`, such as `revision`.
+
+    Raises:
+        ValueError: If there is no such model, or weights of it are missing or not finite.
+        OSError: If it cannot be downloaded, or a file is damaged.
+    """
+    place = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
+    found = find_model(name_or_path, argument=argument, **place)
+    with quiet_report():
+        model, info = auto_class.from_pretrained(found, dtype=torch.float32, output_loading_info=True, **kwargs)
+    # Parts that no feature comes from, and which checkpoints of other tasks lack.
+    unused = ("masked_spec_embed", "pooler.", "lm_head.")
+    expected = {name for name in model.state_dict() if not any(part in name for part in unused)}
+    check_tensors(model, info, found, strict=False, expected=expected)
+    return model, AutoFeatureExtractor.from_pretrained(found, **place)
 
 
 def encoder_of(model: Any) -> Any:
@@ -257,9 +286,12 @@ class WaveformEncoder:
                 encoder is taken.
             window (`str`): Form of Whisper's input; see the class.
             kwargs: Arguments of `from_pretrained`, such as `revision`.
+
+        Raises:
+            ValueError, OSError: See [`load_pretrained`].
         """
-        model = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, **kwargs)
-        return cls(encoder_of(model), AutoFeatureExtractor.from_pretrained(name_or_path, **kwargs), window)
+        model, feature_extractor = load_pretrained(name_or_path, **kwargs)
+        return cls(encoder_of(model), feature_extractor, window)
 
     @property
     def sampling_rate(self) -> int:

@@ -2,16 +2,16 @@
 # Copyright 2026 The speech-tokenizers authors.
 """What all unit models have in common, however the frames of their speech encoder become codes."""
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import AutoFeatureExtractor, AutoModel, WhisperFeatureExtractor
+from transformers import AutoModel, WhisperFeatureExtractor
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
+from .checked_loading import CheckedLoading
 from .codec_interface import SpeechCodec, SpeechStream, TokenKind
 from .configuration_units import UnitsConfig
 from .encoder_geometry import first_frame_centre, frame_geometry, has_fixed_window, num_encoder_layers
@@ -19,7 +19,7 @@ from .input_checks import check_codes, check_waveforms
 from .mixed_precision import MixedPrecisionModel, at_least_single, guard_convolutions
 from .modeling_unit_vocoder import UnitVocoderModel, UnitVocoderOutput
 from .padding_invariance import frame_mask, make_padding_invariant
-from .speech_encoders import encoder_of, spectrogram_states, transformer_layers, waveform_states
+from .speech_encoders import encoder_of, load_pretrained, spectrogram_states, transformer_layers, waveform_states
 from .unit_streaming import WindowedUnitStream
 
 
@@ -27,7 +27,7 @@ from .unit_streaming import WindowedUnitStream
 _WHOLE_SECONDS = 60
 
 
-class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, PreTrainedAudioTokenizerBase):
+class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, PreTrainedAudioTokenizerBase):
     """
     A speech encoder whose frames become codes, and perhaps a vocoder that speaks them.
 
@@ -40,6 +40,8 @@ class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, PreTrainedAudioToken
     config_class = UnitsConfig
     main_input_name = "input_values"
     input_modalities = "audio"
+    lies_on_one_device = True
+    warns_of_half = True
     # Flash Attention is not claimed, since no test can compare it here.
     _supports_sdpa = True
 
@@ -67,14 +69,8 @@ class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, PreTrainedAudioToken
         Raises:
             ValueError: If there is no such encoder, it is of another kind, or a field is wrong.
         """
-        if not os.path.isdir(name_or_path) and str(name_or_path).count("/") != 1:
-            raise ValueError(
-                f"`name_or_path` is {name_or_path!r}, which is no folder; an encoder is a folder, or a Hub repository"
-                " as `namespace/name`."
-            )
-        kwargs = from_pretrained_kwargs or {}
-        pretrained = encoder_of(AutoModel.from_pretrained(name_or_path, dtype=torch.float32, **kwargs))
-        processor = AutoFeatureExtractor.from_pretrained(name_or_path, **kwargs)
+        model, processor = load_pretrained(name_or_path, **from_pretrained_kwargs or {})
+        pretrained = encoder_of(model)
         fields.setdefault("do_normalize", not has_fixed_window(pretrained.config) and processor.do_normalize)
         fields.setdefault("sampling_rate", processor.sampling_rate)
         config = cls.config_class(encoder_config=pretrained.config, **fields)

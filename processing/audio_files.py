@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read and write audio files of any length in blocks, with errors that name the file, the reason and the remedy."""
 
-import glob
+import contextlib
+import errno
 import io
 import os
 import stat
-import struct
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -15,7 +16,11 @@ import numpy as np
 import soundfile
 import soxr
 
-from .sampling_rates import whole_sampling_rate
+from .audio_bytes import AudioFileError, AudioPart, ByteSource, DamagedAudio, PiecedFile
+from .audio_parts import audio_parts
+from .file_search import find_files
+from .remembering_stream import RememberingStream
+from .sampling_rates import PLAUSIBLE_RATES, whole_sampling_rate
 from .whole_files import WholeFile
 
 
@@ -36,73 +41,9 @@ _WRITABLE_FORMATS = {
 }
 # libsndfile keeps a Vorbis block on the C stack and overflows it for long arrays.
 _FRAMES_PER_WRITE = 1 << 16
-# Sizes that writers put into a RIFF header when they cannot seek back to fill in the true one.
-_UNKNOWN_RIFF_SIZES = (0, 0x7FFFFFFF, 0xFFFFFFFF)
-
-
-class AudioFileError(ValueError):
-    """
-    An audio file that cannot be read or written.
-
-    Args:
-        path (`str` or `Path`): The file.
-        reason (`str`): Sentence that says what is wrong and what to do, in one line.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], reason: str):
-        self.path = Path(path)
-        self.reason = reason
-        super().__init__(f"{path}: {reason}")
-
-    def __reduce__(self):
-        # Data loader workers send exceptions through pickle, which would call `__init__` with the joined message
-        # alone.
-        return type(self), (self.path, self.reason)
-
-
-def find_files(patterns: Iterable[str | os.PathLike[str]], suffixes: Iterable[str]) -> list[tuple[Path, Path]]:
-    """
-    Expand files, folders and globs into files.
-
-    Args:
-        patterns (iterable of `str` or `Path`):
-            Files (taken as they are), folders (searched recursively for `suffixes`, hidden entries skipped) and globs
-            (`**` crosses folders; folders that match are searched like folders named outright).
-        suffixes (iterable of `str`): Lower-case suffixes that count inside folders, such as `.wav`.
-
-    Returns:
-        `list[tuple[Path, Path]]`: Each file once, in the order of `patterns` and sorted within each, with its path
-        relative to the folder that was searched (or the fixed part of the glob), from which an output can keep the
-        layout.
-
-    Raises:
-        AudioFileError: If a pattern matches nothing.
-    """
-    suffixes = tuple(suffixes)
-    found: dict[Path, tuple[Path, Path]] = {}
-    for pattern in map(str, patterns):
-        path = Path(pattern)
-        if path.is_dir():
-            matches = _files_below(path, path, suffixes)
-            if not matches:
-                raise AudioFileError(pattern, f"this folder holds no file that ends in {', '.join(suffixes)}.")
-        elif path.exists():
-            matches = [(path, Path(path.name))]
-        elif glob.has_magic(pattern):
-            base = _fixed_part(path)
-            matches = []
-            for match in sorted(glob.glob(pattern, recursive=True)):
-                if os.path.isdir(match):
-                    matches += _files_below(Path(match), base, suffixes)
-                else:
-                    matches.append((Path(match), Path(match).relative_to(base)))
-            if not matches:
-                raise AudioFileError(pattern, "no file matches this pattern.")
-        else:
-            raise AudioFileError(pattern, "no such file or folder; check the spelling.")
-        for entry in matches:
-            found.setdefault(Path(os.path.abspath(entry[0])), entry)
-    return list(found.values())
+_WHAT_IS_READ = "pass a path, bytes or a file that was opened in binary mode"
+# Mixing and resampling overshoot 1 a little; no audio is a hundred times as loud.
+_LOUDEST_PLAUSIBLE = 100.0
 
 
 def find_audio_files(patterns: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[Path]:
@@ -175,19 +116,27 @@ class AudioReader:
         self.block_seconds = block_seconds
         self.mono = mono
         self.path = Path(name or _name_of(source))
+        self._native_path = source if isinstance(source, str | os.PathLike) else None
         self._stream, self._owns_stream = self._opened(source)
         try:
-            self._file = self._decoder()
+            self._source = ByteSource(self._stream)
+            self._parts = self._found_parts()
+            self._file = self._decoder(self._parts[0])
         except BaseException:
             self._close_stream()
             raise
         self.file_sampling_rate: int = self._file.samplerate
         self.num_channels: int = self._file.channels
+        try:
+            self._num_frames = self._count_frames()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def seconds(self) -> float:
         """Duration that the header announces."""
-        return self._file.frames / self.file_sampling_rate
+        return self._num_frames / self.file_sampling_rate
 
     @property
     def expected_num_samples(self) -> int:
@@ -195,7 +144,7 @@ class AudioReader:
         Length at `sampling_rate` that the header announces, e.g. for a progress bar; resampling may differ by a
         sample.
         """
-        return round(self._file.frames * self.sampling_rate / self.file_sampling_rate)
+        return round(self._num_frames * self.sampling_rate / self.file_sampling_rate)
 
     def __enter__(self) -> "AudioReader":
         return self
@@ -233,31 +182,50 @@ class AudioReader:
 
     def _recorded_blocks(self) -> Iterator[np.ndarray]:
         # Blocks `(n, C)` at the file's own rate, C = 1 if mono.
+        num_read = 0
+        for index, part in enumerate(self._parts):
+            if index:
+                self._file.close()
+                self._file = self._decoder(part)
+            for block in self._decoded_blocks(part, num_read):
+                num_read += len(block)
+                if self.mono:
+                    block = block.mean(axis=1, keepdims=True)
+                self._check_samples(block)
+                yield block
+
+    def _decoded_blocks(self, part: AudioPart, num_before: int) -> Iterator[np.ndarray]:
         frames_per_block = max(1, round(self.block_seconds * self.file_sampling_rate))
         num_read = 0
         while True:
             try:
                 block = self._file.read(frames_per_block, dtype="float32", always_2d=True)
             except soundfile.SoundFileError as error:
-                at = num_read / self.file_sampling_rate
+                at = (num_before + num_read) / self.file_sampling_rate
                 raise AudioFileError(
                     self.path, f"damaged after {at:.2f} s ({_reason(error)}); copy or convert it anew."
                 ) from error
             if not len(block):
                 break
             num_read += len(block)
-            if self.mono:
-                block = block.mean(axis=1, keepdims=True)
-            if not np.isfinite(block).all():
-                raise AudioFileError(self.path, "contains NaN or infinite samples; export it anew as 16-bit PCM.")
             yield block
-        # MP3 has no exact length in its header; for the other formats a shortfall means that the end is missing.
-        if num_read < self._file.frames and self._file.format != "MP3":
+        # MPEG audio has a delay, which the decoder takes off; elsewhere a shortfall means that something is missing.
+        expected = (part.num_frames or 0) - part.tolerance if part.tolerance else _num_frames(self._file, part)
+        if num_read < expected:
             raise AudioFileError(
-                self.path, f"truncated: {num_read} of {self._file.frames} announced samples; copy or convert it anew."
+                self.path, f"truncated: {num_read} of {expected} announced samples; copy or convert it anew."
             )
-        if not num_read:
-            raise AudioFileError(self.path, "contains no samples.")
+
+    def _check_samples(self, block: np.ndarray) -> None:
+        peak = np.abs(block).max()
+        if not np.isfinite(peak):
+            raise AudioFileError(self.path, "contains NaN or infinite samples; export it anew as 16-bit PCM.")
+        if peak > _LOUDEST_PLAUSIBLE:
+            raise AudioFileError(
+                self.path,
+                f"contains samples of up to {peak:.3g}, but audio lies in [-1, 1]; scale it, e.g. divide 16-bit "
+                "integers by 32768, and export it anew.",
+            )
 
     def _opened(self, source: AudioSource) -> tuple[BinaryIO, bool]:
         # A seekable file, and whether it is ours to close.
@@ -265,42 +233,76 @@ class AudioReader:
             return io.BytesIO(source), True
         if not isinstance(source, str | os.PathLike):
             try:
-                return (source, False) if source.seekable() else (io.BytesIO(source.read()), True)
+                content = source.read(0 if source.seekable() else -1)
             except (OSError, AttributeError, ValueError) as error:
-                raise AudioFileError(
-                    self.path, f"cannot be read ({error}); pass a path, bytes or a binary file."
-                ) from error
+                raise AudioFileError(self.path, f"cannot be read ({error}); {_WHAT_IS_READ}.") from error
+            if not isinstance(content, bytes):
+                raise AudioFileError(self.path, f"is no binary file; {_WHAT_IS_READ}.")
+            return (source, False) if source.seekable() else (io.BytesIO(content), True)
         try:
             mode = os.stat(source).st_mode
-            if stat.S_ISDIR(mode):
-                raise AudioFileError(self.path, "is a folder; name an audio file.")
-            if not stat.S_ISREG(mode):
-                raise AudioFileError(self.path, "is a pipe or a device; save the audio to a file, and name that.")
-            return open(source, "rb"), True
+            if stat.S_ISREG(mode):
+                return open(source, "rb"), True
         except FileNotFoundError as error:
             raise AudioFileError(self.path, "no such file; check the spelling.") from error
         except OSError as error:
             raise AudioFileError(self.path, f"cannot be read ({error.strerror}); check its permissions.") from error
+        if stat.S_ISDIR(mode):
+            raise AudioFileError(self.path, "is a folder; name an audio file.")
+        raise AudioFileError(self.path, "is a pipe or a device; save the audio to a file, and name that.")
 
-    def _decoder(self) -> soundfile.SoundFile:
-        start = self._stream.tell()
-        head = self._stream.read(1 << 16)
-        if not head:
+    def _found_parts(self) -> list[AudioPart]:
+        if not self._source.size:
             raise AudioFileError(self.path, "is empty (0 bytes).")
-        size = self._stream.seek(0, os.SEEK_END) - start
-        _check_riff_is_complete(self.path, head, size)
-        self._stream.seek(start)
         try:
-            file = soundfile.SoundFile(self._stream)
+            return audio_parts(self._source)
+        except DamagedAudio as error:
+            raise AudioFileError(self.path, str(error)) from error
+        except OSError as error:
+            raise AudioFileError(self.path, f"cannot be read ({error.strerror}).") from error
+
+    def _decoder(self, part: AudioPart) -> soundfile.SoundFile:
+        pieces: str | bytes | os.PathLike[str] | PiecedFile = PiecedFile(self._source, part.pieces)
+        if self._native_path is not None and part.pieces == (range(self._source.size),) and not part.is_known:
+            # libsndfile knows some formats by their suffix alone. soundfile encodes no name that is not UTF-8.
+            pieces = os.fsencode(self._native_path) if os.name == "posix" else self._native_path
+        try:
+            file = soundfile.SoundFile(pieces)
         except (soundfile.SoundFileError, TypeError) as error:
             # TypeError: soundfile takes the suffix `.raw` for headerless audio and asks for its rate.
             raise AudioFileError(
                 self.path, f"is not readable as audio ({_reason(error)}); convert it to WAV or FLAC."
             ) from error
-        if not file.frames:
-            file.close()
-            raise AudioFileError(self.path, "contains no samples.")
+        if not part.is_known:
+            warnings.warn(
+                f"{self.path}: it cannot be told whether this {file.format} file is whole; convert it to WAV or FLAC.",
+                stacklevel=2,
+            )
         return file
+
+    def _count_frames(self) -> int:
+        # Over all parts, which must be alike.
+        rate, num_channels = self.file_sampling_rate, self.num_channels
+        if rate not in PLAUSIBLE_RATES:
+            raise AudioFileError(
+                self.path,
+                f"has a sampling rate of {rate} Hz by its header, outside {PLAUSIBLE_RATES[0]} to "
+                f"{PLAUSIBLE_RATES[-1]} Hz; correct the header or convert the file anew.",
+            )
+        total = _num_frames(self._file, self._parts[0])
+        for number, part in enumerate(self._parts[1:], start=2):
+            with self._decoder(part) as file:
+                if (file.samplerate, file.channels) != (rate, num_channels):
+                    raise AudioFileError(
+                        self.path,
+                        f"holds {len(self._parts)} recordings one behind the other; number {number} has "
+                        f"{file.samplerate} Hz and {file.channels} channels, and those before it {rate} Hz and "
+                        f"{num_channels}; put each into a file of its own.",
+                    )
+                total += _num_frames(file, part)
+        if not total:
+            raise AudioFileError(self.path, "contains no samples.")
+        return total
 
 
 class AudioWriter:
@@ -314,18 +316,20 @@ class AudioWriter:
         path (`str` or `Path`): File to write: `.wav` and `.flac` (16 bits), `.ogg` (Vorbis) or `.opus`. Missing
             folders are created.
         sampling_rate (`int`): Sampling rate of the file, in Hz.
+        comment (`str`, *optional*, defaults to `""`): Comment that the file holds, as its format has it.
 
     Raises:
         AudioFileError: If the suffix is another or the file cannot be created.
+        ValueError: If `sampling_rate` is no positive whole number.
     """
 
-    def __init__(self, path: str | os.PathLike[str], sampling_rate: int):
+    def __init__(self, path: str | os.PathLike[str], sampling_rate: float, comment: str = ""):
         self.path = Path(path)
         if self.path.suffix.lower() not in _WRITABLE_FORMATS:
             raise AudioFileError(
                 path, f"audio is written as {', '.join(_WRITABLE_FORMATS)}; choose one of these suffixes."
             )
-        self.sampling_rate = sampling_rate
+        self.sampling_rate = whole_sampling_rate(sampling_rate)
         self.num_samples = 0
         kind, subtype = _WRITABLE_FORMATS[self.path.suffix.lower()]
         try:
@@ -333,13 +337,18 @@ class AudioWriter:
             # Opened here and not by libsndfile, whose message for any failure is "System error".
             self._stream = open(self._whole.temporary, "w+b")  # noqa: SIM115
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise AudioFileError(path, "its name is too long; choose a shorter one.") from error
             raise AudioFileError(
                 path, f"cannot be written ({error.strerror}); choose another output folder."
             ) from error
+        self._watched = RememberingStream(self._stream)
         try:
             self._file = soundfile.SoundFile(
-                self._stream, "w", samplerate=sampling_rate, channels=1, format=kind, subtype=subtype
+                self._watched, "w", samplerate=self.sampling_rate, channels=1, format=kind, subtype=subtype
             )
+            if comment:
+                self._file.comment = comment
         except soundfile.SoundFileError as error:
             self.discard()
             raise AudioFileError(
@@ -362,28 +371,42 @@ class AudioWriter:
             raise ValueError(f"`block` must have shape (num_samples,), but got {block.shape}.")
         if not np.isfinite(block).all():
             raise ValueError("`block` contains NaN or infinite samples.")
-        try:
-            for start in range(0, len(block), _FRAMES_PER_WRITE):
-                self._file.write(block[start : start + _FRAMES_PER_WRITE])
-        except (soundfile.SoundFileError, OSError) as error:
-            raise AudioFileError(self.path, f"cannot be written ({_reason(error)}).") from error
+        for start in range(0, len(block), _FRAMES_PER_WRITE):
+            self._call(self._file.write, block[start : start + _FRAMES_PER_WRITE])
         self.num_samples += len(block)
 
     def close(self) -> None:
-        """Finish the file and move it into place."""
+        """
+        Finish the file and move it into place.
+
+        Raises:
+            AudioFileError: If the disk is full or the folder has gone; nothing is left then.
+        """
         try:
-            self._file.close()
-            self._stream.close()
-            self._whole.finish()
-        except OSError as error:
+            self._call(self._file.close)
+            self._call(self._stream.close)
+            self._call(self._whole.finish)
+        except BaseException:
             self.discard()
-            raise AudioFileError(self.path, f"cannot be written ({error.strerror}).") from error
+            raise
+
+    def _call(self, function: Callable[..., object], *arguments: object) -> None:
+        try:
+            try:
+                function(*arguments)
+            finally:
+                self._watched.check()  # whose words say more than libsndfile's
+        except (soundfile.SoundFileError, AssertionError, OSError) as error:
+            reason = getattr(error, "strerror", None) or _reason(error)
+            raise AudioFileError(self.path, f"cannot be written ({reason}).") from error
 
     def discard(self) -> None:
         """Drop what was written."""
-        if getattr(self, "_file", None) is not None:
-            self._file.close()
-        self._stream.close()
+        with contextlib.suppress(soundfile.SoundFileError):
+            if getattr(self, "_file", None) is not None:
+                self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written cannot be flushed either
+            self._stream.close()
         self._whole.discard()
 
     def __enter__(self) -> "AudioWriter":
@@ -398,28 +421,6 @@ class AudioWriter:
             self.discard()
 
 
-def _files_below(folder: Path, base: Path, suffixes: tuple[str, ...]) -> list[tuple[Path, Path]]:
-    # Sorted, so that a run over a folder is repeatable; names with a leading dot are other programs' bookkeeping.
-    matches = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(parent, name)
-            if path.suffix.lower() in suffixes and not name.startswith("."):
-                matches.append((path, path.relative_to(base)))
-    return matches
-
-
-def _fixed_part(pattern: Path) -> Path:
-    # The folder above the first component with a wildcard.
-    fixed: list[str] = []
-    for part in pattern.parts[:-1]:
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    return Path(*fixed)
-
-
 def _name_of(source: AudioSource) -> str:
     if isinstance(source, bytes | bytearray | memoryview):
         return "audio in memory"
@@ -429,23 +430,24 @@ def _name_of(source: AudioSource) -> str:
     return name if isinstance(name, str) else "audio in memory"
 
 
-def _check_riff_is_complete(path: Path, head: bytes, size: int) -> None:
-    # libsndfile quietly shortens a truncated WAV to what is there.
-    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
-        return
-    position = 12
-    while position + 8 <= len(head):
-        name, length = head[position : position + 4], struct.unpack("<I", head[position + 4 : position + 8])[0]
-        if name == b"data":
-            if length not in _UNKNOWN_RIFF_SIZES and position + 8 + length > size:
-                missing = position + 8 + length - size
-                raise AudioFileError(
-                    path, f"truncated: the last {missing} bytes are missing; copy or convert it anew."
-                )
-            return
-        position += 8 + length + length % 2
+def _num_frames(file: soundfile.SoundFile, part: AudioPart) -> int:
+    # libsndfile says 2^63 - 1 where it does not know.
+    announced = file.frames if file.frames < 1 << 62 else 0
+    return announced if part.tolerance and announced else max(part.num_frames or 0, announced)
 
 
 def _reason(error: BaseException) -> str:
     # libsndfile repeats the path in "Error opening '...': reason."
     return str(getattr(error, "error_string", None) or error).strip().rstrip(".")
+
+
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "AudioFileError",
+    "AudioReader",
+    "AudioSource",
+    "AudioWriter",
+    "find_audio_files",
+    "find_files",
+    "load_audio",
+]

@@ -7,8 +7,10 @@ Version 1 of the format keeps the codes in the smallest of uint8, int16 and int3
 metadata (strings, as safetensors has it) are the fields of [`AudioCodes`] and `format` and `format_version`.
 """
 
+import operator
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,9 @@ CODE_FILE_SUFFIX = ".safetensors"
 # Convolutions without padding, such as HuBERT's, give up to so many frames fewer than codecs do.
 _FRAMES_AT_EDGES = 2
 _INTEGER_FIELDS = ("num_samples", "sampling_rate", "codebook_size", "hop_length")
+TEXT_FIELDS = ("model_name", "model_fingerprint", "recording_fingerprint")
+# Names of safetensors' types of integers.
+_INTEGER_TYPES = {f"{kind}{bits}" for kind in "IU" for bits in (8, 16, 32, 64)}
 
 
 class CodeFileError(ValueError):
@@ -60,6 +65,8 @@ class AudioCodes:
         model_name (`str`): Name of the codec, as [`speech_tokenizers.load`] takes it.
         model_fingerprint (`str`, *optional*, defaults to `""`):
             Hash of the codec's codebooks, by which decoding refuses another codec of the same shape. Empty if unknown.
+        recording_fingerprint (`str`, *optional*, defaults to `""`):
+            Hash of the recording; see [`recording_fingerprint`]. Empty if unknown.
     """
 
     audio_codes: np.ndarray
@@ -69,6 +76,7 @@ class AudioCodes:
     hop_length: int
     model_name: str
     model_fingerprint: str = ""
+    recording_fingerprint: str = ""
 
     def __post_init__(self):
         codes = self.audio_codes
@@ -76,9 +84,9 @@ class AudioCodes:
             raise ValueError(f"`audio_codes` must have shape (num_quantizers, num_frames), but got {codes.shape}.")
         if not np.issubdtype(codes.dtype, np.integer):
             raise TypeError(f"`audio_codes` must be integers, but got {codes.dtype}.")
-        for name in _INTEGER_FIELDS:
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
+        check_metadata(self, _INTEGER_FIELDS)
+        if self.codebook_size > 1 << 31:
+            raise ValueError(f"`codebook_size` must be at most 2^31, but got {self.codebook_size}.")
         if codes.min() < 0 or codes.max() >= self.codebook_size:
             raise ValueError(
                 f"`audio_codes` must lie between 0 and {self.codebook_size - 1}, "
@@ -125,7 +133,7 @@ def save_codes(path: str | os.PathLike[str], audio_codes: np.ndarray, metadata: 
     """
     codes = AudioCodes(np.asarray(audio_codes), **metadata)  # type: ignore[arg-type]
     dtype = next(kind for kind in (np.uint8, np.int16, np.int32) if np.iinfo(kind).max >= codes.codebook_size - 1)
-    texts = {name: str(getattr(codes, name)) for name in (*_INTEGER_FIELDS, "model_name", "model_fingerprint")}
+    texts = {name: str(getattr(codes, name)) for name in (*_INTEGER_FIELDS, *TEXT_FIELDS)}
     texts |= {"format": CODE_FILE_FORMAT, "format_version": str(CODE_FILE_VERSION)}
     content = save({"audio_codes": np.ascontiguousarray(codes.audio_codes, dtype=dtype)}, metadata=texts)
 
@@ -139,23 +147,67 @@ def load_codes(path: str | os.PathLike[str]) -> AudioCodes:
     Raises:
         CodeFileError: If the file is missing, corrupt, of another format or version, or contradicts itself.
     """
-    metadata, tensor = read_tensor(path, "audio_codes")
-    if metadata.get("format") != CODE_FILE_FORMAT or tensor is None:
+    metadata, audio_codes = read_tensor(path, "audio_codes", _INTEGER_TYPES)
+    if metadata.get("format") != CODE_FILE_FORMAT or audio_codes is None:
         raise CodeFileError(path, "holds no audio codes; name a file that `speech-tokenizers encode` wrote.")
-    audio_codes = tensor
     check_version(path, metadata, CODE_FILE_VERSION)
     try:
-        integers = {name: int(metadata[name]) for name in _INTEGER_FIELDS}
-        return AudioCodes(
-            audio_codes if audio_codes.dtype.kind not in "iu" else audio_codes.astype(np.int64),
-            **integers,
-            model_name=metadata["model_name"],
-            model_fingerprint=metadata.get("model_fingerprint", ""),
-        )
+        if audio_codes.dtype == np.uint64 and audio_codes.size and audio_codes.max() >= 1 << 31:
+            raise ValueError("`audio_codes` must be below 2^31.")
+        fields: dict = read_metadata(metadata, _INTEGER_FIELDS)
+        return AudioCodes(audio_codes.astype(np.int64), **fields)
     except KeyError as error:
         raise CodeFileError(path, f"lacks the metadata {error}; encode the recording again.") from error
     except (TypeError, ValueError) as error:
         raise CodeFileError(path, f"contradicts itself: {error} Encode the recording again.") from error
+
+
+def check_metadata(encoded: object, integer_fields: Collection[str]) -> None:
+    """
+    Check the fields of codes or latents besides the tensor. Whole numbers of any type become `int`.
+
+    Raises:
+        TypeError: If a number is not whole, or a text is no string.
+        ValueError: If a number is below 1, or a text cannot be written as UTF-8.
+    """
+    for name in integer_fields:
+        value = getattr(encoded, name)
+        try:
+            # NumPy's and torch's numbers too, and 44100.0; a `bool` is no number here.
+            if isinstance(value, bool) or (hasattr(value, "is_integer") and not value.is_integer()):
+                raise TypeError
+            number = int(value) if hasattr(value, "is_integer") else operator.index(value)
+        except TypeError:
+            raise TypeError(f"`{name}` must be a whole number, but got {value!r}.") from None
+        if number < 1:
+            raise ValueError(f"`{name}` must be at least 1, but got {number}.")
+        object.__setattr__(encoded, name, number)
+    for name in TEXT_FIELDS:
+        value = getattr(encoded, name)
+        if not isinstance(value, str):
+            raise TypeError(f"`{name}` must be a string, but got {value!r}.")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"`{name}` is {value!r}, which cannot be written as UTF-8; rename it.") from error
+
+
+def read_metadata(metadata: Mapping[str, str], integer_fields: Collection[str]) -> dict[str, int | str]:
+    """
+    The fields of codes or latents from the metadata of a file.
+
+    Raises:
+        KeyError: If one is missing.
+        ValueError: If a number is not written in digits alone.
+    """
+    fields: dict[str, int | str] = {"model_name": metadata["model_name"]}
+    for name in integer_fields:
+        if not re.fullmatch(r"-?[0-9]{1,18}", metadata[name]):
+            raise ValueError(f"`{name}` must be a whole number, but is {metadata[name][:40]!r}.")
+        fields[name] = int(metadata[name])
+    for name in TEXT_FIELDS[1:]:
+        fields[name] = metadata.get(name, "")  # optional
+    return fields
 
 
 def write_code_file(path: str | os.PathLike[str], content: bytes) -> None:
@@ -171,20 +223,36 @@ def write_code_file(path: str | os.PathLike[str], content: bytes) -> None:
         raise CodeFileError(path, f"cannot be written ({error.strerror}); choose another output folder.") from error
 
 
-def read_tensor(path: str | os.PathLike[str], name: str | None = None) -> tuple[dict[str, str], np.ndarray | None]:
+def read_tensor(
+    path: str | os.PathLike[str], name: str | None = None, types: Collection[str] = ()
+) -> tuple[dict[str, str], np.ndarray | None]:
     """
     Metadata of a safetensors file, and the tensor of a name if it is there.
 
+    Args:
+        path (`str` or `Path`): The file.
+        name (`str`, *optional*): Name of the tensor. Without it only the metadata are read.
+        types (collection of `str`): Types that the tensor may have, as safetensors calls them, such as `"I16"`.
+
     Raises:
-        CodeFileError: If the file is missing, cannot be read, or is corrupt.
+        CodeFileError: If the file is missing, cannot be read, or is corrupt, or the tensor is of another type.
     """
     try:
         # Opened once by Python, whose errors tell missing from forbidden.
         with open(path, "rb"):
             pass
         with safe_open(path, framework="numpy") as file:
-            names = list(file.keys())
-            return file.metadata() or {}, file.get_tensor(name) if name in names else None
+            metadata = file.metadata() or {}
+            if name not in file.keys():  # noqa: SIM118 - no mapping
+                return metadata, None
+            kind = file.get_slice(name).get_dtype()
+            if kind not in types:
+                raise CodeFileError(
+                    path,
+                    f"has `{name}` of the type {kind}, but this must be {' or '.join(sorted(types))}; encode the "
+                    "recording again.",
+                )
+            return metadata, file.get_tensor(name)
     except FileNotFoundError as error:
         raise CodeFileError(path, "no such file; check the spelling.") from error
     except OSError as error:

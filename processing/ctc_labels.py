@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2PhonemeCTCTokenizer
 
+from .text_normalization import words_of
+
 
 _BLANK, _UNKNOWN, _WORD_DELIMITER = "<pad>", "<unk>", "|"
 # What ARPAbet writes behind a vowel: unstressed, primary and secondary stress.
@@ -20,12 +22,16 @@ class CTCLabels:
     """
     The labels that a CTC tokenizer knows, as words of labels.
 
-    Texts of a character tokenizer have words parted by whitespace. Texts of a phone tokenizer have phones parted by
-    whitespace and words parted by `|`; stress digits that the tokenizer does not know are dropped.
+    Texts of a character tokenizer are normalised by [`words_of`], in the case that the tokenizer writes. Texts of a
+    phone tokenizer have phones parted by whitespace and words parted by `|`; stress digits that the tokenizer does not
+    know are dropped.
 
     Args:
         tokenizer (`Wav2Vec2CTCTokenizer` or `Wav2Vec2PhonemeCTCTokenizer`): Tokenizer of characters or phones, whose
             padding token is the blank.
+
+    Attributes:
+        unknown (`int`, *optional*): Label of what the tokenizer does not know, if it has one.
     """
 
     def __init__(self, tokenizer: Any):
@@ -36,28 +42,45 @@ class CTCLabels:
         self._names = {index: name for name, index in self._ids.items()}
         delimiter = getattr(tokenizer, "word_delimiter_token", None)
         self.delimiter: int | None = self._ids.get(delimiter)
+        self.unknown: int | None = self._ids.get(tokenizer.unk_token)
         special = {*tokenizer.all_special_tokens, delimiter}
         self.special_ids = {index for name, index in self._ids.items() if name in special}
-        # Characters may lie outside the vocabulary, and then in the other case.
         self._spellings = {name: index for name, index in self._ids.items() if index not in self.special_ids}
 
     def words(self, text: str) -> list[tuple[str, list[int]]]:
         """
         The words of a text as they are written, each with its labels; without those that the tokenizer does not know.
+
+        Words of characters are what stands between spaces, so that `well-known` is one.
         """
-        if self.is_phones:
-            parts = [word.split() for word in text.split(_WORD_DELIMITER)]
-            return [(" ".join(phones), self._known(phones)) for phones in parts if phones]
-        return [(word, self._known(_composed(word))) for word in text.split()]
+        return [
+            (word, [label for part in parts for label in part if isinstance(label, int)])
+            for word, parts in self._words(text)
+        ]
 
     def sequence(self, text: str) -> list[int]:
-        """All labels of a text, with the word delimiter between words where the tokenizer has one."""
+        """
+        All labels of a text, with the word delimiter between words where the tokenizer has one.
+
+        What the tokenizer does not know gets the label `unknown`; see `unknown_in`.
+
+        Raises:
+            ValueError: If the text has what the tokenizer does not know, and it has no label for that.
+        """
         labels: list[int] = []
-        for _, word in self.words(text):
-            if word and labels and self.delimiter is not None:
+        for part in self._parts(text):
+            if labels and self.delimiter is not None:
                 labels.append(self.delimiter)
-            labels += word
+            labels += [self._or_unknown(label) for label in part]
         return labels
+
+    def unknown_in(self, text: str) -> list[str]:
+        """The characters or phones of a text that the tokenizer does not know, each once, in their order."""
+        return list(dict.fromkeys(label for part in self._parts(text) for label in part if isinstance(label, str)))
+
+    def knows(self, name: str) -> bool:
+        """Whether a character or phone has a label, in this or in the other case."""
+        return any(self._find(form) is not None for form in (name, name.lower(), name.upper()))
 
     def name(self, label: int) -> str:
         """A label as the vocabulary writes it."""
@@ -67,13 +90,45 @@ class CTCLabels:
         """A word of labels, as it is written."""
         return (" " if self.is_phones else "").join(self.name(label) for label in labels)
 
-    def _known(self, names: Iterable[str]) -> list[int]:
-        found = (self._find(name) for name in names)
-        return [label for label in found if label is not None]
+    def _parts(self, text: str) -> list[list[int | str]]:
+        return [part for _, parts in self._words(text) for part in parts]
+
+    def _words(self, text: str) -> list[tuple[str, list[list[int | str]]]]:
+        # What is written, and the words that it has, in labels; what has none stands for itself.
+        if self.is_phones:
+            words = [word.split() for word in text.split(_WORD_DELIMITER)]
+            return [(" ".join(phones), [self._spelt(phones)]) for phones in words if phones]
+        return [(word, self._in_known_case(word)) for word in text.split()]
+
+    def _in_known_case(self, word: str) -> list[list[int | str]]:
+        # Vocabularies have small letters, capitals or both. A word changes its case as a whole, since a letter may
+        # change with its neighbours: a small sigma has two forms, and the capital of one letter may be two.
+        written, small = words_of(word, keep_case=True), words_of(word)
+        forms = [[self._spelt(part) for part in form] for form in (written, small, [part.upper() for part in small])]
+        return min(forms, key=lambda form: sum(isinstance(label, str) for part in form for label in part))
+
+    def _spelt(self, names: Iterable[str]) -> list[int | str]:
+        return [label for name in names for label in self._labels_of(name)]
+
+    def _labels_of(self, name: str) -> list[int | str]:
+        label = self._find(name)
+        if label is None and not self.is_phones:
+            # A vocabulary may have a letter and its marks apart, or the sounds of a syllable of Korean.
+            parts = [self._find(part) for part in unicodedata.normalize("NFKD", name)]
+            if None not in parts:
+                return [part for part in parts if part is not None]
+        return [name if label is None else label]
 
     def _find(self, name: str) -> int | None:
-        forms = (name, name.rstrip(_STRESS_DIGITS)) if self.is_phones else (name, name.lower(), name.upper())
+        forms = (name, name.rstrip(_STRESS_DIGITS)) if self.is_phones else (name,)
         return next((self._spellings[form] for form in forms if form in self._spellings), None)
+
+    def _or_unknown(self, label: int | str) -> int:
+        if isinstance(label, int):
+            return label
+        if self.unknown is None:
+            raise ValueError(f"the vocabulary of the recogniser has neither {label!r} nor a label for unknown ones.")
+        return self.unknown
 
 
 def build_tokenizer(texts: Iterable[str], unit: str) -> Wav2Vec2CTCTokenizer | Wav2Vec2PhonemeCTCTokenizer:
@@ -82,8 +137,8 @@ def build_tokenizer(texts: Iterable[str], unit: str) -> Wav2Vec2CTCTokenizer | W
 
     Args:
         texts (iterable of `str`): Texts of characters or phones, as [`CTCLabels`] describes them.
-        unit (`str`): Kind of label: `"character"` (letters, their marks and apostrophes, in lower case) or `"phone"`
-            (without stress digits).
+        unit (`str`): Kind of label: `"character"` (letters, marks and apostrophes of [`words_of`], without digits,
+            whose spelling is not known) or `"phone"` (without stress digits).
 
     Raises:
         ValueError: If `unit` is another, or `texts` hold no label.
@@ -94,12 +149,23 @@ def build_tokenizer(texts: Iterable[str], unit: str) -> Wav2Vec2CTCTokenizer | W
         phones = (phone for text in texts for phone in text.replace(_WORD_DELIMITER, " ").split())
         labels = {phone.rstrip(_STRESS_DIGITS) for phone in phones}
     else:
-        characters = (character for text in texts for character in _composed(text).lower())
-        labels = {c for c in characters if c == "'" or unicodedata.category(c)[0] in "LM"}
+        characters = (character for text in texts for word in words_of(text) for character in word)
+        labels = {character for character in characters if not is_number(character)}
     labels -= {""}
     if not labels:
         raise ValueError(f"`texts` hold no {unit}.")
-    vocabulary = {name: index for index, name in enumerate([_BLANK, _UNKNOWN, _WORD_DELIMITER, *sorted(labels)])}
+    return tokenizer_of(sorted(labels), unit)
+
+
+def tokenizer_of(labels: Iterable[str], unit: str) -> Wav2Vec2CTCTokenizer | Wav2Vec2PhonemeCTCTokenizer:
+    """
+    A CTC tokenizer of these labels, after the blank, the unknown label and the word delimiter.
+
+    Args:
+        labels (iterable of `str`): Characters or phones, in the order of their numbers.
+        unit (`str`): `"character"` or `"phone"`.
+    """
+    vocabulary = {name: index for index, name in enumerate([_BLANK, _UNKNOWN, _WORD_DELIMITER, *labels])}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "vocab.json")
         path.write_text(json.dumps(vocabulary), encoding="utf-8")
@@ -111,5 +177,6 @@ def build_tokenizer(texts: Iterable[str], unit: str) -> Wav2Vec2CTCTokenizer | W
         return Wav2Vec2CTCTokenizer(str(path), word_delimiter_token=_WORD_DELIMITER, **names)
 
 
-def _composed(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).replace("\u2019", "'")
+def is_number(character: str) -> bool:
+    """Whether a character is a digit or another number, which a recogniser of letters would have to spell out."""
+    return unicodedata.category(character)[0] == "N"

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from .optional_packages import require_package
-from .timed_labels import TimedLabel, TimedWord, normalized_word
+from .text_normalization import normalized_word
+from .timed_labels import TimedLabel, TimedWord
 
 
 _FRAMES_PER_SECOND = 100

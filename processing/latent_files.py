@@ -14,7 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 from safetensors.numpy import save
 
-from .code_files import AudioCodes, CodeFileError, check_version, load_codes, read_tensor, write_code_file
+from .code_files import (
+    TEXT_FIELDS,
+    AudioCodes,
+    CodeFileError,
+    check_metadata,
+    check_version,
+    load_codes,
+    read_metadata,
+    read_tensor,
+    write_code_file,
+)
 
 
 LATENT_FILE_FORMAT = "speech-tokenizers latents"
@@ -38,6 +48,8 @@ class AudioLatents:
         model_fingerprint (`str`, *optional*, defaults to `""`):
             Hash of the latents' statistics or of the codec's codebooks, by which decoding refuses another model of the
             same shape. Empty if unknown.
+        recording_fingerprint (`str`, *optional*, defaults to `""`):
+            Hash of the recording; see [`recording_fingerprint`]. Empty if unknown.
     """
 
     latents: np.ndarray
@@ -46,6 +58,7 @@ class AudioLatents:
     hop_length: int
     model_name: str
     model_fingerprint: str = ""
+    recording_fingerprint: str = ""
 
     def __post_init__(self):
         latents = self.latents
@@ -55,9 +68,7 @@ class AudioLatents:
             raise TypeError(f"`latents` must be {' or '.join(LATENT_DTYPES)}, but got {latents.dtype}.")
         if not np.isfinite(latents).all():
             raise ValueError("`latents` must be finite, but some are not.")
-        for name in _INTEGER_FIELDS:
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
+        check_metadata(self, _INTEGER_FIELDS)
         num_frames = -(-self.num_samples // self.hop_length)
         if len(latents) != num_frames:
             raise ValueError(
@@ -102,7 +113,7 @@ def save_latents(path: str | os.PathLike[str], latents: np.ndarray, metadata: Ma
         CodeFileError: If the file cannot be written.
     """
     checked = AudioLatents(np.asarray(latents), **metadata)  # type: ignore[arg-type]
-    fields = (*_INTEGER_FIELDS, "model_name", "model_fingerprint", "hidden_size", "dtype")
+    fields = (*_INTEGER_FIELDS, *TEXT_FIELDS, "hidden_size", "dtype")
     texts = {name: str(getattr(checked, name)) for name in fields}
     texts |= {"format": LATENT_FILE_FORMAT, "format_version": str(LATENT_FILE_VERSION)}
     write_code_file(path, save({"latents": np.ascontiguousarray(checked.latents)}, metadata=texts))
@@ -115,18 +126,13 @@ def load_latents(path: str | os.PathLike[str]) -> AudioLatents:
     Raises:
         CodeFileError: If the file is missing, corrupt, of another format or version, or contradicts itself.
     """
-    metadata, latents = read_tensor(path, "latents")
+    metadata, latents = read_tensor(path, "latents", ("F16", "F32"))
     if metadata.get("format") != LATENT_FILE_FORMAT or latents is None:
         raise CodeFileError(path, "holds no latents; name a file that `speech-tokenizers encode` wrote.")
     check_version(path, metadata, LATENT_FILE_VERSION)
     try:
-        integers = {name: int(metadata[name]) for name in _INTEGER_FIELDS}
-        found = AudioLatents(
-            latents,
-            **integers,
-            model_name=metadata["model_name"],
-            model_fingerprint=metadata.get("model_fingerprint", ""),
-        )
+        fields: dict = read_metadata(metadata, _INTEGER_FIELDS)
+        found = AudioLatents(latents, **fields)
         for name in ("hidden_size", "dtype"):
             if metadata[name] != str(getattr(found, name)):
                 raise ValueError(f"`{name}` is {metadata[name]}, but the tensor has {getattr(found, name)}.")

@@ -9,6 +9,8 @@ The filters are those of R. Bristow-Johnson, "Cookbook formulae for audio equali
 import numpy as np
 from scipy import signal
 
+from .sampling_rates import whole_sampling_rate
+
 
 LOWEST_CENTRE, HIGHEST_CENTRE = 60.0, 7600.0  # Hz
 NUM_BANDS = 10
@@ -19,7 +21,7 @@ def band_centres(num_bands: int = NUM_BANDS) -> np.ndarray:
     return np.exp(np.linspace(np.log(LOWEST_CENTRE), np.log(HIGHEST_CENTRE), num_bands))
 
 
-def equalizer_sections(gains: np.ndarray, qualities: np.ndarray, sampling_rate: int) -> np.ndarray:
+def equalizer_sections(gains: np.ndarray, qualities: np.ndarray, sampling_rate: float) -> np.ndarray:
     """
     Second-order sections for `scipy.signal.sosfilt`.
 
@@ -42,6 +44,7 @@ def equalizer_sections(gains: np.ndarray, qualities: np.ndarray, sampling_rate: 
         raise ValueError(
             f"`gains` and `qualities` must have one shape (num_bands,), but have {gains.shape} and {qualities.shape}."
         )
+    sampling_rate = whole_sampling_rate(sampling_rate)
     if sampling_rate <= 2 * HIGHEST_CENTRE:
         raise ValueError(
             f"`sampling_rate` must be above {2 * HIGHEST_CENTRE:g} Hz for the equalizer, but is {sampling_rate}."

@@ -5,13 +5,15 @@ import re
 import shutil
 import subprocess
 import textwrap
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from .optional_packages import MissingPackageError
 
 
-# Where a speaker may pause: punctuation before a space, and brackets, quotation marks and dashes anywhere.
-_CLAUSE_END = re.compile(r"[.,;:!?…]+(?=\s|$)|[\[\](){}<>|\"“”„«»—–\n\r]+")
+# Where a speaker may pause: punctuation before a space; and brackets, quotation marks, dashes, and the punctuation of
+# scripts without spaces anywhere.
+_CLAUSE_END = re.compile(r"[.,;:!?…؟،؛।॥።]+(?=\s|$)|[\[\](){}<>|\"“”„«»—–。、，！？；：「」『』（）\n\r]+")
 # espeak-ng reads a thousand bytes of a line, and cuts long clauses.
 _LONGEST_CLAUSE = 200
 # Written around words that are spoken in another language, such as `(en)`.
@@ -88,6 +90,24 @@ class EspeakPhonemizer:
 
 
 def _clauses(text: str) -> list[str]:
-    parts = (" ".join(part.split()) for part in _CLAUSE_END.split(text))
+    # A letter and its mark may be one character or two, but have one sound.
+    parts = (" ".join(part.split()) for part in _CLAUSE_END.split(unicodedata.normalize("NFC", text)))
     spoken = (part for part in parts if any(character.isalnum() for character in part))
-    return [line for part in spoken for line in textwrap.wrap(part, _LONGEST_CLAUSE, break_on_hyphens=False)]
+    lines = (
+        line
+        for part in spoken
+        for line in textwrap.wrap(part, _LONGEST_CLAUSE, break_on_hyphens=False, break_long_words=False)
+    )
+    return [piece for line in lines for piece in _cut(line)]
+
+
+def _cut(line: str) -> list[str]:
+    # A line without a space, such as one of Thai, is cut before a letter and not before its marks.
+    pieces = []
+    while len(line) > _LONGEST_CLAUSE:
+        end = _LONGEST_CLAUSE
+        while end > 1 and unicodedata.category(line[end])[0] in "MC":
+            end -= 1
+        pieces.append(line[:end])
+        line = line[end:]
+    return [*pieces, line]

@@ -11,6 +11,8 @@ import dataclasses
 
 import numpy as np
 
+from .sampling_rates import whole_sampling_rate
+
 
 NUM_CANDIDATES = 5  # maxima of the autocorrelation in a frame that the path may take
 SILENCE_THRESHOLD = 0.03  # of the greatest amplitude of the recording
@@ -46,7 +48,7 @@ class PitchTrack:
 
 def track_pitch(
     waveform: np.ndarray,
-    sampling_rate: int,
+    sampling_rate: float,
     floor: float = 60.0,
     ceiling: float = 500.0,
     hop_seconds: float = 0.01,
@@ -72,6 +74,7 @@ def track_pitch(
     waveform = np.asarray(waveform, np.float32)
     if waveform.ndim != 1 or not np.isfinite(waveform).all():
         raise ValueError(f"`waveform` must be finite and of shape (num_samples,), but has shape {waveform.shape}.")
+    sampling_rate = whole_sampling_rate(sampling_rate)
     if not 0 < floor < ceiling <= sampling_rate / 4:
         raise ValueError(
             f"`floor` and `ceiling` must rise and lie between 0 and {sampling_rate / 4:g} Hz (a fourth of the sampling"

@@ -9,11 +9,12 @@ import numpy as np
 
 from .optional_packages import require_package
 from .pitch_tracking import track_pitch
+from .sampling_rates import whole_sampling_rate
 
 
 def change_voice_by_praat(
     waveform: np.ndarray,
-    sampling_rate: int,
+    sampling_rate: float,
     formant_ratio: float = 1.0,
     f0_ratio: float = 1.0,
     f0_range_ratio: float = 1.0,
@@ -45,6 +46,7 @@ def change_voice_by_praat(
     import parselmouth
     from parselmouth.praat import call
 
+    sampling_rate = whole_sampling_rate(sampling_rate)
     waveform = np.asarray(waveform, np.float64)
     if narrow:
         track = track_pitch(waveform, sampling_rate, f0_floor, f0_ceiling)

@@ -2,10 +2,9 @@
 """Fingerprints that tell whether recordings are still those of an earlier run, wherever they lie now."""
 
 import hashlib
-import io
 import os
-from collections.abc import Iterable
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +21,8 @@ def recording_fingerprint(recording: Any) -> str:
     the same size that differ between the pieces alone look equal.
 
     Args:
-        recording: A path, the bytes of a file, samples (`np.ndarray`), a dictionary `{"path", "bytes"}`, or a row with
-            such an `audio`.
+        recording: A path, the bytes of a file, samples (`np.ndarray` or list), a dictionary `{"path", "bytes"}` or
+            `{"array", "sampling_rate"}`, or a row with such an `audio`.
 
     Returns:
         `str`: 24 hexadecimal digits; `"missing"` if there is no such file.
@@ -31,14 +30,27 @@ def recording_fingerprint(recording: Any) -> str:
     if isinstance(recording, dict) and "audio" in recording:
         recording = recording["audio"]
     if isinstance(recording, dict):
-        recording = recording["path"] if recording.get("bytes") is None else recording["bytes"]
+        if recording.get("array") is not None:
+            recording = [list(recording["array"]), recording.get("sampling_rate")]
+        else:
+            recording = recording.get("path") if recording.get("bytes") is None else recording["bytes"]
+    if recording is None:
+        return "missing"
+    if isinstance(recording, list):
+        recording = repr(recording).encode()
     if isinstance(recording, np.ndarray):
-        recording = np.ascontiguousarray(recording).tobytes()
-    if isinstance(recording, bytes):
-        return _digest(io.BytesIO(recording), len(recording))
+        # A view: of an array that is mapped to a file, only the pieces are read.
+        recording = np.ascontiguousarray(recording).reshape(-1).view(np.uint8)
+    if isinstance(recording, (bytes, np.ndarray)):
+        return _digest(lambda start: bytes(recording[start : start + _PIECE]), len(recording))
     try:
         with open(recording, "rb") as file:
-            return _digest(file, os.fstat(file.fileno()).st_size)
+
+            def read(start: int) -> bytes:
+                file.seek(start)
+                return file.read(_PIECE)
+
+            return _digest(read, os.fstat(file.fileno()).st_size)
     except OSError:
         return "missing"
 
@@ -59,9 +71,8 @@ def recordings_fingerprint(recordings: Iterable[Any]) -> str:
     return digest.hexdigest()[:24]
 
 
-def _digest(file: BinaryIO, size: int) -> str:
+def _digest(read: Callable[[int], bytes], size: int) -> str:
     digest = hashlib.sha256(f"{size} ".encode())
     for start in sorted({0, max(0, size // 2 - _PIECE // 2), max(0, size - _PIECE)}):
-        file.seek(start)
-        digest.update(file.read(_PIECE))
+        digest.update(read(start))
     return digest.hexdigest()[:24]

@@ -6,7 +6,6 @@ No part of this needs torchcodec: audio columns are read undecoded.
 """
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -17,15 +16,25 @@ from typing import Any
 
 import datasets
 import numpy as np
-import soundfile
+import pyarrow.parquet
 import soxr
 from tqdm import tqdm
 
-from .audio_files import AudioFileError, find_audio_files, load_audio
+from .audio_files import AudioFileError, load_audio
+from .metadata_files import as_text, chosen_names, read_metadata, read_names
+from .metadata_folders import tables_in
+from .recording_tables import (
+    check_names_differ,
+    from_metadata,
+    is_saved_dataset,
+    read_folder,
+    read_hub,
+    read_parquet,
+    read_saved_dataset,
+)
+from .sampling_rates import PLAUSIBLE_RATES, whole_sampling_rate
+from .waveform_rows import as_samples
 from .whole_files import WholeFile, write_whole
-
-
-METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 
 
 def load_recordings(
@@ -35,130 +44,180 @@ def load_recordings(
     split: str = "train",
     audio_column: str = "audio",
     streaming: bool = False,
+    unique_names: bool = False,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """
-    Recordings as a dataset with a column `audio` of undecoded audio: `{"path": str | None, "bytes": bytes | None}`.
+    Recordings as a dataset with a column `audio` of undecoded audio, such as `{"path": str, "bytes": None}`; see
+    [`decode_recording`].
+
+    A value of any other column is text, as it is written: `0`, `true` and `2020-01-01` are. A missing value is `None`,
+    as is an empty cell of CSV. Lists and objects are left as they are. Each row has a `file_name`, which filters
+    do not change; see [`with_names`]. (A stream has what its files have.)
 
     Args:
-        path (`str`): Folder of audio files, with or without `metadata.jsonl` or `metadata.csv` (whose `file_name`
-            column is relative to it); such a file itself; a Parquet file or a folder of them; or a dataset's id on the
-            Hub.
+        path (`str`): Folder of audio files, with or without `metadata.jsonl`, `metadata.csv` or `metadata.parquet` in
+            it or in folders in it (whose `file_name` column is relative to their folder); such a file itself; a
+            Parquet file or a folder of them; a folder that `save_to_disk` wrote; or a dataset's id on the Hub.
         filter_by (`dict`, *optional*): Value, or list of values, for each column. Only rows that have one of them in
-            each of these columns are kept.
+            each of these columns are kept. Values are compared as text.
         file_list (`str`, *optional*): Text file with the `file_name`s to keep, one a line.
-        split (`str`): Split of a Hub dataset.
-        audio_column (`str`): Column of a Parquet or Hub dataset that holds the audio.
+        split (`str`): Split of a dataset that is saved or on the Hub.
+        audio_column (`str`): Column of a Parquet, saved or Hub dataset that holds the audio. Relative paths in it
+            count from the folder of the file.
         streaming (`bool`): Whether to return an `IterableDataset`.
+        unique_names (`bool`): Whether to refuse rows of the same `file_name`, for what knows recordings by their
+            names.
 
     Raises:
-        ValueError: If nothing is found, a column does not exist, or no row is left.
+        ValueError: If nothing is found, a table cannot be read as it stands, a column, a filter's value or a name in
+            the list does not exist, no row is left, or two rows have one name and must not.
     """
     source = Path(path)
-    if source.is_dir():
-        metadata = next((source / name for name in METADATA_FILES if (source / name).is_file()), None)
-        parquet_files = sorted(str(file) for file in source.rglob("*.parquet"))
-        if metadata is not None:
-            recordings = _load_metadata(metadata)
-        elif parquet_files:
-            recordings = _load_parquet(parquet_files, audio_column, streaming)
-        else:
-            files = sorted(find_audio_files([source]))
-            names = [os.path.relpath(file, source) for file in files]
-            recordings = _from_files(names, [str(file) for file in files], {})
-    elif source.suffix in (".jsonl", ".csv"):
-        recordings = _load_metadata(source)
-    elif source.suffix == ".parquet":
-        recordings = _load_parquet([path], audio_column, streaming)
+    recordings: datasets.Dataset | datasets.IterableDataset
+    parquet_files: Sequence[Path] = ()
+    if source.is_dir() and is_saved_dataset(source):
+        recordings = read_saved_dataset(source, split, audio_column)
+    elif source.is_dir():
+        recordings = read_folder(source, audio_column, streaming)
+        if isinstance(recordings, datasets.IterableDataset):
+            parquet_files = tables_in(source, audio_column).parquet
+    elif source.is_file() and source.suffix.lower() in (".jsonl", ".csv"):
+        recordings = from_metadata(read_metadata(source), source.parent)
+    elif source.is_file() and source.suffix.lower() == ".parquet":
+        parquet_files = [source]
+        recordings = read_parquet(parquet_files, audio_column, streaming)
     elif source.exists():
         raise ValueError(f"`{path}` is no folder, no .jsonl, .csv or .parquet file.")
     else:
-        try:
-            recordings = datasets.load_dataset(path, split=split, streaming=streaming)
-        except (FileNotFoundError, ConnectionError) as error:
-            raise ValueError(f"`{path}` is neither here nor a dataset on the Hub ({error}).") from error
-        recordings = _undecoded(recordings, audio_column, path)
+        recordings = read_hub(path, split, audio_column, streaming)
 
-    recordings = _keep_rows(recordings, filter_by or {}, file_list, path)
+    if isinstance(recordings, datasets.Dataset) and not len(recordings):
+        raise ValueError(f"`{path}` holds no recording.")
+    recordings = _keep_rows(recordings, filter_by or {}, file_list, path, parquet_files, unique_names)
     if streaming and isinstance(recordings, datasets.Dataset):
         return recordings.to_iterable_dataset()
-    if isinstance(recordings, datasets.Dataset) and len(recordings) == 0:
-        raise ValueError(f"`{path}` has no recording left after filtering by {filter_by or file_list or 'nothing'}.")
     return recordings
 
 
-def _load_metadata(path: Path) -> datasets.Dataset:
-    kind = "json" if path.suffix == ".jsonl" else "csv"
-    table = datasets.load_dataset(kind, data_files=str(path), split="train")
-    if "file_name" not in table.column_names:
-        raise ValueError(f"`{path}` must have a column `file_name`; it has {table.column_names}.")
-    columns = {name: table[name][:] for name in table.column_names if name not in ("file_name", "audio")}
-    names = table["file_name"][:]
-    return _from_files(names, [str(path.parent / name) for name in names], columns)
-
-
-def _from_files(names: list[str], paths: list[str], columns: dict[str, list]) -> datasets.Dataset:
-    audio = [{"path": path, "bytes": None} for path in paths]
-    return datasets.Dataset.from_dict({"audio": audio, "file_name": names, **columns})
-
-
-def _load_parquet(files: list[str], audio_column: str, streaming: bool):
-    recordings = datasets.load_dataset("parquet", data_files=files, split="train", streaming=streaming)
-    return _undecoded(recordings, audio_column, files[0])
-
-
-def _undecoded(recordings, audio_column: str, path: str):
-    features = recordings.features or {}
-    if features and audio_column not in features:
-        raise ValueError(f"`audio_column` is {audio_column!r}, but `{path}` has the columns {list(features)}.")
-    if isinstance(features.get(audio_column), datasets.Audio):
-        recordings = recordings.cast_column(audio_column, datasets.Audio(decode=False))
-    return recordings if audio_column == "audio" else recordings.rename_column(audio_column, "audio")
-
-
-def _keep_rows(recordings, filter_by: dict[str, Any], file_list: str | None, path: str):
-    wanted = {column: value if isinstance(value, list) else [value] for column, value in filter_by.items()}
+def _keep_rows(
+    recordings: Any,
+    filter_by: dict[str, Any],
+    file_list: str | None,
+    path: str,
+    parquet_files: Sequence[Path],
+    unique_names: bool,
+) -> Any:
+    conditions: list[tuple[str, set[str | None] | None]] = []
+    for column, values in filter_by.items():
+        values = values if isinstance(values, list | tuple | set) else [values]
+        conditions.append((column, {as_text(value) for value in values}))
     if file_list is not None:
-        lines = Path(file_list).read_text(encoding="utf-8").splitlines()
-        wanted["file_name"] = [line.strip() for line in lines if line.strip()]
-    for column, values in wanted.items():
+        conditions.append(("file_name", None))
+    for column, _ in conditions:
         if recordings.features is not None and column not in recordings.features:
             raise ValueError(f"`{path}` has no column {column!r} to filter by; it has {list(recordings.features)}.")
-        allowed = set(values)
-        if isinstance(recordings, datasets.Dataset):
-            kept = [i for i, value in enumerate(recordings[column][:]) if value in allowed]
-            recordings = recordings.select(kept)
+
+    kept = list(range(len(recordings))) if isinstance(recordings, datasets.Dataset) else []
+    for column, wanted in conditions:
+        known = _known_values(recordings, column, parquet_files)
+        if known is not None and any(isinstance(value, list | dict) for value in known):
+            raise ValueError(f"column {column!r} of `{path}` holds lists, by which nothing can be filtered.")
+        allowed: set[str | None]
+        if wanted is None:
+            assert file_list is not None
+            allowed = set(read_names(file_list) if known is None else chosen_names(file_list, known, f"`{path}`"))
         else:
-            recordings = recordings.filter(lambda row, column=column, allowed=allowed: row[column] in allowed)
-    return recordings
+            allowed = wanted
+            _check_values_exist(column, allowed, known, path)
+        if known is not None and isinstance(recordings, datasets.Dataset):
+            kept = [index for index in kept if known[index] in allowed]
+        else:
+            recordings = recordings.filter(_is_allowed, fn_kwargs={"column": column, "allowed": allowed})
+    if isinstance(recordings, datasets.Dataset) and unique_names:
+        names = recordings["file_name"][:]
+        check_names_differ([names[index] for index in kept], kept, f"`{path}`")
+    if not isinstance(recordings, datasets.Dataset) or not conditions:
+        return recordings
+    if not kept:
+        given = [*filter_by.items()] + ([file_list] if file_list is not None else [])
+        raise ValueError(f"`{path}` has no recording left after filtering by {' and '.join(map(str, given))}.")
+    return recordings.select(kept)
+
+
+def _check_values_exist(column: str, wanted: set[str | None], known: list[Any] | None, path: str) -> None:
+    if known is not None and (absent := wanted - set(known)):
+        values = sorted(map(repr, set(known)))
+        holds = f"{', '.join(values[:5])}{', ...' if len(values) > 5 else ''}"
+        lacks = "recording left" if absent == wanted else "row"
+        raise ValueError(f"`{path}` has no {lacks} with {column}={min(map(str, absent))}; there is {holds}.")
+
+
+def _known_values(recordings: Any, column: str, parquet_files: Sequence[Path]) -> list[Any] | None:
+    # The values of a column, of a stream of Parquet by reading that column alone; of a stream from the Hub `None`.
+    if isinstance(recordings, datasets.Dataset):
+        return recordings[column][:]
+    tables = [pyarrow.parquet.read_table(file, columns=[column]) for file in parquet_files]
+    return [as_text(value) for table in tables for value in table.column(0).to_pylist()] if tables else None
+
+
+def _is_allowed(row: dict[str, Any], column: str, allowed: set[str | None]) -> bool:
+    return as_text(row[column]) in allowed
 
 
 def decode_recording(row: dict[str, Any], sampling_rate: int) -> np.ndarray:
     """
     Decode the `audio` of a row to mono float32 of shape `(num_samples,)`.
 
+    Args:
+        row (`dict`): Row whose `audio` is a path, the bytes of an audio file, `{"path", "bytes"}`, samples as floats
+            `{"array", "sampling_rate"}`, or a list of such samples beside a column `sampling_rate`.
+        sampling_rate (`int`): Sampling rate of the result, in Hz.
+
     Raises:
         AudioFileError: If it cannot be decoded or holds nothing.
     """
-    audio = row["audio"]
-    if isinstance(audio, str):
+    audio, file_rate = row["audio"], row.get("sampling_rate")
+    name = recording_name(row)
+    if isinstance(audio, dict):
+        file_rate = audio.get("sampling_rate", file_rate)
+        path = audio.get("path")
+        audio = next((value for key in ("bytes", "array") if (value := audio.get(key)) is not None), path)
+    if isinstance(audio, bytes | bytearray | memoryview):
+        return load_audio(audio, sampling_rate, name=name)
+    if isinstance(audio, str | os.PathLike) and str(audio):
         return load_audio(audio, sampling_rate)
-    if audio.get("bytes") is None:
-        return load_audio(audio["path"], sampling_rate)
-    name = audio.get("path") or "audio in a row"
+    if isinstance(audio, list | tuple | np.ndarray):
+        return _resampled(audio, file_rate, name, sampling_rate)
+    raise AudioFileError(name, "has no audio: neither a path, nor the bytes of a file, nor samples.")
+
+
+def _resampled(samples: Any, file_rate: Any, name: str, sampling_rate: int) -> np.ndarray:
     try:
-        samples, file_rate = soundfile.read(io.BytesIO(audio["bytes"]), dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise AudioFileError(name, f"cannot be decoded ({error.error_string})") from error
-    if len(samples) == 0 or not np.isfinite(samples).all():
-        raise AudioFileError(name, "contains no samples, or NaN or infinity")
-    samples = samples.mean(axis=1)
-    return samples if file_rate == sampling_rate else soxr.resample(samples, file_rate, sampling_rate)
+        waveform = as_samples(samples, "samples")
+    except (TypeError, ValueError) as error:
+        raise AudioFileError(name, str(error)) from error
+    try:
+        # A column of a table holds text.
+        rate = whole_sampling_rate(float(file_rate) if isinstance(file_rate, str) else file_rate)
+    except ValueError:
+        rate = 0
+    if rate not in PLAUSIBLE_RATES:
+        raise AudioFileError(
+            name,
+            f"the sampling rate of its samples is {file_rate!r}; store them as {{'array', 'sampling_rate'}}, or give"
+            " a column `sampling_rate`.",
+        )
+    resampled = waveform if rate == sampling_rate else soxr.resample(waveform, rate, sampling_rate)
+    if not len(resampled):
+        raise AudioFileError(name, f"is too short at {rate} Hz: nothing is left at {sampling_rate} Hz.")
+    return resampled
 
 
-def recording_name(row: dict[str, Any], index: int) -> str:
+def recording_name(row: dict[str, Any], index: int | None = None) -> str:
+    """The name of a row: its `file_name`, else the path of its audio, else its number."""
     audio = row["audio"]
-    path = audio if isinstance(audio, str) else audio.get("path")
-    return str(row.get("file_name") or path or f"row {index}")
+    path = audio.get("path") if isinstance(audio, dict) else audio if isinstance(audio, str) else None
+    return str(row.get("file_name") or path or ("audio in a row" if index is None else f"row {index}"))
 
 
 @dataclass(frozen=True)
@@ -234,7 +293,7 @@ def decode_all(
         _write_cache(recordings, sampling_rate, samples_path, index_path, show_progress)
     index = json.loads(index_path.read_text(encoding="utf-8"))
     if not index["names"]:
-        raise ValueError(f"Not one recording could be decoded; the first reason: {index['rejected'][0]}.")
+        raise ValueError(f"Not one recording could be decoded; the first reason: {index['rejected'][0]['reason']}")
     return DecodedRecordings(
         samples_path,
         sampling_rate,
@@ -246,17 +305,32 @@ def decode_all(
 
 
 def _fingerprint(recordings: datasets.Dataset, sampling_rate: int) -> str:
-    digest = hashlib.sha256(f"{sampling_rate} Hz, with rows".encode())
-    for index, row in enumerate(recordings.select_columns(["audio"])):
-        audio = row["audio"] if isinstance(row["audio"], dict) else {"path": row["audio"], "bytes": None}
-        if audio["bytes"] is not None:
-            digest.update(hashlib.sha256(audio["bytes"]).digest())
-        elif os.path.exists(audio["path"]):
-            status = os.stat(audio["path"])
-            digest.update(f"{audio['path']} {status.st_size} {status.st_mtime_ns}".encode())
+    # Names count, since they are kept beside the samples.
+    digest = hashlib.sha256(f"{sampling_rate} Hz, with names".encode())
+    columns = [name for name in ("audio", "file_name", "sampling_rate") if name in recordings.column_names]
+    for index, row in enumerate(recordings.select_columns(columns)):
+        audio = row["audio"]
+        path = audio.get("path") if isinstance(audio, dict) else audio
+        holds_more = isinstance(audio, dict) and any(audio.get(key) is not None for key in ("bytes", "array"))
+        digest.update(f"{recording_name(row, index)!r} {row.get('sampling_rate')} ".encode())
+        if holds_more or not isinstance(path, str):
+            digest.update(_content_digest(audio))
+        elif os.path.exists(path):
+            status = os.stat(path)
+            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
         else:
-            digest.update(f"{index} {audio['path']} missing".encode())
+            digest.update(f"{index} {path} missing".encode())
     return digest.hexdigest()[:20]
+
+
+def _content_digest(audio: Any) -> bytes:
+    # Of all that a row holds itself.
+    if isinstance(audio, dict):
+        parts = [audio.get("bytes"), audio.get("array"), audio.get("sampling_rate")]
+        return hashlib.sha256(b"".join(map(_content_digest, parts))).digest()
+    if isinstance(audio, bytes):
+        return hashlib.sha256(audio).digest()
+    return hashlib.sha256(repr(audio).encode()).digest()
 
 
 def _write_cache(
@@ -298,18 +372,21 @@ def parse_filter(pairs: Iterable[str]) -> dict[str, list[str]]:
     Filters of a command line, `COLUMN=VALUE[,VALUE]` each, as [`load_recordings`] takes them.
 
     Raises:
-        ValueError: If one has no `=`.
+        ValueError: If one has no `=`, or two are of one column.
     """
     filter_by = {}
     for pair in pairs:
         column, equals, values = pair.partition("=")
         if not equals:
             raise ValueError(f"a filter must be COLUMN=VALUE[,VALUE], but got {pair!r}.")
+        if column in filter_by:
+            raise ValueError(f"{column!r} is filtered twice; give its values once: {column}=VALUE,VALUE.")
         filter_by[column] = values.split(",")
     return filter_by
 
 
 def append_rejected(path: Path, rejected: Iterable[dict[str, str]]) -> None:
     """Add lines to a JSONL file of rejected recordings."""
-    with open(path, "a", encoding="utf-8") as file:
+    # A name that is no Unicode becomes an escape, which JSON has too.
+    with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in rejected)

@@ -5,13 +5,11 @@ import math
 
 import numpy as np
 
-from .sampling_rates import whole_sampling_rate
+from .sampling_rates import PLAUSIBLE_RATES, whole_sampling_rate
 
 
 # Zero crossings of the interpolation's sinc on either side, and the Kaiser window's shape: 80 dB of stop band.
 _NUM_ZEROS, _KAISER_BETA = 32, 8.0
-# No recording has such rates, and from one of 1 Hz a second of audio would become hours of work.
-_LOWEST_RATE, _HIGHEST_RATE = 1000, 1_000_000
 
 
 def resample_waveform(waveform: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
@@ -32,10 +30,10 @@ def resample_waveform(waveform: np.ndarray, source_rate: int, target_rate: int) 
     source_rate = whole_sampling_rate(source_rate, "source_rate")
     target_rate = whole_sampling_rate(target_rate, "target_rate")
     for rate in (source_rate, target_rate):
-        if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
+        if rate not in PLAUSIBLE_RATES:
             raise ValueError(
-                f"Speech is resampled between {_LOWEST_RATE} and {_HIGHEST_RATE} Hz, but a rate is {rate} Hz;"
-                " check where it comes from."
+                f"Audio is resampled between {PLAUSIBLE_RATES[0]} and {PLAUSIBLE_RATES[-1]} Hz, but a rate is {rate}"
+                " Hz; check where it comes from."
             )
     divisor = math.gcd(source_rate, target_rate)
     up, down = target_rate // divisor, source_rate // divisor

@@ -6,6 +6,10 @@ import numbers
 from typing import Any
 
 
+# Rates of audio, in Hz. Others are mistakes, and a second of audio at 1 Hz would become hours of work.
+PLAUSIBLE_RATES = range(1000, 1_000_001)
+
+
 def whole_sampling_rate(sampling_rate: Any, name: str = "sampling_rate") -> int:
     """
     Args:
@@ -27,4 +31,4 @@ def whole_sampling_rate(sampling_rate: Any, name: str = "sampling_rate") -> int:
     return int(number)
 
 
-__all__ = ["whole_sampling_rate"]
+__all__ = ["PLAUSIBLE_RATES", "whole_sampling_rate"]

@@ -18,6 +18,7 @@ import numpy as np
 
 from .parametric_equalizer import HIGHEST_CENTRE, NUM_BANDS, equalize, equalizer_sections
 from .praat_voice_change import change_voice_by_praat
+from .sampling_rates import whole_sampling_rate
 from .voice_change import change_voice
 
 
@@ -99,7 +100,7 @@ class SpeakerPerturbation:
         equalizer: bool = True,
         noise_snr: Sequence[float] | None = None,
         backend: str = "psola",
-        sampling_rate: int = 16000,
+        sampling_rate: float = 16000,
         f0_floor: float = 60.0,
         f0_ceiling: float = 500.0,
         narrow: bool = True,
@@ -113,6 +114,7 @@ class SpeakerPerturbation:
             raise ValueError(f"`noise_snr` must be a pair that rises, in dB, or None, but got {noise_snr}.")
         if backend not in BACKENDS:
             raise ValueError(f"`backend` must be one of {BACKENDS}, but got {backend!r}.")
+        sampling_rate = whole_sampling_rate(sampling_rate)
         if equalizer and sampling_rate <= 2 * HIGHEST_CENTRE:
             raise ValueError(
                 f"`sampling_rate` must be above {2 * HIGHEST_CENTRE:g} Hz for the equalizer, but is {sampling_rate};"
@@ -193,7 +195,7 @@ def _is_rising_pair(pair: Any) -> bool:
     return np.shape(pair) == (2,) and bool(-np.inf < pair[0] <= pair[1] < np.inf)
 
 
-def coloured_noise(num_samples: int, slope: float, generator: np.random.Generator, sampling_rate: int) -> np.ndarray:
+def coloured_noise(num_samples: int, slope: float, generator: np.random.Generator, sampling_rate: float) -> np.ndarray:
     """
     Gaussian noise of mean square 1, whose power falls as 1 / frequency^`slope`. It begins at 100 Hz, since what cannot
     be heard should not count as noise.
@@ -208,7 +210,7 @@ def coloured_noise(num_samples: int, slope: float, generator: np.random.Generato
         `np.ndarray` of shape `(num_samples,)`; zeros where it is too short to have such a frequency.
     """
     spectrum = np.fft.rfft(generator.standard_normal(num_samples))
-    frequencies = np.fft.rfftfreq(num_samples, 1 / sampling_rate)
+    frequencies = np.fft.rfftfreq(num_samples, 1 / whole_sampling_rate(sampling_rate))
     audible = frequencies >= LOWEST_NOISE
     spectrum[audible] *= frequencies[audible] ** (-slope / 2)
     spectrum[~audible] = 0.0

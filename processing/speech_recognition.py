@@ -5,6 +5,7 @@ import ctypes
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,10 @@ from .optional_packages import require_package
 
 # Longer recordings go through a CTC model in windows of this length, whose ends are dropped.
 _WINDOW_SECONDS, _MARGIN_SECONDS = 28, 1
+# Other models than CTC and Whisper hear parts of no more than a window, which end where it is quiet near its end.
+_SEARCH_SECONDS, _QUIET_SECONDS = 6, 0.1
+# Enough samples for any front end whose configuration does not say what it needs.
+_SHORTEST_INPUT = 1600
 
 
 class Recognizer(Protocol):
@@ -57,7 +62,8 @@ def folder_fingerprint(folder: Path) -> str:
 class TransformersRecognizer:
     """
     Any speech-to-text model of transformers, greedy: sequence to sequence (Whisper, Moonshine) or CTC (wav2vec 2.0,
-    HuBERT, [`SpeechEncoderForCTC`]).
+    HuBERT, [`SpeechEncoderForCTC`]). Recordings of any length are heard whole, long ones in windows; silence follows
+    those that are shorter than a frame.
 
     Args:
         name_or_path (`str`): Local folder or Hub id of the model.
@@ -85,9 +91,13 @@ class TransformersRecognizer:
     @torch.no_grad()
     def transcribe(self, audio: np.ndarray) -> str:
         if self.is_ctc:
-            ids = self.logits(audio).argmax(-1)
-        else:
-            ids = self._generate(audio)
+            return self._text(self.logits(audio).argmax(-1))
+        if hasattr(self.features, "n_samples"):
+            return self._text(self._generate(audio))
+        # What these models write in one go is limited.
+        return " ".join(filter(None, (self._text(self._generate(part)) for part in _parts(audio))))
+
+    def _text(self, ids: torch.Tensor) -> str:
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)[0].strip()
 
     @torch.no_grad()
@@ -115,8 +125,13 @@ class TransformersRecognizer:
         return torch.cat(parts, dim=1)
 
     def _window_logits(self, audio: np.ndarray) -> torch.Tensor:
-        inputs = self.features(audio, sampling_rate=16000, return_tensors="pt").to(self.model.device)
-        return self.model(**inputs).logits
+        inputs = self.features(self._with_a_frame(audio), sampling_rate=16000, return_tensors="pt")
+        return self.model(**inputs.to(self.model.device)).logits
+
+    def _with_a_frame(self, audio: np.ndarray) -> np.ndarray:
+        if hasattr(self.features, "n_samples"):  # Whisper's fills up its window itself
+            return audio
+        return np.pad(audio, (0, max(0, _shortest_input(self.model.config) - len(audio))))
 
     def _generate(self, audio: np.ndarray) -> torch.Tensor:
         feature_kwargs, generate_kwargs = {}, self.generate_kwargs
@@ -124,8 +139,32 @@ class TransformersRecognizer:
             # Whisper's extractor would cut the rest off; with time stamps its `generate` walks through the recording.
             feature_kwargs = {"truncation": False, "padding": "longest", "return_attention_mask": True}
             generate_kwargs = {**generate_kwargs, "return_timestamps": True}
+        audio = self._with_a_frame(audio)
         inputs = self.features(audio, sampling_rate=16000, return_tensors="pt", **feature_kwargs)
         return self.model.generate(**inputs.to(self.model.device), do_sample=False, num_beams=1, **generate_kwargs)
+
+
+def _shortest_input(config: Any) -> int:
+    # Samples that a model needs for a frame.
+    encoder = getattr(config, "encoder_config", None) or config
+    if not hasattr(encoder, "conv_kernel") or not hasattr(encoder, "conv_stride"):
+        return _SHORTEST_INPUT
+    span, hop = 1, 1
+    for kernel, stride in zip(encoder.conv_kernel, encoder.conv_stride, strict=True):
+        span, hop = span + (kernel - 1) * hop, hop * stride
+    return span
+
+
+def _parts(audio: np.ndarray) -> Iterator[np.ndarray]:
+    # Parts of no more than a window; each ends in the middle of the quietest moment near the end of its window.
+    longest, block = _WINDOW_SECONDS * 16000, round(_QUIET_SECONDS * 16000)
+    while len(audio) > longest:
+        first = longest - _SEARCH_SECONDS * 16000
+        powers = np.square(audio[first:longest].reshape(-1, block), dtype=np.float64).sum(axis=1)
+        end = first + int(powers.argmin()) * block + block // 2
+        yield audio[:end]
+        audio = audio[end:]
+    yield audio
 
 
 class VoskRecognizer:

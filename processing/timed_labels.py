@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Word times as `speech-tokenizers align` writes them."""
 
-import json
+import collections
 import math
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from .metadata_files import TableError, read_json_lines
 
 
 class TimedWord(NamedTuple):
@@ -49,35 +50,52 @@ def read_word_times(path: Path, names: Sequence[str]) -> dict[int, list[TimedWor
         `dict`: The words of a recording by its index in `names`; those that the file does not know are left out.
 
     Raises:
-        ValueError: If a line is something else, or not one recording is known.
+        ValueError: If a line is something else, two lines are of one recording, or not one recording is known.
     """
-    places = {name: index for index, name in enumerate(names)}
-    found: dict[int, list[TimedWord]] = {}
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-                name, words = row["file_name"], row["words"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"`word_times`: {where}, is no object with `file_name` and `words`.") from error
-            if name in places:
-                found[places[name]] = timed_words(words, where)
+    found, _ = find_word_times(path, names)
     if not found:
         raise ValueError(f"`word_times`: {path} names none of the recordings, such as {names[0]!r}.")
     return found
 
 
-def normalized_word(word: str) -> str:
-    """A word in lower case, with its letters, marks, digits and apostrophes alone; what words are compared by."""
-    return "".join(word_pieces(word))
+def find_word_times(path: Path, names: Sequence[str]) -> tuple[dict[int, list[TimedWord]], list[str]]:
+    """
+    As [`read_word_times`], but the file may know none of the recordings.
+
+    Returns:
+        `tuple`: The words of a recording by its index in `names`, and the names of other recordings in the file.
+
+    Raises:
+        ValueError: If a line is something else, or two lines are of one recording.
+    """
+    places = {name: index for index, name in enumerate(names)}
+    counts = collections.Counter(names)
+    found: dict[int, list[TimedWord]] = {}
+    seen: dict[str, int] = {}
+    for number, row in _rows(path):
+        where = f"{path}, line {number}"
+        name, words = row.get("file_name"), row.get("words")
+        if not isinstance(name, str) or not isinstance(words, list):
+            raise ValueError(f"`word_times`: {where}, is no object with `file_name` and `words`.")
+        if seen.setdefault(name, number) != number:
+            raise ValueError(f"`word_times`: {where}: {name!r} stands in line {seen[name]} too; keep one of them.")
+        if name in places:
+            if counts[name] > 1:
+                raise ValueError(
+                    f"`word_times`: {where}: two recordings are named {name!r}, which cannot be told apart; give each"
+                    " a name of its own."
+                )
+            found[places[name]] = timed_words(words, where)
+    return found, [name for name in seen if name not in places]
 
 
-def word_pieces(word: str) -> list[str]:
-    word = unicodedata.normalize("NFKC", word).replace("\u2019", "'").lower()
-    kept = (c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in word)
-    # Quotation marks look like apostrophes at the ends; a word of apostrophes alone is punctuation.
-    return [piece for run in "".join(kept).split() if (piece := run.strip("'"))]
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        yield from read_json_lines(path)
+    except TableError as error:
+        raise ValueError(
+            f"`word_times`: {error.place}, is no object with `file_name` and `words`: {error.reason}"
+        ) from error
 
 
 def timed_words(rows: Any, where: str) -> list[TimedWord]:

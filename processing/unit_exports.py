@@ -93,14 +93,35 @@ def to_textless(
     return item
 
 
-def save_textless(path: str | os.PathLike[str], item: dict[str, torch.Tensor]) -> None:
+def save_textless(path: str | os.PathLike[str], item: dict[str, torch.Tensor], made_by: str | None = None) -> None:
     """
     Write the dictionary of [`to_textless`] as safetensors.
+
+    Args:
+        path (`str` or `Path`): The file. Missing folders are created.
+        item (`dict`): What [`to_textless`] returns.
+        made_by (`str`, *optional*): What made the units; see [`load_made_by`].
 
     Raises:
         UnitFileError: If the file cannot be written.
     """
-    _write(path, save_tensors({name: value.detach().cpu().contiguous() for name, value in item.items()}))
+    tensors = {name: value.detach().cpu().contiguous() for name, value in item.items()}
+    _write(path, save_tensors(tensors, metadata=None if made_by is None else {"made_by": made_by}))
+
+
+def load_made_by(path: str | os.PathLike[str]) -> str | None:
+    """
+    What made the units of a safetensors file, as [`save_textless`] and [`save_code_arrays`] were told, if they were.
+
+    Raises:
+        UnitFileError: If the file is missing or damaged.
+    """
+    _read(path, 1)  # whose errors tell missing from forbidden
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get("made_by")
+    except SafetensorError as error:
+        raise UnitFileError(path, f"is no valid safetensors file ({error}); encode the recording again.") from error
 
 
 def load_textless(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
@@ -256,15 +277,19 @@ def save_unit_lines(path: str | os.PathLike[str], lines: Iterable[UnitLine]) -> 
     _write(path, "".join(format_unit_line(line) + "\n" for line in lines).encode())
 
 
-def load_unit_lines(path: str | os.PathLike[str]) -> list[UnitLine]:
+def load_unit_lines(path: str | os.PathLike[str], content: bytes | None = None) -> list[UnitLine]:
     """
     Read slamkit's JSON lines.
+
+    Args:
+        path (`str` or `Path`): The file.
+        content (`bytes`, *optional*): What is read of it. Defaults to all.
 
     Raises:
         UnitFileError: If the file is missing, or a line is malformed, unfinished, or repeats a name.
     """
     lines: dict[str, UnitLine] = {}
-    for number, text in _lines(path):
+    for number, text in _lines(path, content):
         try:
             line = _parse_unit_line(text)
         except (ValueError, TypeError, KeyError) as error:
@@ -344,7 +369,12 @@ def from_batch_time_codebook(codes: np.ndarray, lengths: np.ndarray) -> list[np.
     return [check_units(row[:length].T) for row, length in zip(codes, lengths.tolist(), strict=True)]
 
 
-def save_code_arrays(path: str | os.PathLike[str], names: Sequence[str], sequences: Sequence[np.ndarray]) -> None:
+def save_code_arrays(
+    path: str | os.PathLike[str],
+    names: Sequence[str],
+    sequences: Sequence[np.ndarray],
+    made_by: str | None = None,
+) -> None:
     """
     Write codes of several recordings as safetensors with `audio_codes` `(batch, max_num_frames, num_quantizers)` and
     `lengths` `(batch,)`, and the names as JSON in the metadata.
@@ -354,6 +384,7 @@ def save_code_arrays(path: str | os.PathLike[str], names: Sequence[str], sequenc
         names (sequence of `str`): Names of the recordings.
         sequences (sequence of `np.ndarray` of shape `(num_quantizers, num_frames)`): Codes of each recording; see
             [`to_batch_time_codebook`].
+        made_by (`str`, *optional*): What made the codes; see [`load_made_by`].
 
     Raises:
         TypeError, ValueError: If the codes are malformed, or the names do not fit.
@@ -363,6 +394,8 @@ def save_code_arrays(path: str | os.PathLike[str], names: Sequence[str], sequenc
         raise ValueError(f"`names` must have one entry a recording, {len(sequences)}, but got {len(names)}.")
     codes, lengths = to_batch_time_codebook(sequences)
     metadata = {"format": _ARRAY_FORMAT, "names": json.dumps(list(names), ensure_ascii=False)}
+    if made_by is not None:
+        metadata["made_by"] = made_by
     _write(path, save_arrays({"audio_codes": codes, "lengths": lengths}, metadata=metadata))
 
 
@@ -376,7 +409,7 @@ def load_code_arrays(path: str | os.PathLike[str]) -> tuple[list[str], list[np.n
     Raises:
         UnitFileError: If the file is missing, damaged, or holds something else.
     """
-    _read(path)  # whose errors tell missing from forbidden
+    _read(path, 1)  # whose errors tell missing from forbidden
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -405,9 +438,9 @@ def _one_codebook(units: np.ndarray) -> np.ndarray:
     return units
 
 
-def _lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
+def _lines(path: str | os.PathLike[str], content: bytes | None = None) -> list[tuple[int, str]]:
     try:
-        text = _read(path).decode()
+        text = (_read(path) if content is None else content).decode()
     except UnicodeDecodeError as error:
         raise UnitFileError(path, f"is no text in UTF-8 ({error.reason}).") from error
     if text and not text.endswith("\n"):
@@ -415,9 +448,10 @@ def _lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
     return list(enumerate(text.split("\n")[:-1], start=1))
 
 
-def _read(path: str | os.PathLike[str]) -> bytes:
+def _read(path: str | os.PathLike[str], size: int = -1) -> bytes:
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            return file.read(size)
     except FileNotFoundError as error:
         raise UnitFileError(path, "no such file; check the spelling.") from error
     except OSError as error:

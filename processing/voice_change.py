@@ -12,6 +12,7 @@ import numpy as np
 from scipy import fft
 
 from .pitch_tracking import PitchTrack, track_pitch
+from .sampling_rates import whole_sampling_rate
 
 
 OVERSAMPLING = 4  # of the waveform that pieces are read from, between whose samples is interpolated
@@ -21,7 +22,7 @@ LOWEST_F0 = 30.0  # Hz; a wider range could ask for less
 
 def change_voice(
     waveform: np.ndarray,
-    sampling_rate: int,
+    sampling_rate: float,
     formant_ratio: float = 1.0,
     f0_ratio: float = 1.0,
     f0_range_ratio: float = 1.0,
@@ -48,6 +49,7 @@ def change_voice(
     for name, ratio in (("formant", formant_ratio), ("f0", f0_ratio), ("f0_range", f0_range_ratio)):
         if not 0 < ratio < np.inf:
             raise ValueError(f"`{name}_ratio` must be positive, but got {ratio}.")
+    sampling_rate = whole_sampling_rate(sampling_rate)
     track = track_pitch(waveform, sampling_rate, f0_floor, f0_ceiling, narrow=narrow)
     waveform = np.asarray(waveform, np.float64)
     if not track.voiced.any() or formant_ratio == f0_ratio == f0_range_ratio == 1:

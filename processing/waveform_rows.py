@@ -13,10 +13,10 @@ from .sampling_rates import whole_sampling_rate
 logger = logging.get_logger(__name__)
 
 _NOT_FLOAT = "`{}` must hold floats in [-1, 1], but got {}; divide 16-bit integers by 32768."
-# Resampling and mixing overshoot 1 a little; far beyond it are integers that were cast and not scaled.
+# Resampling and mixing overshoot 1 a little.
 _LOUDEST_PLAUSIBLE = 10.0
-# Beyond 32-bit integers that were cast, there is no audio.
-_LOUDEST_POSSIBLE = 2.0**31
+# No audio is a hundred times as loud as it can be.
+_LOUDEST_POSSIBLE = 100.0
 
 
 class Waveform(NamedTuple):
@@ -129,10 +129,10 @@ def as_samples(waveform: Any, name: str = "raw_audio") -> np.ndarray:
         )
     loudest = np.abs(waveform).max()
     if loudest > _LOUDEST_PLAUSIBLE:
-        message = f"`{name}` reaches {loudest:.6g}, but samples must lie in [-1, 1]"
+        message = f"`{name}` reaches {loudest:.6g}, but samples must lie in [-1, 1]; divide 16-bit integers by 32768."
         if loudest > _LOUDEST_POSSIBLE:
-            raise ValueError(f"{message}; this is no audio.")
-        logger.warning(f"{message}; divide 16-bit integers by 32768.")
+            raise ValueError(message)
+        logger.warning(message)
     return waveform.astype(np.float32, copy=False)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from .ctc_alignment import forced_alignment, greedy_labels, speech_frames, spread_labels
 from .ctc_labels import CTCLabels
 from .speech_recognition import TransformersRecognizer, VoskRecognizer, is_vosk_folder
-from .timed_labels import TimedLabel, TimedWord, normalized_word, word_pieces
+from .text_normalization import counted_words, normalized_word, words_of
+from .timed_labels import TimedLabel, TimedWord
 
 
 # Costs of aligning two word sequences. A substitution costs less than a deletion and an insertion together, so that
@@ -57,7 +58,7 @@ class VoskWordAligner:
     def align(self, audio: np.ndarray, text: str | None = None) -> list[TimedWord]:
         """See [`WordAligner`]."""
         seconds = len(audio) / 16000
-        phrase = None if text is None else " ".join(piece for word in text.split() for piece in word_pieces(word))
+        phrase = None if text is None else " ".join(words_of(text))
         results = self.recognizer.results(audio, phrase) if phrase != "" else []
         heard = [
             TimedWord(word["word"], word["start"], word["end"])
@@ -189,9 +190,13 @@ def load_word_aligner(name_or_path: str, device: str = "cpu") -> WordAligner:
 
 
 class _Piece(NamedTuple):
-    # A run of letters, marks, digits and apostrophes within a word: "Al-Madi," holds "al" and "madi".
+    # What is compared at once: "Al-Madi," holds "al" and "madi", and a word of Chinese its characters.
     text: str
     word_index: int
+
+
+def _pieces_of(word: str) -> list[str]:
+    return counted_words(" ".join(words_of(word)))
 
 
 def match_words(text: str, recognised: Sequence[TimedWord], seconds: float) -> list[TimedWord]:
@@ -218,7 +223,7 @@ def match_words(text: str, recognised: Sequence[TimedWord], seconds: float) -> l
     if seconds < 0:
         raise ValueError(f"`seconds` must not be negative, but got {seconds}.")
     words = text.split()
-    pieces = [_Piece(piece, index) for index, word in enumerate(words) for piece in word_pieces(word)]
+    pieces = [_Piece(piece, index) for index, word in enumerate(words) for piece in _pieces_of(word)]
     heard = _split_into_pieces(_within(recognised, seconds))
     matches = _matching_positions([piece.text for piece in pieces], [word.word for word in heard])
 
@@ -296,7 +301,7 @@ def _split_into_pieces(recognised: Sequence[TimedWord]) -> list[TimedWord]:
     for word, start, end in recognised:
         is_unknown = word.startswith(("[", "<")) and word.endswith(("]", ">"))
         # An empty piece equals nothing in a text, yet holds its time.
-        pieces = [""] if is_unknown else word_pieces(word) or [""]
+        pieces = [""] if is_unknown else _pieces_of(word) or [""]
         bounds = np.linspace(start, end, len(pieces) + 1).tolist()
         heard += [TimedWord(piece, bounds[i], bounds[i + 1]) for i, piece in enumerate(pieces)]
     return heard

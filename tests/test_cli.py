@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -120,13 +121,16 @@ def test_codes_that_do_not_fit_are_set_aside_with_a_reason(folder, tiny_checkpoi
             ["encode", "in/a.wav", "in/deep/../a.wav", "in/deep/a.wav", "-o", "codes"],
             "would both be written to codes/a",
         ),
-        (["encode", "in", "-o", "codes", "--model", "no-such-codec"], "no checkpoint of this installation"),
+        (
+            ["encode", "in", "-o", "codes", "--model", "no-such-codec"],
+            "no such file or folder, nor a repository of that name",
+        ),
         (["encode", "in", "-o", "codes", "--model", "in"], "has no config.json"),
         (["encode", "in", "-o", "codes", "--num-quantizers", "5"], "must lie between 1 and 4, but got 5"),
         (["encode", "in", "-o", "codes", "--device", "warp"], "--device warp"),
         (["reconstruct", "in/a.wav", "-o", "in"], "is an input as well as an output"),
         (["decode", "in", "-o", "out"], "holds no file"),
-        (["info", "in/deep/c.txt"], "no checkpoint"),
+        (["info", "in/deep/c.txt"], "no such file or folder"),
         (["train", "no-such-recipe"], "no-such-recipe"),
     ],
 )
@@ -291,3 +295,31 @@ def test_help_groups_every_command(capsys):
     for name, (summary, _) in cli._COMMANDS.items():
         assert f"  {name} " in shown
         assert summary in shown
+
+
+def test_the_shell_is_offered_the_options_of_the_command_on_its_line(monkeypatch):
+    offered = []
+    monkeypatch.setitem(sys.modules, "argcomplete", types.SimpleNamespace(autocomplete=offered.append))
+    monkeypatch.setenv("_ARGCOMPLETE", "1")
+    monkeypatch.setenv("COMP_LINE", "speech-tokenizers encode --sk")
+    assert main(["info"]) == 0
+    (parser,) = offered
+    assert parser.parse_args(["encode", "a.wav", "-o", "out", "--skip-existing", "-q"]).skip_existing
+
+
+@pytest.mark.parametrize("name", sorted(cli._COMMANDS))
+def test_an_option_has_one_name_and_one_meaning_in_every_command(name):
+    parser = cli._build_parser(name)
+    (commands,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    options = {option: action for action in commands.choices[name]._actions for option in action.option_strings}
+    assert "-q" in options
+    assert "-v" in options
+    if "--output" in options:
+        assert options["-o"] is options["--output"]
+    # A batch of a training is another thing, which its results depend on.
+    shared = [("--device", "encode"), ("--skip-existing", "encode")]
+    for option, reference in shared + [("--batch-seconds", "units")] * (name != "finetune-ctc"):
+        if option in options:
+            others = cli._build_parser(reference)._actions[-1].choices[reference]._option_string_actions[option]
+            assert options[option].help.split()[:2] == others.help.split()[:2]
+            assert options[option].default == others.default

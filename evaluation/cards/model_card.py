@@ -41,11 +41,10 @@ METADATA_METRICS = {
 def describe_model(folder: Path) -> dict[str, Any]:
     """Facts that the configuration and the weights in a model folder give, for the template."""
     from safetensors import safe_open
-    from transformers import AutoConfig
 
-    import speech_tokenizers  # noqa: F401 - makes AutoConfig know the family
+    from speech_tokenizers.coding.loading import find_checkpoint, load_config
 
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(find_checkpoint(folder))
     facts = {
         "sampling rate": f"{config.sampling_rate} Hz",
         "frames": f"{config.frame_rate:g} a second, {config.hop_length} samples each",
@@ -409,7 +408,8 @@ def build_card(
         language=language,
         license=licence,
         library_name="transformers",
-        pipeline_tag="feature-extraction",
+        # No pipeline of transformers takes these models; this is the Hub's name for speech in and speech out.
+        pipeline_tag="audio-to-audio" if described.get("has_vocoder", True) else None,
         tags=["audio-tokenizer", "speech", *TAGS[described["tags"]]],
         datasets=datasets,
         metrics=sorted({result.metric_type for result in results}) or None,

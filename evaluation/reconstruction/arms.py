@@ -19,7 +19,6 @@ from tqdm import tqdm
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.evaluation.bootstrap import paired_difference, ratio
 from speech_tokenizers.evaluation.clip_results import ClipCounts
-from speech_tokenizers.evaluation.clips import read_rows
 from speech_tokenizers.evaluation.codec_systems import ModelSystem
 from speech_tokenizers.evaluation.frame_labels import read_labels
 from speech_tokenizers.evaluation.reconstruction.comparison import CodecComparison, RecordingSystem
@@ -30,6 +29,8 @@ from speech_tokenizers.evaluation.reconstruction.frame_probe import (
     probe_system,
 )
 from speech_tokenizers.processing.audio_files import load_audio
+from speech_tokenizers.processing.metadata_files import by_file_name
+from speech_tokenizers.processing.metadata_folders import read_folder_metadata
 from speech_tokenizers.processing.timed_labels import TimedLabel
 from speech_tokenizers.processing.whole_files import write_whole
 
@@ -95,7 +96,7 @@ def read_frame_labels(path: Path, folder: Path, held_out: str | None = None) -> 
     """
     Args:
         path (`Path`): File of labels; see [`read_labels`].
-        folder (`Path`): Folder of the recordings, with a `metadata.jsonl` that names each recording's speaker.
+        folder (`Path`): Folder of the recordings, with metadata that name each recording's speaker.
         held_out (`str`, *optional*): Condition `COLUMN=VALUE` on the metadata. Recordings with this value are held
             out. Defaults to a quarter of the speakers (column `speaker`).
 
@@ -104,15 +105,19 @@ def read_frame_labels(path: Path, folder: Path, held_out: str | None = None) -> 
             on both sides.
     """
     labels = read_labels(path)
-    metadata = folder / "metadata.jsonl"
-    if not metadata.is_file():
-        raise ValueError(f"{metadata} is missing; the frame probe needs to know who speaks (column `speaker`).")
-    rows = {row.get("file_name"): row for row in read_rows(metadata) if row.get("file_name") in labels}
+    metadata = by_file_name(read_folder_metadata(folder))
+    if not metadata:
+        raise ValueError(
+            f"{folder / 'metadata.jsonl'} is missing; the frame probe needs to know who speaks (column `speaker`)."
+        )
+    rows = {name: fields for name, (_, fields) in metadata.items() if name in labels}
     column, _, value = (held_out or "").partition("=")
     for needed in ("speaker", column):
         lacking = [name for name in labels if needed and rows.get(name, {}).get(needed) is None]
         if lacking:
-            raise ValueError(f"{metadata} has no `{needed}` for {len(lacking)} labelled recordings, as {lacking[0]}.")
+            raise ValueError(
+                f"the metadata of {folder} have no `{needed}` for {len(lacking)} labelled recordings, as {lacking[0]}."
+            )
     if absent := [name for name in labels if not (folder / name).is_file()]:
         raise ValueError(f"{folder} lacks {len(absent)} labelled recordings, such as {absent[0]}.")
     speakers = {name: str(row["speaker"]) for name, row in rows.items()}

@@ -5,6 +5,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from speech_tokenizers.coding.command_options import add_device_argument, choose_device
+
 
 MODELS_HELP = (
     "codecs and models of continuous latents: checkpoint names, local folders or Hub ids; NAME:latents is a codec "
@@ -62,10 +64,17 @@ def add_measuring_arguments(parser: argparse.ArgumentParser, metrics: Sequence[s
         help="recognisers for error rates: a Vosk folder, or a folder or Hub id of a transformers speech recogniser",
     )
     parser.add_argument("--language", default="en", help="language of the speech, for the recogniser; default: en")
-    parser.add_argument("--device", default="cpu", help="device of the models; default: cpu")
+    add_device_argument(parser)
     parser.add_argument("--threads", type=int, default=1, help="threads of the models; default: 1")
     parser.add_argument("--examples", type=int, default=3, help="clips to listen to in the HTML page; default: 3")
-    parser.add_argument("--output", type=Path, required=True, help="folder for results; a later run goes on from them")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        type=Path,
+        required=True,
+        help="folder for results; a later run goes on from them",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,4 +82,5 @@ def run(args: argparse.Namespace) -> int:
     # What it needs takes seconds to import, which `--help` should not.
     from speech_tokenizers.evaluation.reconstruction.comparison import compare
 
+    args.device = choose_device(args.device)
     return compare(args)

@@ -44,6 +44,7 @@ from speech_tokenizers.evaluation.reconstruction.codebook import (
 from speech_tokenizers.evaluation.reconstruction.neural_metrics import DNSMOS, SpeakerSimilarity
 from speech_tokenizers.evaluation.reconstruction.report import build_report
 from speech_tokenizers.evaluation.reconstruction.signal_metrics import PESQ, STOI, MelDistance, ScaleInvariantSDR
+from speech_tokenizers.modeling.model_names import find_model
 from speech_tokenizers.processing.optional_packages import MissingPackageError, require_package
 from speech_tokenizers.processing.speech_recognition import Recognizer, load_recognizer
 
@@ -92,7 +93,7 @@ def load_recognizers(names: Iterable[str], language: str) -> tuple[list[Recogniz
     for name in names:
         try:
             require_package("jiwer", "The error rate")
-            recognizers.append(load_recognizer(name, language))
+            recognizers.append(load_recognizer(find_model(name, argument="--recognizer"), language))
         except MissingPackageError as error:
             skipped[f"error rates by {name}"] = str(error)
     return recognizers, skipped

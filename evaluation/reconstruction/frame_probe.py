@@ -2,6 +2,7 @@
 """What a codec's codes say about the sounds in their frames: phones or characters, predicted for unseen speakers."""
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -238,7 +239,8 @@ def probe_system(
     on_progress: Callable[[], object] = lambda: None,
 ) -> dict[tuple[int, int], ProbeResult]:
     """
-    Probe codebooks of a codec.
+    Probe codebooks of a codec. A recording that it cannot encode, such as one shorter than a frame, is named and left
+    out.
 
     Args:
         system ([`ModelSystem`]): System of the codec. It needs `encode` and `dequantize`.
@@ -256,7 +258,12 @@ def probe_system(
     classes = {label: number for number, label in enumerate(names)}
     utterances: dict[bool, list[ProbedUtterance]] = {True: [], False: []}
     for name, spans in labels.items():
-        codes = system.encode(load(name))
+        try:
+            codes = system.encode(load(name))
+        except (RuntimeError, ValueError) as error:
+            print(f"set aside: {name}: {' '.join(str(error).split())}", file=sys.stderr)
+            on_progress()
+            continue
         numbers = label_frames(spans, codes.shape[1], system.frame_rate, classes)
         utterances[name in held_out].append(ProbedUtterance(name, codes, numbers))
         on_progress()

@@ -4,6 +4,7 @@
 import argparse
 from pathlib import Path
 
+from speech_tokenizers.coding.command_options import add_device_argument, choose_device
 from speech_tokenizers.evaluation.reconstruction.command import MODELS_HELP
 
 
@@ -40,9 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="unit that the bootstrap redraws; speakers need the column `speaker` in metadata.jsonl of the data. "
         "Default: clips",
     )
-    parser.add_argument("--device", default="cpu", help="device of the models; default: cpu")
+    add_device_argument(parser)
     parser.add_argument("--threads", type=int, default=1, help="threads of the models; default: 1")
-    parser.add_argument("--output", type=Path, required=True, help="folder for results; a later run goes on from them")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        type=Path,
+        required=True,
+        help="folder for results; a later run goes on from them",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,4 +58,5 @@ def run(args: argparse.Namespace) -> int:
     # What it needs takes seconds to import, which `--help` should not.
     from speech_tokenizers.evaluation.retention.comparison import compare
 
+    args.device = choose_device(args.device)
     return compare(args)

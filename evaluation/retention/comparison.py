@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from speech_tokenizers.evaluation.clip_results import ResultsFile
-from speech_tokenizers.evaluation.clips import Clip, read_clips, read_rows, set_aside_unreadable
+from speech_tokenizers.evaluation.clips import Clip, read_clips, set_aside_unreadable
 from speech_tokenizers.evaluation.codec_systems import CodecSystem, CodedClip
 from speech_tokenizers.evaluation.peers import DecodedFiles, estimate_delay, fit_length, resample
 from speech_tokenizers.evaluation.reconstruction.comparison import installed_version, load_systems
@@ -34,6 +34,8 @@ from speech_tokenizers.evaluation.retention.transfer import (
     unpack_table,
 )
 from speech_tokenizers.processing.audio_files import AudioReader, load_audio
+from speech_tokenizers.processing.metadata_files import by_file_name
+from speech_tokenizers.processing.metadata_folders import read_folder_metadata
 
 
 # Raise it when what is kept of a clip changes: earlier results are then measured anew.
@@ -214,17 +216,17 @@ class RetentionComparison:
 
 def speakers_of(clips: Sequence[Clip], folder: Path) -> list[int]:
     """
-    A number for the speaker of each clip, from the column `speaker` of `metadata.jsonl` in `folder`.
+    A number for the speaker of each clip, from the column `speaker` of the metadata in `folder`.
 
     Raises:
         ValueError: If a clip has none there.
     """
-    path = folder / "metadata.jsonl"
-    rows = read_rows(path) if path.is_file() else []
-    speakers = {row.get("file_name"): row.get("speaker") for row in rows}
+    speakers = {
+        name: fields.get("speaker") for name, (_, fields) in by_file_name(read_folder_metadata(folder)).items()
+    }
     lacking = [clip.name for clip in clips if speakers.get(clip.name) is None]
     if lacking:
-        raise ValueError(f"{path} names no speaker of {lacking[0]}; use --resample clips.")
+        raise ValueError(f"the metadata of {folder} names no speaker of {lacking[0]}; use --resample clips.")
     names = [str(speakers[clip.name]) for clip in clips]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return [numbers[name] for name in names]

@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="interleaved repeats; default: 5")
     parser.add_argument("--threads", type=int, default=1, help="default: 1")
     parser.add_argument("--memory-minutes", type=float, default=60.0, help="length of the long file; default: 60")
-    parser.add_argument("--output", type=Path, help="folder for benchmark.json, benchmark.md and benchmark.html")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", type=Path, help="folder for benchmark.json, benchmark.md and benchmark.html"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,6 +4,8 @@
 import argparse
 from pathlib import Path
 
+from speech_tokenizers.coding.command_options import add_device_argument, choose_device
+
 
 MEASURE_NAMES = (
     "agreement",
@@ -35,7 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--list", metavar="FILE", help="the `file_name`s to use, one a line")
     parser.add_argument(
-        "--filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="the rows of the metadata to use"
+        "--filter",
+        metavar="COLUMN=VALUE[,VALUE]",
+        nargs="*",
+        action="extend",
+        default=[],
+        help="the rows of the metadata to use",
     )
     parser.add_argument("--limit", type=int, help="use only so many clips, drawn by the seed; default: all")
     parser.add_argument(
@@ -82,9 +89,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resynthesis-clips", type=int, default=60, help="clips that it speaks, drawn by the seed; default: 60"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of whatever is drawn; default: 0")
-    parser.add_argument("--device", default="cpu", help="device of the models; default: cpu")
+    add_device_argument(parser)
     parser.add_argument("--threads", type=int, default=1, help="default: 1")
-    parser.add_argument("--output", type=Path, required=True, help="folder for results; a later run goes on from them")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        type=Path,
+        required=True,
+        help="folder for results; a later run goes on from them",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,4 +106,5 @@ def run(args: argparse.Namespace) -> int:
     # What it needs takes seconds to import, which `--help` should not.
     from speech_tokenizers.evaluation.units.comparison import compare
 
+    args.device = choose_device(args.device)
     return compare(args)

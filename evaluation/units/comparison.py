@@ -115,14 +115,15 @@ def read_spoken_clips(
     Raises:
         ValueError: If there is no such recording, or none of them has labels.
     """
-    recordings = load_recordings(path, dict(filter_by), file_list)
+    recordings = load_recordings(path, dict(filter_by), file_list, unique_names=True)
     chosen = range(len(recordings))
     if limit is not None and limit < len(recordings):
         chosen = np.sort(np.random.default_rng(seed).choice(len(recordings), limit, replace=False)).tolist()
     clips, speakers, genders = [], [], []
     for number in chosen:
         row = recordings[number]
-        file = Path(row["audio"]["path"] or "")
+        audio = row["audio"] if isinstance(row["audio"], dict) else {"path": row["audio"]}
+        file = Path(audio.get("path") or "") if isinstance(audio.get("path"), str | None) else Path()
         if not file.is_file():
             raise ValueError(f"`{path}` lists {recording_name(row, number)}, which is no file.")
         key = hashlib.sha256(file.read_bytes()).hexdigest()[:16]

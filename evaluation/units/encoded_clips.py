@@ -15,7 +15,7 @@ import numpy as np
 from speech_tokenizers.evaluation.bootstrap import Estimate
 from speech_tokenizers.evaluation.clip_results import ResultsFile
 from speech_tokenizers.evaluation.clips import SAMPLING_RATE, Clip
-from speech_tokenizers.evaluation.codec_systems import EncodingSystem
+from speech_tokenizers.evaluation.codec_systems import EncodingSystem, NeedsWindows
 from speech_tokenizers.evaluation.frame_labels import IGNORED_LABELS, label_frames
 from speech_tokenizers.evaluation.peers import resample
 from speech_tokenizers.evaluation.stopwatch import Stopwatch
@@ -268,7 +268,8 @@ class EncodedClips:
                 raise ValueError("there is no frame")
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            self.results.append({**record, "failure": reason})
+            if not isinstance(error, NeedsWindows):  # else measures of codes alone could not have the clip later
+                self.results.append({**record, "failure": reason})
             raise EncodingFailure(reason) from error
         if (self.system.key, record["clip_key"]) not in self.results.records:
             self.results.append({**record, "audio_codes": codes.tolist(), "seconds": watch.seconds})

@@ -14,6 +14,7 @@ from speech_tokenizers.evaluation.peers import resample
 from speech_tokenizers.evaluation.recognition import match_texts, text_normalizer
 from speech_tokenizers.evaluation.units.encoded_clips import EncodedClips, Measured, UnitSettings
 from speech_tokenizers.evaluation.units.measures import grouped
+from speech_tokenizers.modeling.model_names import find_model
 from speech_tokenizers.processing.optional_packages import MissingPackageError, require_package
 from speech_tokenizers.processing.speech_recognition import Recognizer, load_recognizer
 
@@ -51,7 +52,7 @@ def measure_resynthesis(encoded: EncodedClips, settings: UnitSettings) -> Measur
     """
     try:
         require_package("jiwer", "The error rate")
-        recognizer = load_recognizer(str(settings.recognizer))
+        recognizer = load_recognizer(find_model(str(settings.recognizer), argument="--recognizer"))
     except MissingPackageError as error:
         raise ValueError(str(error)) from error
     measured = Measured()

@@ -2,41 +2,119 @@
 """
 The command `speech-tokenizers`. It parses, calls and prints; what it calls is imported once it is called.
 
-Exit codes: 0 all went well, 1 some files failed, 2 wrong usage (nothing was done).
+Exit codes: 0 all went well, 1 some files failed, 2 wrong usage (nothing was done), 128 + its number for a signal: 130
+stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 import argparse
+import contextlib
 import importlib
+import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
 
 from speech_tokenizers import __version__
-from speech_tokenizers.commands.frame import one_line
+from speech_tokenizers.commands.frame import one_line, say
+from speech_tokenizers.commands.interruption import interruptions
 from speech_tokenizers.processing.optional_packages import MissingPackageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    _open_closed_streams()
+    if "_ARGCOMPLETE" in os.environ:
+        _complete(os.environ["COMP_LINE"].split()[1:])
     arguments = _join_command(sys.argv[1:] if arguments is None else list(arguments))
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
-    args = _build_parser(chosen).parse_args(arguments)
+    with interruptions():
+        try:
+            args = _build_parser(chosen).parse_args(arguments)
+            with _loudness(args.quiet, args.verbose):
+                return _run(args, chosen)
+        except KeyboardInterrupt as error:
+            number = getattr(error, "signal_number", signal.SIGINT)
+        finally:
+            _flush_streams()
+        # The exception is gone here, and with it what its traceback held: a further signal disturbs no cleanup.
+        say("interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}")
+        return 128 + number
+
+
+def _run(args: argparse.Namespace, chosen: str | None) -> int:
     try:
-        return args.run(args)
-    except BrokenPipeError:
-        # The reader of our output, such as `head`, has left. Python would complain once more while it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = args.run(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of our output, such as `head`, has left
         return 1
     except (ValueError, OSError, MissingPackageError) as error:
         # The one place that tells of what cannot be done; a command returns 1 for files that failed among others.
-        print(f"speech-tokenizers {chosen}: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:
-        print(f"speech-tokenizers {chosen}: error: {one_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        code, reason, trace = 2, one_line(error), traceback.format_exc()
+    except (FloatingPointError, MemoryError, RuntimeError) as error:
+        # Too little memory, a GPU that has gone: with this machine or these numbers it cannot be done.
+        code, reason, trace = 1, one_line(error), traceback.format_exc()
+    if args.verbose:
+        say(trace.rstrip())
+    say(f"speech-tokenizers {chosen}: error: {reason}")
+    return code
+
+
+def _complete(words: list[str]) -> None:
+    # The shell asks, as `eval "$(register-python-argcomplete speech-tokenizers)"` taught it; ends the process.
+    import argcomplete
+
+    argcomplete.autocomplete(_build_parser(words[0] if words else None))
+
+
+@contextlib.contextmanager
+def _loudness(quiet: bool, verbose: bool) -> Iterator[None]:
+    # Libraries read these variables when they are imported, which commands do once they run.
+    variables = {}
+    if quiet:
+        variables = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    elif verbose:
+        variables = {"TRANSFORMERS_VERBOSITY": "info"}
+        logging.basicConfig(level=logging.INFO)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        with warnings.catch_warnings(action="ignore") if quiet else contextlib.nullcontext():
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _open_closed_streams() -> None:
+    # The next file that is opened takes the number of a closed stream, and what libraries print there goes into it.
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.fstat(number)
+                continue  # open, but not to Python, as under `pythonw`
+            if (opened := os.open(os.devnull, os.O_RDWR)) != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+def _flush_streams() -> None:
+    # Python flushes once more when it ends, and complains then, of what cannot be written.
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _join_command(arguments: list[str]) -> list[str]:
@@ -60,7 +138,7 @@ def _build_parser(chosen: str | None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=f"Speech to tokens and back, for speech language models.\n\n{listed}",
         epilog="`speech-tokenizers COMMAND --help` describes a command.\n"
-        "Exit codes: 0 all went well, 1 some files failed, 2 wrong usage.",
+        "Exit codes: 0 all went well, 1 some files failed, 2 wrong usage, 130 stopped by Ctrl-C, 143 by SIGTERM.",
     )
     parser.add_argument("--version", action="version", version=f"speech-tokenizers {__version__}")
     commands = parser.add_subparsers(
@@ -71,8 +149,17 @@ def _build_parser(chosen: str | None) -> argparse.ArgumentParser:
         if name == chosen:
             module = importlib.import_module(f"speech_tokenizers.{module_name}")
             module.add_arguments(command)
+            _add_loudness(command)
             command.set_defaults(run=module.run)
     return parser
+
+
+def _add_loudness(command: argparse.ArgumentParser) -> None:
+    choice = command.add_mutually_exclusive_group()
+    choice.add_argument("-q", "--quiet", action="store_true", help="write to standard error only what went wrong")
+    choice.add_argument(
+        "-v", "--verbose", action="store_true", help="name each file, and show where in the code an error arose"
+    )
 
 
 class _DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -27,7 +27,7 @@ def test_the_checkpoints_of_the_demo_are_carried(name):
 
 
 def test_what_is_no_checkpoint_is_refused_with_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="no folder and no checkpoint of this installation"):
+    with pytest.raises(ValueError, match="no such file or folder, nor a repository of that name"):
         load("rvq")
     with pytest.raises(ValueError, match=r"has no config\.json; name a saved model's folder"):
         load(tmp_path)

@@ -224,11 +224,13 @@ def test_audio_is_decoded_ahead_by_other_threads(units_model, speech, monkeypatc
     model, feature_extractor = units_model
     decoded = []
 
-    def watched_load(path, sampling_rate):
-        decoded.append(threading.current_thread())
-        return load_audio(path, sampling_rate)
+    read = AudioReader.__iter__
 
-    monkeypatch.setattr("speech_tokenizers.processing.audio_files.load_audio", watched_load)
+    def watched_read(reader):
+        decoded.append(threading.current_thread())
+        return read(reader)
+
+    monkeypatch.setattr(AudioReader, "__iter__", watched_read)
     files = sorted(speech.rglob("[0-9].wav"))
     results = encode_recordings(model, feature_extractor, files, batch_seconds=2.3, in_order=False)
     assert next(results).reason is None

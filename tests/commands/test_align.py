@@ -56,7 +56,7 @@ def align(folder, monkeypatch):
     def run(ear, *arguments):
         monkeypatch.setattr(word_alignment, "load_word_aligner", lambda name, device: ear)
         output = folder / "words.jsonl"
-        code = main(["align", str(folder / "in"), "-o", str(output), "--aligner", "ear", *arguments])
+        code = main(["align", str(folder / "in"), "-o", str(output), "--aligner", str(folder), *arguments])
         return code, [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
 
     return run

@@ -2,6 +2,7 @@
 """Every model computes in any float type, reached by any road, on inputs of any float type."""
 
 import logging
+import warnings
 
 import pytest
 import torch
@@ -162,17 +163,28 @@ def test_a_latent_language_model_takes_any_float_type(dtype):
         assert model.generate_latents(latents, 3, stop_threshold=None).latents.shape == (2, 3, 6)
 
 
-def test_half_precision_is_warned_of_once_and_float32_is_not(make_model, signal, caplog):
+@pytest.mark.parametrize("name", ["rvq", "dac"])
+def test_half_precision_is_warned_of_once_and_float32_is_not(name, make_model, signal, caplog):
     mixed_precision.logger.warning_once.cache_clear()
-    model, waveforms = make_model("rvq"), signal(1, 400)
-    with caplog.at_level(logging.WARNING):
+    model, waveforms = make_model(name), signal(1, 400)
+    with caplog.at_level(logging.WARNING), warnings.catch_warnings():
+        warnings.simplefilter("error")
         model.encode(waveforms)
-        model.double().encode(waveforms)
+        model.double().encode(waveforms.double())
+        model.float()
         assert "differ" not in caplog.text
-        model.float().half()
+        with torch.autocast("cpu", torch.bfloat16):
+            model.encode(waveforms)
+            model.encode(waveforms)
+    assert caplog.text.count("encodes in bfloat16: some of its tokens differ from those in float32") == 1
+    caplog.clear()
+    with caplog.at_level(logging.WARNING), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model.half()
         model.encode(waveforms)
         model.encode(waveforms)
-    assert caplog.text.count("encodes in float16: some of its tokens differ from those in float32") == 1
+    said = [str(warning.message) for warning in told if "computes in torch.float16" in str(warning.message)]
+    assert len(said) + caplog.text.count("encodes in float16") == 1
 
 
 @pytest.mark.parametrize("road", ROADS)

@@ -392,5 +392,5 @@ def test_contradictory_configurations_are_refused(fields, message):
 
 
 def test_an_encoder_that_is_nowhere_is_said_without_asking_the_network():
-    with pytest.raises(ValueError, match="is 'dc-spin', which is no folder"):
+    with pytest.raises(ValueError, match="is 'dc-spin', but there is no such file or folder"):
         KMeansUnitsModel.from_encoder("dc-spin", layers=[1])

@@ -163,10 +163,12 @@ def test_exactly_one_input_is_needed(whisper_folder):
 
 def test_its_code_can_travel_to_the_hub():
     assert set(find_code_files([SpeechEncoderCTCConfig, SpeechEncoderForCTC])) == {
+        "checked_loading.py",
         "configuration_speech_encoder_ctc.py",
         "encoder_geometry.py",
         "input_checks.py",
         "mixed_precision.py",
+        "model_names.py",
         "modeling_speech_encoder_ctc.py",
         "padding_invariance.py",
         "speech_encoders.py",

@@ -102,8 +102,8 @@ def test_a_decoder_of_torchcodec_is_read(extractor):
 @pytest.mark.parametrize(
     ("raw_audio", "error", "message"),
     [
-        (np.full(10, 1e30), ValueError, r"reaches 1e\+30, but samples must lie in \[-1, 1\]; this is no audio"),
-        (np.full(10, 1e300), ValueError, "this is no audio"),
+        (np.full(10, 1e30), ValueError, r"reaches 1e\+30, but samples must lie in \[-1, 1\]; divide"),
+        (np.full(10, 1e300), ValueError, "reaches 1e"),
         (np.array([0.1, np.nan], np.float16), ValueError, "1 NaN or infinite"),
         ([0.1, [0.2]], ValueError, "mixes numbers and lists"),
         ([[0.1, [0.2]]], ValueError, "mixes numbers and lists"),

@@ -115,11 +115,13 @@ def test_bad_audio_is_refused(raw_audio, error, message):
         RVQCodecFeatureExtractor()(raw_audio, sampling_rate=16000)
 
 
-def test_unscaled_integers_in_disguise_warn(monkeypatch):
+def test_what_is_too_loud_warns_and_unscaled_integers_in_disguise_are_refused(monkeypatch):
     messages = []
     monkeypatch.setattr("speech_tokenizers.processing.waveform_rows.logger.warning", messages.append)
-    RVQCodecFeatureExtractor()(np.array([0.0, -12000.0]), sampling_rate=16000)
-    assert "reaches 12000" in messages[0]
+    RVQCodecFeatureExtractor()(np.array([0.0, -12.0]), sampling_rate=16000)
+    assert "reaches 12" in messages[0]
+    with pytest.raises(ValueError, match="reaches 12000.*divide 16-bit integers by 32768"):
+        RVQCodecFeatureExtractor()(np.array([0.0, -12000.0]), sampling_rate=16000)
 
 
 def test_the_codec_is_mono():

@@ -2,6 +2,7 @@
 import shutil
 import stat
 import sys
+import unicodedata
 
 import pytest
 
@@ -52,6 +53,21 @@ def test_a_clause_that_the_program_divides_costs_no_other_text_its_phones(make_p
 def test_long_clauses_are_cut_between_words(make_program):
     body = "print('\\n'.join(str(len(line.encode()) < 1000) for line in sys.stdin))"
     assert set(EspeakPhonemizer(program=make_program(body))(["многословие " * 300])[0].split(" | ")) == {"True"}
+
+
+def test_a_line_without_spaces_is_cut_between_letters_and_not_before_their_marks(make_program):
+    body = "print('\\n'.join('_'.join(line.strip()) for line in sys.stdin))"
+    text = "a" + "กำ" * 50 + "น้" * 150 + "ง" * 300
+    phonemizer = EspeakPhonemizer(program=make_program(body))
+    words = phonemizer([text])[0].split(" | ")
+    assert "".join(words).replace(" ", "") == text
+    assert len(words) == 4
+    assert not any(unicodedata.category(word[0])[0] == "M" for word in words)
+
+
+def test_decomposed_letters_and_pauses_of_other_scripts_are_understood(make_program):
+    phonemizer = EspeakPhonemizer(program=make_program(SPELLER))
+    assert phonemizer(["e\u0301te\u0301", "你好。世界！", "नम। या"]) == ["é t é", "你 好 | 世 界", "न म | य ा"]
 
 
 def test_switches_of_language_are_no_phones(make_program):

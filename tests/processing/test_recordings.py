@@ -137,3 +137,12 @@ def test_second_call_reads_what_the_first_decoded_unless_a_file_changed(audio_fo
     assert all((a == b).all() for a, b in zip(first, second, strict=True))
     decode_all(rows, 8000, tmp_path)
     assert len(calls) == 12
+
+
+def test_metadata_may_name_files_elsewhere(tmp_path, write_audio):
+    (tmp_path / "lists").mkdir()
+    elsewhere = write_audio(tmp_path / "audio" / "a.wav")
+    lines = [{"file_name": str(elsewhere)}, {"file_name": "../audio/a.wav"}]
+    (tmp_path / "lists" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for row in load_recordings(str(tmp_path / "lists")):
+        assert len(decode_recording(row, 16000)) == 8000

@@ -6,10 +6,10 @@ import os
 
 import pytest
 
-from speech_tokenizers.processing.audio_files import AudioWriter
+from speech_tokenizers.processing.audio_files import AudioFileError, AudioWriter
 from speech_tokenizers.processing.code_files import CodeFileError, write_code_file
 from speech_tokenizers.processing.unit_exports import UnitLine, load_unit_lines, save_unit_lines
-from speech_tokenizers.processing.whole_files import WholeFile, whole_folder, write_whole
+from speech_tokenizers.processing.whole_files import WholeFile, beside, whole_folder, write_whole
 
 
 # As long as file systems allow.
@@ -44,6 +44,27 @@ def test_long_names_can_be_written_by_everything_that_writes_whole_files(tmp_pat
     with whole_folder(tmp_path / (250 * "f")) as folder:
         (folder / "file").touch()
     assert sorted(len(path.name) for path in tmp_path.iterdir()) == [244, 244, 250, 252]
+
+
+@pytest.mark.parametrize("name", [255 * "n", 83 * "語" + "ab.km", 125 * "é" + ".km"])
+def test_a_file_beside_one_of_the_longest_name_can_be_written(tmp_path, name):
+    path = tmp_path / name
+    write_whole(path, "units")
+    other = beside(path, ".rejected.jsonl")
+    assert len(os.fsencode(other.name)) <= 255
+    assert other.name.endswith(".rejected.jsonl")
+    assert other.name[:50] == name[:50]
+    write_whole(other, "rejected")
+    assert beside(path.with_name(name[:-1] + "x"), ".rejected.jsonl") != other
+    assert beside(tmp_path / "a.km", ".rejected.jsonl") == tmp_path / "a.km.rejected.jsonl"
+
+
+def test_a_name_that_is_too_long_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(OSError, match="name too long"):
+        WholeFile(tmp_path / (256 * "n"))
+    with pytest.raises(AudioFileError, match="its name is too long; choose a shorter one"):
+        AudioWriter(tmp_path / f"{252 * 'a'}.wav", 16000)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_file_appears_at_the_end(tmp_path):

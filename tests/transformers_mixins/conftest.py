@@ -124,6 +124,10 @@ NEVER_APPLY = (
         lambda model, tests: bool(model.config_class.sub_configs),
     ),
     NeverApplies(
+        "It loads a file without weights, which is refused here; tests/modeling/test_checked_loading.py tests that.",
+        ("test_model_weights_reload_no_missing_tied_weights",),
+    ),
+    NeverApplies(
         "No model has a tower of images or sounds beside a language model.",
         ("test_sdpa_can_dispatch_composite_models",),
     ),

@@ -14,7 +14,7 @@ from speech_tokenizers.training.codec.latent_arguments import (
 )
 from speech_tokenizers.training.common.data import DataArguments
 from speech_tokenizers.training.common.optimization import OptimizerArguments
-from speech_tokenizers.training.common.recipe_files import check_not_negative, load_recipe
+from speech_tokenizers.training.common.recipe_files import check_not_negative, check_positive, check_seed, load_recipe
 
 
 @dataclass
@@ -76,7 +76,7 @@ class AdversarialArguments:
     def __post_init__(self):
         if self.objective not in ("hinge", "least_squares"):
             raise ValueError(f"`objective` must be 'hinge' or 'least_squares', but got {self.objective!r}.")
-        check_not_negative(self, "start_step", "warmup_steps")
+        check_not_negative(self, "start_step", "warmup_steps", prefix="adversarial.")
 
 
 @dataclass
@@ -224,6 +224,7 @@ class UnitArguments:
     cache_dir: str | None = None
 
     def __post_init__(self):
+        check_positive(self, "num_quantizers", prefix="units.")
         if self.speaker_column is not None and self.speaker_embedding_column is not None:
             raise ValueError("`speaker_column` and `speaker_embedding_column` exclude each other; give one of them.")
 
@@ -273,6 +274,8 @@ class CodecTrainingArguments:
         report_to (`list[str]`): Names of Accelerate's trackers: "tensorboard", "trackio", ...
         resume_from_checkpoint (`str`, *optional*): Folder of a checkpoint, or "latest" for the newest complete one, if
             there is one.
+        allow_changes (`list[str]`): Dotted names of settings or sections in which a resumed run may differ from how it
+            was begun, such as `[optimizer.learning_rate, loss_weights]`. The older recipe is kept beside.
         hub_model_id (`str`, *optional*): Repository for `push_to_hub`.
     """
 
@@ -310,6 +313,7 @@ class CodecTrainingArguments:
     num_audio_samples: int = 2
     report_to: list[str] = field(default_factory=list)
     resume_from_checkpoint: str | None = None
+    allow_changes: list[str] = field(default_factory=list)
     hub_model_id: str | None = None
 
     def __post_init__(self):
@@ -317,6 +321,11 @@ class CodecTrainingArguments:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
         check_not_negative(self, "eval_steps", "save_steps", "num_audio_samples")
+        for name, weight in self.loss_weights.items():
+            if weight < 0:
+                raise ValueError(f"`loss_weights.{name}` must not be negative, but is {weight}.")
+        check_positive(self, "save_total_limit")
+        check_seed(self.seed)
         start = self.latent_health.quantizer_start_step
         if start >= self.max_steps:
             raise ValueError(

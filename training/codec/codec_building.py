@@ -4,12 +4,15 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import FEATURE_EXTRACTOR_MAPPING, AutoConfig, AutoModel, SequenceFeatureExtractor
+from transformers import FEATURE_EXTRACTOR_MAPPING, AutoModel, SequenceFeatureExtractor
 
-from speech_tokenizers.coding.loading import find_checkpoint, load
+from speech_tokenizers.coding.loading import find_checkpoint, load, load_config
+from speech_tokenizers.modeling.checked_loading import ModelFilesError
 from speech_tokenizers.modeling.configuration_cst import CST_PRESETS
 from speech_tokenizers.modeling.configuration_dm_codec import DM_CODEC_PRESETS, DMCodecConfig
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
@@ -48,7 +51,7 @@ def build_model(
         model = _new_model(args)
     else:
         path = find_checkpoint(str(args.model.pretrained))
-        config = AutoConfig.from_pretrained(path)
+        config = load_config(path)
         check_names(args.model.overrides, type(config).__dataclass_fields__, "The field", "model.overrides.")
         if not args.model.warm_start:
             return _load_trained(args, isinstance(config, UnitVocoderConfig))
@@ -65,12 +68,13 @@ def build_model(
 
 def _load_trained(args: CodecTrainingArguments, is_vocoder: bool) -> RVQCodecModel | UnitVocoderModel | CSTModel:
     pretrained, overrides = str(args.model.pretrained), args.model.overrides
+    # Trained in float32, whatever the configuration says of inference.
     try:
         if is_vocoder:
-            return UnitVocoderModel.from_pretrained(find_checkpoint(pretrained), **overrides)
-        return load(pretrained, **overrides)[0]
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
+            return UnitVocoderModel.from_pretrained(find_checkpoint(pretrained), dtype=torch.float32, **overrides)
+        return load(pretrained, torch.float32, **overrides)[0]
+    except ModelFilesError as error:
+        if "has shape" not in str(error) or not overrides:
             raise
         raise ValueError(
             f"`model.overrides` ({', '.join(overrides)}) changes the sizes of networks of {pretrained!r}; give"
@@ -128,6 +132,19 @@ def untrained_parts(model: nn.Module, loss_names: Sequence[str]) -> set[str]:
     return {*parts.values()} - {part for loss, part in parts.items() if loss in loss_names}
 
 
+def check_crops(args: CodecTrainingArguments, model: Any) -> None:
+    """
+    Raises:
+        ValueError: If a crop has less than a frame of the model.
+    """
+    num_samples = round(args.data.segment_seconds * model.sampling_rate)
+    if num_samples < model.hop_length:
+        raise ValueError(
+            f"`data.segment_seconds` is {args.data.segment_seconds}, which are {num_samples} samples, but a frame of"
+            f" the codec has {model.hop_length}; make crops longer."
+        )
+
+
 def check_loss_weights(
     args: CodecTrainingArguments, loss_names: Sequence[str], adversarial_loss_names: Sequence[str]
 ) -> dict[str, float]:
@@ -148,8 +165,6 @@ def check_loss_weights(
     known = dict.fromkeys((*RECONSTRUCTION_LOSSES, *loss_names, *DISTILLATION_LOSS_NAMES))
     if "speech_features" in weights and args.speech_features is None:
         raise ValueError("`loss_weights.speech_features` needs a speech encoder; give speech_features.model.")
-    if negative := [name for name, weight in weights.items() if weight < 0]:
-        raise ValueError(f"`loss_weights.{negative[0]}` must not be negative, but is {weights[negative[0]]}.")
     check_names(weights, known, "The loss in `loss_weights`")
     needed = [
         name

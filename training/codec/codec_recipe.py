@@ -6,7 +6,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from speech_tokenizers.training.codec.arguments import load_codec_recipe
-from speech_tokenizers.training.common.child_process import Stopped
 
 
 if TYPE_CHECKING:
@@ -58,9 +57,11 @@ def run_recipe(path_or_name: str, overrides: Sequence[str]) -> str:
     Train by a recipe; returns what the command `train` prints.
 
     Raises:
-        Stopped: If the run was told to stop.
+        KeyboardInterrupt: If the run was told to stop. It has saved a checkpoint.
     """
     trainer = train_from_recipe(path_or_name, overrides)
-    if not trainer.finished:
-        raise Stopped
+    if trainer.stopped_by and not trainer.finished:
+        from speech_tokenizers.training.common.processes import stop_together
+
+        stop_together(trainer.stopped_by)
     return f"the model: {trainer.output_dir / 'final'}"

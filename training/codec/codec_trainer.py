@@ -4,7 +4,7 @@
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from transformers import SequenceFeatureExtractor
 from speech_tokenizers.training.codec.adversary import Adversary
 from speech_tokenizers.training.codec.arguments import CodecTrainingArguments
 from speech_tokenizers.training.codec.codec_building import (
+    check_crops,
     check_loss_weights,
     default_feature_extractor,
     untrained_parts,
 )
+from speech_tokenizers.training.codec.codec_record import keep_codec_run
 from speech_tokenizers.training.codec.latent_health import collapse_warning
 from speech_tokenizers.training.codec.latent_schedule import LatentSchedule
 from speech_tokenizers.training.codec.objectives import CodecObjective, Conditions
@@ -39,13 +41,6 @@ from speech_tokenizers.training.common.optimization import (
 from speech_tokenizers.training.common.processes import make_accelerator, without_synchronization
 from speech_tokenizers.training.common.reporting import RunReports, draw_training
 from speech_tokenizers.training.common.run_progress import RunProgress
-
-
-# Settings of how often, how long and where. A resumed run need not warn of their change.
-MAY_CHANGE = (
-    *("output_dir", "max_steps", "max_minutes", "logging_steps", "eval_steps", "save_steps", "save_total_limit"),
-    *("metrics", "num_audio_samples", "report_to", "resume_from_checkpoint", "hub_model_id"),
-)
 
 
 class CodecTrainer:
@@ -72,6 +67,9 @@ class CodecTrainer:
             [`Distillation`].
         conditions ([`Conditions`], *optional*): Conditions that the model is given in place of the waveform, such as
             [`UnitConditions`].
+
+    Attributes:
+        stopped_by (`int`): Number of the signal that ended the run before its time; 0 if none did.
 
     Raises:
         ValueError: If `args.loss_weights` does not name exactly the losses, a name in `args.metrics` is unknown, or a
@@ -105,6 +103,7 @@ class CodecTrainer:
 
             self.compute_metrics = ClipMetrics(args.metrics, model.sampling_rate)
         self.loss_weights = check_loss_weights(args, self.loss_names, Adversary.loss_names)
+        check_crops(args, model)
 
         self.accelerator = make_accelerator(args, bool(untrained_parts(model, self.loss_names)))
         if args.compile:
@@ -131,6 +130,7 @@ class CodecTrainer:
             "scaler": self.accelerator.scaler,
         }
         self.checkpoints = Checkpoints(self.accelerator, args, parts)
+        self.stopped_by = 0
         self._synchronize = True
 
     @property
@@ -237,14 +237,22 @@ class CodecTrainer:
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): Folder of a checkpoint; `True` or `"latest"` for the
-                newest complete one, if there is one. Defaults to `args.resume_from_checkpoint`.
+                newest sound one, if there is one. Defaults to `args.resume_from_checkpoint`.
 
         Returns:
             `dict`: Losses that were logged last, by name.
+
+        Raises:
+            ValueError: If the run was begun with other settings or data than `args.allow_changes` lets differ, or
+                its checkpoints are damaged.
         """
+        if resume_from_checkpoint is None:
+            resume_from_checkpoint = self.args.resume_from_checkpoint
+        keep_codec_run(self, resume_from_checkpoint, early=True)
         self.data.prepare_objectives(self.unwrapped_model)
-        self._resume(self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint)
-        self.reports.start(self.step, self.args, MAY_CHANGE)
+        self._resume(resume_from_checkpoint)
+        keep_codec_run(self, resume_from_checkpoint)
+        self.reports.start(self.step)
         if self.adversary.is_too_late:
             self.reports.warn("the run ends before `adversarial.start_step`; its discriminators never act.")
         self.model.train()
@@ -266,10 +274,10 @@ class CodecTrainer:
                     logged = self._log_window()
                     progress.set_postfix({name: f"{logged[name]:.4g}" for name in ("loss", "mel") if name in logged})
                 finished = self.finished
-                stopping = self.run.agreed(stop.made, self.args.logging_steps)
-                if (self.args.save_steps and self.step % self.args.save_steps == 0) or finished or stopping:
+                self.stopped_by = self.run.agreed(stop.signal_number, self.args.logging_steps)
+                if (self.args.save_steps and self.step % self.args.save_steps == 0) or finished or self.stopped_by:
                     self.save_checkpoint()
-                if stopping:
+                if self.stopped_by:
                     break
                 if self.args.eval_steps and (self.step % self.args.eval_steps == 0 or finished):
                     self.evaluate()
@@ -325,7 +333,7 @@ class CodecTrainer:
         if not math.isfinite(entry["loss"]):
             raise FloatingPointError(
                 f"The loss is {entry['loss']} at step {self.step}; lower `optimizer.learning_rate` and resume from a"
-                " checkpoint."
+                " checkpoint, with `allow_changes=[optimizer.learning_rate]`."
             )
         return entry
 
@@ -420,14 +428,17 @@ class CodecTrainer:
         shared = {**self.run.state_dict(), **self.adversary.state_dict()}
         return self.checkpoints.save(self.step, shared, {"window": self.run.window.state_dict()})
 
+    def _left_out(self, shared: Mapping[str, Any]) -> Collection[str]:
+        # Discriminators that have not learnt anything yet may be exchanged for others.
+        self.adversary.load_state_dict(shared)
+        return () if self.adversary.acts else self.adversary.parts()
+
     def _resume(self, checkpoint: str | bool | None) -> None:
-        found = self.checkpoints.find(checkpoint)
+        found = self.checkpoints.find(checkpoint, self._left_out)
         if found is None:
             return
         folder, shared = found
-        self.adversary.load_state_dict(shared)
-        # Discriminators that have not learnt anything yet may be exchanged for others.
-        own = self.checkpoints.load(folder, () if self.adversary.acts else self.adversary.parts())
+        own = self.checkpoints.load(folder, self._left_out(shared))
         self.run.load_state_dict(shared)
         if own is not None:
             self.run.window.load_state_dict(own["window"], self.accelerator.device)

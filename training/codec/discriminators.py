@@ -5,7 +5,7 @@ Discriminators that tell recorded from decoded speech: over spectrograms, over p
 
 import inspect
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -236,6 +236,14 @@ DISCRIMINATORS: dict[str, type[nn.Module]] = {
 }
 
 
+def _check_sizes(value: Any, name: str) -> None:
+    if isinstance(value, list | tuple) and value:
+        for size in value:
+            _check_sizes(size, name)
+    elif not isinstance(value, bool) and not (isinstance(value, int) and value >= 1):
+        raise ValueError(f"`{name}` must hold whole numbers of at least 1, but got {value!r}.")
+
+
 class DiscriminatorEnsemble(nn.Module):
     """
     Several kinds of discriminators as one module.
@@ -253,6 +261,10 @@ class DiscriminatorEnsemble(nn.Module):
         for kind, given in sizes.items():
             known = inspect.signature(DISCRIMINATORS[kind]).parameters
             check_names(given, known, "The size of a discriminator", f"{kind}.")
+            for name, value in given.items():
+                _check_sizes(value, f"adversarial.discriminators.{kind}.{name}")
+                if isinstance(known[name].default, tuple) and not isinstance(value, list | tuple):
+                    raise ValueError(f"`adversarial.discriminators.{kind}.{name}` must be a list, but got {value!r}.")
         # In one order, whatever that of the recipe: it names the weights.
         self.members = nn.ModuleList(made(**sizes[kind]) for kind, made in DISCRIMINATORS.items() if kind in sizes)
 

@@ -2,12 +2,15 @@
 """A codec's codebooks learn from a speech model and a language model (DM-Codec, SpeechTokenizer)."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from tqdm import tqdm
 
+from speech_tokenizers.processing.recordings import append_rejected
 from speech_tokenizers.training.codec.arguments import DistillationArguments
 from speech_tokenizers.training.codec.losses import distillation_loss
 from speech_tokenizers.training.codec.objectives import CodecObjective
@@ -89,6 +92,13 @@ class Distillation(CodecObjective):
                 accelerator,
                 f"Features of the {'speech' if kind == 'semantic' else 'language'} model",
             )
+            if kind == "contextual" and self.sayings.unaligned:
+                path = folder / "rejected.jsonl"
+                unaligned = self.sayings.unaligned.items()
+                append_rejected(
+                    path, ({"name": n, "reason": f"its words are not learnt: {why}"} for n, why in unaligned)
+                )
+                tqdm.write(f"the words of {len(unaligned)} recordings were set aside; see {path}.", file=sys.stderr)
             if self.args.centered:
                 self.means[kind] = self.caches[kind].mean(self.keys[kind])
 

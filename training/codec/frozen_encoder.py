@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
-from transformers import AutoFeatureExtractor, AutoModel
 
-from speech_tokenizers.modeling.encoder_geometry import WHISPER_HOP_LENGTH
+from speech_tokenizers.modeling.encoder_geometry import WHISPER_HOP_LENGTH, shortest_input
 from speech_tokenizers.modeling.speech_encoders import (
     encoder_of,
     has_fixed_window,
+    load_pretrained,
     num_encoder_layers,
     shortened_positions,
 )
@@ -47,13 +47,23 @@ class FrozenEncoder:
         """
         Args:
             waveforms (`torch.Tensor` of shape `(batch, num_samples)`): Waveforms in [-1, 1], at the encoder's rate,
-                all of one length.
+                all of one length. Silence follows those that are shorter than a frame.
 
         Returns:
             The encoder's outputs, `hidden_states` of shape `(batch, num_frames, hidden_size)` among them.
+
+        Raises:
+            ValueError: If they are longer than what Whisper's encoder hears.
         """
         if not has_fixed_window(self.encoder.config):
-            return self.encoder(normalized(waveforms, self.feature_extractor), output_hidden_states=True)
+            waveforms = with_a_frame(normalized(waveforms, self.feature_extractor), self.encoder.config)
+            return self.encoder(waveforms, output_hidden_states=True)
+        longest, rate = self.feature_extractor.n_samples, self.feature_extractor.sampling_rate
+        if waveforms.shape[-1] > longest:
+            raise ValueError(
+                f"The crops are {waveforms.shape[-1] / rate:g} s long, but the encoder hears {longest / rate:g} s;"
+                " lower `data.segment_seconds`, or choose an encoder on the waveform."
+            )
         num_frames = -(-waveforms.shape[-1] // WHISPER_HOP_LENGTH)
         if self.window == "tight":
             num_steps = num_frames * WHISPER_HOP_LENGTH // self.feature_extractor.hop_length
@@ -78,6 +88,11 @@ class FrozenEncoder:
             log_mel = (filters.T @ power).clamp(min=1e-10).log10()
         loudest = log_mel.detach().amax(dim=(1, 2), keepdim=True)
         return (torch.maximum(log_mel, loudest - 8.0) + 4.0) / 4.0
+
+
+def with_a_frame(waveforms: torch.Tensor, config: Any) -> torch.Tensor:
+    """Waveforms `(batch, num_samples)`, with silence after those that are too short for a frame of an encoder."""
+    return F.pad(waveforms, (0, max(0, shortest_input(config) - waveforms.shape[-1])))
 
 
 def normalized(waveforms: torch.Tensor, feature_extractor: Any) -> torch.Tensor:
@@ -120,10 +135,12 @@ class SpeechFeatureObjective(CodecObjective):
         try:
             # On a CPU the fused attention is the slower one for sequences as short as a crop.
             attention = "eager" if accelerator.device.type == "cpu" else None
-            loaded = AutoModel.from_pretrained(
-                args.model, dtype=torch.float32, revision=args.revision or "main", attn_implementation=attention
+            loaded, extractor = load_pretrained(
+                args.model,
+                "speech_features.model",
+                revision=args.revision or "main",
+                attn_implementation=attention,
             )
-            extractor = AutoFeatureExtractor.from_pretrained(args.model, revision=args.revision or "main")
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"`speech_features.model` is {args.model!r}, which cannot be loaded ({' '.join(str(error).split())})."
@@ -151,8 +168,6 @@ class SpeechFeatureObjective(CodecObjective):
         for index in np.unique(np.linspace(0, len(recordings) - 1, _NUM_MEASURED).astype(int)):
             start = np.asarray(recordings[int(index)][: 2 * self.encoder.feature_extractor.sampling_rate])
             start = start.astype(np.float32) / (32767.0 if start.dtype == np.int16 else 1.0)
-            # The shortest input that a convolutional front end takes is a frame's span.
-            start = np.pad(start, (0, max(0, 800 - len(start))))
             hidden_states = self.encoder(torch.from_numpy(start).to(device)[None]).hidden_states
             for layer, found in states.items():
                 found.append(hidden_states[layer][0])

@@ -4,12 +4,12 @@
 from typing import Any
 
 import torch
-from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer
+from transformers import AutoModelForCTC, AutoTokenizer
 
 from speech_tokenizers.modeling.modeling_speech_encoder_ctc import SpeechEncoderForCTC
-from speech_tokenizers.modeling.speech_encoders import select_layer
+from speech_tokenizers.modeling.speech_encoders import load_pretrained, select_layer
 from speech_tokenizers.processing.ctc_labels import CTCLabels
-from speech_tokenizers.training.codec.frozen_encoder import FrozenEncoder, normalized
+from speech_tokenizers.training.codec.frozen_encoder import FrozenEncoder, normalized, with_a_frame
 
 
 class FrozenRecognizer:
@@ -22,9 +22,8 @@ class FrozenRecognizer:
     """
 
     def __init__(self, name_or_path: str, device: torch.device | str = "cpu"):
-        self.model: Any = AutoModelForCTC.from_pretrained(name_or_path, dtype=torch.float32)
+        self.model, self.feature_extractor = load_pretrained(name_or_path, "recognition.recognizer", AutoModelForCTC)
         self.model.eval().requires_grad_(False).to(device)
-        self.feature_extractor = AutoFeatureExtractor.from_pretrained(name_or_path)
         self.labels = CTCLabels(AutoTokenizer.from_pretrained(name_or_path))
         self.encoder = None
         if isinstance(self.model, SpeechEncoderForCTC):
@@ -44,7 +43,8 @@ class FrozenRecognizer:
         with torch.autocast(waveforms.device.type, enabled=False):
             waveforms = waveforms.float()
             if self.encoder is None:
-                return self.model(normalized(waveforms, self.feature_extractor)).logits
+                waveforms = with_a_frame(normalized(waveforms, self.feature_extractor), self.model.config)
+                return self.model(waveforms).logits
             # What `SpeechEncoderForCTC.encode` computes, with gradients.
             return self.model(encoder_states=self._read(self.encoder(waveforms))).logits
 

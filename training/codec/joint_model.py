@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
-from speech_tokenizers.coding.loading import find_checkpoint
+from speech_tokenizers.coding.loading import find_checkpoint, load_config
 from speech_tokenizers.modeling.configuration_latent_lm import LatentLMConfig
+from speech_tokenizers.modeling.model_names import find_model
 from speech_tokenizers.modeling.modeling_cst import CSTModel, CSTOutput
 from speech_tokenizers.modeling.modeling_latent_lm import LatentLanguageModel
 from speech_tokenizers.training.codec.arguments import CodecTrainingArguments
@@ -159,15 +160,16 @@ def build_joint(args: CodecTrainingArguments) -> JointModel:
     if args.model.pretrained is None:
         raise ValueError("Stage 2 needs a trained tokenizer; name it as model.pretrained=PATH and model.preset=null.")
     found = find_checkpoint(args.model.pretrained)
-    config = AutoConfig.from_pretrained(found)
+    config = load_config(found)
     if config.model_type != CSTModel.config_class.model_type:
         raise ValueError(f"`model.pretrained` is a `{config.model_type}`; stage 2 is for continuous tokens.")
     check_names(args.model.overrides, type(config).__dataclass_fields__, "The field", "model.overrides.")
-    tokenizer = CSTModel.from_pretrained(found, **args.model.overrides)
+    tokenizer = CSTModel.from_pretrained(found, dtype=torch.float32, **args.model.overrides)
     transformer = None
     text_config: Any = dict(joint.language_model) or None
     if joint.pretrained is not None:
-        transformer = AutoModel.from_pretrained(joint.pretrained, dtype=torch.float32)
+        found = find_model(joint.pretrained, argument="joint.pretrained")
+        transformer = AutoModel.from_pretrained(found, dtype=torch.float32)
         text_config = transformer.config
     language_model = LatentLanguageModel(
         LatentLMConfig(

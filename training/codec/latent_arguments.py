@@ -4,6 +4,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from speech_tokenizers.training.common.recipe_files import check_not_negative, check_positive
+
 
 @dataclass
 class LatentArguments:
@@ -28,6 +30,7 @@ class LatentArguments:
     def __post_init__(self):
         if not 0 <= self.min_active_share <= 1:
             raise ValueError(f"`min_active_share` must lie between 0 and 1, but got {self.min_active_share}.")
+        check_not_negative(self, "min_rank", "min_variance_share", prefix="latents.")
         if self.window_steps < 1 or self.grace_steps < 0:
             raise ValueError("`window_steps` must be at least 1, and `grace_steps` not negative.")
 
@@ -75,8 +78,7 @@ class LatentHealthArguments:
             raise ValueError(f"`live_threshold` must lie strictly between 0 and 1, but got {self.live_threshold}.")
         if self.quantizer_start_step < 0 or any(step < 0 for step in self.revival_steps):
             raise ValueError("`quantizer_start_step` and `revival_steps` must not be negative.")
-        if self.revival_seconds <= 0:
-            raise ValueError(f"`revival_seconds` must be positive, but got {self.revival_seconds}.")
+        check_positive(self, "revival_seconds", "kmeans_frames", prefix="latent_health.")
 
 
 @dataclass
@@ -142,5 +144,6 @@ class JointArguments:
     stop_gradient: bool = True
 
     def __post_init__(self):
+        check_not_negative(self, "input_noise_std", prefix="joint.")
         if self.pretrained is not None and self.language_model:
             raise ValueError("`joint.pretrained` and `joint.language_model` exclude each other; give one of them.")

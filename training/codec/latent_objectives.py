@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Objectives of a model of continuous latents: noise, texts, and latents that do not collapse."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from transformers import AutoConfig
+from tqdm import tqdm
 
-from speech_tokenizers.coding.loading import find_checkpoint
+from speech_tokenizers.coding.loading import find_checkpoint, load_config
 from speech_tokenizers.modeling.codec_layers import ceil_divide
 from speech_tokenizers.modeling.codec_model import shift_steps
 from speech_tokenizers.modeling.configuration_cst import CST_PRESETS, CSTConfig
 from speech_tokenizers.modeling.modeling_cst import CSTModel
-from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
-from speech_tokenizers.processing.recordings import DecodedRecordings, load_recordings
+from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer, tokenizer_of
+from speech_tokenizers.processing.metadata_files import as_text
+from speech_tokenizers.processing.recordings import DecodedRecordings, append_rejected, load_recordings
+from speech_tokenizers.processing.text_normalization import words_of
 from speech_tokenizers.processing.timed_labels import TimedWord, read_word_times
 from speech_tokenizers.training.codec.arguments import CodecTrainingArguments
 from speech_tokenizers.training.codec.frozen_recognizer import FrozenRecognizer
@@ -108,6 +111,22 @@ class CropLabels:
         right = min(right, self.seconds[recording])
         return self._write(" ".join(word.word for word in text[first : last + 1])), (left - start, right - start)
 
+    def unusable(self, recording: int) -> tuple[int, list[str]]:
+        """
+        How many parts of a recording's text can be learnt, of which timed words are each one and a text without times
+        is the only one; and why each of the others cannot.
+        """
+        text, reasons, num_usable = self.texts[recording], [], 0
+        parts = [] if text is None else [text] if isinstance(text, str) else [word.word for word in text]
+        for part in parts:
+            if isinstance(text, str) or words_of(part):
+                try:
+                    learnable_labels(self.labels, part)
+                    num_usable += 1
+                except UnusableText as error:
+                    reasons.append(f"what is said in it is not learnt: {error}")
+        return num_usable, reasons
+
     def _write(self, text: str) -> list[int]:
         try:
             return learnable_labels(self.labels, text)
@@ -190,6 +209,19 @@ class RecognitionObjective(CodecObjective):
         for name, vocabulary in vocabularies.items():
             texts = self._texts(recordings, "phone" if vocabulary.is_phones else "character")
             self.crop_labels[name] = CropLabels(vocabulary, texts, seconds)
+        self._tell_of_unusable_texts(recordings.names, folder, accelerator.is_main_process)
+
+    def _tell_of_unusable_texts(self, names: list[str], folder: Path, is_main_process: bool) -> None:
+        for kind, crop_labels in self.crop_labels.items():
+            found = {name: crop_labels.unusable(index) for index, name in enumerate(names)}
+            reasons = {name: reasons[0] for name, (_, reasons) in found.items() if reasons}
+            if not any(num_usable for num_usable, _ in found.values()):
+                first = next(iter(reasons.values()), "there is none")
+                raise ValueError(f"No text is left to learn from; the first reason: {first}.")
+            if reasons and is_main_process:
+                path = folder / "rejected.jsonl"
+                append_rejected(path, ({"name": name, "reason": why} for name, why in reasons.items()))
+                tqdm.write(f"{kind}: texts of {len(reasons)} recordings were set aside; see {path}.", file=sys.stderr)
 
     def _texts(self, recordings: DecodedRecordings, unit: str) -> list:
         column = COLUMNS[unit] if self.args.column is None or unit != self.args.unit else self.args.column
@@ -199,7 +231,7 @@ class RecognitionObjective(CodecObjective):
         if column not in recordings.metadata.column_names and timed:
             return [timed.get(index) for index in range(len(recordings))]
         check_column(column, recordings.metadata)
-        return [timed.get(index, text or None) for index, text in enumerate(recordings.metadata[column][:])]
+        return [timed.get(index, as_text(text)) for index, text in enumerate(recordings.metadata[column][:])]
 
     def targets(self, recording: int, first_sample: int, num_samples: int) -> dict[str, torch.Tensor]:
         """See [`CodecObjective`]: `<kind>_ctc_labels` (num_labels,), padded with -100, and `<kind>_ctc_span` (2,)."""
@@ -244,8 +276,9 @@ def labels_of(names: list[str], unit: str) -> CTCLabels:
     Raises:
         ValueError: If they are no such labels.
     """
-    tokenizer = build_tokenizer([" ".join(names[3:])], unit)
-    if label_names(tokenizer) != list(names):
+    tokenizer = tokenizer_of(names[3:], unit)
+    are_single = unit == "phone" or all(len(name) == 1 for name in names[3:])
+    if label_names(tokenizer) != list(names) or list(names[3:]) != sorted(names[3:]) or not are_single:
         raise ValueError(
             f"`ctc_labels` must be {label_names(tokenizer)[:3]} and then {unit}s in order, but are {names}."
         )
@@ -262,7 +295,7 @@ def trains_cst(args: CodecTrainingArguments) -> bool:
     """Whether a recipe trains a [`CSTModel`]."""
     if args.model.pretrained is None:
         return str(args.model.preset) in CST_PRESETS
-    config = AutoConfig.from_pretrained(find_checkpoint(args.model.pretrained))
+    config = load_config(find_checkpoint(args.model.pretrained))
     return isinstance(config, CSTConfig)
 
 
@@ -283,7 +316,7 @@ def _training_texts(args: CodecTrainingArguments, recognition: RecognitionArgume
     recordings = load_recordings(data.train, data.train_filter, data.train_files, data.train_split, data.audio_column)
     column = COLUMNS[recognition.unit] if recognition.column is None else recognition.column
     check_column(column, recordings)
-    return [text for text in recordings[column][:] if text]
+    return [as_text(text) for text in recordings[column][:] if text is not None]
 
 
 def cst_objectives(args: CodecTrainingArguments) -> list[LatentObjective | RecognitionObjective]:

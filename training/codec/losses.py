@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from speech_tokenizers.modeling.spectral_losses import DEFAULT_MEL_SCALES, SPEECHTOKENIZER_MEL_SCALES, MelScale
 from speech_tokenizers.training.codec.discriminators import DiscriminatorOutput
-from speech_tokenizers.training.common.recipe_files import check_names
+from speech_tokenizers.training.common.recipe_files import build_section, check_names
 
 
 MEL_SCALES = {"default": DEFAULT_MEL_SCALES, "speechtokenizer": SPEECHTOKENIZER_MEL_SCALES}
@@ -83,9 +83,12 @@ def parse_mel_scales(scales: Any) -> tuple[MelScale, ...]:
                 f"`mel_scales` must be one of {sorted(MEL_SCALES)} or a list of scales, but got {scales!r}."
             )
         return MEL_SCALES[scales]
+    if not isinstance(scales, list | tuple) or not scales:
+        raise ValueError(f"`mel_scales` must be one of {sorted(MEL_SCALES)} or a list of scales, but got {scales!r}.")
     for scale in scales:
-        check_names(scale, MelScale.__dataclass_fields__, "The field of `mel_scales`")
-    return tuple(MelScale(**scale) for scale in scales)
+        if isinstance(scale, dict):
+            check_names(scale, MelScale.__dataclass_fields__, "The field of `mel_scales`")
+    return tuple(build_section(MelScale, scale, f"mel_scales[{i}].") for i, scale in enumerate(scales))
 
 
 def distillation_loss(

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from speech_tokenizers.modeling.encoder_geometry import shortest_input
+from speech_tokenizers.modeling.model_names import find_model
 from speech_tokenizers.modeling.speech_encoders import WaveformEncoder, check_layer, select_layer
 from speech_tokenizers.processing.timed_labels import TimedWord
 from speech_tokenizers.training.codec.arguments import LanguageTeacherArguments, SpeechTeacherArguments
@@ -101,7 +103,8 @@ class Teacher(Protocol):
 
 def _read_config(args: SpeechTeacherArguments | LanguageTeacherArguments, which: str) -> Any:
     try:
-        return AutoConfig.from_pretrained(args.model, revision=args.revision or "main")
+        found = find_model(args.model, argument=f"distillation.{which}.model", revision=args.revision or "main")
+        return AutoConfig.from_pretrained(found, revision=args.revision or "main")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"`distillation.{which}.model` is {args.model!r}, which cannot be loaded ({' '.join(str(error).split())})."
@@ -169,8 +172,8 @@ class SpeechTeacher:
             Features `(batch, num_rows, dim)`, and times `(num_rows, 2)` in seconds, both ends of which are a frame's
             centre.
         """
-        # The shortest input that a convolutional front end takes is a frame's span.
-        waveforms = torch.nn.functional.pad(waveforms, (0, max(0, 800 - waveforms.shape[-1])))
+        least = shortest_input(self.encoder.encoder.config)
+        waveforms = torch.nn.functional.pad(waveforms, (0, max(0, least - waveforms.shape[-1])))
         features, centres = self.encoder(waveforms, self.args.layer)
         return features, torch.stack([centres, centres], dim=-1).to(features.device)
 

@@ -14,6 +14,7 @@ from speech_tokenizers.training.codec.arguments import CodecTrainingArguments
 from speech_tokenizers.training.codec.crops import training_batches
 from speech_tokenizers.training.codec.objectives import CodecObjective, Conditions
 from speech_tokenizers.training.common.data import prepare_recordings
+from speech_tokenizers.training.common.run_record import recordings_named, recordings_of
 
 
 class TrainingData:
@@ -43,6 +44,8 @@ class TrainingData:
         self.args, self.sampling_rate, self.accelerator = args, sampling_rate, accelerator
         self.objectives, self.conditions = objectives, conditions
         self.train, self.evaluation = train, evaluation
+        self._is_named = train is None
+        self._inputs: dict[str, Any] | None = None
         self.output_dir = Path(args.output_dir)
         self._has_conditions = False
 
@@ -52,6 +55,24 @@ class TrainingData:
         self.train, self.evaluation = prepare_recordings(
             self.args.data, self.sampling_rate, cache_dir, self.accelerator, self.output_dir / "rejected.jsonl"
         )
+
+    def inputs(self, columns: Sequence[str]) -> dict[str, Any]:
+        """
+        What tells the recordings from others, as a [`RunRecord`] takes it; nothing of a stream.
+
+        Args:
+            columns (sequence of `str`): Columns that are learnt from.
+        """
+        data = self.args.data
+        is_stream = data.streaming if self._is_named else isinstance(self.train, torch.utils.data.IterableDataset)
+        if self._inputs is None:
+            self._inputs = {}
+            if not self._is_named and not is_stream:
+                self._inputs["data.train"] = recordings_of(self.train)
+            for part in ["train"] * (not is_stream) + ["eval"] if self._is_named else []:
+                if getattr(data, part) is not None:
+                    self._inputs[f"data.{part}"] = recordings_named(data, part, columns)
+        return self._inputs
 
     def prepare_objectives(self, model: Any) -> None:
         """Let the objectives see the recordings; finds these first."""

@@ -3,6 +3,7 @@
 
 import json
 import os
+import pickle
 import random
 import re
 import shutil
@@ -17,6 +18,9 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from speech_tokenizers.training.common.checkpoint_faults import checkpoint_fault, newest_sound
+from speech_tokenizers.training.common.processes import decided_by_main
 
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
@@ -152,6 +156,20 @@ def save_states(folder: Path, parts: Mapping[str, Any]) -> None:
     torch.save({name: value.state_dict() for name, value in objects.items()}, folder / "optimization.pt")
 
 
+def load_plain(path: Path) -> Any:
+    """
+    Tensors and plain values that `torch.save` wrote.
+
+    Raises:
+        ValueError: If the file is damaged, or holds anything else, which might run code.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is damaged, or no file of tensors ({reason}); put a copy back.") from error
+
+
 def load_states(folder: Path, parts: Mapping[str, Any]) -> None:
     """
     Load what `save_states` saved.
@@ -160,7 +178,7 @@ def load_states(folder: Path, parts: Mapping[str, Any]) -> None:
         ValueError: If the checkpoint lacks one of the parts, or a module has other sizes now.
     """
     modules, objects = _modules_and_others(parts)
-    states = torch.load(folder / "optimization.pt", map_location="cpu", weights_only=True)
+    states = load_plain(folder / "optimization.pt")
     missing = [name for name in modules if not (folder / f"{name}.safetensors").is_file()]
     missing += [name for name in objects if name not in states]
     if missing:
@@ -249,32 +267,59 @@ class Checkpoints:
             remove_old_checkpoints(self.output_dir, self.save_total_limit)
         return folder
 
-    def find(self, checkpoint: str | bool | None) -> tuple[Path, dict[str, Any]] | None:
+    def folder_of_run(self, checkpoint: str | bool | None) -> Path:
+        """Folder of the run that a checkpoint is of; see `find`."""
+        return self.output_dir if checkpoint in (None, False, True, "latest") else Path(str(checkpoint)).parent
+
+    def find(
+        self, checkpoint: str | bool | None, left_out: Callable[[dict[str, Any]], Collection[str]] = lambda _: ()
+    ) -> tuple[Path, dict[str, Any]] | None:
         """
         The checkpoint that the run continues from.
 
         Args:
             checkpoint (`str` or `bool`, *optional*): Folder of a checkpoint; `True` or `"latest"` for the newest
-                complete one. Without it the run begins anew.
+                sound one. Without it the run begins anew.
+            left_out (callable, *optional*): Function of a `trainer_state.json` that names the parts which such a
+                checkpoint need not have.
 
         Returns:
             Folder of the checkpoint and its `trainer_state.json`; `None` where the run begins anew, or there is no
             newest one.
 
         Raises:
-            ValueError: If the folder is no complete checkpoint, or was trained with another order of the data.
+            ValueError: If the folder is no complete checkpoint or a damaged one, all are damaged, or it was trained
+                with another order of the data.
         """
         if not checkpoint:
             return None
-        if checkpoint is True or checkpoint == "latest":
-            checkpoints = list_checkpoints(self.output_dir)
-            if not checkpoints:
-                return None
-            folder = checkpoints[-1]
-        else:
-            folder = Path(checkpoint)
-            if not (folder / "trainer_state.json").is_file():
-                raise ValueError(f"`resume_from_checkpoint` is {str(folder)!r}, which is no complete checkpoint.")
+
+        def fault(folder: Path) -> str | None:
+            found = checkpoint_fault(folder, ["trainer_state.json", "optimization.pt", "process_0.pt"])
+            if found is not None:
+                return found
+            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            if missing := {"step", "training_seconds", *self.order_of_data} - set(state):
+                return f"trainer_state.json lacks {sorted(missing)[0]}"
+            modules = _modules_and_others(self.parts)[0]
+            return checkpoint_fault(folder, [f"{name}.safetensors" for name in modules if name not in left_out(state)])
+
+        def decide() -> Path | None:
+            if checkpoint is True or checkpoint == "latest":
+                return newest_sound(list_checkpoints(self.output_dir), fault)
+            named = Path(checkpoint)
+            if not (named / "trainer_state.json").is_file():
+                raise ValueError(f"`resume_from_checkpoint` is {str(named)!r}, which is no complete checkpoint.")
+            if (found := fault(named)) is not None:
+                raise ValueError(
+                    f"`resume_from_checkpoint` is {str(named)!r}, whose {found}; name another checkpoint, or `latest`"
+                    " for the newest sound one."
+                )
+            return named
+
+        folder = decided_by_main(decide)
+        if folder is None:
+            return None
         state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
         for name, value in self.order_of_data.items():
             if state[name] != value:
@@ -302,7 +347,7 @@ class Checkpoints:
         process_file = self._process_file(folder)
         if not process_file.is_file():
             return None
-        own = torch.load(process_file, map_location="cpu", weights_only=True)
+        own = load_plain(process_file)
         set_random_state(own["random"])
         return own
 
@@ -311,9 +356,14 @@ class Checkpoints:
 
 
 class StopRequest:
-    """A request, set by a signal, that the run ends."""
+    """
+    A request that the run ends.
 
-    made = False
+    Attributes:
+        signal_number (`int`): Number of the signal that made it; 0 while there is none.
+    """
+
+    signal_number = 0
 
 
 @contextmanager
@@ -326,7 +376,7 @@ def stopping_on_signals() -> Iterator[StopRequest]:
     previous: dict[int, Any] = {}
 
     def note(number, frame):
-        request.made = True
+        request.signal_number = number
         signal.signal(number, previous[number])
 
     try:

@@ -11,10 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 
-class Stopped(Exception):
-    """The work was told to stop."""
-
-
 class Finished(NamedTuple):
     """
     End of a process.
@@ -23,13 +19,13 @@ class Finished(NamedTuple):
         returncode (`int`): Exit code of the process.
         seconds (`float`): Wall-clock time in seconds.
         peak_memory_gb (`float`): Greatest resident memory of the process, in GB.
-        was_stopped (`bool`): Whether it was told to stop.
+        stopped_by (`int`): Number of the signal that told it to stop; 0 if none did.
     """
 
     returncode: int
     seconds: float
     peak_memory_gb: float
-    was_stopped: bool
+    stopped_by: int
 
 
 def run_command(arguments: Sequence[str]) -> Finished:
@@ -48,7 +44,7 @@ def run_command(arguments: Sequence[str]) -> Finished:
         process.returncode,
         time.perf_counter() - started,
         usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9,
-        bool(passed_on),
+        passed_on[0] if passed_on else 0,
     )
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from speech_tokenizers.processing.recordings import DecodedRecordings, append_rejected, decode_all, load_recordings
 from speech_tokenizers.training.common.processes import process_state
+from speech_tokenizers.training.common.recipe_files import check_not_negative, check_positive
 
 
 @dataclass
@@ -20,13 +21,14 @@ class DataArguments:
     Where the recordings are and how they become crops.
 
     Args:
-        train, eval (`str`, *optional*): A folder of audio files, with or without `metadata.jsonl` or `metadata.csv`;
-            such a file itself; a Parquet file or a folder of them; or the id of a dataset on the Hub.
+        train, eval (`str`, *optional*): A folder of audio files, with or without `metadata.jsonl`, `metadata.csv` or
+            `metadata.parquet`; such a file itself; a Parquet file or a folder of them; a folder that `save_to_disk`
+            wrote; or the id of a dataset on the Hub. See [`load_recordings`].
         train_filter, eval_filter (`dict`): Keep only rows where each named column has this value, or one of these
-            values.
+            values. They are compared as text.
         train_files, eval_files (`str`, *optional*): A text file that lists, one a line, the `file_name`s to keep.
-        train_split, eval_split (`str`): Split of a Hub dataset.
-        audio_column (`str`): Column of Parquet and Hub datasets that holds the audio.
+        train_split, eval_split (`str`): Split of a dataset that is saved or on the Hub.
+        audio_column (`str`): Column of Parquet, saved and Hub datasets that holds the audio.
         streaming (`bool`): Read the training data as a stream, decoded as it comes, instead of decoding all of it
             first.
         shuffle_buffer (`int`): Recordings among which a stream is shuffled.
@@ -45,8 +47,8 @@ class DataArguments:
 
     train: str | None = None
     eval: str | None = None
-    train_filter: dict[str, Any] = field(default_factory=dict)
-    eval_filter: dict[str, Any] = field(default_factory=dict)
+    train_filter: dict[str, str | list[str]] = field(default_factory=dict)
+    eval_filter: dict[str, str | list[str]] = field(default_factory=dict)
     train_files: str | None = None
     eval_files: str | None = None
     train_split: str = "train"
@@ -64,10 +66,10 @@ class DataArguments:
     num_workers: int = 0
 
     def __post_init__(self):
-        if self.segment_seconds <= 0 or self.max_eval_seconds <= 0:
-            raise ValueError("`segment_seconds` and `max_eval_seconds` must be positive.")
+        check_positive(self, "segment_seconds", "max_eval_seconds", "shuffle_buffer", prefix="data.")
         if self.max_eval_recordings is not None and self.max_eval_recordings < 1:
             raise ValueError(f"`max_eval_recordings` must be at least 1, but got {self.max_eval_recordings}.")
+        check_not_negative(self, "num_workers", prefix="data.")
         if len(self.gain_db) != 2 or self.gain_db[0] > self.gain_db[1]:
             raise ValueError(f"`gain_db` must be a pair [lowest, highest], but got {self.gain_db}.")
 
@@ -137,7 +139,7 @@ class RecordingsArguments:
     """
 
     train: str
-    train_filter: dict[str, Any] = field(default_factory=dict)
+    train_filter: dict[str, str | list[str]] = field(default_factory=dict)
     train_files: str | None = None
     train_split: str = "train"
     audio_column: str = "audio"
@@ -162,7 +164,7 @@ class EvaluatedRecordingsArguments(RecordingsArguments):
     """
 
     eval: str
-    eval_filter: dict[str, Any] = field(default_factory=dict)
+    eval_filter: dict[str, str | list[str]] = field(default_factory=dict)
     eval_files: str | None = None
     eval_split: str = "validation"
     max_eval_recordings: int = 40
@@ -173,10 +175,29 @@ class EvaluatedRecordingsArguments(RecordingsArguments):
             raise ValueError(f"`data.max_eval_recordings` must be at least 1, but got {self.max_eval_recordings}.")
 
 
+def check_shortest(args: RecordingsArguments, sampling_rate: int, shortest: int) -> None:
+    """
+    Check that an encoder can hear the shortest recording that is not left out.
+
+    Args:
+        args ([`RecordingsArguments`]): Section of the recipe.
+        sampling_rate (`int`): Sampling rate of the encoder, in Hz.
+        shortest (`int`): Number of samples that a frame of the encoder needs.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if round(args.min_seconds * sampling_rate) < shortest:
+        raise ValueError(
+            f"`data.min_seconds` is {args.min_seconds}, but a frame of the encoder needs {shortest / sampling_rate:g}"
+            " s; raise it, so that shorter recordings are left out."
+        )
+
+
 def decode_part(args: RecordingsArguments, part: str, sampling_rate: int, cache_dir: Path) -> DecodedRecordings:
     """
-    The recordings that a recipe names, decoded by the main process while the others wait, and how long they are on
-    the terminal.
+    The recordings that a recipe names, decoded by the main process while the others wait. The terminal shows how long
+    they are. What cannot be decoded is named, with the reason, in `<part>.rejected.jsonl` in `cache_dir`.
 
     Args:
         args ([`RecordingsArguments`]): Their places.
@@ -197,5 +218,11 @@ def decode_part(args: RecordingsArguments, part: str, sampling_rate: int, cache_
             processes.is_main_process,
         )
     if processes.is_main_process:
-        print(f"{source}: {len(recordings)} recordings, {recordings.seconds / 3600:.2f} h", file=sys.stderr)
+        summary = f"{source}: {len(recordings)} recordings, {recordings.seconds / 3600:.2f} h"
+        rejected_path = Path(cache_dir) / f"{part}.rejected.jsonl"
+        rejected_path.unlink(missing_ok=True)
+        if recordings.rejected:
+            append_rejected(rejected_path, recordings.rejected)
+            summary += f"; {len(recordings.rejected)} cannot be read, see {rejected_path}"
+        print(summary, file=sys.stderr)
     return recordings

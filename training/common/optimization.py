@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from speech_tokenizers.modeling.vector_quantization import VectorQuantizer
-from speech_tokenizers.training.common.recipe_files import check_names, check_not_negative
+from speech_tokenizers.training.common.recipe_files import check_betas, check_names, check_not_negative, check_positive
 
 
 @dataclass
@@ -50,8 +50,8 @@ class OptimizerArguments:
             raise ValueError(f"`schedule` must be 'cosine', 'exponential' or 'constant', but got {self.schedule!r}.")
         if self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` must be positive, but got {self.learning_rate}.")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"`betas` must be two numbers from 0 to below 1, but got {self.betas}.")
+        check_betas(self.betas)
+        check_positive(self, "max_grad_norm")
         check_not_negative(self, "weight_decay", "warmup_steps", "final_ratio", "decay_rate")
         if self.decay_steps < 1:
             raise ValueError(f"`decay_steps` must be at least 1, but got {self.decay_steps}.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes: YAML files that a dataclass describes, overrides of their keys, and the recipe of an output folder."""
+"""Recipes: YAML files that a dataclass describes, and overrides of their keys."""
 
 import dataclasses
 import difflib
@@ -13,7 +13,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-import yaml
+from speech_tokenizers.training.common.recipe_yaml import Plain, as_written, parse_yaml, plain_value
 
 
 def load_recipe(path_or_name: str, overrides: Sequence[str], section: type) -> Any:
@@ -32,7 +32,7 @@ def load_recipe(path_or_name: str, overrides: Sequence[str], section: type) -> A
             wrong type.
     """
     recipe = _read(path_or_name, overrides)
-    named = recipe.pop("trainer", section.trainer)
+    named = as_written(recipe.pop("trainer", section.trainer))
     if named != section.trainer:
         raise ValueError(
             f"`{path_or_name}` is a recipe for the trainer `{named}`, but one for `{section.trainer}` is needed here."
@@ -50,7 +50,7 @@ def trainer_name(path_or_name: str, overrides: Sequence[str] = ()) -> str:
     Raises:
         ValueError: If the recipe does not exist.
     """
-    return _read(path_or_name, overrides).get("trainer", "codec")
+    return as_written(_read(path_or_name, overrides).get("trainer", "codec"))
 
 
 def _read(path_or_name: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -62,93 +62,16 @@ def _read(path_or_name: str, overrides: Sequence[str]) -> dict[str, Any]:
         path = resources.files("speech_tokenizers.training").joinpath("recipes", named.name)
     if not path.is_file():
         raise ValueError(f"`{path_or_name}` is neither a YAML file nor a recipe; the recipes are {recipe_names()}.")
-    recipe = parse_yaml(path.read_text(encoding="utf-8"), f"`{path_or_name}`")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{path_or_name}` is not written in UTF-8 ({error}); convert it.") from error
+    recipe = parse_yaml(text, f"`{path_or_name}`")
     if not isinstance(recipe, dict):
         raise ValueError(f"`{path_or_name}` must hold a mapping of keys to values.")
     for override in overrides:
         override_key(recipe, override)
     return recipe
-
-
-# Of a recipe's settings those that say how often and where, not what is trained.
-_INCIDENTAL = ("output_dir", "logging_steps", "save_steps", "save_total_limit", "num_workers")
-
-
-def keep_recipe(path: Path, args: Any, incidental: Sequence[str] = _INCIDENTAL) -> None:
-    """
-    Write the settings of an output folder down, or check that they are still those.
-
-    Args:
-        path (`Path`): The YAML file.
-        args (dataclass): The settings; their class has the attribute `trainer`.
-        incidental (sequence of `str`): Settings that may change. Defaults to those that say how often and where.
-
-    Raises:
-        ValueError: If the file tells of other settings.
-    """
-    if changed := changed_settings(path, args, incidental):
-        key, (before, now) = next(iter(changed.items()))
-        raise ValueError(
-            f"{path.parent} was begun with other settings (`{key}` was {before!r} and is {now!r}); choose another"
-            " `output_dir`, or delete that folder."
-        )
-    text = yaml.safe_dump({"trainer": args.trainer, **dataclasses.asdict(args)}, sort_keys=False)
-    # What is right is left alone: another process may be reading it.
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
-
-
-def changed_settings(path: Path, args: Any, incidental: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-    """
-    What an output folder's recipe and the settings differ in: both values by their dotted keys.
-
-    A setting that the folder's recipe lacks is newer than the folder, which had what is its default today.
-
-    Args:
-        path (`Path`): The YAML file; nothing differs where there is none.
-        args (dataclass): The settings.
-        incidental (sequence of `str`): Settings that may change.
-    """
-    if not path.is_file():
-        return {}
-    settings = dataclasses.asdict(args)
-    before = _flattened(_completed(yaml.safe_load(path.read_text(encoding="utf-8")), args))
-    now = _flattened(settings)
-    compared = settings.keys() - set(incidental)
-    return {
-        key: (before.get(key), now.get(key))
-        for key in {**now, **before}
-        if key.split(".")[0] in compared and before.get(key) != now.get(key)
-    }
-
-
-def _completed(values: dict[str, Any], section: Any) -> dict[str, Any]:
-    # What a file says of a dataclass, with the defaults of the fields that it lacks.
-    completed = dict(values)
-    for field in dataclasses.fields(section):
-        now, before = getattr(section, field.name), values.get(field.name)
-        if field.name not in values:
-            if field.default is not dataclasses.MISSING:
-                completed[field.name] = field.default
-            elif field.default_factory is not dataclasses.MISSING:
-                default = field.default_factory()
-                completed[field.name] = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default
-        elif isinstance(before, dict) and dataclasses.is_dataclass(now):
-            completed[field.name] = _completed(before, now)
-        elif isinstance(before, dict) and isinstance(now, dict):
-            completed[field.name] = {
-                name: _completed(value, now[name]) if dataclasses.is_dataclass(now.get(name)) else value
-                for name, value in before.items()
-            }
-    return completed
-
-
-def _flattened(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    # Values by their dotted keys.
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def recipe_names() -> list[str]:
@@ -170,18 +93,11 @@ def override_key(recipe: dict[str, Any], override: str) -> None:
     recipe[key] = parse_yaml(value, f"The value in {override!r}")
 
 
-def parse_yaml(text: str, what: str) -> Any:
-    """The value of a YAML text; `what` it is stands in the error if it is none."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{what} is no YAML: {' '.join(str(error).split())}.") from error
-
-
 def build_section(section: type, values: Any, prefix: str) -> Any:
     """Make the dataclass `section` from a dict, refusing keys that it lacks and values of the wrong type."""
     if not isinstance(values, dict):
-        raise ValueError(f"`{prefix.rstrip('.')}` must be a mapping of keys to values, but got {values!r}.")
+        name = prefix.rstrip(".")
+        raise ValueError(f"`{name}` must be a mapping of keys to values, but got {as_written(values)!r}.")
     hints = typing.get_type_hints(section)
     hints = {field.name: hints[field.name] for field in dataclasses.fields(section)}
     check_names(values, hints, "The recipe's key", prefix)
@@ -194,7 +110,14 @@ def build_section(section: type, values: Any, prefix: str) -> Any:
         raise ValueError(
             f"The recipe lacks {', '.join(f'`{prefix}{name}`' for name in missing)}; give it as key=value."
         )
-    return section(**{key: convert(value, hints[key], f"{prefix}{key}") for key, value in values.items()})
+    fields = {key: convert(value, hints[key], f"{prefix}{key}") for key, value in values.items()}
+    try:
+        return section(**fields)
+    except ValueError as error:
+        if not prefix or f"`{prefix}" in str(error):
+            raise
+        # Several sections may have settings of one name.
+        raise ValueError(f"In `{prefix.rstrip('.')}`: {error}") from error
 
 
 def check_names(given: Iterable[str], known: Iterable[str], what: str, prefix: str = "") -> None:
@@ -203,47 +126,91 @@ def check_names(given: Iterable[str], known: Iterable[str], what: str, prefix: s
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean `{prefix}{near[0]}`?" if near else f"known are {', '.join(known)}."
+            listed = ", ".join(map(str, known[:40])) + (f", ... ({len(known)} in all)" if len(known) > 40 else "")
+            hint = f"did you mean `{prefix}{near[0]}`?" if near else f"known are {listed}."
             raise ValueError(f"{what} `{prefix}{name}` is unknown; {hint}")
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
-    """Check a recipe value against a field's annotation. YAML reads 1e-4 as text, which becomes a number here."""
+    """
+    Check a recipe's value against a field's annotation.
+
+    Args:
+        value: As [`parse_yaml`] gives it, or plain Python values.
+        hint: Annotation: a dataclass, `str`, `int`, `float`, `bool`, a list or a dict of these, one of them or `None`,
+            `str | list[str]`, or `Any`.
+        key (`str`): Name of the setting, for the message.
+
+    Raises:
+        ValueError: If the value is of another type, or a number is not finite.
+    """
     if hint is Any:
-        return value
+        return plain_value(value, key)
     if isinstance(hint, types.UnionType):
         if value is None and type(None) in hint.__args__:
             return None
-        (hint,) = (option for option in hint.__args__ if option is not type(None))
+        options = [option for option in hint.__args__ if option is not type(None)]
+        matching = [option for option in options if (typing.get_origin(option) is list) == isinstance(value, list)]
+        hint = (matching or options)[0]
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return build_section(hint, value, f"{key}.")
     origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if origin is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise ValueError(f"`{key}` must be a number, but got {value!r}.")
-        return number
-    if origin is str and isinstance(value, bool):
-        return "yes" if value else "no"  # what YAML took for a truth value
-    if origin is str and isinstance(value, (int, float)):
-        return str(value)
-    if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
-        raise ValueError(f"`{key}` must be of type {origin.__name__}, but got {value!r}.")
-    if origin is list and arguments:
+    if origin is list and isinstance(value, list):
         return [convert(element, arguments[0], f"{key}[{i}]") for i, element in enumerate(value)]
-    if origin is dict and arguments:
+    if origin is dict and isinstance(value, dict):
         return {name: convert(element, arguments[1], f"{key}.{name}") for name, element in value.items()}
-    return value
+    converted = _scalar(value, origin)
+    if converted is None:
+        given = f"{as_written(value)!r}" if not isinstance(value, Plain) else value.text
+        kind = "a number" if origin is float else f"of type {origin.__name__}"
+        raise ValueError(f"`{key}` must be {kind}, but got {given}.")
+    return converted
 
 
-def check_not_negative(section: Any, *names: str) -> None:
-    """Raises `ValueError` if one of the fields `names` of a dataclass is negative."""
+def _scalar(value: Any, kind: type) -> Any:
+    # The value as that kind, or `None` if it is not of it. Numbers may be quoted.
+    text, value = value if isinstance(value, Plain) else (value, value)
+    if kind is bool or isinstance(value, bool):
+        return value if kind is bool and isinstance(value, bool) else text if kind is str else None
+    if kind is str:
+        return str(text) if isinstance(text, (str, int, float)) else None
+    if kind not in (int, float) or not isinstance(value, (int, float, str)):
+        return None
+    if isinstance(value, float) and kind is int:
+        return None
+    try:
+        number = kind(value)
+        return number if math.isfinite(number) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def check_not_negative(section: Any, *names: str, prefix: str = "") -> None:
+    """Raises `ValueError` if one of the fields `names` of a dataclass is negative. `None` is none of them."""
     for name in names:
-        if getattr(section, name) < 0:
-            raise ValueError(f"`{name}` must not be negative, but got {getattr(section, name)}.")
+        value = getattr(section, name)
+        if value is not None and not value >= 0:
+            raise ValueError(f"`{prefix}{name}` must not be negative, but got {value}.")
+
+
+def check_positive(section: Any, *names: str, prefix: str = "") -> None:
+    """Raises `ValueError` if one of the fields `names` of a dataclass is 0 or negative. `None` is none of them."""
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"`{prefix}{name}` must be positive, but got {value}.")
+
+
+def check_seed(seed: int) -> None:
+    """Raises `ValueError` if a seed is not one for NumPy's and PyTorch's generators alike."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"`seed` must lie between 0 and 2**32 - 1, but got {seed}.")
+
+
+def check_betas(betas: Sequence[float]) -> None:
+    """Raises `ValueError` if Adam's decays are not two numbers from 0 to below 1."""
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"`betas` must be two numbers from 0 to below 1, but got {list(betas)}.")
 
 
 @contextmanager

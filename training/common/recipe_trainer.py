@@ -9,7 +9,9 @@ A family derives its settings from [`ScheduledRecipeArguments`] and its trainer 
 """
 
 import re
+import sys
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,11 +19,19 @@ from typing import Any, ClassVar
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from speech_tokenizers.training.common.checkpoint_faults import checkpoint_fault, newest_sound
+from speech_tokenizers.training.common.checkpoints import StopRequest, stopping_on_signals
 from speech_tokenizers.training.common.data import RecordingsArguments
 from speech_tokenizers.training.common.length_batches import length_batch_loader
-from speech_tokenizers.training.common.processes import process_state
-from speech_tokenizers.training.common.recipe_files import keep_recipe
+from speech_tokenizers.training.common.processes import agreed_signal, decided_by_main, process_state, stop_together
+from speech_tokenizers.training.common.recipe_files import (
+    check_betas,
+    check_not_negative,
+    check_positive,
+    check_seed,
+)
 from speech_tokenizers.training.common.reporting import TrainingLog, draw_loss_curves, has_matplotlib
+from speech_tokenizers.training.common.run_record import RunRecord
 
 
 @dataclass(kw_only=True)
@@ -91,11 +101,13 @@ class RecipeArguments:
     num_workers: int = 0
 
     def __post_init__(self):
-        for name in ("gradient_accumulation_steps", "logging_steps", "save_steps"):
+        for name in ("gradient_accumulation_steps", "logging_steps", "save_steps", "save_total_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
-        if len(self.betas) != 2:
-            raise ValueError(f"`betas` must be two numbers, but got {self.betas}.")
+        check_betas(self.betas)
+        check_positive(self, "batch_seconds", "epsilon", "max_grad_norm")
+        check_not_negative(self, "weight_decay", "num_workers")
+        check_seed(self.seed)
         if self.mixed_precision not in (None, "bf16", "fp16"):
             raise ValueError(f"`mixed_precision` must be 'bf16', 'fp16' or null, but got {self.mixed_precision!r}.")
         if self.batch_seconds < self.data.max_seconds:
@@ -154,25 +166,24 @@ class ScheduledRecipeArguments(RecipeArguments, ScheduleArguments):
         RecipeArguments.__post_init__(self)
 
 
-def claim_output(args: Any) -> Path:
+def claim_output(args: Any, inputs: Mapping[str, Any], finished: Collection[str] = ()) -> Path:
     """
-    Make the output folder of a recipe and write down, in `recipe.yaml`, what it is for.
+    Make the output folder of a recipe and write down what it is for; see [`RunRecord`].
 
     Call it once the training can begin: until then the settings can be corrected.
 
     Args:
         args (dataclass): Settings with `output_dir`, such as [`RecipeArguments`].
+        inputs (mapping), finished (collection of `str`): See [`RunRecord`].
 
     Returns:
         `Path`: The folder.
 
     Raises:
-        ValueError: If the folder was begun with other settings.
+        ValueError: If the folder was begun with other settings or data.
     """
     output = Path(args.output_dir)
-    with process_state().main_process_first():
-        output.mkdir(parents=True, exist_ok=True)
-        keep_recipe(output / "recipe.yaml", args)
+    RunRecord(output, args, inputs, finished).keep()
     return output
 
 
@@ -274,7 +285,7 @@ class RecipeTrainer(Trainer):
 
 def train_until_done(trainer: Trainer, folder: Path, curves: list[str]) -> None:
     """
-    Train to the last step, from the newest checkpoint in the trainer's `output_dir` or from the beginning.
+    Train to the last step, from the newest sound checkpoint in the trainer's `output_dir` or from the beginning.
 
     A training that was interrupted ends with the weights and the log of one that was not. (The first entry of the log
     after a checkpoint has the steps since that checkpoint only.)
@@ -283,13 +294,51 @@ def train_until_done(trainer: Trainer, folder: Path, curves: list[str]) -> None:
         trainer (`transformers.Trainer`): The trainer.
         folder (`Path`): Gets the log, `training_log.jsonl`, and its picture, `loss_curves.png`.
         curves (`list[str]`): Names of the log that are drawn.
+
+    Raises:
+        ValueError: If there are checkpoints, and all are damaged.
+        KeyboardInterrupt: If it was told to stop, by Ctrl-C or SIGTERM. It has saved a checkpoint.
     """
-    checkpoint = newest_checkpoint(Path(trainer.args.output_dir))
+    checkpoint = decided_by_main(lambda: sound_checkpoint(Path(trainer.args.output_dir), trainer.args))
     log_path = folder / "training_log.jsonl"
     trainer.add_callback(JsonLinesCallback(log_path))
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with stopping_on_signals() as request:
+        stopping = StopCallback(trainer, request)
+        trainer.add_callback(stopping)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if stopping.stopped_by:
+        if trainer.is_world_process_zero():
+            place = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
+            print(f"Stopped at {place}; the same command goes on.", file=sys.stderr)
+        stop_together(stopping.stopped_by)
     if trainer.is_world_process_zero() and has_matplotlib():
         draw_loss_curves(log_path, folder / "loss_curves.png", curves)
+
+
+class StopCallback(TrainerCallback):
+    """
+    Lets a `Trainer` save a checkpoint and end once a signal asks for it.
+
+    Args:
+        trainer (`transformers.Trainer`): The trainer.
+        request ([`StopRequest`]): What the signal sets.
+
+    Attributes:
+        stopped_by (`int`): Number of the signal that ended the training before its last step; 0 if none did.
+    """
+
+    def __init__(self, trainer: Trainer, request: StopRequest):
+        self.trainer, self.request, self.stopped_by = trainer, request, 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Called by the `Trainer`."""
+        number = agreed_signal(
+            self.trainer.accelerator, self.request.signal_number, state.global_step, max(1, state.logging_steps)
+        )
+        if number and state.global_step < state.max_steps:
+            self.stopped_by = number
+            control.should_save = control.should_training_stop = True
+        return control
 
 
 class JsonLinesCallback(TrainerCallback):
@@ -320,10 +369,31 @@ class JsonLinesCallback(TrainerCallback):
             self.log_file.write(entry)
 
 
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a `Trainer` in a folder, oldest first; it writes `trainer_state.json` last."""
+    return sorted((path.parent for path in folder.glob("checkpoint-*/trainer_state.json")), key=step_of)
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a `Trainer` in a folder; it writes `trainer_state.json` last."""
-    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return max(complete, key=step_of, default=None)
+    """The newest of the complete checkpoints, sound or not."""
+    return max(complete_checkpoints(folder), key=step_of, default=None)
+
+
+def sound_checkpoint(folder: Path, args: TrainingArguments) -> Path | None:
+    """
+    The newest checkpoint of a `Trainer` in a folder from which it can go on; see [`newest_sound`].
+
+    Args:
+        folder (`Path`): The folder.
+        args (`TrainingArguments`): Settings of the trainer, which say what a checkpoint has.
+
+    Raises:
+        NoSoundCheckpoint: If there are checkpoints, and all are damaged.
+    """
+    required = ["trainer_state.json", "*model*.*"]
+    if not args.save_only_model:
+        required += ["optimizer.pt", "scheduler.pt", "rng_state*.pth"]
+    return newest_sound(complete_checkpoints(folder), lambda checkpoint: checkpoint_fault(checkpoint, required))
 
 
 def step_of(checkpoint: Path) -> int:

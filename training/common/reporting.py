@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records of a training run: a log of JSON lines, loss curves, decoded recordings and spectrograms."""
 
-import dataclasses
 import importlib.util
 import json
 import re
@@ -12,13 +11,12 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-import yaml
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from speech_tokenizers.modeling.spectral_losses import log_mel_spectrogram
 from speech_tokenizers.processing.whole_files import write_whole
-from speech_tokenizers.training.common.recipe_files import changed_settings, check_names
+from speech_tokenizers.training.common.recipe_files import check_names
 
 
 # Measures of the latents that are drawn beside the losses.
@@ -78,7 +76,7 @@ class TrainingLog:
 
 class RunReports:
     """
-    Reports of a run while it trains: its recipe, the training log, and what trackers show.
+    Reports of a run while it trains: the training log, and what trackers show.
 
     Args:
         accelerator (`Accelerator`): Accelerator of the run; its main process writes.
@@ -103,26 +101,14 @@ class RunReports:
         self.num_samples, self.sampling_rate = num_samples, sampling_rate
         self.log: TrainingLog | None = None
 
-    def start(self, step: int, args: Any, may_change: Sequence[str]) -> None:
+    def start(self, step: int) -> None:
         """
-        Write the recipe down, and open the log.
+        Open the log.
 
         Args:
-            step (`int`): Number of steps taken. Where settings differ from those so far, the older recipe is kept
-                beside.
-            args (dataclass): Settings of the run.
-            may_change (sequence of `str`): Names of settings whose change is not reported.
+            step (`int`): Number of steps taken. Entries of later steps are removed.
         """
         if self.accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            path = self.output_dir / "recipe.yaml"
-            if step and (changed := changed_settings(path, args, may_change)):
-                # The training until here has its own recipe.
-                path.rename(path.with_name(f"recipe-until-{step:08d}.yaml"))
-                listed = "; ".join(f"`{key}` was {before!r} and is {now!r}" for key, (before, now) in changed.items())
-                self.warn(f"the run goes on from step {step} with other settings: {listed}.")
-            recipe = yaml.safe_dump(dataclasses.asdict(args), sort_keys=False, allow_unicode=True)
-            path.write_text(recipe, encoding="utf-8")
             self.log = TrainingLog(self.output_dir / "training_log.jsonl", step)
         if self.report_to:
             self.accelerator.init_trackers(self.output_dir.name or "codec", config=None)

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from speech_tokenizers.training.common.processes import agreed_signal
 from speech_tokenizers.training.common.reporting import LossWindow
 
 
@@ -82,11 +83,6 @@ class RunProgress:
         """Continue from a shared state. Its other keys are left alone."""
         self.step, self.training_seconds = state["step"], state["training_seconds"]
 
-    def agreed(self, stop: bool, logging_steps: int) -> bool:
-        """Whether any process was told to stop. Several processes ask each other when they log, to save time."""
-        if self.accelerator.num_processes == 1:
-            return stop
-        if self.step % logging_steps:
-            return False
-        told = torch.tensor(float(stop), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(told, reduction="sum") > 0)
+    def agreed(self, signal_number: int, logging_steps: int) -> int:
+        """See [`agreed_signal`]."""
+        return agreed_signal(self.accelerator, signal_number, self.step, logging_steps)

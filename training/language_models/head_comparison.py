@@ -21,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from speech_tokenizers.modeling.continuous_heads import ContinuousHead, build_head
+from speech_tokenizers.processing.whole_files import check_folder_is_writable, check_replaceable, write_whole
 
 
 # Name in `HEADS` and options of each variant.
@@ -268,11 +269,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
+    if args.output is not None:
+        check_folder_is_writable(args.output.absolute().parent)
+        check_replaceable(args.output)
     results, floor = compare_heads(
         args.heads, args.steps, args.batch_size, args.num_layers, args.hidden_size, args.learning_rate, args.seed
     )
     print(results_table(results, floor))
     if args.output is not None:
         contents = {"floor": floor, "steps": args.steps, "results": [asdict(result) for result in results]}
-        args.output.write_text(json.dumps(contents, indent=2), encoding="utf-8")
+        write_whole(args.output, json.dumps(contents, indent=2))
     return 0

@@ -24,21 +24,24 @@ from speech_tokenizers.modeling.configuration_latent_lm import LatentLMConfig
 from speech_tokenizers.modeling.continuous_heads import build_head
 from speech_tokenizers.modeling.modeling_latent_lm import LatentLanguageModel
 from speech_tokenizers.processing.whole_files import whole_folder, write_whole
+from speech_tokenizers.training.common.checkpoint_faults import file_fault
 from speech_tokenizers.training.common.data import EvaluatedRecordingsArguments, decode_part
 from speech_tokenizers.training.common.processes import process_state
-from speech_tokenizers.training.common.recipe_files import load_recipe
+from speech_tokenizers.training.common.recipe_files import check_not_negative, check_positive, load_recipe
 from speech_tokenizers.training.common.recipe_trainer import (
     RecipeTrainer,
     ScheduledRecipeArguments,
     claim_output,
     train_until_done,
 )
+from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_of, recordings_named
+from speech_tokenizers.training.common.set_aside import shorter_than, write_set_aside
 from speech_tokenizers.training.language_models.latent_prediction import (
     generation_milliseconds,
     judge,
     write_continuations,
 )
-from speech_tokenizers.training.units.pseudo_labels import PseudoLabels, TokenLabeler, label_all
+from speech_tokenizers.training.units.pseudo_labels import MIN_LABELLED_SECONDS, PseudoLabels, TokenLabeler, label_all
 
 
 @dataclass(kw_only=True)
@@ -64,6 +67,10 @@ class ContinuationArguments:
     seconds: float = 3.0
     temperature: float = 1.0
     cfg_scale: float = 1.0
+
+    def __post_init__(self):
+        check_positive(self, "prompt_seconds", "seconds", prefix="continuations.")
+        check_not_negative(self, "count", "temperature", "cfg_scale", prefix="continuations.")
 
 
 @dataclass(kw_only=True)
@@ -103,6 +110,7 @@ class LatentLMArguments(ScheduledRecipeArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        check_not_negative(self, "input_noise_std", "stop_loss_weight", "stop_pos_weight")
         if not self.heads:
             raise ValueError("`heads` must name at least one.")
         for name in self.heads:
@@ -216,14 +224,23 @@ def train_all(args: LatentLMArguments) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: If the output folder belongs to another recipe, or there is nothing to learn from.
     """
+    inputs = {"model": fingerprint_of(args.model)}
+    inputs |= {f"data.{part}": recordings_named(args.data, part) for part in ("train", "eval")}
+    output, processes = Path(args.output_dir), process_state()
+    # Heads are compared, so that what is settled for one is for all.
+    finished = ("",) if any((output / name / "results.json").is_file() for name in args.heads) else ()
+    RunRecord(output, args, inputs, finished).check()  # before hours of speech are decoded for nothing
     codec = load(args.model)[0]
     train, held_out = cached_latents(codec, args)
-    output, processes = claim_output(args), process_state()
+    claim_output(args, inputs, finished)
     for name in args.heads:
         folder = output / name
         if not (folder / "results.json").is_file():
             train_head(name, args, codec, train, held_out, folder)
         processes.wait_for_everyone()
+    for name in args.heads:
+        if (fault := file_fault(output / name / "results.json")) is not None:
+            raise ValueError(f"{output / name / 'results.json'} {fault}; delete it to measure anew.")
     results = {name: json.loads((output / name / "results.json").read_text("utf-8")) for name in args.heads}
     if processes.is_main_process:
         (output / "results.md").write_text(results_table(results) + "\n", encoding="utf-8")
@@ -239,6 +256,7 @@ def cached_latents(codec: Any, args: LatentLMArguments) -> tuple[PseudoLabels, l
         whether these are all.
     """
     data, found, processes = args.data, [], process_state()
+    rejected: list[dict[str, str]] = []
     for part in ("train", "eval"):
         recordings = decode_part(data, part, codec.sampling_rate, args.cache_dir)
         labeler = TokenLabeler(codec, codec.sampling_rate, kind="latents")
@@ -246,7 +264,10 @@ def cached_latents(codec: Any, args: LatentLMArguments) -> tuple[PseudoLabels, l
             latents = label_all(
                 recordings, labeler, args.cache_dir / "latents", show_progress=processes.is_main_process
             )
+        least = max(data.min_seconds, MIN_LABELLED_SECONDS) * codec.sampling_rate
+        rejected += recordings.rejected + shorter_than(recordings, least, "the training")
         found.append((recordings.names, latents))
+    write_set_aside(Path(args.output_dir) / "rejected.jsonl", rejected)
     (_, train), (names, held_out) = found
     least, most = (seconds * held_out.label_rate for seconds in (data.min_seconds, data.max_seconds))
     usable = [index for index in range(len(held_out)) if len(held_out[index]) >= max(1, least)]

@@ -31,10 +31,12 @@ from transformers import (
 )
 
 from speech_tokenizers.modeling.encoder_geometry import first_frame_centre
+from speech_tokenizers.modeling.model_names import find_model
 from speech_tokenizers.modeling.modeling_hubert_masked_prediction import span_mask
 from speech_tokenizers.modeling.padding_invariance import frame_mask, make_padding_invariant, num_conv_frames
 from speech_tokenizers.modeling.speech_encoders import EXACT_IN_BATCHES
 from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
+from speech_tokenizers.processing.metadata_files import as_text
 from speech_tokenizers.processing.recordings import (
     DecodedRecordings,
     append_rejected,
@@ -42,7 +44,10 @@ from speech_tokenizers.processing.recordings import (
     load_recordings,
     parse_filter,
 )
+from speech_tokenizers.training.common.processes import leave_together
+from speech_tokenizers.training.common.recipe_files import check_not_negative, check_positive, check_seed
 from speech_tokenizers.training.common.recipe_trainer import RecipeTrainer, newest_checkpoint, train_until_done
+from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_of, recordings_of
 from speech_tokenizers.training.recognition.ctc_targets import (
     COLUMNS,
     LabelErrorRate,
@@ -50,6 +55,7 @@ from speech_tokenizers.training.recognition.ctc_targets import (
     check_column,
     check_num_frames,
     learnable_labels,
+    reference_labels,
 )
 
 
@@ -101,6 +107,13 @@ class CTCFinetuningArguments(TrainingArguments):
             raise ValueError(f"`max_steps` must be at least 1, but got {self.max_steps}.")
         if self.batch_seconds <= 0:
             raise ValueError(f"`batch_seconds` must be positive, but got {self.batch_seconds}.")
+        check_seed(self.seed)
+        check_positive(self, "gradient_accumulation_steps", "learning_rate", "final_learning_rate_ratio", "save_steps")
+        check_positive(self, "mask_time_length", "mask_feature_length")
+        check_not_negative(self, "warmup_steps", "hold_steps", "freeze_encoder_steps", "weight_decay", "max_grad_norm")
+        for name in ("mask_time_prob", "mask_feature_prob", "layerdrop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must lie between 0 and 1, but got {getattr(self, name)}.")
         if self.get_warmup_steps(self.max_steps) + self.get_hold_steps() > self.max_steps:
             raise ValueError(
                 f"`warmup_steps` ({self.warmup_steps}) and `hold_steps` ({self.hold_steps}) must fit into `max_steps`"
@@ -133,11 +146,13 @@ class LabelledRecordings(torch.utils.data.Dataset):
         feature_extractor (`FeatureExtractionMixin`): The encoder's.
         config (`PreTrainedConfig`): The encoder's; has `conv_kernel` and `conv_stride`.
         args ([`CTCFinetuningArguments`]): How to mask, and the length and the seed.
-        is_masked (`bool`, *optional*, defaults to `True`): Whether items have frames to mask.
+        is_masked (`bool`, *optional*, defaults to `True`): Whether the recordings are learnt from: items have frames
+            to mask, and a text with letters that have no label is set aside. In recordings to measure on, such letters
+            count as errors.
 
     Attributes:
         lengths (`np.ndarray` of shape `(len(dataset),)`): Samples of each item.
-        rejected (`list[dict]`): `{"name", "reason"}` of the recordings that cannot be learnt from.
+        rejected (`list[dict]`): `{"name", "reason"}` of the recordings that are set aside.
 
     Raises:
         ValueError: If no recording is left.
@@ -160,7 +175,7 @@ class LabelledRecordings(torch.utils.data.Dataset):
         num_samples = np.diff(recordings.starts)
         for index, (name, text) in enumerate(zip(recordings.names, texts, strict=True)):
             try:
-                sequence = learnable_labels(labels, text)
+                sequence = (learnable_labels if is_masked else reference_labels)(labels, text)
                 check_num_frames(num_conv_frames(config, int(num_samples[index])), sequence)
                 if num_samples[index] > args.batch_seconds * recordings.sampling_rate:
                     raise UnusableText(f"it is longer than the {args.batch_seconds:g} s of a batch")
@@ -169,7 +184,9 @@ class LabelledRecordings(torch.utils.data.Dataset):
                 continue
             self._items.append((index, sequence))
         if not self._items:
-            raise ValueError(f"No recording is left to learn from; the first reason: {self.rejected[:1]}.")
+            name, reason = self.rejected[0].values()
+            what = "learn from" if is_masked else "measure on"
+            raise ValueError(f"No recording is left to {what}; the first reason: {name}: {reason}.")
         self.lengths = num_samples[[index for index, _ in self._items]]
 
     def __len__(self) -> int:
@@ -349,7 +366,7 @@ def load_ctc_model(encoder: str, tokenizer: Any, args: CTCFinetuningArguments) -
 
 
 def _encoder_config(encoder: str) -> Any:
-    config = AutoConfig.from_pretrained(encoder)
+    config = AutoConfig.from_pretrained(find_model(encoder, argument="encoder"))
     if config.model_type not in EXACT_IN_BATCHES:
         raise ValueError(
             f"`encoder` is a `{config.model_type}`; those that can be fine-tuned are {', '.join(EXACT_IN_BATCHES)}."
@@ -366,9 +383,37 @@ def _own_tokenizer(encoder: str, config: Any, built: Any) -> Any:
         own = AutoTokenizer.from_pretrained(encoder)
         known, needed = CTCLabels(own), CTCLabels(built)
         names = [needed.name(label) for label in range(len(built)) if label not in needed.special_ids]
-        if known.is_phones == needed.is_phones and all(known.sequence(name) for name in names):
+        if known.is_phones == needed.is_phones and all(map(known.knows, names)):
             return own
     return None
+
+
+# Settings of `TrainingArguments` that decide what is learnt.
+_DECIDING = (
+    *("max_steps", "learning_rate", "warmup_steps", "lr_scheduler_type", "gradient_accumulation_steps"),
+    "weight_decay",
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "optim_args", "seed", "data_seed"),
+    *("fp16", "bf16", "label_smoothing_factor", "neftune_noise_alpha", "full_determinism"),
+)
+
+
+def deciding_settings(args: CTCFinetuningArguments) -> dict[str, Any]:
+    """The settings that decide what is learnt, as plain values."""
+    own = [name for name in vars(CTCFinetuningArguments)["__annotations__"] if name != "cache_dir"]
+    values, incidental = args.to_dict(), ("per_device_eval_batch_size", "remove_unused_columns")
+    return {name: values[name] for name in dict.fromkeys([*_DECIDING, *own]) if name not in incidental}
+
+
+def check_masks(args: CTCFinetuningArguments, config: Any) -> None:
+    """
+    Raises:
+        ValueError: If the spans of channels that are to be masked are longer than an encoder has channels.
+    """
+    if args.mask_feature_prob > 0 and args.mask_feature_length > config.hidden_size:
+        raise ValueError(
+            f"`mask_feature_length` (--mask-feature-length) is {args.mask_feature_length}, but the encoder has"
+            f" {config.hidden_size} channels; give a smaller one, or mask none (--mask-feature-prob 0)."
+        )
 
 
 def finetune_ctc(
@@ -402,7 +447,8 @@ def finetune_ctc(
 
     Raises:
         ValueError: If there is no such column, no recording can be learnt from, a phonemizer is given for characters,
-            or the folder holds checkpoints that are not to be gone on from.
+            the folder holds checkpoints that are not to be gone on from, or was begun with other settings, recordings,
+            labels or another encoder.
     """
     if phonemizer is not None and unit != "phone":
         raise ValueError(f"`phonemizer` makes phones, but `unit` is {unit!r}.")
@@ -412,22 +458,37 @@ def finetune_ctc(
         raise ValueError(f"{output} holds {checkpoint.name}; resume from it, or choose another folder.")
     if column is None:
         column = COLUMNS["character" if phonemizer is not None else unit]
-    _encoder_config(encoder)  # before hours of speech are decoded for nothing
+    record = RunRecord(
+        output,
+        {"unit": unit, "phonemizer": getattr(phonemizer, "language", None), **deciding_settings(args)},
+        {"encoder": fingerprint_of(encoder), "recordings": recordings_of(recordings, [column])},
+        recipe_name="settings.yaml",
+    )
+    # Before hours of speech are decoded for nothing.
+    for dataset in filter(None, (recordings, eval_recordings)):
+        check_column(column, dataset)
+    if checkpoint is not None:
+        record.check()
+    check_masks(args, _encoder_config(encoder))
     feature_extractor = AutoFeatureExtractor.from_pretrained(encoder)
     # The recogniser was trained to know where padded recordings end.
     feature_extractor.return_attention_mask = True
 
     def decoded(dataset: datasets.Dataset) -> tuple[DecodedRecordings, list[str]]:
-        check_column(column, dataset)
         cache_dir = args.cache_dir or output / "audio_cache"
         with args.main_process_first(desc="decoding"):
             result = decode_all(dataset, feature_extractor.sampling_rate, cache_dir, args.process_index == 0)
-        texts = [text or "" for text in result.metadata[column][:]]
+        texts = [as_text(text) or "" for text in result.metadata[column][:]]
         return result, texts if phonemizer is None else phonemizer(texts)
 
     train, train_texts = decoded(recordings)
     model, tokenizer = load_ctc_model(encoder, build_tokenizer(train_texts, unit), args)
     labels = CTCLabels(tokenizer)
+    record.inputs = {**record.inputs, "vocabulary": [labels.name(label) for label in range(len(tokenizer))]}
+    if checkpoint is not None:
+        record.keep()
+    elif args.process_index == 0:
+        record.write()
     common = labels, feature_extractor, model.config, args
     train_dataset = LabelledRecordings(train, train_texts, *common)
     rejected, eval_dataset = train_dataset.rejected, None
@@ -463,10 +524,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--phonemize", metavar="LANGUAGE", help="make phones of the text by espeak-ng, in this language, such as en-us"
     )
     parser.add_argument(
-        "--filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of RECORDINGS to train on"
+        "--filter",
+        metavar="COLUMN=VALUE[,VALUE]",
+        nargs="*",
+        action="extend",
+        default=[],
+        help="rows of RECORDINGS to train on",
     )
     parser.add_argument(
-        "--eval-filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of RECORDINGS to measure on"
+        "--eval-filter",
+        metavar="COLUMN=VALUE[,VALUE]",
+        nargs="*",
+        action="extend",
+        default=[],
+        help="rows of RECORDINGS to measure on",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in FOLDER, if any")
     parser.add_argument("--save-steps", type=int, default=500, help="between checkpoints (default: 500)")
@@ -489,7 +560,9 @@ _OPTIONS = {
     "hold_steps": "steps at its peak, likewise",
     "freeze_encoder_steps": "steps in which the head alone learns, likewise",
     "mask_time_prob": "share of masked frames, with overlaps",
+    "mask_time_length": "frames of a masked span",
     "mask_feature_prob": "share of masked channels, with overlaps",
+    "mask_feature_length": "channels of a masked span",
     "layerdrop": "share of skipped layers",
     "seed": "seed of the head, the order and the masks",
 }
@@ -521,4 +594,5 @@ def run(args: argparse.Namespace) -> int:
     for name, value in trainer.state.log_history[-1].items():
         if name.endswith("_error_rate"):
             print(f"{name.removeprefix('eval_').replace('_', ' ')}: {value:.2f} %")
+    leave_together()
     return 0

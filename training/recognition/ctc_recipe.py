@@ -5,6 +5,7 @@ Fine-tune a speech encoder by CTC by a recipe, such as stage II of DC-Spin; what
 After an interruption, the same command continues at the newest checkpoint.
 """
 
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any, ClassVar
 
 from speech_tokenizers.processing.phonemization import EspeakPhonemizer
 from speech_tokenizers.processing.recordings import load_recordings
-from speech_tokenizers.training.common.recipe_files import check_names, load_recipe
+from speech_tokenizers.training.common.recipe_files import check_names, convert, load_recipe
 from speech_tokenizers.training.common.recipe_trainer import claim_output
+from speech_tokenizers.training.common.run_record import fingerprint_of, recordings_of
 from speech_tokenizers.training.recognition.ctc_finetuning import CTCFinetuningArguments, finetune_ctc
+from speech_tokenizers.training.recognition.ctc_targets import COLUMNS
 
 
 @dataclass
@@ -32,8 +35,8 @@ class CTCDataArguments:
     """
 
     train: str
-    train_filter: dict[str, Any] = field(default_factory=dict)
-    eval_filter: dict[str, Any] = field(default_factory=dict)
+    train_filter: dict[str, str | list[str]] = field(default_factory=dict)
+    eval_filter: dict[str, str | list[str]] = field(default_factory=dict)
     column: str | None = None
     phonemize: str | None = None
     cache_dir: str | None = None
@@ -65,6 +68,14 @@ class CTCRecipeArguments:
             raise ValueError(f"`unit` must be 'phone' or 'character', but got {self.unit!r}.")
         known = set(CTCFinetuningArguments.__dataclass_fields__) - {"output_dir", "cache_dir"}
         check_names(self.finetuning, known, "The recipe's key", "finetuning.")
+        hints = typing.get_type_hints(CTCFinetuningArguments)
+        for name, value in self.finetuning.items():
+            hint = hints[name]
+            kinds = set(typing.get_args(hint) or [hint])
+            if kinds <= {int, float, bool, str, type(None)}:
+                # The widest of its kinds, which takes what the others take.
+                widest = next(kind for kind in (str, float, int, bool) if kind in kinds)
+                convert(value, widest | None if type(None) in kinds else widest, f"finetuning.{name}")
 
 
 def finetune_by_recipe(args: CTCRecipeArguments) -> Path:
@@ -79,13 +90,23 @@ def finetune_by_recipe(args: CTCRecipeArguments) -> Path:
     """
     data = args.data
     settings = {"logging_steps": 10, "save_total_limit": 2, "report_to": "none", **args.finetuning}
-    training_args = CTCFinetuningArguments(output_dir=args.output_dir, cache_dir=data.cache_dir, **settings)
-    output = claim_output(args)
-    if (output / "config.json").is_file():
+    try:
+        training_args = CTCFinetuningArguments(output_dir=args.output_dir, cache_dir=data.cache_dir, **settings)
+    except ValueError as error:
+        raise ValueError(f"In `finetuning`: {error}") from error
+    recordings = load_recordings(data.train, data.train_filter)
+    inputs = {
+        "encoder": fingerprint_of(args.encoder),
+        "data.train": recordings_of(recordings, [data.column or COLUMNS[args.unit], COLUMNS["character"]]),
+    }
+    # What is written last.
+    is_finished = (Path(args.output_dir) / "trainer_state.json").is_file()
+    output = claim_output(args, inputs, ("",) if is_finished else ())
+    if is_finished:
         return output
     finetune_ctc(
         args.encoder,
-        load_recordings(data.train, data.train_filter),
+        recordings,
         load_recordings(data.train, data.eval_filter) if data.eval_filter else None,
         args.unit,
         training_args,

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 from transformers import EvalPrediction
 
-from speech_tokenizers.processing.ctc_labels import CTCLabels
+from speech_tokenizers.processing.ctc_labels import CTCLabels, is_number
 from speech_tokenizers.processing.word_alignment import edit_distance
 
 
@@ -31,19 +31,43 @@ def check_column(column: str, recordings: datasets.Dataset) -> None:
 
 def learnable_labels(labels: CTCLabels, text: str | None) -> list[int]:
     """
-    The labels of a text.
+    The labels of a text to learn from.
 
     Args:
         labels ([`CTCLabels`]): Labels of the recogniser.
         text (`str`, *optional*): Text that is said.
 
     Raises:
-        UnusableText: If the text has no label, or digits that would have to be spelt first.
+        UnusableText: If the text has no label, letters or phones without one, or numbers that would have to be spelt
+            first.
+    """
+    sequence = reference_labels(labels, text)
+    unknown = labels.unknown_in(text or "")
+    if unknown:
+        names = ", ".join(map(repr, unknown[:5]))
+        raise UnusableText(f"its text has what the recogniser has no label for ({names}): {text!r}")
+    return sequence
+
+
+def reference_labels(labels: CTCLabels, text: str | None) -> list[int]:
+    """
+    The labels of a text to measure on. Letters and phones without a label are labelled as unknown, so that they count
+    as errors.
+
+    Args:
+        labels ([`CTCLabels`]), text (`str`, *optional*): As for [`learnable_labels`].
+
+    Raises:
+        UnusableText: If the text has no label, numbers that would have to be spelt first, or unknown letters where the
+            recogniser has no label for these.
     """
     text = text or ""
-    if not labels.is_phones and any(character.isdigit() for character in text):
+    if not labels.is_phones and any(is_number(character) for name in labels.unknown_in(text) for character in name):
         raise UnusableText(f"its text has digits, whose spelling is not known: {text!r}")
-    sequence = labels.sequence(text)
+    try:
+        sequence = labels.sequence(text)
+    except ValueError as error:
+        raise UnusableText(str(error)) from error
     if not sequence:
         raise UnusableText(f"its text has no label: {text!r}")
     return sequence
@@ -63,7 +87,8 @@ def check_num_frames(num_frames: int, sequence: Sequence[int]) -> None:
 class LabelErrorRate:
     """
     Edits per label, in percent, over all recordings: the character error rate (spaces count) and the word error rate,
-    or the phone error rate (word boundaries do not count).
+    or the phone error rate (word boundaries do not count). A true label that stands for what the recogniser does not
+    know is an error, whatever it writes there.
 
     Args:
         labels ([`CTCLabels`]): Labels of the recogniser.
@@ -76,10 +101,10 @@ class LabelErrorRate:
         Args:
             prediction (`EvalPrediction`): Predictions and truth. `predictions` of shape `(num_recordings, num_frames)`
                 are the most probable label of each frame. `label_ids` of shape `(num_recordings, num_labels)` are the
-                true labels. A -100 is ignored in both.
+                true labels, as [`reference_labels`] gives them. A -100 is ignored in both.
         """
         pairs = [
-            (self._without_blanks(_collapsed(path)), self._without_blanks(sequence))
+            (self._written(_collapsed(path)), self._true(sequence))
             for path, sequence in zip(prediction.predictions, prediction.label_ids, strict=True)
         ]
         if self.labels.is_phones:
@@ -88,7 +113,12 @@ class LabelErrorRate:
         words = [tuple(self._words(side) for side in pair) for pair in pairs]
         return {"character_error_rate": _error_rate(pairs), "word_error_rate": _error_rate(words)}
 
-    def _without_blanks(self, sequence: np.ndarray) -> list[int]:
+    def _written(self, sequence: np.ndarray) -> list[int]:
+        # Special labels are no part of a text.
+        silent = self.labels.special_ids - {self.labels.delimiter}
+        return [int(label) for label in sequence if label not in silent]
+
+    def _true(self, sequence: np.ndarray) -> list[int]:
         return [int(label) for label in sequence if label not in (-100, self.labels.blank)]
 
     def _words(self, sequence: Sequence[int]) -> list[tuple[int, ...]]:

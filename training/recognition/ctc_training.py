@@ -18,10 +18,18 @@ import torch
 from tqdm import tqdm
 from transformers import Trainer, TrainingArguments
 
+from speech_tokenizers.modeling.encoder_geometry import shortest_input
 from speech_tokenizers.modeling.modeling_speech_encoder_ctc import SpeechEncoderForCTC
 from speech_tokenizers.processing.audio_files import AudioFileError
 from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
-from speech_tokenizers.processing.recordings import decode_recording, load_recordings, parse_filter, recording_name
+from speech_tokenizers.processing.metadata_files import as_text
+from speech_tokenizers.processing.recordings import (
+    append_rejected,
+    decode_recording,
+    load_recordings,
+    parse_filter,
+    recording_name,
+)
 from speech_tokenizers.training.common.processes import leave_together
 from speech_tokenizers.training.recognition.ctc_targets import (
     COLUMNS,
@@ -30,6 +38,7 @@ from speech_tokenizers.training.recognition.ctc_targets import (
     check_column,
     check_num_frames,
     learnable_labels,
+    reference_labels,
 )
 
 
@@ -44,9 +53,11 @@ class EncoderStates(torch.utils.data.Dataset):
         recordings (`datasets.Dataset`): Recordings: rows with `audio` and the column `column`.
         column (`str`): Column of the text or of the phones.
         path (`Path`): File to write.
+        is_evaluation (`bool`, *optional*, defaults to `False`): Whether the recordings are measured on: letters and
+            phones that have no label then count as errors. A recording to learn from is set aside for them.
 
     Attributes:
-        rejected (`list[dict]`): Recordings that cannot be learnt from, each as `{"name", "reason"}`.
+        rejected (`list[dict]`): Recordings that are set aside, each as `{"name", "reason"}`.
 
     Raises:
         ValueError: If no recording is left.
@@ -60,14 +71,18 @@ class EncoderStates(torch.utils.data.Dataset):
         recordings: datasets.Dataset,
         column: str,
         path: Path,
+        is_evaluation: bool = False,
     ):
+        label_text = reference_labels if is_evaluation else learnable_labels
         self.rejected: list[dict[str, str]] = []
         self._labels: list[list[int]] = []
         self._shapes: list[tuple[int, int, int]] = []
         with path.open("wb") as file:
             for index, row in enumerate(tqdm(recordings, desc="Encoding", unit="file", disable=None)):
                 try:
-                    states, sequence = self._learnable(model, feature_extractor, labels, row, column)
+                    sequence = label_text(labels, as_text(row[column]))
+                    states = self._states_of(model, feature_extractor, row)
+                    check_num_frames(states.shape[1], sequence)
                 except (AudioFileError, UnusableText) as error:
                     self.rejected.append({"name": recording_name(row, index), "reason": str(error)})
                     continue
@@ -75,24 +90,25 @@ class EncoderStates(torch.utils.data.Dataset):
                 self._shapes.append(states.shape)
                 file.write(states.tobytes())
         if not self._labels:
-            raise ValueError(f"No recording is left to learn from; the first reason: {self.rejected[:1]}.")
+            name, reason = self.rejected[0].values()
+            what = "measure on" if is_evaluation else "learn from"
+            raise ValueError(f"No recording is left to {what}; the first reason: {name}: {reason}.")
         self._starts = np.cumsum([0, *(np.prod(shape) for shape in self._shapes)])
         self._states = np.memmap(path, dtype=np.float16, mode="r")
 
     @staticmethod
-    def _learnable(
-        model: SpeechEncoderForCTC, feature_extractor: Any, labels: CTCLabels, row: dict[str, Any], column: str
-    ) -> tuple[np.ndarray, list[int]]:
-        sequence = learnable_labels(labels, row[column])
+    def _states_of(model: SpeechEncoderForCTC, feature_extractor: Any, row: dict[str, Any]) -> np.ndarray:
+        # (num_layers, num_frames, hidden_size)
         sampling_rate = feature_extractor.sampling_rate
         audio = decode_recording(row, sampling_rate)
         longest = getattr(feature_extractor, "n_samples", len(audio))
         if len(audio) > longest:
             raise UnusableText(f"it is longer than the {longest / sampling_rate:g} s that the encoder hears")
+        if len(audio) < shortest_input(model.encoder.config):
+            raise UnusableText(f"its {len(audio)} samples are too few for a frame of the encoder")
         inputs = feature_extractor(audio, sampling_rate=sampling_rate, return_tensors="pt").to(model.device)
         states, _ = model.encode(inputs[model.main_input_name], inputs.get("attention_mask"))
-        check_num_frames(states.shape[2], sequence)
-        return states[0].half().cpu().numpy(), sequence
+        return states[0].half().cpu().numpy()
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -133,6 +149,8 @@ def train_recognizer(
     """
     Train a recogniser and save it, with its feature extractor and tokenizer, in `args.output_dir`.
 
+    What cannot be learnt from or measured on is named, with the reason, in `rejected.jsonl` there.
+
     Args:
         encoder (`str`): Folder or Hub id of the speech encoder.
         recordings, eval_recordings (`datasets.Dataset`): Recordings, as [`load_recordings`] returns them.
@@ -151,7 +169,7 @@ def train_recognizer(
     column = COLUMNS[unit] if column is None else column
     for dataset in filter(None, (recordings, eval_recordings)):
         check_column(column, dataset)
-    tokenizer = build_tokenizer((text for text in recordings[column][:] if text), unit)
+    tokenizer = build_tokenizer((as_text(text) for text in recordings[column][:] if text is not None), unit)
     labels = CTCLabels(tokenizer)
     model, feature_extractor = SpeechEncoderForCTC.from_encoder(
         encoder, vocab_size=len(tokenizer), pad_token_id=labels.blank, **fields
@@ -159,12 +177,19 @@ def train_recognizer(
     model.to(args.device)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
+    if args.process_index == 0:
+        (output / "rejected.jsonl").unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".states-") as folder:
 
         def states(name: str, dataset: datasets.Dataset) -> EncoderStates:
-            result = EncoderStates(model, feature_extractor, labels, dataset, column, Path(folder, name))
-            for entry in result.rejected:
-                tqdm.write(f"left out of {name}: {entry['name']}: {entry['reason']}", file=sys.stderr)
+            is_evaluation = name == "evaluation"
+            result = EncoderStates(
+                model, feature_extractor, labels, dataset, column, Path(folder, name), is_evaluation
+            )
+            if result.rejected and args.process_index == 0:
+                for entry in result.rejected:
+                    tqdm.write(f"left out of {name}: {entry['name']}: {entry['reason']}", file=sys.stderr)
+                append_rejected(output / "rejected.jsonl", result.rejected)
             return result
 
         eval_states = None if eval_recordings is None else states("evaluation", eval_recordings)
@@ -239,10 +264,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--column", metavar="NAME", default=None, help="holds the text, or the phones (`AO1 R | DH AH0`)"
     )
     parser.add_argument(
-        "--filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of RECORDINGS to train on"
+        "--filter",
+        metavar="COLUMN=VALUE[,VALUE]",
+        nargs="*",
+        action="extend",
+        default=[],
+        help="rows of RECORDINGS to train on",
     )
     parser.add_argument(
-        "--eval-filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of RECORDINGS to measure on"
+        "--eval-filter",
+        metavar="COLUMN=VALUE[,VALUE]",
+        nargs="*",
+        action="extend",
+        default=[],
+        help="rows of RECORDINGS to measure on",
     )
     parser.add_argument("--layer", default="weighted", help="weighted, average, last or a number (default: weighted)")
     parser.add_argument(

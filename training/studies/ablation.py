@@ -15,9 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from speech_tokenizers.coding.command_options import choose_device
 from speech_tokenizers.evaluation.reconstruction.command import add_measuring_arguments
+from speech_tokenizers.processing.termination import interruption
 from speech_tokenizers.processing.whole_files import write_whole
-from speech_tokenizers.training.common.child_process import Stopped, run_command
+from speech_tokenizers.training.common.child_process import run_command
 
 
 DISTILLATION_ARMS = {
@@ -115,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
     from speech_tokenizers.training.codec.arguments import load_codec_recipe
     from speech_tokenizers.training.common.recipe_files import recipe_errors
 
+    args.device = choose_device(args.device)
     arms = choose_arms(args.arms, args.arm)
     baseline = args.baseline or next(iter(arms))
     if baseline not in arms:
@@ -134,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
         recipes = {plan.name: load_codec_recipe(args.recipe, plan.overrides) for plan in plans}
     for plan in plans:  # before hours of training
         check_settings(plan.folder, recipes[plan.name].to_dict())
+        check_data(plan.folder, recipes[plan.name])
     if args.cost_steps:
         from speech_tokenizers.training.studies.step_cost import check_one_precision
 
@@ -162,9 +166,9 @@ def train_and_compare(
         for plan in plans:
             plan.train(args.recipe)
         costs = step_costs(args, [plan for plan in plans if plan.seed == args.seeds[0]]) if args.cost_steps else {}
-    except Stopped:
+    except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
-        return 1
+        raise
     for name, reason in skipped.items():
         print(f"skipped {name}: {reason}", file=sys.stderr)
 
@@ -266,7 +270,7 @@ class ArmPlan:
         own.
 
         Raises:
-            Stopped: If it was told to stop; it has saved a checkpoint.
+            KeyboardInterrupt: If it was told to stop; it has saved a checkpoint.
             ChildProcessError: If it failed.
         """
         if (self.final / "config.json").is_file():
@@ -277,8 +281,8 @@ class ArmPlan:
         if self.folder.is_dir():
             with self._sessions.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(session) + "\n")
-        if finished.was_stopped:
-            raise Stopped
+        if finished.stopped_by:
+            raise interruption(finished.stopped_by)
         if finished.returncode or not (self.final / "config.json").is_file():
             raise ChildProcessError(
                 f"The training of {self.name}, seed {self.seed} ended with code {finished.returncode}; its words are"
@@ -344,6 +348,19 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
             f"{folder} was trained with other settings ({', '.join(differing)}; `{key}` was {before.get(key)!r} and is"
             f" {now.get(key)!r}); choose another --output, or delete that folder."
         )
+
+
+def check_data(folder: Path, recipe: Any) -> None:
+    """Raise `ValueError` if what was trained in `folder` learnt from other data than `recipe` names."""
+    if not (folder / "inputs.json").is_file():
+        return
+    from speech_tokenizers.training.codec.codec_record import columns, sources
+    from speech_tokenizers.training.common.run_record import RunRecord, recordings_named
+
+    inputs: dict[str, Any] = dict(sources(recipe))
+    if not recipe.data.streaming:
+        inputs["data.train"] = recordings_named(recipe.data, "train", columns(recipe))
+    RunRecord(folder, recipe, inputs, finished=("",)).check()
 
 
 def essential(settings: Mapping[str, Any]) -> dict[str, Any]:

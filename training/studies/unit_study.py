@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from speech_tokenizers.processing.termination import interruption
 from speech_tokenizers.processing.whole_files import whole_folder
-from speech_tokenizers.training.common.child_process import Stopped, run_command
-from speech_tokenizers.training.common.recipe_files import keep_recipe, load_recipe
+from speech_tokenizers.training.common.child_process import run_command
+from speech_tokenizers.training.common.recipe_files import check_positive, check_seed, load_recipe
 
 
 # Units that swapped prediction learns, by name, with their differences from the recipe of `dc_spin`.
@@ -38,8 +39,8 @@ class StudyDataArguments:
 
     train: str
     eval: str
-    train_filter: dict[str, Any] = field(default_factory=dict)
-    eval_filter: dict[str, Any] = field(default_factory=dict)
+    train_filter: dict[str, str | list[str]] = field(default_factory=dict)
+    eval_filter: dict[str, str | list[str]] = field(default_factory=dict)
     labels: str | None = None
     cache_dir: str | None = None
 
@@ -99,6 +100,8 @@ class UnitStudyArguments:
     seed: int = 0
 
     def __post_init__(self):
+        check_positive(self, "codebook_size")
+        check_seed(self.seed)
         if "kmeans" in self.variants:
             raise ValueError("`variants` must not be called `kmeans`, which is the baseline.")
         known = ["kmeans", *self.variants]
@@ -262,11 +265,15 @@ def compare_units(args: UnitStudyArguments) -> int:
     Raises:
         ValueError: If the output folder belongs to another study.
         ChildProcessError: If a stage failed. Its output is above.
-        Stopped: If a stage was told to stop.
+        KeyboardInterrupt: If a stage was told to stop.
     """
     output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    keep_recipe(output / "recipe.yaml", args, incidental=("output_dir", "evaluation", "quantizers", "skip"))
+    # Imported here, since it takes seconds, for which the help need not wait.
+    from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_of, recordings_named
+
+    inputs: dict[str, Any] = {"encoder": fingerprint_of(args.encoder)}
+    inputs |= {f"data.{part}": recordings_named(args.data, part, ["text"]) for part in ("train", "eval")}
+    RunRecord(output, args, inputs, allowed=("evaluation", "quantizers", "skip"), finished=("",)).keep()
     for stage in stages(args):
         if stage.done.is_file():
             continue
@@ -281,15 +288,15 @@ def compare_units(args: UnitStudyArguments) -> int:
         "output": output / "results",
     }
     finished = run_command(["evaluate", "units", *as_options({**options, **args.evaluation})])
-    if finished.was_stopped:
-        raise Stopped
+    if finished.stopped_by:
+        raise interruption(finished.stopped_by)
     return finished.returncode
 
 
 def _run(stage: Stage) -> None:
     finished = run_command(stage.arguments)
-    if finished.was_stopped:
-        raise Stopped
+    if finished.stopped_by:
+        raise interruption(finished.stopped_by)
     if finished.returncode or not stage.done.is_file():
         raise ChildProcessError(
             f"{stage.title} ended with code {finished.returncode}; its words are above. The same command goes on."
@@ -306,6 +313,6 @@ def run(args: argparse.Namespace) -> int:
     """Run `speech-tokenizers compare-units`; returns the exit code."""
     try:
         return compare_units(load_recipe(args.recipe, args.overrides, UnitStudyArguments))
-    except Stopped:
+    except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
-        return 1
+        raise

@@ -23,15 +23,17 @@ from speech_tokenizers.modeling.modeling_dc_spin import DCSpinModel
 from speech_tokenizers.processing.feature_extraction_dc_spin import DCSpinFeatureExtractor
 from speech_tokenizers.processing.speaker_perturbation import SpeakerPerturbation
 from speech_tokenizers.processing.whole_files import whole_folder
-from speech_tokenizers.training.common.data import decode_part
+from speech_tokenizers.training.common.data import check_shortest, decode_part
 from speech_tokenizers.training.common.processes import process_state
-from speech_tokenizers.training.common.recipe_files import check_names, load_recipe
+from speech_tokenizers.training.common.recipe_files import check_names, check_positive, load_recipe
 from speech_tokenizers.training.common.recipe_trainer import (
     RecipeTrainer,
     ScheduledRecipeArguments,
     claim_output,
     train_until_done,
 )
+from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_of, recordings_named
+from speech_tokenizers.training.common.set_aside import shorter_than, write_set_aside
 from speech_tokenizers.training.units.perturbed_views import PerturbedViewsDataset, pad_views
 
 
@@ -96,8 +98,9 @@ class DCSpinTrainingArguments(ScheduledRecipeArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        check_positive(self, "initial_learning_rate", "final_learning_rate")
         if not isinstance(self.model.get("encoder"), str):
-            raise ValueError("The recipe lacks `model.encoder`, folder or Hub id of a speech encoder.")
+            raise ValueError("The recipe lacks `model.encoder`, folder or Hub id of a speech encoder, in quotes.")
         known = {"encoder", *DCSpinConfig.__dataclass_fields__} - {"encoder_config", "vocoder_config"}
         check_names(self.model, known, "The recipe's key", "model.")
 
@@ -222,17 +225,22 @@ def train_dc_spin(args: DCSpinTrainingArguments) -> Path:
     """
     output = Path(args.output_dir)
     final = output / "final"
+    inputs = {"model.encoder": fingerprint_of(args.model["encoder"]), "data.train": recordings_named(args.data)}
     if (final / "config.json").is_file():
-        claim_output(args)
+        claim_output(args, inputs, finished=("",))
         return final
     model = build_model(args)
-    recordings = decode_part(args.data, "train", model.sampling_rate, args.cache_dir)
-    claim_output(args)
     perturbation = SpeakerPerturbation(**dataclasses.asdict(args.perturbation), sampling_rate=model.sampling_rate)
+    RunRecord(output, args, inputs).check()  # before hours of speech are decoded for nothing
+    recordings = decode_part(args.data, "train", model.sampling_rate, args.cache_dir)
+    claim_output(args, inputs)
+    min_seconds = max(args.data.min_seconds, model.shortest_input / model.sampling_rate)
+    too_short = shorter_than(recordings, min_seconds * model.sampling_rate, "the training")
+    write_set_aside(output / "rejected.jsonl", [*recordings.rejected, *too_short])
     trainer = DCSpinTrainer(
         model,
         args,
-        PerturbedViewsDataset(recordings, perturbation, args.data.min_seconds, args.data.max_seconds, args.seed),
+        PerturbedViewsDataset(recordings, perturbation, min_seconds, args.data.max_seconds, args.seed),
     )
     curves = [f"{codebook}_{name}" for codebook in ("primary", "auxiliary") for name in _MEASURES[:3]]
     train_until_done(trainer, output, ["loss", *curves])
@@ -260,6 +268,7 @@ def build_model(args: DCSpinTrainingArguments) -> DCSpinModel:
         model = DCSpinModel.from_encoder(args.model["encoder"], **fields)
     except StrictDataclassError as error:
         raise ValueError(str(error)) from error
+    check_shortest(args.data, model.sampling_rate, model.shortest_input)
     if model.longest_input is not None and args.data.max_seconds * model.sampling_rate > model.longest_input:
         raise ValueError(
             f"`data.max_seconds` ({args.data.max_seconds}) is more than the encoder hears at once,"

@@ -26,19 +26,27 @@ from speech_tokenizers.modeling.modeling_hubert_masked_prediction import HubertF
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.processing.recordings import DecodedRecordings
 from speech_tokenizers.processing.whole_files import WholeFile, whole_folder
-from speech_tokenizers.training.common.data import decode_part
+from speech_tokenizers.training.common.checkpoint_faults import checkpoint_fault, remove_damaged
+from speech_tokenizers.training.common.data import check_shortest, decode_part
 from speech_tokenizers.training.common.processes import process_state
-from speech_tokenizers.training.common.recipe_files import check_names, load_recipe
+from speech_tokenizers.training.common.recipe_files import check_names, check_not_negative, check_positive, load_recipe
 from speech_tokenizers.training.common.recipe_trainer import (
     RecipeArguments,
     ScheduleArguments,
     claim_output,
     train_until_done,
 )
+from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_of, recordings_named
+from speech_tokenizers.training.common.set_aside import shorter_than, write_set_aside
 from speech_tokenizers.training.units.kmeans import fit_kmeans
-from speech_tokenizers.training.units.masked_prediction import MaskedPredictionDataset, MaskedPredictionTrainer
+from speech_tokenizers.training.units.masked_prediction import (
+    MaskedPredictionDataset,
+    MaskedPredictionTrainer,
+    least_samples,
+)
 from speech_tokenizers.training.units.mfcc import mfcc_features
 from speech_tokenizers.training.units.pseudo_labels import (
+    MIN_LABELLED_SECONDS,
     Labeler,
     MfccLabeler,
     PseudoLabels,
@@ -83,6 +91,8 @@ class LabelArguments:
             raise ValueError("`labels.kind=codes` needs `labels.model`, whose codes they are.")
         if self.subtract_mean and self.kind != "mfcc":
             raise ValueError(f"`labels.subtract_mean` is of MFCC, but `labels.kind` is {self.kind!r}.")
+        check_positive(self, "num_clusters", "fit_seconds", prefix="labels.")
+        check_not_negative(self, "codebook", "layer", prefix="labels.")
 
 
 @dataclass(kw_only=True)
@@ -112,8 +122,8 @@ class IterationArguments(ScheduleArguments):
 @dataclass(kw_only=True)
 class HubertPretrainingArguments(RecipeArguments):
     """
-    A pre-training of HuBERT. Its folder gets one for each iteration, with its `encoder` and `training_log.jsonl`, and
-    the last encoder as `final`.
+    A pre-training of HuBERT. Its folder gets one for each iteration, with its `encoder` and `training_log.jsonl`, the
+    last encoder as `final`, and in `rejected.jsonl` the recordings that are set aside.
 
     Args:
         model (`dict`): Fields of the [`HubertMaskedPredictionConfig`].
@@ -172,14 +182,28 @@ def pretrain(args: HubertPretrainingArguments) -> Path:
         ValueError: If the output folder belongs to another recipe, or there is nothing to learn from.
     """
     config = _check_model(args)
+    inputs: dict[str, Any] = {"data.train": recordings_named(args.data)}
+    for name, iteration in args.iterations.items():
+        if iteration.labels.model is not None:
+            inputs[f"iterations.{name}.labels.model"] = fingerprint_of(iteration.labels.model)
+    output = Path(args.output_dir)
+    finished = [
+        f"iterations.{name}." for name in args.iterations if (output / name / "encoder" / "config.json").is_file()
+    ]
+    RunRecord(output, args, inputs, finished).check()  # before hours of speech are decoded for nothing
     recordings = decode_part(args.data, "train", 16000, args.cache_dir)
-    output = claim_output(args)
+    claim_output(args, inputs, finished)
+    least = least_samples(config, args.data.min_seconds, recordings.sampling_rate)
+    too_short = shorter_than(recordings, least, "the training")
+    write_set_aside(output / "rejected.jsonl", [*recordings.rejected, *too_short])
     previous = None
     for name, iteration in args.iterations.items():
         folder = output / name
         if not (folder / "encoder" / "config.json").is_file():
             run_iteration(args, name, iteration, config, recordings, folder, previous)
         previous = folder / "encoder"
+        if (fault := checkpoint_fault(previous, ["config.json", "model.safetensors"])) is not None:
+            raise ValueError(f"{previous}: {fault}; put a copy back, or delete that folder to make it anew.")
     assert previous is not None
     if process_state().is_main_process:
         with whole_folder(output / "final") as final:
@@ -194,8 +218,15 @@ def _check_model(args: HubertPretrainingArguments) -> HubertMaskedPredictionConf
         config = HubertMaskedPredictionConfig(**args.model)
     except StrictDataclassError as error:
         raise ValueError(str(error)) from error
-    with torch.device("meta"):
-        model = HubertForMaskedPrediction(config)
+    for name, value in args.model.items():
+        if name.endswith(("dropout", "layerdrop")) and not 0 <= value <= 1:
+            raise ValueError(f"`model.{name}` must lie between 0 and 1, but got {value}.")
+    try:
+        with torch.device("meta"):
+            model = HubertForMaskedPrediction(config)
+    except (ValueError, ZeroDivisionError, RuntimeError) as error:
+        raise ValueError(f"`model` cannot be built from its sizes: {error}.") from error
+    check_shortest(args.data, 16000, receptive_field(config))
     if args.stem_init == "spectral":
         check_spectral_stem(model.hubert.feature_extractor)
     for name, iteration in args.iterations.items():
@@ -206,6 +237,14 @@ def _check_model(args: HubertPretrainingArguments) -> HubertMaskedPredictionConf
                 f" layers, but got {labels.layer}."
             )
     return config
+
+
+def receptive_field(config: HubertMaskedPredictionConfig) -> int:
+    """Number of samples that the first frame of the convolutional front end is computed from."""
+    samples = 1
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        samples = (samples - 1) * stride + kernel
+    return samples
 
 
 def run_iteration(
@@ -307,6 +346,7 @@ def make_labeler(
     folder.mkdir(parents=True, exist_ok=True)
     if args.kind == "mfcc":
         path = folder / "mfcc_centroids.safetensors"
+        remove_damaged(path, "this k-means is fitted anew, to the same result")
         if not path.is_file():
             with WholeFile(path) as temporary:
                 save_file({"centroids": fit_mfcc(args, recordings, seed)}, temporary)
@@ -328,10 +368,10 @@ def make_labeler(
 
 def fit_mfcc(args: LabelArguments, recordings: DecodedRecordings, seed: int) -> torch.Tensor:
     """Centroids `(num_clusters, 39)` of the MFCC of recordings drawn at random, `args.fit_seconds` of them in all."""
-    parts, left = [], args.fit_seconds or float("inf")
+    parts, left = [], float("inf") if args.fit_seconds is None else args.fit_seconds
     for index in np.random.default_rng(seed).permutation(len(recordings)):
         recording = recordings[int(index)]
-        if left > 0 and len(recording) >= 0.1 * recordings.sampling_rate:
+        if left > 0 and len(recording) >= MIN_LABELLED_SECONDS * recordings.sampling_rate:
             features = mfcc_features(as_float(recording), recordings.sampling_rate, args.subtract_mean)
             parts.append(np.asarray(features))
             left -= len(recording) / recordings.sampling_rate

@@ -21,6 +21,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from speech_tokenizers.processing.whole_files import WholeFile
+from speech_tokenizers.training.common.checkpoint_faults import remove_damaged
+from speech_tokenizers.training.common.checkpoints import load_plain
 
 
 # Number of frames that are compared with the centroids at once. Processes share a batch by such blocks.
@@ -481,7 +483,9 @@ def _save_state(path: Path | None, state: _State, identity: dict[str, Any], proc
 
 def _load_state(path: Path, identity: dict[str, Any], processes: _Processes) -> _State | None:
     # Read by the main process alone, which is the one that writes.
-    saved = [torch.load(path, map_location="cpu", weights_only=True) if processes.is_main and path.is_file() else None]
+    if processes.is_main:
+        remove_damaged(path, "this k-means begins anew, to the same result")
+    saved = [load_plain(path) if processes.is_main and path.is_file() else None]
     if processes.count > 1:
         torch.distributed.broadcast_object_list(saved)
     if saved[0] is None:

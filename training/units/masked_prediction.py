@@ -9,11 +9,12 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from speech_tokenizers.modeling.configuration_hubert_masked_prediction import HubertMaskedPredictionConfig
+from speech_tokenizers.modeling.encoder_geometry import shortest_input
 from speech_tokenizers.modeling.modeling_hubert_masked_prediction import span_mask
 from speech_tokenizers.modeling.padding_invariance import num_conv_frames
 from speech_tokenizers.processing.recordings import DecodedRecordings
 from speech_tokenizers.training.common.recipe_trainer import RecipeTrainer
-from speech_tokenizers.training.units.pseudo_labels import PseudoLabels, frame_labels
+from speech_tokenizers.training.units.pseudo_labels import MIN_LABELLED_SECONDS, PseudoLabels, frame_labels
 
 
 class MaskedPredictionDataset(torch.utils.data.Dataset):
@@ -49,9 +50,12 @@ class MaskedPredictionDataset(torch.utils.data.Dataset):
         self.recordings, self.labels, self.config, self.seed = recordings, labels, config, seed
         self.max_samples = round(max_seconds * recordings.sampling_rate)
         lengths = np.diff(recordings.starts)
-        self.recording_of_item = np.flatnonzero(lengths >= min_seconds * recordings.sampling_rate)
+        is_long_enough = lengths >= least_samples(config, min_seconds, recordings.sampling_rate)
+        self.recording_of_item = np.flatnonzero(is_long_enough)
         if len(self.recording_of_item) == 0:
-            raise ValueError(f"Every recording is shorter than `data.min_seconds` ({min_seconds}).")
+            raise ValueError(
+                f"Every recording is shorter than `data.min_seconds` ({min_seconds}), or than a labelled frame."
+            )
         self.lengths = np.minimum(lengths[self.recording_of_item], self.max_samples)
 
     def __len__(self) -> int:
@@ -79,6 +83,11 @@ class MaskedPredictionDataset(torch.utils.data.Dataset):
                 num_frames, config.mask_prob, config.mask_length, config.mask_min_spans, generator
             ),
         }
+
+
+def least_samples(config: HubertMaskedPredictionConfig, min_seconds: float, sampling_rate: int) -> float:
+    """Fewest samples of a recording that is learnt from: those that give a frame and have labels."""
+    return max(max(min_seconds, MIN_LABELLED_SECONDS) * sampling_rate, shortest_input(config))
 
 
 def pad_batch(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

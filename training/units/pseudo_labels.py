@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ import soxr
 import torch
 from tqdm import tqdm
 
+from speech_tokenizers.coding.file_coding import encode_blocks
 from speech_tokenizers.modeling.codec_interface import TokenKind, pad_waveforms
 from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 from speech_tokenizers.processing.packing import pack_by_length
@@ -24,6 +26,12 @@ from speech_tokenizers.processing.recordings import DecodedRecordings
 from speech_tokenizers.processing.whole_files import write_whole
 from speech_tokenizers.training.units.kmeans import assign
 from speech_tokenizers.training.units.mfcc import mfcc_features
+
+
+# Shorter recordings get no labels, unless it is asked for them.
+MIN_LABELLED_SECONDS = 0.1
+# A recording is given to a stream in blocks of this length.
+_BLOCK_SECONDS = 10.0
 
 
 class Labeler(Protocol):
@@ -83,7 +91,8 @@ class MfccLabeler:
 
 class TokenLabeler:
     """
-    Labels that are the tokens of a model: codes of one codebook or of all, or latents.
+    Labels that are the tokens of a model: codes of one codebook or of all, or latents. Recordings too long to be heard
+    at once are encoded in windows, as by the command `units`; silence follows those that are shorter than a frame.
 
     Args:
         model ([`SpeechCodec`] or codec of transformers): Model that gives the tokens.
@@ -138,6 +147,24 @@ class TokenLabeler:
         model = self.model
         if model.sampling_rate != self.sampling_rate:
             waveforms = [soxr.resample(row, self.sampling_rate, model.sampling_rate) for row in waveforms]
+        longest = sys.maxsize if model.longest_exact_stream is None else model.longest_exact_stream
+        at_once = iter(self._at_once([row for row in waveforms if len(row) <= longest]))
+        return [next(at_once) if len(row) <= longest else self._in_windows(row) for row in waveforms]
+
+    def _in_windows(self, waveform: np.ndarray) -> np.ndarray:
+        # As the command `units` encodes it; Whisper's encoder could not hear it at once.
+        blocks = torch.from_numpy(waveform).split(round(_BLOCK_SECONDS * self.model.sampling_rate))
+        kind = "latents" if self.kind == "latents" else "codes"
+        parts = list(encode_blocks(self.model, blocks, self.num_quantizers, kind))
+        if kind == "latents":
+            return torch.cat(parts).float().numpy()
+        codes = torch.cat(parts, dim=-1).T  # (F, num_quantizers)
+        return (codes if self.codebook is None else codes[:, self.codebook]).reshape(-1).numpy()
+
+    def _at_once(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
+        if not waveforms:
+            return []
+        model = self.model
         missing = [max(0, model.shortest_input - len(row)) for row in waveforms]
         features = pad_waveforms([np.pad(row, (0, count)) for row, count in zip(waveforms, missing, strict=True)])
         features = {name: value.to(model.device) for name, value in features.items()}
@@ -210,7 +237,7 @@ def label_all(
     labeler: Labeler,
     cache_dir: str | os.PathLike,
     batch_seconds: float = 60.0,
-    min_seconds: float = 0.1,
+    min_seconds: float = MIN_LABELLED_SECONDS,
     show_progress: bool = True,
 ) -> PseudoLabels:
     """
@@ -228,6 +255,9 @@ def label_all(
     """
     content = json.dumps([recordings.path.stem, min_seconds, labeler.description], sort_keys=True)
     path = Path(cache_dir) / f"{hashlib.sha256(content.encode()).hexdigest()[:20]}.json"
+    if path.is_file() and not _is_whole(path):
+        tqdm.write(f"{path} or its labels are damaged; the recordings are labelled anew.", file=sys.stderr)
+        path.unlink()
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         lengths = np.diff(recordings.starts)
@@ -237,6 +267,16 @@ def label_all(
         dtype = np.dtype(np.float32) if _label_shape(labeler) else np.min_scalar_type(labeler.num_labels - 1)
         _write_labels(path, recordings, labeler, batches, dtype, show_progress)
     return PseudoLabels(path)
+
+
+def _is_whole(path: Path) -> bool:
+    # Whether an index can be read, and its labels are as many as it says.
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        size = np.dtype(index["dtype"]).itemsize * math.prod(index.get("label_shape", ()))
+        return path.with_suffix(".labels").stat().st_size == size * max(end for _, end in index["spans"])
+    except (ValueError, KeyError, TypeError, OSError):
+        return False
 
 
 def _write_labels(

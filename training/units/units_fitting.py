@@ -25,19 +25,23 @@ from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from speech_tokenizers.coding.command_options import add_batch_seconds_argument, check_batch_seconds
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.modeling.padding_invariance import frame_mask
 from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
 from speech_tokenizers.processing.packing import pack_by_length
+from speech_tokenizers.processing.recording_fingerprint import recordings_fingerprint
 from speech_tokenizers.processing.recordings import (
     DecodedRecordings,
-    append_rejected,
     decode_all,
     load_recordings,
     parse_filter,
 )
-from speech_tokenizers.processing.whole_files import WholeFile, whole_folder
+from speech_tokenizers.processing.whole_files import WholeFile, beside, whole_folder
+from speech_tokenizers.training.common.checkpoint_faults import file_fault, remove_damaged
 from speech_tokenizers.training.common.processes import leave_together
+from speech_tokenizers.training.common.run_record import fingerprint_of
+from speech_tokenizers.training.common.set_aside import shorter_than, write_set_aside
 from speech_tokenizers.training.units.kmeans import assign, fit_kmeans, mean_squared_distance
 from speech_tokenizers.training.units.pseudo_labels import as_float
 
@@ -152,7 +156,9 @@ def write_features(
     shape = (model.config.num_streams, sum(num_frames), model.config.hidden_size)
     done_path = path.with_suffix(".done")
     is_main = accelerator is None or accelerator.is_main_process
-    if is_main and not path.is_file():
+    if is_main and not (_is_readable(path) and done_path.is_file()):
+        if path.is_file():
+            tqdm.write(f"{path} is damaged, or its list {done_path.name} is missing; all frames are computed anew.")
         path.parent.mkdir(parents=True, exist_ok=True)
         np.zeros(len(batches), dtype=np.uint8).tofile(done_path)
         with WholeFile(path) as temporary:
@@ -183,6 +189,15 @@ def write_features(
     if accelerator is not None:
         accelerator.wait_for_everyone()
     return open_memmap(path, mode="c")
+
+
+def _is_readable(path: Path) -> bool:
+    # Whether it is there and as long as it says.
+    try:
+        open_memmap(path, mode="r")
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _features_of(
@@ -228,6 +243,11 @@ def fit_units(
         raise ValueError(
             f"`features` must be ({config.num_streams}, num_frames, {config.hidden_size}), but are {features.shape}."
         )
+    if features.shape[1] < config.codebook_size:
+        raise ValueError(
+            f"`codebook_size` (--codebook-size) is {config.codebook_size}, but there are only {features.shape[1]}"
+            " frames; give more speech or fewer centroids."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     if config.normalization == "standardize":
         moments = [_moments(stream) for stream in features]
@@ -266,6 +286,10 @@ def _fit_codebook(
     options: dict[str, Any],
 ) -> torch.Tensor:
     finished, checkpoint = path.with_suffix(".safetensors"), path.with_suffix(".checkpoint")
+    if accelerator is None or accelerator.is_main_process:
+        remove_damaged(finished, "this codebook is fitted anew, to the same result")
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
     if not finished.is_file():
         batch_size = options.get("batch_size", 10000)
         result = fit_kmeans(
@@ -298,7 +322,7 @@ def _moments(frames: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _changed(frames: np.ndarray, path: Path, change: Any, accelerator: Accelerator | None) -> np.ndarray:
     # A second file, of changed frames.
-    if not path.is_file() and (accelerator is None or accelerator.is_main_process):
+    if not _is_readable(path) and (accelerator is None or accelerator.is_main_process):
         with WholeFile(path) as temporary:
             target = open_memmap(temporary, mode="w+", dtype=np.float32, shape=frames.shape)
             for first in range(0, len(frames), _FRAMES_AT_ONCE):
@@ -411,6 +435,32 @@ def save_units(model: KMeansUnitsModel, fit: UnitsFit, folder: Path, **facts: An
         (temporary / "fit.json").write_text(json.dumps({**vars(fit), **facts}, indent=2) + "\n", encoding="utf-8")
 
 
+# Options that decide the centroids, besides the layers and the size, which name the folders of several models.
+_DECIDING = (
+    *("num_stages", "normalization", "window", "frame_rule", "fit_seconds", "max_seconds", "batch_seconds"),
+    *("max_epochs", "seed"),
+)
+
+
+def check_finished(folder: Path, begun_with: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: If a finished model, beside which others are to be fitted, was begun with other options, recordings
+            or another encoder, by its `fit.json`.
+    """
+    path = folder / "fit.json"
+    if not path.is_file():
+        return
+    if (fault := file_fault(path)) is not None:
+        raise ValueError(f"{path} {fault}; put a copy back, or delete {folder} to fit it anew.")
+    known = json.loads(path.read_text(encoding="utf-8")).get("begun_with", {})
+    if differing := [key for key, value in begun_with.items() if key in known and known[key] != value]:
+        key = differing[0]
+        was = f"was {known[key]!r} and is {begun_with[key]!r}" if key.islower() else "has other contents than before"
+        name = f"--{key}" if key.islower() else key
+        raise ValueError(f"{folder} is finished and {name} {was}; name another folder with -o, or delete that one.")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("encoder", metavar="ENCODER", help="folder or Hub id of a speech encoder of transformers")
@@ -443,11 +493,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--frame-rule", choices=("conv", "fairseq"), default="conv", help="frames of a padded row (default: conv)"
     )
     parser.add_argument(
-        "--filter", metavar="COLUMN=VALUE[,VALUE]", nargs="*", default=[], help="rows of RECORDINGS to use"
+        "--filter",
+        metavar="COLUMN=VALUE[,VALUE]",
+        nargs="*",
+        action="extend",
+        default=[],
+        help="rows of RECORDINGS to use",
     )
     parser.add_argument("--fit-seconds", type=float, default=None, help="audio to use, drawn at random; default: all")
     parser.add_argument("--max-seconds", type=float, default=20.0, help="longer recordings are cut (default: 20)")
-    parser.add_argument("--batch-seconds", type=float, default=60.0, help="audio heard at once (default: 60)")
+    add_batch_seconds_argument(parser)
     parser.add_argument("--max-epochs", type=float, default=100, help="most epochs of k-means (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn (default: 0)")
     parser.add_argument("--cache-dir", type=Path, default=None, help="keeps audio and frames; default: in FOLDER")
@@ -455,6 +510,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
+    check_batch_seconds(args.batch_seconds)
     _fit_all(args)
     leave_together()
     return 0
@@ -478,21 +534,22 @@ def _fit_all(args: argparse.Namespace) -> None:
             targets[tuple(group), size] = args.output.joinpath("-".join(parts))
     if all((target / "config.json").is_file() for target in targets.values()):
         raise ValueError(f"{args.output} is finished; name another folder, or remove it.")
-    cache = args.cache_dir or args.output.with_name(f".{args.output.name}.cache")
+    cache = args.cache_dir or beside(args.output.with_name(f".{args.output.name}"), ".cache")
 
     with accelerator.main_process_first():
-        recordings = decode_all(
-            load_recordings(args.data, parse_filter(args.filter)), 16000, cache, accelerator.is_main_process
-        )
+        rows = load_recordings(args.data, parse_filter(args.filter))
+    begun_with = {name.replace("_", "-"): getattr(args, name) for name in _DECIDING}
+    begun_with |= {"RECORDINGS": recordings_fingerprint(rows), "ENCODER": fingerprint_of(args.encoder)}
+    for (group, _), target in targets.items():
+        check_finished(target, {**begun_with, "layers": list(group)})
+    with accelerator.main_process_first():
+        recordings = decode_all(rows, 16000, cache, accelerator.is_main_process)
     summary = f"{len(recordings)} recordings, {recordings.seconds / 3600:.2f} h"
     if recordings.rejected:
-        rejected_path = args.output.with_name(f"{args.output.name}.rejected.jsonl")
-        if accelerator.is_main_process:
-            rejected_path.parent.mkdir(parents=True, exist_ok=True)
-            rejected_path.unlink(missing_ok=True)
-            append_rejected(rejected_path, recordings.rejected)
-        summary += f"; {len(recordings.rejected)} cannot be read, see {rejected_path}"
+        summary += f"; {len(recordings.rejected)} cannot be read"
     accelerator.print(summary, file=sys.stderr)
+    rejected_path = beside(args.output, ".rejected.jsonl")
+    write_set_aside(rejected_path, recordings.rejected)
     for group in groups:
         try:
             model = KMeansUnitsModel.from_encoder(
@@ -508,6 +565,9 @@ def _fit_all(args: argparse.Namespace) -> None:
             raise ValueError(str(error)) from error
         except (ValueError, OSError) as error:
             raise ValueError(f"ENCODER {args.encoder} cannot be used: {error}") from error
+        too_short = shorter_than(recordings, model.frame_span, "a frame of the encoder")
+        if too_short and group == groups[0]:
+            write_set_aside(rejected_path, [*recordings.rejected, *too_short])
         for size, (fitted, fit) in zip(
             args.codebook_size,
             fit_on_recordings(
@@ -527,7 +587,8 @@ def _fit_all(args: argparse.Namespace) -> None:
             target = targets[tuple(group), size]
             if accelerator.is_main_process and not (target / "config.json").is_file():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                save_units(fitted, fit, target, seed=args.seed, encoder=Path(args.encoder).name, layers=group)
+                facts = {"seed": args.seed, "encoder": Path(args.encoder).name, "layers": group}
+                save_units(fitted, fit, target, **facts, begun_with={**begun_with, "layers": group})
             accelerator.print(
                 f"{target}: {size} centroids of {fit.num_frames} frames ({fit.seconds / 60:.1f} min) account for "
                 + ", ".join(f"{share:.1%}" for share in fit.explained)

@@ -15,6 +15,8 @@ from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 from speech_tokenizers.processing.audio_files import AudioReader, AudioWriter
 from speech_tokenizers.processing.code_files import AudioCodes, CodeFileError, save_codes
 from speech_tokenizers.processing.latent_files import AudioLatents, load_encoded, save_latents
+from speech_tokenizers.processing.provenance import Provenance
+from speech_tokenizers.processing.recording_fingerprint import recording_fingerprint
 
 
 # Called with the seconds of audio done since the last call, e.g. `tqdm.update`.
@@ -133,6 +135,7 @@ def encode_file(
         "hop_length": model.hop_length,
         "model_name": model_name,
         "model_fingerprint": model.fingerprint(),
+        "recording_fingerprint": recording_fingerprint(audio_path),
     }
     if kind == "latents":
         if codes_path is not None:
@@ -178,7 +181,7 @@ def decode_file(
     else:
         blocks = decode_blocks(model, encoded.audio_codes, encoded.num_samples, "codes")
     remaining = encoded.num_samples
-    with AudioWriter(audio_path, model.sampling_rate) as writer:
+    with AudioWriter(audio_path, model.sampling_rate, str(provenance(encoded, model))) as writer:
         for block in blocks:
             samples = block[:remaining].float().cpu().numpy()
             writer.write(samples)
@@ -204,6 +207,46 @@ def reconstruct_file(
     codes = encode_file(model, audio_path, num_quantizers=num_quantizers, on_progress=on_progress, latents=latents)
     decode_file(model, codes, output_path, on_progress=on_progress)
     return codes
+
+
+def provenance(encoded: AudioCodes | AudioLatents, model: Any = None) -> Provenance:
+    """
+    What codes or latents were made by and from, and so the audio that is decoded from them.
+
+    Args:
+        encoded ([`AudioCodes`] or [`AudioLatents`]): Codes or latents.
+        model ([`SpeechCodec`], *optional*): Model that decodes them, which counts where they do not name theirs.
+    """
+    if isinstance(encoded, AudioLatents):
+        tokens, num_quantizers, dtype = encoded.latents, None, encoded.dtype
+    else:
+        tokens, num_quantizers, dtype = encoded.audio_codes, encoded.num_quantizers, None
+    recording, fingerprint = encoded.recording_fingerprint, encoded.model_fingerprint
+    if model is not None:
+        recording = recording or recording_fingerprint(tokens)
+        fingerprint = fingerprint or model.fingerprint()
+    return coding_provenance(fingerprint, recording, num_quantizers, dtype)
+
+
+def coding_provenance(
+    model_fingerprint: str, recording: str, num_quantizers: int | None = None, dtype: str | None = None
+) -> Provenance:
+    """
+    Provenance of codes with `num_quantizers` codebooks, or of latents of type `dtype`, and of audio decoded from them.
+
+    Args:
+        model_fingerprint (`str`): [`SpeechCodec.fingerprint`].
+        recording (`str`): [`recording_fingerprint`].
+        num_quantizers (`int`, *optional*): Number of codebooks.
+        dtype (`str`, *optional*): Type of latents.
+
+    Raises:
+        FileNotFoundError: If `recording` is the fingerprint of a file that is missing.
+    """
+    if recording == "missing":
+        raise FileNotFoundError("The recording cannot be read.")
+    option = {"codebooks": str(num_quantizers)} if dtype is None else {"latents": dtype}
+    return Provenance({"model": model_fingerprint, "recording": recording, **option})
 
 
 def _check_is_of(model: Any, encoded: AudioCodes | AudioLatents, path: str | os.PathLike[str]) -> None:

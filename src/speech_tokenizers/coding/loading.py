@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load a codec and its feature extractor by name, and store one in half the bytes."""
 
+import difflib
 import importlib.util
 import json
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ DEFAULT_CHECKPOINT = "rvq-codec-16khz-4kbps"
 DEFAULT_UNITS = "dc-spin-small-16khz"
 # The distribution of the checkpoints that the wheel does not embed.
 _OTHERS = "speech-tokenizers-checkpoints"
+# Arguments of `from_pretrained` that say where a model is, and which of them find a repository.
+_PLACE = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")
+_REPOSITORY = ("revision", "token", "cache_dir", "local_files_only")
 
 
 def list_checkpoints() -> list[str]:
@@ -39,41 +44,92 @@ def _checkpoint_folders() -> dict[str, Any]:
     }
 
 
-def find_checkpoint(name_or_path: str | Path | None = None) -> str:
+def find_checkpoint(name_or_path: str | Path | None = None, **place: Any) -> str:
     """
     Turn the name of a checkpoint into what `from_pretrained` takes.
 
     Args:
         name_or_path (`str` or `Path`, *optional*): A name of [`list_checkpoints`], a local folder, or the id of a Hub
             repository (`namespace/name`), in this order. Defaults to `DEFAULT_CHECKPOINT`.
+        place: Arguments of `from_pretrained` that say where a repository is, such as `revision`.
 
     Returns:
         `str`: A local folder or a Hub id.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is neither, or the Hub cannot be asked.
     """
     name = str(DEFAULT_CHECKPOINT if name_or_path is None else name_or_path)
     if name in (folders := _checkpoint_folders()):
         return str(folders[name])
-    path = Path(name)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
+    if not os.path.exists(os.path.expanduser(name)):
+        if name in released_checkpoints():
             raise ValueError(
-                f"`name_or_path` is the folder {name}, which has no config.json; name a saved model's folder."
+                f"{name} is a released checkpoint that this installation does not have; `pip install {_OTHERS}` brings"
+                " it."
             )
-        return name
-    if name in released_checkpoints():
+        if name and "/" not in name:
+            known = ", ".join(folders) or "none"
+            meant = difflib.get_close_matches(name, folders, n=1)
+            raise ValueError(
+                f"`name_or_path` is {name!r}, but there is no such file or folder, nor a repository of that name,"
+                f" which would be `namespace/name`; the checkpoints of this installation are {known}"
+                + (f"; did you mean {meant[0]}" if meant else "")
+                + "."
+            )
+    from speech_tokenizers.modeling.model_names import find_model
+
+    found = find_model(name, known=folders, **{key: place[key] for key in _REPOSITORY if key in place})
+    folder = Path(found, place.get("subfolder") or "")
+    if os.path.isdir(found) and not (folder / "config.json").is_file():
+        why = ""
+        if (folder / "trainer_state.json").is_file():
+            why = " It is a checkpoint of a training that had no codes yet, or that an older version saved."
         raise ValueError(
-            f"{name} is a released checkpoint that this installation does not have; `pip install {_OTHERS}` brings it."
+            f"`name_or_path` is the folder {name}, which has no config.json; name a saved model's folder.{why}"
         )
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        known = ", ".join(list_checkpoints()) or "none"
-        raise ValueError(
-            f"`name_or_path` is {name!r}, which is no folder and no checkpoint of this installation ({known}); "
-            "name one of these, a folder, or a Hub repository as `namespace/name`."
+    return found
+
+
+def load_config(checkpoint: str, **place: Any) -> Any:
+    """
+    The configuration of a model, read by `AutoConfig`.
+
+    Args:
+        checkpoint (`str`): What [`find_checkpoint`] returned.
+        place: Arguments of `from_pretrained` that say where a repository is, such as `revision`.
+
+    Raises:
+        ModelFilesError: If the file is damaged, or a field in it is wrong.
+        OSError: If it cannot be downloaded.
+    """
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    from speech_tokenizers.modeling.checked_loading import ModelFilesError, quiet_report, read_fields
+
+    path = _file(checkpoint, "config.json", place)
+    if isinstance(path, Path):
+        fields = read_fields(path)
+        kind = fields.get("model_type")
+        if "auto_map" not in fields and (not isinstance(kind, str) or kind not in CONFIG_MAPPING):
+            raise ModelFilesError(
+                path, f"`model_type` is {kind!r}, which neither this package nor the installed transformers has."
+            )
+    try:
+        with quiet_report():
+            config = AutoConfig.from_pretrained(checkpoint, **place)
+    except StrictDataclassError as error:
+        raise ModelFilesError(path, " ".join(str(error.__cause__ or error).split())) from error
+    except (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+        raise ModelFilesError(path, f"describes no model ({' '.join(str(error).split())}).") from error
+    dtype = getattr(config, "dtype", None)
+    if dtype is not None and dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ModelFilesError(
+            path, f"`dtype` is {dtype}; it must be float32, or another type that can be computed in."
         )
-    return name
+    return config
 
 
 def load(name_or_path: str | Path | None = None, dtype: Any = None, **kwargs: Any) -> tuple[Any, Any]:
@@ -82,33 +138,114 @@ def load(name_or_path: str | Path | None = None, dtype: Any = None, **kwargs: An
 
     Args:
         name_or_path (`str` or `Path`, *optional*): Name, folder or Hub id of a checkpoint; see [`find_checkpoint`].
-            The checkpoints of this installation need no network.
-        dtype (`torch.dtype`, *optional*): Type of the weights. Defaults to float32, whatever precision the file has.
+            The checkpoints of this installation need no network. A checkpoint that a training saved is a folder, too.
+        dtype (`torch.dtype` or `str`, *optional*): Type that the model computes in. Defaults to the configuration's,
+            as for `AutoModel.from_pretrained`: float32 for all released checkpoints, however their weights are stored.
+            In half precision some codes are others, of which a warning tells.
         kwargs: Arguments of `AutoModel.from_pretrained`, such as `device_map`, `revision` or `trust_remote_code`.
 
     Returns:
         `tuple`: The model ([`RVQCodecModel`] or another of the common interface) and the feature extractor.
 
     Raises:
-        ValueError: If there is no such checkpoint, or it has no feature extractor.
-        OSError: If it cannot be downloaded or is damaged.
+        ValueError: If there is no such checkpoint, a file of it is damaged or missing ([`ModelFilesError`]), `dtype`
+            is none, or `device_map` would split the model.
+        OSError: If it cannot be downloaded.
     """
-    import torch
-    from transformers import AutoFeatureExtractor, AutoModel
+    from transformers import AutoModel
 
-    checkpoint = find_checkpoint(name_or_path)
-    if (folder := Path(checkpoint)).is_dir() and not (folder / "preprocessor_config.json").is_file():
-        raise ValueError(
-            f"{checkpoint} has no preprocessor_config.json: it is a model without a feature extractor, such as a"
-            " vocoder alone. Load it by `AutoModel.from_pretrained`, or save its feature extractor beside it."
+    from speech_tokenizers.modeling.checked_loading import check_tensors, quiet_report
+
+    place = {name: kwargs[name] for name in _PLACE if name in kwargs}
+    checkpoint = find_checkpoint(name_or_path, **place)
+    config = load_config(checkpoint, **place)
+    _check_architecture(checkpoint, config, place)
+    feature_extractor = _load_feature_extractor(checkpoint, config, place)
+    dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype
+    kwargs.pop("torch_dtype", None)
+    with quiet_report():
+        model, info = AutoModel.from_pretrained(
+            checkpoint,
+            dtype=_known_dtype(dtype),
+            output_loading_info=True,
+            **{"use_safetensors": True, **kwargs},
         )
-    shared = {
-        name: kwargs[name]
-        for name in ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")
-        if name in kwargs
-    }
-    model = AutoModel.from_pretrained(checkpoint, dtype=torch.float32 if dtype is None else dtype, **kwargs)
-    return model.eval(), AutoFeatureExtractor.from_pretrained(checkpoint, **shared)
+    if not hasattr(model, "lies_on_one_device"):
+        # A codec of transformers; ours have looked at themselves.
+        check_tensors(model, info, str(_file(checkpoint, "model.safetensors", place)), strict=False)
+    return model.eval(), feature_extractor
+
+
+def _check_architecture(checkpoint: str, config: Any, place: dict[str, Any]) -> None:
+    from transformers import MODEL_MAPPING
+
+    from speech_tokenizers.modeling.checked_loading import ModelFilesError
+
+    made, saved = MODEL_MAPPING.get(type(config), None), config.architectures
+    if made is not None and isinstance(saved, list) and saved and made.__name__ not in saved:
+        raise ModelFilesError(
+            _file(checkpoint, "config.json", place),
+            f"describes a {saved[0]}, but its `model_type` {config.model_type!r} would make a {made.__name__} of it;"
+            " only codecs and units can be loaded here.",
+        )
+
+
+def _load_feature_extractor(checkpoint: str, config: Any, place: dict[str, Any]) -> Any:
+    from transformers import FEATURE_EXTRACTOR_MAPPING, AutoFeatureExtractor
+
+    from speech_tokenizers.modeling.checked_loading import ModelFilesError, read_fields
+    from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
+
+    path = _file(checkpoint, "preprocessor_config.json", place)
+    if isinstance(path, Path):
+        if not path.is_file():
+            raise ValueError(
+                f"{checkpoint} has no preprocessor_config.json: it is a model without a feature extractor, such as a"
+                " vocoder alone. Load it by `AutoModel.from_pretrained`, or save its feature extractor beside it."
+            )
+        read_fields(path)
+    try:
+        feature_extractor = AutoFeatureExtractor.from_pretrained(checkpoint, **place)
+    except (TypeError, AttributeError, LookupError) as error:
+        raise ModelFilesError(path, f"describes no feature extractor ({' '.join(str(error).split())}).") from error
+    except ValueError as error:
+        reason = str(error)
+        if "Unrecognized feature extractor" in reason:  # followed by the names of all that are known
+            reason = "`feature_extractor_type` is none that this package or transformers has."
+        raise ModelFilesError(path, " ".join(reason.split())) from error
+    wanted, found = getattr(config, "sampling_rate", None), getattr(feature_extractor, "sampling_rate", None)
+    if wanted is not None and wanted != found:
+        raise ModelFilesError(path, f"`sampling_rate` is {found!r}, but the model in config.json has {wanted} Hz.")
+    own = FEATURE_EXTRACTOR_MAPPING.get(type(config), None)
+    if own is None or not issubclass(own, RVQCodecFeatureExtractor):
+        return feature_extractor
+    # One of the same base: others scale the waveform, which changes the codes.
+    if not isinstance(feature_extractor, RVQCodecFeatureExtractor):
+        kind = type(feature_extractor).__name__
+        raise ModelFilesError(path, f"describes a {kind}, but the model takes what a {own.__name__} makes.")
+    if feature_extractor.padding_side not in ("left", "right"):
+        raise ModelFilesError(
+            path, f"`padding_side` must be 'left' or 'right', but is {feature_extractor.padding_side!r}."
+        )
+    return feature_extractor
+
+
+def _known_dtype(dtype: Any) -> Any:
+    import torch
+
+    known = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype).removeprefix("torch."), None)
+    if dtype is None or dtype == "auto":
+        return "auto"
+    if not isinstance(known, torch.dtype) or not known.is_floating_point:
+        raise ValueError(f"`dtype` must be a floating-point type such as torch.float32, or 'auto', but got {dtype!r}.")
+    return known
+
+
+def _file(checkpoint: str, name: str, place: dict[str, Any]) -> Path | str:
+    # For messages: the file of a folder, or the repository with the file's name.
+    if Path(checkpoint).is_dir():
+        return Path(checkpoint, place.get("subfolder") or "", name)
+    return f"{checkpoint} ({name})"
 
 
 def store_in_half(folder: str | Path) -> None:

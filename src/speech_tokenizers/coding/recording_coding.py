@@ -2,7 +2,6 @@
 """Many recordings to codes, in batches of about equal length."""
 
 import collections
-import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -147,39 +146,40 @@ class _Coding:
 
     def _num_samples(self, index: int) -> "int | Exception":
         # By the header, before anything is decoded.
-        import numpy as np
-        import soundfile
-
-        from speech_tokenizers.processing.audio_files import AudioFileError, AudioReader
-
-        source = _audio_of(self.recordings[index])
         try:
-            if isinstance(source, np.ndarray):
-                return len(source)
-            if isinstance(source, bytes):
-                info = soundfile.info(io.BytesIO(source))
-                return round(info.frames * self.sampling_rate / info.samplerate)
-            with AudioReader(source, self.sampling_rate) as reader:
+            if (reader := self._reader(index)) is None:
+                samples = self._read(index)
+                return samples if isinstance(samples, Exception) else len(samples)
+            with reader:
                 return reader.expected_num_samples
-        except (AudioFileError, soundfile.LibsndfileError) as error:
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
             return error
+
+    def _reader(self, index: int) -> Any:
+        # Of a file or its bytes; `None` for samples.
+        from speech_tokenizers.processing.audio_files import AudioReader
+
+        recording = self.recordings[index]
+        audio = recording["audio"] if isinstance(recording, dict) else recording
+        if isinstance(audio, dict) and audio.get("array") is None:
+            audio = audio.get("path") if audio.get("bytes") is None else audio["bytes"]
+        if not isinstance(audio, str | os.PathLike | bytes):
+            return None
+        is_named = isinstance(audio, bytes) and isinstance(recording, dict)
+        return AudioReader(audio, self.sampling_rate, name=self._name(index) if is_named else None)
 
     def _read(self, index: int) -> "np.ndarray | Exception":
         import numpy as np
 
-        from speech_tokenizers.processing.audio_files import AudioFileError, load_audio
+        from speech_tokenizers.processing.recordings import decode_recording
 
         recording = self.recordings[index]
-        source = _audio_of(recording)
         try:
-            if isinstance(source, np.ndarray):
-                return source
-            if isinstance(source, bytes):
-                from speech_tokenizers.processing.recordings import decode_recording
-
-                return decode_recording(recording, self.sampling_rate)
-            return load_audio(source, self.sampling_rate)
-        except AudioFileError as error:
+            if (reader := self._reader(index)) is not None:
+                with reader:
+                    return np.concatenate(list(reader))
+            return decode_recording(recording, self.sampling_rate) if isinstance(recording, dict) else recording
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
             return error
 
     def _read_batch(
@@ -190,7 +190,7 @@ class _Coding:
         waveforms = {index: samples for index, samples in found.items() if not isinstance(samples, Exception)}
         try:
             return waveforms, self._pad(waveforms) if waveforms else None, failed
-        except ValueError:
+        except (ValueError, RuntimeError, MemoryError):
             return waveforms, None, failed  # `_forward` finds out which one it was
 
     def _pad(self, waveforms: "dict[int, np.ndarray]") -> Any:
@@ -224,11 +224,9 @@ class _Coding:
                 yield self._encoded(index, len(samples), codes[row][:, masks[row]], latents)
 
     def _encode_in_windows(self, index: int, samples: "np.ndarray | None" = None) -> EncodedRecording:
-        import numpy as np
         import torch
 
         from speech_tokenizers.coding.file_coding import encode_blocks
-        from speech_tokenizers.processing.audio_files import AudioReader
 
         if self.with_latents:
             remedy = "raise `batch_seconds`" if self.model.longest_exact_stream is None else "cut it"
@@ -236,14 +234,16 @@ class _Coding:
             return self._failed(
                 index, ValueError(f"is longer than {seconds:g} s and needs windows, which give no latents; {remedy}.")
             )
-        source, num_samples = _audio_of(self.recordings[index]) if samples is None else samples, 0
+        num_samples = 0
 
         def chunks() -> "Iterator[torch.Tensor]":
             nonlocal num_samples
-            if isinstance(source, np.ndarray):
-                blocks: Any = [source]
-            else:
-                blocks = AudioReader(source, self.sampling_rate)
+            blocks = self._reader(index) if samples is None else None
+            if blocks is None:
+                found = self._read(index) if samples is None else samples
+                if isinstance(found, Exception):
+                    raise found
+                blocks = [found]
             for block in blocks:
                 num_samples += len(block)
                 yield torch.from_numpy(block)
@@ -278,16 +278,6 @@ class _Coding:
 
             return recording_name(recording, index)
         return f"recording {index}"
-
-
-def _audio_of(recording: Any) -> Any:
-    # A path, the bytes of a file, or samples.
-    if not isinstance(recording, dict):
-        return recording
-    audio = recording["audio"]
-    if isinstance(audio, dict):
-        return audio["path"] if audio.get("bytes") is None else audio["bytes"]
-    return audio
 
 
 def _ahead(items: Iterator[Any]) -> Iterator[Any]:

@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from speech_tokenizers.commands.frame import UsageError, one_line
+from speech_tokenizers.commands.frame import UsageError, check_output_folder, one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from speech_tokenizers.conversion.speechtokenizer import convert_checkpoint
 
     logging.disable_progress_bar()
+    check_output_folder(args.output.absolute().parent)
     try:
         model, ignored_fields = convert_checkpoint(
             args.checkpoint, args.output, args.config, args.projection, args.with_code, args.overwrite

@@ -10,6 +10,8 @@ from speech_tokenizers.commands.file_jobs import (
     add_format_argument,
     add_input_arguments,
     add_model_argument,
+    audio_provenance,
+    check_kept_outputs,
     plan,
     work,
 )
@@ -33,20 +35,27 @@ def run(args: argparse.Namespace) -> int:
     from speech_tokenizers.processing.code_files import CODE_FILE_SUFFIX, CodeFileError
     from speech_tokenizers.processing.latent_files import load_encoded
 
-    jobs = plan(args, (CODE_FILE_SUFFIX,), (".wav", ".flac", ".ogg", ".opus"), f".{args.format}")
-    models: dict[str, Any] = {}
+    planned = plan(args, "decode", (CODE_FILE_SUFFIX,), (".wav", ".flac", ".ogg", ".opus"), f".{args.format}")
+    models: dict[str, Any] = {}  # by name, or why it cannot be loaded
     if args.model is not None:
-        models[args.model] = load_model(args.model, args.device)
+        models[args.model], _ = load_model(args.model, args.device)
 
-    def decode(source: Path, target: Path, on_progress: Callable[[float], object]) -> None:
-        from speech_tokenizers.coding.file_coding import decode_file
-
+    def model_for(source: Path) -> Any:
         name = args.model or load_encoded(source).model_name
         if name not in models:
             try:
-                models[name] = load_model(name, args.device)
+                models[name], _ = load_model(name, args.device)
             except UsageError as error:
-                raise CodeFileError(source, f"its codec cannot be loaded ({error}) Name one with --model.") from error
-        decode_file(models[name], source, target, on_progress)
+                models[name] = error
+        if isinstance(models[name], UsageError):
+            raise CodeFileError(source, f"its codec cannot be loaded ({models[name]}) Name one with --model.")
+        return models[name]
 
-    return work(jobs, decode, "decode", lambda source: load_encoded(source).seconds)
+    from speech_tokenizers.coding.file_coding import decode_file, provenance
+
+    check_kept_outputs(planned, audio_provenance, lambda source: provenance(load_encoded(source), model_for(source)))
+
+    def decode(source: Path, target: Path, on_progress: Callable[[float], object]) -> None:
+        decode_file(model_for(source), source, target, on_progress)
+
+    return work(planned, decode, lambda source: load_encoded(source).seconds)

@@ -12,7 +12,9 @@ from speech_tokenizers.commands.file_jobs import (
     add_model_argument,
     add_num_quantizers_argument,
     audio_seconds,
+    check_kept_outputs,
     check_kind,
+    made_option,
     plan,
     work,
 )
@@ -37,17 +39,25 @@ def run(args: argparse.Namespace) -> int:
     from speech_tokenizers.processing.audio_files import AUDIO_SUFFIXES
     from speech_tokenizers.processing.code_files import CODE_FILE_SUFFIX
 
-    jobs = plan(args, AUDIO_SUFFIXES, (CODE_FILE_SUFFIX,))
-    model = load_model(args.model, args.device)
+    planned = plan(args, "encode", AUDIO_SUFFIXES, (CODE_FILE_SUFFIX,))
+    model, _ = load_model(args.model, args.device)
     check_kind(model, args)
-    from speech_tokenizers.coding.file_coding import encode_file
+    from speech_tokenizers.coding.file_coding import coding_provenance, encode_file, provenance
     from speech_tokenizers.coding.loading import DEFAULT_CHECKPOINT, list_checkpoints
+    from speech_tokenizers.processing.latent_files import load_encoded
+    from speech_tokenizers.processing.recording_fingerprint import recording_fingerprint
 
     name = args.model or DEFAULT_CHECKPOINT
     if name not in list_checkpoints() and os.path.isdir(name):
         name = os.path.abspath(name)
+    option = made_option(model, args.latents, args.num_quantizers, args.dtype)
+    check_kept_outputs(
+        planned,
+        lambda target: provenance(load_encoded(target)),
+        lambda source: coding_provenance(model.fingerprint(), recording_fingerprint(source), **option),
+    )
 
     def encode(source: Path, target: Path, on_progress: Callable[[float], object]) -> None:
         encode_file(model, source, target, args.num_quantizers, name, on_progress, args.latents, args.dtype)
 
-    return work(jobs, encode, "encode", audio_seconds)
+    return work(planned, encode, audio_seconds)

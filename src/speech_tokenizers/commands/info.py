@@ -79,7 +79,7 @@ def _audio_facts(path: str) -> dict[str, object]:
 
 
 def _model_facts(name: str) -> dict[str, object]:
-    model = load_model(name, "cpu")
+    model, _ = load_model(name, "cpu")
     kilobits = model.bits_per_second / 1000
     facts: dict[str, object] = {
         "model": model.family,

@@ -11,8 +11,11 @@ from speech_tokenizers.commands.file_jobs import (
     add_latents_argument,
     add_model_argument,
     add_num_quantizers_argument,
+    audio_provenance,
     audio_seconds,
+    check_kept_outputs,
     check_kind,
+    made_option,
     plan,
     work,
 )
@@ -34,15 +37,22 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from speech_tokenizers.processing.audio_files import AUDIO_SUFFIXES
 
-    jobs = plan(args, AUDIO_SUFFIXES, (".wav", ".flac", ".ogg", ".opus"), f".{args.format}")
-    model = load_model(args.model, args.device)
+    planned = plan(args, "reconstruct", AUDIO_SUFFIXES, (".wav", ".flac", ".ogg", ".opus"), f".{args.format}")
+    model, _ = load_model(args.model, args.device)
     check_kind(model, args)
+    from speech_tokenizers.coding.file_coding import coding_provenance, reconstruct_file
+    from speech_tokenizers.processing.recording_fingerprint import recording_fingerprint
+
+    option = made_option(model, args.latents, args.num_quantizers)
+    check_kept_outputs(
+        planned,
+        audio_provenance,
+        lambda source: coding_provenance(model.fingerprint(), recording_fingerprint(source), **option),
+    )
 
     def reconstruct(source: Path, target: Path, on_progress: Callable[[float], object]) -> None:
-        from speech_tokenizers.coding.file_coding import reconstruct_file
-
         reconstruct_file(
             model, source, target, args.num_quantizers, lambda seconds: on_progress(seconds / 2), args.latents
         )
 
-    return work(jobs, reconstruct, "reconstruct", audio_seconds)
+    return work(planned, reconstruct, audio_seconds)

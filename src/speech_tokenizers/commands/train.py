@@ -3,6 +3,7 @@
 
 import argparse
 import importlib
+import os
 
 
 # What a recipe may give as `trainer`, and the module that trains by it. The module offers
@@ -28,21 +29,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    from speech_tokenizers.training.common.child_process import Stopped
     from speech_tokenizers.training.common.recipe_files import check_names, recipe_errors, trainer_name
 
+    # Imported only where it is needed: it takes seconds, for which a mistake in a recipe need not wait.
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # First of all: others would wait for a process that fails before it has joined them.
+        from speech_tokenizers.training.common.processes import process_state
+
+        process_state()
     name = trainer_name(args.recipe, args.overrides)
     check_names([name], TRAINERS, "The recipe's trainer")
-    try:
-        with recipe_errors():
-            trainer = importlib.import_module(f"speech_tokenizers.{TRAINERS[name]}")
-            result = trainer.run_recipe(args.recipe, args.overrides)
-    except Stopped:
-        result = None
+    with recipe_errors():
+        trainer = importlib.import_module(f"speech_tokenizers.{TRAINERS[name]}")
+        result = trainer.run_recipe(args.recipe, args.overrides)
 
     from speech_tokenizers.training.common.processes import leave_together, process_state
 
-    if result is not None and process_state().is_main_process:
+    if process_state().is_main_process:
         print(result)
     leave_together()
-    return int(result is None)
+    return 0

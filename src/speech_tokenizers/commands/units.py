@@ -2,20 +2,26 @@
 """`speech-tokenizers units`: recordings to discrete units, in the formats of other tools."""
 
 import argparse
-import json
+import hashlib
 import os
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speech_tokenizers.coding.command_options import (
+    add_batch_seconds_argument,
+    add_device_argument,
+    check_batch_seconds,
+)
+from speech_tokenizers.coding.recording_coding import EncodedRecording, encode_recordings
+from speech_tokenizers.commands.file_jobs import Tally, add_existing_arguments, check_targets
+from speech_tokenizers.commands.frame import UsageError, load_model, one_line, say
+from speech_tokenizers.commands.interruption import raise_lost_interruption
+from speech_tokenizers.commands.unit_outputs import OUTPUTS
+
 
 if TYPE_CHECKING:
-    pass
-from speech_tokenizers.coding.recording_coding import EncodedRecording, encode_recordings
-
-
-FORMATS = ("jsonl", "km", "textless", "array")
+    from speech_tokenizers.processing.provenance import Provenance
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", required=True, help="checkpoint name, folder or Hub id")
     parser.add_argument(
         "--format",
-        choices=FORMATS,
+        choices=tuple(OUTPUTS),
         default="jsonl",
         help="jsonl: a line a recording, as slamkit has them (default); km: fairseq's, with a .tsv beside it; "
         "textless: textlesslib's dictionary, a .safetensors a recording; array: (batch, time, codebooks) with lengths",
@@ -40,201 +46,221 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="vocabulary of `units-bpe`, to write merged ids too (jsonl: `bpe_ids`); de-duplicates",
     )
     parser.add_argument("--dense", action="store_true", help="textless: the frames that were coded too")
-    parser.add_argument(
-        "--batch-seconds", metavar="S", type=float, default=60.0, help="audio in a batch (default: 60)"
-    )
-    parser.add_argument("--device", default=None, help="device, such as cpu or cuda:0; default: a GPU if there is one")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="begin anew; otherwise jsonl and textless keep what is there"
-    )
+    add_batch_seconds_argument(parser)
+    add_device_argument(parser)
+    add_existing_arguments(parser, " (the default of jsonl and textless)")
 
 
 def run(args: argparse.Namespace) -> int:
-    num_failed = _write_units(args)
-    return int(num_failed > 0)
-
-
-def _write_units(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
+    """Run the command; returns the exit code."""
     from speech_tokenizers.processing.audio_files import AUDIO_SUFFIXES, find_files
+    from speech_tokenizers.processing.whole_files import beside
 
     files: dict[str, Path] = {}
     for path, relative in find_files(args.inputs, AUDIO_SUFFIXES):
         other = files.setdefault(relative.as_posix(), path)
         if other != path:
-            raise ValueError(f"{other} and {path} would both be named {relative}; treat them in two runs.")
+            raise UsageError(f"{other} and {path} would both be named {relative}; treat them in two runs.")
     _check_arguments(args)
-    model, feature_extractor = _load_model(args.model, args.device)
+    output = OUTPUTS[args.format](args.output)
+    unwritable = {name: reason for name in files if (reason := output.fault_of_name(name, files[name]))}
+    _check_places(args, output, files)
+    model, feature_extractor = load_model(args.model, args.device)
     bpe = _check_model(args, model)
+    made = _Made(model, args, bpe, files)
 
+    known = _known(args, output, made)
+    if args.overwrite:
+        output.remove()
+    names = [name for name in files if name not in known and name not in unwritable]
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    known = set() if args.overwrite else _known_names(args, files)
-    if args.overwrite and args.format == "jsonl":
-        args.output.unlink(missing_ok=True)
-    names = [name for name in files if name not in known]
-    rejected_path = args.output.with_name(f"{args.output.name}.rejected.jsonl")
+    rejected_path = beside(args.output, ".rejected.jsonl")
     rejected_path.unlink(missing_ok=True)  # what failed before is tried again
-    deduplicate = args.deduplicate or bpe is not None
-    results = encode_recordings(
-        model,
-        feature_extractor,
-        [files[name] for name in names],
-        args.batch_seconds,
-        deduplicate,
-        args.dense,
-        in_order=args.format in ("km", "array"),
-    )
+    with (
+        Tally("units", len(files), len(known), args.output, args.quiet, args.verbose) as tally,
+        _Rejected(rejected_path, tally) as rejected,
+    ):
+        for name, reason in unwritable.items():
+            rejected.add(name, reason)
+        if names:
+            results = encode_recordings(
+                model,
+                feature_extractor,
+                [files[name] for name in names],
+                args.batch_seconds,
+                args.deduplicate or bpe is not None,
+                args.dense,
+                in_order=output.in_order,
+            )
+            _write(args, output, _encoded(args, results, names, rejected), names, made, bpe, tally)
+    return tally.exit_code
 
-    failed: list[EncodedRecording] = []
 
-    def encoded() -> Iterator[EncodedRecording]:
-        for result in tqdm(results, total=len(names), desc="units", unit="file", disable=None):
-            if result.reason is None:
-                yield result
-                continue
-            failed.append(result)
-            with rejected_path.open("a", encoding="utf-8") as file:
-                entry = {"name": names[result.index], "reason": result.reason}
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+def _write(
+    args: argparse.Namespace,
+    output: Any,
+    encoded: Iterator[EncodedRecording],
+    names: Sequence[str],
+    made: "_Made",
+    bpe: Any,
+    tally: Tally,
+) -> None:
+    # What is written at the end, as a whole, is counted at the end. Where one output has no room left, the others
+    # would have none either: all of jsonl's are one file.
+    name = str(args.output)
+    try:
+        with output:
+            for result in encoded:
+                name = names[result.index]
+                try:
+                    ids = None if bpe is None else bpe.encode(result.units, result.durations)[0].tolist()
+                    output.add(name, made.files[name], result, str(made.of(name)), ids)
+                except Exception as error:
+                    if output.is_one_file and isinstance(error, OSError):
+                        raise
+                    tally.failed(name, error)
+                    continue
+                if not output.at_the_end:
+                    tally.wrote(name)
+            name = str(args.output)
+            num_added = output.finish()
+        tally.num_written += num_added
+    except (ValueError, OSError) as error:
+        tally.failed(name, error)
 
-    if args.format == "jsonl":
-        _append_lines(args.output, encoded(), names, bpe)
-    elif args.format == "textless":
-        _save_items(args.output, encoded(), names)
-    elif args.format == "km":
-        _save_km(args.output, encoded(), [files[name] for name in names])
-    else:
-        _save_arrays(args.output, encoded(), names)
-    if failed:
-        print(f"{len(failed)} of {len(names)} recordings failed: see {rejected_path}", file=sys.stderr)
-    return len(failed)
+
+def _encoded(
+    args: argparse.Namespace, results: Iterator[EncodedRecording], names: Sequence[str], rejected: "_Rejected"
+) -> Iterator[EncodedRecording]:
+    # Those that did not fail; the others are set aside.
+    from tqdm import tqdm
+
+    for result in tqdm(results, total=len(names), desc="units", unit="file", disable=args.quiet or None):
+        if result.reason is None:
+            yield result
+        else:
+            rejected.add(names[result.index], result.reason)
+        raise_lost_interruption()
+
+
+class _Rejected:
+    # What failed, with the reason, in a file beside the output.
+
+    def __init__(self, path: Path, tally: Tally):
+        self.path = path
+        self.tally = tally
+        self.num_rejected = 0
+
+    def add(self, name: str, reason: str) -> None:
+        from speech_tokenizers.processing.recordings import append_rejected
+
+        self.num_rejected += 1
+        self.tally.failed(name, reason)
+        try:
+            append_rejected(self.path, [{"name": name, "reason": reason}])
+        except OSError as error:
+            say(f"{self.path}: {one_line(error)}")
+
+    def __enter__(self) -> "_Rejected":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.num_rejected and self.path.exists():
+            say(f"{self.num_rejected} recordings failed: see {self.path}")
+
+
+class _Made:
+    # What makes the units of each recording.
+
+    def __init__(self, model: Any, args: argparse.Namespace, bpe: Any, files: dict[str, Path]):
+        self.files = files
+        self.facts = {"model": model.fingerprint(), "codebooks": str(model.num_quantizers)}
+        if args.deduplicate or bpe is not None:
+            self.facts["deduplicate"] = "yes"
+        if bpe is not None:
+            content = bpe.tokenizer.backend_tokenizer.to_str()
+            self.facts["bpe"] = hashlib.sha256(content.encode()).hexdigest()[:16]
+        if args.dense:
+            self.facts["dense"] = "yes"
+
+    def of(self, name: str) -> "Provenance":
+        from speech_tokenizers.processing.provenance import Provenance
+        from speech_tokenizers.processing.recording_fingerprint import recording_fingerprint
+
+        recording = recording_fingerprint(self.files[name]) if name in self.files else "missing"
+        return Provenance({**self.facts, "recording": "" if recording == "missing" else recording})
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
     if args.bpe is not None and args.format != "jsonl":
-        raise ValueError("--bpe is for --format jsonl.")
+        raise UsageError("--bpe is for --format jsonl.")
     if args.dense and args.format != "textless":
-        raise ValueError("--dense is for --format textless.")
+        raise UsageError("--dense is for --format textless.")
     if args.deduplicate and args.format == "array":
-        raise ValueError("--format array holds frames and no durations; leave out --deduplicate.")
-    if args.batch_seconds <= 0:
-        raise ValueError(f"--batch-seconds must be positive, but is {args.batch_seconds}.")
-    if args.format == "km" and args.output.suffix in (".tsv", ".durations"):
-        raise ValueError(f"{args.output} would be replaced by what is written beside it; name it .km.")
-    if args.format != "textless" and args.output.is_dir():
-        raise ValueError(f"{args.output} is a folder; --format {args.format} writes a file.")
-    if args.format in ("km", "array") and args.output.exists() and not args.overwrite:
-        raise ValueError(f"{args.output} exists; pass --overwrite to replace it.")
+        raise UsageError("--format array holds frames and no durations; leave out --deduplicate.")
+    check_batch_seconds(args.batch_seconds)
 
 
-def _load_model(name: str, device: str | None) -> tuple[Any, Any]:
-    import torch
-    from transformers.utils import logging
+def _check_places(args: argparse.Namespace, output: Any, files: dict[str, Path]) -> None:
+    # Before the model is loaded, let alone anything is encoded.
+    targets = output.targets(files)
+    if output.is_one_file and args.output.is_dir():
+        raise UsageError(f"{args.output} is a folder; --format {args.format} writes a file.")
+    if len({*targets}) < len(targets):
+        raise UsageError(f"{args.output} would be replaced by what is written beside it; name it .{args.format}.")
+    inputs = {path.resolve() for path in files.values()}
+    for target in targets:
+        if target.resolve() in inputs:
+            raise UsageError(f"{target} is an input as well as an output; choose another output.")
+    check_targets(targets, args.output.parent if output.is_one_file else args.output)
+    existing = [target for target in targets if os.path.exists(target)]
+    if existing and output.at_the_end and not args.overwrite:
+        if not args.skip_existing:
+            raise UsageError(
+                f"{existing[0]} exists; pass --overwrite to replace it, or --skip-existing to keep what is complete."
+            )
+        if not args.output.exists():
+            raise UsageError(f"{existing[0]} exists without {args.output}; pass --overwrite to replace it.")
 
-    from speech_tokenizers.coding.loading import load
-    from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 
-    logging.disable_progress_bar()
-    model, feature_extractor = load(name)
+def _known(args: argparse.Namespace, output: Any, made: _Made) -> set[str]:
+    # Names of the recordings whose units are there, and are those that would be written now.
+    from speech_tokenizers.processing.provenance import check_kept
+
+    if args.overwrite:
+        return set()
+    found = output.provenances(made.files)
     try:
-        model = as_speech_codec(model, feature_extractor)
+        num_silent = check_kept((f"{name} in {args.output}", said, made.of(name)) for name, said in found.items())
     except ValueError as error:
-        raise ValueError(
-            f"{name} is a {type(model).__name__}, which has no units; `speech-tokenizers fit-units` finds those of a"
-            " speech encoder."
-        ) from error
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return model.to(device), feature_extractor
-    except (RuntimeError, AssertionError) as error:
-        # torch's words for a device that is misspelt or absent.
-        raise ValueError(f"--device {device}: {error}") from error
+        raise UsageError(str(error)) from error
+    if num_silent:
+        say(f"{num_silent} of the {len(found)} units in {args.output} do not say what made them; they are kept.")
+    missing = [name for name in made.files if name not in found]
+    if output.at_the_end and found and missing:
+        raise UsageError(
+            f"{args.output} lacks {len(missing)} of {len(made.files)} recordings, such as {missing[0]}, and is written"
+            " as a whole; pass --overwrite to make it anew."
+        )
+    return found.keys() & made.files.keys()
 
 
 def _check_model(args: argparse.Namespace, model: Any) -> Any:
     from speech_tokenizers.processing.unit_bpe import UnitBPE
 
     if model.kind == "latents":
-        raise ValueError(
+        raise UsageError(
             f"{args.model} is a {model.family}, which has no units: its frames are continuous; `encode` writes them."
         )
     num_quantizers, codebook_size = model.num_quantizers, model.codebook_size
     if num_quantizers > 1 and (args.format in ("km", "textless") or args.bpe is not None):
         what = "--bpe" if args.bpe is not None else f"--format {args.format}"
-        raise ValueError(f"{what} is for one codebook, but {args.model} has {num_quantizers}; use jsonl or array.")
+        raise UsageError(f"{what} is for one codebook, but {args.model} has {num_quantizers}; use jsonl or array.")
     if args.bpe is None:
         return None
-    bpe = UnitBPE.from_pretrained(args.bpe)
+    from speech_tokenizers.modeling.model_names import find_model
+
+    bpe = UnitBPE.from_pretrained(find_model(args.bpe, argument="--bpe", file="tokenizer.json"))
     if bpe.codebook_size != codebook_size:
-        raise ValueError(f"{args.bpe} merges {bpe.codebook_size} units, but {args.model} has {codebook_size}.")
+        raise UsageError(f"{args.bpe} merges {bpe.codebook_size} units, but {args.model} has {codebook_size}.")
     return bpe
-
-
-def _known_names(args: argparse.Namespace, names: Iterable[str]) -> set[str]:
-    from speech_tokenizers.processing.unit_exports import load_unit_lines
-
-    if args.format == "textless":
-        return {name for name in names if _item_path(args.output, name).exists()}
-    if args.format != "jsonl" or not args.output.exists():
-        return set()
-    content = args.output.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if content[end:].startswith(b'{"file_name"'):
-        os.truncate(args.output, end)  # an interrupted run left it unfinished
-    lines = load_unit_lines(args.output)
-    is_deduplicated = args.deduplicate or args.bpe is not None
-    if any((line.durations is not None) != is_deduplicated for line in lines):
-        raise ValueError(
-            f"{args.output} holds units that are {'not ' * is_deduplicated}de-duplicated; choose another output."
-        )
-    return {line.file_name for line in lines}
-
-
-def _append_lines(path: Path, results: Iterable[EncodedRecording], names: Sequence[str], bpe: Any) -> None:
-    from speech_tokenizers.processing.unit_exports import UnitLine, format_unit_line
-
-    with path.open("a", encoding="utf-8") as file:
-        for result in results:
-            merged = {} if bpe is None else {"bpe_ids": bpe.encode(result.units, result.durations)[0].tolist()}
-            line = UnitLine(names[result.index], result.units, result.durations)
-            file.write(format_unit_line(line, **merged) + "\n")
-            file.flush()
-
-
-def _save_items(folder: Path, results: Iterable[EncodedRecording], names: Sequence[str]) -> None:
-    from speech_tokenizers.processing.unit_exports import save_textless, to_textless
-
-    for result in results:
-        item = to_textless(result.units, result.durations, result.latents)
-        save_textless(_item_path(folder, names[result.index]), item)
-
-
-def _item_path(folder: Path, name: str) -> Path:
-    # The suffix stays: a.wav and a.flac are two recordings.
-    return folder / f"{name}.safetensors"
-
-
-def _save_km(path: Path, results: Iterable[EncodedRecording], files: Sequence[Path]) -> None:
-    from speech_tokenizers.processing.unit_exports import save_km, save_manifest
-
-    encoded = list(results)
-    if not encoded:
-        return
-    root = os.path.commonpath([os.path.dirname(os.path.abspath(files[result.index])) for result in encoded])
-    manifest = [(os.path.relpath(files[result.index], root), result.num_samples) for result in encoded]
-    save_manifest(path.with_suffix(".tsv"), root, manifest)
-    durations = [result.durations for result in encoded if result.durations is not None]
-    if durations:
-        save_km(path.with_suffix(".durations"), durations)
-    save_km(path, [result.units for result in encoded])
-
-
-def _save_arrays(path: Path, results: Iterable[EncodedRecording], names: Sequence[str]) -> None:
-    from speech_tokenizers.processing.unit_exports import save_code_arrays
-
-    encoded = list(results)
-    if encoded:
-        audio_codes = [result.audio_codes for result in encoded if result.audio_codes is not None]
-        save_code_arrays(path, [names[result.index] for result in encoded], audio_codes)

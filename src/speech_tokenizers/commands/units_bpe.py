@@ -5,6 +5,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from speech_tokenizers.commands.frame import UsageError, check_output_folder
+
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     from speech_tokenizers.processing.unit_bpe import train_unit_bpe
 
     if (args.output / "tokenizer.json").exists() and not args.overwrite:
-        raise ValueError(f"{args.output} holds a vocabulary; pass --overwrite to replace it.")
+        raise UsageError(f"{args.output} holds a vocabulary; pass --overwrite to replace it.")
+    check_output_folder(args.output)
     sequences = [frames for path in args.inputs for frames in load_frames(path)]
     bpe = train_unit_bpe(sequences, args.codebook_size, args.vocab_size, args.min_frequency)
     figures = bpe.compression(sequences, args.frame_rate)
@@ -65,11 +68,12 @@ def load_frames(path: Path) -> "list[np.ndarray]":
     """
     from speech_tokenizers.processing.unit_exports import UnitLine, load_km, load_unit_lines
     from speech_tokenizers.processing.unit_sequences import expand
+    from speech_tokenizers.processing.whole_files import beside
 
     if path.suffix != ".km":
         lines = load_unit_lines(path)
     else:
-        durations_path = path.with_suffix(".durations")
+        durations_path = beside(path.with_suffix(""), ".durations")
         sequences = load_km(path)
         durations = load_km(durations_path) if durations_path.exists() else [None] * len(sequences)
         if len(durations) != len(sequences):

@@ -6,15 +6,20 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
+from speech_tokenizers.modeling.checked_loading import describe_other_content, is_finite
+
+
+Model = TypeVar("Model", bound=nn.Module)
 
 _NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
 
@@ -39,14 +44,8 @@ def read_checkpoint_file(path: Path, stand_ins: Sequence[tuple[Any, str]] = ()) 
         CheckpointError: If the file is none, or holds anything but tensors, plain values and what has a stand-in.
         OSError: If it cannot be read.
     """
-    with path.open("rb") as file:
-        head = file.read(64)
-    if not head:
-        raise CheckpointError(path, "is empty.")
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(path, "is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`.")
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise CheckpointError(path, "is a web page, not a checkpoint; download the file itself.")
+    if (reason := describe_other_content(path)) is not None:
+        raise CheckpointError(path, reason)
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pytorch(path, stand_ins)
 
 
@@ -79,6 +78,75 @@ def _read_pytorch(path: Path, stand_ins: Sequence[tuple[Any, str]]) -> Any:
         raise CheckpointError(path, "is no PyTorch checkpoint, or is damaged or incomplete.") from error
 
 
+def check_state(state: dict[Any, Any], path: Path) -> dict[str, torch.Tensor]:
+    """
+    Check that a state dict holds names, and tensors of real numbers that are all there.
+
+    Args:
+        state (`dict`): What a checkpoint holds.
+        path (`Path`): The file, for messages.
+
+    Raises:
+        CheckpointError: If it does not. The message names the first entry that does not fit.
+    """
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise CheckpointError(path, f"has the key {name!r}, but weights have names.")
+        if not isinstance(value, torch.Tensor):
+            raise CheckpointError(path, f"`{name}` is of type {type(value).__name__}, but must be a tensor.")
+        if (fault := _fault(value)) is not None:
+            raise CheckpointError(path, f"`{name}` {fault}")
+    return state
+
+
+def _fault(value: torch.Tensor) -> str | None:
+    # Why a tensor is no array of numbers, told before anything is computed with it.
+    if value.is_nested or value.layout != torch.strided:
+        return "is a sparse or nested tensor; save it as a dense one."
+    if value.is_meta:
+        return "has a shape, but no values (it lies on the device `meta`)."
+    if value.is_quantized or value.is_complex():
+        return f"is of type {value.dtype}, but must hold real numbers."
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f"has the shape {tuple(value.shape)}, for which the file holds too few values."
+    return None
+
+
+def make_model(make: Callable[[], Model], compare: Callable[[Model], Any], path: Path) -> tuple[Model, Any]:
+    """
+    Make a model for weights that are known to fit. No memory is taken for one that they do not fit.
+
+    Args:
+        make (callable): Function that makes the model.
+        compare (callable): Function that compares the weights with a model that has shapes, but no values.
+        path (`Path`): The file that says the sizes, for messages.
+
+    Returns:
+        `tuple`: The model, and what `compare` returned.
+
+    Raises:
+        CheckpointError: If there is no model of these sizes, or `compare` raises it.
+    """
+    try:
+        with torch.device("meta"):
+            shapes = make()
+    except (RuntimeError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(path, f"describes a network of impossible sizes ({reason}).") from error
+    compared = compare(shapes)
+    return make(), compared
+
+
+def compare_tensor(
+    path: Path, name: str, value: torch.Tensor, shape: Sequence[int], expectation: str = "{} was expected."
+) -> None:
+    """Raises `CheckpointError` if a weight has another shape than `shape`, or is not finite."""
+    if tuple(value.shape) != tuple(shape):
+        raise CheckpointError(path, f"`{name}` has shape {tuple(value.shape)}, but {expectation.format(tuple(shape))}")
+    if not is_finite(value):
+        raise CheckpointError(path, f"`{name}` holds values that are not finite.")
+
+
 def check_output(output: Path, overwrite: bool) -> None:
     """Raises `ValueError` if `output` is no folder of a model, or is one and is not to be replaced."""
     if not output.exists():
@@ -95,4 +163,12 @@ def some_names(names: Iterable[Any]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-__all__ = ["CheckpointError", "check_output", "read_checkpoint_file", "some_names"]
+__all__ = [
+    "CheckpointError",
+    "check_output",
+    "check_state",
+    "compare_tensor",
+    "make_model",
+    "read_checkpoint_file",
+    "some_names",
+]

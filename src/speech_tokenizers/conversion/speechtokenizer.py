@@ -7,6 +7,7 @@ their original names what the codec has to compute.
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -22,6 +23,9 @@ from speech_tokenizers.coding.loading import load
 from speech_tokenizers.conversion.foreign_files import (
     CheckpointError,
     check_output,
+    check_state,
+    compare_tensor,
+    make_model,
     read_checkpoint_file,
     some_names,
 )
@@ -62,6 +66,9 @@ RENAMED = [
 PROJECTIONS = ("semantic", "contextual", "shared")
 # Far above the rounding of float32 in networks of this depth, far below any error of a conversion.
 _TOLERANCE = 1e-3
+# So many layers are made in no time, and the weights then say what is wrong.
+_FEW_LAYERS = 100
+_LONGEST_DILATION_BITS = 16
 
 
 class Conversion(NamedTuple):
@@ -115,10 +122,15 @@ def convert_checkpoint(
     config_path = checkpoint.with_name("config.json") if config is None else Path(config)
     check_output(output, overwrite)
     fields, ignored_fields = read_config(config_path)
-    codec_config = codec_config_of(fields, projection, config_path)
     state = read_checkpoint(checkpoint)
-    model = DMCodecModel(codec_config).eval()
-    model.load_state_dict(rename_state(state, fields, model, checkpoint), strict=True)
+    check_counts(fields, len(state), config_path)
+    codec_config = codec_config_of(fields, projection, config_path)
+    model, renamed = make_model(
+        lambda: DMCodecModel(codec_config).eval(),
+        lambda shapes: rename_state(state, fields, shapes, checkpoint),
+        config_path,
+    )
+    model.load_state_dict(renamed, strict=True)
 
     waveform = _test_signal(model)
     compare_with_original(model, LineageNetwork(state, fields), waveform, checkpoint)
@@ -144,7 +156,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
         raise CheckpointError(
             path, "there is no such file; name the config.json of the checkpoint (`config`)."
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(path, f"is no JSON file ({error}).") from error
     if not isinstance(content, dict):
         raise CheckpointError(path, "holds no fields.")
@@ -156,6 +168,35 @@ def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
         if type(content[name]) is not kind:
             raise CheckpointError(path, f"`{name}` must be of type {kind.__name__}, but is {content[name]!r}.")
     return {name: content[name] for name in CONFIG_FIELDS}, sorted(set(content) - set(CONFIG_FIELDS))
+
+
+def check_counts(fields: Mapping[str, Any], num_tensors: int, path: Path) -> None:
+    """
+    Check what the config counts, before layers are made by it.
+
+    Args:
+        fields (`Mapping[str, Any]`): The fields of the original's config.
+        num_tensors (`int`): Number of tensors of the checkpoint.
+        path (`Path`): The config, for messages.
+
+    Raises:
+        CheckpointError: If it describes more layers than there are tensors, or longer dilations than speech has use
+            for.
+    """
+    counts = {name: fields[name] for name in ("n_q", "n_residual_layers", "lstm_layers")}
+    counts["strides"] = len(fields["strides"])
+    for name, count in counts.items():
+        if count > max(num_tensors, _FEW_LAYERS):
+            raise CheckpointError(
+                path, f"`{name}` describes {count} layers, but the weights are {num_tensors} tensors in all."
+            )
+    deepest = max(fields["n_residual_layers"] - 1, 0)
+    # The logarithm, since the power itself may have millions of digits.
+    if deepest * math.log2(max(abs(fields["dilation_base"]), 1)) > _LONGEST_DILATION_BITS:
+        raise CheckpointError(
+            path,
+            f"`dilation_base` is {fields['dilation_base']}, which makes dilations of more than 65,536 steps.",
+        )
 
 
 def codec_config_of(fields: Mapping[str, Any], projection: str, path: Path) -> DMCodecConfig:
@@ -202,7 +243,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     if (
         not isinstance(state, dict)
         or not state
-        or not all(isinstance(value, torch.Tensor) for value in state.values())
+        or not any(isinstance(value, torch.Tensor) for value in state.values())
     ):
         found = (
             f"keys such as {some_names(map(str, content))}" if isinstance(content, dict) and content else "no weights"
@@ -212,6 +253,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
             f"holds {found}; expected the state dict of a SpeechTokenizer or DM-Codec, or of their trainer "
             "(with the key `generator`).",
         )
+    state = check_state(state, path)
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     # Newer versions of PyTorch name the two parts of a normalised weight otherwise.
@@ -241,14 +283,13 @@ def rename_state(
     expected = model.state_dict()
     original_names = {rename(name, projection): name for name in state}
     renamed = {ours: state[name] for ours, name in original_names.items()}
+    absent = {"quantizer.num_updates"}  # which the original does not count
     if fields["dimension"] == fields["semantic_dimension"]:
         # The original then has no layer here.
-        renamed.setdefault(f"{projection}_projection.weight", torch.eye(fields["dimension"]))
-        renamed.setdefault(f"{projection}_projection.bias", torch.zeros(fields["dimension"]))
-    renamed["quantizer.num_updates"] = expected["quantizer.num_updates"]  # which the original does not count
+        absent |= {f"{projection}_projection.weight", f"{projection}_projection.bias"}
 
     unexpected = [name for ours, name in original_names.items() if ours not in expected]
-    missing = [name for name in expected if name not in renamed]
+    missing = [name for name in expected if name not in renamed and name not in absent]
     if unexpected or missing:
         raise CheckpointError(
             path,
@@ -260,14 +301,13 @@ def rename_state(
         value = renamed[ours]
         if ours.endswith(".initialized"):
             value = renamed[ours] = value.reshape(-1)[:1].squeeze() > 0
-        if value.shape != expected[ours].shape:
-            raise CheckpointError(
-                path,
-                f"`{name}` has shape {tuple(value.shape)}, but its config implies {tuple(expected[ours].shape)}; "
-                "is it the config of another checkpoint?",
-            )
-        if not value.isfinite().all():
-            raise CheckpointError(path, f"`{name}` holds values that are not finite.")
+        compare_tensor(
+            path, name, value, expected[ours].shape, "its config implies {}; is it the config of another checkpoint?"
+        )
+    renamed.setdefault("quantizer.num_updates", torch.zeros((), dtype=expected["quantizer.num_updates"].dtype))
+    for name in absent - renamed.keys():
+        size = fields["dimension"]
+        renamed[name] = torch.eye(size) if name.endswith("weight") else torch.zeros(size)
     return renamed
 
 

@@ -25,6 +25,9 @@ from speech_tokenizers.coding.loading import load
 from speech_tokenizers.conversion.foreign_files import (
     CheckpointError,
     check_output,
+    check_state,
+    compare_tensor,
+    make_model,
     read_checkpoint_file,
     some_names,
 )
@@ -118,8 +121,11 @@ def convert_spin(
     checkpoint, output = Path(checkpoint), Path(output)
     check_output(output, overwrite)
     state, settings = read_spin_checkpoint(checkpoint)
-    model = DCSpinModel(spin_config_of(state, settings, checkpoint, num_attention_heads)).eval()
-    model.load_state_dict(rename_spin_state(state, model, checkpoint), strict=True)
+    config = spin_config_of(state, settings, checkpoint, num_attention_heads)
+    model, renamed = make_model(
+        lambda: DCSpinModel(config).eval(), lambda shapes: rename_spin_state(state, shapes, checkpoint), checkpoint
+    )
+    model.load_state_dict(renamed, strict=True)
 
     waveforms = _test_signal()
     compare_with_spin(model, SpinNetwork(state, model.encoder.config.num_attention_heads), waveforms, checkpoint)
@@ -147,9 +153,10 @@ def read_spin_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str,
     """
     content = read_checkpoint_file(path, _STAND_INS)
     state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
         keys = some_names(map(str, content)) if isinstance(content, dict) and content else "no weights"
         raise CheckpointError(path, f"holds {keys}; expected what Spin's trainer saves, with the key `state_dict`.")
+    state = check_state(state, path)
     if missing := [name for name in ("loss_module.codebook.weight", "pred_head.layers.0.weight") if name not in state]:
         raise CheckpointError(path, f"has no {' and no '.join(missing)}, so it is no checkpoint of Spin.")
     # Newer versions of PyTorch name the two parts of a normalised weight otherwise.
@@ -183,17 +190,28 @@ def spin_config_of(
     Raises:
         CheckpointError: If it is another network than Spin's.
     """
+    try:
+        return _read_spin_config(state, settings, path, num_attention_heads)
+    except KeyError as error:
+        raise CheckpointError(path, f"lacks {error.args[0]}, which Spin on HuBERT-base or WavLM-base has.") from error
+    except (StrictDataclassError, ValueError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        # Shapes of other weights, or settings of other types.
+        raise CheckpointError(path, f"describes no Spin ({' '.join(str(error).split())})") from error
+
+
+def _read_spin_config(
+    state: Mapping[str, torch.Tensor], settings: Mapping[str, Any], path: Path, num_attention_heads: int | None
+) -> DCSpinConfig:
     prefix = "encoder.model."
     layers = {
         int(match[1]) for name in state if (match := re.match(r"encoder\.model\.encoder\.layers\.(\d+)\.", name))
     }
-    try:
-        hidden_size = len(state[f"{prefix}post_extract_proj.weight"])
-        convolutions = [state[f"{prefix}feature_extractor.conv_layers.{index}.0.weight"] for index in range(7)]
-        direction = state[f"{prefix}encoder.pos_conv.0.weight_v"]
-        inner_size = len(state[f"{prefix}encoder.layers.0.fc1.weight"])
-    except KeyError as error:
-        raise CheckpointError(path, f"lacks {error.args[0]}, which Spin on HuBERT-base or WavLM-base has.") from error
+    hidden_size = len(state[f"{prefix}post_extract_proj.weight"])
+    convolutions = [state[f"{prefix}feature_extractor.conv_layers.{index}.0.weight"] for index in range(7)]
+    direction = state[f"{prefix}encoder.pos_conv.0.weight_v"]
+    inner_size = len(state[f"{prefix}encoder.layers.0.fc1.weight"])
     if [convolution.shape[2] for convolution in convolutions] != list(CONV_KERNELS):
         raise CheckpointError(
             path, "has other convolutions than HuBERT-base and WavLM-base, so its strides are unknown."
@@ -228,24 +246,21 @@ def spin_config_of(
     frozen = [layer for layer in encoder.get("freeze_layers", []) if isinstance(layer, int)]
     trainable_layers = 0 if encoder.get("freeze_all") else encoder_layer - max(frozen, default=encoder_layer - 2)
     codebook = state["loss_module.codebook.weight"]
-    try:
-        return DCSpinConfig(
-            encoder_config=AutoConfig.for_model("hubert" if gate is None else "wavlm", **fields),
-            encoder_layer=encoder_layer,
-            projection_dim=codebook.shape[1],
-            primary_codebook_size=len(codebook),
-            auxiliary_codebook_size=None,
-            trainable_layers=trainable_layers,
-            temperature=loss.get("temp", 0.1),
-            sinkhorn_epsilon=loss.get("epsilon", 0.02),
-            sinkhorn_iterations=loss.get("sinkhorn_iters", 3),
-            hard_target=loss.get("hard_target", False),
-            target_mix=loss.get("prob_ratio", 1.0),
-            normalize_latents=loss.get("l2_norm", True),
-            do_normalize=encoder.get("normalize", False),
-        )
-    except StrictDataclassError as error:
-        raise CheckpointError(path, f"describes no Spin ({' '.join(str(error).split())})") from error
+    return DCSpinConfig(
+        encoder_config=AutoConfig.for_model("hubert" if gate is None else "wavlm", **fields),
+        encoder_layer=encoder_layer,
+        projection_dim=codebook.shape[1],
+        primary_codebook_size=len(codebook),
+        auxiliary_codebook_size=None,
+        trainable_layers=trainable_layers,
+        temperature=loss.get("temp", 0.1),
+        sinkhorn_epsilon=loss.get("epsilon", 0.02),
+        sinkhorn_iterations=loss.get("sinkhorn_iters", 3),
+        hard_target=loss.get("hard_target", False),
+        target_mix=loss.get("prob_ratio", 1.0),
+        normalize_latents=loss.get("l2_norm", True),
+        do_normalize=encoder.get("normalize", False),
+    )
 
 
 def rename_spin(name: str) -> str:
@@ -274,11 +289,7 @@ def rename_spin_state(state: Mapping[str, torch.Tensor], model: DCSpinModel, pat
             f"{f' ({some_names(unexpected)})' if unexpected else ''}.",
         )
     for name, value in state.items():
-        shape = expected[rename_spin(name)].shape
-        if value.shape != shape:
-            raise CheckpointError(path, f"`{name}` has shape {tuple(value.shape)}, but {tuple(shape)} was expected.")
-        if not value.isfinite().all():
-            raise CheckpointError(path, f"`{name}` holds values that are not finite.")
+        compare_tensor(path, name, value, expected[rename_spin(name)].shape)
     return renamed
 
 

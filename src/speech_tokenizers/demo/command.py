@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from speech_tokenizers.commands.frame import check_output_folder
 from speech_tokenizers.demo.spectrograms import draw_spectrogram, spectrogram
 from speech_tokenizers.demo.units import show_units, speed
 from speech_tokenizers.processing.audio_files import load_audio
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 
     logging.disable_progress_bar()
+    check_output_folder(args.output)
     recording = resources.files("speech_tokenizers").joinpath("recordings", "sense_and_sensibility.flac")
     names = [args.model] if args.model else [DEFAULT_CHECKPOINT, DEFAULT_UNITS]
     with resources.as_file(recording) as packaged_path:

@@ -132,7 +132,7 @@ def test_the_metadata_survives_and_leaves_out_what_failed(folder, report, tmp_pa
         "pesq": 2.3456,
         "wer_transcript": 30.0,
     }
-    assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "feature-extraction", "apache-2.0")
+    assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "audio-to-audio", "apache-2.0")
 
 
 def test_what_is_not_known_is_left_out(folder):
@@ -206,7 +206,7 @@ def test_a_card_of_continuous_tokens_tells_of_vectors(tmp_path, make_cst, fields
         "decoded = model.decode(latents, num_samples=len(recording)).audio_values",
         "reconstruct talk.wav --model tiny-cst",
         "continuous-tokens",
-        "pipeline_tag: feature-extraction",
+        "pipeline_tag: audio-to-audio",
         "| weights |",
     ):
         assert wanted in text, wanted

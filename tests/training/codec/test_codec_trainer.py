@@ -285,7 +285,13 @@ def test_old_checkpoints_go_and_incomplete_ones_do_not_count(make_trainer):
 
 
 def test_resume_refuses_another_order_of_data_and_a_folder_without_checkpoint(make_trainer, tmp_path):
-    make_trainer(max_steps=1, save_steps=1).train()
+    trainer = make_trainer(max_steps=1, save_steps=1)
+    trainer.train()
+    with pytest.raises(ValueError, match=r"begun with other settings \(.*`global_batch_size` was 4 and is 8\)"):
+        make_trainer(global_batch_size=8).train(resume_from_checkpoint="latest")
+    # Older folders do not say it; their checkpoints do.
+    for name in ("recipe.yaml", "inputs.json"):
+        (trainer.output_dir / name).unlink()
     with pytest.raises(ValueError, match="`global_batch_size` is 8, but the checkpoint"):
         make_trainer(global_batch_size=8).train(resume_from_checkpoint="latest")
     with pytest.raises(ValueError, match="no complete checkpoint"):
@@ -365,12 +371,14 @@ def test_no_is_what_the_launcher_says_unasked(monkeypatch):
 def test_a_run_that_goes_on_with_other_settings_says_so_and_keeps_both_recipes(make_trainer, capsys):
     make_trainer(max_steps=2).train()
     make_trainer(max_steps=3).train(resume_from_checkpoint=True)
-    assert "other settings" not in capsys.readouterr().out
+    assert "goes on from step 2 with other settings: `max_steps` was 2 and is 3." in capsys.readouterr().err
     weights = {**make_trainer().args.loss_weights, "mel": 1.0}
-    trainer = make_trainer(max_steps=4, loss_weights=weights)
+    with pytest.raises(ValueError, match=r"mel` was 15.0 and is 1.0\).*give `allow_changes=\[loss_weights.mel\]`"):
+        make_trainer(max_steps=3, loss_weights=weights).train(resume_from_checkpoint=True)
+    trainer = make_trainer(loss_weights=weights, allow_changes=["loss_weights.mel"], max_steps=3)
     trainer.train(resume_from_checkpoint=True)
     assert (
-        "goes on from step 3 with other settings: `loss_weights.mel` was 15.0 and is 1.0." in capsys.readouterr().out
+        "goes on from step 3 with other settings: `loss_weights.mel` was 15.0 and is 1.0." in capsys.readouterr().err
     )
     recipes = [trainer.output_dir / name for name in ("recipe-until-00000003.yaml", "recipe.yaml")]
     assert [yaml.safe_load(path.read_text())["loss_weights"]["mel"] for path in recipes] == [15.0, 1.0]

@@ -3,10 +3,6 @@
 
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
+from helpers.processes import run_ranks
 from speech_tokenizers.modeling.modeling_cst import CSTModel
 from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
 from speech_tokenizers.processing.timed_labels import TimedWord, read_word_times
@@ -388,24 +385,7 @@ def test_two_processes_equal_one(make_args, spoken_folder, tmp_path):
     torch.set_num_threads(1)
     alone = train_from_recipe(str(recipes["alone"]))
     torch.set_num_threads(threads)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    program = str(Path(__file__).with_name("train_and_dump.py"))
-    shared = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, program, str(recipes["two"]), str(tmp_path / "state")],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=250)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(outputs)
+    run_ranks(Path(__file__).with_name("train_and_dump.py"), recipes["two"], tmp_path / "state")
     states = [torch.load(tmp_path / f"state.{rank}", weights_only=True) for rank in range(2)]
     assert [state["world_size"] for state in states] == [2, 2]
     for name, value in alone.unwrapped_model.state_dict().items():

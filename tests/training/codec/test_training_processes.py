@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training in processes of its own: killed and resumed, and shared by two."""
 
-import os
 import random
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.processes import run_ranks, start
 from speech_tokenizers.training.codec.codec_recipe import train_from_recipe
 from speech_tokenizers.training.common.reporting import read_log
 
@@ -35,13 +32,6 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def start(arguments: list[str], **variables: str) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **variables}
-    return subprocess.Popen(
-        [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
 def test_killed_run_continues_bit_for_bit(recipe_file, tmp_path):
     # Everything that has a state takes part: discriminators, both schedules, quantizer dropout, dead codes, averages.
     recipe = str(recipe_file(max_steps=75, save_steps=5, adversarial={"start_step": 8}))
@@ -49,7 +39,7 @@ def test_killed_run_continues_bit_for_bit(recipe_file, tmp_path):
     expected = losses_by_step(tmp_path / "whole")
 
     log = tmp_path / "killed" / "training_log.jsonl"
-    process = start(["-m", "speech_tokenizers", "train", recipe, f"output_dir={tmp_path / 'killed'}"])
+    process = start("-m", "speech_tokenizers", "train", recipe, f"output_dir={tmp_path / 'killed'}")
     kill_after = random.Random(time.time_ns()).randint(8, 22)
     deadline = time.monotonic() + 200
     while not (log.exists() and len(log.read_text(encoding="utf-8").splitlines()) >= kill_after):
@@ -72,7 +62,7 @@ def test_killed_run_continues_bit_for_bit(recipe_file, tmp_path):
 
 def test_sigterm_leaves_a_checkpoint(recipe_file, tmp_path):
     recipe = str(recipe_file(max_steps=100000))
-    process = start(["-m", "speech_tokenizers", "train", recipe, f"output_dir={tmp_path / 'run'}"])
+    process = start("-m", "speech_tokenizers", "train", recipe, f"output_dir={tmp_path / 'run'}")
     log = tmp_path / "run" / "training_log.jsonl"
     deadline = time.monotonic() + 200
     while not (log.exists() and log.read_text(encoding="utf-8")):
@@ -81,33 +71,16 @@ def test_sigterm_leaves_a_checkpoint(recipe_file, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=100)
-    assert process.returncode == 1, output
+    assert process.returncode == 143, output
     assert "`resume_from_checkpoint=latest` continues" in output
     assert list((tmp_path / "run").glob("checkpoint-*"))
     assert (tmp_path / "run" / "loss_curves.png").stat().st_size > 0  # without any evaluation
     assert not (tmp_path / "run" / "final").exists()  # what is there is finished
 
 
-def train_in_two_processes(recipe: Path, output: Path, seconds_per_step: tuple[str, ...] = ()) -> list[dict]:
+def train_in_two_processes(recipe: Path, output: Path, *seconds_per_step: str) -> list[dict]:
     """What both hold in the end; each may be given the time that its steps take by its clock."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    program = str(Path(__file__).with_name("train_and_dump.py"))
-    ranks = [
-        start(
-            [program, str(recipe), str(output), *seconds_per_step[rank : rank + 1]],
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE="2",
-            LOCAL_WORLD_SIZE="2",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=250)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(outputs)
+    run_ranks(Path(__file__).with_name("train_and_dump.py"), recipe, output, *seconds_per_step)
     states = [torch.load(f"{output}.{rank}") for rank in range(2)]
     assert [state["world_size"] for state in states] == [2, 2]
     return states
@@ -184,7 +157,7 @@ def test_two_processes_with_different_clocks_stop_at_the_same_step(recipe_file, 
         metrics=["si_sdr", "stoi"],
     )
     # A minute has 6 of the main process's steps, and 4 of the other's.
-    states = train_in_two_processes(recipe, tmp_path / "state", ("10", "15"))
+    states = train_in_two_processes(recipe, tmp_path / "state", "10", "15")
     assert [state["step"] for state in states] == [6, 6]
     assert [state["elapsed_seconds"] for state in states] == [60.0, 60.0]
     assert states[0]["learning_rate"] == states[1]["learning_rate"]

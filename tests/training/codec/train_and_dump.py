@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Run as a program by a test: train by a recipe, then save what this process holds. Its third argument, if there is one,
-is the number of seconds that each of its steps takes by the trainer's clock.
+Run as a program by a test: train by a recipe, then save what this process holds. Further arguments, if there are any,
+are the seconds that a step of each rank takes by its trainer's clock.
 """
 
 import itertools
+import os
 import sys
 from types import SimpleNamespace
 
@@ -18,7 +19,8 @@ from speech_tokenizers.training.common.processes import leave_together
 if __name__ == "__main__":
     recipe, output, *seconds = sys.argv[1:]
     if seconds:
-        codec_trainer.time = SimpleNamespace(perf_counter=itertools.count(0.0, float(seconds[0])).__next__)
+        step = float(seconds[int(os.environ["RANK"])])
+        codec_trainer.time = SimpleNamespace(perf_counter=itertools.count(0.0, step).__next__)
     torch.set_num_threads(1)
     trainer = train_from_recipe(recipe)
     state = {"codec": trainer.unwrapped_model.state_dict(), "world_size": trainer.accelerator.num_processes}

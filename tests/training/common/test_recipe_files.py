@@ -7,7 +7,8 @@ from typing import ClassVar
 import pytest
 import yaml
 
-from speech_tokenizers.training.common.recipe_files import changed_settings, keep_recipe, load_recipe
+from speech_tokenizers.training.common.recipe_files import load_recipe
+from speech_tokenizers.training.common.run_record import RunRecord, settings_changed
 
 
 @dataclass
@@ -28,6 +29,10 @@ class Settings:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
 
 
+def keep(args, folder):
+    RunRecord(folder, args).keep()
+
+
 @pytest.fixture
 def settings(tmp_path):
     path = tmp_path / "given.yaml"
@@ -37,7 +42,7 @@ def settings(tmp_path):
 
 def test_a_kept_recipe_can_be_trained_by_again(settings, tmp_path):
     path = tmp_path / "recipe.yaml"
-    keep_recipe(path, settings("rate=2"))
+    keep(settings("rate=2"), tmp_path)
     assert yaml.safe_load(path.read_text())["trainer"] == "tiny"
     assert load_recipe(str(path), [], Settings) == settings("rate=2")
 
@@ -47,8 +52,8 @@ def test_a_folder_that_is_older_than_a_setting_had_its_default(settings, tmp_pat
     path.write_text(yaml.safe_dump({"output_dir": "run", "part": {"size": 1}, "parts": {"one": {"size": 2}}}))
     for override in ("rate=2", "betas=[0.9, 0.99]", "part.width=4", "parts.one.width=4", "spare={size: 1}"):
         with pytest.raises(ValueError, match=f"begun with other settings \\(`{override.partition('=')[0]}"):
-            keep_recipe(path, settings(override))
-    keep_recipe(path, settings())
+            keep(settings(override), tmp_path)
+    keep(settings(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -62,10 +67,10 @@ def test_a_folder_that_is_older_than_a_setting_had_its_default(settings, tmp_pat
 )
 def test_what_was_begun_is_not_turned_into_something_else(settings, tmp_path, override, key):
     path = tmp_path / "recipe.yaml"
-    keep_recipe(path, settings())
-    assert not changed_settings(path, settings("output_dir=elsewhere"), ["output_dir"])
+    keep(settings(), tmp_path)
+    assert not settings_changed(path, settings("output_dir=elsewhere"))
     with pytest.raises(ValueError, match=f"`{key}`"):
-        keep_recipe(path, settings(override))
+        keep(settings(override), tmp_path)
 
 
 def test_a_recipe_for_another_trainer_is_refused(settings):

@@ -13,13 +13,13 @@ import yaml
 from accelerate.state import AcceleratorState
 
 from speech_tokenizers.cli import main
+from speech_tokenizers.processing.termination import Terminated
 from speech_tokenizers.training.codec.arguments import load_codec_recipe
 from speech_tokenizers.training.codec.codec_recipe import train_from_recipe
 from speech_tokenizers.training.common.reporting import read_log
 from speech_tokenizers.training.studies.ablation import (
     DISTILLATION_ARMS,
     ArmPlan,
-    Stopped,
     check_settings,
     choose_arms,
     flatten,
@@ -258,7 +258,7 @@ def test_a_signal_asks_the_training_to_stop(tmp_path, monkeypatch, capfd):
     before = signal.getsignal(signal.SIGTERM)
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
-    with pytest.raises(Stopped):
+    with pytest.raises(Terminated):
         plan.train("recipe")
     timer.join()
     assert "saved" in capfd.readouterr().out

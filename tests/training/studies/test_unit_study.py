@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from speech_tokenizers.cli import _build_parser, _join_command
-from speech_tokenizers.training.common.child_process import Finished, Stopped
+from speech_tokenizers.processing.termination import Terminated
+from speech_tokenizers.training.common import run_record
+from speech_tokenizers.training.common.child_process import Finished
 from speech_tokenizers.training.common.recipe_files import load_recipe, trainer_name
 from speech_tokenizers.training.studies import unit_study
 from speech_tokenizers.training.studies.unit_study import UnitStudyArguments, as_options, compare_units, stages
@@ -36,10 +38,11 @@ def commands(monkeypatch):
             if stage.arguments == arguments:
                 stage.done.parent.mkdir(parents=True, exist_ok=True)
                 stage.done.write_text("{}")
-        return Finished(0, 1.0, 1.0, False)
+        return Finished(0, 1.0, 1.0, 0)
 
     run_command.stages = []
     monkeypatch.setattr(unit_study, "run_command", run_command)
+    monkeypatch.setattr(run_record, "recordings_named", lambda *args: {"names": [], "audio": [], "columns": {}})
     monkeypatch.setattr(unit_study, "spoken_units", lambda args, name: Path("spoken") / name)
     run_command.commands, run_command.outcomes = run, outcomes
     return run_command
@@ -100,14 +103,14 @@ def test_what_is_finished_is_not_run_again(study, commands):
 
 
 def test_a_stage_that_fails_or_is_stopped_ends_the_study(study, commands):
-    commands.outcomes.append(Finished(2, 1.0, 1.0, False))
+    commands.outcomes.append(Finished(2, 1.0, 1.0, 0))
     with pytest.raises(ChildProcessError, match="units base-kmeans ended with code 2"):
         compare_units(study())
-    commands.outcomes.append(Finished(0, 1.0, 1.0, True))
-    with pytest.raises(Stopped):
+    commands.outcomes.append(Finished(143, 1.0, 1.0, 15))
+    with pytest.raises(Terminated):
         compare_units(study())
     # A stage that says it went well and left nothing did not.
-    commands.outcomes.append(Finished(0, 1.0, 1.0, False))
+    commands.outcomes.append(Finished(0, 1.0, 1.0, 0))
     with pytest.raises(ChildProcessError, match="ended with code 0"):
         compare_units(study())
 

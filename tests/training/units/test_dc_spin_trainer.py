@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of DC-Spin: what it is fed, its schedule, that it learns, and that kills and processes change nothing."""
 
-import os
 import random
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +14,7 @@ from safetensors.torch import load_file
 from scipy import signal
 from transformers import AutoFeatureExtractor, AutoModel, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
+from helpers.processes import run_ranks, start
 from speech_tokenizers.modeling.modeling_dc_spin import DCSpinModel
 from speech_tokenizers.processing.recordings import decode_all, load_recordings
 from speech_tokenizers.processing.speaker_perturbation import SpeakerPerturbation
@@ -284,17 +281,10 @@ def test_resuming_equals_going_through(recipe, tmp_path):
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
-def start(arguments_: list[str], **variables: str) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **variables}
-    return subprocess.Popen(
-        [sys.executable, *arguments_], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
 @pytest.mark.slow
 def test_a_killed_process_goes_on_bit_for_bit(recipe, tmp_path):
     path = recipe("killed", max_steps=40, save_steps=3)
-    process = start([str(PROGRAM), str(path)])
+    process = start(PROGRAM, path)
     log = tmp_path / "killed" / "training_log.jsonl"
     kill_after, deadline = random.Random(time.time_ns()).randint(7, 25), time.monotonic() + 300
     while not (log.exists() and len(log.read_text(encoding="utf-8").splitlines()) >= kill_after):
@@ -304,7 +294,7 @@ def test_a_killed_process_goes_on_bit_for_bit(recipe, tmp_path):
     process.kill()
     process.communicate()
     for again in (["killed"], ["whole"]):
-        process = start([str(PROGRAM), str(recipe(*again, max_steps=40, save_steps=3))])
+        process = start(PROGRAM, recipe(*again, max_steps=40, save_steps=3))
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
     assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
@@ -323,24 +313,7 @@ def test_two_processes_equal_one(recipe, tmp_path, encoder):
     changes = [f"model.encoder={tmp_path / 'encoder'}", "gradient_accumulation_steps=2", "learning_rate=1e-3"]
     train_dc_spin(arguments(recipe("alone"), *changes))
 
-    path = recipe("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    ranks = [
-        start(
-            [str(PROGRAM), str(path), *changes],
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE="2",
-            LOCAL_WORLD_SIZE="2",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(outputs)
+    run_ranks(PROGRAM, recipe("two"), *changes)
     alone, two = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("alone", "two"))
     for name, value in alone.items():
         torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4)

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pre-training of HuBERT: what it is fed, that it learns, and that a kill changes nothing."""
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel, HubertConfig, HubertModel
 
+from helpers.processes import run_ranks, start
 from speech_tokenizers import cli
 from speech_tokenizers.modeling.configuration_hubert_masked_prediction import HubertMaskedPredictionConfig
 from speech_tokenizers.modeling.padding_invariance import num_conv_frames
@@ -185,13 +183,7 @@ def test_a_killed_command_goes_on_bit_for_bit(recipe, tmp_path):
     torch.set_num_threads(1)  # as in the other process: the order of a sum depends on it
     pretrain(load_pretraining_recipe(str(recipe("whole", iterations=TWO_ITERATIONS))))
     path = recipe("killed", iterations=TWO_ITERATIONS)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "speech_tokenizers", "train", str(path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start("-m", "speech_tokenizers", "train", path)
     name, lines = random.choice([("first", random.randint(1, 11)), ("second", random.randint(1, 7))])
     log = tmp_path / "killed" / name / "training_log.jsonl"
     deadline = time.monotonic() + 200
@@ -218,16 +210,9 @@ def test_two_processes_equal_one_that_takes_their_batches_in_turn(recipe, tmp_pa
     # Batches have different numbers of frames, so that it matters that the loss is a mean over all of them.
     dropout = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "feat_proj_dropout": 0.0}
     changes = {"model": {**MODEL, **dropout, "layerdrop": 0.0}, "iterations": TWO_ITERATIONS}
-    launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
-    options = "--mixed_precision no --dynamo_backend no -m speech_tokenizers train"
-    process = subprocess.run(
-        [sys.executable, *launcher.split(), *options.split(), str(recipe("two", **changes))],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert process.stdout.splitlines()[-1] == f"the encoder: {tmp_path / 'two' / 'final'}"
+    main, other = run_ranks("-m", "speech_tokenizers", "train", recipe("two", **changes))
+    assert main.splitlines()[-1] == f"the encoder: {tmp_path / 'two' / 'final'}"
+    assert "the encoder:" not in other
     pretrain(load_pretraining_recipe(str(recipe("alone", gradient_accumulation_steps=2, **changes))))
     for iteration in TWO_ITERATIONS:
         logs = [log_of(tmp_path / run / iteration) for run in ("two", "alone")]

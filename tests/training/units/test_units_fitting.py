@@ -221,7 +221,8 @@ def test_what_cannot_be_read_is_named(encoder, audio_folder, tmp_path, capsys):
     assert "3 cannot be read" in capsys.readouterr().err
     lines = (tmp_path / "new" / "units.rejected.jsonl").read_text(encoding="utf-8").splitlines()
     reasons = {entry["name"]: entry["reason"] for entry in map(json.loads, lines)}
-    assert sorted(reasons) == ["broken.flac", "empty.wav", "with-nan.wav"]
+    assert sorted(reasons) == ["broken.flac", "empty.wav", "too-short.wav", "with-nan.wav"]
+    assert "a frame of the encoder needs" in reasons["too-short.wav"]
     assert "NaN" in reasons["with-nan.wav"]
     assert "no samples" in reasons["empty.wav"]
     for name in reasons:

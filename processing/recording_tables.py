@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where recordings stand: folders with or without metadata, Parquet, saved datasets and the Hub, as datasets."""
+
+import collections
+import glob
+import itertools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.compute
+import pyarrow.parquet
+
+from .audio_files import AudioFileError, find_audio_files
+from .metadata_files import MetadataRow, as_columns, as_text, check_file_names, read_metadata
+from .metadata_folders import METADATA_NAMES, parquet_columns, read_folder_metadata, tables_in
+
+
+def read_folder(folder: Path, audio_column: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
+    """
+    The recordings of a folder: those that its metadata name, else those of its Parquet files, else its audio files.
+
+    Raises:
+        ValueError: If there are none, or the metadata cannot be read.
+    """
+    tables = tables_in(folder, audio_column)
+    if tables.metadata:
+        recordings = from_metadata(read_folder_metadata(folder, tables.metadata), folder)
+        if all(file.parent != folder for file in tables.metadata):
+            _tell_unlisted(folder, set(recordings["file_name"][:]), tables.metadata)
+        return recordings
+    if tables.parquet:
+        return read_parquet(tables.parquet, audio_column, streaming)
+    files = sorted(find_audio_files([folder]))
+    for table in tables.unread[:1]:
+        more = f" and {len(tables.unread) - 1} more" if len(tables.unread) > 1 else ""
+        print(
+            f"{table}{more}: not read, since only {', '.join(METADATA_NAMES)} are; the recordings of {folder} have no"
+            " texts",
+            file=sys.stderr,
+        )
+    for file in files:
+        try:
+            str(file).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{str(file)!r}: the name is not UTF-8; rename the file.") from error
+    rows = [MetadataRow(str(file), {"file_name": os.path.relpath(file, folder)}) for file in files]
+    return from_metadata(rows, folder)
+
+
+def _tell_unlisted(folder: Path, listed: set[str], metadata: Sequence[Path]) -> None:
+    # Metadata of folders within a folder may leave out whole folders, which a reader would not expect.
+    try:
+        names = [os.path.relpath(file, folder) for file in find_audio_files([folder])]
+    except AudioFileError:
+        return
+    if unlisted := [name for name in names if name not in listed]:
+        print(
+            f"{folder}: {len(unlisted)} audio files are left out, such as {unlisted[0]!r}, since no metadata names"
+            f" them ({metadata[0]}{' and others' if len(metadata) > 1 else ''})",
+            file=sys.stderr,
+        )
+
+
+def from_metadata(rows: Sequence[MetadataRow], folder: Path) -> datasets.Dataset:
+    """
+    Recordings that rows name, with columns `audio` and `file_name` and the rows' others.
+
+    Args:
+        rows (sequence of [`MetadataRow`]): Rows with `file_name`.
+        folder (`Path`): Folder that each `file_name` is relative to.
+    """
+    columns = as_columns(rows)
+    columns.pop("audio", None)
+    paths = [str(folder / fields["file_name"]) for _, fields in rows]
+    audio = [{"path": path, "bytes": None} for path in paths]
+    kind = pyarrow.struct({"path": pyarrow.string(), "bytes": pyarrow.binary()})
+    return datasets.Dataset.from_dict({"audio": pyarrow.array(audio, kind), **columns})
+
+
+def read_parquet(
+    files: Sequence[Path], audio_column: str, streaming: bool
+) -> datasets.Dataset | datasets.IterableDataset:
+    """
+    The recordings of Parquet files. Relative paths in them count from the folder of each file.
+
+    A file that has `file_name` and no column of audio is metadata.
+
+    Raises:
+        ValueError: If a file is damaged, or has neither.
+    """
+    parts: list[Any] = []
+    folders: list[Path | None] = []
+    for folder, group in itertools.groupby(files, key=lambda file: file.parent):
+        names = []
+        for file in group:
+            num_rows, columns = parquet_columns(file)
+            if audio_column in columns:
+                names += [str(file)] * (num_rows > 0)  # `datasets` cannot read files without rows
+                continue
+            if "file_name" not in columns:
+                _check_audio_column(audio_column, columns, file)
+            parts.append(from_metadata(read_metadata(file), folder))
+            folders.append(None)  # its paths are whole
+        if names:
+            part = _load_parquet(names, streaming)
+            part = undecoded(part, audio_column, names[0])
+            parts.append(stream_as_read(part, folder) if streaming else part)
+            folders.append(folder)
+    if not parts:
+        raise ValueError(f"{files[0]}: holds no recording.")
+    if streaming:
+        parts = [part.to_iterable_dataset() if isinstance(part, datasets.Dataset) else part for part in parts]
+    what = f"{files[0]} and {len(files) - 1} more"
+    joined = parts[0] if len(parts) == 1 else _read_whole(lambda: datasets.concatenate_datasets(parts), what)
+    if streaming:
+        return joined
+    return as_read(joined, [folder for part, folder in zip(parts, folders, strict=True) for _ in range(len(part))])
+
+
+def _load_parquet(names: Sequence[str], streaming: bool) -> Any:
+    def read() -> Any:
+        # `datasets` takes a name for a pattern.
+        files = [glob.escape(name) for name in names]
+        return datasets.load_dataset("parquet", data_files=files, split="train", streaming=streaming)
+
+    return _read_whole(read, f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}")
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `save_to_disk` of `datasets` wrote a folder."""
+    is_one = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    return is_one or (folder / "dataset_dict.json").is_file()
+
+
+def read_saved_dataset(folder: Path, split: str, audio_column: str) -> datasets.Dataset:
+    """
+    A dataset that `save_to_disk` wrote; of several splits, the one that is named, or the only one.
+
+    Raises:
+        ValueError: If it is damaged, or there is no such split or column.
+    """
+    saved = _read_whole(lambda: datasets.load_from_disk(str(folder)), str(folder))
+    if isinstance(saved, datasets.DatasetDict):
+        if split not in saved and len(saved) > 1 or not saved:
+            raise ValueError(
+                f"{folder}: has no split {split!r}; name the folder of one that it has:"
+                f" {', '.join(str(folder / name) for name in saved)}."
+            )
+        folder = folder / (split if split in saved else next(iter(saved)))
+        saved = saved[folder.name]
+    if audio_column not in saved.column_names and "file_name" in saved.column_names:
+        rows = [
+            MetadataRow(f"{folder}, row {number} (from 0)", {name: as_text(value) for name, value in row.items()})
+            for number, row in enumerate(saved)
+        ]
+        check_file_names(rows, folder)
+        return from_metadata(rows, folder)
+    _check_audio_column(audio_column, saved.column_names, folder)
+    return as_read(undecoded(saved, audio_column, folder), [folder] * len(saved))
+
+
+def read_hub(path: str, split: str, audio_column: str, streaming: bool) -> Any:
+    """
+    A split of a dataset on the Hub.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    parent = Path(path).parent
+    is_path = path.startswith((".", "~", "/")) or path.count("/") > 1 or "\\" in path
+    if (
+        is_path
+        or Path(path).suffix.lower() in (".jsonl", ".csv", ".parquet")
+        or (str(parent) != "." and parent.is_dir())
+    ):
+        raise ValueError(f"{path}: there is no such file or folder; check the spelling.")
+    try:
+        recordings = datasets.load_dataset(path, split=split, streaming=streaming)
+    except (OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"{path}: there is no such file or folder here, and no dataset of that name can be had from the Hub"
+            f" ({error}); check the spelling."
+        ) from error
+    if recordings.features:
+        _check_audio_column(audio_column, recordings.features, path)
+    recordings = undecoded(recordings, audio_column, path)
+    if isinstance(recordings, datasets.Dataset):
+        return as_read(recordings, [None] * len(recordings))
+    return stream_as_read(recordings, None)
+
+
+def _read_whole(read: Callable[[], Any], what: str) -> Any:
+    # Errors of `datasets` and Arrow, which are of many kinds, name what cannot be read.
+    try:
+        return read()
+    except (pyarrow.ArrowException, datasets.exceptions.DatasetsError, OSError, ValueError, TypeError) as error:
+        reason = error.__cause__ or error
+        raise ValueError(f"{what}: cannot be read ({reason}); copy or write it anew.") from error
+
+
+def _check_audio_column(audio_column: str, columns: Any, where: Any) -> None:
+    if audio_column not in columns:
+        raise ValueError(f"`audio_column` is {audio_column!r}, but `{where}` has the columns {list(columns)}.")
+
+
+def undecoded(recordings: Any, audio_column: str, where: Any) -> Any:
+    """The same recordings, whose audio is not decoded and stands in the column `audio`."""
+    features = recordings.features or {}
+    if isinstance(features.get(audio_column), datasets.Audio):
+        recordings = recordings.cast_column(audio_column, datasets.Audio(decode=False))
+    if audio_column == "audio":
+        return recordings
+    if "audio" in features:
+        raise ValueError(f"`{where}` has a column `audio` beside `{audio_column}`; remove or rename it.")
+    return recordings.rename_column(audio_column, "audio")
+
+
+def as_read(recordings: datasets.Dataset, folders: Sequence[Path | None]) -> datasets.Dataset:
+    """
+    Recordings with text in the columns of single values, a `file_name` each (see [`with_names`]), and paths of audio
+    that count from a folder each.
+    """
+    return _anchored(with_names(_texts_in_columns(recordings)), folders)
+
+
+def stream_as_read(recordings: datasets.IterableDataset, folder: Path | None) -> datasets.IterableDataset:
+    """A stream with text in the columns of single values, and paths of audio that count from a folder."""
+    features = _features_as_read(recordings.features)
+    return recordings.map(_row_as_read, fn_kwargs={"folder": folder}, features=features)
+
+
+def _holds_one_value(feature: Any) -> bool:
+    is_bytes = isinstance(feature, datasets.Value) and "binary" in feature.dtype
+    return isinstance(feature, datasets.Value | datasets.ClassLabel) and not is_bytes
+
+
+def _texts_in_columns(recordings: datasets.Dataset) -> datasets.Dataset:
+    for name, feature in recordings.features.items():
+        if name == "audio" or not _holds_one_value(feature) or feature.dtype in ("string", "large_string"):
+            continue
+        values = pyarrow.array([as_text(value) for value in recordings[name][:]], pyarrow.string())
+        recordings = recordings.remove_columns(name).add_column(name, values)
+    return recordings
+
+
+def _row_as_read(row: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    audio = row["audio"]
+    if folder is not None:
+        if isinstance(audio, str):
+            audio = _below(folder, audio)
+        elif isinstance(audio, dict) and audio.get("bytes") is None and audio.get("array") is None:
+            audio = {**audio, "path": _below(folder, audio.get("path"))}
+    return {"audio": audio, **{name: as_text(value) for name, value in row.items() if name != "audio"}}
+
+
+def _features_as_read(features: datasets.Features | None) -> datasets.Features | None:
+    if features is None:
+        return None
+    text = datasets.Value("string")
+    return datasets.Features(
+        {name: text if name != "audio" and _holds_one_value(kind) else kind for name, kind in features.items()}
+    )
+
+
+def _below(folder: Path | None, path: str | None) -> str | None:
+    return path if folder is None or not path or "://" in path else str(folder / path)
+
+
+def _anchored(recordings: datasets.Dataset, folders: Sequence[Path | None]) -> datasets.Dataset:
+    # Relative paths of recordings whose bytes are not there count from a folder each. No bytes are copied.
+    audio, start, chunks, differ = recordings.data.column("audio"), 0, [], False
+    is_struct = pyarrow.types.is_struct(audio.type)
+    if is_struct and "path" not in _field_names(audio.type) or not is_struct and not _is_string(audio.type):
+        return recordings
+    for chunk in audio.chunks:
+        fields = {"path": chunk}
+        if is_struct:
+            fields = {name: pyarrow.compute.struct_field(chunk, name) for name in _field_names(audio.type)}
+        is_apart = [True] * len(chunk)
+        for name in {"bytes", "array"} & fields.keys():
+            is_apart = [a and b for a, b in zip(is_apart, fields[name].is_null().to_pylist(), strict=True)]
+        paths = fields["path"].to_pylist()
+        places = zip(folders[start : start + len(chunk)], paths, is_apart, strict=True)
+        anchored = [_below(folder, path) if apart else path for folder, path, apart in places]
+        differ = differ or anchored != paths
+        fields["path"] = pyarrow.array(anchored, pyarrow.string())
+        if is_struct:
+            chunk = pyarrow.StructArray.from_arrays(list(fields.values()), list(fields), mask=chunk.is_null())
+        chunks.append(chunk if is_struct else fields["path"])
+        start += len(chunk)
+    if not differ:
+        return recordings
+    return recordings.remove_columns("audio").add_column("audio", pyarrow.chunked_array(chunks))
+
+
+def _is_string(kind: pyarrow.DataType) -> bool:
+    return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
+
+
+def _field_names(kind: pyarrow.StructType) -> list[str]:
+    return [kind.field(index).name for index in range(kind.num_fields)]
+
+
+def with_names(recordings: datasets.Dataset) -> datasets.Dataset:
+    """
+    Recordings with a `file_name` each.
+
+    A row without one is named by the path of its audio, or, where it has none or other rows have the same, by its
+    number: `row 3`, `a.wav (row 3)`; rows count from 0. So a name stays the same whatever is filtered later.
+    """
+    count = len(recordings)
+    given: list[str | None] = [None] * count
+    if "file_name" in recordings.column_names:
+        given = [as_text(name) for name in recordings["file_name"][:]]
+        if all(given):
+            return recordings
+        recordings = recordings.remove_columns("file_name")
+    audio = recordings.select_columns(["audio"]).with_format("arrow")[:]["audio"] if count else None
+    paths: list[str | None] = [None] * count
+    if audio is not None and pyarrow.types.is_struct(audio.type) and "path" in _field_names(audio.type):
+        paths = pyarrow.compute.struct_field(audio, "path").to_pylist()
+    elif audio is not None and _is_string(audio.type):
+        paths = audio.to_pylist()
+    known = collections.Counter([*paths, *given])
+    names = []
+    for number, (name, path) in enumerate(zip(given, paths, strict=True)):
+        if not name and path:
+            name = path if known[path] == 1 else f"{path} (row {number})"
+        names.append(name or f"row {number}")
+    return recordings.add_column("file_name", pyarrow.array(names, pyarrow.string()))
+
+
+def check_names_differ(names: Sequence[str], rows: Sequence[int] | None = None, where: str = "the recordings") -> None:
+    """
+    Args:
+        names (sequence of `str`): Names of recordings.
+        rows (sequence of `int`, *optional*): Number of the row of each. Defaults to their order, from 0.
+        where (`str`, *optional*): What has the rows.
+
+    Raises:
+        ValueError: If two have the same name; the message names both rows.
+    """
+    places: dict[str, int] = {}
+    for number, name in zip(range(len(names)) if rows is None else rows, names, strict=True):
+        if places.setdefault(name, number) != number:
+            raise ValueError(
+                f"`file_name` {name!r} stands in the rows {places[name]} and {number} (from 0) of {where}; give each"
+                " recording a name of its own, or leave one out by a filter."
+            )

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The words of a text, spelt in one way: what recognisers learn to write, and what words are compared by.
+
+What is written alike becomes equal: case, composed and decomposed letters, full-width and half-width forms, shapes of
+apostrophes, digits of any script. What tells words of a script apart stays: vowel signs, tone marks, vowel points,
+voicing marks, the prolonged sound mark, and joiners where they change a word. Punctuation and symbols go.
+"""
+
+import itertools
+import re
+import unicodedata
+from functools import lru_cache
+
+
+# What is typed where an apostrophe is meant.
+_APOSTROPHES: dict[int, str | int] = dict.fromkeys(map(ord, "\u2019\u2018\u201b\u2032`\u00b4"), "'")
+# Letters that look like apostrophes; within a word they are typed as such.
+_APOSTROPHE_LETTERS = re.compile("(?<=[^\\W_])[\u02bb\u02bc\u02b9](?=[^\\W_])")
+# Voicing marks that stand alone combine, as those of half-width letters do.
+_VOICING_MARKS: dict[int, str | int] = {0x309B: 0x3099, 0x309C: 0x309A}
+# The vowels AM of Thai and Lao, which NFKC takes apart and keyboards do not.
+_VOWELS_AM = {"\u0e4d\u0e32": "\u0e33", "\u0ecd\u0eb2": "\u0eb3"}
+# Letters of Malayalam that older texts write as a consonant, a virama and a joiner.
+_CHILLU = {f"{letter}\u0d4d\u200d": form for letter, form in zip("ണനരലളക", "ൺൻർൽൾൿ", strict=True)}
+_RESPELLINGS = re.compile("|".join([*_VOWELS_AM, *_CHILLU]))
+# Abbreviations of Hebrew: a double quote between letters, and a single one after a letter.
+_GERSHAYIM = re.compile('(?<=[\u05d0-\u05ea])["\u201c\u201d\u201e](?=[\u05d0-\u05ea])')
+_GERESH = re.compile("(?<=[\u05d0-\u05ea])'(?=[\u05d0-\u05ea])")
+# Arabic letters that do not join the next one, so that a non-joiner after them changes nothing.
+_NOT_JOINING = re.compile(
+    "[\u0621-\u0625\u0627\u0629\u062f-\u0632\u0648\u0671-\u0677\u0688-\u0699\u06c0-\u06cb\u06d5]"
+)
+# Stretches a word for the eye.
+_STRETCHES = "\u0640\u07fa"
+# Characters without a look that are letters or marks to Unicode, beside those of the category Cf.
+_INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+_JOINERS = "\u200c\u200d"
+_ZERO_WIDTH_SPACE = "\u200b"
+_TURKIC = ("tr", "az")
+
+# Beginnings of the names of characters in whose scripts words follow each other without spaces.
+_UNSPACED_SCRIPTS = (
+    *("CJK UNIFIED", "CJK COMPATIBILITY", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "BOPOMOFO", "YI SYLLABLE", "THAI"),
+    *("LAO", "KHMER", "MYANMAR", "TAI THAM", "TAI LE", "NEW TAI LUE", "TAI VIET", "JAVANESE", "BALINESE"),
+)
+
+
+def words_of(text: str, language: str | None = None, keep_case: bool = False) -> list[str]:
+    """
+    The words of a text: runs of letters, marks and digits, and of apostrophes between them.
+
+    A hyphen, a space and any other punctuation part words. The function changes nothing in words that it gave.
+
+    Args:
+        text (`str`): Text of any script.
+        language (`str`, *optional*): Language, as a code. It matters for `"tr"` and `"az"`, where `I` is the capital
+            of `ı`.
+        keep_case (`bool`, *optional*, defaults to `False`): Whether capitals stay.
+    """
+    text = folded(text, language, keep_case)
+    words: list[list[str]] = [[]]
+    for index, character in enumerate(text):
+        if _is_kept(text, index, words[-1]):
+            words[-1].append(character)
+        elif _parts_words(character):
+            words.append([])
+    return [_with_final_sigma("".join(word)) for word in words if word]
+
+
+def normalized_word(word: str) -> str:
+    """The words of what stands between two spaces, in one; what words are compared by."""
+    return "".join(words_of(word))
+
+
+def folded(text: str, language: str | None = None, keep_case: bool = True) -> str:
+    """A text whose characters are those of [`words_of`], with its punctuation and spaces."""
+    text = "".join(map(_before_composition, text.translate(_APOSTROPHES | _VOICING_MARKS)))
+    text = unicodedata.normalize("NFKC", text)
+    if not keep_case:
+        if (language or "").lower().split("-")[0] in _TURKIC:
+            text = text.replace("İ", "i").replace("I", "ı")
+        # A whole text at once, since a capital sigma becomes another letter at the end of a word.
+        text = unicodedata.normalize("NFKC", text.lower().replace("i\u0307", "i"))
+    text = _RESPELLINGS.sub(lambda found: (_VOWELS_AM | _CHILLU)[found[0]], text)
+    text = "".join(c for c in text if not _is_ignored(c)).translate(_APOSTROPHES)
+    text = _GERSHAYIM.sub("\u05f4", _GERESH.sub("\u05f3", text))
+    return _APOSTROPHE_LETTERS.sub("'", text)
+
+
+@lru_cache(maxsize=8192)
+def is_unspaced(character: str) -> bool:
+    """Whether a character is of a script that puts no spaces between words, such as Chinese or Thai."""
+    return unicodedata.name(character, "").startswith(_UNSPACED_SCRIPTS)
+
+
+def counted_words(text: str) -> list[str]:
+    """
+    What an error rate counts as words: those between spaces, and in scripts without spaces each character with its
+    marks.
+
+    Args:
+        text (`str`): Words of [`words_of`], parted by spaces.
+    """
+    units: list[str] = []
+    for word in text.split():
+        for index, character in enumerate(word):
+            continues = index > 0 and unicodedata.category(character)[0] in "MC"
+            if continues or (index > 0 and not is_unspaced(character) and not is_unspaced(units[-1][0])):
+                units[-1] += character
+            else:
+                units.append(character)
+    return units
+
+
+def without_free_spaces(text: str) -> str:
+    """
+    A text with spaces only where they say something.
+
+    In scripts without spaces between words a space is the writer's choice. It goes there, and stands between such a
+    script and another one.
+
+    Args:
+        text (`str`): Words of [`words_of`], parted by spaces.
+    """
+    units = counted_words(text)
+    gaps = ["" if is_unspaced(a[0]) and is_unspaced(b[0]) else " " for a, b in itertools.pairwise(units)]
+    return "".join(unit + gap for unit, gap in zip(units, [*gaps, ""], strict=False))
+
+
+@lru_cache(maxsize=4096)
+def _before_composition(character: str) -> str:
+    category = unicodedata.category(character)
+    if category == "Nd":
+        return str(unicodedata.decimal(character))
+    if category == "No":  # else 10² would be 102, and 1½ would be 11/2
+        return f" {character} "
+    if category == "Sk" and unicodedata.decomposition(character).startswith("<compat> 0020"):
+        return " "  # an accent without a letter
+    return character
+
+
+@lru_cache(maxsize=4096)
+def _is_ignored(character: str) -> bool:
+    if character in _JOINERS or character == _ZERO_WIDTH_SPACE:
+        return False
+    return (
+        unicodedata.category(character) in ("Cf", "Me")
+        or character in _STRETCHES
+        or _INVISIBLE.match(character) is not None
+    )
+
+
+def _is_kept(text: str, index: int, word: list[str]) -> bool:
+    character, following = text[index], text[index + 1 : index + 2]
+    kind = unicodedata.category(character)[0]
+    if kind in "LN" or 0x2E5 <= ord(character) <= 0x2EB:  # letters, digits, and marks of tones that stand alone
+        return True
+    if not word:
+        return False
+    if kind == "M":
+        return True
+    if character == "'":
+        return word[-1] != "'" and bool(following) and unicodedata.category(following)[0] in "LN"
+    if character == "\u05f3":
+        return "\u05d0" <= word[-1] <= "\u05ea"
+    if character == "\u05f4":
+        return "\u05d0" <= word[-1] <= "\u05ea" and "\u05d0" <= following <= "\u05ea"
+    if character == "\u00b7":  # between the letters of Catalan's double l
+        return word[-1] in "lL" and following in ("l", "L")
+    if character in _JOINERS:
+        return _joiner_matters(character, word, following)
+    return False
+
+
+def _joiner_matters(joiner: str, word: list[str], following: str) -> bool:
+    # By the contexts of Unicode's Annex 31: beside a virama, and a non-joiner between Arabic letters that would join.
+    if word[-1] in _JOINERS:
+        return False
+    viramas = [c for c in (word[-1], following) if c and unicodedata.combining(c) == 9]
+    if viramas:
+        is_inside = bool(following) and unicodedata.category(following)[0] in "LM"
+        return is_inside or (joiner == "\u200d" and not following.strip())
+    before = next(c for c in reversed(word) if unicodedata.category(c)[0] != "M")
+    is_arabic = all(c and unicodedata.bidirectional(c) == "AL" for c in (before, following))
+    return joiner == "\u200c" and is_arabic and not _NOT_JOINING.match(before)
+
+
+def _parts_words(character: str) -> bool:
+    # An orphaned mark or joiner disappears; anything else that is not kept stands between words.
+    return unicodedata.category(character)[0] != "M" and character not in _JOINERS
+
+
+def _with_final_sigma(word: str) -> str:
+    if "σ" not in word and "ς" not in word:
+        return word
+    letters = [index for index, c in enumerate(word) if unicodedata.category(c)[0] == "L"]
+    spelt = list(word)
+    for place, index in enumerate(letters):
+        if spelt[index] in "σς" and len(letters) > 1:
+            spelt[index] = "ς" if place == len(letters) - 1 else "σ"
+    return "".join(spelt)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that mean the same in every command."""
+
+import argparse
+import math
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`; [`choose_device`] makes a device of it."""
+    parser.add_argument("--device", help="device, such as cpu or cuda:0; default: a GPU if there is one, else the CPU")
+
+
+def choose_device(name: str | None) -> str:
+    """
+    Args:
+        name (`str`, *optional*): A device as torch calls it. Defaults to a GPU if there is one, else the CPU.
+
+    Returns:
+        `str`: The device, on which a tensor can be made.
+
+    Raises:
+        ValueError: If it is misspelt or absent.
+    """
+    import torch
+
+    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split()).partition(" CUDA kernel errors")[0]
+        raise ValueError(f"--device {device}: {reason}") from error
+    return device
+
+
+def add_batch_seconds_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--batch-seconds`, which [`check_batch_seconds`] checks."""
+    parser.add_argument(
+        "--batch-seconds",
+        metavar="S",
+        type=float,
+        default=60.0,
+        help="audio in a batch, with its padding, in seconds (default: 60)",
+    )
+
+
+def check_batch_seconds(seconds: float) -> None:
+    """Raises `ValueError` if `--batch-seconds` is not positive and finite."""
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"--batch-seconds must be positive and finite, but is {seconds:g}.")
+
+
+__all__ = ["add_batch_seconds_argument", "add_device_argument", "check_batch_seconds", "choose_device"]

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders, Parquet and saved datasets: every recording keeps its text, its name and its own failure."""
+
+import io
+import json
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import soundfile
+
+from speech_tokenizers.processing.recording_fingerprint import recording_fingerprint
+from speech_tokenizers.processing.recordings import decode_all, decode_recording, load_recordings
+
+
+SAMPLES = (0.1 * np.sin(np.arange(1600))).tolist()
+
+
+def wav_bytes(num_samples=1600, **kwargs):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.resize(SAMPLES, num_samples), 16000, format="WAV", **kwargs)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    """A function: write columns as a Parquet file, and return the path."""
+
+    def write(name, **columns):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+        return path
+
+    return write
+
+
+def decoded(path, tmp_path):
+    result = decode_all(load_recordings(str(path)), 16000, tmp_path / "cache", show_progress=False)
+    lengths = dict(zip(result.names, map(len, result), strict=True))
+    return lengths, {entry["name"]: entry["reason"] for entry in result.rejected}
+
+
+def test_samples_with_their_rate_are_read(parquet, tmp_path):
+    audio = [{"array": SAMPLES, "sampling_rate": 16000}, {"array": SAMPLES, "sampling_rate": 8000}]
+    assert decoded(parquet("x.parquet", audio=audio), tmp_path) == ({"row 0": 1600, "row 1": 3200}, {})
+    np.testing.assert_allclose(
+        decode_recording(load_recordings(str(tmp_path / "x.parquet"))[0], 16000), SAMPLES, atol=1e-6
+    )
+
+
+def test_lists_of_samples_are_read_beside_a_column_of_rates(parquet, tmp_path):
+    path = parquet("x.parquet", audio=[SAMPLES, SAMPLES[:800]], sampling_rate=[16000, 16000])
+    assert decoded(path, tmp_path) == ({"row 0": 1600, "row 1": 800}, {})
+
+
+def test_lists_of_samples_without_a_rate_are_refused(parquet, tmp_path):
+    with pytest.raises(ValueError, match="row 0: the sampling rate of its samples is None"):
+        decoded(parquet("x.parquet", audio=[SAMPLES]), tmp_path)
+
+
+def test_one_row_without_usable_samples_costs_that_row_alone(parquet, tmp_path):
+    audio = [
+        {"array": SAMPLES, "sampling_rate": 16000, "path": "good"},
+        {"array": [], "sampling_rate": 16000, "path": "empty"},
+        {"array": [float("nan")] * 9, "sampling_rate": 16000, "path": "nan"},
+        {"array": SAMPLES, "sampling_rate": 0, "path": "rate"},
+        {"array": None, "sampling_rate": None, "path": None},
+        None,
+    ]
+    lengths, rejected = decoded(parquet("x.parquet", audio=audio), tmp_path)
+    assert lengths == {"good": 1600}
+    assert list(rejected) == ["empty", "nan", "rate", "row 4", "row 5"]
+    reasons = ["is empty", "NaN", "sampling rate of its samples is 0", "no audio", "no audio"]
+    assert all(reason in rejected[name] for name, reason in zip(rejected, reasons, strict=True))
+
+
+@pytest.mark.parametrize("samples", [[1, 2, 3], [[0.5], [0.5]]], ids=["integers", "two dimensions"])
+def test_samples_of_another_kind_are_refused(samples):
+    with pytest.raises(ValueError, match="`samples` must"):
+        decode_recording({"audio": samples, "sampling_rate": 16000}, 16000)
+
+
+def test_what_is_refused_as_a_file_is_refused_as_bytes(tmp_path):
+    whole = wav_bytes()
+    contents = [whole[:900], b"", b"noise" * 50, wav_bytes(0)]
+    nan = io.BytesIO()
+    soundfile.write(nan, np.full(100, np.nan, np.float32), 16000, format="WAV", subtype="FLOAT")
+    for content in [*contents, nan.getvalue()]:
+        path = tmp_path / "a.wav"
+        path.write_bytes(content)
+        with pytest.raises(ValueError) as of_file:
+            decode_recording({"audio": str(path)}, 16000)
+        with pytest.raises(ValueError) as of_bytes:
+            decode_recording({"audio": {"bytes": content, "path": "b.wav"}}, 16000)
+        assert of_bytes.value.reason == of_file.value.reason
+        assert str(of_bytes.value).startswith("b.wav: ")
+    np.testing.assert_allclose(decode_recording({"audio": whole}, 16000), SAMPLES, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["text", "struct", "Audio"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_relative_paths_count_from_the_folder_of_the_parquet_file(parquet, tmp_path, monkeypatch, kind, streaming):
+    for folder, length in (("one", 100), ("two", 200)):
+        audio = ["a.wav"] if kind == "text" else [{"path": "a.wav", "bytes": None}]
+        path = parquet(f"data[1]/{folder}/x.parquet", audio=audio)
+        soundfile.write(path.with_name("a.wav"), np.resize(SAMPLES, length), 16000)
+        if kind == "Audio":
+            monkeypatch.chdir(path.parent)  # where the writer finds it
+            table = datasets.Dataset.from_dict({"audio": audio}).cast_column("audio", datasets.Audio(decode=True))
+            table.to_parquet("x.parquet")
+    monkeypatch.chdir(tmp_path)
+    rows = load_recordings(str(tmp_path / "data[1]"), streaming=streaming)
+    assert [len(decode_recording(row, 16000)) for row in rows] == [100, 200]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_cells_of_parquet_are_texts(parquet, streaming):
+    path = parquet("x.parquet", audio=[wav_bytes()] * 3, text=[0, 7, None], number=[0.0, 1.5, float("nan")])
+    rows = list(load_recordings(str(path), streaming=streaming))
+    assert [(row["text"], row["number"]) for row in rows] == [("0", "0"), ("7", "1.5"), (None, None)]
+    (kept,) = load_recordings(str(path), {"text": "0"}, streaming=streaming)
+    assert kept["text"] == "0"
+    with pytest.raises(ValueError, match="no row with text=8"):
+        load_recordings(str(path), {"text": ["0", "8"]}, streaming=streaming)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(100) + b"PAR1"])
+def test_a_damaged_parquet_file_is_named(tmp_path, content):
+    (tmp_path / "x.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x.parquet: is no whole Parquet file"):
+        load_recordings(str(tmp_path))
+
+
+def test_parquet_without_rows_is_named_and_skipped_beside_others(parquet, tmp_path):
+    path = parquet("x.parquet", audio=pyarrow.array([], pyarrow.binary()))
+    with pytest.raises(ValueError, match="x.parquet: holds no recording"):
+        load_recordings(str(path))
+    parquet("y.parquet", audio=[wav_bytes()])
+    assert len(load_recordings(str(tmp_path))) == 1
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("split/train/a.wav", "split/test/a.wav"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        soundfile.write(tmp_path / name, SAMPLES, 16000)
+    return tmp_path
+
+
+def write_row(path, text, name="a.wav"):
+    path.write_text(json.dumps({"file_name": name, "text": text}) + "\n")
+
+
+def test_metadata_in_folders_are_read_with_names_relative_to_the_whole(folder, capsys):
+    write_row(folder / "split" / "train" / "metadata.jsonl", "hello")
+    rows = load_recordings(str(folder))
+    assert [(row["file_name"], row["text"]) for row in rows] == [("split/train/a.wav", "hello")]
+    assert len(decode_recording(rows[0], 16000)) == 1600
+    # What no metadata names is not left out silently.
+    assert "1 audio files are left out, such as 'split/test/a.wav'" in capsys.readouterr().err
+    (folder / "split" / "test" / "metadata.csv").write_text("file_name,text,speaker\na.wav,0,s\n")
+    rows = load_recordings(str(folder))
+    assert [(row["text"], row["speaker"]) for row in rows] == [("0", "s"), ("hello", None)]
+    assert capsys.readouterr().err == ""
+
+
+def test_metadata_of_parquet_are_read(folder):
+    table = pyarrow.table({"file_name": ["a.wav"], "text": ["hello"]})
+    pyarrow.parquet.write_table(table, folder / "split" / "train" / "metadata.parquet")
+    assert load_recordings(str(folder / "split" / "train"))["text"][:] == ["hello"]
+    assert load_recordings(str(folder))["file_name"][:] == ["split/train/a.wav"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("metadata.csv", "metadata.jsonl"),
+        ("metadata.jsonl", "split/train/metadata.jsonl"),
+        ("split/metadata.jsonl", "split/test/metadata.csv"),
+    ],
+)
+def test_two_files_of_metadata_for_the_same_recordings_are_refused(folder, first, second):
+    for name in (first, second):
+        (folder / name).write_text("x")
+    with pytest.raises(ValueError) as error:
+        load_recordings(str(folder))
+    assert str(folder / first) in str(error.value)
+    assert str(folder / second) in str(error.value)
+    assert "name the one to read" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["metadata.tsv", "metadata.json", "transcripts.csv", "split/train/metadata.txt"])
+def test_a_table_beside_the_audio_that_is_not_read_is_told(folder, capsys, name):
+    (folder / name).write_text("x")
+    assert len(load_recordings(str(folder))) == 2
+    assert f"{folder / name}: not read" in capsys.readouterr().err
+
+
+def test_a_saved_dataset_is_read_with_its_texts(tmp_path):
+    rows = {"audio": [{"path": "a.wav", "bytes": wav_bytes()}, {"path": "b.wav", "bytes": b""}], "text": [0, 7]}
+    saved = datasets.Dataset.from_dict(rows).cast_column("audio", datasets.Audio())
+    saved.save_to_disk(tmp_path / "one")
+    recordings = load_recordings(str(tmp_path / "one"))
+    assert [(row["file_name"], row["text"]) for row in recordings] == [("a.wav", "0"), ("b.wav", "7")]
+    assert decoded(tmp_path / "one", tmp_path)[0] == {"a.wav": 1600}
+    datasets.DatasetDict({"test": saved, "dev": saved.select([1])}).save_to_disk(tmp_path / "two")
+    assert load_recordings(str(tmp_path / "two"), split="dev")["text"][:] == ["7"]
+    with pytest.raises(ValueError, match="has no split 'train'; name the folder of one that it has: .*two/test"):
+        load_recordings(str(tmp_path / "two"))
+    next((tmp_path / "one").glob("*.arrow")).write_bytes(b"cut")
+    with pytest.raises(ValueError, match="one: cannot be read"):
+        load_recordings(str(tmp_path / "one"))
+
+
+def test_rows_without_names_are_named_by_their_number_whatever_is_filtered(parquet):
+    path = parquet("x.parquet", audio=[wav_bytes()] * 3, split=["a", "b", "b"])
+    assert load_recordings(str(path))["file_name"][:] == ["row 0", "row 1", "row 2"]
+    assert load_recordings(str(path), {"split": "b"})["file_name"][:] == ["row 1", "row 2"]
+
+
+def test_recordings_of_one_base_name_are_told_apart_by_their_number(parquet):
+    audio = [{"path": name, "bytes": wav_bytes()} for name in ("a.wav", "b.wav", "a.wav")]
+    path = parquet("x.parquet", audio=audio, split=["x", "x", "y"])
+    assert load_recordings(str(path))["file_name"][:] == ["a.wav (row 0)", "b.wav", "a.wav (row 2)"]
+    assert load_recordings(str(path), {"split": "y"})["file_name"][:] == ["a.wav (row 2)"]
+
+
+def test_equal_names_are_refused_and_two_rows_are_named(parquet):
+    path = parquet("x.parquet", audio=[wav_bytes()] * 4, file_name=["c", "a", "b", "a"], split=["1", "2", "2", "2"])
+    with pytest.raises(ValueError, match=r"'a' stands in the rows 1 and 3 \(from 0\)"):
+        load_recordings(str(path), {"split": "2"}, unique_names=True)
+
+
+def test_decoded_audio_is_kept_for_the_name_too(parquet, tmp_path):
+    path = parquet("x.parquet", audio=[wav_bytes()], file_name=["a"])
+    assert list(decoded(path, tmp_path)[0]) == ["a"]
+    path = parquet("y.parquet", audio=[wav_bytes()], file_name=["b"])
+    assert list(decoded(path, tmp_path)[0]) == ["b"]
+
+
+@pytest.mark.parametrize("path", ["nowhere/metadata.csv", "./nowhere", "/nowhere/at/all", "a/b/c"])
+def test_a_mistyped_path_is_no_name_on_the_hub(path):
+    with pytest.raises(ValueError, match="there is no such file or folder; check the spelling"):
+        load_recordings(path)
+
+
+def test_samples_of_a_row_have_a_fingerprint():
+    audio = {"array": SAMPLES, "sampling_rate": 16000}
+    assert recording_fingerprint({"audio": audio}) != recording_fingerprint(
+        {"audio": {**audio, "sampling_rate": 8000}}
+    )
+    assert recording_fingerprint({"audio": SAMPLES}) != recording_fingerprint({"audio": SAMPLES[1:]})
+    assert recording_fingerprint({"audio": None}) == "missing"
