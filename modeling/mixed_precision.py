@@ -3,13 +3,15 @@
 """Models some of whose parts compute in float32 or better, by whichever road the others went to half precision."""
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
+from torch import nn
 from transformers.utils import logging
 
 
 logger = logging.get_logger(__name__)
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class MixedPrecisionModel:
@@ -20,6 +22,11 @@ class MixedPrecisionModel:
     methods know nothing of that, so codebooks would be rounded, and codes would depend on the road. `.double()` turns
     all of the model into float64, as `from_pretrained` does.
     """
+
+    def post_init(self) -> None:
+        """See `PreTrainedModel.post_init`."""
+        super().post_init()  # type: ignore[misc]
+        guard_convolutions(self)  # type: ignore[type-var]
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], *args: Any, **kwargs: Any) -> Self:
         names = set(self._keep_in_fp32_modules_strict or ())  # type: ignore[attr-defined]
@@ -38,6 +45,35 @@ class MixedPrecisionModel:
         return super()._apply(keeping_precision, *args, **kwargs)  # type: ignore[misc]
 
 
+def guard_convolutions(model: Module) -> Module:
+    """
+    Let the convolutions of a model give right results in bfloat16 on a CPU.
+
+    There, on processors with AMX, oneDNN gets convolutions of few channels a group wrong, by as much as their output
+    (PyTorch 2.13; seen from 2 to 30 channels and from kernel 4 on), such as the positional one of a small HuBERT. They
+    are computed in float32.
+
+    Args:
+        model (`nn.Module`): The model, which is changed in place. What it computes elsewhere stays as it is.
+
+    Returns:
+        `nn.Module`: The same model.
+    """
+    for module in model.modules():
+        is_narrow = isinstance(module, nn.Conv1d) and 1 < module.in_channels // module.groups < 32
+        if is_narrow and module.kernel_size[0] > 1 and _in_float32 not in module._forward_hooks.values():
+            module.register_forward_hook(_in_float32)
+    return model
+
+
+def _in_float32(conv: nn.Conv1d, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+    if output.dtype != torch.bfloat16 or output.device.type != "cpu":
+        return None
+    with torch.autocast("cpu", enabled=False):
+        bias = None if conv.bias is None else conv.bias.float()
+        return conv._conv_forward(args[0].float(), conv.weight.float(), bias).to(output.dtype)
+
+
 def is_half(dtype: torch.dtype) -> bool:
     """Whether numbers of this type have fewer bits than float32."""
     return dtype.is_floating_point and dtype.itemsize < 4
@@ -49,12 +85,18 @@ def at_least_single(values: torch.Tensor) -> torch.Tensor:
 
 
 def warn_of_half_precision(model: Any) -> None:
-    """Say once a process that a model in half precision gives other tokens than in float32."""
+    """
+    Say once a process that a model in half precision, or under autocast, gives other tokens than in float32.
+
+    A model that `warns_of_half` has said it when it was loaded or cast.
+    """
     if torch.compiler.is_compiling():
         return
     dtype, device = model.dtype, model.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
+    elif getattr(model, "warns_of_half", False):
+        return
     if not is_half(dtype):
         return
     dtype = str(dtype).removeprefix("torch.")

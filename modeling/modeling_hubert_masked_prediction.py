@@ -17,6 +17,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .checked_loading import CheckedLoading
 from .configuration_hubert_masked_prediction import HubertMaskedPredictionConfig
 from .input_checks import check_arguments, check_waveforms
+from .mixed_precision import MixedPrecisionModel
 from .padding_invariance import conv_stem_states, frame_mask, make_padding_invariant, num_mask_frames
 
 
@@ -89,7 +90,7 @@ def span_mask(
     return mask
 
 
-class HubertForMaskedPrediction(CheckedLoading, HubertPreTrainedModel):
+class HubertForMaskedPrediction(MixedPrecisionModel, CheckedLoading, HubertPreTrainedModel):
     """
     HuBERT with what its pre-training needs: a projection of its frames and an embedding for each pseudo-label.
 

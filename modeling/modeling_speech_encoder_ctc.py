@@ -18,6 +18,7 @@ from .checked_loading import CheckedLoading
 from .configuration_speech_encoder_ctc import SpeechEncoderCTCConfig
 from .encoder_geometry import first_frame_centre, frame_geometry, has_fixed_window
 from .input_checks import check_arguments, check_finite, check_floats, check_mask
+from .mixed_precision import MixedPrecisionModel, guard_convolutions
 from .padding_invariance import make_padding_invariant
 from .speech_encoders import encoder_of, load_pretrained, select_layer, shortened_positions
 
@@ -26,7 +27,7 @@ from .speech_encoders import encoder_of, load_pretrained, select_layer, shortene
 _NEVER = -1e4
 
 
-class SpeechEncoderForCTC(CheckedLoading, PreTrainedModel):
+class SpeechEncoderForCTC(MixedPrecisionModel, CheckedLoading, PreTrainedModel):
     """
     A frozen speech encoder and a linear map from its states to the labels of a CTC (Graves et al., 2006).
 
@@ -86,7 +87,7 @@ class SpeechEncoderForCTC(CheckedLoading, PreTrainedModel):
             encoder_config=pretrained.config, inputs_to_logits_ratio=hop, first_frame_centre=centre, **fields
         )
         model = cls(config)
-        model.encoder = make_padding_invariant(encoder_of(pretrained)).requires_grad_(False)
+        model.encoder = guard_convolutions(make_padding_invariant(encoder_of(pretrained))).requires_grad_(False)
         return model.eval(), feature_extractor
 
     @torch.no_grad()

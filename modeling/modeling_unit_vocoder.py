@@ -26,6 +26,7 @@ from .input_checks import (
     check_num_samples,
     check_whole_numbers,
 )
+from .mixed_precision import MixedPrecisionModel
 from .spectral_layers import ChannelNorm, ConvNeXtBlock, InverseSpectrum, SpectralDecoder
 from .unit_runs import deduplicate_codes, expand_codes
 
@@ -65,7 +66,7 @@ class DurationPredictor(CodecSequential):
         )
 
 
-class UnitVocoderPreTrainedModel(FramedModel, CheckedLoading, PreTrainedModel):
+class UnitVocoderPreTrainedModel(MixedPrecisionModel, FramedModel, CheckedLoading, PreTrainedModel):
     """Weight initialisation and loading."""
 
     config_class = UnitVocoderConfig

@@ -19,6 +19,7 @@ from .encoder_geometry import (
     has_fixed_window,
     num_encoder_layers,
 )
+from .mixed_precision import guard_convolutions
 from .model_names import find_model
 from .padding_invariance import frame_mask, num_conv_frames, num_mask_frames
 
@@ -273,7 +274,7 @@ class WaveformEncoder:
     def __init__(self, encoder: nn.Module, feature_extractor: Any, window: str = "padded"):
         if window not in ("padded", "tight"):
             raise ValueError(f"`window` must be 'padded' or 'tight', but got {window!r}.")
-        self.encoder = encoder.eval()
+        self.encoder = guard_convolutions(encoder).eval()
         self.feature_extractor = feature_extractor
         self.window = window
 

@@ -22,7 +22,7 @@ from .input_checks import (
     check_num_samples,
     check_waveforms,
 )
-from .mixed_precision import warn_of_half_precision
+from .mixed_precision import guard_convolutions, warn_of_half_precision
 from .recording_stream import EMPTY_STREAM, RecordingStream, StreamState
 from .vector_quantization import ResidualVectorQuantizer
 
@@ -75,6 +75,7 @@ class TransformersCodec(SpeechCodec):
             raise ValueError(f"`feature_extractor` is needed: this {name} was loaded from no folder that has one.")
         if feature_extractor is None:
             feature_extractor = AutoFeatureExtractor.from_pretrained(model.name_or_path)
+        guard_convolutions(model)
         self.model, self.config, self.feature_extractor = model, config, feature_extractor
         self._sampling_rate = int(feature_extractor.sampling_rate)
         rate = getattr(config, "sampling_rate", None) or getattr(config, "sample_rate", None)

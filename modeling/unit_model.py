@@ -16,7 +16,7 @@ from .codec_interface import SpeechCodec, SpeechStream, TokenKind
 from .configuration_units import UnitsConfig
 from .encoder_geometry import first_frame_centre, frame_geometry, has_fixed_window, num_encoder_layers
 from .input_checks import check_codes, check_waveforms
-from .mixed_precision import MixedPrecisionModel, at_least_single
+from .mixed_precision import MixedPrecisionModel, at_least_single, guard_convolutions
 from .modeling_unit_vocoder import UnitVocoderModel, UnitVocoderOutput
 from .padding_invariance import frame_mask, make_padding_invariant
 from .speech_encoders import encoder_of, load_pretrained, spectrogram_states, transformer_layers, waveform_states
@@ -87,6 +87,7 @@ class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, PreT
         config = self.config
         if config.padding_invariant:
             make_padding_invariant(self.encoder)
+        guard_convolutions(self.encoder)
         self._log_mel = None
         if has_fixed_window(config.encoder_config):
             self._log_mel = WhisperFeatureExtractor(feature_size=config.encoder_config.num_mel_bins)

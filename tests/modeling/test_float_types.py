@@ -2,6 +2,7 @@
 """Every model computes in any float type, reached by any road, on inputs of any float type."""
 
 import logging
+import warnings
 
 import pytest
 import torch
@@ -162,20 +163,59 @@ def test_a_latent_language_model_takes_any_float_type(dtype):
         assert model.generate_latents(latents, 3, stop_threshold=None).latents.shape == (2, 3, 6)
 
 
-def test_half_precision_is_warned_of_once_and_float32_is_not(make_model, signal, caplog):
+@pytest.mark.parametrize("name", ["rvq", "dac"])
+def test_half_precision_is_warned_of_once_and_float32_is_not(name, make_model, signal, caplog):
     mixed_precision.logger.warning_once.cache_clear()
-    model, waveforms = make_model("rvq"), signal(1, 400)
-    with caplog.at_level(logging.WARNING):
+    model, waveforms = make_model(name), signal(1, 400)
+    with caplog.at_level(logging.WARNING), warnings.catch_warnings():
+        warnings.simplefilter("error")
         model.encode(waveforms)
-        model.double().encode(waveforms)
+        model.double().encode(waveforms.double())
+        model.float()
         assert "differ" not in caplog.text
-        model.float().half()
+        with torch.autocast("cpu", torch.bfloat16):
+            model.encode(waveforms)
+            model.encode(waveforms)
+    assert caplog.text.count("encodes in bfloat16: some of its tokens differ from those in float32") == 1
+    caplog.clear()
+    with caplog.at_level(logging.WARNING), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model.half()
         model.encode(waveforms)
         model.encode(waveforms)
-    assert caplog.text.count("encodes in float16: some of its tokens differ from those in float32") == 1
+    said = [str(warning.message) for warning in told if "computes in torch.float16" in str(warning.message)]
+    assert len(said) + caplog.text.count("encodes in float16") == 1
 
 
 @pytest.mark.parametrize("road", ROADS)
 def test_a_wrapped_codec_stays_wrapped_when_it_is_cast(road, make_model):
     codec = make_model("dac")
     assert ROADS[road](codec) is codec
+
+
+@pytest.mark.parametrize(("channels", "groups", "kernel", "stride"), [(192, 16, 128, 1), (16, 1, 12, 6), (8, 1, 8, 4)])
+@torch.no_grad()
+def test_narrow_convolutions_are_right_in_bfloat16(channels, groups, kernel, stride):
+    torch.manual_seed(0)
+    conv = torch.nn.Conv1d(channels, channels, kernel, stride, groups=groups, padding=kernel // 2)
+    inputs = torch.randn(1, channels, 3000)
+    exact = conv(inputs)
+    guarded = mixed_precision.guard_convolutions(mixed_precision.guard_convolutions(torch.nn.Sequential(conv)))
+    assert len(conv._forward_hooks) == 1
+    assert torch.equal(guarded(inputs), exact)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = guarded(inputs)
+    for output in (under_autocast, guarded.bfloat16()(inputs.bfloat16())):
+        assert output.dtype == torch.bfloat16
+        assert (output.float() - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("name", ["kmeans", "dc_spin", "mimi", "xcodec"])
+@torch.no_grad()
+def test_states_of_encoders_in_bfloat16_are_near_those_in_float32(name, make_model, signal):
+    waveforms = signal(1, 8000)
+    exact, rounded = (model.encode(waveforms) for model in (make_model(name), make_model(name).bfloat16()))
+    if name == "xcodec":  # keeps its latents to itself
+        assert (exact.audio_codes[:, 0] == rounded.audio_codes[:, 0]).float().mean() > 0.8
+    else:
+        assert (exact.latents - rounded.latents.float()).norm() < 0.1 * exact.latents.norm()
