@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import EncodecConfig, EncodecFeatureExtractor, EncodecModel
 
+from helpers.tiny_models import tiny_hubert
 from speech_tokenizers.modeling.codec_interface import pad_waveforms
 from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
@@ -104,11 +105,9 @@ def test_a_length_that_makes_no_sense_is_refused_by_streams(make_rvq_codec, wrap
 
 
 def test_statistics_that_make_no_sense_are_refused():
-    config = HubertConfig(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, conv_dim=(4,) * 7
-    )
+    config = tiny_hubert(num_hidden_layers=1, conv_dim=(4,) * 7)
     model = KMeansUnitsModel(KMeansUnitsConfig(encoder_config=config, layers=[1], normalization="standardize"))
-    ones = torch.ones(1, 8)
+    ones = torch.ones(1, config.hidden_size)
     for mean, std in ((ones, 0 * ones), (ones, torch.nan * ones), (ones[0], ones), (torch.ones(1), ones)):
         with pytest.raises(ValueError, match="must"):
             model.set_statistics(mean, std)
