@@ -183,6 +183,30 @@ def test_an_mp3_without_a_header_is_read_to_its_end_and_refused_if_cut():
         load_audio(bare[:-7], RATE)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_zeros_in_place_of_the_rest_of_an_mp3_are_refused_and_zeros_behind_it_are_not(rate, channels):
+    content = encoded("mp3", 2.0, rate, channels)
+    at = max(content.find(b"Xing"), content.find(b"Info"))
+    bare = content[content.index(content[:2], at) :]
+    assert length(bare + bytes(5000)) == length(bare)
+    for cut in range(len(bare) // 2, len(bare) // 2 + 300, 20):
+        # The middle of a frame, save where the cut happens to lie close to the beginning of one.
+        if content[:2] not in bare[cut - 8 : cut + 8]:
+            with pytest.raises(AudioFileError, match="zeros in place of audio"):
+                load_audio(bare[:cut] + bytes(len(bare) - cut), RATE)
+
+
+def test_zeros_between_mpeg_frames_of_one_recording_are_refused():
+    content = encoded("mp3", 4.0)
+    starts = mpeg_frames(content)
+    bare, hole = content[starts[1] :], bytes(starts[30] - starts[20])
+    with pytest.raises(AudioFileError, match="zeros between MPEG frames"):
+        load_audio(content[starts[1] : starts[20]] + hole + content[starts[30] :], RATE)
+    # Those that the first frame announces are all there, so that another recording follows.
+    assert length(content + hole + bare) > length(content)
+
+
 def test_an_mp3_that_lacks_whole_frames_is_refused():
     content = encoded("mp3")
     starts = mpeg_frames(content)
