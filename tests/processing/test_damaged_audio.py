@@ -303,6 +303,30 @@ def test_chunks_behind_the_samples_are_no_audio(chunk):
     assert length(wav(32000, 32036 + len(chunk), behind=chunk)) == RATE
 
 
+@pytest.mark.parametrize(("data_size", "riff_size"), [(0xFFFFFFFF, 0xFFFFFFFF), (0x7FFFF000, 0x7FFFF024), (0, 0)])
+@pytest.mark.parametrize(
+    "chunks", [LIST, b"id3 " + struct.pack("<I", len(ID3V2)) + ID3V2, LIST + LIST + b"JUNK\0\0\0\0"]
+)
+def test_chunks_behind_samples_of_unknown_number_are_no_audio(data_size, riff_size, chunks):
+    content = wav(data_size, riff_size, behind=chunks)
+    for behind in (b"", ID3V1):
+        assert np.array_equal(load_audio(content + behind, RATE), load_audio(encoded("wav"), RATE))
+    assert length(content + content) == 2 * RATE
+    # A name among samples is none of a chunk, unless its chunk ends where the file does.
+    assert length(wav(data_size, riff_size, behind=b"LIST\x10\0\0\0" + bytes(range(1, 41)))) == RATE + 24
+
+
+@pytest.mark.parametrize(
+    ("tag", "channels", "bits", "block_bytes"),
+    [(1, 1, 8, 2), (1, 1, 16, 1), (1, 2, 16, 2), (1, 1, 24, 4), (3, 1, 32, 8)],
+)
+def test_a_wav_whose_format_contradicts_itself_is_refused(tag, channels, bits, block_bytes):
+    content = wav(32000, 32036)
+    fmt = struct.pack("<HHIIHH", tag, channels, RATE, RATE * block_bytes, block_bytes, bits)
+    with pytest.raises(AudioFileError, match=f"contradicts itself: its `fmt ` chunk announces {block_bytes} bytes"):
+        load_audio(content[:20] + fmt + content[36:], RATE)
+
+
 @pytest.mark.parametrize("padding", [b"", b"\0"])
 def test_an_odd_number_of_bytes_is_read_with_and_without_padding(padding):
     samples = bytes(np.random.default_rng(0).integers(1, 256, 8001, dtype=np.uint8))
