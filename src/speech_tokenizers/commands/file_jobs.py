@@ -161,11 +161,13 @@ def check_targets(targets: Iterable[Path], folder: Path) -> None:
         if os.path.exists(parent) and not parent.is_dir():
             raise UsageError(f"{parent} is a file, where a folder is needed; choose another output folder.")
     for target in targets:
-        if os.path.exists(target):
-            try:
-                check_replaceable(target)
-            except OSError as error:
-                raise UsageError(f"{one_line(error)}; choose another output.") from error
+        try:
+            os.lstat(target)  # it tells a name that is too long from one that is free
+            check_replaceable(target)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UsageError(f"{one_line(error)}; choose another output.") from error
 
 
 def check_kept_outputs(plan: Plan, found: Callable[[Path], Any], expected: Callable[[Path], Any]) -> None:
