@@ -101,9 +101,10 @@ def read_clips(
             audio file.
         transcripts (sequence of `Path`, *optional*): Files of transcripts; see [`read_transcripts`]. Where several
             have a clip, the last one counts. Defaults to `metadata.jsonl` in `folder`, if any.
-        limit (`int`, *optional*): Largest number of recordings, the first ones, that are taken.
+        limit (`int`, *optional*): Largest number of recordings, the first ones, that are taken; at least 1.
         pattern (`str`, *optional*): Pattern that the path of a file within `folder` must match, such as `Original_*`.
     """
+    check_limit(limit)
     if list_file is None:
         paths = find_audio_files([folder])
     else:
@@ -128,6 +129,12 @@ def read_clips(
             f" {next(iter(texts), '')!r}, must be paths within the data, such as {clips[0].name!r}."
         )
     return clips
+
+
+def check_limit(limit: int | None) -> None:
+    """Raises `ValueError` if there is a `limit` of clips that leaves none."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"`limit` must be at least 1, but got {limit}; leave it out to take every clip.")
 
 
 def _listed(list_file: Path, folder: Path) -> list[Path]:

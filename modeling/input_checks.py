@@ -91,11 +91,13 @@ def check_mask(mask: torch.Tensor, name: str, shape: tuple[int, ...], side: str 
         `torch.LongTensor`: The same mask.
 
     Raises:
-        TypeError: If it is no tensor.
+        TypeError: If it is no tensor, or complex.
         ValueError: If the shape is wrong, there are numbers besides 0 and 1, or the ones of a row are none, not in
             one run, or not on the left where padding belongs on the right.
     """
     _check_tensor(mask, name)
+    if mask.is_complex():
+        raise TypeError(f"`{name}` must hold real numbers, 1 and 0, but is {mask.dtype}; give its real part.")
     if tuple(mask.shape) != tuple(shape):
         raise ValueError(f"`{name}` must have shape {tuple(shape)}, but has {tuple(mask.shape)}.")
     if not numbers_are_known():
@@ -338,6 +340,8 @@ def _check_tensor(values: Any, name: str, kind: str = "tensor") -> None:
 def check_floats(values: Any, name: str, advice: str = "convert it") -> torch.Tensor:
     """The values. Raises `TypeError`, with `advice`, unless they are a tensor of floating point."""
     _check_tensor(values, name, "tensor of floating point")
+    if values.is_complex():
+        advice = "give its real part, if nothing else is meant"
     if not values.is_floating_point():
         raise TypeError(f"`{name}` must be a tensor of floating point, but is {values.dtype}; {advice}.")
     return values

@@ -38,6 +38,8 @@ _NAMES = (
     b"SAXL|AESD|CHAN|desc|pakt|chan|kuki|strg|mark|regn|midi|ovvw|peak|edct|info|uuid|free"
 )
 _KNOWN_NAMES = frozenset(_NAMES.split(b"|"))
+# Such chunks are looked for within so many bytes from the end, which is more than a picture of an album takes.
+_LAST_CHUNKS_BYTES = 1 << 24
 
 
 class _Layout(NamedTuple):
@@ -91,16 +93,14 @@ def wav_part(source: ByteSource, position: int, is_boundary: IsBoundary) -> Audi
     if data is None or len(kept.get(b"fmt ", b"")) < 16:
         raise DamagedAudio("is cut, or holds no audio: it has no `fmt ` and `data` chunks; copy or convert it anew.")
 
+    fmt = kept[b"fmt "]
+    order = layout.size_format[0]
+    tag, block_bytes = _checked_format(fmt, order)
     announced = data.size
     if announced == 0xFFFFFFFF and len(kept.get(b"ds64", b"")) >= 16:
         form_size, announced = struct.unpack("<QQ", kept[b"ds64"][:16])
     length, stop = _extent(source, data.body, announced, _fits(source, position + 8, form_size), layout, is_boundary)
 
-    fmt = kept[b"fmt "]
-    order = layout.size_format[0]
-    tag, _, _, _, block_bytes, _ = struct.unpack(order + "HHIIHH", fmt[:16])
-    if tag == 0xFFFE and len(fmt) >= 26:
-        (tag,) = struct.unpack(order + "H", fmt[24:26])
     is_plain = tag in (1, 3, 6, 7) and block_bytes > 0
     chunks = [_written(layout, name, kept[name]) for name in (b"fmt ", b"fact") if name in kept]
     header = b"".join(chunks) + b"data"
@@ -183,8 +183,8 @@ def w64_part(source: ByteSource, position: int, is_boundary: IsBoundary) -> Audi
             break
     if data is None or len(fmt) < 16:
         raise DamagedAudio("is cut, or holds no audio: it has no `fmt ` and `data` chunks; copy or convert it anew.")
+    tag, block_bytes = _checked_format(fmt, "<")
     length, stop = _extent(source, data.body, data.size, _fits(source, position, form_size), _W64, is_boundary)
-    tag, _, _, _, block_bytes, _ = struct.unpack("<HHIIHH", fmt[:16])
     pieces = (
         range(position, position + 16),
         struct.pack("<q", data.body + length - position),
@@ -221,6 +221,21 @@ def sphere_part(source: ByteSource, position: int, is_boundary: IsBoundary) -> A
     return AudioPart((range(position, first + length),), stop, length // frame_bytes if frame_bytes else None)
 
 
+def _checked_format(fmt: bytes, order: str) -> tuple[int, int]:
+    # The kind of samples and the bytes a frame, which must be those of the channels and bits: libsndfile looks at the
+    # latter, and makes noise of what differs.
+    tag, num_channels, _, _, block_bytes, num_bits = struct.unpack(order + "HHIIHH", fmt[:16])
+    if tag == 0xFFFE and len(fmt) >= 26:
+        (tag,) = struct.unpack(order + "H", fmt[24:26])
+    expected = num_channels * -(-num_bits // 8)
+    if tag in (1, 3) and expected not in (0, block_bytes):
+        raise DamagedAudio(
+            f"contradicts itself: its `fmt ` chunk announces {block_bytes} bytes for a sample of every channel, but "
+            f"channels ({num_channels}) of {num_bits} bits need {expected}; correct the header, or convert it anew."
+        )
+    return tag, block_bytes
+
+
 def _extent(
     source: ByteSource,
     body: int,
@@ -254,7 +269,23 @@ def _extent(
     stop = next_recording(source, body)
     if stop == source.size and source.read(stop - 128, 3) == b"TAG":
         stop -= 128
-    return stop - body, stop
+    return (stop if layout is None else _last_chunks(source, body, stop, layout)) - body, stop
+
+
+def _last_chunks(source: ByteSource, body: int, stop: int, layout: _Layout) -> int:
+    # Where known chunks begin of which the last one ends at `stop`, or `stop`: where the samples end whose number is
+    # unknown. That samples look so by chance is next to impossible.
+    first = max(body, stop - _LAST_CHUNKS_BYTES)
+    names = b"|".join(map(re.escape, _KNOWN_NAMES))
+    for match in re.finditer(b"(?=" + names + b")", source.read(first, stop - first)):
+        begin = place = first + match.start()
+        for chunk in _chunks(source, begin, layout):
+            if chunk.name not in _KNOWN_NAMES or not 0 <= chunk.size <= stop - chunk.body:
+                break
+            place = _after(source, chunk, layout)
+            if place >= stop:  # the padding of the last one may be missing
+                return begin
+    return stop
 
 
 def _fits(source: ByteSource, position: int, form_size: int) -> bool:

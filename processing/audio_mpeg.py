@@ -24,6 +24,7 @@ _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 
 _BLOCK_BYTES = 1 << 20
 _EARLY_BYTES = 1 << 16
 _ROOMY_BITRATE = 9  # of the codes
+_MOST_ZEROS = 3  # bytes of audio that may be 0 by chance
 
 
 class _Frame(NamedTuple):
@@ -70,7 +71,7 @@ def mpeg_part(source: ByteSource, position: int) -> AudioPart:
         position (`int`): Where the first frame begins.
 
     Raises:
-        DamagedAudio: If a frame is cut, or fewer are there than the first one announces.
+        DamagedAudio: If a frame is cut or runs into zeros, or fewer are there than the first one announces.
     """
     start = position
     header = source.read(position, 4)
@@ -82,6 +83,7 @@ def mpeg_part(source: ByteSource, position: int) -> AudioPart:
     announced = _announced(announcing, first)
     begin = start if announced is None else start + first.length
     position, num_frames = begin, 0
+    last, before_last = range(0), range(0)  # bytes of the two last frames
 
     buffer, buffer_start = b"", position
     while True:
@@ -99,8 +101,11 @@ def mpeg_part(source: ByteSource, position: int) -> AudioPart:
             raise DamagedAudio(
                 f"truncated: the last {missing} bytes of an MPEG frame are missing; copy or convert it anew."
             )
+        last, before_last = range(position, position + frame.length), last
         position += frame.length
         num_frames += 1
+    if source.read(position, 1) == b"\0":
+        _check_not_zeroed(source, last, before_last)
     # Some writers count the frame that announces, too.
     one_less = announced is not None and 0 < announced.bytes <= position - start
     if announced is not None and num_frames < announced.frames - one_less:
@@ -113,6 +118,24 @@ def mpeg_part(source: ByteSource, position: int) -> AudioPart:
         announcing = _announcement(announcing, header, first, num_frames, position - begin)
     pieces = (announcing, range(begin, position))
     return AudioPart(pieces, position, num_frames * first.num_samples, 4 * first.num_samples)
+
+
+def announces_frames(source: ByteSource, position: int) -> bool:
+    """Whether the MPEG frame at `position` says how many frames follow, so that a recording begins with it."""
+    frame = _frame(source.read(position, 4))
+    return frame is not None and _announced(source.read(position, 256), frame) is not None
+
+
+def _check_not_zeroed(source: ByteSource, last: range, before_last: range) -> None:
+    # Zeros behind the last frame are padding, unless they begin within it: then a download or a copy was not finished.
+    # Where silence or filling ends frames with zeros, the frame before the last one does so, too.
+    content, before = (source.read(frame.start, len(frame)) for frame in (last, before_last))
+    num_zeros, usual = (len(frame) - len(frame.rstrip(b"\0")) for frame in (content, before))
+    if num_zeros > max(_MOST_ZEROS, usual):
+        raise DamagedAudio(
+            f"truncated: from byte {last.stop - num_zeros} on, within an MPEG frame, there are zeros in place of "
+            "audio; copy, download or convert it anew."
+        )
 
 
 def _announcement(announcing: bytes, header: bytes, first: _Frame, num_frames: int, num_bytes: int) -> bytes:
@@ -160,4 +183,4 @@ def _frame(header: bytes) -> _Frame | None:
     return _Frame(length if bitrate else 0, num_samples, (version, layer, rate, is_mono), side_bytes)
 
 
-__all__ = ["find_mpeg", "is_mpeg", "mpeg_part"]
+__all__ = ["announces_frames", "find_mpeg", "is_mpeg", "mpeg_part"]

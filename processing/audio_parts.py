@@ -5,7 +5,7 @@ import dataclasses
 
 from .audio_bytes import AudioPart, ByteSource, DamagedAudio
 from .audio_chunks import aiff_part, au_part, caf_part, sphere_part, w64_part, wav_part
-from .audio_mpeg import find_mpeg, is_mpeg, mpeg_part
+from .audio_mpeg import announces_frames, find_mpeg, is_mpeg, mpeg_part
 from .audio_pages import flac_part, ogg_part
 
 
@@ -49,8 +49,21 @@ def audio_parts(source: ByteSource) -> list[AudioPart]:
             else:
                 part = dataclasses.replace(mpeg_part(source, first_frame), is_known=False)
         parts.append(part)
-        position = _behind_tags(source, part.stop)
+        begin, position = position, _behind_tags(source, part.stop)
+        if position < source.size:
+            _check_no_hole(source, begin, part.stop, position)
     return parts
+
+
+def _check_no_hole(source: ByteSource, begin: int, stop: int, following: int) -> None:
+    # Zeros between MPEG frames that nothing announces: of one recording, not between two.
+    begins = (begin, following)
+    is_one = all(_container(source, at) == "mpeg" and not announces_frames(source, at) for at in begins)
+    if is_one and source.after_zeros(stop) == following > stop:
+        raise DamagedAudio(
+            f"is damaged: from byte {stop} to {following} there are zeros between MPEG frames; copy or download it "
+            "anew, or cut off what is no part of it."
+        )
 
 
 def _part(source: ByteSource, position: int) -> AudioPart | None:

@@ -43,12 +43,17 @@ def read_folder(folder: Path, audio_column: str, streaming: bool) -> datasets.Da
             " texts",
             file=sys.stderr,
         )
+    rows = []
     for file in files:
         try:
             str(file).encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{str(file)!r}: the name is not UTF-8; rename the file.") from error
-    rows = [MetadataRow(str(file), {"file_name": os.path.relpath(file, folder)}) for file in files]
+        except UnicodeEncodeError:
+            # Arrow, which holds the rows, has no such names.
+            print(f"left out: {str(file)!r}: the name is not UTF-8; rename the file", file=sys.stderr)
+        else:
+            rows.append(MetadataRow(str(file), {"file_name": os.path.relpath(file, folder)}))
+    if not rows:
+        raise ValueError(f"{str(folder)!r}: no recording in it has a name in UTF-8; rename the files or the folder.")
     return from_metadata(rows, folder)
 
 

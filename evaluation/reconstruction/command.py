@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from speech_tokenizers.coding.command_options import add_device_argument, choose_device
+from speech_tokenizers.coding.command_options import add_device_argument, choose_device, count
 
 
 MODELS_HELP = (
@@ -52,7 +52,7 @@ def add_measuring_arguments(parser: argparse.ArgumentParser, metrics: Sequence[s
         help="JSON lines with file_name and text, or .tsv lines of the two; the last file that has a clip counts; "
         "default: metadata.jsonl of the data",
     )
-    parser.add_argument("--limit", type=int, help="use only the first so many clips")
+    parser.add_argument("--limit", type=count, help="use only the first so many clips")
     parser.add_argument(
         "--metrics", nargs="*", choices=METRIC_NAMES, default=metrics, help=f"default: {' '.join(metrics)}"
     )

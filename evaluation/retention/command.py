@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from speech_tokenizers.coding.command_options import add_device_argument, choose_device
+from speech_tokenizers.coding.command_options import add_device_argument, choose_device, count
 from speech_tokenizers.evaluation.reconstruction.command import MODELS_HELP
 
 
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-quantizers", nargs="*", type=int, help="numbers of codebooks; default: all")
     parser.add_argument("--list", type=Path, help="text file of paths relative to the data; default: all audio files")
     parser.add_argument("--pattern", metavar="GLOB", help="use only recordings whose path in the data matches")
-    parser.add_argument("--limit", type=int, help="use only the first so many clips")
+    parser.add_argument("--limit", type=count, help="use only the first so many clips")
     parser.add_argument(
         "--rates",
         nargs="+",

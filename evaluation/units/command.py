@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from speech_tokenizers.coding.command_options import add_device_argument, choose_device
+from speech_tokenizers.coding.command_options import add_device_argument, choose_device, count
 
 
 MEASURE_NAMES = (
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="the rows of the metadata to use",
     )
-    parser.add_argument("--limit", type=int, help="use only so many clips, drawn by the seed; default: all")
+    parser.add_argument("--limit", type=count, help="use only so many clips, drawn by the seed; default: all")
     parser.add_argument(
         "--labels",
         type=Path,

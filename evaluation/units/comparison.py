@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.evaluation.clip_results import ResultsFile
-from speech_tokenizers.evaluation.clips import Clip
+from speech_tokenizers.evaluation.clips import Clip, check_limit
 from speech_tokenizers.evaluation.codec_systems import EncodingSystem
 from speech_tokenizers.evaluation.frame_labels import read_labels
 from speech_tokenizers.evaluation.reconstruction.comparison import installed_version
@@ -107,14 +107,15 @@ def read_spoken_clips(
     Args:
         path (`str`), filter_by (mapping), file_list (`str`, *optional*): Arguments of
             [`~processing.recordings.load_recordings`]; the recordings are files.
-        limit (`int`, *optional*): Number of recordings to draw. Defaults to all.
+        limit (`int`, *optional*): Number of recordings to draw, at least 1. Defaults to all.
         labels, character_labels (`Path`, *optional*): Files of phones and characters; see
             [`~evaluation.frame_labels.read_labels`]. Stress digits of phones are left out.
         seed (`int`, *optional*, defaults to 0): Seed for the draw.
 
     Raises:
-        ValueError: If there is no such recording, or none of them has labels.
+        ValueError: If `limit` leaves no recording, there is none, or none of them has labels.
     """
+    check_limit(limit)
     recordings = load_recordings(path, dict(filter_by), file_list, unique_names=True)
     chosen = range(len(recordings))
     if limit is not None and limit < len(recordings):

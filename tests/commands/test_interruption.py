@@ -64,7 +64,15 @@ def left_over(folder):
     return [path for path in folder.rglob("*") if path.name.startswith(".") or path.name.endswith(".tmp")]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        (signal.SIGHUP, 129),
+        *((number, 128 + number) for number in (signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2)),
+    ],
+)
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_signal_ends_every_verb_with_its_number_no_half_file_and_a_summary(
     batch, at_second_write, tmp_path, verb, number, code
@@ -286,6 +294,15 @@ def test_a_line_that_the_disk_has_no_room_for_leaves_the_lines_before(tmp_path):
         for number in range(9):
             file.append(str(number) * 99)
     assert path.read_text() == "".join(str(number) * 99 + "\n" for number in range(4))
+
+
+def test_a_file_of_units_that_the_disk_has_no_room_for_is_named_and_not_the_recording(batch, tmp_path):
+    output = tmp_path / "units.jsonl"
+    with files_of_at_most(100):
+        code, errors = batch("units", output=output)
+    assert code == 1
+    assert errors[0].startswith(f"failed: {output}: ")
+    assert not any(name in line for line in errors for name in ("a.wav", "b.wav", "c.wav"))
 
 
 @pytest.mark.parametrize("state", ["full", "left"])

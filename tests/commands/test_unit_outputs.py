@@ -194,6 +194,25 @@ def test_a_folder_above_with_a_tab_is_refused_too(units, speech, no_work):
     assert "has a tab or a line break" in errors[-1]
 
 
+def test_a_name_that_is_too_long_beside_km_is_known_before_the_work(units, speech, no_work, tmp_path):
+    code, errors = units(speech(), "km", "--deduplicate", output=tmp_path / ("u" * 248 + ".km"))
+    assert code == 2
+    assert ".durations: File name too long; choose another output." in errors[-1]
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".durations"])
+def test_km_that_lacks_a_file_beside_it_is_known_to_be_incomplete(units, speech, tmp_path, suffix):
+    source = speech()
+    units(source, "km", "--deduplicate")
+    missing = (tmp_path / "units.km").with_suffix(suffix)
+    missing.unlink()
+    code, errors = units(source, "km", "--deduplicate", "--skip-existing")
+    assert code == 2
+    assert f"{missing} is missing; pass --overwrite to make them all anew" in errors[-1]
+    assert units(source, "km", "--deduplicate", "--overwrite")[0] == 0
+    assert missing.exists()
+
+
 @pytest.mark.parametrize("suffix", [".tsv", ".durations", ".made_by"])
 def test_km_replaces_nothing_beside_it_unless_told(units, speech, no_work, tmp_path, suffix):
     beside = (tmp_path / "units.km").with_suffix(suffix)

@@ -26,6 +26,7 @@ BAD_MASKS = {
     "shape": (lambda mask: mask[:, 1:], ValueError, r"must have shape \(2, "),
     "one row": (lambda mask: mask[0], ValueError, r"must have shape \(2, "),
     "list": (lambda mask: mask.tolist(), TypeError, r"must be a tensor, but is list; `torch.as_tensor`"),
+    "complex": (lambda mask: mask + 1j, TypeError, "must hold real numbers, 1 and 0, but is torch.complex64"),
     "numpy": (lambda mask: mask.numpy(), TypeError, r"must be a tensor, but is ndarray; `torch.as_tensor`"),
 }
 
@@ -91,7 +92,7 @@ def test_units_are_padded_on_the_right(name, make_model, signal):
         (lambda good: None, TypeError, "but is NoneType"),
         (lambda good: (good * 9).long(), TypeError, "but is torch.int64; divide integers"),
         (lambda good: good > 0, TypeError, "but is torch.bool"),
-        (lambda good: good + 0j, TypeError, "but is torch.complex64"),
+        (lambda good: good + 0j, TypeError, "but is torch.complex64; give its real part"),
         (lambda good: good.masked_fill(good == good[1].max(), torch.nan), ValueError, "NaN or infinity in row 1"),
         (lambda good: good.masked_fill(good == good[0].max(), torch.inf), ValueError, "NaN or infinity in row 0"),
         (lambda good: good * 1e30, ValueError, "which is no audio"),

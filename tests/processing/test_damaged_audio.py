@@ -183,6 +183,30 @@ def test_an_mp3_without_a_header_is_read_to_its_end_and_refused_if_cut():
         load_audio(bare[:-7], RATE)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_zeros_in_place_of_the_rest_of_an_mp3_are_refused_and_zeros_behind_it_are_not(rate, channels):
+    content = encoded("mp3", 2.0, rate, channels)
+    at = max(content.find(b"Xing"), content.find(b"Info"))
+    bare = content[content.index(content[:2], at) :]
+    assert length(bare + bytes(5000)) == length(bare)
+    for cut in range(len(bare) // 2, len(bare) // 2 + 300, 20):
+        # The middle of a frame, save where the cut happens to lie close to the beginning of one.
+        if content[:2] not in bare[cut - 8 : cut + 8]:
+            with pytest.raises(AudioFileError, match="zeros in place of audio"):
+                load_audio(bare[:cut] + bytes(len(bare) - cut), RATE)
+
+
+def test_zeros_between_mpeg_frames_of_one_recording_are_refused():
+    content = encoded("mp3", 4.0)
+    starts = mpeg_frames(content)
+    bare, hole = content[starts[1] :], bytes(starts[30] - starts[20])
+    with pytest.raises(AudioFileError, match="zeros between MPEG frames"):
+        load_audio(content[starts[1] : starts[20]] + hole + content[starts[30] :], RATE)
+    # Those that the first frame announces are all there, so that another recording follows.
+    assert length(content + hole + bare) > length(content)
+
+
 def test_an_mp3_that_lacks_whole_frames_is_refused():
     content = encoded("mp3")
     starts = mpeg_frames(content)
@@ -277,6 +301,30 @@ LIST = b"LIST" + struct.pack("<I", 26) + b"INFOISFT" + struct.pack("<I", 14) + b
 @pytest.mark.parametrize("chunk", [LIST, LIST[:-3], b"xYz9" + struct.pack("<I", 3) + b"abc\0", LIST + ID3V1])
 def test_chunks_behind_the_samples_are_no_audio(chunk):
     assert length(wav(32000, 32036 + len(chunk), behind=chunk)) == RATE
+
+
+@pytest.mark.parametrize(("data_size", "riff_size"), [(0xFFFFFFFF, 0xFFFFFFFF), (0x7FFFF000, 0x7FFFF024), (0, 0)])
+@pytest.mark.parametrize(
+    "chunks", [LIST, b"id3 " + struct.pack("<I", len(ID3V2)) + ID3V2, LIST + LIST + b"JUNK\0\0\0\0"]
+)
+def test_chunks_behind_samples_of_unknown_number_are_no_audio(data_size, riff_size, chunks):
+    content = wav(data_size, riff_size, behind=chunks)
+    for behind in (b"", ID3V1):
+        assert np.array_equal(load_audio(content + behind, RATE), load_audio(encoded("wav"), RATE))
+    assert length(content + content) == 2 * RATE
+    # A name among samples is none of a chunk, unless its chunk ends where the file does.
+    assert length(wav(data_size, riff_size, behind=b"LIST\x10\0\0\0" + bytes(range(1, 41)))) == RATE + 24
+
+
+@pytest.mark.parametrize(
+    ("tag", "channels", "bits", "block_bytes"),
+    [(1, 1, 8, 2), (1, 1, 16, 1), (1, 2, 16, 2), (1, 1, 24, 4), (3, 1, 32, 8)],
+)
+def test_a_wav_whose_format_contradicts_itself_is_refused(tag, channels, bits, block_bytes):
+    content = wav(32000, 32036)
+    fmt = struct.pack("<HHIIHH", tag, channels, RATE, RATE * block_bytes, block_bytes, bits)
+    with pytest.raises(AudioFileError, match=f"contradicts itself: its `fmt ` chunk announces {block_bytes} bytes"):
+        load_audio(content[:20] + fmt + content[36:], RATE)
 
 
 @pytest.mark.parametrize("padding", [b"", b"\0"])

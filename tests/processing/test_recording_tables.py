@@ -3,6 +3,7 @@
 
 import io
 import json
+import os
 
 import datasets
 import numpy as np
@@ -254,3 +255,14 @@ def test_samples_of_a_row_have_a_fingerprint():
     )
     assert recording_fingerprint({"audio": SAMPLES}) != recording_fingerprint({"audio": SAMPLES[1:]})
     assert recording_fingerprint({"audio": None}) == "missing"
+
+
+def test_a_file_whose_name_is_no_unicode_is_left_out_by_name_and_no_other(tmp_path, capsys):
+    for name in (b"a.wav", b"b\xff.wav"):
+        with open(os.fsencode(tmp_path) + b"/" + name, "wb") as file:
+            file.write(wav_bytes())
+    assert load_recordings(str(tmp_path))["file_name"][:] == ["a.wav"]
+    assert "b\\udcff.wav': the name is not UTF-8; rename the file" in capsys.readouterr().err
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(ValueError, match="no recording in it has a name in UTF-8"):
+        load_recordings(str(tmp_path))

@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from huggingface_hub import try_to_load_from_cache
 from tqdm import tqdm
 
 from speech_tokenizers.coding.loading import find_checkpoint
-from speech_tokenizers.processing.recording_fingerprint import recording_fingerprint
+from speech_tokenizers.processing.recording_fingerprint import recording_fingerprints
 from speech_tokenizers.processing.recordings import load_recordings, recording_name
 from speech_tokenizers.processing.whole_files import write_whole
 from speech_tokenizers.training.common.processes import process_state
@@ -314,11 +314,15 @@ def recordings_of(rows: Any, columns: Iterable[str | None] = ()) -> dict[str, An
     Returns:
         `dict`: `names` and `audio`, a list each, and `columns`, a list each by name.
     """
-    names, audio = [], []
+    names: list[str] = []
     has_columns = hasattr(rows, "column_names")
-    for index, row in enumerate(rows.select_columns(_audio_columns(rows)) if has_columns else rows):
-        names.append(recording_name(row, index) if isinstance(row, dict) else f"row {index}")
-        audio.append(recording_fingerprint(row))
+
+    def named() -> Iterator[Any]:
+        for index, row in enumerate(rows.select_columns(_audio_columns(rows)) if has_columns else rows):
+            names.append(recording_name(row, index) if isinstance(row, dict) else f"row {index}")
+            yield row
+
+    audio = list(recording_fingerprints(named()))
     kept = [column for column in columns if column is not None and has_columns and column in rows.column_names]
     said = {column: [_digest(json.dumps(v, default=str))[:8] for v in rows[column][:]] for column in kept}
     return {"names": names, "audio": audio, "columns": said}

@@ -19,17 +19,30 @@ def choose_device(name: str | None) -> str:
         `str`: The device, on which a tensor can be made.
 
     Raises:
-        ValueError: If it is misspelt or absent.
+        ValueError: If it is misspelt or absent, or computes nothing.
     """
     import torch
 
     device = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(1, device=device)
+        is_meta = torch.empty(1, device=device).is_meta
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split()).partition(" CUDA kernel errors")[0]
         raise ValueError(f"--device {device}: {reason}") from error
+    if is_meta:
+        raise ValueError(f"--device {device}: it holds shapes without numbers; choose a device that computes, as cpu.")
     return device
+
+
+def count(text: str) -> int:
+    """The type of an argument that counts things, such as `--limit`: a whole number of at least 1."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, but is {text!r}")
+    return number
 
 
 def add_batch_seconds_argument(parser: argparse.ArgumentParser) -> None:
@@ -49,4 +62,4 @@ def check_batch_seconds(seconds: float) -> None:
         raise ValueError(f"--batch-seconds must be positive and finite, but is {seconds:g}.")
 
 
-__all__ = ["add_batch_seconds_argument", "add_device_argument", "check_batch_seconds", "choose_device"]
+__all__ = ["add_batch_seconds_argument", "add_device_argument", "check_batch_seconds", "choose_device", "count"]

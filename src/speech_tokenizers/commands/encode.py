@@ -18,7 +18,7 @@ from speech_tokenizers.commands.file_jobs import (
     plan,
     work,
 )
-from speech_tokenizers.commands.frame import load_model
+from speech_tokenizers.commands.frame import UsageError, load_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +42,11 @@ def run(args: argparse.Namespace) -> int:
     planned = plan(args, "encode", AUDIO_SUFFIXES, (CODE_FILE_SUFFIX,))
     model, _ = load_model(args.model, args.device)
     check_kind(model, args)
+    if args.dtype != "float32" and not args.latents and model.kind != "latents":
+        raise UsageError(
+            f"--dtype {args.dtype} is for latents, but {args.model or 'the model'} gives codes; add --latents, or "
+            "leave out --dtype."
+        )
     from speech_tokenizers.coding.file_coding import coding_provenance, encode_file, provenance
     from speech_tokenizers.coding.loading import DEFAULT_CHECKPOINT, list_checkpoints
     from speech_tokenizers.processing.latent_files import load_encoded

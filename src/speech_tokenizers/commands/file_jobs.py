@@ -16,6 +16,14 @@ from speech_tokenizers.commands.frame import UsageError, one_line, say
 from speech_tokenizers.commands.interruption import raise_lost_interruption
 
 
+# Kinds of files, besides audio, that nobody means by the name of a folder.
+_FILE_SUFFIXES = (
+    ".3gp", ".aac", ".ac3", ".aifc", ".alac", ".amr", ".ape", ".avi", ".csv", ".gsm", ".h5", ".json", ".jsonl", ".km",
+    ".m4a", ".mkv", ".mov", ".mp2", ".mp4", ".npy", ".npz", ".parquet", ".pt", ".pth", ".raw", ".safetensors", ".tsv",
+    ".txt", ".voc", ".webm", ".wma", ".wv", ".zip",
+)  # fmt: skip
+
+
 def add_input_arguments(parser: argparse.ArgumentParser, metavar: str, inputs: str, output: str) -> None:
     parser.add_argument("inputs", metavar=metavar, nargs="+", help=f"{inputs} (quote them, `**` crosses folders)")
     parser.add_argument(
@@ -94,13 +102,18 @@ def plan(
     Raises:
         UsageError: If an input is missing, or an output cannot be written, would be written twice, or exists.
     """
-    from speech_tokenizers.processing.audio_files import AudioFileError, find_files
+    from speech_tokenizers.processing.audio_files import AUDIO_SUFFIXES, AudioFileError, find_files
 
+    output: Path = args.output
+    if output.suffix.lower() in {*AUDIO_SUFFIXES, *_FILE_SUFFIXES} - {*output_suffixes} and not output.is_dir():
+        raise UsageError(
+            f"--output {output} names a file of a kind that {verb} cannot write; it writes "
+            f"{', '.join(output_suffixes)}. Name such a file, or a folder."
+        )
     try:
         found = find_files(args.inputs, suffixes)
     except AudioFileError as error:
         raise UsageError(str(error)) from error
-    output: Path = args.output
     if output.suffix.lower() in output_suffixes and not output.is_dir():
         if len(found) > 1:
             raise UsageError(f"--output names the file {output}, but there are {len(found)} inputs; name a folder.")
@@ -148,11 +161,13 @@ def check_targets(targets: Iterable[Path], folder: Path) -> None:
         if os.path.exists(parent) and not parent.is_dir():
             raise UsageError(f"{parent} is a file, where a folder is needed; choose another output folder.")
     for target in targets:
-        if os.path.exists(target):
-            try:
-                check_replaceable(target)
-            except OSError as error:
-                raise UsageError(f"{one_line(error)}; choose another output.") from error
+        try:
+            os.lstat(target)  # it tells a name that is too long from one that is free
+            check_replaceable(target)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UsageError(f"{one_line(error)}; choose another output.") from error
 
 
 def check_kept_outputs(plan: Plan, found: Callable[[Path], Any], expected: Callable[[Path], Any]) -> None:

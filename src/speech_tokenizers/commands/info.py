@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from speech_tokenizers.coding.loading import DEFAULT_CHECKPOINT, list_checkpoints, released_checkpoints
+    from speech_tokenizers.processing.audio_files import AUDIO_SUFFIXES
 
     if args.subject is None:
         print(f"speech-tokenizers {__version__}")
@@ -35,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     if args.subject not in list_checkpoints() and os.path.isfile(args.subject):
         is_codes = args.subject.endswith(".safetensors")
         facts = _code_facts(args.subject) if is_codes else _audio_facts(args.subject)
+    elif args.subject.lower().endswith((*AUDIO_SUFFIXES, ".safetensors")) and not os.path.exists(args.subject):
+        raise UsageError(f"{args.subject}: there is no such file; check the spelling.")
     else:
         facts = _model_facts(args.subject)
     width = max(map(len, facts))

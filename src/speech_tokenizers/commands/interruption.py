@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGTERM, SIGHUP and Ctrl-C end a command in one way: by an exception, so that every cleanup runs."""
+"""
+SIGTERM, SIGHUP, Ctrl-C and what batch systems send before they stop a job end a command in one way: by an exception,
+so that every cleanup runs.
+"""
 
 import contextlib
 import os
@@ -12,7 +15,9 @@ from speech_tokenizers.commands.frame import say
 from speech_tokenizers.processing.termination import interruption
 
 
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+# A batch system tells a job by SIGUSR1 or SIGUSR2 that its time ends, and by SIGXCPU that it has used it up.
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU", "SIGUSR1", "SIGUSR2")
+_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 # The signals that this command was sent.
 _received: list[int] = []
 
@@ -20,8 +25,8 @@ _received: list[int] = []
 @contextlib.contextmanager
 def interruptions() -> Iterator[None]:
     """
-    Within this context the first SIGTERM, SIGHUP or Ctrl-C raises what [`interruption`] gives. Further ones do not
-    disturb the cleanup, but for the third Ctrl-C. A signal that is ignored, as under `nohup`, stays ignored.
+    Within this context the first of these signals raises what [`interruption`] gives. Further ones do not disturb the
+    cleanup, but for the third Ctrl-C. A signal that is ignored, as under `nohup`, stays ignored.
     """
     _received.clear()
     process = os.getpid()

@@ -221,11 +221,26 @@ class KMeansLines(_AtTheEnd):
             return {}
         if not beside.exists():
             raise UnitFileError(self.path, "does not say what made it; pass --overwrite to replace it.")
+        if not self.path.with_suffix(".tsv").exists():
+            raise self._incomplete(".tsv")
         _, files = load_manifest(self.path.with_suffix(".tsv"))
         lines = [line.split("\t") for line in beside.read_text(encoding="utf-8").splitlines()]
         if len(lines) != len(files) or any(len(line) != 2 for line in lines):
             raise UnitFileError(beside, f"does not fit {self.path}; pass --overwrite to make both anew.")
-        return {name: Provenance.parse(made_by) for name, made_by in lines}
+        found = {name: Provenance.parse(made_by) for name, made_by in lines}
+        has_durations = any(said is not None and said.facts.get("deduplicate") == "yes" for said in found.values())
+        if has_durations and not self.path.with_suffix(".durations").exists():
+            raise self._incomplete(".durations")
+        return found
+
+    def _incomplete(self, suffix: str) -> ValueError:
+        from speech_tokenizers.processing.unit_exports import UnitFileError
+
+        return UnitFileError(
+            self.path,
+            f"is one of several files that belong together, and {self.path.with_suffix(suffix)} is missing; pass "
+            "--overwrite to make them all anew.",
+        )
 
     def _save(self) -> None:
         from speech_tokenizers.processing.unit_exports import save_km, save_manifest

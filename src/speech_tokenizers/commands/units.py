@@ -117,6 +117,7 @@ def _write(
                     output.add(name, made.files[name], result, str(made.of(name)), ids)
                 except Exception as error:
                     if output.is_one_file and isinstance(error, OSError):
+                        name = str(args.output)
                         raise
                     tally.failed(name, error)
                     continue
