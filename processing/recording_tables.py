@@ -14,10 +14,16 @@ import datasets
 import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
+from huggingface_hub import HfApi, is_offline_mode
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from .audio_files import AudioFileError, find_audio_files
 from .metadata_files import MetadataRow, as_columns, as_text, check_file_names, read_metadata
 from .metadata_folders import METADATA_NAMES, parquet_columns, read_folder_metadata, tables_in
+
+
+# Seconds that the Hub has for saying whether it knows a name. `datasets` asks again for half a minute.
+_PATIENCE = 5.0
 
 
 def read_folder(folder: Path, audio_column: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
@@ -185,11 +191,12 @@ def read_hub(path: str, split: str, audio_column: str, streaming: bool) -> Any:
     ):
         raise ValueError(f"{path}: there is no such file or folder; check the spelling.")
     try:
+        _ask_hub(path)
         recordings = datasets.load_dataset(path, split=split, streaming=streaming)
     except (OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
             f"{path}: there is no such file or folder here, and no dataset of that name can be had from the Hub"
-            f" ({error}); check the spelling."
+            f" ({' '.join(str(error).split())}); check the spelling."
         ) from error
     if recordings.features:
         _check_audio_column(audio_column, recordings.features, path)
@@ -197,6 +204,23 @@ def read_hub(path: str, split: str, audio_column: str, streaming: bool) -> Any:
     if isinstance(recordings, datasets.Dataset):
         return as_read(recordings, [None] * len(recordings))
     return stream_as_read(recordings, None)
+
+
+def _ask_hub(name: str) -> None:
+    # An error, at once, where the Hub has no such dataset, or is not reached and there is no copy of it here.
+    if is_offline_mode():
+        return  # then `datasets` does not wait either
+    try:
+        HfApi().dataset_info(name, timeout=_PATIENCE)
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError("it has none, or none that you may read") from error
+    except HfHubHTTPError:
+        return  # the Hub knows it and refuses, for a reason that loading tells
+    except Exception as error:
+        owner, _, title = name.rpartition("/")
+        folder = "___".join([*([owner] if owner else []), datasets.naming.camelcase_to_snakecase(title)])
+        if not Path(datasets.config.HF_DATASETS_CACHE, folder).is_dir():
+            raise ConnectionError(f"the Hub cannot be reached: {str(error) or type(error).__name__}") from error
 
 
 def _read_whole(read: Callable[[], Any], what: str) -> Any:

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging
 
+from speech_tokenizers.coding.loading import find_checkpoint
 from speech_tokenizers.evaluation.clip_results import (
     SCORES_VERSION,
     ClipCounts,
@@ -249,7 +250,12 @@ def score_clips(
 
 
 def load_systems(args: argparse.Namespace) -> tuple[list[Callable[[], CodecSystem | DecodedFiles]], dict[str, str]]:
-    """Functions that load each system asked for, and the peers that cannot run here with the reason."""
+    """
+    Functions that load each system asked for, and the peers that cannot run here with the reason.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
 
     def load_model(name: str, num_quantizers: int | None) -> CodecSystem:
         path = name.removesuffix(LATENTS_SUFFIX)
@@ -261,6 +267,7 @@ def load_systems(args: argparse.Namespace) -> tuple[list[Callable[[], CodecSyste
     loaders: list[Callable[[], CodecSystem | DecodedFiles]] = [RecordingSystem]
     skipped = {}
     for name in args.models:
+        find_checkpoint(name.removesuffix(LATENTS_SUFFIX))
         for num_quantizers in args.num_quantizers or [None]:
             loaders.append(lambda name=name, count=num_quantizers: load_model(name, count))
     for description in args.peers:

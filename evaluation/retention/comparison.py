@@ -242,12 +242,12 @@ def compare(args: argparse.Namespace) -> int:
     for option, values, least in (("--rates", args.rates, 2000), ("--windows", args.windows, 1.0)):
         if min(values) < least or len(set(values)) < len(values):
             raise ValueError(f"{option} takes different numbers of at least {least:g}, but got {values}.")
+    loaders, skipped = load_systems(args)
+    loaders = loaders[1:]  # the recording itself is the first
     args.output.mkdir(parents=True, exist_ok=True)
     clips, num_unreadable = set_aside_unreadable(read_clips(args.data, args.list, None, args.limit, args.pattern))
     clusters = speakers_of(clips, args.data) if args.resample == "speakers" else list(range(len(clips)))
     comparison = RetentionComparison(clips, clusters, args.rates, args.windows, args.output)
-    loaders, skipped = load_systems(args)
-    loaders = loaders[1:]  # the recording itself is the first
     for name, reason in skipped.items():
         print(f"skipped {name}: {reason}", file=sys.stderr)
     num_coded = len(clips) * len(args.rates)

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 from transformers import EncodecConfig, EncodecModel
 
-from speech_tokenizers.coding.loading import load
+from speech_tokenizers.coding.loading import find_checkpoint, load
 from speech_tokenizers.evaluation.speed.processor import BF16_FLAGS, cpu_flags
 from speech_tokenizers.evaluation.speed.report import build_report
 from speech_tokenizers.evaluation.speed.timing import (
@@ -372,6 +372,8 @@ MEASURES = {
 def benchmark(args: argparse.Namespace) -> int:
     """Measure speed and memory, as `speech-tokenizers benchmark` does; returns the exit code."""
     torch.set_num_threads(args.threads)
+    if args.model is not None:
+        find_checkpoint(args.model)  # a missing one is told of before any work
     results: dict[str, Any] = {
         "machine": machine(),
         "threads": args.threads,

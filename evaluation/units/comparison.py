@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging
 
-from speech_tokenizers.coding.loading import load
+from speech_tokenizers.coding.loading import find_checkpoint, load
 from speech_tokenizers.evaluation.clip_results import ResultsFile
 from speech_tokenizers.evaluation.clips import Clip, check_limit
 from speech_tokenizers.evaluation.codec_systems import EncodingSystem
@@ -292,6 +292,8 @@ def compare(args: argparse.Namespace) -> int:
     )
     summaries = []
     models = named_models(args.models, args.systems)
+    for model in models.values():
+        find_checkpoint(model)  # a missing one is told of before any work
     data = read_spoken_clips(
         args.data, parse_filter(args.filter), args.list, args.limit, args.labels, args.character_labels, args.seed
     )

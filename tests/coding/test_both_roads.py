@@ -121,12 +121,12 @@ def test_a_wrong_field_of_a_configuration_is_named(folder, fields, message, caps
     ("fields", "message"),
     [
         ({"sampling_rate": 44100}, "`sampling_rate` is 44100, but the model in config.json has 16000 Hz"),
-        ({"sampling_rate": "16000"}, "`sampling_rate` is '16000', but"),
+        ({"sampling_rate": "16000"}, "`sampling_rate` must be a positive whole number of Hz"),
         ({"feature_extractor_type": "NoSuchExtractor"}, "`feature_extractor_type` is none"),
         ({"feature_extractor_type": 3}, "describes no feature extractor"),
         ({"feature_extractor_type": "Wav2Vec2FeatureExtractor"}, "describes a Wav2Vec2FeatureExtractor"),
         ({"feature_size": 2}, "`feature_size` must be 1"),
-        ({"padding_side": "up"}, "`padding_side` must be 'left' or 'right'"),
+        ({"padding_side": "up"}, "`padding_side` must be 'right' or 'left', but got 'up'"),
     ],
 )
 def test_a_wrong_field_of_a_feature_extractor_is_named(folder, fields, message, capsys):

@@ -40,8 +40,9 @@ def align(tmp_path, monkeypatch):
 
     def run(ear, data, *arguments):
         monkeypatch.setattr(word_alignment, "load_word_aligner", lambda name, device: ear)
-        output = tmp_path / "words.jsonl"
-        code = main(["align", str(data), "-o", str(output), "--aligner", "ear", *arguments])
+        output, place = tmp_path / "words.jsonl", tmp_path / "ear"
+        place.mkdir(exist_ok=True)  # the command looks for the aligner before it loads one
+        code = main(["align", str(data), "-o", str(output), "--aligner", str(place), *arguments])
         return code, [json.loads(line) for line in output.read_text().split("\n")[:-1]] if output.exists() else []
 
     return run
@@ -178,3 +179,9 @@ def test_a_filter_may_be_given_in_several_options(align, folder):
     (folder / "metadata.csv").write_text("file_name,a,b\n0.wav,1,1\n1.wav,1,2\n2.wav,2,2\n")
     _, lines = align(Ear(), folder, "--filter", "a=1", "--filter", "b=2")
     assert [line["file_name"] for line in lines] == ["1.wav"]
+
+
+def test_an_aligner_that_does_not_exist_is_told_before_recordings_are_read(tmp_path, capsys):
+    code = main(["align", str(tmp_path / "none"), "-o", str(tmp_path / "words.jsonl"), "--aligner", "nosuch/ear"])
+    assert code == 2
+    assert "`--aligner` is 'nosuch/ear', but there is no such file or folder" in capsys.readouterr().err

@@ -41,6 +41,27 @@ def test_every_command_says_so_and_exits_with_2(tmp_path, write_audio, capsys, n
     assert "no such file or folder" in error
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fit-units", "nosuch/dir", "IN", "-o", "OUT"],
+        ["evaluate", "nosuch/dir", "--data", "IN", "-o", "OUT"],
+        ["evaluate", "units", "nosuch/dir", "--data", "IN", "-o", "OUT"],
+        ["evaluate", "retention", "nosuch/dir", "--data", "IN", "-o", "OUT"],
+        ["benchmark", "--model", "nosuch/dir", "-o", "OUT"],
+        ["card", "nosuch/dir"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_long_work_does_not_begin_for_a_model_that_does_not_exist(tmp_path, write_audio, capsys, arguments):
+    (tmp_path / "in").mkdir()
+    write_audio(tmp_path / "in" / "a.wav", 0.1)
+    places = {"IN": str(tmp_path / "in"), "OUT": str(tmp_path / "out")}
+    assert main([places.get(argument, argument) for argument in arguments]) == 2
+    assert "is 'nosuch/dir', but there is no such file or folder" in capsys.readouterr().err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in"]
+
+
 @pytest.fixture
 def online(monkeypatch):
     """Ask the Hub as if there were a network."""

@@ -11,7 +11,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import soundfile
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
 
+from speech_tokenizers.processing import recording_tables
 from speech_tokenizers.processing.recording_fingerprint import recording_fingerprint
 from speech_tokenizers.processing.recordings import decode_all, decode_recording, load_recordings
 
@@ -246,6 +249,42 @@ def test_decoded_audio_is_kept_for_the_name_too(parquet, tmp_path):
 def test_a_mistyped_path_is_no_name_on_the_hub(path):
     with pytest.raises(ValueError, match="there is no such file or folder; check the spelling"):
         load_recordings(path)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (OSError("no route"), r"from the Hub \(the Hub cannot be reached: no route\)"),
+        (RepositoryNotFoundError.__new__(RepositoryNotFoundError), r"from the Hub \(it has none"),
+    ],
+)
+def test_the_hub_is_asked_once_for_a_dataset_that_is_not_here(monkeypatch, answer, message):
+    asked = []
+
+    def refuse(api, name, timeout):
+        asked.append((name, timeout))
+        raise answer
+
+    monkeypatch.setattr(recording_tables, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(HfApi, "dataset_info", refuse)
+    monkeypatch.setattr(datasets, "load_dataset", None)  # which would ask for half a minute
+    with pytest.raises(ValueError, match=f"nosuch/dir: there is no such file or folder here, and .* {message}"):
+        load_recordings("nosuch/dir")
+    assert [name for name, _ in asked] == ["nosuch/dir"]
+    assert asked[0][1] <= 10
+
+
+def test_a_dataset_that_was_loaded_before_needs_no_hub(monkeypatch, tmp_path):
+    def refuse(api, name, timeout):
+        raise OSError("no route")
+
+    (tmp_path / "org___my_speech").mkdir()
+    monkeypatch.setattr(recording_tables, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(HfApi, "dataset_info", refuse)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    rows = datasets.Dataset.from_dict({"audio": [{"bytes": wav_bytes(), "path": None}], "file_name": ["a"]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **kwargs: rows)
+    assert len(load_recordings("org/MySpeech")) == 1
 
 
 def test_samples_of_a_row_have_a_fingerprint():

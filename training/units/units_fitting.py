@@ -26,6 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from speech_tokenizers.coding.command_options import add_batch_seconds_argument, check_batch_seconds
+from speech_tokenizers.modeling.model_names import find_model
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.modeling.padding_invariance import frame_mask
 from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
@@ -534,6 +535,7 @@ def _fit_all(args: argparse.Namespace) -> None:
             targets[tuple(group), size] = args.output.joinpath("-".join(parts))
     if all((target / "config.json").is_file() for target in targets.values()):
         raise ValueError(f"{args.output} is finished; name another folder, or remove it.")
+    find_model(args.encoder, argument="ENCODER")
     cache = args.cache_dir or beside(args.output.with_name(f".{args.output.name}"), ".cache")
 
     with accelerator.main_process_first():

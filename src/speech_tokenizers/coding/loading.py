@@ -223,10 +223,6 @@ def _load_feature_extractor(checkpoint: str, config: Any, place: dict[str, Any])
     if not isinstance(feature_extractor, RVQCodecFeatureExtractor):
         kind = type(feature_extractor).__name__
         raise ModelFilesError(path, f"describes a {kind}, but the model takes what a {own.__name__} makes.")
-    if feature_extractor.padding_side not in ("left", "right"):
-        raise ModelFilesError(
-            path, f"`padding_side` must be 'left' or 'right', but is {feature_extractor.padding_side!r}."
-        )
     return feature_extractor
 
 

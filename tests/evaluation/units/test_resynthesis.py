@@ -63,6 +63,7 @@ class Levels:
 @pytest.fixture
 def reader(monkeypatch):
     reader = LevelReader()
+    monkeypatch.setattr(unit_resynthesis, "find_model", lambda name, **_: name)
     monkeypatch.setattr(unit_resynthesis, "load_recognizer", lambda name: reader)
     return reader
 

@@ -192,7 +192,7 @@ def test_the_command_writes_models_that_load(encoder, audio_folder, tmp_path, ca
         (["--codebook-size", "100000"], "there are only"),
         (["--filter", "split=train"], "no column 'split'"),
         (["--num-stages", "0"], "num_stages"),
-        (["--batch-seconds", "0"], "--batch-seconds must be positive, but is 0"),
+        (["--batch-seconds", "0"], "--batch-seconds must be positive and finite, but is 0"),
         (["--max-seconds", "-1"], "--max-seconds must be positive, but is -1"),
         (["--fit-seconds", "0"], "--fit-seconds must be positive"),
         (["--max-epochs", "nan"], "--max-epochs must be positive"),
@@ -243,7 +243,10 @@ def test_encoders_that_are_none_are_refused(kind, audio_folder, tmp_path, capsys
             BertModel(BertConfig(**config, vocab_size=9, intermediate_size=8)).save_pretrained(folder)
     arguments = ["fit-units", str(folder), str(audio_folder), "-o", str(tmp_path / "units")]
     assert cli.main(arguments) == 2
-    assert f"error: ENCODER {folder} cannot be used: " in capsys.readouterr().err.splitlines()[-1]
+    wrong = (
+        f"`ENCODER` is '{folder}', but there is no such" if kind == "missing" else f"ENCODER {folder} cannot be used: "
+    )
+    assert f"error: {wrong}" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_features_of_another_model_are_refused(encoder, tmp_path):
