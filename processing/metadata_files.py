@@ -349,18 +349,37 @@ def _read_rows(path: Path) -> list[MetadataRow]:
         import pyarrow.parquet
 
         try:
-            table = pyarrow.parquet.read_table(path).to_pylist()
+            table = pyarrow.parquet.read_table(path)
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{path}: is no whole Parquet file ({error}); copy it anew.") from error
-        return _not_empty(
-            path,
-            [
-                MetadataRow(f"{path}, row {number} (from 0)", {name: as_text(value) for name, value in row.items()})
-                for number, row in enumerate(table)
-            ],
-        )
+        labels = _label_names(table.schema)
+        rows = []
+        for number, row in enumerate(table.to_pylist()):
+            place = f"{path}, row {number} (from 0)"
+            rows.append(MetadataRow(place, {k: _parquet_text(v, k, labels, place) for k, v in row.items()}))
+        return _not_empty(path, rows)
     read: Callable[[Path], Iterator[tuple[int, dict[str, Any]]]] = read_csv if suffix == ".csv" else read_json_lines
     return _not_empty(path, [MetadataRow(f"{path}, line {number}", fields) for number, fields in read(path)])
+
+
+def _label_names(schema: Any) -> dict[str, list[str]]:
+    # Names of the classes of columns of labels, which `datasets` keeps beside the numbers.
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return {}
+
+
+def _parquet_text(value: Any, column: str, labels: dict[str, list[str]], place: str) -> Any:
+    if isinstance(value, int) and column in labels and 0 <= value < len(labels[column]):
+        return labels[column][value]
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise TableError(place, f"`{column}` is not UTF-8 ({error.reason}); write it as text.") from error
+    return as_text(value)
 
 
 def _not_empty(path: Path, rows: list[MetadataRow]) -> list[MetadataRow]:

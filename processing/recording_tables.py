@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where recordings stand: folders with or without metadata, Parquet, saved datasets and the Hub, as datasets."""
 
+import bisect
 import collections
 import glob
 import itertools
@@ -18,6 +19,7 @@ from huggingface_hub import HfApi, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from .audio_files import AudioFileError, find_audio_files
+from .column_texts import holds_one_value, text_as_bytes, text_of
 from .metadata_files import MetadataRow, as_columns, as_text, check_file_names, read_metadata
 from .metadata_folders import METADATA_NAMES, parquet_columns, read_folder_metadata, tables_in
 
@@ -36,10 +38,19 @@ def read_folder(folder: Path, audio_column: str, streaming: bool) -> datasets.Da
     tables = tables_in(folder, audio_column)
     if tables.metadata:
         recordings = from_metadata(read_folder_metadata(folder, tables.metadata), folder)
+        if tables.parquet:
+            count = sum(parquet_columns(file)[0] for file in tables.parquet)
+            print(
+                f"{folder}: {count} recordings of {_files_in_words(tables.parquet)} are left out, since"
+                f" {_files_in_words(tables.metadata)} says which recordings there are; name a Parquet file to read it",
+                file=sys.stderr,
+            )
         if all(file.parent != folder for file in tables.metadata):
             _tell_unlisted(folder, set(recordings["file_name"][:]), tables.metadata)
         return recordings
     if tables.parquet:
+        named = _names_in_parquet(tables.parquet, audio_column)
+        _tell_unlisted(folder, {os.path.relpath(name, folder) for name in named}, tables.parquet)
         return read_parquet(tables.parquet, audio_column, streaming)
     files = sorted(find_audio_files([folder]))
     for table in tables.unread[:1]:
@@ -64,7 +75,7 @@ def read_folder(folder: Path, audio_column: str, streaming: bool) -> datasets.Da
 
 
 def _tell_unlisted(folder: Path, listed: set[str], metadata: Sequence[Path]) -> None:
-    # Metadata of folders within a folder may leave out whole folders, which a reader would not expect.
+    # Parquet files, and metadata of folders within a folder, may leave out whole folders, which no reader expects.
     try:
         names = [os.path.relpath(file, folder) for file in find_audio_files([folder])]
     except AudioFileError:
@@ -72,9 +83,32 @@ def _tell_unlisted(folder: Path, listed: set[str], metadata: Sequence[Path]) -> 
     if unlisted := [name for name in names if name not in listed]:
         print(
             f"{folder}: {len(unlisted)} audio files are left out, such as {unlisted[0]!r}, since no metadata names"
-            f" them ({metadata[0]}{' and others' if len(metadata) > 1 else ''})",
+            f" them ({_files_in_words(metadata)})",
             file=sys.stderr,
         )
+
+
+def _files_in_words(files: Sequence[Path]) -> str:
+    return f"{files[0]}{' and others' if len(files) > 1 else ''}"
+
+
+def _names_in_parquet(files: Sequence[Path], audio_column: str) -> list[Path]:
+    # The audio files that Parquet files name; no audio is read.
+    named = []
+    for file in files:
+        _schema_text(file)  # which refuses a damaged one by its name
+        schema = pyarrow.parquet.read_schema(file)
+        column = audio_column if audio_column in schema.names else "file_name"
+        kind = schema.field(column).type if column in schema.names else pyarrow.null()
+        if pyarrow.types.is_struct(kind) and "path" in _field_names(kind):
+            values = pyarrow.parquet.read_table(file, columns=[f"{column}.path"]).column(0).to_pylist()
+            values = [value["path"] if isinstance(value, dict) else value for value in values]
+        elif _is_string(kind):
+            values = pyarrow.parquet.read_table(file, columns=[column]).column(0).to_pylist()
+        else:
+            values = []
+        named += [file.parent / value for value in values if value]
+    return named
 
 
 def from_metadata(rows: Sequence[MetadataRow], folder: Path) -> datasets.Dataset:
@@ -106,31 +140,122 @@ def read_parquet(
     """
     parts: list[Any] = []
     folders: list[Path | None] = []
-    for folder, group in itertools.groupby(files, key=lambda file: file.parent):
-        names = []
+    firsts: list[Path] = []
+    for (folder, _), group in itertools.groupby(files, key=lambda file: (file.parent, _schema_text(file))):
+        names, counts = [], []
         for file in group:
             num_rows, columns = parquet_columns(file)
             if audio_column in columns:
-                names += [str(file)] * (num_rows > 0)  # `datasets` cannot read files without rows
+                if num_rows:  # `datasets` cannot read files without rows
+                    names.append(str(file))
+                    counts.append(num_rows)
                 continue
             if "file_name" not in columns:
                 _check_audio_column(audio_column, columns, file)
             parts.append(from_metadata(read_metadata(file), folder))
             folders.append(None)  # its paths are whole
+            firsts.append(file)
         if names:
-            part = _load_parquet(names, streaming)
-            part = undecoded(part, audio_column, names[0])
-            parts.append(stream_as_read(part, folder) if streaming else part)
+            part = undecoded(_load_parquet(names, streaming), audio_column, names[0])
+            # Files of another type are joined as text, as which 7 and 007 differ.
+            parts.append(part if streaming else _texts_in_columns(part, _places(names, counts)))
             folders.append(folder)
+            firsts.append(Path(names[0]))
     if not parts:
         raise ValueError(f"{files[0]}: holds no recording.")
+    parts, features = _alike(parts, firsts)
     if streaming:
-        parts = [part.to_iterable_dataset() if isinstance(part, datasets.Dataset) else part for part in parts]
+        parts = [
+            part.to_iterable_dataset()
+            if isinstance(part, datasets.Dataset)
+            else stream_as_read(part, folder, features)
+            for part, folder in zip(parts, folders, strict=True)
+        ]
     what = f"{files[0]} and {len(files) - 1} more"
     joined = parts[0] if len(parts) == 1 else _read_whole(lambda: datasets.concatenate_datasets(parts), what)
     if streaming:
         return joined
     return as_read(joined, [folder for part, folder in zip(parts, folders, strict=True) for _ in range(len(part))])
+
+
+def _schema_text(file: Path) -> tuple[str, bytes]:
+    parquet_columns(file)  # which refuses a damaged file by its name
+    schema = pyarrow.parquet.read_schema(file)
+    return str(schema.remove_metadata()), (schema.metadata or {}).get(b"huggingface", b"")
+
+
+def _places(names: Sequence[str], counts: Sequence[int]) -> Callable[[int], str]:
+    # The file and the row in it, by the row among all.
+    starts = list(itertools.accumulate(counts, initial=0))
+
+    def place(row: int) -> str:
+        index = bisect.bisect_right(starts, row) - 1
+        return f"{names[index]}, row {row - starts[index]} (from 0)"
+
+    return place
+
+
+def _alike(parts: Sequence[Any], firsts: Sequence[Path]) -> tuple[list[Any], datasets.Features]:
+    # The parts with the same columns, of the same types, and these. What a part does not say is missing.
+    parts = [_with_text_features(part, file) for part, file in zip(parts, firsts, strict=True)]
+    if len(parts) == 1:
+        return parts, _features_as_read(parts[0].features) or datasets.Features()
+    features, places = datasets.Features(), {}
+    for part, file in zip(parts, firsts, strict=True):
+        for name, kind in _features_as_read(part.features).items():
+            if name == "audio" and (
+                isinstance(kind, datasets.Audio) or isinstance(kind, dict) and set(kind) == {"bytes", "path"}
+            ):
+                kind = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+            if name not in features or _is_null(features[name]):
+                features[name], places[name] = kind, file
+            elif not _is_null(kind) and features[name] != kind:
+                raise ValueError(
+                    f"`{name}` is {_kind_in_words(features[name])} in {places[name]}, but {_kind_in_words(kind)} in"
+                    f" {file}; write all files alike."
+                )
+    for index, part in enumerate(parts):
+        if not isinstance(part, datasets.Dataset):
+            if part.features["audio"] != features["audio"]:
+                parts[index] = part.cast_column("audio", features["audio"])
+            continue
+        for name in [name for name in features if name not in part.column_names]:
+            nothing = pyarrow.nulls(len(part), pyarrow.string() if _is_text(features[name]) else pyarrow.null())
+            part = part.add_column(name, nothing)
+        parts[index] = part.select_columns(list(features)).cast(features)
+    return parts, features
+
+
+def _with_text_features(part: Any, file: Path) -> Any:
+    # A stream cannot look ahead, so that the file says whether a column of bytes holds text.
+    if isinstance(part, datasets.Dataset):
+        return part
+    for name, kind in part.features.items():
+        if name == "audio" or not isinstance(kind, datasets.Value) or "binary" not in kind.dtype:
+            continue
+        if text_as_bytes(kind, pyarrow.parquet.read_table(file, columns=[name]).column(0).to_pylist()):
+            features = datasets.Features({**part.features, name: datasets.Value("string")})
+            told = {"column": name, "place": str(file.parent)}
+            part = part.map(_decoded_column, fn_kwargs=told, features=features)
+    return part
+
+
+def _decoded_column(row: dict[str, Any], column: str, place: str) -> dict[str, Any]:
+    name = row.get("file_name")
+    place = place if name is None else f"{place}, file_name {name!r}"
+    return {**row, column: text_of(row[column], None, column, place)}
+
+
+def _is_null(kind: Any) -> bool:
+    return isinstance(kind, datasets.Value) and kind.dtype == "null"
+
+
+def _is_text(kind: Any) -> bool:
+    return isinstance(kind, datasets.Value) and kind.dtype == "string"
+
+
+def _kind_in_words(kind: Any) -> str:
+    return "text" if _is_text(kind) else str(kind)
 
 
 def _load_parquet(names: Sequence[str], streaming: bool) -> Any:
@@ -165,14 +290,13 @@ def read_saved_dataset(folder: Path, split: str, audio_column: str) -> datasets.
         folder = folder / (split if split in saved else next(iter(saved)))
         saved = saved[folder.name]
     if audio_column not in saved.column_names and "file_name" in saved.column_names:
-        rows = [
-            MetadataRow(f"{folder}, row {number} (from 0)", {name: as_text(value) for name, value in row.items()})
-            for number, row in enumerate(saved)
-        ]
+        place = _places([str(folder)], [len(saved)])
+        rows = [MetadataRow(place(number), row) for number, row in enumerate(_texts_in_columns(saved, place))]
         check_file_names(rows, folder)
         return from_metadata(rows, folder)
     _check_audio_column(audio_column, saved.column_names, folder)
-    return as_read(undecoded(saved, audio_column, folder), [folder] * len(saved))
+    saved = _texts_in_columns(undecoded(saved, audio_column, folder), _places([str(folder)], [len(saved)]))
+    return as_read(saved, [folder] * len(saved))
 
 
 def read_hub(path: str, split: str, audio_column: str, streaming: bool) -> Any:
@@ -257,34 +381,51 @@ def as_read(recordings: datasets.Dataset, folders: Sequence[Path | None]) -> dat
     return _anchored(with_names(_texts_in_columns(recordings)), folders)
 
 
-def stream_as_read(recordings: datasets.IterableDataset, folder: Path | None) -> datasets.IterableDataset:
-    """A stream with text in the columns of single values, and paths of audio that count from a folder."""
-    features = _features_as_read(recordings.features)
-    return recordings.map(_row_as_read, fn_kwargs={"folder": folder}, features=features)
+def stream_as_read(
+    recordings: datasets.IterableDataset, folder: Path | None, features: datasets.Features | None = None
+) -> datasets.IterableDataset:
+    """
+    A stream with text in the columns of single values, and paths of audio that count from a folder.
+
+    Args:
+        recordings (`datasets.IterableDataset`): The stream.
+        folder (`Path`, *optional*): The folder.
+        features (`datasets.Features`, *optional*): Columns of the result; those that the stream lacks are `None`.
+            Defaults to its own.
+    """
+    given = recordings.features
+    features = features or _features_as_read(given)
+    return recordings.map(
+        _row_as_read, fn_kwargs={"folder": folder, "given": given, "wanted": features}, features=features
+    )
 
 
-def _holds_one_value(feature: Any) -> bool:
-    is_bytes = isinstance(feature, datasets.Value) and "binary" in feature.dtype
-    return isinstance(feature, datasets.Value | datasets.ClassLabel) and not is_bytes
-
-
-def _texts_in_columns(recordings: datasets.Dataset) -> datasets.Dataset:
+def _texts_in_columns(recordings: datasets.Dataset, place: Callable[[int], str] = str) -> datasets.Dataset:
     for name, feature in recordings.features.items():
-        if name == "audio" or not _holds_one_value(feature) or feature.dtype in ("string", "large_string"):
+        if name == "audio" or _is_string(feature.pa_type if isinstance(feature, datasets.Value) else pyarrow.null()):
             continue
-        values = pyarrow.array([as_text(value) for value in recordings[name][:]], pyarrow.string())
-        recordings = recordings.remove_columns(name).add_column(name, values)
+        if not holds_one_value(feature) and not text_as_bytes(feature, recordings[name]):
+            continue
+        texts = [text_of(value, feature, name, place(row)) for row, value in enumerate(recordings[name][:])]
+        recordings = recordings.remove_columns(name).add_column(name, pyarrow.array(texts, pyarrow.string()))
     return recordings
 
 
-def _row_as_read(row: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+def _row_as_read(
+    row: dict[str, Any], folder: Path | None, given: datasets.Features | None, wanted: datasets.Features | None
+) -> dict[str, Any]:
     audio = row["audio"]
     if folder is not None:
         if isinstance(audio, str):
             audio = _below(folder, audio)
         elif isinstance(audio, dict) and audio.get("bytes") is None and audio.get("array") is None:
             audio = {**audio, "path": _below(folder, audio.get("path"))}
-    return {"audio": audio, **{name: as_text(value) for name, value in row.items() if name != "audio"}}
+    texts = {}
+    for name in row if wanted is None else wanted:
+        value, kind = row.get(name), (given or {}).get(name)
+        is_label = isinstance(kind, datasets.ClassLabel)
+        texts[name] = text_of(value, kind, name, "") if is_label else as_text(value)
+    return {**texts, "audio": audio}
 
 
 def _features_as_read(features: datasets.Features | None) -> datasets.Features | None:
@@ -292,7 +433,7 @@ def _features_as_read(features: datasets.Features | None) -> datasets.Features |
         return None
     text = datasets.Value("string")
     return datasets.Features(
-        {name: text if name != "audio" and _holds_one_value(kind) else kind for name, kind in features.items()}
+        {name: text if name != "audio" and holds_one_value(kind) else kind for name, kind in features.items()}
     )
 
 

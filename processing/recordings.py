@@ -6,8 +6,10 @@ No part of this needs torchcodec: audio columns are read undecoded.
 """
 
 import hashlib
+import itertools
 import json
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ import soxr
 from tqdm import tqdm
 
 from .audio_files import AudioFileError, load_audio
+from .column_texts import holds_one_value, text_as_bytes, text_of
 from .metadata_files import as_text, chosen_names, read_metadata, read_names
 from .metadata_folders import tables_in
 from .recording_tables import (
@@ -156,8 +159,19 @@ def _known_values(recordings: Any, column: str, parquet_files: Sequence[Path]) -
     # The values of a column, of a stream of Parquet by reading that column alone; of a stream from the Hub `None`.
     if isinstance(recordings, datasets.Dataset):
         return recordings[column][:]
-    tables = [pyarrow.parquet.read_table(file, columns=[column]) for file in parquet_files]
-    return [as_text(value) for table in tables for value in table.column(0).to_pylist()] if tables else None
+    if not parquet_files:
+        return None
+    known: list[Any] = []
+    for file in parquet_files:
+        schema = pyarrow.parquet.read_schema(file)
+        if column not in schema.names:
+            known.append(None)
+            continue
+        feature = datasets.Features.from_arrow_schema(schema)[column]
+        values = pyarrow.parquet.read_table(file, columns=[column]).column(0).to_pylist()
+        is_text = holds_one_value(feature) or text_as_bytes(feature, values)
+        known += [text_of(value, feature, column, str(file)) if is_text else value for value in values]
+    return known
 
 
 def _is_allowed(row: dict[str, Any], column: str, allowed: set[str | None]) -> bool:
@@ -280,7 +294,8 @@ def decode_all(
     Decode recordings once and keep them in `cache_dir`; a second call with the same files reads what the first one
     wrote.
 
-    Files that cannot be decoded are left out and named, with the reason, in the result's `rejected`.
+    Files that cannot be decoded are left out and named, with the reason, in the result's `rejected`. What was kept and
+    is damaged is decoded anew, with a word.
 
     Raises:
         ValueError: If not one recording can be decoded.
@@ -290,6 +305,10 @@ def decode_all(
     key = _fingerprint(recordings, sampling_rate)
     samples_path, index_path = cache_dir / f"{key}.int16", cache_dir / f"{key}.json"
     if not index_path.is_file():
+        _write_cache(recordings, sampling_rate, samples_path, index_path, show_progress)
+    elif (fault := _cache_fault(samples_path, index_path, len(recordings))) is not None:
+        tqdm.write(f"{fault}; the recordings are decoded anew.", file=sys.stderr)
+        index_path.unlink()
         _write_cache(recordings, sampling_rate, samples_path, index_path, show_progress)
     index = json.loads(index_path.read_text(encoding="utf-8"))
     if not index["names"]:
@@ -302,6 +321,22 @@ def decode_all(
         index["rejected"],
         recordings.select(index["rows"]).remove_columns("audio"),
     )
+
+
+def _cache_fault(samples_path: Path, index_path: Path, count: int) -> str | None:
+    # What is wrong with what was kept of `count` recordings.
+    try:
+        index = json.loads(index_path.read_text(encoding="utf-8"))
+        starts, names, rows, rejected = (index[name] for name in ("starts", "names", "rows", "rejected"))
+        fits = len(starts) - 1 == len(names) == len(rows) == count - len(rejected) and starts[0] == 0
+        if not fits or any(end <= start for start, end in itertools.pairwise(starts)):
+            return f"{index_path} is damaged (its numbers of recordings or samples do not fit together)"
+    except (ValueError, TypeError, KeyError) as error:
+        return f"{index_path} is damaged ({type(error).__name__}: {error})"
+    size, expected = samples_path.stat().st_size if samples_path.is_file() else None, 2 * starts[-1]
+    if size == expected:
+        return None
+    return f"{samples_path} {'is missing' if size is None else f'has {size} bytes, but {expected} were written'}"
 
 
 def _fingerprint(recordings: datasets.Dataset, sampling_rate: int) -> str:

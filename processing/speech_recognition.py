@@ -128,10 +128,15 @@ class TransformersRecognizer:
         inputs = self.features(self._with_a_frame(audio), sampling_rate=16000, return_tensors="pt")
         return self.model(**inputs.to(self.model.device)).logits
 
-    def _with_a_frame(self, audio: np.ndarray) -> np.ndarray:
+    @property
+    def shortest_input(self) -> int:
+        """Samples of the shortest recording in which the model hears a frame."""
         if hasattr(self.features, "n_samples"):  # Whisper's fills up its window itself
-            return audio
-        return np.pad(audio, (0, max(0, _shortest_input(self.model.config) - len(audio))))
+            return 0
+        return _shortest_input(self.model.config)
+
+    def _with_a_frame(self, audio: np.ndarray) -> np.ndarray:
+        return np.pad(audio, (0, max(0, self.shortest_input - len(audio))))
 
     def _generate(self, audio: np.ndarray) -> torch.Tensor:
         feature_kwargs, generate_kwargs = {}, self.generate_kwargs

@@ -10,13 +10,35 @@ voicing marks, the prolonged sound mark, and joiners where they change a word. P
 import itertools
 import re
 import unicodedata
+from collections.abc import Callable
 from functools import lru_cache
 
 
 # What is typed where an apostrophe is meant.
-_APOSTROPHES: dict[int, str | int] = dict.fromkeys(map(ord, "\u2019\u2018\u201b\u2032`\u00b4"), "'")
+_APOSTROPHES: dict[int, str | int] = dict.fromkeys(map(ord, "\u2019\u2018\u201b\u2032`\u00b4\u055a"), "'")
+# The article of Afrikaans in one character.
+_APOSTROPHES[0x149] = "'n"
 # Letters that look like apostrophes; within a word they are typed as such.
 _APOSTROPHE_LETTERS = re.compile("(?<=[^\\W_])[\u02bb\u02bc\u02b9](?=[^\\W_])")
+# Raised and lowered letters that are letters of their own, as in tʰ and kʷ.
+_MODIFIERS = "".join(
+    chr(code)
+    for first, end in ((0x2B0, 0x300), (0x10FC, 0x10FD), (0x1D00, 0x1DC0), (0x2071, 0x20A0), (0x2C7C, 0x2C7E))
+    + ((0xA690, 0xA800), (0xAB5C, 0xAB60), (0x10780, 0x107C0), (0x1E030, 0x1E06E))
+    for code in range(first, end)
+    if unicodedata.category(chr(code)) == "Lm"
+    and unicodedata.decomposition(chr(code)).startswith(("<super>", "<sub>"))
+)
+_BOPOMOFO = "\u3105-\u312f\u31a0-\u31bf"
+_NEUTRAL_TONE = "\u02d9"
+# What NFKC would fold, and stays: modifier letters, and the dot that is the neutral tone of Bopomofo.
+_UNFOLDED = re.compile(f"([{_MODIFIERS}]|(?<=[{_BOPOMOFO}]){_NEUTRAL_TONE}|{_NEUTRAL_TONE}(?=[{_BOPOMOFO}]))")
+# Marks of tones and a colon of spelling, which stand alone and are symbols to Unicode.
+_LETTERS_AMONG_SYMBOLS = re.compile("[\u02e5-\u02eb\ua700-\ua716\ua720\ua721\ua789\ua78a]")
+# Signs of Armenian that stand over a vowel: emphasis, exclamation, question, abbreviation.
+_ARMENIAN_SIGNS = "\u055b\u055c\u055e\u055f"
+# Letters between which a raised dot stands: those of Catalan, and of Gascon.
+_INTERPUNCT_PAIRS = ("ll", "nh", "sh")
 # Voicing marks that stand alone combine, as those of half-width letters do.
 _VOICING_MARKS: dict[int, str | int] = {0x309B: 0x3099, 0x309C: 0x309A}
 # The vowels AM of Thai and Lao, which NFKC takes apart and keyboards do not.
@@ -27,6 +49,7 @@ _RESPELLINGS = re.compile("|".join([*_VOWELS_AM, *_CHILLU]))
 # Abbreviations of Hebrew: a double quote between letters, and a single one after a letter.
 _GERSHAYIM = re.compile('(?<=[\u05d0-\u05ea])["\u201c\u201d\u201e](?=[\u05d0-\u05ea])')
 _GERESH = re.compile("(?<=[\u05d0-\u05ea])'(?=[\u05d0-\u05ea])")
+_QUOTE_OR_GERESH = re.compile("(?P<opening>(?<![\\w'])'(?=[\u05d0-\u05ea]))|(?<=[\u05d0-\u05ea])'(?!\\w)")
 # Arabic letters that do not join the next one, so that a non-joiner after them changes nothing.
 _NOT_JOINING = re.compile(
     "[\u0621-\u0625\u0627\u0629\u062f-\u0632\u0648\u0671-\u0677\u0688-\u0699\u06c0-\u06cb\u06d5]"
@@ -75,16 +98,15 @@ def normalized_word(word: str) -> str:
 
 def folded(text: str, language: str | None = None, keep_case: bool = True) -> str:
     """A text whose characters are those of [`words_of`], with its punctuation and spaces."""
-    text = "".join(map(_before_composition, text.translate(_APOSTROPHES | _VOICING_MARKS)))
-    text = unicodedata.normalize("NFKC", text)
+    text = _composed(text.translate(_APOSTROPHES | _VOICING_MARKS), _before_composition)
     if not keep_case:
         if (language or "").lower().split("-")[0] in _TURKIC:
             text = text.replace("İ", "i").replace("I", "ı")
         # A whole text at once, since a capital sigma becomes another letter at the end of a word.
-        text = unicodedata.normalize("NFKC", text.lower().replace("i\u0307", "i"))
+        text = _composed(text.lower().replace("i\u0307", "i"))
     text = _RESPELLINGS.sub(lambda found: (_VOWELS_AM | _CHILLU)[found[0]], text)
     text = "".join(c for c in text if not _is_ignored(c)).translate(_APOSTROPHES)
-    text = _GERSHAYIM.sub("\u05f4", _GERESH.sub("\u05f3", text))
+    text = _GERSHAYIM.sub("\u05f4", _with_final_geresh(_GERESH.sub("\u05f3", text)))
     return _APOSTROPHE_LETTERS.sub("'", text)
 
 
@@ -128,6 +150,25 @@ def without_free_spaces(text: str) -> str:
     return "".join(unit + gap for unit, gap in zip(units, [*gaps, ""], strict=False))
 
 
+def _composed(text: str, spelt: Callable[[str], str] = str) -> str:
+    # NFKC, after each character was spelt anew, of all but what stays.
+    parts = _UNFOLDED.split(text)
+    parts[::2] = [unicodedata.normalize("NFKC", "".join(map(spelt, part))) for part in parts[::2]]
+    return "".join(parts)
+
+
+def _with_final_geresh(text: str) -> str:
+    # A single quote after a Hebrew letter is a geresh, unless it closes a quotation.
+    is_open = False
+
+    def spelt(found: re.Match[str]) -> str:
+        nonlocal is_open
+        closes, is_open = is_open, bool(found["opening"])
+        return "'" if closes or is_open else "\u05f3"
+
+    return _QUOTE_OR_GERESH.sub(spelt, text)
+
+
 @lru_cache(maxsize=4096)
 def _before_composition(character: str) -> str:
     category = unicodedata.category(character)
@@ -147,6 +188,7 @@ def _is_ignored(character: str) -> bool:
     return (
         unicodedata.category(character) in ("Cf", "Me")
         or character in _STRETCHES
+        or character in _ARMENIAN_SIGNS
         or _INVISIBLE.match(character) is not None
     )
 
@@ -154,8 +196,10 @@ def _is_ignored(character: str) -> bool:
 def _is_kept(text: str, index: int, word: list[str]) -> bool:
     character, following = text[index], text[index + 1 : index + 2]
     kind = unicodedata.category(character)[0]
-    if kind in "LN" or 0x2E5 <= ord(character) <= 0x2EB:  # letters, digits, and marks of tones that stand alone
+    if kind in "LN" or _LETTERS_AMONG_SYMBOLS.match(character):
         return True
+    if character == _NEUTRAL_TONE:
+        return any(unicodedata.name(c, "").startswith("BOPOMOFO") for c in (following, *word[-1:]) if c)
     if not word:
         return False
     if kind == "M":
@@ -166,8 +210,8 @@ def _is_kept(text: str, index: int, word: list[str]) -> bool:
         return "\u05d0" <= word[-1] <= "\u05ea"
     if character == "\u05f4":
         return "\u05d0" <= word[-1] <= "\u05ea" and "\u05d0" <= following <= "\u05ea"
-    if character == "\u00b7":  # between the letters of Catalan's double l
-        return word[-1] in "lL" and following in ("l", "L")
+    if character == "\u00b7":
+        return (word[-1] + following).lower() in _INTERPUNCT_PAIRS
     if character in _JOINERS:
         return _joiner_matters(character, word, following)
     return False

@@ -102,8 +102,13 @@ class CTCWordAligner:
         Like `align`, with the characters or phones too.
 
         Raises:
-            ValueError: If the recording is too short for the text.
+            ValueError: If the recording is too short for the text, or for one frame of the model.
         """
+        if len(audio) < self.recognizer.shortest_input:
+            raise ValueError(
+                f"the recording is too short: it has {len(audio)} samples at 16 kHz, but {self.name} needs"
+                f" {self.recognizer.shortest_input} for a frame; leave it out."
+            )
         log_probs = self.recognizer.logits(audio)[0].float().log_softmax(-1).cpu().numpy()
         if text is None:
             words, starts, ends = self._heard(log_probs)

@@ -305,3 +305,61 @@ def test_a_file_whose_name_is_no_unicode_is_left_out_by_name_and_no_other(tmp_pa
     (tmp_path / "a.wav").unlink()
     with pytest.raises(ValueError, match="no recording in it has a name in UTF-8"):
         load_recordings(str(tmp_path))
+
+
+def audio_column(*names):
+    return [{"bytes": wav_bytes(), "path": name} for name in names]
+
+
+def texts_of(path, streaming, column="text"):
+    return [row[column] for row in load_recordings(str(path), streaming=streaming)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_files_of_different_types_are_joined_as_the_text_of_each(parquet, tmp_path, streaming):
+    parquet("d/a.parquet", audio=audio_column("a"), text=[7])
+    parquet("d/b.parquet", audio=audio_column("b"), text=["007"], speaker=["x"])
+    parquet("d/c.parquet", audio=audio_column("c"), text=pyarrow.nulls(1), speaker=pyarrow.nulls(1))
+    parquet("d/e.parquet", audio=audio_column("e"), text=[b"the family"])
+    assert texts_of(tmp_path / "d", streaming) == ["7", "007", None, "the family"]
+    assert texts_of(tmp_path / "d", streaming, "speaker") == [None, "x", None, None]
+
+
+def test_parquet_files_that_cannot_be_joined_are_both_named_with_the_column(parquet, tmp_path):
+    parquet("d/a.parquet", audio=audio_column("a"), text=["one"])
+    parquet("d/b.parquet", audio=audio_column("b"), text=[["one"]])
+    with pytest.raises(ValueError, match=r"`text` is text in \S*a.parquet, but .* in \S*b.parquet"):
+        load_recordings(str(tmp_path / "d"))
+
+
+def test_bytes_that_are_no_text_are_refused_by_file_and_row(parquet):
+    path = parquet("a.parquet", audio=audio_column("a", "b"), text=[b"one", b"\xff"])
+    with pytest.raises(ValueError, match=r"a.parquet, row 1 \(from 0\): `text` is not UTF-8"):
+        load_recordings(str(path))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_labels_are_read_as_their_names(tmp_path, streaming):
+    audio = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    kinds = datasets.Features({"audio": audio, "word": datasets.ClassLabel(names=["no", "yes"])})
+    saved = datasets.Dataset.from_dict({"audio": audio_column("a", "b"), "word": [1, None]}, kinds)
+    saved.save_to_disk(tmp_path / "saved")
+    saved.to_parquet(tmp_path / "a.parquet")
+    saved.select_columns("word").add_column("file_name", ["a", "b"]).to_parquet(
+        tmp_path / "names" / "metadata.parquet"
+    )
+    for name in ("saved", "a.parquet", "names"):
+        assert texts_of(tmp_path / name, streaming, "word") == ["yes", None]
+    assert len(list(load_recordings(str(tmp_path / "a.parquet"), {"word": "yes"}, streaming=streaming))) == 1
+
+
+def test_recordings_beside_those_that_are_read_are_told(parquet, tmp_path, capsys):
+    (tmp_path / "d/train").mkdir(parents=True)
+    (tmp_path / "d/train/a.wav").write_bytes(wav_bytes())
+    parquet("d/test/t.parquet", audio=audio_column("t"))
+    assert len(load_recordings(str(tmp_path / "d"))) == 1
+    assert "1 audio files are left out, such as 'train/a.wav'" in capsys.readouterr().err
+    (tmp_path / "d/train/metadata.csv").write_text("file_name\na.wav\n")
+    assert len(load_recordings(str(tmp_path / "d"))) == 1
+    assert "1 recordings of" in (told := capsys.readouterr().err)
+    assert "t.parquet are left out" in told

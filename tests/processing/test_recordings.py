@@ -146,3 +146,29 @@ def test_metadata_may_name_files_elsewhere(tmp_path, write_audio):
     (tmp_path / "lists" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for row in load_recordings(str(tmp_path / "lists")):
         assert len(decode_recording(row, 16000)) == 8000
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "damage"),
+    [
+        ("*.int16", halve),
+        ("*.int16", lambda path: path.unlink()),
+        ("*.json", halve),
+        ("*.json", lambda path: path.write_bytes(b"")),
+        ("*.json", lambda path: path.write_text("[]")),
+    ],
+)
+def test_a_damaged_cache_is_decoded_anew_with_a_word(audio_folder, tmp_path, capsys, pattern, damage):
+    rows = load_recordings(str(audio_folder))
+    sound = [recording.copy() for recording in decode_all(rows, 16000, tmp_path)]
+    (path,) = tmp_path.glob(pattern)
+    damage(path)
+    again = decode_all(rows, 16000, tmp_path)
+    assert all(np.array_equal(a, b) for a, b in zip(sound, again, strict=True))
+    told = capsys.readouterr().err
+    assert str(path) in told
+    assert "the recordings are decoded anew" in told

@@ -31,6 +31,10 @@ ALIKE = {
     "emoji and notes": ("♪ hello ❤️", "hello"),
     "joiners without effect": ("ab\u200dc", "abc", "abc\u200c"),
     "Catalan double l": ("col·lecció", "coŀlecció"),
+    "Armenian signs over vowels": ("ինչո՞ւ", "ինչու", "ինչո՛ւ", "ինչո՜ւ"),
+    "Hebrew geresh at the end": ("קולג'", "קולג׳", "קולג’"),
+    "Hebrew quotation marks": ("'שלום עולם'", "שלום עולם"),
+    "Afrikaans article": ("ŉ", "'n", "’n"),
     "capital sharp s": ("GROẞ", "groß"),
     "a mark without a letter": ("\u0301 a", "a", "´ a", "¨ a"),
 }
@@ -49,6 +53,12 @@ UNLIKE = {
     "Japanese small letters": ("びよういん", "びょういん"),
     "apostrophes within words": ("we're", "were"),
     "Hebrew geresh": ("צ׳ק", "צק"),
+    "Hebrew geresh at the end": ("קולג׳", "קולג"),
+    "Bopomofo tones": ("˙ㄇㄚ", "ㄇㄚ", "ㄇㄚˊ"),
+    "modifier letters": ("kʷ", "kw", "k"),
+    "aspiration": ("tʰ", "th"),
+    "colon that is a letter": ("a꞉", "a", "aː"),
+    "Gascon interpunct": ("in·hèrn", "inhèrn", "in hèrn"),
     "Persian non-joiner": ("نامه\u200cای", "نامهای"),
     "Bengali joiner": ("র\u200d্যাম", "র্যাম"),
     "Sinhala joiner": ("ශ්\u200dරී", "ශ්රී"),
@@ -86,6 +96,11 @@ def test_words_stay_as_they_are_when_they_are_normalised_again_or_decomposed_or_
     assert words_of(unicodedata.normalize("NFD", text)) == words
     if "ß" not in text.lower() and "ı" not in text and "ŀ" not in text:  # whose capitals are other letters'
         assert words_of(" ".join(words).upper()) == words
+
+
+@pytest.mark.parametrize("text", ["ինչո՞ւ", "קולג'", "˙ㄇㄚ", "ㄇㄚ˙", "kʷ", "ŉ", "in·hèrn", "IN·HÈRN", "a꞉b"])
+def test_signs_within_a_word_do_not_part_it(text):
+    assert len(words_of(text)) == 1
 
 
 def test_a_greek_word_in_capitals_ends_in_the_final_sigma():

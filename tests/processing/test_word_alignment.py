@@ -88,6 +88,14 @@ def test_a_text_that_does_not_fit_is_refused(ctc_folder):
         load_word_aligner(str(ctc_folder)).align(np.zeros(1600, dtype=np.float32), "abcdefgh" * 2)
 
 
+def test_a_recording_without_a_frame_is_refused(ctc_folder):
+    aligner = CTCWordAligner(str(ctc_folder))
+    shortest = aligner.recognizer.shortest_input
+    assert len(aligner.align(np.zeros(shortest, np.float32), "a")) == 1
+    with pytest.raises(ValueError, match=f"has {shortest - 1} samples at 16 kHz, but .* needs {shortest}"):
+        aligner.align(np.zeros(shortest - 1, np.float32), "a")
+
+
 def test_vosk_hears_a_given_text_as_one_phrase(monkeypatch):
     heard_phrases = []
 

@@ -17,6 +17,10 @@ from speech_tokenizers.training.common.optimization import OptimizerArguments
 from speech_tokenizers.training.common.recipe_files import check_not_negative, check_positive, check_seed, load_recipe
 
 
+# Weights beyond this leave no number for the other losses in single precision.
+LARGEST_WEIGHT = 1e12
+
+
 @dataclass
 class ModelArguments:
     """
@@ -324,6 +328,8 @@ class CodecTrainingArguments:
         for name, weight in self.loss_weights.items():
             if weight < 0:
                 raise ValueError(f"`loss_weights.{name}` must not be negative, but is {weight}.")
+            if weight > LARGEST_WEIGHT:
+                raise ValueError(f"`loss_weights.{name}` must be at most {LARGEST_WEIGHT:g}, but is {weight}.")
         check_positive(self, "save_total_limit")
         check_seed(self.seed)
         start = self.latent_health.quantizer_start_step

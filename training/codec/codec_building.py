@@ -158,7 +158,7 @@ def check_loss_weights(
             discriminators.
 
     Raises:
-        ValueError: If a weight is missing, or is of an unknown loss.
+        ValueError: If a weight is missing or of an unknown loss, or those of all losses are 0.
     """
     weights = args.loss_weights
     # A recipe keeps its weights when its teachers, like its discriminators, are switched off.
@@ -173,4 +173,8 @@ def check_loss_weights(
     ]
     if missing := [name for name in needed if name not in weights]:
         raise ValueError(f"`loss_weights` lacks {', '.join(missing)}; give each loss a weight, 0 to switch it off.")
+    if not any(weights[name] for name in needed):
+        raise ValueError(
+            f"`loss_weights` are all 0 ({', '.join(needed)}), so that nothing is learnt; give one of them a weight."
+        )
     return dict(weights)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a full disk or a crash does to checkpoints, found before one is loaded; and the newest that is sound."""
 
+import hashlib
 import json
 import os
 import sys
@@ -11,6 +12,14 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
+from speech_tokenizers.processing.whole_files import write_whole
+
+
+# Sizes and digests of the files of a checkpoint, in its folder; written last.
+CHECKSUMS = "checksums.json"
+# Files of JSON that hold names and values.
+_MAPPINGS = frozenset({"config.json", "trainer_state.json", "preprocessor_config.json", CHECKSUMS})
+
 
 class NoSoundCheckpoint(ValueError):
     """There are checkpoints, and all of them are damaged; the message says what to do."""
@@ -18,8 +27,10 @@ class NoSoundCheckpoint(ValueError):
 
 def file_fault(path: Path) -> str | None:
     """
-    What is wrong with a file of a checkpoint: that it is missing, empty, cut off, or has other bytes than were
-    written. `None` where nothing is found; files that are neither JSON, safetensors nor PyTorch's are not looked into.
+    What is wrong with a file of a checkpoint: that it is missing, empty, cut off, has other bytes than were written,
+    or numbers that are not finite.
+
+    `None` where nothing is found. Files that are neither JSON, safetensors nor PyTorch's are not looked into.
 
     Args:
         path (`Path`): The file.
@@ -28,10 +39,14 @@ def file_fault(path: Path) -> str | None:
         if path.stat().st_size == 0:
             return "is empty"
         if path.suffix == ".json":
-            json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if path.name in _MAPPINGS and not isinstance(content, dict):
+                return f"is damaged (it holds {type(content).__name__} where names and values were written)"
         elif path.suffix == ".safetensors":
-            with safe_open(path, framework="pt"):
-                pass
+            with safe_open(path, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - it is no mapping
+                    if not tensors.get_tensor(name).isfinite().all():
+                        return f"has numbers that are not finite in `{name}`"
         elif path.suffix in (".pt", ".pth", ".checkpoint"):
             with zipfile.ZipFile(path) as file:
                 if (broken := file.testzip()) is not None:
@@ -71,9 +86,45 @@ def checkpoint_fault(folder: Path, required: Iterable[str]) -> str | None:
         if (fault := file_fault(path)) is not None:
             return f"{path.relative_to(folder)} {fault}"
     for index in folder.glob("*.index.json"):
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (KeyError, TypeError, AttributeError):
+            return f"{index.name} is damaged (it names no files of weights)"
         if missing := sorted(shard for shard in shards if not (folder / shard).is_file()):
             return f"{missing[0]} is missing"
+    return _checksum_fault(folder)
+
+
+def write_checksums(folder: Path) -> None:
+    """Write down the size and the SHA-256 of each file of a checkpoint, by which [`checkpoint_fault`] knows it."""
+    path = folder / CHECKSUMS
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file != path)
+    sums = {
+        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files
+    }
+    write_whole(path, json.dumps(sums, indent=2))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checksum_fault(folder: Path) -> str | None:
+    # Checkpoints of older versions have no sums.
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        return None
+    for name, known in json.loads(path.read_text(encoding="utf-8")).items():
+        file = folder / name
+        if not isinstance(known, dict) or not {"size", "sha256"} <= set(known):
+            return f"{CHECKSUMS} is damaged (it lacks the size or the sum of {name})"
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != known["size"]:
+            return f"{name} is damaged (it has {file.stat().st_size} bytes, but {known['size']} were written)"
+        if _sha256(file) != known["sha256"]:
+            return f"{name} is damaged (it has other bytes than were written)"
     return None
 
 

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from speech_tokenizers.training.common.checkpoint_faults import checkpoint_fault, newest_sound
+from speech_tokenizers.training.common.checkpoint_faults import checkpoint_fault, newest_sound, write_checksums
 from speech_tokenizers.training.common.processes import decided_by_main
 
 
@@ -54,6 +54,7 @@ def write_checkpoint(
     write(temporary)
     wait()
     if is_main_process:
+        write_checksums(temporary)
         for path in temporary.rglob("*"):
             if path.is_file():
                 with open(path, "rb") as file:
@@ -301,8 +302,11 @@ class Checkpoints:
             state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
             if missing := {"step", "training_seconds", *self.order_of_data} - set(state):
                 return f"trainer_state.json lacks {sorted(missing)[0]}"
-            modules = _modules_and_others(self.parts)[0]
-            return checkpoint_fault(folder, [f"{name}.safetensors" for name in modules if name not in left_out(state)])
+            needed = [name for name in _modules_and_others(self.parts)[0] if name not in left_out(state)]
+            missing_files = [
+                f"{name}.safetensors" for name in needed if not (folder / f"{name}.safetensors").is_file()
+            ]
+            return f"{missing_files[0]} is missing" if missing_files else None
 
         def decide() -> Path | None:
             if checkpoint is True or checkpoint == "latest":

@@ -13,7 +13,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from speech_tokenizers.training.common.recipe_yaml import Plain, as_written, parse_yaml, plain_value
+from speech_tokenizers.training.common.recipe_yaml import Plain, as_written, is_plain, parse_yaml, plain_value
 
 
 def load_recipe(path_or_name: str, overrides: Sequence[str], section: type) -> Any:
@@ -22,8 +22,8 @@ def load_recipe(path_or_name: str, overrides: Sequence[str], section: type) -> A
 
     Args:
         path_or_name (`str`): A YAML file, or the name of a recipe of this package, such as `rvq_codec_16khz_4kbps`.
-        overrides (sequence of `str`): `key=value` pairs; dots lead into sections (`data.train=recordings`), values are
-            YAML.
+        overrides (sequence of `str`): `key=value` pairs; dots lead into sections (`data.train=recordings`); see
+            [`override_key`].
         section (`type`): Dataclass of what the recipe describes. Its class attribute `trainer` is the trainer that a
             recipe of it names.
 
@@ -81,7 +81,12 @@ def recipe_names() -> list[str]:
 
 
 def override_key(recipe: dict[str, Any], override: str) -> None:
-    """Set one `dotted.key=value` in the nested dict `recipe`."""
+    """
+    Set one `dotted.key=value` in the nested dict `recipe`.
+
+    Numbers, truth values, `null`, lists in `[]`, mappings in `{}` and what stands between quotes are YAML. Anything
+    else is text, as it was typed.
+    """
     dotted_key, separator, value = override.partition("=")
     if not separator or not dotted_key:
         raise ValueError(f"An override must read `key=value`, but got {override!r}.")
@@ -90,7 +95,16 @@ def override_key(recipe: dict[str, Any], override: str) -> None:
         if not isinstance(recipe.get(section), dict):
             recipe[section] = {}
         recipe = recipe[section]
-    recipe[key] = parse_yaml(value, f"The value in {override!r}")
+    recipe[key] = _typed_value(value, f"The value in {override!r}")
+
+
+def _typed_value(value: str, what: str) -> Any:
+    text = value.strip()
+    if (text[:1], text[-1:]) in (("[", "]"), ("{", "}"), ("'", "'"), ('"', '"')) and len(text) > 1:
+        return parse_yaml(text, what)
+    if text == "" or is_plain(text):
+        return parse_yaml(text, what)
+    return value
 
 
 def build_section(section: type, values: Any, prefix: str) -> Any:

@@ -8,6 +8,7 @@ A family derives its settings from [`ScheduledRecipeArguments`] and its trainer 
 `train`, which finds it by the recipe's key `trainer`.
 """
 
+import json
 import re
 import sys
 import time
@@ -19,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from speech_tokenizers.training.common.checkpoint_faults import checkpoint_fault, newest_sound
+from speech_tokenizers.training.common.checkpoint_faults import checkpoint_fault, newest_sound, write_checksums
 from speech_tokenizers.training.common.checkpoints import StopRequest, stopping_on_signals
 from speech_tokenizers.training.common.data import RecordingsArguments
 from speech_tokenizers.training.common.length_batches import length_batch_loader
@@ -256,6 +257,13 @@ class RecipeTrainer(Trainer):
             self._note(outputs, inputs)
         return (loss, outputs) if return_outputs else loss
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        self.accelerator.wait_for_everyone()  # each process writes its random state
+        folder = Path(self._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero() and folder.is_dir():
+            write_checksums(folder)
+
     def _start_window(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, torch.Tensor] = {}
@@ -393,7 +401,14 @@ def sound_checkpoint(folder: Path, args: TrainingArguments) -> Path | None:
     required = ["trainer_state.json", "*model*.*"]
     if not args.save_only_model:
         required += ["optimizer.pt", "scheduler.pt", "rng_state*.pth"]
-    return newest_sound(complete_checkpoints(folder), lambda checkpoint: checkpoint_fault(checkpoint, required))
+
+    def fault(checkpoint: Path) -> str | None:
+        if (found := checkpoint_fault(checkpoint, required)) is not None:
+            return found
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        return None if isinstance(state.get("global_step"), int) else "trainer_state.json lacks global_step"
+
+    return newest_sound(complete_checkpoints(folder), fault)
 
 
 def step_of(checkpoint: Path) -> int:

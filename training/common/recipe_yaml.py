@@ -72,6 +72,12 @@ for _kind in ("bool", "int", "float"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _construct_plain)
 
 
+def is_plain(text: str) -> bool:
+    """Whether a text without quotes is a number, a truth value or null."""
+    resolvers = _Loader.yaml_implicit_resolvers.get(text[:1], [])
+    return any(pattern.match(text) for tag, pattern in resolvers if not tag.endswith(":merge"))
+
+
 def parse_yaml(text: str, what: str) -> Any:
     """
     The value of a YAML text: mappings by text, lists, text, `None` and [`Plain`].
@@ -90,6 +96,9 @@ def parse_yaml(text: str, what: str) -> Any:
         place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise ValueError(f"{what} is no YAML{place}: {problem}.") from error
+    except (TypeError, ValueError, AttributeError, KeyError) as error:  # of values that do not fit their tags
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{what} has a value that does not fit its tag ({reason}); leave tags (!!) out.") from error
     except RecursionError as error:
         raise ValueError(f"{what} is nested too deeply; a recipe has a few levels.") from error
     _check_size(parsed, what, 0, 0)
@@ -101,6 +110,9 @@ def _check_size(value: Any, what: str, depth: int, count: int) -> int:
         raise ValueError(f"{what} is nested too deeply, or contains itself; a recipe has a few levels.")
     if count > _MOST_VALUES:
         raise ValueError(f"{what} has more than {_MOST_VALUES:,} values once its aliases are written out.")
+    if not isinstance(value, dict | list | str | Plain | None):
+        kind = type(value).__name__
+        raise ValueError(f"{what} has a value of type {kind}, which no setting is; leave tags (!!) out.")
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     for element in inner:
         count = _check_size(element, what, depth + 1, count + 1)

@@ -41,7 +41,9 @@ MAY_CHANGE = frozenset(
 # Those that may change too, which is worth a word: how long.
 LENGTHS = frozenset({"max_steps", "max_minutes"})
 # Fields of a configuration that say who wrote it.
-_VOLATILE = ("_name_or_path", "transformers_version", "_commit_hash", "torch_dtype", "dtype")
+_VOLATILE = ("_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "torch_dtype", "dtype")
+# Parts of the names of a model's files that decide what it hears or writes, beside its weights and configuration.
+_DECIDING_FILES = ("processor", "feature_extractor", "vocab", "token", "merges")
 
 
 @dataclasses.dataclass
@@ -97,6 +99,8 @@ class RunRecord:
             raise ValueError(f"{self.folder} was begun with other data ({listed}); {self._advice(data)}.")
         if (self.folder / self.recipe_name).is_file() and (unknown := sorted(set(self.inputs) - set(known))):
             told.append(f"{', '.join(unknown)} of its beginning are not known, and taken to be these")
+        if not (self.folder / self.recipe_name).is_file() and (known or any(self.folder.glob("checkpoint-*"))):
+            told.append(f"{self.folder / self.recipe_name} is missing, so its settings are taken to be these")
         return told
 
     def _advice(self, differing: Iterable[str]) -> str:
@@ -245,9 +249,22 @@ def read_inputs(path: Path) -> dict[str, Any]:
         inputs = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(inputs, dict):
             raise ValueError("it holds no names")
+        for name, value in inputs.items():
+            if not _is_input(value):
+                raise ValueError(f"`{name}` names neither recordings nor contents")
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); restore it. {_TRUST}") from error
     return inputs
+
+
+def _is_input(value: Any) -> bool:
+    # Whether it is what `recordings_of` or `fingerprint_of` returns, or a list of names.
+    if not isinstance(value, dict):
+        return isinstance(value, str | list) or value is None
+    names, audio, columns = (value.get(key) for key in ("names", "audio", "columns"))
+    if not (isinstance(names, list) and isinstance(audio, list) and isinstance(columns, dict)):
+        return False
+    return all(isinstance(said, list) and len(said) == len(names) for said in (audio, *columns.values()))
 
 
 def inputs_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
@@ -262,7 +279,11 @@ def inputs_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[st
         known = before.get(key)
         if known is None or known == value:
             continue
-        if isinstance(value, dict):
+        if isinstance(known, str) and isinstance(value, str) and "+" not in known and value.startswith(f"{known}+"):
+            continue  # an older version knew a model by its weights and configuration alone
+        if type(known) is not type(value):
+            difference = f"inputs.json holds {_kind(known)} where {_kind(value)} is expected; restore the file"
+        elif isinstance(value, dict):
             difference = _difference_of_recordings(known, value)
         elif isinstance(value, list):
             difference = _difference_of_names(known, value)
@@ -271,6 +292,10 @@ def inputs_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[st
         if difference:
             found[key] = difference
     return found
+
+
+def _kind(value: Any) -> str:
+    return "recordings" if isinstance(value, dict) else "a list" if isinstance(value, list) else "a fingerprint"
 
 
 def _difference_of_recordings(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -359,8 +384,8 @@ def fingerprint_of(name: str | Path) -> str:
         name (`str` or `Path`): Folder of a model, name of a released one, id of one on the Hub, or a file.
 
     Returns:
-        `str`: 24 hexadecimal digits of the weights and the configuration, or of the file; for a model of the Hub the
-        id and the commit that is in the cache.
+        `str`: 24 hexadecimal digits of the weights and the configuration, `+`, and 24 of the files of its feature
+        extractor and tokenizer; 24 digits of a file; for a model of the Hub the id and the cached commit.
     """
     path = Path(name)
     if path.is_file():
@@ -380,9 +405,25 @@ def fingerprint_of(name: str | Path) -> str:
             with file.open("rb") as opened:
                 digest.update(hashlib.file_digest(opened, "sha256").digest())
     if weights and (folder / "config.json").is_file():
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        digest.update(json.dumps({k: v for k, v in config.items() if k not in _VOLATILE}, sort_keys=True).encode())
-    return digest.hexdigest()[:24]
+        digest.update(_settled(folder / "config.json"))
+    if not weights:
+        return digest.hexdigest()[:24]
+    others = hashlib.sha256()
+    for file in sorted(file for kind in ("*.json", "*.txt", "*.model") for file in folder.glob(kind)):
+        if any(part in file.name for part in _DECIDING_FILES):
+            others.update(file.name.encode() + _settled(file))
+    return f"{digest.hexdigest()[:24]}+{others.hexdigest()[:24]}"
+
+
+def _settled(file: Path) -> bytes:
+    # The contents of a file, of JSON without what says who wrote it.
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return hashlib.sha256(file.read_bytes()).digest()
+    if isinstance(content, dict):
+        content = {key: value for key, value in content.items() if key not in _VOLATILE}
+    return json.dumps(content, sort_keys=True).encode()
 
 
 def _digest(content: bytes | str) -> str:

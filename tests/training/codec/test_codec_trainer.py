@@ -55,6 +55,12 @@ def test_missing_weight_is_an_error(make_trainer):
         make_trainer(loss_weights={"mel": 1.0, "commitment": 1.0, "adversarial": 1.0, "feature_matching": 1.0})
 
 
+def test_losses_that_all_weigh_nothing_are_refused(make_trainer):
+    weights = dict.fromkeys(make_trainer().args.loss_weights, 0.0)
+    with pytest.raises(ValueError, match="`loss_weights` are all 0 .*give one of them a weight"):
+        make_trainer(loss_weights=weights)
+
+
 def test_unknown_discriminator_is_an_error(make_trainer):
     with pytest.raises(ValueError, match="did you mean `multi_period`"):
         make_trainer(adversarial={"discriminators": {"multi_periods": {}}})

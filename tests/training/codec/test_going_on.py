@@ -135,6 +135,7 @@ def test_a_run_without_a_sound_checkpoint_says_what_to_do(recipe, tmp_path, caps
     assert main(["train", recipe]) == 0
     for path in (tmp_path / "run").glob("checkpoint-*/trainer_state.json"):
         path.write_text("{}")
+        path.with_name("checksums.json").unlink()  # as older versions wrote none
     assert main(["train", recipe, LATEST]) == 2
     line = last_line(capsys)
     assert "trainer_state.json lacks global_batch_size" in line
@@ -143,6 +144,17 @@ def test_a_run_without_a_sound_checkpoint_says_what_to_do(recipe, tmp_path, caps
 
 def test_what_is_no_file_of_tensors_is_not_run(recipe, tmp_path, capsys):
     assert main(["train", recipe]) == 0
-    torch.save({"codec_optimizer": os.system}, tmp_path / "run" / "checkpoint-00000004" / "optimization.pt")
+    checkpoint = tmp_path / "run" / "checkpoint-00000004"
+    torch.save({"codec_optimizer": os.system}, checkpoint / "optimization.pt")
+    (checkpoint / "checksums.json").unlink()  # by which it is known for another file
     assert main(["train", recipe, LATEST]) == 2
     assert "optimization.pt is damaged, or no file of tensors" in last_line(capsys)
+
+
+def test_a_checkpoint_whose_weights_changed_is_passed_over(recipe, tmp_path, capsys):
+    assert main(["train", recipe]) == 0
+    (weights,) = (tmp_path / "run" / "checkpoint-00000004").glob("codec.safetensors")
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2].ljust(len(content), b"\0"))
+    assert main(["train", recipe, LATEST]) == 0
+    assert "codec.safetensors is damaged (it has other bytes than were written)" in capsys.readouterr().err

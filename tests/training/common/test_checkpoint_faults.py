@@ -8,7 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from speech_tokenizers.training.common.checkpoint_faults import NoSoundCheckpoint, checkpoint_fault, newest_sound
+from speech_tokenizers.training.common.checkpoint_faults import (
+    NoSoundCheckpoint,
+    checkpoint_fault,
+    newest_sound,
+    write_checksums,
+)
 
 
 REQUIRED = ["trainer_state.json", "optimizer.pt", "*model*.safetensors"]
@@ -118,3 +123,31 @@ def test_a_second_damage_of_one_name_loses_nothing(checkpoints):
         "damaged-checkpoint-6",
         "damaged-checkpoint-6-1",
     }
+
+
+def zero_second_half(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2].ljust(len(content), b"\0"))
+
+
+def lack_a_tensor(path):
+    save_file({}, path)
+
+
+@pytest.mark.parametrize("damage", [zero_second_half, lack_a_tensor, zero_middle])
+def test_weights_with_other_bytes_than_were_written_are_found(checkpoints, damage):
+    write_checksums(checkpoints[-1])
+    assert fault(checkpoints[-1]) is None
+    damage(checkpoints[-1] / "model.safetensors")
+    assert "model.safetensors is damaged (it has " in fault(checkpoints[-1])
+
+
+def test_weights_that_are_not_finite_are_found_without_checksums(checkpoints):
+    save_file({"weight": torch.tensor([1.0, float("nan")])}, checkpoints[-1] / "model.safetensors")
+    assert fault(checkpoints[-1]) == "model.safetensors has numbers that are not finite in `weight`"
+
+
+@pytest.mark.parametrize("name", ["config.json", "trainer_state.json", "checksums.json"])
+def test_json_of_another_shape_is_a_fault(checkpoints, name):
+    (checkpoints[-1] / name).write_text("[]")
+    assert f"{name} is damaged (it holds list" in fault(checkpoints[-1])

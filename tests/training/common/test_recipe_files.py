@@ -7,7 +7,8 @@ from typing import ClassVar
 import pytest
 import yaml
 
-from speech_tokenizers.training.common.recipe_files import load_recipe
+from speech_tokenizers.training.common.recipe_files import convert, load_recipe, override_key
+from speech_tokenizers.training.common.recipe_yaml import parse_yaml
 from speech_tokenizers.training.common.run_record import RunRecord, settings_changed
 
 
@@ -76,3 +77,18 @@ def test_what_was_begun_is_not_turned_into_something_else(settings, tmp_path, ov
 def test_a_recipe_for_another_trainer_is_refused(settings):
     with pytest.raises(ValueError, match="is a recipe for the trainer `large`, but one for `tiny` is needed here"):
         settings("trainer=large")
+
+
+@pytest.mark.parametrize(
+    "text", ["h #2", "#b", "=&x", "&x", "*x", "a: b", "- a", "!!map [a]", "007", "1e3", "@x", "%x"]
+)
+def test_a_text_of_the_command_line_is_what_was_typed(text):
+    recipe = {}
+    override_key(recipe, f"data.train={text}")
+    assert convert(recipe["data"]["train"], str, "data.train") == text
+
+
+@pytest.mark.parametrize("value", ["!!map [a]", "!!timestamp 5", "!!timestamp 2020-01-01", "!!set [a]", "!!int x"])
+def test_a_value_that_does_not_fit_its_tag_is_one_line(value):
+    with pytest.raises(ValueError, match=r"^The recipe (has|is).*\.$"):
+        parse_yaml(f"seed: {value}", "The recipe")

@@ -136,6 +136,7 @@ def test_what_is_trained_goes_on_at_the_newest_checkpoint(settings, tmp_path):
     for file in (folder / "checkpoints" / "checkpoint-4").iterdir():
         file.unlink()
     assert newest_checkpoint(folder / "checkpoints").name == "checkpoint-2"
+    assert (folder / "checkpoints" / "checkpoint-2" / "checksums.json").is_file()
     again = trainer_of(settings(), folder)
     train_until_done(again, folder, [])
     assert len(again.model.seen) == 2

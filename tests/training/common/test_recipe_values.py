@@ -146,6 +146,7 @@ def test_every_recipe_of_the_package_has_no_text_where_a_number_was_meant():
     ("override", "message"),
     [
         ("loss_weights.mel=-1", "`loss_weights.mel` must not be negative, but is -1.0"),
+        ("loss_weights.mel=1e300", "`loss_weights.mel` must be at most 1e+12, but is 1e+300"),
         ("loss_weights.mel={a: 1}", "`loss_weights.mel` must be a number"),
         ("loss_weights=null", "`loss_weights` must be of type dict"),
         ("seed=-1", "`seed` must lie between 0 and 2**32 - 1"),

@@ -151,3 +151,32 @@ def test_a_run_that_is_older_than_its_record_goes_on_with_a_word(speech, tmp_pat
     assert "data.train of its beginning are not known" in capsys.readouterr().err
     record(tmp_path, speech).keep()
     assert "goes on" not in capsys.readouterr().err
+
+
+def test_a_model_is_known_by_its_feature_extractor_and_tokenizer_too(tmp_path):
+    folder = tmp_path / "model"
+    HubertModel(tiny_hubert()).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text('{"do_normalize": true}')
+    (folder / "vocab.json").write_text('{"a": 0, "b": 1}')
+    before = fingerprint_of(folder)
+    (folder / "trainer_state.json").write_text("{}")
+    assert fingerprint_of(folder) == before
+    (folder / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    assert inputs_changed({"encoder": before}, {"encoder": fingerprint_of(folder)}) != {}
+    # What an older version wrote says nothing of these files.
+    assert inputs_changed({"encoder": before.partition("+")[0]}, {"encoder": fingerprint_of(folder)}) == {}
+
+
+def test_settings_that_are_gone_are_told(speech, tmp_path, capsys):
+    record(tmp_path / "run", speech).keep()
+    (tmp_path / "run" / "recipe.yaml").unlink()
+    record(tmp_path / "run", speech, learning_rate=0.2).keep()
+    assert "recipe.yaml is missing, so its settings are taken to be these" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ['{"data.train": []}', '{"data.train": {}}', '{"data.train": {"names": ["a"]}}'])
+def test_inputs_of_another_shape_are_refused_with_what_to_do(speech, tmp_path, content):
+    record(tmp_path / "run", speech).keep()
+    (tmp_path / "run" / "inputs.json").write_text(content)
+    with pytest.raises(ValueError, match=r"inputs.json.*restore"):
+        record(tmp_path / "run", speech).keep()
