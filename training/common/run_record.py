@@ -267,6 +267,11 @@ def _is_input(value: Any) -> bool:
     return all(isinstance(said, list) and len(said) == len(names) for said in (audio, *columns.values()))
 
 
+def is_older_fingerprint(known: Any, now: Any) -> bool:
+    """Whether `known` is what an older version wrote, which knew a model by its weights and configuration alone."""
+    return isinstance(known, str) and isinstance(now, str) and "+" not in known and now.startswith(f"{known}+")
+
+
 def inputs_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """
     How inputs differ, by their names; those that one side does not know do not.
@@ -279,8 +284,8 @@ def inputs_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[st
         known = before.get(key)
         if known is None or known == value:
             continue
-        if isinstance(known, str) and isinstance(value, str) and "+" not in known and value.startswith(f"{known}+"):
-            continue  # an older version knew a model by its weights and configuration alone
+        if is_older_fingerprint(known, value):
+            continue
         if type(known) is not type(value):
             difference = f"inputs.json holds {_kind(known)} where {_kind(value)} is expected; restore the file"
         elif isinstance(value, dict):

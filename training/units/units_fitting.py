@@ -41,7 +41,7 @@ from speech_tokenizers.processing.recordings import (
 from speech_tokenizers.processing.whole_files import WholeFile, beside, whole_folder
 from speech_tokenizers.training.common.checkpoint_faults import file_fault, remove_damaged
 from speech_tokenizers.training.common.processes import leave_together
-from speech_tokenizers.training.common.run_record import fingerprint_of
+from speech_tokenizers.training.common.run_record import fingerprint_of, is_older_fingerprint
 from speech_tokenizers.training.common.set_aside import shorter_than, write_set_aside
 from speech_tokenizers.training.units.kmeans import assign, fit_kmeans, mean_squared_distance
 from speech_tokenizers.training.units.pseudo_labels import as_float
@@ -455,7 +455,8 @@ def check_finished(folder: Path, begun_with: dict[str, Any]) -> None:
     if (fault := file_fault(path)) is not None:
         raise ValueError(f"{path} {fault}; put a copy back, or delete {folder} to fit it anew.")
     known = json.loads(path.read_text(encoding="utf-8")).get("begun_with", {})
-    if differing := [key for key, value in begun_with.items() if key in known and known[key] != value]:
+    differing = [key for key, value in begun_with.items() if key in known and known[key] != value]
+    if differing := [key for key in differing if not is_older_fingerprint(known[key], begun_with[key])]:
         key = differing[0]
         was = f"was {known[key]!r} and is {begun_with[key]!r}" if key.islower() else "has other contents than before"
         name = f"--{key}" if key.islower() else key
