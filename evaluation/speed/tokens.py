@@ -47,8 +47,7 @@ def stream_speed(model: Any, audio: torch.Tensor, chunk_frames: int = 1) -> dict
     result: dict[str, Any] = {"frame_ms": 1000 / model.frame_rate, "chunk_frames": chunk_frames}
     result["is_streamable"] = model.is_streamable
     warm_up = LatentStream(model)  # the first calls allocate
-    warm_up.encode(audio[..., : 4 * chunk])
-    warm_up.decode(warm_up.finish_encode())
+    warm_up.decode(torch.cat([warm_up.encode(audio[..., : 4 * chunk]), warm_up.finish_encode()], dim=1))
     warm_up.finish_decode()
     stream = LatentStream(model)
     encoded = _time_calls(stream.encode, list(audio.split(chunk, dim=-1)), stream.finish_encode)

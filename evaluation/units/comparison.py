@@ -291,13 +291,13 @@ def compare(args: argparse.Namespace) -> int:
     )
     summaries = []
     models = named_models(args.models, args.systems)
-    for model in models.values():
-        find_checkpoint(model)  # a missing one is told of before any work
     data = read_spoken_clips(
         args.data, parse_filter(args.filter), args.list, args.limit, args.labels, args.character_labels, args.seed
     )
     measures, skipped = usable_measures(args.measures, data, settings)
     settings.chosen_perturbations()  # a folder without noise is told of before any work
+    for model in models.values():
+        find_checkpoint(model)  # a missing one is told of, too
     args.output.mkdir(parents=True, exist_ok=True)
     for name, reason in skipped.items():
         print(f"skipped {name}: {reason}", file=sys.stderr)
