@@ -24,6 +24,18 @@ from speech_tokenizers.processing.termination import Terminated
 VERBS = ["encode", "reconstruct", "decode", "units"]
 
 
+@pytest.fixture(autouse=True)
+def heeded_signals():
+    """Tests may run under `nohup` or in the background, where some signals are ignored, which stays so."""
+    ignored = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)}
+    ignored = {number: handler for number, handler in ignored.items() if handler is signal.SIG_IGN}
+    for number in ignored:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in ignored.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def batch(run, speech, tmp_path, tiny_checkpoint, unit_checkpoints):
     """Function: run a verb over three files; returns its exit code and standard error."""

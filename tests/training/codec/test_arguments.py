@@ -60,7 +60,7 @@ def test_overrides_reach_sections_and_are_yaml(recipe_file):
         ("adversarial.objective=wgan", "`objective` must be 'hinge' or 'least_squares'"),
         ("optimizer.schedule=linear", "`schedule` must be"),
         ("max_steps", "must read `key=value`"),
-        ("max_steps=[", "is no YAML"),
+        ("max_steps=[", "must be of type int"),
         ("data.gain_db=[3.0, 0.0]", r"`gain_db` must be a pair"),
         ("model.pretrained=x", "either `preset` or `pretrained`"),
         ("max_steps=0", "`max_steps` must be at least 1"),

@@ -81,6 +81,7 @@ def test_a_recording_in_which_its_words_are_not_found_counts_as_one_without_word
             return ["words"]
 
     monkeypatch.setattr("speech_tokenizers.training.codec.sayings.load_word_aligner", lambda name, device: Aligner())
+    monkeypatch.setattr("speech_tokenizers.training.codec.sayings.find_model", lambda name, **_: name)
     for name, num_samples in (("a.wav", 16000), ("tiny.wav", 80)):
         soundfile.write(tmp_path / name, synthetic_speech(0, num_samples), 16000)
     rows = [{"file_name": name, "text": "abc cab"} for name in ("a.wav", "tiny.wav")]
