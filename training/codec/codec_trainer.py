@@ -5,6 +5,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -417,16 +418,14 @@ class CodecTrainer:
     def _publish(self, method: str, *args: Any, **options: Any) -> None:
         self.latent_schedule.check_started(self.unwrapped_model)
         if self.accelerator.is_main_process:
-            with self.weight_average.applied_to(self.unwrapped_model):
-                getattr(self.unwrapped_model, method)(*args, **options)
-            if self.feature_extractor is not None:
-                getattr(self.feature_extractor, method)(*args, **options)
+            _publish_here(self, method, *args, **options)
         self.accelerator.wait_for_everyone()
 
     def save_checkpoint(self) -> Path:
-        """Save all that `resume_from_checkpoint` needs in `checkpoint-<step>`, which exists only when complete."""
+        """All that `resume_from_checkpoint` needs, in `checkpoint-<step>`; beside it the codec, for `load`."""
         shared = {**self.run.state_dict(), **self.adversary.state_dict()}
-        return self.checkpoints.save(self.step, shared, {"window": self.run.window.state_dict()})
+        own = {"window": self.run.window.state_dict()}
+        return self.checkpoints.save(self.step, shared, own, partial(_save_beside, self))
 
     def _left_out(self, shared: Mapping[str, Any]) -> Collection[str]:
         # Discriminators that have not learnt anything yet may be exchanged for others.
@@ -442,3 +441,18 @@ class CodecTrainer:
         self.run.load_state_dict(shared)
         if own is not None:
             self.run.window.load_state_dict(own["window"], self.accelerator.device)
+
+
+def _publish_here(trainer: CodecTrainer, method: str, *args: Any, **options: Any) -> None:
+    with trainer.weight_average.applied_to(trainer.unwrapped_model):
+        getattr(trainer.unwrapped_model, method)(*args, **options)
+    if trainer.feature_extractor is not None:
+        getattr(trainer.feature_extractor, method)(*args, **options)
+
+
+def _save_beside(trainer: CodecTrainer, folder: Path) -> None:
+    try:
+        trainer.latent_schedule.check_started(trainer.unwrapped_model)
+    except ValueError:
+        return  # there are no codes yet
+    _publish_here(trainer, "save_pretrained", folder)

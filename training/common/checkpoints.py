@@ -241,7 +241,13 @@ class Checkpoints:
         self.order_of_data = {"seed": args.seed, "global_batch_size": args.global_batch_size}
         self.parts = {name: part for name, part in parts.items() if part is not None}
 
-    def save(self, step: int, shared: Mapping[str, Any], own: Mapping[str, Any]) -> Path:
+    def save(
+        self,
+        step: int,
+        shared: Mapping[str, Any],
+        own: Mapping[str, Any],
+        beside: Callable[[Path], None] | None = None,
+    ) -> Path:
         """
         Save the parts and the random generators, and delete the oldest checkpoints beyond `save_total_limit`.
 
@@ -249,6 +255,8 @@ class Checkpoints:
             step (`int`): Number of steps taken.
             shared (mapping): Plain values that are the same on all processes, for `trainer_state.json`.
             own (mapping): State of this process besides its random generators.
+            beside (callable, *optional*): Function that the main process calls with the folder, to save in it what is
+                not needed to go on.
 
         Returns:
             Folder of the checkpoint.
@@ -261,6 +269,8 @@ class Checkpoints:
                 save_states(temporary, self.parts)
                 state = json.dumps({**self.order_of_data, **shared}, indent=2)
                 (temporary / "trainer_state.json").write_text(state, encoding="utf-8")
+                if beside is not None:
+                    beside(temporary)
             torch.save({"random": random_state(), **own}, self._process_file(temporary))
 
         write_checkpoint(folder, write, is_main_process, self.accelerator.wait_for_everyone)

@@ -494,14 +494,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frame-rule", choices=("conv", "fairseq"), default="conv", help="frames of a padded row (default: conv)"
     )
-    parser.add_argument(
-        "--filter",
-        metavar="COLUMN=VALUE[,VALUE]",
-        nargs="*",
-        action="extend",
-        default=[],
-        help="rows of RECORDINGS to use",
-    )
+    kept: dict[str, Any] = {"metavar": "COLUMN=VALUE[,VALUE]", "nargs": "*", "action": "extend", "default": []}
+    parser.add_argument("--filter", **kept, help="rows of RECORDINGS to use")
     parser.add_argument("--fit-seconds", type=float, default=None, help="audio to use, drawn at random; default: all")
     parser.add_argument("--max-seconds", type=float, default=20.0, help="longer recordings are cut (default: 20)")
     add_batch_seconds_argument(parser)
