@@ -237,10 +237,12 @@ def train_dc_spin(args: DCSpinTrainingArguments) -> Path:
     min_seconds = max(args.data.min_seconds, model.shortest_input / model.sampling_rate)
     too_short = shorter_than(recordings, min_seconds * model.sampling_rate, "the training")
     write_set_aside(output / "rejected.jsonl", [*recordings.rejected, *too_short])
+    feature_extractor = DCSpinFeatureExtractor(sampling_rate=model.sampling_rate)
     trainer = DCSpinTrainer(
         model,
         args,
         PerturbedViewsDataset(recordings, perturbation, min_seconds, args.data.max_seconds, args.seed),
+        processing_class=feature_extractor,  # saved with each checkpoint
     )
     curves = [f"{codebook}_{name}" for codebook in ("primary", "auxiliary") for name in _MEASURES[:3]]
     train_until_done(trainer, output, ["loss", *curves])
@@ -250,7 +252,7 @@ def train_dc_spin(args: DCSpinTrainingArguments) -> Path:
         model.normalize_codebooks()
         with whole_folder(final) as folder:  # where it exists, the training is finished
             model.eval().save_pretrained(folder)
-            DCSpinFeatureExtractor(sampling_rate=model.sampling_rate).save_pretrained(folder)
+            feature_extractor.save_pretrained(folder)
     processes.wait_for_everyone()
     return final
 

@@ -15,6 +15,7 @@ from scipy import signal
 from transformers import AutoFeatureExtractor, AutoModel, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from helpers.processes import run_ranks, start
+from speech_tokenizers import load
 from speech_tokenizers.modeling.modeling_dc_spin import DCSpinModel
 from speech_tokenizers.processing.recordings import decode_all, load_recordings
 from speech_tokenizers.processing.speaker_perturbation import SpeakerPerturbation
@@ -219,6 +220,16 @@ def test_the_final_folder_is_a_complete_model_and_is_kept(recipe, tmp_path, audi
     assert (final / "model.safetensors").stat().st_mtime_ns == time_of
     with pytest.raises(ValueError, match="begun with other settings"):
         train_dc_spin(arguments(path, "learning_rate=1"))
+
+
+def test_a_checkpoint_of_a_run_loads_with_its_feature_extractor(recipe, tmp_path):
+    train_dc_spin(arguments(recipe(save_steps=2)))
+    checkpoints = sorted((tmp_path / "run").glob("**/checkpoint-*"))
+    assert checkpoints
+    for checkpoint in checkpoints:
+        model, extractor = load(checkpoint)
+        assert type(model) is DCSpinModel
+        assert extractor.sampling_rate == model.sampling_rate
 
 
 @pytest.mark.slow
