@@ -17,7 +17,14 @@ from transformers.utils.generic import can_return_tuple
 from .checked_loading import CheckedLoading
 from .configuration_speech_encoder_ctc import SpeechEncoderCTCConfig
 from .encoder_geometry import first_frame_centre, frame_geometry, has_fixed_window
-from .input_checks import check_arguments, check_finite, check_floats, check_mask
+from .input_checks import (
+    check_arguments,
+    check_finite,
+    check_floats,
+    check_mask,
+    check_whole_numbers,
+    numbers_are_known,
+)
 from .mixed_precision import MixedPrecisionModel, guard_convolutions
 from .padding_invariance import make_padding_invariant
 from .speech_encoders import encoder_of, load_pretrained, select_layer, shortened_positions
@@ -136,7 +143,8 @@ class SpeechEncoderForCTC(MixedPrecisionModel, CheckedLoading, PreTrainedModel):
 
         Raises:
             TypeError: If an input is no tensor of floating point, the mask no tensor, or another argument is given.
-            ValueError: If there is not exactly one input, a number is not finite, or the mask is malformed.
+            ValueError: If there is not exactly one input, a number is not finite, the mask is malformed, a label is
+                not in the vocabulary, or a row has more labels than frames.
         """
         check_arguments(kwargs)
         given = [value for value in (input_values, input_features, encoder_states) if value is not None]
@@ -247,8 +255,16 @@ class SpeechEncoderForCTC(MixedPrecisionModel, CheckedLoading, PreTrainedModel):
         return select_layer(outputs, self.config.layer)[:, None]
 
     def _loss(self, logits: torch.Tensor, frame_mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        shape = (len(logits), labels.shape[-1] if torch.is_tensor(labels) and labels.dim() else 0)
+        labels = check_whole_numbers(labels, "labels", shape, -100, self.config.vocab_size - 1)
         log_probs = logits.float().log_softmax(-1).transpose(0, 1)
         label_lengths = (labels >= 0).sum(-1)
+        if numbers_are_known() and bool((label_lengths > frame_mask.sum(-1)).any()):
+            row = int((label_lengths > frame_mask.sum(-1)).long().argmax())
+            raise ValueError(
+                f"`labels` has {int(label_lengths[row])} labels in row {row}, but there are"
+                f" {int(frame_mask[row].sum())} frames; leave the recording out."
+            )
         with torch.backends.cudnn.flags(enabled=False):
             return F.ctc_loss(
                 log_probs,

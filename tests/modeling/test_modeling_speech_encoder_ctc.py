@@ -155,6 +155,23 @@ def test_contradictory_fields_are_refused(field, value):
         SpeechEncoderCTCConfig(**{field: value})
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.full((1, 3), 99), "`labels` must"),
+        (torch.full((1, 3), -5000), "`labels` must"),
+        (torch.full((1, 3), 1.5), "`labels` must"),
+        (torch.full((2, 3), 1), "must have shape"),
+        (torch.full((1, 60), 1), "60 labels in row 0, but there are 50 frames"),
+    ],
+)
+def test_labels_that_cannot_be_learnt_are_refused(labels, message, whisper_folder):
+    model, extractor = SpeechEncoderForCTC.from_encoder(str(whisper_folder), vocab_size=5)
+    inputs = extractor(recordings(16000), sampling_rate=16000, return_tensors="pt")
+    with pytest.raises(ValueError, match=message):
+        model(**inputs, labels=labels)
+
+
 def test_exactly_one_input_is_needed(whisper_folder):
     model, _ = SpeechEncoderForCTC.from_encoder(str(whisper_folder))
     with pytest.raises(ValueError, match="`input_features` or `encoder_states`"):
