@@ -87,7 +87,7 @@ class CodecPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, Pre
         elif isinstance(module, ConvNeXtBlock):
             init.constant_(module.scale, module.initial_scale)
         elif isinstance(module, (Spectrum, InverseSpectrum)):
-            init.copy_(module.window, torch.hann_window(len(module.window), dtype=torch.float32))
+            init.copy_(module.window, torch.hann_window(len(module.window)))
         else:
             super()._init_weights(module)
 

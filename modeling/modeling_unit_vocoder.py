@@ -86,7 +86,7 @@ class UnitVocoderPreTrainedModel(MixedPrecisionModel, FramedModel, CheckedLoadin
         elif isinstance(module, ConvNeXtBlock):
             init.constant_(module.scale, module.initial_scale)
         elif isinstance(module, InverseSpectrum):
-            init.copy_(module.window, torch.hann_window(len(module.window), dtype=torch.float32))
+            init.copy_(module.window, torch.hann_window(len(module.window)))
         else:
             super()._init_weights(module)
 
