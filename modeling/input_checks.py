@@ -224,8 +224,19 @@ def check_finite(values: torch.Tensor, subject: str, advice: str = "") -> None:
     raise ValueError(f"{subject} NaN or infinity in row {row}{advice}.")
 
 
-def check_encoded(latents: torch.Tensor) -> None:
-    """Raises `ValueError` where an encoder gave latents `(batch, ...)` that are not finite, which have no codes."""
+def check_encoded(latents: torch.Tensor, input_values: torch.Tensor | None = None) -> None:
+    """
+    Args:
+        latents (`torch.Tensor` of shape `(batch, ...)`): What an encoder gave.
+        input_values (`torch.Tensor` of shape `(batch, ...)`, *optional*): What it was given, unchecked. Rows that are
+            not finite there may be so in `latents`.
+
+    Raises:
+        ValueError: If latents are not finite, which have no codes.
+    """
+    if input_values is not None and numbers_are_known():
+        spoilt = ~input_values.flatten(1).isfinite().all(-1)
+        latents = latents.masked_fill(spoilt.view(-1, *[1] * (latents.dim() - 1)), 0.0)
     check_finite(
         latents,
         "The encoder gives",

@@ -247,10 +247,10 @@ class CSTModel(CSTPreTrainedModel):
             TypeError: If another argument is given.
         """
         check_arguments(kwargs)
-        input_values, padding_mask = check_waveforms(input_values, padding_mask, finite=not self.training)
+        input_values, padding_mask = check_waveforms(input_values, padding_mask, finite=False)
         moments, frame_lengths, frame_starts = self._encode(input_values, padding_mask)
         if not self.training:
-            check_encoded(moments)
+            check_encoded(moments, input_values)
             warn_of_half_precision(self)
         mask = None if frame_lengths is None else self._frame_mask(moments, frame_lengths)
         passed = self.bottleneck(moments, mask, self.bottleneck.training, noise)

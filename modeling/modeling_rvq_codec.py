@@ -249,10 +249,10 @@ class RVQCodecModel(RVQCodecPreTrainedModel):
             TypeError: If another argument is given.
         """
         check_arguments(kwargs)
-        input_values, padding_mask = check_waveforms(input_values, padding_mask, finite=not self.training)
+        input_values, padding_mask = check_waveforms(input_values, padding_mask, finite=False)
         latents, frame_lengths, frame_starts = self._encode(input_values, padding_mask)
         if not self.training:
-            check_encoded(latents)
+            check_encoded(latents, input_values)
             warn_of_half_precision(self)
         mask = None if frame_lengths is None else self._frame_mask(latents, frame_lengths)
         quantized = self.quantizer(latents, num_quantizers, mask)

@@ -61,10 +61,8 @@ def test_what_is_no_recording_is_not_padded(waveforms, error, message):
 
 
 @pytest.mark.parametrize("maker", ["make_rvq_codec", "make_cst"])
-def test_forward_in_evaluation_mode_refuses_what_encode_refuses(maker, request):
+def test_forward_in_evaluation_mode_refuses_damaged_weights(maker, request):
     model, _ = request.getfixturevalue(maker)()
-    with pytest.raises(ValueError, match="NaN or infinity in row 0"):
-        model(torch.full((1, 1, 2000), torch.nan))
     with torch.no_grad():
         for parameter in model.encoder.parameters():
             parameter.fill_(torch.nan)
