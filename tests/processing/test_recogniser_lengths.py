@@ -74,16 +74,18 @@ def test_whisper_hears_a_recording_to_its_end(seconds, whisper_folder):
 
 
 @pytest.mark.parametrize("num_samples", [1, 80, 319, 320])
-def test_a_recording_shorter_than_a_frame_is_heard_with_silence_after_it(num_samples, ctc_folder):
+def test_a_recording_shorter_than_a_frame_is_transcribed_with_silence_and_not_aligned(num_samples, ctc_folder):
     recognizer = load_recognizer(str(ctc_folder))
     audio = noise(num_samples)
     shortest = 10 + 7 * 20
     assert recognizer.logits(audio).shape[1] == max(1, (num_samples - shortest) // 320 + 1)
     assert isinstance(recognizer.transcribe(audio), str)
     aligner = load_word_aligner(str(ctc_folder))
-    with pytest.raises(ValueError, match="`labels` need 3 frames"):
+    is_too_short = num_samples < shortest
+    with pytest.raises(ValueError, match="is too short" if is_too_short else "`labels` need 3 frames"):
         aligner.align(audio, "abc")
-    assert [word.word for word in aligner.align(audio, "a")] == ["a"]
+    if not is_too_short:
+        assert [word.word for word in aligner.align(audio, "a")] == ["a"]
 
 
 def test_parts_of_a_long_recording_are_the_whole_of_it_and_end_where_it_is_quiet(monkeypatch):
