@@ -5,10 +5,11 @@ import io
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+from .file_errors import FileError
 
 
 _SEARCH_BYTES = 1 << 20
@@ -18,24 +19,8 @@ _BELOW_2_TO_31 = range(0x7EFE0000, 0x80020000)
 _CLOSE = 0x20000
 
 
-class AudioFileError(ValueError):
-    """
-    An audio file that cannot be read or written.
-
-    Args:
-        path (`str` or `Path`): The file.
-        reason (`str`): Sentence that says what is wrong and what to do, in one line.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], reason: str):
-        self.path = Path(path)
-        self.reason = reason
-        super().__init__(f"{path}: {reason}")
-
-    def __reduce__(self):
-        # Data loader workers send exceptions through pickle, which would call `__init__` with the joined message
-        # alone.
-        return type(self), (self.path, self.reason)
+class AudioFileError(FileError):
+    """An audio file that cannot be read or written; see [`FileError`]."""
 
 
 class DamagedAudio(ValueError):

@@ -12,12 +12,12 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from .file_errors import FileError
 from .whole_files import write_whole
 
 
@@ -33,22 +33,8 @@ TEXT_FIELDS = ("model_name", "model_fingerprint", "recording_fingerprint")
 _INTEGER_TYPES = {f"{kind}{bits}" for kind in "IU" for bits in (8, 16, 32, 64)}
 
 
-class CodeFileError(ValueError):
-    """
-    A file of audio codes that cannot be read or written.
-
-    Args:
-        path (`str` or `Path`): The file.
-        reason (`str`): Sentence that says what is wrong and what to do, in one line.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], reason: str):
-        self.path = Path(path)
-        self.reason = reason
-        super().__init__(f"{path}: {reason}")
-
-    def __reduce__(self):
-        return type(self), (self.path, self.reason)
+class CodeFileError(FileError):
+    """A file of audio codes that cannot be read or written; see [`FileError`]."""
 
 
 @dataclass(frozen=True)

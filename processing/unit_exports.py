@@ -10,7 +10,6 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from .file_errors import FileError
 from .unit_sequences import check_durations, check_units, string_to_units, units_to_string
 from .whole_files import write_whole
 
@@ -28,22 +28,8 @@ _NUMBERS = re.compile(r"(?:[0-9]{1,9}(?: [0-9]{1,9})*)?")
 _ARRAY_FORMAT = "speech-tokenizers code arrays"
 
 
-class UnitFileError(ValueError):
-    """
-    A file of units that cannot be read or written.
-
-    Args:
-        path (`str` or `Path`): The file.
-        reason (`str`): Sentence that says what is wrong and what to do, in one line.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], reason: str):
-        self.path = Path(path)
-        self.reason = reason
-        super().__init__(f"{path}: {reason}")
-
-    def __reduce__(self):
-        return type(self), (self.path, self.reason)
+class UnitFileError(FileError):
+    """A file of units that cannot be read or written; see [`FileError`]."""
 
 
 # textlesslib
