@@ -234,14 +234,13 @@ def train_dc_spin(args: DCSpinTrainingArguments) -> Path:
     RunRecord(output, args, inputs).check()  # before hours of speech are decoded for nothing
     recordings = decode_part(args.data, "train", model.sampling_rate, args.cache_dir)
     claim_output(args, inputs)
-    min_seconds = max(args.data.min_seconds, model.shortest_input / model.sampling_rate)
-    too_short = shorter_than(recordings, min_seconds * model.sampling_rate, "the training")
+    too_short = shorter_than(recordings, args.data.min_seconds * model.sampling_rate, "the training")
     write_set_aside(output / "rejected.jsonl", [*recordings.rejected, *too_short])
     feature_extractor = DCSpinFeatureExtractor(sampling_rate=model.sampling_rate)
     trainer = DCSpinTrainer(
         model,
         args,
-        PerturbedViewsDataset(recordings, perturbation, min_seconds, args.data.max_seconds, args.seed),
+        PerturbedViewsDataset(recordings, perturbation, args.data.min_seconds, args.data.max_seconds, args.seed),
         processing_class=feature_extractor,  # saved with each checkpoint
     )
     curves = [f"{codebook}_{name}" for codebook in ("primary", "auxiliary") for name in _MEASURES[:3]]

@@ -263,7 +263,7 @@ def test_a_spectral_stem_begins_only_what_begins_from_scratch(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.train=/nowhere"], "`/nowhere` is neither here"),
+        (["data.train=/nowhere"], "/nowhere: there is no such file or folder"),
         (["model.hiden_size=5"], "`model.hiden_size` is unknown; did you mean `model.hidden_size`?"),
         (["model.num_attention_heads=3"], "num_heads"),
         (["model.mask_length=0"], "mask_length"),
