@@ -53,7 +53,7 @@ demo: $(VENV)/installed-demo
 	$(BIN)/python -m speech_tokenizers demo --output demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not slow and not gpu"
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
