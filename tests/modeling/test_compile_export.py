@@ -156,7 +156,7 @@ def test_the_guard_against_device_waits_works():
         torch.ones(3).sum().item()
 
 
-@pytest.mark.parametrize(("name", "masked"), itertools.product(CODECS, [False, True]))
+@pytest.mark.parametrize(("name", "masked"), list(itertools.product(CODECS, [False, True])))
 @torch.no_grad()
 def test_coding_waits_for_the_device_only_to_check_its_input(codec, signal, name, masked, monkeypatch):
     monkeypatch.setattr(input_checks, "numbers_are_known", lambda: False)

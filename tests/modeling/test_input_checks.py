@@ -101,7 +101,6 @@ def test_units_are_padded_on_the_right(name, make_model, signal):
         (lambda good: good[..., :0], ValueError, "is empty"),
         (lambda good: good[:0], ValueError, "is empty"),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("name", ["rvq", "causal", "cst", "kmeans", "dc_spin", "dac", "vibevoice"])
 def test_what_is_no_waveform_is_refused(name, spoil, error, message, make_model, signal):

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import transformers
+from filelock import FileLock
 
 
 # Read when transformers' test tools are imported, so set before any test module is.
@@ -280,17 +281,18 @@ def fetch_common_tests(folder: Path) -> None:
                 except KeyError:
                     raise RuntimeError(f"the source distribution of {requirement} has no tests/{name}") from None
                 (package / name).write_bytes(member.read())
-        if not folder.exists():
-            os.replace(package, folder)
+        os.replace(package, folder)
 
 
 def provide_common_tests() -> None:
     root = CACHE_FOLDER / f"transformers-{transformers.__version__}"
-    if not (root / PACKAGE_NAME).exists():
-        root.mkdir(parents=True, exist_ok=True)
-        (CACHE_FOLDER / ".gitignore").write_text("*\n")
+    root.mkdir(parents=True, exist_ok=True)
+    (CACHE_FOLDER / ".gitignore").write_text("*\n")
+    # Of several processes that run the tests, one fetches and the others wait.
+    with FileLock(root / "fetching.lock"):
         try:
-            fetch_common_tests(root / PACKAGE_NAME)
+            if not (root / PACKAGE_NAME).exists():
+                fetch_common_tests(root / PACKAGE_NAME)
         except RuntimeError as error:
             reason = f"pip could not fetch the common tests of transformers {transformers.__version__}: {error}"
             if os.environ.get("CI"):
