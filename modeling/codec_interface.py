@@ -213,6 +213,25 @@ class SpeechCodec(FramedModel):
     def _fingerprinted(self) -> Iterable[torch.Tensor]:
         raise NotImplementedError
 
+    def encoder_fingerprint(self) -> str:
+        """
+        Short hash of the weights that decide what `encode` gives, the same in half and in single precision.
+
+        An encoder may be trained under codebooks that stay as they are: [`~SpeechCodec.fingerprint`] is the same then,
+        since old codes decode as before, but new codes differ from the old ones.
+        """
+        return self._fingerprint_without("decoder", "vocoder")
+
+    def decoder_fingerprint(self) -> str:
+        """Short hash of the weights that decide what `decode` gives; see [`~SpeechCodec.encoder_fingerprint`]."""
+        return self._fingerprint_without("encoder")
+
+    def _fingerprint_without(self, *parts: str) -> str:
+        # Parts that serve a loss alone decide nothing either.
+        left_out = {*parts, *self.trained_parts.values()}
+        tensors = self.state_dict().items()  # type: ignore[attr-defined]
+        return tensor_fingerprint(value for name, value in sorted(tensors) if name.split(".")[0] not in left_out)
+
     def check_kind(self, kind: TokenKind | None, decode: bool = False) -> TokenKind:
         """
         Check a kind of tokens, and fill in the model's own.

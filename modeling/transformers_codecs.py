@@ -439,6 +439,14 @@ class TransformersCodec(SpeechCodec):
         module = getattr(self.model, "quantizer", self.model)
         return tensor_fingerprint(value for _, value in sorted(module.state_dict().items()))
 
+    def encoder_fingerprint(self) -> str:
+        """See [`SpeechCodec.encoder_fingerprint`]; of all weights, since each family names its parts otherwise."""
+        return tensor_fingerprint(value for _, value in sorted(self.model.state_dict().items()))
+
+    def decoder_fingerprint(self) -> str:
+        """See [`SpeechCodec.decoder_fingerprint`]; of all weights."""
+        return self.encoder_fingerprint()
+
 
 class _WholeRecordingStream(RecordingStream):
     # A stream that waits for the end, since what a model hears at the edge of a part would change its tokens.

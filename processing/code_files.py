@@ -28,7 +28,7 @@ CODE_FILE_SUFFIX = ".safetensors"
 # Convolutions without padding, such as HuBERT's, give up to so many frames fewer than codecs do.
 _FRAMES_AT_EDGES = 2
 _INTEGER_FIELDS = ("num_samples", "sampling_rate", "codebook_size", "hop_length")
-TEXT_FIELDS = ("model_name", "model_fingerprint", "recording_fingerprint")
+TEXT_FIELDS = ("model_name", "model_fingerprint", "encoder_fingerprint", "recording_fingerprint")
 # Names of safetensors' types of integers.
 _INTEGER_TYPES = {f"{kind}{bits}" for kind in "IU" for bits in (8, 16, 32, 64)}
 
@@ -51,6 +51,8 @@ class AudioCodes:
         model_name (`str`): Name of the codec, as [`speech_tokenizers.load`] takes it.
         model_fingerprint (`str`, *optional*, defaults to `""`):
             Hash of the codec's codebooks, by which decoding refuses another codec of the same shape. Empty if unknown.
+        encoder_fingerprint (`str`, *optional*, defaults to `""`):
+            Hash of the encoder's weights, which may differ where the codebooks do not. Empty if unknown.
         recording_fingerprint (`str`, *optional*, defaults to `""`):
             Hash of the recording; see [`recording_fingerprint`]. Empty if unknown.
     """
@@ -62,6 +64,7 @@ class AudioCodes:
     hop_length: int
     model_name: str
     model_fingerprint: str = ""
+    encoder_fingerprint: str = ""
     recording_fingerprint: str = ""
 
     def __post_init__(self):

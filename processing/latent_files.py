@@ -48,6 +48,8 @@ class AudioLatents:
         model_fingerprint (`str`, *optional*, defaults to `""`):
             Hash of the latents' statistics or of the codec's codebooks, by which decoding refuses another model of the
             same shape. Empty if unknown.
+        encoder_fingerprint (`str`, *optional*, defaults to `""`):
+            Hash of the encoder's weights, which may differ where the statistics or codebooks do not. Empty if unknown.
         recording_fingerprint (`str`, *optional*, defaults to `""`):
             Hash of the recording; see [`recording_fingerprint`]. Empty if unknown.
     """
@@ -58,6 +60,7 @@ class AudioLatents:
     hop_length: int
     model_name: str
     model_fingerprint: str = ""
+    encoder_fingerprint: str = ""
     recording_fingerprint: str = ""
 
     def __post_init__(self):

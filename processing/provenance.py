@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 
 _PREFIX = "speech-tokenizers"
+# What made an output. It is unknown where it is missing; every other fact is an option.
+_MAKERS = ("model", "encoder", "decoder", "recording")
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,10 @@ class Provenance:
     JSON lines, safetensors' metadata and the comments of audio files hold it.
 
     Args:
-        facts (`Mapping[str, str]`): Facts by name. Names are identifiers, values have no white space. `model` is
-            [`SpeechCodec.fingerprint`], `recording` is [`recording_fingerprint`]; the others are options that decide
-            what is written, `"no"` where they are missing. An empty value is unknown.
+        facts (`Mapping[str, str]`): Facts by name. Names are identifiers, values have no white space. `model`,
+            `encoder` and `decoder` are what [`SpeechCodec.fingerprint`] and its like give, `recording` is
+            [`recording_fingerprint`]; they are unknown where they are missing or empty. The others are options that
+            decide what is written, `"no"` where they are missing.
     """
 
     facts: Mapping[str, str]
@@ -35,6 +38,10 @@ class Provenance:
             return None
         return cls(dict(fact.split("=", 1) for fact in text.split(" ")[1:]))
 
+    def of(self, name: str) -> str:
+        """A fact; empty if it is unknown, and `"no"` for an option that was not used."""
+        return self.facts.get(name, "" if name in _MAKERS else "no")
+
     def difference(self, other: "Provenance") -> str | None:
         """
         Say how another output was made otherwise.
@@ -43,16 +50,18 @@ class Provenance:
             other ([`Provenance`]): Provenance of what is there.
 
         Returns:
-            `str`, *optional*: The first fact that differs, as the end of a sentence: `of another recording`,
-            `by another model`, or `with deduplicate=no instead of deduplicate=yes`.
+            `str`, *optional*: The first fact that differs, as the end of a sentence: `from another recording`,
+            `by another model`, `by a model with another encoder`, or `with deduplicate=no instead of deduplicate=yes`.
         """
         for name in {**self.facts, **other.facts}:
-            here, there = self.facts.get(name, "no"), other.facts.get(name, "no")
+            here, there = self.of(name), other.of(name)
             if here and there and here != there:
                 is_not = "not " if there == "no" else ""
                 return {
                     "recording": "from another recording",
                     "model": "by another model",
+                    "encoder": "by a model with another encoder",
+                    "decoder": "by a model with another decoder",
                     "deduplicate": f"with units that are {is_not}de-duplicated",
                 }.get(name, f"with {name}={there} instead of {name}={here}")
         return None
@@ -74,7 +83,7 @@ def check_kept(kept: Iterable[tuple[str, "Provenance | None", Provenance]]) -> i
     """
     num_silent, faults = 0, []
     for name, found, expected in kept:
-        num_silent += found is None or "" in found.facts.values()
+        num_silent += found is None or not all(found.of(name) for name in expected.facts)
         if found is not None and (difference := expected.difference(found)) is not None:
             faults.append(f"{name} was made {difference}")
     if faults:

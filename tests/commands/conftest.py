@@ -49,6 +49,25 @@ def other_checkpoint(tiny_checkpoint, tmp_path_factory):
 
 
 @pytest.fixture
+def with_other_part(tmp_path):
+    """Function: copy a checkpoint's folder with a part trained further, such as `"encoder"`; returns the copy."""
+
+    def copy(checkpoint, part):
+        from speech_tokenizers import load
+
+        model, feature_extractor = load(checkpoint)
+        for name, parameter in model.named_parameters():
+            if name.startswith(f"{part}."):
+                parameter.data.mul_(1.5)
+        folder = tmp_path / f"other-{part}"
+        model.save_pretrained(folder)
+        feature_extractor.save_pretrained(folder)
+        return folder
+
+    return copy
+
+
+@pytest.fixture
 def speech(tmp_path):
     """Function: write a folder of three recordings, `a.wav`, `deep/b.wav` and `deep/c.wav`, drawn by a seed."""
 

@@ -70,6 +70,36 @@ def test_outputs_of_another_model_other_options_or_recordings_are_not_kept(
         assert files_of(tmp_path / f"{verb}d") == before
 
 
+@pytest.mark.parametrize(
+    ("verb", "part", "is_kept"),
+    [
+        ("encode", "encoder", False),
+        ("encode", "decoder", True),
+        ("decode", "decoder", False),
+        ("decode", "encoder", True),
+        ("reconstruct", "encoder", False),
+        ("reconstruct", "decoder", False),
+    ],
+)
+def test_outputs_of_a_part_that_was_trained_under_the_same_codebooks_are_not_kept(
+    batch, tmp_path, tiny_checkpoint, with_other_part, verb, part, is_kept
+):
+    batch(verb)
+    before = files_of(tmp_path / f"{verb}d")
+    code, errors = batch(verb, "--skip-existing", model=with_other_part(tiny_checkpoint, part))
+    assert code == (0 if is_kept else 2)
+    assert is_kept or f"was made by a model with another {part}, and 2 more outputs differ" in errors[0]
+    assert files_of(tmp_path / f"{verb}d") == before
+
+
+def test_speech_that_was_decoded_from_codes_of_another_encoder_is_not_kept(batch, tiny_checkpoint, with_other_part):
+    batch("decode")
+    assert batch("encode", "--overwrite", model=with_other_part(tiny_checkpoint, "encoder"))[0] == 0
+    code, errors = batch("decode", "--skip-existing")
+    assert code == 2
+    assert "was made by a model with another encoder" in errors[0]
+
+
 @pytest.mark.parametrize("audio_format", ["wav", "flac", "ogg"])
 def test_speech_that_was_decoded_from_other_codes_is_not_kept(batch, speech, tmp_path, audio_format):
     batch("decode", "--format", audio_format)

@@ -64,6 +64,20 @@ def test_units_of_another_model_are_not_mixed_in(units, speech, tmp_path, unit_c
     assert contents(tmp_path) != before or output_format == "textless"
 
 
+@pytest.mark.parametrize("output_format", OUTPUTS)
+def test_units_of_an_encoder_that_was_trained_under_the_same_centroids_are_not_mixed_in(
+    units, speech, tmp_path, unit_checkpoints, with_other_part, output_format
+):
+    source = speech()
+    units(source, output_format)
+    before = contents(tmp_path)
+    model = with_other_part(unit_checkpoints[0], "encoder")
+    code, errors = units(source, output_format, "--skip-existing", model=model)
+    assert code == 2
+    assert "was made by a model with another encoder" in errors[-1]
+    assert contents(tmp_path) == before
+
+
 def test_other_names_of_another_model_are_not_mixed_in_either(units, speech, unit_checkpoints):
     units(speech())
     source = speech("other", seed=1)

@@ -130,6 +130,21 @@ def test_a_fingerprint_tells_weights_apart_but_not_their_precision(name, make_mo
     assert model.fingerprint() != before
 
 
+@pytest.mark.parametrize("name", ["rvq", "causal", "dm", "cst", "kmeans", "dc_spin", "kmeans-vocoder"])
+def test_fingerprints_of_both_directions_tell_what_decides_them(name, make_model):
+    model = make_model(name)
+    parts = {part for part, _ in model.named_children()}
+    assert len(parts) > 1
+    for part in parts:
+        encoder, decoder = model.encoder_fingerprint(), model.decoder_fingerprint()
+        tensors = [value for value in getattr(model, part).state_dict().values() if value.is_floating_point()]
+        for tensor in tensors:
+            tensor.mul_(1.5).add_(0.1)
+        decides = bool(tensors) and part not in model.trained_parts.values()
+        assert (model.encoder_fingerprint() != encoder) == (decides and part not in ("decoder", "vocoder"))
+        assert (model.decoder_fingerprint() != decoder) == (decides and part != "encoder")
+
+
 @pytest.mark.parametrize("name", ["encodec", "dac", "mimi", "xcodec"])
 def test_transformers_codecs_hear_no_padding(name, make_model, signal):
     model = make_model(name)

@@ -5,7 +5,7 @@ latents.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,7 @@ def encode_file(
     on_progress: OnProgress | None = None,
     latents: bool = False,
     dtype: str = "float32",
+    facts: Mapping[str, str] | None = None,
 ) -> AudioCodes | AudioLatents:
     """
     Encode an audio file.
@@ -100,6 +101,7 @@ def encode_file(
         latents (`bool`, *optional*, defaults to `False`): Whether to give a codec's frames before quantization instead
             of its codes. Continuous tokens are given in any case.
         dtype (`str`, *optional*, defaults to `"float32"`): Type of latents: `"float32"` or `"float16"`.
+        facts (`Mapping`, *optional*): What [`model_facts`] returns, for many files by one model.
 
     Returns:
         [`AudioCodes`] or [`AudioLatents`].
@@ -129,12 +131,14 @@ def encode_file(
             encoded = torch.cat(found, dim=0).float().numpy().astype(dtype)
         else:
             encoded = torch.cat(found, dim=-1).numpy()
+    facts = facts or model_facts(model)
     metadata = {
         "num_samples": num_samples,
         "sampling_rate": model.sampling_rate,
         "hop_length": model.hop_length,
         "model_name": model_name,
-        "model_fingerprint": model.fingerprint(),
+        "model_fingerprint": facts["model"],
+        "encoder_fingerprint": facts["encoder"],
         "recording_fingerprint": recording_fingerprint(audio_path),
     }
     if kind == "latents":
@@ -152,6 +156,7 @@ def decode_file(
     codes: AudioCodes | AudioLatents | str | os.PathLike[str],
     audio_path: str | os.PathLike[str],
     on_progress: OnProgress | None = None,
+    facts: Mapping[str, str] | None = None,
 ) -> int:
     """
     Decode codes or latents to an audio file as long as the original at the codec's rate.
@@ -161,6 +166,7 @@ def decode_file(
         codes ([`AudioCodes`], [`AudioLatents`], `str` or `Path`): Codes, latents, or a file of either.
         audio_path (`str` or `Path`): File to write; its suffix chooses the format.
         on_progress (`Callable`, *optional*): Function that is called with the seconds done since the last call.
+        facts (`Mapping`, *optional*): What [`model_facts`] returns, for many files by one model.
 
     Returns:
         `int`: Number of samples written.
@@ -181,7 +187,7 @@ def decode_file(
     else:
         blocks = decode_blocks(model, encoded.audio_codes, encoded.num_samples, "codes")
     remaining = encoded.num_samples
-    with AudioWriter(audio_path, model.sampling_rate, str(provenance(encoded, model))) as writer:
+    with AudioWriter(audio_path, model.sampling_rate, str(provenance(encoded, facts or model_facts(model)))) as writer:
         for block in blocks:
             samples = block[:remaining].float().cpu().numpy()
             writer.write(samples)
@@ -198,44 +204,65 @@ def reconstruct_file(
     num_quantizers: int | None = None,
     on_progress: OnProgress | None = None,
     latents: bool = False,
+    facts: Mapping[str, str] | None = None,
 ) -> AudioCodes | AudioLatents:
     """
     Encode an audio file, decode it again, and return the codes or latents; see [`encode_file`] and [`decode_file`].
 
     `on_progress` counts the audio twice, once for each direction.
     """
-    codes = encode_file(model, audio_path, num_quantizers=num_quantizers, on_progress=on_progress, latents=latents)
-    decode_file(model, codes, output_path, on_progress=on_progress)
+    facts = facts or model_facts(model)
+    codes = encode_file(
+        model, audio_path, num_quantizers=num_quantizers, on_progress=on_progress, latents=latents, facts=facts
+    )
+    decode_file(model, codes, output_path, on_progress=on_progress, facts=facts)
     return codes
 
 
-def provenance(encoded: AudioCodes | AudioLatents, model: Any = None) -> Provenance:
+def model_facts(model: Any) -> dict[str, str]:
     """
-    What codes or latents were made by and from, and so the audio that is decoded from them.
+    What [`Provenance`] says of a model: fingerprints of `model` (how codes are read), `encoder` and `decoder`.
+
+    Args:
+        model ([`SpeechCodec`]): Codec, units or continuous tokens.
+    """
+    model = as_speech_codec(model)
+    return {
+        "model": model.fingerprint(),
+        "encoder": model.encoder_fingerprint(),
+        "decoder": model.decoder_fingerprint(),
+    }
+
+
+def provenance(encoded: AudioCodes | AudioLatents, decoded_by: Mapping[str, str] | None = None) -> Provenance:
+    """
+    What codes or latents were made by and from, or the audio that is decoded from them.
 
     Args:
         encoded ([`AudioCodes`] or [`AudioLatents`]): Codes or latents.
-        model ([`SpeechCodec`], *optional*): Model that decodes them, which counts where they do not name theirs.
+        decoded_by (`Mapping`, *optional*): [`model_facts`] of the model that decodes them. It counts as the model that
+            made them where they do not name theirs.
     """
     if isinstance(encoded, AudioLatents):
         tokens, num_quantizers, dtype = encoded.latents, None, encoded.dtype
     else:
         tokens, num_quantizers, dtype = encoded.audio_codes, encoded.num_quantizers, None
-    recording, fingerprint = encoded.recording_fingerprint, encoded.model_fingerprint
-    if model is not None:
+    facts = {"model": encoded.model_fingerprint, "encoder": encoded.encoder_fingerprint}
+    recording = encoded.recording_fingerprint
+    if decoded_by is not None:
         recording = recording or recording_fingerprint(tokens)
-        fingerprint = fingerprint or model.fingerprint()
-    return coding_provenance(fingerprint, recording, num_quantizers, dtype)
+        facts |= {"model": facts["model"] or decoded_by["model"], "decoder": decoded_by["decoder"]}
+    return coding_provenance(facts, recording, num_quantizers, dtype)
 
 
 def coding_provenance(
-    model_fingerprint: str, recording: str, num_quantizers: int | None = None, dtype: str | None = None
+    facts: Mapping[str, str], recording: str, num_quantizers: int | None = None, dtype: str | None = None
 ) -> Provenance:
     """
-    Provenance of codes with `num_quantizers` codebooks, or of latents of type `dtype`, and of audio decoded from them.
+    Provenance of codes with `num_quantizers` codebooks, or of latents of type `dtype`, or of audio decoded from them.
 
     Args:
-        model_fingerprint (`str`): [`SpeechCodec.fingerprint`].
+        facts (`Mapping`): Those of [`model_facts`] that count.
         recording (`str`): [`recording_fingerprint`].
         num_quantizers (`int`, *optional*): Number of codebooks.
         dtype (`str`, *optional*): Type of latents.
@@ -246,7 +273,7 @@ def coding_provenance(
     if recording == "missing":
         raise FileNotFoundError("The recording cannot be read.")
     option = {"codebooks": str(num_quantizers)} if dtype is None else {"latents": dtype}
-    return Provenance({"model": model_fingerprint, "recording": recording, **option})
+    return Provenance({**facts, "recording": recording, **option})
 
 
 def _check_is_of(model: Any, encoded: AudioCodes | AudioLatents, path: str | os.PathLike[str]) -> None:

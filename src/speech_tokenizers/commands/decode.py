@@ -51,11 +51,19 @@ def run(args: argparse.Namespace) -> int:
             raise CodeFileError(source, f"its codec cannot be loaded ({models[name]}) Name one with --model.")
         return models[name]
 
-    from speech_tokenizers.coding.file_coding import decode_file, provenance
+    from speech_tokenizers.coding.file_coding import decode_file, model_facts, provenance
 
-    check_kept_outputs(planned, audio_provenance, lambda source: provenance(load_encoded(source), model_for(source)))
+    facts: dict[int, dict[str, str]] = {}  # by the identity of a model
+
+    def facts_for(source: Path) -> dict[str, str]:
+        model = model_for(source)
+        if id(model) not in facts:
+            facts[id(model)] = model_facts(model)
+        return facts[id(model)]
+
+    check_kept_outputs(planned, audio_provenance, lambda source: provenance(load_encoded(source), facts_for(source)))
 
     def decode(source: Path, target: Path, on_progress: Callable[[float], object]) -> None:
-        decode_file(model_for(source), source, target, on_progress)
+        decode_file(model_for(source), source, target, on_progress, facts_for(source))
 
     return work(planned, decode, lambda source: load_encoded(source).seconds)

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
             f"--dtype {args.dtype} is for latents, but {args.model or 'the model'} gives codes; add --latents, or "
             "leave out --dtype."
         )
-    from speech_tokenizers.coding.file_coding import coding_provenance, encode_file, provenance
+    from speech_tokenizers.coding.file_coding import coding_provenance, encode_file, model_facts, provenance
     from speech_tokenizers.coding.loading import DEFAULT_CHECKPOINT, list_checkpoints
     from speech_tokenizers.processing.latent_files import load_encoded
     from speech_tokenizers.processing.recording_fingerprint import recording_fingerprint
@@ -55,14 +55,16 @@ def run(args: argparse.Namespace) -> int:
     name = args.model or DEFAULT_CHECKPOINT
     if name not in list_checkpoints() and os.path.isdir(name):
         name = os.path.abspath(name)
+    facts = model_facts(model)
+    made_by = {name: facts[name] for name in ("model", "encoder")}
     option = made_option(model, args.latents, args.num_quantizers, args.dtype)
     check_kept_outputs(
         planned,
         lambda target: provenance(load_encoded(target)),
-        lambda source: coding_provenance(model.fingerprint(), recording_fingerprint(source), **option),
+        lambda source: coding_provenance(made_by, recording_fingerprint(source), **option),
     )
 
     def encode(source: Path, target: Path, on_progress: Callable[[float], object]) -> None:
-        encode_file(model, source, target, args.num_quantizers, name, on_progress, args.latents, args.dtype)
+        encode_file(model, source, target, args.num_quantizers, name, on_progress, args.latents, args.dtype, facts)
 
     return work(planned, encode, audio_seconds)

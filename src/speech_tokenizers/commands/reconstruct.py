@@ -40,19 +40,20 @@ def run(args: argparse.Namespace) -> int:
     planned = plan(args, "reconstruct", AUDIO_SUFFIXES, (".wav", ".flac", ".ogg", ".opus"), f".{args.format}")
     model, _ = load_model(args.model, args.device)
     check_kind(model, args)
-    from speech_tokenizers.coding.file_coding import coding_provenance, reconstruct_file
+    from speech_tokenizers.coding.file_coding import coding_provenance, model_facts, reconstruct_file
     from speech_tokenizers.processing.recording_fingerprint import recording_fingerprint
 
+    facts = model_facts(model)
     option = made_option(model, args.latents, args.num_quantizers)
     check_kept_outputs(
         planned,
         audio_provenance,
-        lambda source: coding_provenance(model.fingerprint(), recording_fingerprint(source), **option),
+        lambda source: coding_provenance(facts, recording_fingerprint(source), **option),
     )
 
     def reconstruct(source: Path, target: Path, on_progress: Callable[[float], object]) -> None:
         reconstruct_file(
-            model, source, target, args.num_quantizers, lambda seconds: on_progress(seconds / 2), args.latents
+            model, source, target, args.num_quantizers, lambda seconds: on_progress(seconds / 2), args.latents, facts
         )
 
     return work(planned, reconstruct, audio_seconds)

@@ -121,7 +121,7 @@ class JsonLines(UnitOutput):
                     "deduplicate": "no" if line.durations is None else "yes",
                     "bpe": "no" if "bpe_ids" not in entry else "",
                 }
-                found[line.file_name] = Provenance({"model": "", "codebooks": "", "recording": "", **options})
+                found[line.file_name] = Provenance({"codebooks": "", **options})
         return found
 
     def remove(self) -> None:

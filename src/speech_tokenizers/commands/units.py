@@ -175,7 +175,11 @@ class _Made:
 
     def __init__(self, model: Any, args: argparse.Namespace, bpe: Any, files: dict[str, Path]):
         self.files = files
-        self.facts = {"model": model.fingerprint(), "codebooks": str(model.num_quantizers)}
+        self.facts = {
+            "model": model.fingerprint(),
+            "encoder": model.encoder_fingerprint(),
+            "codebooks": str(model.num_quantizers),
+        }
         if args.deduplicate or bpe is not None:
             self.facts["deduplicate"] = "yes"
         if bpe is not None:
