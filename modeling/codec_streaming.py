@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Code speech that arrives in chunks, or that is too long for the memory, exactly as the whole would be coded."""
 
-import math
-
 import torch
 
 from .codec_layers import StreamingCache
+from .input_checks import check_seconds
 from .recording_stream import EMPTY_STREAM, RecordingStream, StreamState
 
 
@@ -36,13 +35,14 @@ class CodecStream(RecordingStream):
     ```
     """
 
+    model_attribute = "encoder_context"
+
     def __init__(self, model, num_quantizers: int | None = None, window_seconds: float = 4.0):
-        model.check_kind(self.tokens)
-        if not 0 < window_seconds < math.inf:
-            raise ValueError(f"`window_seconds` must be positive, but got {window_seconds}.")
-        self.num_quantizers = model.check_num_quantizers(num_quantizers)
-        self.window = max(1, round(window_seconds * model.frame_rate))
         super().__init__(model)
+        model.check_kind(self.tokens)
+        self.num_quantizers = model.check_num_quantizers(num_quantizers)
+        check_seconds(window_seconds, "window_seconds", above_zero=True)
+        self.window = max(1, round(window_seconds * model.frame_rate))
 
     def _new_encoder(self) -> StreamState:
         model = self.model

@@ -7,6 +7,8 @@ Numbers are looked at, for which the host waits. Within `torch.compile` and `tor
 types and shapes alone are checked.
 """
 
+import math
+import numbers
 import operator
 from collections.abc import Iterable
 from typing import Any
@@ -268,6 +270,23 @@ def check_whole_number(value: Any, name: str, lowest: int | None = None, highest
     return number
 
 
+def check_seconds(value: Any, name: str, above_zero: bool = False) -> None:
+    """
+    Args:
+        value (`float`): A duration that was given, in seconds.
+        name (`str`): Name of the argument, for messages.
+        above_zero (`bool`, *optional*, defaults to `False`): Whether zero is too short.
+
+    Raises:
+        ValueError: If it is no finite number (`True` is none), or too small.
+    """
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or value < 0 or (above_zero and value == 0):
+        raise ValueError(
+            f"`{name}` must be a number of seconds{' above 0' if above_zero else ', 0 or more'}, but got {value!r}."
+        )
+
+
 def check_whole_numbers(
     values: torch.Tensor, name: str, shape: tuple[int, ...], lowest: int | None = None, highest: int | None = None
 ) -> torch.Tensor:
@@ -341,11 +360,18 @@ def check_arguments(names: Iterable[str]) -> None:
 
 
 def _check_tensor(values: Any, name: str, kind: str = "tensor") -> None:
+    # A dense tensor that holds numbers.
     if not isinstance(values, torch.Tensor):
         raise TypeError(
             f"`{name}` must be a {kind}, but is {type(values).__name__}; `torch.as_tensor` makes one of a NumPy array"
             " or a list."
         )
+    if values.is_nested:
+        raise TypeError(f"`{name}` is nested; pad it, and give a mask.")
+    if values.layout != torch.strided:
+        raise TypeError(f"`{name}` is {values.layout}; `to_dense` makes it a tensor that models take.")
+    if values.is_meta and numbers_are_known():
+        raise TypeError(f"`{name}` is on the device `meta`, where there are no numbers; make it on a real one.")
 
 
 def check_floats(values: Any, name: str, advice: str = "convert it") -> torch.Tensor:

@@ -49,6 +49,7 @@ class RecordingStream:
         model ([`SpeechCodec`]): The model, in evaluation mode.
 
     Raises:
+        TypeError: If it is a model of another kind.
         ValueError: If the model is in training mode.
     """
 
@@ -56,8 +57,15 @@ class RecordingStream:
     needs_all_codebooks = False  # in `decode`
     batch_size: int | None = None  # where only so many recordings can be streamed together
     input_name = "input_values"
+    model_attribute = "encode"  # what a model must have to be streamed so
 
     def __init__(self, model: Any):
+        if not hasattr(model, self.model_attribute):
+            kind = type(model).__name__
+            raise TypeError(
+                f"A {kind} cannot be streamed by {type(self).__name__}; a model's `encode_stream()` and"
+                " `decode_stream()` give the streams that fit it."
+            )
         self.model = model
         self._check_mode()
         self.reset()

@@ -324,7 +324,8 @@ class TransformersCodec(SpeechCodec):
             audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): Mask with 1 for real frames,
                 padded on either side.
             num_samples (`int` or `torch.Tensor` of shape `(batch,)`, *optional*): Length of the result, of the whole
-                batch or of each row, in samples. Defaults to that of the model's output.
+                batch or of each row, in samples: that of a recording of so many frames. Defaults to that of the
+                model's output.
 
         Returns:
             `ModelOutput` with `audio_values` (batch, 1, num_samples), each row as it is decoded alone, and where there
@@ -364,10 +365,13 @@ class TransformersCodec(SpeechCodec):
             is_whole = mask is None or bool(mask[number].all())
             if lengths is not None and (is_whole or torch.is_tensor(lengths)):
                 length = int(lengths if isinstance(lengths, int) else lengths[number])
-                most = waveform.shape[-1] + _MOST_FRAMES_MISSING * self.hop_length
-                if length > most:
+                found, num_frames = waveform.shape[-1], real.shape[time]
+                is_plain = found - self.hop_length < length <= found
+                is_near = length <= found + _MOST_FRAMES_MISSING * self.hop_length
+                if not is_plain and not (is_near and self.get_encoded_length(length) == num_frames):
                     raise ValueError(
-                        f"`num_samples` must be at most {most} for the tokens of row {number}, but got {length}."
+                        f"`num_samples` must be the length of a recording of {num_frames} frames, about {found}, for"
+                        f" row {number}, but got {length}; for a part of it take a slice of `audio_values`."
                     )
                 waveform = _pad(waveform[..., :length], length, -1)
             waveforms.append(waveform)

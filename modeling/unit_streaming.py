@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .input_checks import check_whole_number
+from .input_checks import check_seconds, check_whole_number
 from .recording_stream import EMPTY_STREAM, RecordingStream, StreamState
 
 
@@ -37,6 +37,7 @@ class UnitStream(RecordingStream):
 
     batch_size = 1
     input_name = "samples"
+    model_attribute = "frame_span"
 
     def __init__(
         self,
@@ -47,15 +48,15 @@ class UnitStream(RecordingStream):
         whole_samples: int = 0,
     ):
         super().__init__(model)
+        check_seconds(chunk_seconds, "chunk_seconds", above_zero=True)
+        check_seconds(left_context_seconds, "left_context_seconds")
+        check_seconds(right_context_seconds, "right_context_seconds")
         self.chunk = round(chunk_seconds * model.frame_rate)  # in frames
         self.left_context = round(left_context_seconds * model.frame_rate)
         self.right_context = round(right_context_seconds * model.frame_rate)
-        self.whole_samples = whole_samples
-        if self.chunk < 1 or self.left_context < 0 or self.right_context < 0:
-            raise ValueError(
-                "A chunk must be at least a frame and its contexts not negative, but got "
-                f"{chunk_seconds}, {left_context_seconds} and {right_context_seconds} seconds."
-            )
+        self.whole_samples = check_whole_number(whole_samples, "whole_samples", 0)
+        if self.chunk < 1:
+            raise ValueError(f"A chunk must be at least a frame, but is {chunk_seconds} s.")
         longest = model.longest_input
         heard = self.left_context + self.chunk + self.right_context
         if longest is not None and self.num_samples(heard) > longest:
@@ -176,6 +177,7 @@ class WindowedUnitStream(RecordingStream):
 
     batch_size = 1
     needs_all_codebooks = True
+    model_attribute = "frame_span"
 
     def __init__(
         self,
@@ -191,6 +193,7 @@ class WindowedUnitStream(RecordingStream):
         self.num_quantizers = None if num_quantizers is None else model.check_num_quantizers(num_quantizers)
         self.num_samples = None if num_samples is None else check_whole_number(num_samples, "num_samples", 1)
         whole_samples = model.longest_exact_stream if whole_samples is None else whole_samples
+        check_seconds(decode_seconds, "decode_seconds", above_zero=True)
         self._stream = UnitStream(model, window_seconds, context_seconds, context_seconds, whole_samples)
         self._window = max(1, round(decode_seconds * model.frame_rate))
 

@@ -100,6 +100,9 @@ def test_units_are_padded_on_the_right(name, make_model, signal):
         (lambda good: good.expand(2, 2, -1), ValueError, "average the channels"),
         (lambda good: good[..., :0], ValueError, "is empty"),
         (lambda good: good[:0], ValueError, "is empty"),
+        (lambda good: good.to_sparse(), TypeError, "is torch.sparse_coo; `to_dense`"),
+        (lambda good: good.to("meta"), TypeError, "is on the device `meta`"),
+        (lambda good: torch.nested.nested_tensor([*good]), TypeError, "is nested; pad it"),
     ],
 )
 @pytest.mark.parametrize("name", ["rvq", "causal", "cst", "kmeans", "dc_spin", "dac", "vibevoice"])
@@ -178,7 +181,7 @@ def test_a_number_of_codebooks_is_a_whole_number_that_the_model_has(name, number
             call()
 
 
-@pytest.mark.parametrize("number", [0, -5, 3200.7, True, "9", [4000, 4000], 10**9, torch.tensor([1, 2, 3])])
+@pytest.mark.parametrize("number", [0, -5, 10, 3200.7, True, "9", [4000, 4000], 10**9, torch.tensor([1, 2, 3])])
 @pytest.mark.parametrize("name", SPEAKING)
 @torch.no_grad()
 def test_a_length_is_a_whole_number_that_fits(name, number, make_model, signal):

@@ -300,8 +300,6 @@ def test_a_cache_and_a_mask_exclude_each_other(codec, signal):
 
 def test_streams_refuse_what_they_cannot_do(new_codec):
     model = new_codec()
-    with pytest.raises(ValueError, match="`window_seconds` must be positive, but got 0"):
-        CodecStream(model, window_seconds=0)
     with pytest.raises(ValueError, match="The stream is empty"):
         CodecStream(model).finish_encode()
     stream = CodecStream(model, window_seconds=0.0025)  # one frame

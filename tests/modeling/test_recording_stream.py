@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from helpers.tiny_codecs import OURS, THEIRS
-from speech_tokenizers import CodecStream, UnitStream
+from speech_tokenizers import CodecStream, LatentStream, UnitStream, WindowedEncoder
 from speech_tokenizers.modeling.codec_layers import StreamingCache
+from speech_tokenizers.modeling.unit_streaming import WindowedUnitStream
 
 
 SPEAKING = [name for name in (*OURS, *THEIRS) if name not in ("kmeans", "dc_spin")]
@@ -212,9 +213,50 @@ def test_a_codec_stream_needs_the_codes_that_it_is_asked_for(make_model):
     for num_quantizers in (0, 1.5, True, 5):
         with pytest.raises(ValueError, match="`num_quantizers` must"):
             CodecStream(make_model("rvq"), num_quantizers)
-    for window in (float("nan"), float("inf"), -1):
-        with pytest.raises(ValueError, match="`window_seconds` must be positive"):
-            CodecStream(make_model("rvq"), window_seconds=window)
+
+
+NO_SECONDS = [float("nan"), float("inf"), -1, "2", None, True]
+
+
+@pytest.mark.parametrize("value", [*NO_SECONDS, 0])
+def test_a_window_lasts_a_number_of_seconds(value, make_model):
+    for name, new in (
+        ("rvq", lambda model: CodecStream(model, window_seconds=value)),
+        ("cst", lambda model: LatentStream(model, window_seconds=value)),
+        ("kmeans", lambda model: UnitStream(model, chunk_seconds=value)),
+        ("kmeans", lambda model: WindowedEncoder(model, window_seconds=value)),
+        ("kmeans", lambda model: WindowedUnitStream(model, decode_seconds=value)),
+    ):
+        with pytest.raises(ValueError, match="_seconds` must be a number of seconds above 0"):
+            new(make_model(name))
+
+
+@pytest.mark.parametrize("value", NO_SECONDS)
+def test_a_context_lasts_a_number_of_seconds(value, make_model):
+    model = make_model("kmeans")
+    for new in (
+        lambda: UnitStream(model, left_context_seconds=value),
+        lambda: UnitStream(model, right_context_seconds=value),
+        lambda: WindowedEncoder(model, context_seconds=value),
+    ):
+        with pytest.raises(ValueError, match="_seconds` must be a number of seconds, 0 or more"):
+            new()
+
+
+@pytest.mark.parametrize(
+    ("stream", "names"),
+    [
+        (CodecStream, ("kmeans", "dc_spin-vocoder", "dac")),
+        (LatentStream, ("kmeans", "vibevoice")),
+        (UnitStream, ("rvq", "cst", "dac")),
+        (WindowedUnitStream, ("rvq", "cst", "dac")),
+        (WindowedEncoder, ("rvq", "cst", "dac")),
+    ],
+)
+def test_a_stream_that_does_not_fit_the_model_is_not_built(stream, names, make_model):
+    for name in names:
+        with pytest.raises(TypeError, match=r"cannot be streamed by .*`encode_stream\(\)`"):
+            stream(make_model(name))
 
 
 def test_a_cache_of_another_recording_is_refused(make_model, signal):
