@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from .input_checks import check_number, check_whole_number
+
 
 class HeadLinear(nn.Linear):
     """
@@ -97,6 +99,14 @@ class ResidualNetwork(nn.Module):
         return self.leave(self.norm(states))
 
 
+def check_draw(temperature: float, steps: int | None, cfg_scale: float) -> None:
+    """Check arguments of [`ContinuousHead.sample`]. Raises `ValueError` if one is no number or out of its range."""
+    check_number(temperature, "temperature", 0)
+    check_number(cfg_scale, "cfg_scale", 0)
+    if steps is not None:
+        check_whole_number(steps, "steps", 1)
+
+
 class ContinuousHead(nn.Module):
     """
     Predicts tokens of `dim` numbers from states of `width` numbers.
@@ -175,13 +185,10 @@ class ContinuousHead(nn.Module):
             `torch.Tensor` of shape `(batch, num_frames, dim)` or `(batch, dim)`, of the type of `hidden`.
 
         Raises:
-            ValueError: If a shape does not fit, or a number is negative.
+            ValueError: If a shape does not fit, or a number is none or out of its range.
         """
         self._check(hidden)
-        if temperature < 0 or (steps is not None and steps < 1):
-            raise ValueError(
-                f"`temperature` must not be negative and `steps` at least 1, but got {temperature} and {steps}."
-            )
+        check_draw(temperature, steps, cfg_scale)
         shape = hidden.shape[:-1]
         if cfg_scale != 1:
             none = torch.zeros_like(hidden) if unconditional is None else unconditional

@@ -86,8 +86,7 @@ def check_mask(mask: torch.Tensor, name: str, shape: tuple[int, ...], side: str 
         mask (`torch.Tensor` of shape `(batch, length)`): Mask with 1 for what is real and 0 for padding, of any type.
         name (`str`): Name of the argument, for messages.
         shape (`tuple` of two `int`): Shape that it must have.
-        side (`str`): Side on which rows may be padded: `"either"`, or `"right"` alone. With `"any"`, ones may be
-            anywhere, and nowhere.
+        side (`str`): Side on which rows may be padded: `"either"`, or `"right"` alone.
 
     Returns:
         `torch.LongTensor`: The same mask.
@@ -108,7 +107,7 @@ def check_mask(mask: torch.Tensor, name: str, shape: tuple[int, ...], side: str 
     is_binary = (mask == real).all(-1)
     num_runs = real[:, 0].long() + (real[:, 1:] & ~real[:, :-1]).sum(-1)
     begins_right = real[:, 0] | (num_runs == 0) if side == "right" else torch.ones_like(is_binary)
-    good = is_binary & (num_runs == 1) & begins_right if side != "any" else is_binary
+    good = is_binary & (num_runs == 1) & begins_right
     if not bool(good.all()):
         row = int((~good).long().argmax())
         if not is_binary[row]:
@@ -122,6 +121,28 @@ def check_mask(mask: torch.Tensor, name: str, shape: tuple[int, ...], side: str 
             problem = f"must be 1 and then 0 in each row, but row {row} begins with 0: pad on the right"
         raise ValueError(f"`{name}` {problem}.")
     return mask.long()
+
+
+def check_flags(values: torch.Tensor, name: str, batch_size: int) -> torch.Tensor:
+    """
+    Args:
+        values (`torch.Tensor` of shape `(batch,)`): 1 or `True` for the rows of which something holds.
+        name (`str`): Name of the argument, for messages.
+        batch_size (`int`): Number of rows.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch,)`: The same.
+
+    Raises:
+        TypeError: If it is no tensor.
+        ValueError: If the shape is wrong, or there are numbers besides 0 and 1.
+    """
+    _check_tensor(values, name)
+    if tuple(values.shape) != (batch_size,):
+        raise ValueError(f"`{name}` must have shape {(batch_size,)}, but has {tuple(values.shape)}.")
+    if numbers_are_known() and bool((values != values.bool()).any()):
+        raise ValueError(f"`{name}` must hold 1 and 0 alone.")
+    return values.bool()
 
 
 def check_codes(
@@ -270,6 +291,21 @@ def check_whole_number(value: Any, name: str, lowest: int | None = None, highest
     return number
 
 
+def check_number(value: Any, name: str, lowest: float, highest: float | None = None) -> None:
+    """
+    Args:
+        value (`float`): Number that was given.
+        name (`str`): Name of the argument, for messages.
+        lowest, highest (`float`, *optional*): Range that it must lie in.
+
+    Raises:
+        ValueError: If it is no finite number (`True` is none), or lies outside.
+    """
+    asked = f"at least {lowest}" if highest is None else f"between {lowest} and {highest}"
+    if not _is_finite(value) or value < lowest or (highest is not None and value > highest):
+        raise ValueError(f"`{name}` must be a number {asked}, but got {value!r}.")
+
+
 def check_seconds(value: Any, name: str, above_zero: bool = False) -> None:
     """
     Args:
@@ -280,8 +316,7 @@ def check_seconds(value: Any, name: str, above_zero: bool = False) -> None:
     Raises:
         ValueError: If it is no finite number (`True` is none), or too small.
     """
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or value < 0 or (above_zero and value == 0):
+    if not _is_finite(value) or value < 0 or (above_zero and value == 0):
         raise ValueError(
             f"`{name}` must be a number of seconds{' above 0' if above_zero else ', 0 or more'}, but got {value!r}."
         )
@@ -357,6 +392,10 @@ def check_arguments(names: Iterable[str]) -> None:
     """
     if unknown := sorted(set(names) - _STANDARD_ARGUMENTS):
         raise TypeError(f"`forward` has no argument {', '.join(unknown)}.")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_tensor(values: Any, name: str, kind: str = "tensor") -> None:

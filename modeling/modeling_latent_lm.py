@@ -4,7 +4,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,8 +16,15 @@ from transformers.utils.generic import can_return_tuple
 
 from .checked_loading import CheckedLoading
 from .configuration_latent_lm import LatentLMConfig
-from .continuous_heads import LatentInput, StopHead, build_head, init_head_weights
-from .input_checks import check_arguments, check_latents, check_mask
+from .continuous_heads import LatentInput, StopHead, build_head, check_draw, init_head_weights
+from .input_checks import (
+    check_arguments,
+    check_flags,
+    check_latents,
+    check_mask,
+    check_number,
+    check_whole_number,
+)
 from .latent_bottleneck import LatentStatistics
 from .mixed_precision import MixedPrecisionModel
 
@@ -130,7 +137,9 @@ class LatentLanguageModel(MixedPrecisionModel, CheckedLoading, PreTrainedModel):
         check_arguments(kwargs)
         latents, _ = check_latents(latents, self.config.latent_dim)
         if latents_mask is not None:
-            latents_mask = check_mask(latents_mask, "latents_mask", tuple(latents.shape[:2]), "any")
+            latents_mask = check_mask(latents_mask, "latents_mask", tuple(latents.shape[:2]), "right")
+        if ended is not None:
+            ended = check_flags(ended, "ended", len(latents))
         if generator is None and not self.training:
             generator = torch.Generator(latents.device).manual_seed(0)
         normal = self.statistics.normalize(latents)
@@ -147,6 +156,7 @@ class LatentLanguageModel(MixedPrecisionModel, CheckedLoading, PreTrainedModel):
 
     def hidden_states(self, latents: torch.Tensor) -> torch.Tensor:
         """(batch, num_frames, latent_dim) -> (batch, num_frames + 1, hidden_size): what is known before each frame."""
+        latents, _ = check_latents(latents, self.config.latent_dim)
         return self._hidden_states(self.statistics.normalize(latents), None)
 
     def _hidden_states(self, normal: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
@@ -161,7 +171,7 @@ class LatentLanguageModel(MixedPrecisionModel, CheckedLoading, PreTrainedModel):
         else:
             lengths = mask.long().sum(-1)
         positions = torch.arange(num_positions, device=hidden_states.device)
-        is_end = (positions == lengths[:, None]) & ended.bool()[:, None]
+        is_end = (positions == lengths[:, None]) & ended[:, None]
         return self.stop_head.loss(hidden_states, is_end, (positions < lengths[:, None]) | is_end)
 
     @torch.no_grad()
@@ -177,12 +187,15 @@ class LatentLanguageModel(MixedPrecisionModel, CheckedLoading, PreTrainedModel):
 
         Returns:
             `torch.Tensor` of shape `(num_draws, batch, num_frames, latent_dim)`.
+
+        Raises:
+            TypeError, ValueError: If there are no finite latents, or a number is none or out of its range.
         """
+        check_whole_number(num_draws, "num_draws", 1)
         hidden_states = self.hidden_states(latents)[:, :-1]
         draws = [self.head.sample(hidden_states, generator=generator, **options) for _ in range(num_draws)]
         return self.statistics.denormalize(torch.stack(draws))
 
-    @torch.no_grad()
     def stream(
         self,
         prompt: torch.Tensor | None = None,
@@ -209,20 +222,41 @@ class LatentLanguageModel(MixedPrecisionModel, CheckedLoading, PreTrainedModel):
             min_frames (`int`): Number of frames before which no item ends.
             generator (`torch.Generator`, *optional*): Generator of the noise. Defaults to PyTorch's global one.
 
-        Yields:
-            A frame of each item, (batch, latent_dim), 0 after its end, and which items go on, (batch,). It stops
-            before a frame that no item has.
+        Returns:
+            Iterator of a frame of each item, (batch, latent_dim), 0 after its end, and which items go on, (batch,). It
+            stops before a frame that no item has.
 
         Raises:
             RuntimeError: If the model is in training mode, in which it would disturb what it reads.
-            TypeError, ValueError: If the prompt is no tensor of finite latents.
+            TypeError, ValueError: If the prompt is no tensor of finite latents, or a number is none or out of its
+                range.
         """
         if self.training:
             raise RuntimeError("Call `eval()` before drawing: in training mode the input gets noise.")
+        check_draw(temperature, steps, cfg_scale)
+        check_whole_number(max_frames, "max_frames", 0)
+        check_whole_number(min_frames, "min_frames", 0)
+        if stop_threshold is not None:
+            check_number(stop_threshold, "stop_threshold", 0, 1)
+        check_whole_number(batch_size, "batch_size", 1)
+        if prompt is not None:
+            prompt, _ = check_latents(prompt, self.config.latent_dim)
+        settings = (temperature, steps, cfg_scale, generator)
+        return self._drawn_frames(prompt, max_frames, batch_size, stop_threshold, min_frames, settings)
+
+    @torch.no_grad()
+    def _drawn_frames(
+        self,
+        prompt: torch.Tensor | None,
+        max_frames: int,
+        batch_size: int,
+        stop_threshold: float | None,
+        min_frames: int,
+        settings: tuple[float, int | None, float, torch.Generator | None],
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if prompt is None:
             inputs = self.latent_input.first(batch_size)
         else:
-            prompt, _ = check_latents(prompt, self.config.latent_dim)
             inputs = self.latent_input(self.statistics.normalize(prompt))
         going_on = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
         past = None
@@ -233,25 +267,27 @@ class LatentLanguageModel(MixedPrecisionModel, CheckedLoading, PreTrainedModel):
                 going_on = going_on & (self.stop_head(hidden).sigmoid() < stop_threshold)
                 if not going_on.any():
                     return
-            drawn = self.head.sample(hidden, temperature, steps, cfg_scale, generator)
+            drawn = self.head.sample(hidden, *settings)
             yield self.statistics.denormalize(drawn) * going_on[:, None], going_on
             inputs = self.latent_input.embed(drawn[:, None])
 
-    def generate_latents(self, *args, **options) -> GeneratedLatents:
+    def generate_latents(
+        self, prompt: torch.Tensor | None = None, max_frames: int = 250, batch_size: int = 1, **options: Any
+    ) -> GeneratedLatents:
         """
         All that [`~LatentLanguageModel.stream`] gives, with its arguments.
 
         Raises:
-            RuntimeError: If the model is in training mode.
+            RuntimeError, TypeError, ValueError: See [`~LatentLanguageModel.stream`].
         """
         frames, masks = [], []
-        for frame, going_on in self.stream(*args, **options):
+        for frame, going_on in self.stream(prompt, max_frames, batch_size, **options):
             frames.append(frame)
             masks.append(going_on)
         if not frames:
-            parameter = self.latent_input.begin
-            empty = parameter.new_zeros((1, 0, self.config.latent_dim))
-            return GeneratedLatents(empty, empty.new_zeros((1, 0), dtype=torch.long))
+            num_items = batch_size if prompt is None else len(prompt)
+            empty = self.latent_input.begin.new_zeros((num_items, 0, self.config.latent_dim))
+            return GeneratedLatents(empty, empty.new_zeros((num_items, 0), dtype=torch.long))
         return GeneratedLatents(torch.stack(frames, dim=1), torch.stack(masks, dim=1).long())
 
 

@@ -2,6 +2,8 @@
 """Heads of continuous tokens: formulas by hand, distributions, guidance, and a language model without leaks."""
 
 import copy
+import math
+from functools import partial
 
 import pytest
 import torch
@@ -251,8 +253,6 @@ def test_options_and_shapes_are_checked():
         head.loss(torch.zeros(2, 5, WIDTH), torch.zeros(2, 4, DIM))
     with pytest.raises(ValueError, match=r"`hidden` must be of shape"):
         head.sample(torch.zeros(2, 5, WIDTH + 1))
-    with pytest.raises(ValueError, match="`temperature` must not be negative"):
-        head.sample(torch.zeros(2, WIDTH), temperature=-1.0)
 
 
 def test_input_is_shifted_and_noisy_in_training_alone():
@@ -294,13 +294,12 @@ def test_no_state_has_seen_its_target(kind):
 @every_head
 @pytest.mark.parametrize("training", [False, True])
 def test_the_loss_does_not_leak(kind, training):
-    # With targets apart from the inputs, the loss of frame t depends on the inputs before t alone.
+    # With targets apart from the inputs, the loss of the frames up to t depends on the inputs before t alone.
     model = make_model(kind, input_noise_std=0.3).train(training)
     latents = torch.randn(1, 6, DIM, requires_grad=True)
     for position in range(6):
-        only = torch.zeros(1, 6)
-        only[0, position] = 1
-        loss = model(latents, only, targets=torch.randn(1, 6, DIM), generator=seeded()).prediction_loss
+        first = (torch.arange(6) <= position).long()[None]
+        loss = model(latents, first, targets=torch.randn(1, 6, DIM), generator=seeded()).prediction_loss
         (gradient,) = torch.autograd.grad(loss, latents)
         assert not gradient[0, position:].any()
         if position and not (training and model.head.condition_dropout):
@@ -330,7 +329,48 @@ def test_items_end_where_the_stop_head_says():
     assert not latents[1, 1:].any()
     assert latents[0].any(dim=-1).all()
     with pytest.raises(RuntimeError, match="Call `eval\\(\\)`"):
-        next(model.train().stream())
+        model.train().stream()
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("temperature", (-1.0, math.nan, math.inf, "1", None, True)),
+        ("cfg_scale", (-1.0, math.nan, "2")),
+        ("steps", (0, 1.5, "2")),
+        ("max_frames", (-1, 2.5, "9")),
+        ("min_frames", (-1, 2.5)),
+        ("batch_size", (0, -1, 1.5)),
+        ("stop_threshold", (-0.1, 1.1, math.nan, "0.5")),
+        ("num_draws", (0, 1.5)),
+    ],
+)
+def test_what_says_how_to_draw_is_checked_before_the_first_frame(name, values):
+    model = make_model("mse")
+    draw = partial(model.draw, torch.zeros(1, 4, DIM)) if name == "num_draws" else model.stream
+    for value in values:
+        with pytest.raises(ValueError, match=f"`{name}` must be a"):
+            draw(**{name: value})
+
+
+@pytest.mark.parametrize("prompt", [None, torch.zeros(2, 3, DIM)])
+def test_no_frames_are_an_empty_row_for_each_item(prompt):
+    latents, mask = make_model("mse").generate_latents(prompt, max_frames=0, batch_size=2)
+    assert latents.shape == (2, 0, DIM)
+    assert mask.shape == (2, 0)
+
+
+def test_what_is_read_is_checked():
+    model, latents = make_model("mse"), torch.zeros(2, 4, DIM)
+    for call in (model, model.hidden_states, lambda value: model.draw(value, 1), model.stream):
+        with pytest.raises(ValueError, match="NaN"):
+            call(latents.index_fill(1, torch.tensor(2), torch.nan))
+    for mask, problem in (([[1, 0, 1, 1]], "runs of ones"), ([[0, 1, 1, 1]], "pad on the right"), ([[0] * 4], "no 1")):
+        with pytest.raises(ValueError, match=problem):
+            model(latents[:1], torch.tensor(mask))
+    for ended, problem in ((torch.ones(1), r"must have shape \(2,\)"), (torch.tensor([1, 2]), "1 and 0 alone")):
+        with pytest.raises(ValueError, match=problem):
+            model(latents, ended=ended)
 
 
 def test_the_stop_loss_counts_ends_and_no_cuts():
