@@ -19,6 +19,7 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from .optional_packages import require_package
 
@@ -69,6 +70,9 @@ class TransformersRecognizer:
         name_or_path (`str`): Local folder or Hub id of the model.
         language (`str`, *optional*, defaults to `"en"`): Language of the speech. Models that know several are told it.
         device (`str`, *optional*, defaults to `"cpu"`): Device that the model runs on.
+
+    Raises:
+        ValueError: If the model knows several languages, and not this one.
     """
 
     def __init__(self, name_or_path: str, language: str = "en", device: str = "cpu"):
@@ -87,6 +91,15 @@ class TransformersRecognizer:
         self.model = loader.from_pretrained(name_or_path, dtype=torch.float32).eval().to(device)
         multilingual = getattr(getattr(self.model, "generation_config", None), "is_multilingual", False)
         self.generate_kwargs = {"language": language, "task": "transcribe"} if multilingual else {}
+        if multilingual:
+            self._check_language(language)
+            self.key += f"-{language}"  # told of another language, it writes another text
+
+    def _check_language(self, language: str) -> None:
+        known = sorted(token.strip("<|>") for token in getattr(self.model.generation_config, "lang_to_id", None) or ())
+        code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
+        if known and code not in known:
+            raise ValueError(f"{self.name} knows no language {language!r}; it knows {', '.join(known)}.")
 
     @torch.no_grad()
     def transcribe(self, audio: np.ndarray) -> str:

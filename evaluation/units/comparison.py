@@ -81,7 +81,9 @@ MEASURES: dict[str, Measure] = {
     "ngrams": Measure(measure_ngrams),
     "probes": Measure(measure_probes, True, ("speakers",), ("probe_frames",)),
     "resynthesis": Measure(
-        measure_resynthesis, needs_settings=("recognizer",), settings=("recognizer", "voice", "resynthesis_clips")
+        measure_resynthesis,
+        needs_settings=("recognizer",),
+        settings=("recognizer", "language", "voice", "resynthesis_clips"),
     ),
 }
 """What the command measures, in the order of its tables."""
@@ -286,6 +288,7 @@ def compare(args: argparse.Namespace) -> int:
         abx_context=args.abx_context,
         abx_tokens=args.abx_tokens,
         recognizer=args.recognizer,
+        language=args.language,
         voice=args.voice,
         resynthesis_clips=args.resynthesis_clips,
         probe_frames=args.probe_frames,

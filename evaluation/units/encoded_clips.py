@@ -83,6 +83,7 @@ class UnitSettings:
             [`~evaluation.units.abx.abx`].
         probe_frames (`int`): Number of labelled frames of a clip that the phone probe learns from or is tested on.
         recognizer (`str`, *optional*): Folder or Hub id of the recogniser that hears resynthesized units.
+        language (`str`, *optional*, defaults to `"en"`): Language of the speech, as a code.
         voice (`str`, *optional*): Voice that speaks the units; see [`~evaluation.units.resynthesis.resynthesize`].
         resynthesis_clips (`int`): Number of clips that are resynthesized.
     """
@@ -95,6 +96,7 @@ class UnitSettings:
     abx_tokens: int = 5
     probe_frames: int = 20
     recognizer: str | None = None
+    language: str = "en"
     voice: str | None = None
     resynthesis_clips: int = 60
 

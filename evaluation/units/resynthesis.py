@@ -52,7 +52,7 @@ def measure_resynthesis(encoded: EncodedClips, settings: UnitSettings) -> Measur
     """
     try:
         require_package("jiwer", "The error rate")
-        recognizer = load_recognizer(find_model(str(settings.recognizer), argument="--recognizer"))
+        recognizer = load_recognizer(find_model(str(settings.recognizer), argument="--recognizer"), settings.language)
     except MissingPackageError as error:
         raise ValueError(str(error)) from error
     measured = Measured()
@@ -67,8 +67,10 @@ def measure_resynthesis(encoded: EncodedClips, settings: UnitSettings) -> Measur
         for number, codes in chosen:
             clip = encoded.data.clips[number]
             spoken = resynthesize(encoded.system, codes, settings.voice)
-            views[""].append(_errors(encoded, clip, recognizer, f"spoken {settings.voice}", lambda x=spoken: x))
-            views["[recordings]"].append(_errors(encoded, clip, recognizer, "recording", clip.load))
+            views[""].append(
+                _errors(encoded, clip, recognizer, f"spoken {settings.voice}", lambda x=spoken: x, settings.language)
+            )
+            views["[recordings]"].append(_errors(encoded, clip, recognizer, "recording", clip.load, settings.language))
             progress.update()
     groups = [encoded.data.groups[number] for number, _ in chosen]
     for view, counts in views.items():
@@ -78,13 +80,13 @@ def measure_resynthesis(encoded: EncodedClips, settings: UnitSettings) -> Measur
 
 
 def _errors(
-    encoded: EncodedClips, clip: Clip, recognizer: Recognizer, view: str, load: Callable[[], np.ndarray]
+    encoded: EncodedClips, clip: Clip, recognizer: Recognizer, view: str, load: Callable[[], np.ndarray], language: str
 ) -> tuple[float, float]:
     # The clip's contribution to the sums of the rate: a hundred times the errors, and the true words. Texts are kept.
     results, key = encoded.results, (encoded.system.key, f"{clip.key} heard by {recognizer.key} {view}")
     if key not in results.records:
         record = {"version": results.version, "system_key": key[0], "clip_key": key[1], "clip": clip.name}
         results.append({**record, "text": recognizer.transcribe(load())})
-    normalize = text_normalizer()
+    normalize = text_normalizer(language)
     words = match_texts(normalize(results.records[key]["text"]), normalize(clip.text or ""))
     return 100.0 * words.errors, float(words.reference_length)

@@ -3,6 +3,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -56,6 +57,20 @@ def whisper_folder(tmp_path_factory) -> str:
     model.save_pretrained(folder)
     WhisperProcessor(WhisperFeatureExtractor(feature_size=8), tokenizer).save_pretrained(folder)
     return str(folder)
+
+
+def test_a_model_of_several_languages_is_told_one_that_it_knows(whisper_folder, tmp_path):
+    folder = tmp_path / "several"
+    shutil.copytree(whisper_folder, folder)
+    fields = json.loads((folder / "generation_config.json").read_text())
+    fields |= {"is_multilingual": True, "lang_to_id": {"<|en|>": 1, "<|de|>": 2}}
+    (folder / "generation_config.json").write_text(json.dumps(fields))
+    english, german, same = (load_recognizer(str(folder), language) for language in ("en", "de", "de"))
+    assert english.key != german.key == same.key  # what one wrote is not what the other would
+    assert german.generate_kwargs["language"] == "de"
+    assert load_recognizer(str(folder), "German").generate_kwargs["language"] == "German"
+    with pytest.raises(ValueError, match="knows no language 'xx'; it knows de, en"):
+        load_recognizer(str(folder), "xx")
 
 
 @pytest.mark.parametrize("seconds", [0.005, 0.02, 29.9, 30.1, 45.0])

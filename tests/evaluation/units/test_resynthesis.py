@@ -11,6 +11,7 @@ import torch
 from transformers import HubertConfig
 
 from speech_tokenizers.evaluation.clip_results import ResultsFile
+from speech_tokenizers.evaluation.recognition import text_normalizer
 from speech_tokenizers.evaluation.units import resynthesis as unit_resynthesis
 from speech_tokenizers.evaluation.units.comparison import read_spoken_clips
 from speech_tokenizers.evaluation.units.encoded_clips import UNITS_VERSION, EncodedClips, UnitSettings
@@ -32,6 +33,10 @@ class LevelReader:
 
     def __init__(self):
         self.num_heard = 0
+
+    def told(self, language: str) -> "LevelReader":
+        self.language = language
+        return self
 
     def transcribe(self, audio: np.ndarray) -> str:
         self.num_heard += 1
@@ -64,7 +69,7 @@ class Levels:
 def reader(monkeypatch):
     reader = LevelReader()
     monkeypatch.setattr(unit_resynthesis, "find_model", lambda name, **_: name)
-    monkeypatch.setattr(unit_resynthesis, "load_recognizer", lambda name: reader)
+    monkeypatch.setattr(unit_resynthesis, "load_recognizer", lambda name, language: reader.told(language))
     return reader
 
 
@@ -100,6 +105,15 @@ def test_what_was_heard_once_is_not_heard_again(clips, reader, tmp_path):
     assert num_heard == 6
     assert measure(Levels(), clips, tmp_path) == before
     assert reader.num_heard == num_heard
+
+
+def test_the_language_reaches_the_recogniser_and_the_normalisation(clips, reader, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        unit_resynthesis, "text_normalizer", lambda language: told.append(language) or text_normalizer(language)
+    )
+    measure(Levels(), clips, tmp_path, language="de")
+    assert {reader.language, *told} == {"de"}
 
 
 def test_clips_are_limited(clips, reader, tmp_path):
