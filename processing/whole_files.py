@@ -12,6 +12,13 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 
 # Bytes that a file system takes for a name.
@@ -124,13 +131,13 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
 
 class LinesFile:
     """
-    A file to which lines are appended, each of them whole or not at all.
+    A file to which lines are appended, each of them whole or not at all, by one process at a time.
 
     Args:
         path (`str` or `Path`): The file, which is created if it is missing.
 
     Raises:
-        OSError: If it cannot be opened.
+        OSError: If it cannot be opened, or another process appends to it.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -138,6 +145,16 @@ class LinesFile:
         check_replaceable(self.path)
         # Unbuffered: what a full disk has refused must not be written later.
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+        try:
+            _lock(self._file, self.path)
+        except BaseException:
+            self._file.close()
+            raise
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return os.fstat(self._file.fileno()).st_size
 
     def append(self, line: str) -> None:
         """
@@ -149,7 +166,7 @@ class LinesFile:
                 then.
         """
         file, rest = self._file, memoryview((line + "\n").encode())
-        length = os.fstat(file.fileno()).st_size
+        length = self.size
         try:
             while rest:
                 rest = rest[file.write(rest) :]
@@ -165,6 +182,35 @@ class LinesFile:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+@contextmanager
+def while_unwritten(path: str | os.PathLike[str]) -> Iterator[None]:
+    """
+    Nobody appends to a [`LinesFile`] within the block.
+
+    Args:
+        path (`str` or `Path`): The file.
+
+    Raises:
+        OSError: If it cannot be read, or another process appends to it.
+    """
+    with open(path, "rb") as file:
+        _lock(file, Path(path))
+        yield
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    # Until the file is closed.
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        reason = "is being written by another process; wait until that has ended, or name another output"
+        raise OSError(errno.EBUSY, reason, str(path)) from None
+    except OSError:
+        pass  # a file system without locks
 
 
 def beside(path: str | os.PathLike[str], suffix: str) -> Path:

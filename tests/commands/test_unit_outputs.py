@@ -10,6 +10,7 @@ import pytest
 from speech_tokenizers.commands import units as units_command
 from speech_tokenizers.commands.unit_outputs import OUTPUTS
 from speech_tokenizers.processing.unit_bpe import train_unit_bpe
+from speech_tokenizers.processing.whole_files import LinesFile
 
 
 @pytest.fixture
@@ -76,6 +77,39 @@ def test_units_of_an_encoder_that_was_trained_under_the_same_centroids_are_not_m
     assert code == 2
     assert "was made by a model with another encoder" in errors[-1]
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("option", ["--skip-existing", "--overwrite"])
+def test_two_processes_do_not_write_one_file(units, speech, tmp_path, option):
+    source, output = speech(), tmp_path / "units.jsonl"
+    units(source)
+    before = output.read_bytes()
+    with LinesFile(output):  # as another process has it
+        code, errors = units(source, "jsonl", option)
+        assert code == 2
+        assert f"{output}" in errors[-1]
+        assert "is being written by another process; wait until that has ended" in errors[-1]
+        assert output.read_bytes() == before
+    assert units(source, "jsonl", option)[0] == 0
+
+
+def test_what_another_process_wrote_meanwhile_is_not_written_again(units, speech, tmp_path, monkeypatch):
+    output = tmp_path / "units.jsonl"
+    units(speech())
+    line = output.read_text().splitlines()[0]
+    output.write_text("")
+    known = units_command._known
+
+    def and_then(*args):
+        found = known(*args)
+        output.write_text(line + "\n")
+        return found
+
+    monkeypatch.setattr(units_command, "_known", and_then)
+    code, errors = units(speech())
+    assert code != 0
+    assert any("was written by another process meanwhile" in error for error in errors)
+    assert output.read_text() == line + "\n"
 
 
 def test_other_names_of_another_model_are_not_mixed_in_either(units, speech, unit_checkpoints):

@@ -2,6 +2,7 @@
 """The outputs of `units`, one class a format. Each output keeps what made it; see [`Provenance`]."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -88,12 +89,22 @@ class UnitOutput:
 class JsonLines(UnitOutput):
     """slamkit's JSON lines, appended as they come."""
 
+    _size = 0  # of what was read
+
     def provenances(self, names: Iterable[str]) -> "dict[str, Provenance | None]":
-        from speech_tokenizers.processing.provenance import Provenance
-        from speech_tokenizers.processing.unit_exports import UnitFileError, load_unit_lines
+        from speech_tokenizers.processing.whole_files import while_unwritten
 
         if not self.path.exists():
             return {}
+        with while_unwritten(self.path):
+            found = self._read(names)
+            self._size = self.path.stat().st_size
+        return found
+
+    def _read(self, names: Iterable[str]) -> "dict[str, Provenance | None]":
+        from speech_tokenizers.processing.provenance import Provenance
+        from speech_tokenizers.processing.unit_exports import UnitFileError, load_unit_lines
+
         content = self.path.read_bytes()
         end = content.rfind(b"\n") + 1
         names = set(names)
@@ -125,12 +136,19 @@ class JsonLines(UnitOutput):
         return found
 
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        from speech_tokenizers.processing.whole_files import while_unwritten
+
+        if self.path.exists():
+            with while_unwritten(self.path):
+                self.path.unlink()
 
     def __enter__(self) -> "JsonLines":
         from speech_tokenizers.processing.whole_files import LinesFile
 
         self._file = LinesFile(self.path)
+        if self._file.size != self._size:
+            self._file.__exit__()
+            raise OSError(errno.EBUSY, "was written by another process meanwhile; call `units` again", str(self.path))
         return self
 
     def __exit__(self, *_: object) -> None:
