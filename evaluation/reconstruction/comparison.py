@@ -398,11 +398,12 @@ def prepare_comparison(args: argparse.Namespace) -> tuple[CodecComparison, dict[
         ValueError: If there is nothing to measure on.
         OSError: If a file or a model is not found.
     """
+    # A missing recogniser is told of before the recordings are read.
+    recognizers, unavailable = load_recognizers(args.recognizer, args.language)
+    metrics, skipped = build_metrics(args.metrics)
     args.output.mkdir(parents=True, exist_ok=True)
     clips = read_clips(args.data, args.list, args.transcripts, args.limit, args.pattern)
     clips, num_unreadable = set_aside_unreadable(clips)
-    metrics, skipped = build_metrics(args.metrics)
-    recognizers, unavailable = load_recognizers(args.recognizer, args.language)
     comparison = CodecComparison(clips, metrics, recognizers, args.output, args.language, args.examples)
     return comparison, skipped | unavailable, num_unreadable
 

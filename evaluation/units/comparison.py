@@ -45,6 +45,7 @@ from speech_tokenizers.evaluation.units.measures import (
 from speech_tokenizers.evaluation.units.probes import measure_probes
 from speech_tokenizers.evaluation.units.report import build_report
 from speech_tokenizers.evaluation.units.resynthesis import measure_resynthesis
+from speech_tokenizers.modeling.model_names import find_model
 from speech_tokenizers.processing.recordings import load_recordings, parse_filter, recording_name
 
 
@@ -295,6 +296,8 @@ def compare(args: argparse.Namespace) -> int:
     )
     summaries = []
     models = named_models(args.models, args.systems)
+    if args.recognizer is not None:
+        find_model(args.recognizer, argument="--recognizer")  # a missing one is told of before any work
     data = read_spoken_clips(
         args.data, parse_filter(args.filter), args.list, args.limit, args.labels, args.character_labels, args.seed
     )

@@ -280,6 +280,16 @@ def test_wrong_usage_is_one_line_and_exit_code_two(tmp_path, data, capsys, argum
     assert message in error
 
 
+def test_a_missing_recogniser_is_told_of_before_the_recordings_are_read(tmp_path, data, save_model, capsys):
+    save_model(tmp_path / "tiny")
+    (data / "north" / "0.wav").write_bytes(b"RIFF and nothing else")
+    assert run(tmp_path, str(tmp_path / "tiny"), "--recognizer", "no-such-folder") == 2
+    error = capsys.readouterr().err
+    assert "`--recognizer` is 'no-such-folder', but there is no such file" in error
+    assert "set aside" not in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_peer_that_is_not_installed_is_skipped_with_the_reason(tmp_path, data, save_model, monkeypatch, capsys):
     monkeypatch.setattr("shutil.which", lambda program: None)
     save_model(tmp_path / "tiny")

@@ -357,6 +357,7 @@ def test_the_command_writes_every_report(data, tmp_path, units_model, make_rvq_c
         (["a/b", "--systems", "b=c"], "Two models are named b"),
         (["a/b", "--filter", "speaker"], "COLUMN=VALUE"),
         (["a/b", "--noise", "no-such-folder"], "no-such-folder"),
+        (["a/b", "--recognizer", "no-such-folder"], "`--recognizer` is 'no-such-folder', but there is no such file"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_two(data, tmp_path, capsys, arguments, message):
