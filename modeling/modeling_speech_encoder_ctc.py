@@ -147,10 +147,12 @@ class SpeechEncoderForCTC(MixedPrecisionModel, CheckedLoading, PreTrainedModel):
                 not in the vocabulary, or a row has more labels than frames.
         """
         check_arguments(kwargs)
-        given = [value for value in (input_values, input_features, encoder_states) if value is not None]
-        if len(given) != 1:
+        inputs = {"input_values": input_values, "input_features": input_features, "encoder_states": encoder_states}
+        given = [name for name, value in inputs.items() if value is not None]
+        if len(given) != 1 or given[0] not in (self.main_input_name, "encoder_states"):
             raise ValueError(
-                f"`{self.main_input_name}` or `encoder_states` must be given, not both, but got {len(given)} inputs."
+                f"`{self.main_input_name}` or `encoder_states` must be given, not both, but got"
+                f" {' and '.join(given) or 'none'}."
             )
         recorded: dict[str, Any] = {}
         if encoder_states is None:
@@ -158,11 +160,20 @@ class SpeechEncoderForCTC(MixedPrecisionModel, CheckedLoading, PreTrainedModel):
             for name in wanted:
                 if wanted[name] is None:
                     wanted[name] = getattr(self.config, f"output_{name}", False)
-            encoder_states, frame_mask, outputs = self._encode(given[0], attention_mask, bool(wanted["attentions"]))
+            encoder_states, frame_mask, outputs = self._encode(
+                inputs[given[0]], attention_mask, bool(wanted["attentions"])
+            )
             recorded = {name: outputs[name] for name, is_wanted in wanted.items() if is_wanted and name in outputs}
         else:
             check_floats(encoder_states, "encoder_states")
-            batch_size, _, num_frames, _ = encoder_states.shape
+            shape = tuple(encoder_states.shape)
+            wanted_shape = (*shape[:1], len(self.states_mean), *shape[2:3], self.config.hidden_size)
+            if shape != wanted_shape or 0 in shape:
+                raise ValueError(
+                    f"`encoder_states` must have shape (batch, {len(self.states_mean)}, num_frames,"
+                    f" {self.config.hidden_size}), but has {shape}."
+                )
+            batch_size, num_frames = shape[0], shape[2]
             frame_mask = torch.ones(batch_size, num_frames, dtype=torch.long, device=encoder_states.device)
             if attention_mask is not None:
                 frame_mask = check_mask(attention_mask, "attention_mask", (batch_size, num_frames), "right")
@@ -207,15 +218,17 @@ class SpeechEncoderForCTC(MixedPrecisionModel, CheckedLoading, PreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
         # What `encode` returns, and the encoder's own output, empty with a tight window.
         inputs = check_floats(inputs, self.main_input_name).to(self.encoder.dtype)
+        self._check_shape(tuple(inputs.shape))
         if not self.training:
             check_finite(inputs, f"`{self.main_input_name}` has")
         lengths, outputs = None, {}
         if attention_mask is not None:
-            steps = attention_mask.shape[-1] if torch.is_tensor(attention_mask) else 0
-            attention_mask = check_mask(attention_mask, "attention_mask", (len(inputs), steps), "right")
+            num_steps = inputs.shape[-1 if self._has_fixed_window else 1]
             # Whisper's feature extractor masks samples unless the call, and not its configuration, asks for a mask.
-            steps = attention_mask.sum(-1) * inputs.shape[-1] / attention_mask.shape[-1]
-            lengths = self._num_frames(steps.ceil().long())
+            is_of_samples = self._has_fixed_window and torch.is_tensor(attention_mask)
+            length = attention_mask.shape[-1] if is_of_samples else num_steps
+            attention_mask = check_mask(attention_mask, "attention_mask", (len(inputs), length), "right")
+            lengths = self._num_frames((attention_mask.sum(-1) * num_steps / length).ceil().long())
         if self._has_fixed_window and self.config.window == "tight":
             # Whisper attends to all that it is given, so recordings of unequal lengths are run one by one.
             if lengths is None:
@@ -235,6 +248,17 @@ class SpeechEncoderForCTC(MixedPrecisionModel, CheckedLoading, PreTrainedModel):
         if lengths is None:
             return states, frames.new_ones(len(states), longest), outputs
         return states, (frames < lengths.to(states.device)[:, None]).long(), outputs
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        if self.main_input_name == "input_values":
+            wanted, fits = "(batch, num_samples)", len(shape) == 2
+        elif self._has_fixed_window:
+            num_bins = self.encoder.config.num_mel_bins
+            wanted, fits = f"(batch, {num_bins}, num_steps)", len(shape) == 3 and shape[1] == num_bins
+        else:
+            wanted, fits = "(batch, num_steps, num_features)", len(shape) == 3
+        if not fits or 0 in shape:
+            raise ValueError(f"`{self.main_input_name}` must have shape {wanted}, but has {shape}.")
 
     @property
     def _has_fixed_window(self) -> bool:

@@ -176,6 +176,40 @@ def test_exactly_one_input_is_needed(whisper_folder):
     model, _ = SpeechEncoderForCTC.from_encoder(str(whisper_folder))
     with pytest.raises(ValueError, match="`input_features` or `encoder_states`"):
         model()
+    with pytest.raises(ValueError, match="`input_features` or `encoder_states` must be given, .* got input_values"):
+        model(input_values=torch.zeros(1, 16000))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 16000), (16000,), (0, 16000), (2, 0)])
+def test_samples_have_a_row_for_each_recording(shape, hubert_folder):
+    model, _ = SpeechEncoderForCTC.from_encoder(str(hubert_folder), vocab_size=5)
+    with pytest.raises(ValueError, match=r"`input_values` must have shape \(batch, num_samples\)"):
+        model(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 100), (8, 100), (2, 1, 16000)])
+def test_spectra_have_the_bins_of_the_encoder(shape, whisper_folder):
+    model, _ = SpeechEncoderForCTC.from_encoder(str(whisper_folder), vocab_size=5)
+    with pytest.raises(ValueError, match=r"`input_features` must have shape \(batch, 8, num_steps\)"):
+        model(input_features=torch.zeros(shape))
+
+
+@pytest.mark.parametrize("layer", ["weighted", "last"])
+def test_states_are_those_of_the_layers_that_are_read(layer, hubert_folder):
+    model, _ = SpeechEncoderForCTC.from_encoder(str(hubert_folder), vocab_size=5, layer=layer)
+    num_layers, size = len(model.states_mean), model.config.hidden_size
+    assert model(encoder_states=torch.zeros(2, num_layers, 10, size)).logits.shape == (2, 10, 5)
+    wrong = 1 if num_layers > 1 else 3
+    for shape in ((2, wrong, 10, size), (2, 10, size), (2, num_layers, 0, size), (2, num_layers, 10, size + 1)):
+        with pytest.raises(ValueError, match=rf"`encoder_states` must have shape \(batch, {num_layers}, num_frames"):
+            model(encoder_states=torch.zeros(shape))
+
+
+@pytest.mark.parametrize("length", [100, 8000, 16001])
+def test_a_mask_of_samples_is_as_long_as_the_samples(length, hubert_folder):
+    model, _ = SpeechEncoderForCTC.from_encoder(str(hubert_folder), vocab_size=5)
+    with pytest.raises(ValueError, match=r"`attention_mask` must have shape \(2, 16000\)"):
+        model(torch.zeros(2, 16000), attention_mask=torch.ones(2, length))
 
 
 def test_its_code_can_travel_to_the_hub():
