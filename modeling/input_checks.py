@@ -19,8 +19,8 @@ from transformers.utils import TransformersKwargs
 from .mixed_precision import at_least_single
 
 
-# Beyond 32-bit integers that were cast, there is no audio. Quiet mistakes below it are for feature extractors to see.
-_LOUDEST_POSSIBLE = 2.0**31
+# No audio is a hundred times as loud as it can be. Feature extractors have the same limit.
+_LOUDEST_POSSIBLE = 100.0
 # Arguments that transformers passes to any model and that are not among its `TransformersKwargs`. `return_dict` is
 # taken by `can_return_tuple` before.
 _STANDARD_ARGUMENTS = frozenset(TransformersKwargs.__annotations__) | {"use_cache"}
@@ -73,7 +73,7 @@ def check_waveforms(
         if numbers_are_known() and input_values.numel() and float(input_values.abs().max()) > _LOUDEST_POSSIBLE:
             raise ValueError(
                 f"`{name}` reaches {float(input_values.abs().max()):.6g}, which is no audio; samples must lie in"
-                " [-1, 1]."
+                " [-1, 1], so divide 16-bit integers by 32768."
             )
     if padding_mask is not None:
         padding_mask = check_mask(padding_mask, mask_name, (shape[0], shape[-1]), side)

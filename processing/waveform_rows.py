@@ -100,6 +100,8 @@ def as_samples(waveform: Any, name: str = "raw_audio") -> np.ndarray:
         waveform = (waveform if waveform.element_size() > 2 else waveform.float()).numpy()
     if isinstance(waveform, list | tuple) and len(waveform) and is_torch_tensor(waveform[0]):
         waveform = [item.item() if is_torch_tensor(item) and item.ndim == 0 else item for item in waveform]
+    if np.ma.is_masked(waveform):
+        raise TypeError(f"`{name}` hides samples (np.ma); pass those that count, or all and a mask beside them.")
     try:
         waveform = np.asarray(waveform)
     except ValueError as error:

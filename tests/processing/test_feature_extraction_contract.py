@@ -109,6 +109,8 @@ def test_a_decoder_of_torchcodec_is_read(extractor):
         ([[0.1, [0.2]]], ValueError, "mixes numbers and lists"),
         (np.zeros(10, complex), TypeError, "complex128"),
         (np.array(["a"]), TypeError, "got str"),
+        (np.ma.masked_array(np.zeros(10), np.arange(10) > 4), TypeError, "hides samples"),
+        ([np.ma.masked_array(np.zeros(10), np.arange(10) > 4)], TypeError, "hides samples"),
         ([None], TypeError, "got NoneType"),
         (None, TypeError, "got NoneType"),
         ("speech.wav", TypeError, "got str"),
