@@ -10,7 +10,7 @@ types and shapes alone are checked.
 import math
 import numbers
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -379,6 +379,9 @@ def check_num_samples(num_samples: Any, batch_size: int, lowest: int | None = No
     """
     if isinstance(num_samples, torch.Tensor) and num_samples.dim() > 0:
         return check_whole_numbers(num_samples, "num_samples", (batch_size,), lowest)
+    if isinstance(num_samples, Sequence) or getattr(num_samples, "ndim", 0):
+        kind = type(num_samples).__name__
+        raise ValueError(f"`num_samples` must be a whole number, or a tensor with one for each row, but is a {kind}.")
     return check_whole_number(num_samples, "num_samples", lowest)
 
 

@@ -122,9 +122,12 @@ def as_samples(waveform: Any, name: str = "raw_audio") -> np.ndarray:
         waveform = waveform[0]
     if waveform.ndim != 1:
         axis = int(np.argmin(waveform.shape or [0]))
+        advice = f"average the channels first, e.g. `audio.mean(axis={axis})`, and pass a batch as a list of waveforms"
+        if waveform.size == max(waveform.shape or [0]):
+            advice = "drop the other dimensions, `audio.reshape(-1)`"
         raise ValueError(
-            f"`{name}` must hold mono waveforms of shape (num_samples,), but got one of shape {waveform.shape}; "
-            f"average the channels first, e.g. `audio.mean(axis={axis})`, and pass a batch as a list of waveforms."
+            f"`{name}` must hold mono waveforms of shape (num_samples,), but got one of shape {waveform.shape};"
+            f" {advice}."
         )
     if not np.isfinite(waveform).all():
         raise ValueError(

@@ -117,6 +117,8 @@ def test_a_decoder_of_torchcodec_is_read(extractor):
         (b"RIFF", TypeError, "must hold floats"),
         (np.float32(0.1), ValueError, "mono waveforms"),
         (np.zeros((2, 3, 10)), ValueError, "mono waveforms"),
+        (np.zeros((1, 1, 10)), ValueError, r"`audio\.reshape\(-1\)`"),
+        (np.zeros((10, 1)), ValueError, r"`audio\.reshape\(-1\)`"),
         ({"array": np.zeros(0), "sampling_rate": 16000}, ValueError, "empty"),
         ((), ValueError, "empty"),
     ],
