@@ -190,8 +190,7 @@ def w64_part(source: ByteSource, position: int, is_boundary: IsBoundary) -> Audi
         struct.pack("<q", data.body + length - position),
         range(position + 24, data.start + 16),
         _W64.size(length),
-        range(data.body, data.body + length),
-        bytes(-length % 8),
+        range(data.body, data.body + length),  # libsndfile takes padding at the end for samples
     )
     return AudioPart(pieces, stop, length // block_bytes if tag in (1, 3, 6, 7) and block_bytes else None)
 

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Audio containers of any number of bytes are read to the last sample, and not beyond."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+
+from speech_tokenizers import load_audio
+
+
+RATE = 16000
+
+
+def written(num_samples: int, kind: str, subtype: str, channels: int = 1) -> tuple[bytes, np.ndarray]:
+    # A file of libsndfile, and what it holds: `(num_channels, num_samples)`.
+    file = io.BytesIO()
+    samples = np.random.default_rng(num_samples).normal(0, 0.1, (num_samples, channels))
+    soundfile.write(file, samples, RATE, subtype, format=kind)
+    found, _ = soundfile.read(io.BytesIO(file.getvalue()), dtype="float32", always_2d=True)
+    return file.getvalue(), found.T
+
+
+@pytest.mark.parametrize("num_samples", [16000, 16001, 16002, 16003, 16007])
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "FLOAT", "ULAW"])
+def test_a_w64_of_any_length_holds_its_samples_alone(num_samples, subtype):
+    content, samples = written(num_samples, "W64", subtype)
+    assert samples.shape == (1, num_samples)
+    # libsndfile leaves out the padding at the end, and other writers do not.
+    padded = content + bytes(-len(content) % 8)
+    for whole in (content, padded):
+        assert np.array_equal(load_audio(whole, RATE, mono=False), samples)
+    for joined in (content + content, padded + padded):
+        assert np.array_equal(load_audio(joined, RATE, mono=False), np.concatenate([samples, samples], axis=1))
