@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Audio containers of any number of bytes are read to the last sample, and not beyond."""
+"""Audio containers of all kinds are found, and read to the last sample and not beyond."""
 
 import io
 
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from speech_tokenizers import load_audio
+from speech_tokenizers import find_audio_files, load_audio
+from speech_tokenizers.processing.audio_files import AUDIO_SUFFIXES
 
 
 RATE = 16000
@@ -33,3 +34,24 @@ def test_a_w64_of_any_length_holds_its_samples_alone(num_samples, subtype):
         assert np.array_equal(load_audio(whole, RATE, mono=False), samples)
     for joined in (content + content, padded + padded):
         assert np.array_equal(load_audio(joined, RATE, mono=False), np.concatenate([samples, samples], axis=1))
+
+
+SUFFIXES = {
+    "AIFF": [".aif", ".aifc", ".aiff"], "AU": [".au", ".snd"], "AVR": [".avr"], "CAF": [".caf"], "FLAC": [".flac"],
+    "IRCAM": [".ircam"], "MP3": [".mp2", ".mp3"], "NIST": [".nist", ".sph"], "OGG": [".oga", ".ogg", ".opus"],
+    "PAF": [".paf"], "PVF": [".pvf"], "RF64": [".bw64", ".rf64"], "SDS": [".sds"], "SVX": [".8svx", ".svx"],
+    "VOC": [".voc"], "W64": [".w64"], "WAV": [".bwf", ".wav", ".wave"], "WVE": [".wve"],
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*it cannot be told whether")
+@pytest.mark.parametrize(("kind", "suffix"), [(kind, suffix) for kind in SUFFIXES for suffix in SUFFIXES[kind]])
+def test_what_is_found_in_a_folder_is_read(tmp_path, kind, suffix):
+    path = tmp_path / f"a{suffix.upper()}"
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 8000), 8000, format=kind)
+    assert find_audio_files(tmp_path) == [path]
+    assert len(load_audio(path, 8000)) == 8000
+
+
+def test_each_suffix_that_is_looked_for_is_one_that_is_read():
+    assert sorted(AUDIO_SUFFIXES) == sorted(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
