@@ -211,7 +211,8 @@ def sphere_part(source: ByteSource, position: int, is_boundary: IsBoundary) -> A
     sizes = re.match(rb"NIST_1A\s+(\d{1,9})\s", source.read(position, 32))
     first = position + (int(sizes[1]) if sizes else 1024)
     text = source.read(position, min(first - position, 1 << 16))
-    found = dict(re.findall(rb"(?m)^(sample_count|sample_n_bytes|channel_count) -i (\d{1,18})", text))
+    # libsndfile writes some numbers as strings: `sample_n_bytes -s1 1`.
+    found = dict(re.findall(rb"(?m)^(sample_count|sample_n_bytes|channel_count) -(?:i|s\d+) (\d{1,18})", text))
     if b"sample_count" not in found or b"shorten" in text or b"wavpack" in text:
         return AudioPart((range(position, source.size),), source.size, is_known=False)
     frame_bytes = int(found.get(b"sample_n_bytes", 2)) * int(found.get(b"channel_count", 1))

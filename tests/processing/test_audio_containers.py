@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from speech_tokenizers import find_audio_files, load_audio
+from speech_tokenizers import AudioFileError, find_audio_files, load_audio
 from speech_tokenizers.processing.audio_files import AUDIO_SUFFIXES
 
 
@@ -34,6 +34,17 @@ def test_a_w64_of_any_length_holds_its_samples_alone(num_samples, subtype):
         assert np.array_equal(load_audio(whole, RATE, mono=False), samples)
     for joined in (content + content, padded + padded):
         assert np.array_equal(load_audio(joined, RATE, mono=False), np.concatenate([samples, samples], axis=1))
+
+
+@pytest.mark.parametrize("num_samples", [8000, 8001])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("subtype", ["ULAW", "ALAW", "PCM_S8", "PCM_16", "PCM_24"])
+def test_a_sphere_file_of_any_kind_of_samples_is_read_and_refused_if_cut(subtype, channels, num_samples):
+    content, samples = written(num_samples, "NIST", subtype, channels)
+    assert np.array_equal(load_audio(content, RATE, mono=False), samples)
+    assert np.array_equal(load_audio(content + content, RATE, mono=False), np.concatenate([samples, samples], axis=1))
+    with pytest.raises(AudioFileError, match="truncated: the last 5 bytes are missing"):
+        load_audio(content[:-5], RATE)
 
 
 SUFFIXES = {
