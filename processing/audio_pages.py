@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from .audio_bytes import AudioPart, ByteSource, DamagedAudio
+from .audio_granules import OggClock
 
 
 _BEGINS, _ENDS = 2, 4
@@ -24,6 +25,9 @@ class _Page(NamedTuple):
     flags: int
     serial: int
     number: int
+    granule: int
+    lacing: bytes
+    content: bytes
 
 
 def ogg_part(source: ByteSource, position: int) -> AudioPart:
@@ -35,11 +39,13 @@ def ogg_part(source: ByteSource, position: int) -> AudioPart:
         position (`int`): Where the first page begins.
 
     Raises:
-        DamagedAudio: If a page is cut, damaged or missing, or there are several streams at once.
+        DamagedAudio: If a page is cut, damaged or missing, its position is wrong, or there are several streams at
+            once.
     """
     numbers: dict[int, int] = {}  # of the newest page of each stream
     ended: set[int] = set()
     all_begun, stop = False, position
+    clock = OggClock()
     for page in _pages(source, position):
         if page.flags & _BEGINS:
             if all_begun or ended:
@@ -53,6 +59,8 @@ def ogg_part(source: ByteSource, position: int) -> AudioPart:
         else:
             all_begun = True
         numbers[page.serial] = page.number
+        if len(numbers) == 1:  # several are refused below
+            clock.add(page.lacing, page.content, page.granule, bool(page.flags & _ENDS))
         if page.flags & _ENDS:
             ended.add(page.serial)
         stop = page.stop
@@ -72,8 +80,10 @@ def _pages(source: ByteSource, position: int) -> Iterator[_Page]:
         if len(header) < 27 or len(header) < 27 + header[26]:
             raise DamagedAudio("is truncated in an Ogg page; copy or convert it anew.")
         flags = header[5]
-        serial, number, checksum = struct.unpack("<III", header[14:26])
-        length = 27 + header[26] + sum(header[27 : 27 + header[26]])
+        granule, serial, number, checksum = struct.unpack("<qIII", header[6:26])
+        body = 27 + header[26]
+        lacing = header[27:body]
+        length = body + sum(lacing)
         page = source.read(position, length)
         if len(page) < length:
             raise DamagedAudio(
@@ -81,7 +91,7 @@ def _pages(source: ByteSource, position: int) -> Iterator[_Page]:
             )
         if _page_checksum(page[:22] + bytes(4) + page[26:]) != checksum:
             raise DamagedAudio(f"is damaged in the Ogg page at byte {position}: its checksum is wrong; copy it anew.")
-        yield _Page(position, position + length, flags, serial, number)
+        yield _Page(position, position + length, flags, serial, number, granule, lacing, page[body:])
         position += length
 
 
