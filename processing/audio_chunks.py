@@ -38,6 +38,8 @@ _NAMES = (
     b"SAXL|AESD|CHAN|desc|pakt|chan|kuki|strg|mark|regn|midi|ovvw|peak|edct|info|uuid|free"
 )
 _KNOWN_NAMES = frozenset(_NAMES.split(b"|"))
+# A packet of ALAC ends with three set bits and less than a byte of zeros; more bytes than one, to be on the safe side.
+_MARK_BYTES = 8
 # Such chunks are looked for within so many bytes from the end, which is more than a picture of an album takes.
 _LAST_CHUNKS_BYTES = 1 << 24
 
@@ -154,10 +156,12 @@ def aiff_part(source: ByteSource, position: int, is_boundary: IsBoundary) -> Aud
 
 def caf_part(source: ByteSource, position: int, is_boundary: IsBoundary) -> AudioPart:
     """See [`wav_part`]."""
-    description, data = b"", None
+    description, data, packets = b"", None, None
     for chunk in _chunks(source, position + 8, _CAF):
         if chunk.name == b"desc":
             description = source.read(chunk.body, min(chunk.size, 32))
+        if chunk.name == b"pakt":
+            packets = chunk
         if chunk.name == b"data":
             data = chunk
             break
@@ -167,8 +171,46 @@ def caf_part(source: ByteSource, position: int, is_boundary: IsBoundary) -> Audi
     length, stop = _extent(source, data.body + 4, announced, False, _CAF, is_boundary)
     samples = range(data.body + 4, data.body + 4 + length)
     head = (range(position, data.start + 4), _CAF.size(length + 4), range(data.body, samples.stop))
+    for chunk in _chunks(source, samples.stop, _CAF) if packets is None else ():
+        if chunk.name == b"pakt" and chunk.body <= stop:
+            packets = chunk
+            break
+    if packets is not None and description[8:12] == b"alac":
+        _check_alac_packets(source, packets, samples, description)
     frame_bytes = struct.unpack(">I", description[16:20])[0] if description[8:12] in (b"lpcm", b"ulaw", b"alaw") else 0
     return AudioPart((*head, range(samples.stop, stop)), stop, length // frame_bytes if frame_bytes else None)
+
+
+def _check_alac_packets(source: ByteSource, table: _Chunk, samples: range, description: bytes) -> None:
+    # That all packets of the table are there. Each ends with a mark, so that none ends with zeros.
+    packet_bytes, packet_frames = struct.unpack(">II", description[16:24])
+    content = source.read(table.body, max(0, min(table.size, source.size - table.body)))
+    if packet_bytes or not packet_frames or len(content) < 24:
+        return  # the table lists something else than the sizes of the packets
+    (num_packets,) = struct.unpack(">q", content[:8])
+    end = samples.start
+    for number, size in zip(range(num_packets), _numbers(content[24:]), strict=False):
+        end += size
+        if end > samples.stop:
+            raise DamagedAudio(
+                f"truncated: packet {number + 1} of {num_packets} goes on behind the end of the audio; copy or "
+                "convert it anew."
+            )
+        if size and not any(source.read(end - min(size, _MARK_BYTES), min(size, _MARK_BYTES))):
+            raise DamagedAudio(
+                f"is damaged: packet {number + 1} of {num_packets}, before byte {end}, ends with zeros in place of "
+                "audio; copy or download it anew."
+            )
+
+
+def _numbers(content: bytes) -> Iterator[int]:
+    # Of seven bits a byte, the highest ones first; all bytes of a number but the last have the eighth bit set.
+    number = 0
+    for byte in content:
+        number = number << 7 | byte & 0x7F
+        if not byte & 0x80:
+            yield number
+            number = 0
 
 
 def w64_part(source: ByteSource, position: int, is_boundary: IsBoundary) -> AudioPart:

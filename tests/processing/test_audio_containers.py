@@ -2,6 +2,7 @@
 """Audio containers of all kinds are found, and read to the last sample and not beyond."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -45,6 +46,61 @@ def test_a_sphere_file_of_any_kind_of_samples_is_read_and_refused_if_cut(subtype
     assert np.array_equal(load_audio(content + content, RATE, mono=False), np.concatenate([samples, samples], axis=1))
     with pytest.raises(AudioFileError, match="truncated: the last 5 bytes are missing"):
         load_audio(content[:-5], RATE)
+
+
+def chunks(content: bytes) -> dict[bytes, range]:
+    # The bodies of the chunks of a CAF file.
+    found, at = {}, 8
+    while at + 12 <= len(content):
+        name, size = struct.unpack(">4sq", content[at : at + 12])
+        found[name] = range(at + 12, at + 12 + size)
+        at += 12 + size
+    return found
+
+
+def with_table_behind(content: bytes) -> bytes:
+    # As others than libsndfile write it.
+    table, data = chunks(content)[b"pakt"], chunks(content)[b"data"]
+    before, moved = content[: table.start - 12], content[table.start - 12 : table.stop]
+    return before + content[table.stop : data.stop] + moved + content[data.stop :]
+
+
+@pytest.mark.parametrize("num_samples", [100, 16000, 65536, 300_000])
+@pytest.mark.parametrize("subtype", ["ALAC_16", "ALAC_24"])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_alac_is_read(num_samples, subtype, channels, is_silent):
+    file = io.BytesIO()
+    samples = np.random.default_rng(0).normal(0, 0 if is_silent else 0.1, (num_samples, channels))
+    soundfile.write(file, samples, RATE, subtype, format="CAF")
+    content = file.getvalue()
+    expected, _ = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
+    assert expected.shape == samples.shape
+    for whole in (content, with_table_behind(content)):
+        assert np.array_equal(load_audio(whole, RATE, mono=False), expected.T)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("arranged", [lambda content: content, with_table_behind], ids=["in front", "behind"])
+def test_zeros_in_place_of_alac_are_refused(channels, arranged):
+    content = arranged(written(65536, "CAF", "ALAC_16", channels)[0])
+    data = chunks(content)[b"data"]
+    middle = (data.start + data.stop) // 2
+    for zeros, packets in ((range(middle, data.stop), "8"), (range(data.stop - 50, data.stop), "16"),
+                           (range(data.start + 4, middle), "1")):  # fmt: skip
+        damaged = content[: zeros.start] + bytes(len(zeros)) + content[zeros.stop :]
+        with pytest.raises(AudioFileError, match=f"packet {packets} of 16, before byte .* ends with zeros"):
+            load_audio(damaged, RATE)
+
+
+@pytest.mark.parametrize("arranged", [lambda content: content, with_table_behind], ids=["in front", "behind"])
+def test_alac_that_holds_fewer_packets_than_its_table_is_refused(arranged):
+    content = arranged(written(65536, "CAF", "ALAC_16")[0])
+    data = chunks(content)[b"data"]
+    size = struct.pack(">q", len(data) - 10_000)
+    shorter = content[: data.start - 8] + size + content[data.start : data.stop - 10_000] + content[data.stop :]
+    with pytest.raises(AudioFileError, match="packet 15 of 16 goes on behind the end of the audio"):
+        load_audio(shorter, RATE)
 
 
 SUFFIXES = {
