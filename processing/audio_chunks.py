@@ -216,10 +216,12 @@ def _numbers(content: bytes) -> Iterator[int]:
 def w64_part(source: ByteSource, position: int, is_boundary: IsBoundary) -> AudioPart:
     """See [`wav_part`]."""
     (form_size,) = struct.unpack("<q", source.read(position + 16, 8).ljust(8, b"\0"))
-    fmt, data = b"", None
+    fmt, fact, data = b"", b"", None
     for chunk in _chunks(source, position + 40, _W64):
         if chunk.name == b"fmt ":
             fmt = source.read(chunk.body, min(max(chunk.size, 0), 64))
+        if chunk.name == b"fact":
+            fact = source.read(chunk.body, 8)
         if chunk.name == b"data":
             data = chunk
             break
@@ -227,6 +229,12 @@ def w64_part(source: ByteSource, position: int, is_boundary: IsBoundary) -> Audi
         raise DamagedAudio("is cut, or holds no audio: it has no `fmt ` and `data` chunks; copy or convert it anew.")
     tag, block_bytes = _checked_format(fmt, "<")
     length, stop = _extent(source, data.body, data.size, _fits(source, position, form_size), _W64, is_boundary)
+    if tag in (1, 3, 6, 7) and len(fact) == 8:
+        # FFmpeg counts the padding as audio.
+        fact_length = int.from_bytes(fact, "little") * block_bytes
+        padding = source.read(data.body + fact_length, length - fact_length)
+        if 0 < len(padding) < _W64.alignment and not any(padding):
+            length = fact_length
     pieces = (
         range(position, position + 16),
         struct.pack("<q", data.body + length - position),

@@ -13,6 +13,7 @@ from speech_tokenizers.processing.audio_files import AUDIO_SUFFIXES
 
 
 RATE = 16000
+ID3V1 = b"TAG" + b"t" * 125
 
 
 def written(num_samples: int, kind: str, subtype: str, channels: int = 1) -> tuple[bytes, np.ndarray]:
@@ -35,6 +36,27 @@ def test_a_w64_of_any_length_holds_its_samples_alone(num_samples, subtype):
         assert np.array_equal(load_audio(whole, RATE, mono=False), samples)
     for joined in (content + content, padded + padded):
         assert np.array_equal(load_audio(joined, RATE, mono=False), np.concatenate([samples, samples], axis=1))
+
+
+@pytest.mark.parametrize("num_samples", [16000, 16001, 16003])
+@pytest.mark.parametrize("subtype", ["FLOAT", "ULAW"])
+def test_padding_that_a_w64_counts_as_audio_is_none_where_the_number_of_samples_is_told(num_samples, subtype):
+    # As FFmpeg writes it.
+    content, samples = written(num_samples, "W64", subtype)
+    padding = bytes(-len(content) % 8)
+    at = content.index(b"data\xf3") + 16
+    size = int.from_bytes(content[at : at + 8], "little") + len(padding)
+    content = content[:at] + struct.pack("<q", size) + content[at + 8 :] + padding
+    assert content.index(b"fact") < at
+    assert np.array_equal(load_audio(content, RATE, mono=False), samples)
+
+
+@pytest.mark.parametrize("num_frames", [5, 100])
+def test_mpeg_audio_of_layer_2_holds_its_frames_alone(num_frames):
+    # Silence at 16 kHz and 64 kbit/s: no band gets a bit.
+    frame = bytes.fromhex("fff588c4").ljust(576, b"\0")
+    for content in (frame * num_frames, ID3V1 + frame * num_frames + ID3V1):
+        assert np.array_equal(load_audio(content, RATE), np.zeros(1152 * num_frames))
 
 
 @pytest.mark.parametrize("num_samples", [8000, 8001])
