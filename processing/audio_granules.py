@@ -20,7 +20,7 @@ _MOST_MODES = 64
 class OggClock:
     """Adds up what the packets of one Ogg stream hold, and compares it with what its last page announces."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._open = b""  # a packet that goes on in the next page
         self._headers: list[bytes] = []
         self._num_headers = 0
