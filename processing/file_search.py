@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files, folders and globs that a user names, as files. Links are followed, and each real folder is searched once."""
 
-import errno
 import fnmatch
 import glob
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -18,8 +16,8 @@ def find_files(patterns: Iterable[str | os.PathLike[str]], suffixes: Iterable[st
 
     Links to folders are followed. A folder that can be reached in several ways, e.g. by a link to a folder above, is
     searched once: by its own name if that lies in the searched folder, else by the first link to it. A linked file
-    counts as a file of its own, since its name says where its output goes. A link that leads to itself, maybe by way
-    of others, leads to no file: it is left out with a warning.
+    counts as a file of its own, since its name says where its output goes. A link that leads nowhere, or to itself by
+    way of others, is found as well: whoever opens it tells of it.
 
     Args:
         patterns (iterable of `str` or `Path`):
@@ -60,20 +58,7 @@ def find_files(patterns: Iterable[str | os.PathLike[str]], suffixes: Iterable[st
         for file, relative in matches:
             # The folder as it is, but the file by the name that was given to it.
             found.setdefault((os.path.realpath(file.parent), file.name), (file, relative))
-    return [(file, relative) for file, relative in found.values() if not _is_left_out(file)]
-
-
-def _is_left_out(file: Path) -> bool:
-    # Whether it is a link that leads in a circle, of which a warning tells.
-    if not file.is_symlink():
-        return False
-    try:
-        os.stat(file)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            warnings.warn(f"{file}: leads in a circle of links and to no file; it is left out.", stacklevel=3)
-            return True
-    return False
+    return list(found.values())
 
 
 def _files_below(folder: Path, base: Path, suffixes: tuple[str, ...]) -> list[tuple[Path, Path]]:

@@ -112,6 +112,16 @@ def test_what_another_process_wrote_meanwhile_is_not_written_again(units, speech
     assert output.read_text() == line + "\n"
 
 
+@pytest.mark.parametrize("output_format", OUTPUTS)
+def test_a_link_that_leads_to_itself_fails_alone(units, speech, output_format):
+    source = speech()
+    (source / "circle.wav").symlink_to("circle.wav")
+    code, errors = units(source, output_format)
+    assert code == 1
+    assert any("circle.wav: " in error for error in errors)
+    assert "units: 3 of 4 files written, 0 skipped, 1 failed" in "\n".join(errors)
+
+
 def test_other_names_of_another_model_are_not_mixed_in_either(units, speech, unit_checkpoints):
     units(speech())
     source = speech("other", seed=1)
