@@ -8,9 +8,10 @@ encoder again.
 
 import argparse
 import contextlib
+import hashlib
+import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from transformers import (
     AutoModelForCTC,
     AutoTokenizer,
     TrainerCallback,
-    TrainingArguments,
     Wav2Vec2Processor,
     set_seed,
 )
@@ -45,9 +45,13 @@ from speech_tokenizers.processing.recordings import (
     parse_filter,
 )
 from speech_tokenizers.training.common.processes import leave_together
-from speech_tokenizers.training.common.recipe_files import check_not_negative, check_positive, check_seed
 from speech_tokenizers.training.common.recipe_trainer import RecipeTrainer, newest_checkpoint, train_until_done
 from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_of, recordings_of
+from speech_tokenizers.training.recognition.ctc_settings import (
+    CTCFinetuningArguments,
+    check_masks,
+    deciding_settings,
+)
 from speech_tokenizers.training.recognition.ctc_targets import (
     COLUMNS,
     LabelErrorRate,
@@ -61,75 +65,6 @@ from speech_tokenizers.training.recognition.ctc_targets import (
 
 # The learning rate of the first step, relative to the peak.
 _INITIAL_RATIO = 0.01
-
-
-@dataclass
-class CTCFinetuningArguments(TrainingArguments):
-    """
-    `TrainingArguments` of a fine-tuning, with the settings of fairseq's recipes for HuBERT where none are given.
-
-    Numbers of steps below 1 are shares of `max_steps`, as `warmup_steps` is.
-
-    Args:
-        batch_seconds (`float`): Audio of a micro-batch, with padding, of one process; takes the place of
-            `per_device_train_batch_size`.
-        freeze_encoder_steps (`float`): Steps in which the head alone learns.
-        hold_steps (`float`): Steps at the peak of the learning rate, after `warmup_steps`; then it decays
-            exponentially until the last step.
-        final_learning_rate_ratio (`float`): Of the last step, relative to the peak.
-        mask_time_prob (`float`), mask_time_length (`int`): Spans of frames are masked; see [`span_mask`].
-        mask_feature_prob (`float`), mask_feature_length (`int`): Spans of feature channels are set to 0.
-        layerdrop (`float`): Share of the transformer layers that a step skips.
-        cache_dir (`str`, *optional*): Where decoded audio is kept. Defaults to `audio_cache` in `output_dir`.
-    """
-
-    max_steps: int = 25_000
-    learning_rate: float = 2e-5
-    adam_beta2: float = 0.98
-    warmup_steps: float = 0.1
-    per_device_eval_batch_size: int = 4
-    remove_unused_columns: bool | None = False
-    batch_seconds: float = 200.0
-    freeze_encoder_steps: float = 0.4
-    hold_steps: float = 0.4
-    final_learning_rate_ratio: float = 0.05
-    mask_time_prob: float = 0.75
-    mask_time_length: int = 10
-    mask_feature_prob: float = 0.5
-    mask_feature_length: int = 64
-    layerdrop: float = 0.1
-    cache_dir: str | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.label_names = ["labels"]
-        if self.max_steps < 1:
-            raise ValueError(f"`max_steps` must be at least 1, but got {self.max_steps}.")
-        if self.batch_seconds <= 0:
-            raise ValueError(f"`batch_seconds` must be positive, but got {self.batch_seconds}.")
-        check_seed(self.seed)
-        check_positive(self, "gradient_accumulation_steps", "learning_rate", "final_learning_rate_ratio", "save_steps")
-        check_positive(self, "mask_time_length", "mask_feature_length")
-        check_not_negative(self, "warmup_steps", "hold_steps", "freeze_encoder_steps", "weight_decay", "max_grad_norm")
-        for name in ("mask_time_prob", "mask_feature_prob", "layerdrop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must lie between 0 and 1, but got {getattr(self, name)}.")
-        if self.get_warmup_steps(self.max_steps) + self.get_hold_steps() > self.max_steps:
-            raise ValueError(
-                f"`warmup_steps` ({self.warmup_steps}) and `hold_steps` ({self.hold_steps}) must fit into `max_steps`"
-                f" ({self.max_steps})."
-            )
-
-    def get_hold_steps(self) -> int:
-        """Steps at the peak of the learning rate."""
-        return self._in_steps(self.hold_steps)
-
-    def get_freeze_encoder_steps(self) -> int:
-        """Steps in which the head alone learns."""
-        return self._in_steps(self.freeze_encoder_steps)
-
-    def _in_steps(self, value: float) -> int:
-        return int(value if value >= 1 else value * self.max_steps)
 
 
 class LabelledRecordings(torch.utils.data.Dataset):
@@ -388,34 +323,6 @@ def _own_tokenizer(encoder: str, config: Any, built: Any) -> Any:
     return None
 
 
-# Settings of `TrainingArguments` that decide what is learnt.
-_DECIDING = (
-    *("max_steps", "learning_rate", "warmup_steps", "lr_scheduler_type", "gradient_accumulation_steps"),
-    "weight_decay",
-    *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "optim_args", "seed", "data_seed"),
-    *("fp16", "bf16", "label_smoothing_factor", "neftune_noise_alpha", "full_determinism"),
-)
-
-
-def deciding_settings(args: CTCFinetuningArguments) -> dict[str, Any]:
-    """The settings that decide what is learnt, as plain values."""
-    own = [name for name in vars(CTCFinetuningArguments)["__annotations__"] if name != "cache_dir"]
-    values, incidental = args.to_dict(), ("per_device_eval_batch_size", "remove_unused_columns")
-    return {name: values[name] for name in dict.fromkeys([*_DECIDING, *own]) if name not in incidental}
-
-
-def check_masks(args: CTCFinetuningArguments, config: Any) -> None:
-    """
-    Raises:
-        ValueError: If the spans of channels that are to be masked are longer than an encoder has channels.
-    """
-    if args.mask_feature_prob > 0 and args.mask_feature_length > config.hidden_size:
-        raise ValueError(
-            f"`mask_feature_length` (--mask-feature-length) is {args.mask_feature_length}, but the encoder has"
-            f" {config.hidden_size} channels; give a smaller one, or mask none (--mask-feature-prob 0)."
-        )
-
-
 def finetune_ctc(
     encoder: str,
     recordings: datasets.Dataset,
@@ -458,15 +365,25 @@ def finetune_ctc(
         raise ValueError(f"{output} holds {checkpoint.name}; resume from it, or choose another folder.")
     if column is None:
         column = COLUMNS["character" if phonemizer is not None else unit]
-    record = RunRecord(
-        output,
-        {"unit": unit, "phonemizer": getattr(phonemizer, "language", None), **deciding_settings(args)},
-        {"encoder": fingerprint_of(encoder), "recordings": recordings_of(recordings, [column])},
-        recipe_name="settings.yaml",
-    )
     # Before hours of speech are decoded for nothing.
     for dataset in filter(None, (recordings, eval_recordings)):
         check_column(column, dataset)
+    record = RunRecord(
+        output,
+        {
+            "unit": unit,
+            "column": column,
+            "phonemizer": getattr(phonemizer, "language", None),
+            **deciding_settings(args),
+        },
+        {
+            "encoder": fingerprint_of(encoder),
+            "recordings": recordings_of(recordings, [column]),
+            # Of another column, too: the recordings do not tell one from another.
+            "transcripts": _fingerprint_of_texts(recordings[column][:]),
+        },
+        recipe_name="settings.yaml",
+    )
     if checkpoint is not None:
         record.check()
     check_masks(args, _encoder_config(encoder))
@@ -509,6 +426,11 @@ def finetune_ctc(
     trainer.save_model()
     trainer.save_state()
     return trainer
+
+
+def _fingerprint_of_texts(texts: Iterable[str | None]) -> str:
+    written = json.dumps([as_text(text) for text in texts], ensure_ascii=False)
+    return hashlib.sha256(written.encode(errors="surrogatepass")).hexdigest()[:24]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
