@@ -354,8 +354,8 @@ def finetune_ctc(
 
     Raises:
         ValueError: If there is no such column, no recording can be learnt from, a phonemizer is given for characters,
-            the folder holds checkpoints that are not to be gone on from, or was begun with other settings, recordings,
-            labels or another encoder.
+            the folder holds a model or checkpoints that are not to be gone on from, or was begun with other settings,
+            recordings, labels or another encoder.
     """
     if phonemizer is not None and unit != "phone":
         raise ValueError(f"`phonemizer` makes phones, but `unit` is {unit!r}.")
@@ -363,6 +363,8 @@ def finetune_ctc(
     checkpoint = newest_checkpoint(output)
     if checkpoint is not None and not resume:
         raise ValueError(f"{output} holds {checkpoint.name}; resume from it, or choose another folder.")
+    if checkpoint is None and (output / "config.json").is_file():
+        raise ValueError(f"{output} holds a model and no checkpoint to go on from; choose another folder.")
     if column is None:
         column = COLUMNS["character" if phonemizer is not None else unit]
     # Before hours of speech are decoded for nothing.

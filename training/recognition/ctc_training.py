@@ -6,9 +6,10 @@ The encoder hears each recording once. Its states are kept on disk while the lin
 """
 
 import argparse
+import contextlib
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from speech_tokenizers.processing.recordings import (
     parse_filter,
     recording_name,
 )
-from speech_tokenizers.training.common.processes import leave_together
+from speech_tokenizers.processing.whole_files import whole_folder
+from speech_tokenizers.training.common.processes import decided_by_main, leave_together
 from speech_tokenizers.training.recognition.ctc_targets import (
     COLUMNS,
     LabelErrorRate,
@@ -144,12 +146,14 @@ def train_recognizer(
     unit: str,
     args: TrainingArguments,
     column: str | None = None,
+    overwrite: bool = False,
     **fields: Any,
 ) -> Trainer:
     """
     Train a recogniser and save it, with its feature extractor and tokenizer, in `args.output_dir`.
 
-    What cannot be learnt from or measured on is named, with the reason, in `rejected.jsonl` there.
+    What cannot be learnt from or measured on is named, with the reason, in `rejected.jsonl` there. The folder appears
+    once the recogniser is complete.
 
     Args:
         encoder (`str`): Folder or Hub id of the speech encoder.
@@ -158,14 +162,19 @@ def train_recognizer(
         args (`TrainingArguments`): Settings of the training of the linear map.
         column (`str`, *optional*): Column of the text, or of the phones (parted by spaces, words by `|`). Defaults to
             `"text"` or `"phones"`.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace a recogniser in `args.output_dir`. None
+            of its files stays.
         fields: Fields of the [`SpeechEncoderCTCConfig`], such as `layer`.
 
     Returns:
         `Trainer`: Trainer with the trained `model`, and with its log in `state.log_history`.
 
     Raises:
-        ValueError: If there is no such column, or no recording can be learnt from.
+        ValueError: If the folder exists and is not to be replaced, there is no such column, or no recording can be
+            learnt from.
     """
+    output = Path(args.output_dir)
+    check_output(output, encoder, overwrite)
     column = COLUMNS[unit] if column is None else column
     for dataset in filter(None, (recordings, eval_recordings)):
         check_column(column, dataset)
@@ -175,29 +184,55 @@ def train_recognizer(
         encoder, vocab_size=len(tokenizer), pad_token_id=labels.blank, **fields
     )
     model.to(args.device)
-    output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    if args.process_index == 0:
-        (output / "rejected.jsonl").unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(dir=output, prefix=".states-") as folder:
+    with _new_folder(output, args) as folder, tempfile.TemporaryDirectory(dir=folder, prefix=".states-") as kept:
 
         def states(name: str, dataset: datasets.Dataset) -> EncoderStates:
             is_evaluation = name == "evaluation"
-            result = EncoderStates(
-                model, feature_extractor, labels, dataset, column, Path(folder, name), is_evaluation
-            )
+            result = EncoderStates(model, feature_extractor, labels, dataset, column, Path(kept, name), is_evaluation)
             if result.rejected and args.process_index == 0:
                 for entry in result.rejected:
                     tqdm.write(f"left out of {name}: {entry['name']}: {entry['reason']}", file=sys.stderr)
-                append_rejected(output / "rejected.jsonl", result.rejected)
+                append_rejected(folder / "rejected.jsonl", result.rejected)
             return result
 
         eval_states = None if eval_recordings is None else states("evaluation", eval_recordings)
         trainer = train_on_states(model, labels, states("training", recordings), eval_states, args)
-    model.save_pretrained(output)
-    feature_extractor.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+        if args.process_index == 0:
+            for part in (model, feature_extractor, tokenizer):
+                part.save_pretrained(folder)
     return trainer
+
+
+def check_output(output: Path, encoder: str, overwrite: bool) -> None:
+    """
+    Raises:
+        ValueError: If the folder of a new recogniser exists and is not to be replaced, or is no recogniser's.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not output.is_dir():
+        raise ValueError(f"`output` (-o) is {output}, which is no folder; choose another.")
+    if not overwrite:
+        raise ValueError(
+            f"`output` (-o) is {output}, which exists; choose another, or pass --overwrite to replace it."
+        )
+    left = [path.name for path in output.iterdir() if path.name != "rejected.jsonl" and path.name[:8] != ".states-"]
+    if left and not (output / "config.json").is_file():
+        raise ValueError(f"`output` (-o) is {output}, which is no recogniser (it has {left[0]}); choose another.")
+    if output.resolve() in (Path(encoder).resolve(), *Path(encoder).resolve().parents):
+        raise ValueError(f"`output` (-o) is {output}, which holds the encoder; choose another.")
+
+
+@contextlib.contextmanager
+def _new_folder(output: Path, args: TrainingArguments) -> Iterator[Path]:
+    # The folder that becomes `output`, one for all processes. What the `Trainer` saves goes there, too.
+    with whole_folder(output) if args.process_index == 0 else contextlib.nullcontext(output) as main_folder:
+        folder = Path(decided_by_main(lambda: str(main_folder)))
+        args.output_dir = str(folder)
+        try:
+            yield folder
+        finally:
+            args.output_dir = str(output)
 
 
 def train_on_states(
@@ -259,6 +294,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("encoder", metavar="ENCODER", help="folder or Hub id of a speech encoder of transformers")
     parser.add_argument("data", metavar="RECORDINGS", help="folder with metadata, or a dataset")
     parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="the recogniser, new")
+    parser.add_argument("--overwrite", action="store_true", help="replace a recogniser in the folder")
     parser.add_argument("--unit", choices=tuple(COLUMNS), default="character", help="unit that it writes")
     parser.add_argument(
         "--column", metavar="NAME", default=None, help="holds the text, or the phones (`AO1 R | DH AH0`)"
@@ -300,6 +336,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> Trainer:
+    check_output(Path(args.output), args.encoder, args.overwrite)
     training_args = TrainingArguments(
         output_dir=args.output,
         num_train_epochs=args.epochs,
@@ -324,6 +361,7 @@ def _train(args: argparse.Namespace) -> Trainer:
         args.unit,
         training_args,
         args.column,
+        args.overwrite,
         layer=layer,
         window=args.window,
         kernel_size=args.kernel_size,
