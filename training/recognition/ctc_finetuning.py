@@ -36,17 +36,18 @@ from speech_tokenizers.modeling.modeling_hubert_masked_prediction import span_ma
 from speech_tokenizers.modeling.padding_invariance import frame_mask, make_padding_invariant, num_conv_frames
 from speech_tokenizers.modeling.speech_encoders import EXACT_IN_BATCHES
 from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
+from speech_tokenizers.processing.labelled_rows import check_one_row_each
 from speech_tokenizers.processing.metadata_files import as_text
 from speech_tokenizers.processing.recordings import (
     DecodedRecordings,
     append_rejected,
     decode_all,
-    load_recordings,
     parse_filter,
 )
 from speech_tokenizers.training.common.processes import leave_together
 from speech_tokenizers.training.common.recipe_trainer import RecipeTrainer, newest_checkpoint, train_until_done
 from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_of, recordings_of
+from speech_tokenizers.training.recognition.ctc_recordings import load_to_learn_and_measure, tell_of_overlap
 from speech_tokenizers.training.recognition.ctc_settings import (
     CTCFinetuningArguments,
     check_masks,
@@ -58,6 +59,7 @@ from speech_tokenizers.training.recognition.ctc_targets import (
     UnusableText,
     check_column,
     check_num_frames,
+    column_of,
     learnable_labels,
     reference_labels,
 )
@@ -365,11 +367,13 @@ def finetune_ctc(
         raise ValueError(f"{output} holds {checkpoint.name}; resume from it, or choose another folder.")
     if checkpoint is None and (output / "config.json").is_file():
         raise ValueError(f"{output} holds a model and no checkpoint to go on from; choose another folder.")
-    if column is None:
-        column = COLUMNS["character" if phonemizer is not None else unit]
+    column = column_of(unit, column, phonemizer is not None)
     # Before hours of speech are decoded for nothing.
     for dataset in filter(None, (recordings, eval_recordings)):
+        check_one_row_each(dataset)
         check_column(column, dataset)
+    if eval_recordings is not None and args.process_index == 0:
+        tell_of_overlap(recordings, eval_recordings)
     record = RunRecord(
         output,
         {
@@ -461,7 +465,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         action="extend",
         default=[],
-        help="rows of RECORDINGS to measure on",
+        help="rows of RECORDINGS to measure on; training leaves them out",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in FOLDER, if any")
     parser.add_argument("--save-steps", type=int, default=500, help="between checkpoints (default: 500)")
@@ -496,22 +500,24 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from speech_tokenizers.processing.phonemization import EspeakPhonemizer
 
+    settings = CTCFinetuningArguments(
+        output_dir=args.output,
+        logging_steps=10,
+        save_steps=args.save_steps,
+        save_total_limit=2,
+        eval_strategy="steps" if args.eval_steps and args.eval_filter else "no",
+        eval_steps=args.eval_steps,
+        report_to="none",
+        **{name: getattr(args, name) for name in _OPTIONS},
+    )
+    column = column_of(args.unit, args.column, args.phonemize is not None)
+    filters = parse_filter(args.filter), parse_filter(args.eval_filter)
     trainer = finetune_ctc(
         args.encoder,
-        load_recordings(args.data, parse_filter(args.filter)),
-        load_recordings(args.data, parse_filter(args.eval_filter)) if args.eval_filter else None,
+        *load_to_learn_and_measure(args.data, *filters, column, settings.process_index == 0),
         args.unit,
-        CTCFinetuningArguments(
-            output_dir=args.output,
-            logging_steps=10,
-            save_steps=args.save_steps,
-            save_total_limit=2,
-            eval_strategy="steps" if args.eval_steps and args.eval_filter else "no",
-            eval_steps=args.eval_steps,
-            report_to="none",
-            **{name: getattr(args, name) for name in _OPTIONS},
-        ),
-        args.column,
+        settings,
+        column,
         None if args.phonemize is None else EspeakPhonemizer(args.phonemize),
         args.resume,
     )

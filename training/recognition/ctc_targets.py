@@ -9,6 +9,7 @@ import numpy as np
 from transformers import EvalPrediction
 
 from speech_tokenizers.processing.ctc_labels import CTCLabels, is_number
+from speech_tokenizers.processing.labelled_rows import texts_in
 from speech_tokenizers.processing.word_alignment import edit_distance
 
 
@@ -16,17 +17,28 @@ from speech_tokenizers.processing.word_alignment import edit_distance
 COLUMNS = {"character": "text", "phone": "phones"}
 
 
+def column_of(unit: str, column: str | None = None, is_phonemized: bool = False) -> str:
+    """The column of what is said, where it is not named; phones may be made of texts."""
+    return COLUMNS["character" if is_phonemized else unit] if column is None else column
+
+
 class UnusableText(ValueError):
     """A recording whose text cannot be learnt from; the message says why."""
 
 
-def check_column(column: str, recordings: datasets.Dataset) -> None:
+def check_column(column: str, recordings: datasets.Dataset, data: str | None = None) -> None:
     """
+    Args:
+        column (`str`): Name of a column of texts.
+        recordings (`datasets.Dataset`): Recordings.
+        data (`str`, *optional*): Where they were loaded from, for the message.
+
     Raises:
-        ValueError: If the recordings have no such column.
+        ValueError: If the recordings have no such column, or it holds something else; the message names a row.
     """
     if column not in recordings.column_names:
         raise ValueError(f"`column` is {column!r}, but the recordings have the columns {recordings.column_names}.")
+    texts_in(recordings, column, data)
 
 
 def learnable_labels(labels: CTCLabels, text: str | None) -> list[int]:

@@ -23,22 +23,24 @@ from speech_tokenizers.modeling.encoder_geometry import shortest_input
 from speech_tokenizers.modeling.modeling_speech_encoder_ctc import SpeechEncoderForCTC
 from speech_tokenizers.processing.audio_files import AudioFileError
 from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
+from speech_tokenizers.processing.labelled_rows import check_one_row_each
 from speech_tokenizers.processing.metadata_files import as_text
 from speech_tokenizers.processing.recordings import (
     append_rejected,
     decode_recording,
-    load_recordings,
     parse_filter,
     recording_name,
 )
 from speech_tokenizers.processing.whole_files import whole_folder
 from speech_tokenizers.training.common.processes import decided_by_main, leave_together
+from speech_tokenizers.training.recognition.ctc_recordings import load_to_learn_and_measure, tell_of_overlap
 from speech_tokenizers.training.recognition.ctc_targets import (
     COLUMNS,
     LabelErrorRate,
     UnusableText,
     check_column,
     check_num_frames,
+    column_of,
     learnable_labels,
     reference_labels,
 )
@@ -175,9 +177,12 @@ def train_recognizer(
     """
     output = Path(args.output_dir)
     check_output(output, encoder, overwrite)
-    column = COLUMNS[unit] if column is None else column
+    column = column_of(unit, column)
     for dataset in filter(None, (recordings, eval_recordings)):
+        check_one_row_each(dataset)
         check_column(column, dataset)
+    if eval_recordings is not None and args.process_index == 0:
+        tell_of_overlap(recordings, eval_recordings)
     tokenizer = build_tokenizer((as_text(text) for text in recordings[column][:] if text is not None), unit)
     labels = CTCLabels(tokenizer)
     model, feature_extractor = SpeechEncoderForCTC.from_encoder(
@@ -213,9 +218,7 @@ def check_output(output: Path, encoder: str, overwrite: bool) -> None:
     if not output.is_dir():
         raise ValueError(f"`output` (-o) is {output}, which is no folder; choose another.")
     if not overwrite:
-        raise ValueError(
-            f"`output` (-o) is {output}, which exists; choose another, or pass --overwrite to replace it."
-        )
+        raise ValueError(f"`output` (-o) {output} exists; pass --overwrite to replace it, or choose another.")
     left = [path.name for path in output.iterdir() if path.name != "rejected.jsonl" and path.name[:8] != ".states-"]
     if left and not (output / "config.json").is_file():
         raise ValueError(f"`output` (-o) is {output}, which is no recogniser (it has {left[0]}); choose another.")
@@ -313,7 +316,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         action="extend",
         default=[],
-        help="rows of RECORDINGS to measure on",
+        help="rows of RECORDINGS to measure on; training leaves them out",
     )
     parser.add_argument("--layer", default="weighted", help="weighted, average, last or a number (default: weighted)")
     parser.add_argument(
@@ -351,8 +354,13 @@ def _train(args: argparse.Namespace) -> Trainer:
         seed=args.seed,
         report_to="none",
     )
-    recordings = load_recordings(args.data, parse_filter(args.filter))
-    eval_recordings = load_recordings(args.data, parse_filter(args.eval_filter)) if args.eval_filter else None
+    recordings, eval_recordings = load_to_learn_and_measure(
+        args.data,
+        parse_filter(args.filter),
+        parse_filter(args.eval_filter),
+        column_of(args.unit, args.column),
+        training_args.process_index == 0,
+    )
     layer = int(args.layer) if args.layer.isdigit() else args.layer
     return train_recognizer(
         args.encoder,

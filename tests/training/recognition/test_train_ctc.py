@@ -6,10 +6,11 @@ import shutil
 
 import pytest
 import torch
-from transformers import HubertModel, Wav2Vec2FeatureExtractor
+from transformers import HubertModel, TrainingArguments, Wav2Vec2FeatureExtractor
 
 from helpers.tiny_models import tiny_hubert
 from speech_tokenizers.cli import main
+from speech_tokenizers.processing.recordings import load_recordings
 from speech_tokenizers.training.recognition import ctc_training
 
 
@@ -93,3 +94,81 @@ def test_a_recogniser_is_not_replaced_by_a_fine_tuned_one(train, encoder, speech
         assert main([*command, *resume]) == 2
         assert "holds a model and no checkpoint" in capsys.readouterr().err.splitlines()[-1]
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+
+
+COMMANDS = {
+    "train-ctc": ["--epochs", "1"],
+    "finetune-ctc": ["--max-steps", "1", "--batch-seconds", "1", "--mask-feature-length", "2"],
+}
+
+
+@pytest.fixture(params=COMMANDS)
+def learn(request, encoder, speech, tmp_path):
+    """Function: run either command with further options, and return its exit code."""
+
+    def run(*options):
+        command = [request.param, str(encoder), str(speech), "-o", str(tmp_path / "out"), *COMMANDS[request.param]]
+        return main([*command, *options])
+
+    return run
+
+
+def set_aside(folder):
+    path = folder / "rejected.jsonl"
+    return [json.loads(line)["name"] for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def test_what_is_measured_on_is_not_learnt_from(learn, speech, tmp_path, capsys):
+    # Of the speaker who is measured on alone; a vocabulary of training texts has no such letter.
+    write_rows(speech, *(row | {"text": "z"} if row["speaker"] == "a" else row for row in ROWS))
+    assert learn("--eval-filter", "speaker=a") == 0
+    output = capsys.readouterr()
+    assert "left out of training, since they are measured on: 3 of 6 recordings (first '0.wav')" in output.err
+    assert "character error rate: " in output.out
+    assert "z" not in json.loads((tmp_path / "out" / "vocab.json").read_text())
+    assert set_aside(tmp_path / "out") == []
+
+
+def test_recordings_that_are_all_measured_on_cannot_be_learnt_from(learn, capsys):
+    assert learn("--eval-filter", "speaker=a,b") == 2
+    assert "every recording is one to measure on" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_error_rate_of_the_training_recordings_is_told(learn, capsys):
+    assert learn("--filter", "speaker=a", "--eval-filter", "speaker=a") == 0
+    assert "3 of 3 recordings to measure on (first '0.wav') are learnt from, too" in capsys.readouterr().err
+
+
+def test_filters_that_are_apart_need_no_word(learn, capsys):
+    assert learn("--filter", "speaker=b", "--eval-filter", "speaker=a") == 0
+    assert "measured on" not in capsys.readouterr().err
+
+
+def test_an_overlap_that_python_code_gives_is_told(encoder, speech, tmp_path, capsys):
+    recordings = load_recordings(str(speech))
+    args = TrainingArguments(output_dir=str(tmp_path / "out"), num_train_epochs=1, report_to="none", use_cpu=True)
+    ctc_training.train_recognizer(str(encoder), recordings, recordings.select([1, 2]), "character", args)
+    assert "2 of 2 recordings to measure on (first '1.wav') are learnt from, too" in capsys.readouterr().err
+
+
+def test_a_text_that_is_a_list_is_named_by_file_and_line(learn, speech, tmp_path, capsys):
+    write_rows(speech, *(row | {"text": row["text"].split()} for row in ROWS))
+    assert learn("--filter", "file_name=2.wav") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"{speech / 'metadata.jsonl'}, line 3: `text` is a list, but must be text; write" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["0.wav", "./0.wav"])
+def test_two_rows_of_one_recording_are_refused_by_their_lines(learn, speech, name, capsys):
+    write_rows(speech, *ROWS, {"file_name": name, "text": "be", "speaker": "a"})
+    assert learn() == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"{speech / 'metadata.jsonl'}, line 7: `file_name` {name!r} stands in line 1 too" in line
+    assert learn("--filter", "speaker=b") == 0  # they are left out
+
+
+def test_a_row_to_measure_on_is_not_learnt_from_by_another_row(learn, speech, capsys):
+    write_rows(speech, *ROWS, {"file_name": "./1.wav", "text": "be", "speaker": "c"})
+    assert learn("--filter", "speaker=a,b", "--eval-filter", "speaker=c") == 0
+    assert "1 of 6 recordings (first '1.wav')" in capsys.readouterr().err
