@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2PhonemeCTCTokenizer
 
-from .text_normalization import words_of
+from .text_normalization import is_symbol, words_of
 
 
 _BLANK, _UNKNOWN, _WORD_DELIMITER = "<pad>", "<unk>", "|"
@@ -137,8 +137,8 @@ def build_tokenizer(texts: Iterable[str], unit: str) -> Wav2Vec2CTCTokenizer | W
 
     Args:
         texts (iterable of `str`): Texts of characters or phones, as [`CTCLabels`] describes them.
-        unit (`str`): Kind of label: `"character"` (letters, marks and apostrophes of [`words_of`], without digits,
-            whose spelling is not known) or `"phone"` (without stress digits).
+        unit (`str`): Kind of label: `"character"` (letters, marks and apostrophes of [`words_of`], without digits
+            and symbols, whose spelling is not known) or `"phone"` (without stress digits).
 
     Raises:
         ValueError: If `unit` is another, or `texts` hold no label.
@@ -150,7 +150,7 @@ def build_tokenizer(texts: Iterable[str], unit: str) -> Wav2Vec2CTCTokenizer | W
         labels = {phone.rstrip(_STRESS_DIGITS) for phone in phones}
     else:
         characters = (character for text in texts for word in words_of(text) for character in word)
-        labels = {character for character in characters if not is_number(character)}
+        labels = {character for character in characters if not is_number(character) and not is_symbol(character)}
     labels -= {""}
     if not labels:
         raise ValueError(f"`texts` hold no {unit}.")

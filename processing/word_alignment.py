@@ -9,15 +9,15 @@ import numpy as np
 from .ctc_alignment import forced_alignment, greedy_labels, speech_frames, spread_labels
 from .ctc_labels import CTCLabels
 from .speech_recognition import TransformersRecognizer, VoskRecognizer, is_vosk_folder
-from .text_normalization import counted_words, normalized_word, words_of
+from .text_normalization import counted_words, is_symbol, normalized_word, words_of
 from .timed_labels import TimedLabel, TimedWord
 
 
 # Costs of aligning two word sequences. A substitution costs less than a deletion and an insertion together, so that
 # unequal words keep their places, but more than one of them, so that equal words further on are still found.
 _GAP, _SUBSTITUTION = 1.0, 1.5
-# A digit is spoken as a word of about this many letters.
-_LETTERS_PER_DIGIT = 4
+# A digit or a symbol is spoken as a word of about this many letters.
+_LETTERS_PER_SIGN = 4
 
 
 class WordAligner(Protocol):
@@ -210,8 +210,8 @@ def match_words(text: str, recognised: Sequence[TimedWord], seconds: float) -> l
 
     Both are compared without case and punctuation, and aligned by edit distance. Words of the text that were not
     recognised share the time between their recognised neighbours, in proportion to their letters. Where the recogniser
-    heard something else there (`[unk]` or another word), they share the time of that. A word without letters or
-    digits, such as a dash, takes no time.
+    heard something else there (`[unk]` or another word), they share the time of that. A word without letters,
+    digits or symbols, such as a dash, takes no time.
 
     Args:
         text (`str`): Text that was said. Words are parted by whitespace.
@@ -355,6 +355,6 @@ def _share(
         return [(word.start, word.end) for word in heard]
     if heard:
         start, end = heard[0].start, heard[-1].end
-    lengths = [sum(_LETTERS_PER_DIGIT if c.isdigit() else 1 for c in piece.text) for piece in pieces]
+    lengths = [sum(_LETTERS_PER_SIGN if c.isdigit() or is_symbol(c) else 1 for c in piece.text) for piece in pieces]
     bounds = np.minimum(start + (end - start) * np.cumsum([0, *lengths]) / max(1, sum(lengths)), end)
     return list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))

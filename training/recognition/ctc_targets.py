@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from unicodedata import normalize
 
 import datasets
 import numpy as np
@@ -10,6 +11,7 @@ from transformers import EvalPrediction
 
 from speech_tokenizers.processing.ctc_labels import CTCLabels, is_number
 from speech_tokenizers.processing.labelled_rows import texts_in
+from speech_tokenizers.processing.text_normalization import is_symbol
 from speech_tokenizers.processing.word_alignment import edit_distance
 
 
@@ -50,8 +52,8 @@ def learnable_labels(labels: CTCLabels, text: str | None) -> list[int]:
         text (`str`, *optional*): Text that is said.
 
     Raises:
-        UnusableText: If the text has no label, letters or phones without one, or numbers that would have to be spelt
-            first.
+        UnusableText: If the text has no label, letters or phones without one, or numbers or symbols that would have
+            to be spelt first.
     """
     sequence = reference_labels(labels, text)
     unknown = labels.unknown_in(text or "")
@@ -70,12 +72,12 @@ def reference_labels(labels: CTCLabels, text: str | None) -> list[int]:
         labels ([`CTCLabels`]), text (`str`, *optional*): As for [`learnable_labels`].
 
     Raises:
-        UnusableText: If the text has no label, numbers that would have to be spelt first, or unknown letters where the
-            recogniser has no label for these.
+        UnusableText: If the text has no label, numbers or symbols that would have to be spelt first, or unknown
+            letters where the recogniser has no label for these.
     """
     text = text or ""
-    if not labels.is_phones and any(is_number(character) for name in labels.unknown_in(text) for character in name):
-        raise UnusableText(f"its text has digits, whose spelling is not known: {text!r}")
+    if not labels.is_phones:
+        _check_spelt(labels, text)
     try:
         sequence = labels.sequence(text)
     except ValueError as error:
@@ -83,6 +85,16 @@ def reference_labels(labels: CTCLabels, text: str | None) -> list[int]:
     if not sequence:
         raise UnusableText(f"its text has no label: {text!r}")
     return sequence
+
+
+def _check_spelt(labels: CTCLabels, text: str) -> None:
+    # Numbers and symbols without a label of their own would have to be written in letters.
+    if any(is_number(character) for name in labels.unknown_in(text) for character in name):
+        raise UnusableText(f"its text has digits, whose spelling is not known: {text!r}")
+    signs = [sign for sign in dict.fromkeys(text) if is_symbol(sign)]
+    if unspelt := [sign for sign in signs if not labels.knows(sign) and not labels.knows(normalize("NFKC", sign))]:
+        names = ", ".join(map(repr, unspelt[:5]))
+        raise UnusableText(f"its text has symbols, whose spelling is not known ({names}): {text!r}")
 
 
 def check_num_frames(num_frames: int, sequence: Sequence[int]) -> None:
