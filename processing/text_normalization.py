@@ -73,7 +73,7 @@ _STRETCHES = "\u0640\u07fa"
 _INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 _JOINERS = "\u200c\u200d"
 _ZERO_WIDTH_SPACE = "\u200b"
-_TURKIC = ("tr", "az")
+_TURKIC = ("tr", "az", "tur", "aze", "turkish", "azerbaijani")
 
 # Beginnings of the names of characters in whose scripts words follow each other without spaces.
 _UNSPACED_SCRIPTS = (
@@ -130,7 +130,7 @@ def folded(text: str, language: str | None = None, keep_case: bool = True) -> st
     """A text whose characters are those of [`words_of`], with its punctuation and spaces."""
     text = _composed(text.translate(_RETYPED), _before_composition)
     if not keep_case:
-        if (language or "").lower().split("-")[0] in _TURKIC:
+        if has_dotless_i(language):
             text = text.replace("İ", "i").replace("I", "ı")
         # A whole text at once, since a capital sigma becomes another letter at the end of a word.
         text = _composed(text.lower().replace("i\u0307", "i"))
@@ -138,6 +138,16 @@ def folded(text: str, language: str | None = None, keep_case: bool = True) -> st
     text = "".join(c for c in text if not _is_ignored(c)).translate(_APOSTROPHES)
     text = _GERSHAYIM.sub("\u05f4", _with_final_geresh(_GERESH.sub("\u05f3", text)))
     return _APOSTROPHE_LETTERS.sub("'", text)
+
+
+def has_dotless_i(language: str | None) -> bool:
+    """Whether a language, given as a code, has `ı` beside `i`, whose capitals are `I` and `İ`."""
+    return (language or "").lower().replace("_", "-").split("-")[0] in _TURKIC
+
+
+def in_capitals(word: str, language: str | None = None) -> str:
+    """A word of [`words_of`] in capitals."""
+    return (word.replace("i", "İ") if has_dotless_i(language) else word).upper()
 
 
 @lru_cache(maxsize=8192)

@@ -137,3 +137,14 @@ def test_a_symbol_that_is_spoken_takes_time():
     times = match_words("rock & roll – !", heard, 1.0)
     assert [(word.start, word.end) for word in times[:3]] == [(0.0, 0.3), (0.3, 0.6), (0.6, 1.0)]
     assert all(word.start == word.end for word in times[3:])
+
+
+def test_turkish_words_are_matched_in_turkish():
+    heard = [TimedWord("ışık", 0.0, 0.3), TimedWord("iz", 0.5, 1.0)]
+    times = match_words("IŞIK İZ", heard, 1.0, "tr")
+    assert [(word.word, word.start, word.end) for word in times] == [("IŞIK", 0.0, 0.3), ("İZ", 0.5, 1.0)]
+
+
+def test_pocketsphinx_is_not_told_another_language():
+    with pytest.raises(ValueError, match="pocketsphinx knows English"):
+        load_word_aligner("pocketsphinx", language="tr")

@@ -35,7 +35,7 @@ from speech_tokenizers.modeling.model_names import find_model
 from speech_tokenizers.modeling.modeling_hubert_masked_prediction import span_mask
 from speech_tokenizers.modeling.padding_invariance import frame_mask, make_padding_invariant, num_conv_frames
 from speech_tokenizers.modeling.speech_encoders import EXACT_IN_BATCHES
-from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
+from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer, keep_text_language
 from speech_tokenizers.processing.labelled_rows import check_one_row_each
 from speech_tokenizers.processing.metadata_files import as_text
 from speech_tokenizers.processing.recordings import (
@@ -57,6 +57,7 @@ from speech_tokenizers.training.recognition.ctc_targets import (
     COLUMNS,
     LabelErrorRate,
     UnusableText,
+    add_language_argument,
     check_column,
     check_num_frames,
     column_of,
@@ -334,6 +335,7 @@ def finetune_ctc(
     column: str | None = None,
     phonemizer: Callable[[Iterable[str]], list[str]] | None = None,
     resume: bool = False,
+    language: str = "en",
 ) -> CTCTrainer:
     """
     Fine-tune an encoder and save it, with its feature extractor and tokenizer, in `args.output_dir`.
@@ -350,6 +352,7 @@ def finetune_ctc(
         phonemizer (callable, *optional*): Makes phones of texts, such as an [`EspeakPhonemizer`].
         resume (`bool`, *optional*, defaults to `False`): Go on from the newest checkpoint in `args.output_dir`, if
             there is one.
+        language (`str`, *optional*, defaults to `"en"`): Language of the texts, as a code, which the tokenizer keeps.
 
     Returns:
         `CTCTrainer`: With the trained `model` and its log in `state.log_history`.
@@ -379,6 +382,7 @@ def finetune_ctc(
         {
             "unit": unit,
             "column": column,
+            "language": language,
             "phonemizer": getattr(phonemizer, "language", None),
             **deciding_settings(args),
         },
@@ -405,7 +409,9 @@ def finetune_ctc(
         return result, texts if phonemizer is None else phonemizer(texts)
 
     train, train_texts = decoded(recordings)
-    model, tokenizer = load_ctc_model(encoder, build_tokenizer(train_texts, unit), args)
+    model, tokenizer = load_ctc_model(encoder, build_tokenizer(train_texts, unit, language), args)
+    if unit == "character":
+        keep_text_language(tokenizer, language)  # of a recogniser of its own, too
     labels = CTCLabels(tokenizer)
     record.inputs = {**record.inputs, "vocabulary": [labels.name(label) for label in range(len(tokenizer))]}
     if checkpoint is not None:
@@ -467,6 +473,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="rows of RECORDINGS to measure on; training leaves them out",
     )
+    add_language_argument(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in FOLDER, if any")
     parser.add_argument("--save-steps", type=int, default=500, help="between checkpoints (default: 500)")
     parser.add_argument("--eval-steps", type=int, help="between measurements; by default only after the last step")
@@ -520,6 +527,7 @@ def run(args: argparse.Namespace) -> int:
         column,
         None if args.phonemize is None else EspeakPhonemizer(args.phonemize),
         args.resume,
+        args.language,
     )
     for name, value in trainer.state.log_history[-1].items():
         if name.endswith("_error_rate"):

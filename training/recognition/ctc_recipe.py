@@ -31,6 +31,7 @@ class CTCDataArguments:
             not learnt from. An empty `eval_filter` measures nothing.
         column (`str`, *optional*): Holds the text, or the phones; see [`finetune_ctc`].
         phonemize (`str`, *optional*): Make phones of the text by espeak-ng, in this language, such as `en-us`.
+        language (`str`): Language of the texts, as a code, such as `tr`.
         cache_dir (`str`, *optional*): Where decoded audio is kept. Defaults to `audio_cache` in the output folder.
     """
 
@@ -39,6 +40,7 @@ class CTCDataArguments:
     eval_filter: dict[str, str | list[str]] = field(default_factory=dict)
     column: str | None = None
     phonemize: str | None = None
+    language: str = "en"
     cache_dir: str | None = None
 
 
@@ -116,6 +118,7 @@ def finetune_by_recipe(args: CTCRecipeArguments) -> Path:
         column,
         None if data.phonemize is None else EspeakPhonemizer(data.phonemize),
         resume=True,
+        language=data.language,
     )
     return output
 

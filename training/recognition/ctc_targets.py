@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Targets of a CTC recogniser: texts that it can learn from, and the rate of its errors."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from unicodedata import normalize
@@ -17,6 +18,13 @@ from speech_tokenizers.processing.word_alignment import edit_distance
 
 # Column of the metadata that holds what is said, by the unit that it is written in.
 COLUMNS = {"character": "text", "phone": "phones"}
+
+
+def add_language_argument(parser: argparse.ArgumentParser) -> None:
+    """The option `--language` of what trains on texts."""
+    parser.add_argument(
+        "--language", metavar="CODE", default="en", help="language of the texts, such as tr (default: en)"
+    )
 
 
 def column_of(unit: str, column: str | None = None, is_phonemized: bool = False) -> str:

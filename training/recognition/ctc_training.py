@@ -38,6 +38,7 @@ from speech_tokenizers.training.recognition.ctc_targets import (
     COLUMNS,
     LabelErrorRate,
     UnusableText,
+    add_language_argument,
     check_column,
     check_num_frames,
     column_of,
@@ -149,6 +150,7 @@ def train_recognizer(
     args: TrainingArguments,
     column: str | None = None,
     overwrite: bool = False,
+    language: str = "en",
     **fields: Any,
 ) -> Trainer:
     """
@@ -166,6 +168,7 @@ def train_recognizer(
             `"text"` or `"phones"`.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace a recogniser in `args.output_dir`. None
             of its files stays.
+        language (`str`, *optional*, defaults to `"en"`): Language of the texts, as a code, which the tokenizer keeps.
         fields: Fields of the [`SpeechEncoderCTCConfig`], such as `layer`.
 
     Returns:
@@ -183,7 +186,7 @@ def train_recognizer(
         check_column(column, dataset)
     if eval_recordings is not None and args.process_index == 0:
         tell_of_overlap(recordings, eval_recordings)
-    tokenizer = build_tokenizer((as_text(text) for text in recordings[column][:] if text is not None), unit)
+    tokenizer = build_tokenizer((as_text(text) for text in recordings[column][:] if text is not None), unit, language)
     labels = CTCLabels(tokenizer)
     model, feature_extractor = SpeechEncoderForCTC.from_encoder(
         encoder, vocab_size=len(tokenizer), pad_token_id=labels.blank, **fields
@@ -318,6 +321,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="rows of RECORDINGS to measure on; training leaves them out",
     )
+    add_language_argument(parser)
     parser.add_argument("--layer", default="weighted", help="weighted, average, last or a number (default: weighted)")
     parser.add_argument(
         "--window", choices=("padded", "tight"), default="tight", help="window of Whisper's encoder (default: tight)"
@@ -370,6 +374,7 @@ def _train(args: argparse.Namespace) -> Trainer:
         training_args,
         args.column,
         args.overwrite,
+        args.language,
         layer=layer,
         window=args.window,
         kernel_size=args.kernel_size,

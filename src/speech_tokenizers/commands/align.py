@@ -54,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="column of the metadata with what is said, or with phones (`AO1 R | DH AH0`) for a model of phones; "
         "default: `text`, and what is recognised where there is none",
     )
+    parser.add_argument(
+        "--language",
+        metavar="CODE",
+        help="language of the texts, such as tr; default: what the aligner was trained on, where it says that, or en",
+    )
     add_device_argument(parser)
 
 
@@ -73,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
     for column in (args.text_column or TEXT_COLUMN, args.phones_column):
         if column in recordings.column_names:
             texts_in(recordings, column, args.data)
-    aligner = load_word_aligner(name, device)
+    language = {} if args.language is None else {"language": args.language}
+    aligner = load_word_aligner(name, device, **language)
     num_failed = align_recordings(
         aligner,
         recordings,

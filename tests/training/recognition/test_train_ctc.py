@@ -11,6 +11,7 @@ from transformers import HubertModel, TrainingArguments, Wav2Vec2FeatureExtracto
 from helpers.tiny_models import tiny_hubert
 from speech_tokenizers.cli import main
 from speech_tokenizers.processing.recordings import load_recordings
+from speech_tokenizers.processing.word_alignment import load_word_aligner
 from speech_tokenizers.training.recognition import ctc_training
 
 
@@ -172,3 +173,29 @@ def test_a_row_to_measure_on_is_not_learnt_from_by_another_row(learn, speech, ca
     write_rows(speech, *ROWS, {"file_name": "./1.wav", "text": "be", "speaker": "c"})
     assert learn("--filter", "speaker=a,b", "--eval-filter", "speaker=c") == 0
     assert "1 of 6 recordings (first '1.wav')" in capsys.readouterr().err
+
+
+def test_a_language_is_kept_with_the_recogniser_and_met_again_in_alignment(learn, speech, tmp_path, capsys):
+    write_rows(speech, *(row | {"text": "IŞIK" if index else "ışık"} for index, row in enumerate(ROWS)))
+    assert learn("--language", "tr", "--eval-filter", "speaker=a") == 0
+    assert {"ı", "ş", "k"} < set(json.loads((tmp_path / "out" / "vocab.json").read_text()))
+    assert "i" not in json.loads((tmp_path / "out" / "vocab.json").read_text())
+    assert set_aside(tmp_path / "out") == []
+    aligner = load_word_aligner(str(tmp_path / "out"))
+    assert aligner.labels.language == "tr"
+    assert aligner.labels.sequence("IŞIK") == aligner.labels.sequence("ışık")
+    align = ["align", str(speech), "--aligner", str(tmp_path / "out"), "-o", str(tmp_path / "words.jsonl")]
+    assert main([*align, "--language", "en"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "`language` (--language) is 'en', but" in line
+    assert "was trained on texts in 'tr'" in line
+    assert main([*align, "--unit", "label"]) == 0
+    rows = [json.loads(row) for row in (tmp_path / "words.jsonl").read_text().splitlines()]
+    assert {"".join(label["label"] for label in row["labels"]) for row in rows} == {"ışık"}
+
+
+def test_a_fine_tuning_in_another_language_is_refused(encoder, speech, tmp_path, capsys):
+    command = ["finetune-ctc", str(encoder), str(speech), "-o", str(tmp_path / "out"), *COMMANDS["finetune-ctc"]]
+    assert main(command) == 0
+    assert main([*command, "--resume", "--language", "tr"]) == 2
+    assert "`language` was 'en' and is 'tr'" in capsys.readouterr().err.splitlines()[-1]
