@@ -507,16 +507,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from speech_tokenizers.processing.phonemization import EspeakPhonemizer
 
-    settings = CTCFinetuningArguments(
-        output_dir=args.output,
-        logging_steps=10,
-        save_steps=args.save_steps,
-        save_total_limit=2,
-        eval_strategy="steps" if args.eval_steps and args.eval_filter else "no",
-        eval_steps=args.eval_steps,
-        report_to="none",
-        **{name: getattr(args, name) for name in _OPTIONS},
-    )
+    settings = _settings(args)
     column = column_of(args.unit, args.column, args.phonemize is not None)
     filters = parse_filter(args.filter), parse_filter(args.eval_filter)
     trainer = finetune_ctc(
@@ -534,3 +525,21 @@ def run(args: argparse.Namespace) -> int:
             print(f"{name.removeprefix('eval_').replace('_', ' ')}: {value:.2f} %")
     leave_together()
     return 0
+
+
+def _settings(args: argparse.Namespace) -> CTCFinetuningArguments:
+    try:
+        return CTCFinetuningArguments(
+            output_dir=args.output,
+            logging_steps=10,
+            save_steps=args.save_steps,
+            save_total_limit=2,
+            eval_strategy="steps" if args.eval_steps and args.eval_filter else "no",
+            eval_steps=args.eval_steps,
+            report_to="none",
+            **{name: getattr(args, name) for name in _OPTIONS},
+        )
+    except ValueError as error:
+        named = [name for name in (*_OPTIONS, "save_steps", "eval_steps") if f"`{name}`" in str(error)]
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in named)
+        raise ValueError(f"{options}: {error}" if named else str(error)) from error

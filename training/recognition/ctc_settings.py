@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The settings of a fine-tuning by CTC, and which of them decide what is learnt."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,12 @@ class CTCFinetuningArguments(TrainingArguments):
     cache_dir: str | None = None
 
     def __post_init__(self):
+        for name in vars(CTCFinetuningArguments)["__annotations__"]:
+            if isinstance(value := getattr(self, name), float) and not math.isfinite(value):
+                raise ValueError(f"`{name}` must be a finite number, but got {value}.")
+        if self.eval_steps is not None and not 0 < self.eval_steps < math.inf:
+            raise ValueError(f"`eval_steps` must be positive, but got {self.eval_steps}.")
+        check_not_negative(self, "warmup_steps", "hold_steps", "freeze_encoder_steps", "weight_decay", "max_grad_norm")
         super().__post_init__()
         self.label_names = ["labels"]
         if self.max_steps < 1:
@@ -65,7 +72,6 @@ class CTCFinetuningArguments(TrainingArguments):
         check_seed(self.seed)
         check_positive(self, "gradient_accumulation_steps", "learning_rate", "final_learning_rate_ratio", "save_steps")
         check_positive(self, "mask_time_length", "mask_feature_length")
-        check_not_negative(self, "warmup_steps", "hold_steps", "freeze_encoder_steps", "weight_decay", "max_grad_norm")
         for name in ("mask_time_prob", "mask_feature_prob", "layerdrop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie between 0 and 1, but got {getattr(self, name)}.")

@@ -7,19 +7,23 @@ The encoder hears each recording once. Its states are kept on disk while the lin
 
 import argparse
 import contextlib
+import math
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
-from transformers import Trainer, TrainingArguments
+from transformers import AutoConfig, Trainer, TrainingArguments
 
+from speech_tokenizers.modeling.configuration_speech_encoder_ctc import SpeechEncoderCTCConfig
 from speech_tokenizers.modeling.encoder_geometry import shortest_input
+from speech_tokenizers.modeling.model_names import find_model
 from speech_tokenizers.modeling.modeling_speech_encoder_ctc import SpeechEncoderForCTC
 from speech_tokenizers.processing.audio_files import AudioFileError
 from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
@@ -33,6 +37,7 @@ from speech_tokenizers.processing.recordings import (
 )
 from speech_tokenizers.processing.whole_files import whole_folder
 from speech_tokenizers.training.common.processes import decided_by_main, leave_together
+from speech_tokenizers.training.common.recipe_files import check_seed
 from speech_tokenizers.training.recognition.ctc_recordings import load_to_learn_and_measure, tell_of_overlap
 from speech_tokenizers.training.recognition.ctc_targets import (
     COLUMNS,
@@ -175,11 +180,18 @@ def train_recognizer(
         `Trainer`: Trainer with the trained `model`, and with its log in `state.log_history`.
 
     Raises:
-        ValueError: If the folder exists and is not to be replaced, there is no such column, or no recording can be
-            learnt from.
+        ValueError: If the folder exists and is not to be replaced, a setting is out of range, there is no such column,
+            or no recording can be learnt from.
     """
     output = Path(args.output_dir)
     check_output(output, encoder, overwrite)
+    check_numbers(
+        args.num_train_epochs if args.max_steps <= 0 else 1.0,
+        args.per_device_train_batch_size,
+        args.learning_rate,
+        args.seed,
+    )
+    check_fields(encoder, fields)
     column = column_of(unit, column)
     for dataset in filter(None, (recordings, eval_recordings)):
         check_one_row_each(dataset)
@@ -227,6 +239,34 @@ def check_output(output: Path, encoder: str, overwrite: bool) -> None:
         raise ValueError(f"`output` (-o) is {output}, which is no recogniser (it has {left[0]}); choose another.")
     if output.resolve() in (Path(encoder).resolve(), *Path(encoder).resolve().parents):
         raise ValueError(f"`output` (-o) is {output}, which holds the encoder; choose another.")
+
+
+def check_numbers(epochs: float, batch_size: int, learning_rate: float, seed: int) -> None:
+    """
+    Raises:
+        ValueError: If a number cannot be trained with; the message names its option.
+    """
+    for name, value in (("epochs", epochs), ("batch-size", batch_size), ("learning-rate", learning_rate)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"--{name} must be a positive number, but got {value}.")
+    try:
+        check_seed(seed)
+    except ValueError as error:
+        raise ValueError(f"--seed: {error}") from error
+
+
+def check_fields(encoder: str, fields: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: If the fields of a [`SpeechEncoderCTCConfig`] do not suit an encoder; the message names the option.
+    """
+    config = AutoConfig.from_pretrained(find_model(encoder, argument="encoder"))
+    for name, value in fields.items():
+        try:
+            SpeechEncoderCTCConfig(encoder_config=config, **{name: value})
+        except StrictDataclassError as error:
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise ValueError(f"--{name.replace('_', '-')}: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -343,7 +383,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> Trainer:
+    # Before the recordings are read and encoded.
     check_output(Path(args.output), args.encoder, args.overwrite)
+    check_numbers(args.epochs, args.batch_size, args.learning_rate, args.seed)
+    layer = int(args.layer) if args.layer.lstrip("-").isdecimal() else args.layer
+    fields = {"layer": layer, "window": args.window, "kernel_size": args.kernel_size}
+    check_fields(args.encoder, fields)
     training_args = TrainingArguments(
         output_dir=args.output,
         num_train_epochs=args.epochs,
@@ -365,7 +410,6 @@ def _train(args: argparse.Namespace) -> Trainer:
         column_of(args.unit, args.column),
         training_args.process_index == 0,
     )
-    layer = int(args.layer) if args.layer.isdigit() else args.layer
     return train_recognizer(
         args.encoder,
         recordings,
@@ -375,7 +419,5 @@ def _train(args: argparse.Namespace) -> Trainer:
         args.column,
         args.overwrite,
         args.language,
-        layer=layer,
-        window=args.window,
-        kernel_size=args.kernel_size,
+        **fields,
     )

@@ -12,7 +12,7 @@ from helpers.tiny_models import tiny_hubert
 from speech_tokenizers.cli import main
 from speech_tokenizers.processing.recordings import load_recordings
 from speech_tokenizers.processing.word_alignment import load_word_aligner
-from speech_tokenizers.training.recognition import ctc_training
+from speech_tokenizers.training.recognition import ctc_finetuning, ctc_training
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +199,62 @@ def test_a_fine_tuning_in_another_language_is_refused(encoder, speech, tmp_path,
     assert main(command) == 0
     assert main([*command, "--resume", "--language", "tr"]) == 2
     assert "`language` was 'en' and is 'tr'" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--layer", ["9", "-1", "third"]),
+        ("--kernel-size", ["0", "-1", "2"]),
+        ("--epochs", ["nan", "inf", "0", "-1"]),
+        ("--batch-size", ["0", "-1"]),
+        ("--learning-rate", ["nan", "inf", "0", "-1"]),
+        ("--seed", ["-1", "4294967296"]),
+    ],
+)
+def test_an_option_out_of_range_is_named_before_the_work(train, option, values, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ctc_training, "load_to_learn_and_measure", None)
+    for value in values:
+        assert train(f"{option}={value}") == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith(f"speech-tokenizers train-ctc: error: {option}")
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--max-steps", ["0", "-1"]),
+        ("--batch-seconds", ["nan", "inf", "0", "-1"]),
+        ("--learning-rate", ["nan", "inf", "0", "-1"]),
+        ("--warmup-steps", ["nan", "inf", "-1"]),
+        ("--hold-steps", ["nan", "inf", "-1"]),
+        ("--freeze-encoder-steps", ["nan", "inf", "-1"]),
+        ("--mask-time-prob", ["nan", "2", "-1"]),
+        ("--mask-time-length", ["0"]),
+        ("--layerdrop", ["nan", "2"]),
+        ("--save-steps", ["0", "-1"]),
+        ("--eval-steps", ["0", "-1"]),
+        ("--seed", ["-1"]),
+    ],
+)
+def test_an_option_of_fine_tuning_out_of_range_is_named(
+    option, values, encoder, speech, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(ctc_finetuning, "load_to_learn_and_measure", None)
+    for value in values:
+        command = ["finetune-ctc", str(encoder), str(speech), "-o", str(tmp_path / "out"), f"{option}={value}"]
+        assert main(command) == 2
+        assert option in capsys.readouterr().err.splitlines()[-1]
+        assert not (tmp_path / "out").exists()
+
+
+def test_python_code_is_told_of_settings_out_of_range_before_the_work(encoder, speech, tmp_path):
+    recordings = load_recordings(str(speech))
+    for changes, message in (({"num_train_epochs": 0}, "--epochs"), ({"learning_rate": -1.0}, "--learning-rate")):
+        args = TrainingArguments(output_dir=str(tmp_path / "out"), report_to="none", use_cpu=True, **changes)
+        with pytest.raises(ValueError, match=message):
+            ctc_training.train_recognizer(str(encoder), recordings, None, "character", args)
+    args = TrainingArguments(output_dir=str(tmp_path / "out"), report_to="none", use_cpu=True)
+    with pytest.raises(ValueError, match="--layer: `layer` must lie between 0 and 2, but got 9"):
+        ctc_training.train_recognizer(str(encoder), recordings, None, "character", args, layer=9)
