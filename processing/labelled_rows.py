@@ -49,9 +49,7 @@ def texts_in(recordings: datasets.Dataset, column: str, data: str | None = None)
     texts = [as_text(text) for text in recordings[column][:]]
     for index, text in enumerate(texts):
         if not isinstance(text, str | None):
-            kind = {list: "a list", tuple: "a list", dict: "an object"}.get(
-                type(text), f"of type {type(text).__name__}"
-            )
+            kind = "a list" if isinstance(text, list) else "an object" if isinstance(text, dict) else "no text"
             raise ValueError(
                 f"{_place_of(recordings, index, data)}: `{column}` is {kind}, but must be text; write one text in"
                 " quotes, or name another column."

@@ -177,9 +177,9 @@ def align_recordings(
                 audio = decode_recording(row, 16000)
                 words, labels = _align(aligner, audio, text, with_labels)
                 if phones_column is not None:
-                    if phones[index] is None:
+                    if (spoken := phones[index]) is None:
                         raise ValueError(f"there are no phones in the column {phones_column!r}.")
-                    labels = share_word_times(words, phones[index])
+                    labels = share_word_times(words, spoken)
             except Exception as error:  # noqa: BLE001 - whatever it is, the other recordings are aligned
                 append_rejected(rejected_path, [{"name": names[index], "reason": one_line(error)}])
                 tally.failed(names[index], error)
