@@ -10,12 +10,14 @@ from typing import Any
 
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2PhonemeCTCTokenizer
 
-from .text_normalization import words_of
+from .text_normalization import in_capitals, is_symbol, words_of
 
 
 _BLANK, _UNKNOWN, _WORD_DELIMITER = "<pad>", "<unk>", "|"
 # What ARPAbet writes behind a vowel: unstressed, primary and secondary stress.
 _STRESS_DIGITS = "012"
+# Field of a tokenizer's configuration: the language that its texts are normalised in.
+_LANGUAGE = "text_language"
 
 
 class CTCLabels:
@@ -29,13 +31,16 @@ class CTCLabels:
     Args:
         tokenizer (`Wav2Vec2CTCTokenizer` or `Wav2Vec2PhonemeCTCTokenizer`): Tokenizer of characters or phones, whose
             padding token is the blank.
+        language (`str`, *optional*): Language of the texts, as a code; see [`words_of`]. Defaults to what the
+            tokenizer keeps; see [`text_language`].
 
     Attributes:
         unknown (`int`, *optional*): Label of what the tokenizer does not know, if it has one.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, language: str | None = None):
         self.tokenizer = tokenizer
+        self.language = text_language(tokenizer) if language is None else language
         self.blank: int = tokenizer.pad_token_id
         self.is_phones = isinstance(tokenizer, Wav2Vec2PhonemeCTCTokenizer)
         self._ids: dict[str, int] = tokenizer.get_vocab()
@@ -103,8 +108,9 @@ class CTCLabels:
     def _in_known_case(self, word: str) -> list[list[int | str]]:
         # Vocabularies have small letters, capitals or both. A word changes its case as a whole, since a letter may
         # change with its neighbours: a small sigma has two forms, and the capital of one letter may be two.
-        written, small = words_of(word, keep_case=True), words_of(word)
-        forms = [[self._spelt(part) for part in form] for form in (written, small, [part.upper() for part in small])]
+        written, small = (words_of(word, self.language, keep_case) for keep_case in (True, False))
+        capitals = [in_capitals(part, self.language) for part in small]
+        forms = [[self._spelt(part) for part in form] for form in (written, small, capitals)]
         return min(forms, key=lambda form: sum(isinstance(label, str) for part in form for label in part))
 
     def _spelt(self, names: Iterable[str]) -> list[int | str]:
@@ -131,14 +137,27 @@ class CTCLabels:
         return self.unknown
 
 
-def build_tokenizer(texts: Iterable[str], unit: str) -> Wav2Vec2CTCTokenizer | Wav2Vec2PhonemeCTCTokenizer:
+def text_language(tokenizer: Any) -> str | None:
+    """The language that a tokenizer's texts are normalised in, where its configuration keeps it."""
+    return getattr(tokenizer, "init_kwargs", {}).get(_LANGUAGE)
+
+
+def keep_text_language(tokenizer: Any, language: str) -> None:
+    """Keep in a tokenizer's configuration, with which it is saved, the language that its texts are normalised in."""
+    tokenizer.init_kwargs[_LANGUAGE] = language
+
+
+def build_tokenizer(
+    texts: Iterable[str], unit: str, language: str | None = None
+) -> Wav2Vec2CTCTokenizer | Wav2Vec2PhonemeCTCTokenizer:
     """
     A CTC tokenizer of the characters or phones that occur in texts.
 
     Args:
         texts (iterable of `str`): Texts of characters or phones, as [`CTCLabels`] describes them.
-        unit (`str`): Kind of label: `"character"` (letters, marks and apostrophes of [`words_of`], without digits,
-            whose spelling is not known) or `"phone"` (without stress digits).
+        unit (`str`): Kind of label: `"character"` (letters, marks and apostrophes of [`words_of`], without digits
+            and symbols, whose spelling is not known) or `"phone"` (without stress digits).
+        language (`str`, *optional*): Language of the texts, as a code, which the tokenizer of characters keeps.
 
     Raises:
         ValueError: If `unit` is another, or `texts` hold no label.
@@ -149,12 +168,15 @@ def build_tokenizer(texts: Iterable[str], unit: str) -> Wav2Vec2CTCTokenizer | W
         phones = (phone for text in texts for phone in text.replace(_WORD_DELIMITER, " ").split())
         labels = {phone.rstrip(_STRESS_DIGITS) for phone in phones}
     else:
-        characters = (character for text in texts for word in words_of(text) for character in word)
-        labels = {character for character in characters if not is_number(character)}
+        characters = (character for text in texts for word in words_of(text, language) for character in word)
+        labels = {character for character in characters if not is_number(character) and not is_symbol(character)}
     labels -= {""}
     if not labels:
         raise ValueError(f"`texts` hold no {unit}.")
-    return tokenizer_of(sorted(labels), unit)
+    tokenizer = tokenizer_of(sorted(labels), unit)
+    if language is not None and unit == "character":
+        keep_text_language(tokenizer, language)
+    return tokenizer
 
 
 def tokenizer_of(labels: Iterable[str], unit: str) -> Wav2Vec2CTCTokenizer | Wav2Vec2PhonemeCTCTokenizer:

@@ -4,7 +4,8 @@ The words of a text, spelt in one way: what recognisers learn to write, and what
 
 What is written alike becomes equal: case, composed and decomposed letters, full-width and half-width forms, shapes of
 apostrophes, digits of any script. What tells words of a script apart stays: vowel signs, tone marks, vowel points,
-voicing marks, the prolonged sound mark, and joiners where they change a word. Punctuation and symbols go.
+voicing marks, the prolonged sound mark, and joiners where they change a word. Symbols that are spoken, such as `%`,
+are words of their own. Punctuation goes.
 """
 
 import itertools
@@ -31,8 +32,19 @@ _MODIFIERS = "".join(
 )
 _BOPOMOFO = "\u3105-\u312f\u31a0-\u31bf"
 _NEUTRAL_TONE = "\u02d9"
-# What NFKC would fold, and stays: modifier letters, and the dot that is the neutral tone of Bopomofo.
-_UNFOLDED = re.compile(f"([{_MODIFIERS}]|(?<=[{_BOPOMOFO}]){_NEUTRAL_TONE}|{_NEUTRAL_TONE}(?=[{_BOPOMOFO}]))")
+# Symbols that are spoken and that Unicode counts as punctuation.
+_SPOKEN_PUNCTUATION = "%‰‱&@#§٪؉؊"
+# The sign of numbers, which NFKC would turn into a word.
+_NUMERO = "№"
+# Hearts, notes, emoji: what is drawn and not said. Signs of sharp and flat are said.
+_PICTURE = re.compile("[\u231a-\u23ff\u2600-\u266c\u2670-\u27bf\u2b05-\u2b55\U0001f000-\U0001faff]")
+# What Unicode counts as symbols and is punctuation: the slash of fractions, and the wave dash of other keyboards.
+_SILENT_SYMBOLS: dict[int, str | int] = {0x2044: "/", 0xFF5E: "\u301c"}
+# As digits of any script are those of Latin, so are these.
+_ARABIC_SIGNS: dict[int, str | int] = {0x66A: "%", 0x609: "‰", 0x60A: "‱"}
+# What NFKC would fold, and stays: modifier letters, the sign of numbers, and the dot that is the neutral tone of
+# Bopomofo.
+_UNFOLDED = re.compile(f"([{_MODIFIERS}{_NUMERO}]|(?<=[{_BOPOMOFO}]){_NEUTRAL_TONE}|{_NEUTRAL_TONE}(?=[{_BOPOMOFO}]))")
 # Marks of tones and a colon of spelling, which stand alone and are symbols to Unicode.
 _LETTERS_AMONG_SYMBOLS = re.compile("[\u02e5-\u02eb\ua700-\ua716\ua720\ua721\ua789\ua78a]")
 # Signs of Armenian that stand over a vowel: emphasis, exclamation, question, abbreviation.
@@ -41,6 +53,7 @@ _ARMENIAN_SIGNS = "\u055b\u055c\u055e\u055f"
 _INTERPUNCT_PAIRS = ("ll", "nh", "sh")
 # Voicing marks that stand alone combine, as those of half-width letters do.
 _VOICING_MARKS: dict[int, str | int] = {0x309B: 0x3099, 0x309C: 0x309A}
+_RETYPED = _APOSTROPHES | _VOICING_MARKS | _SILENT_SYMBOLS | _ARABIC_SIGNS
 # The vowels AM of Thai and Lao, which NFKC takes apart and keyboards do not.
 _VOWELS_AM = {"\u0e4d\u0e32": "\u0e33", "\u0ecd\u0eb2": "\u0eb3"}
 # Letters of Malayalam that older texts write as a consonant, a virama and a joiner.
@@ -60,7 +73,7 @@ _STRETCHES = "\u0640\u07fa"
 _INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 _JOINERS = "\u200c\u200d"
 _ZERO_WIDTH_SPACE = "\u200b"
-_TURKIC = ("tr", "az")
+_TURKIC = ("tr", "az", "tur", "aze", "turkish", "azerbaijani")
 
 # Beginnings of the names of characters in whose scripts words follow each other without spaces.
 _UNSPACED_SCRIPTS = (
@@ -71,7 +84,8 @@ _UNSPACED_SCRIPTS = (
 
 def words_of(text: str, language: str | None = None, keep_case: bool = False) -> list[str]:
     """
-    The words of a text: runs of letters, marks and digits, and of apostrophes between them.
+    The words of a text: runs of letters, marks and digits, and of apostrophes between them; and each symbol that is
+    spoken (see [`is_symbol`]; pictures, such as `♪`, are not).
 
     A hyphen, a space and any other punctuation part words. The function changes nothing in words that it gave.
 
@@ -84,11 +98,27 @@ def words_of(text: str, language: str | None = None, keep_case: bool = False) ->
     text = folded(text, language, keep_case)
     words: list[list[str]] = [[]]
     for index, character in enumerate(text):
-        if _is_kept(text, index, words[-1]):
+        if is_symbol(character) and not _PICTURE.match(character):
+            words += [[character], []]
+        elif _is_kept(text, index, words[-1]):
             words[-1].append(character)
         elif _parts_words(character):
             words.append([])
     return [_with_final_sigma("".join(word)) for word in words if word]
+
+
+@lru_cache(maxsize=4096)
+def is_symbol(character: str) -> bool:
+    """
+    Whether a character stands for words that it does not spell: a sign of a currency or of mathematics, `%`, `&`, `@`,
+    `#`, `°` or the like, or a picture.
+    """
+    folded_one = character if character == _NUMERO else unicodedata.normalize("NFKC", character)
+    if folded_one in _SPOKEN_PUNCTUATION:
+        return True
+    if ord(character) in _SILENT_SYMBOLS or _LETTERS_AMONG_SYMBOLS.match(character):
+        return False
+    return unicodedata.category(character) in ("Sc", "Sm", "So")
 
 
 def normalized_word(word: str) -> str:
@@ -98,9 +128,9 @@ def normalized_word(word: str) -> str:
 
 def folded(text: str, language: str | None = None, keep_case: bool = True) -> str:
     """A text whose characters are those of [`words_of`], with its punctuation and spaces."""
-    text = _composed(text.translate(_APOSTROPHES | _VOICING_MARKS), _before_composition)
+    text = _composed(text.translate(_RETYPED), _before_composition)
     if not keep_case:
-        if (language or "").lower().split("-")[0] in _TURKIC:
+        if has_dotless_i(language):
             text = text.replace("İ", "i").replace("I", "ı")
         # A whole text at once, since a capital sigma becomes another letter at the end of a word.
         text = _composed(text.lower().replace("i\u0307", "i"))
@@ -108,6 +138,16 @@ def folded(text: str, language: str | None = None, keep_case: bool = True) -> st
     text = "".join(c for c in text if not _is_ignored(c)).translate(_APOSTROPHES)
     text = _GERSHAYIM.sub("\u05f4", _with_final_geresh(_GERESH.sub("\u05f3", text)))
     return _APOSTROPHE_LETTERS.sub("'", text)
+
+
+def has_dotless_i(language: str | None) -> bool:
+    """Whether a language, given as a code, has `ı` beside `i`, whose capitals are `I` and `İ`."""
+    return (language or "").lower().replace("_", "-").split("-")[0] in _TURKIC
+
+
+def in_capitals(word: str, language: str | None = None) -> str:
+    """A word of [`words_of`] in capitals."""
+    return (word.replace("i", "İ") if has_dotless_i(language) else word).upper()
 
 
 @lru_cache(maxsize=8192)

@@ -7,17 +7,17 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from .ctc_alignment import forced_alignment, greedy_labels, speech_frames, spread_labels
-from .ctc_labels import CTCLabels
+from .ctc_labels import CTCLabels, text_language
 from .speech_recognition import TransformersRecognizer, VoskRecognizer, is_vosk_folder
-from .text_normalization import counted_words, normalized_word, words_of
+from .text_normalization import counted_words, has_dotless_i, is_symbol, normalized_word, words_of
 from .timed_labels import TimedLabel, TimedWord
 
 
 # Costs of aligning two word sequences. A substitution costs less than a deletion and an insertion together, so that
 # unequal words keep their places, but more than one of them, so that equal words further on are still found.
 _GAP, _SUBSTITUTION = 1.0, 1.5
-# A digit is spoken as a word of about this many letters.
-_LETTERS_PER_DIGIT = 4
+# A digit or a symbol is spoken as a word of about this many letters.
+_LETTERS_PER_SIGN = 4
 
 
 class WordAligner(Protocol):
@@ -49,23 +49,24 @@ class VoskWordAligner:
 
     Args:
         folder (`str`): Folder of a Vosk model; see [`VoskRecognizer`].
+        language (`str`, *optional*): Language of the texts, as a code; see [`words_of`].
     """
 
-    def __init__(self, folder: str):
-        self.recognizer = VoskRecognizer(folder)
-        self.name, self.key = self.recognizer.name, self.recognizer.key
+    def __init__(self, folder: str, language: str | None = None):
+        self.recognizer, self.language = VoskRecognizer(folder), language
+        self.name, self.key = self.recognizer.name, _key_in(self.recognizer.key, language)
 
     def align(self, audio: np.ndarray, text: str | None = None) -> list[TimedWord]:
         """See [`WordAligner`]."""
         seconds = len(audio) / 16000
-        phrase = None if text is None else " ".join(words_of(text))
+        phrase = None if text is None else " ".join(words_of(text, self.language))
         results = self.recognizer.results(audio, phrase) if phrase != "" else []
         heard = [
             TimedWord(word["word"], word["start"], word["end"])
             for result in results
             for word in result.get("result", [])
         ]
-        return match_words(text, heard, seconds) if text is not None else _within(heard, seconds)
+        return match_words(text, heard, seconds, self.language) if text is not None else _within(heard, seconds)
 
 
 class CTCWordAligner:
@@ -78,20 +79,29 @@ class CTCWordAligner:
     Args:
         name_or_path (`str`): Local folder or Hub id of the model.
         device (`str`, *optional*, defaults to `"cpu"`): Device that the model runs on.
+        language (`str`, *optional*): Language of the texts, as a code; see [`words_of`]. Defaults to what the model
+            was trained on, where its tokenizer says that, or else `"en"`.
 
     Raises:
-        ValueError: If the model is no CTC.
+        ValueError: If the model is no CTC, or was trained on texts of a language whose letters are spelt otherwise.
     """
 
-    def __init__(self, name_or_path: str, device: str = "cpu"):
+    def __init__(self, name_or_path: str, device: str = "cpu", language: str | None = None):
         self.recognizer = TransformersRecognizer(name_or_path, device=device)
         if not self.recognizer.is_ctc:
             raise ValueError(
                 f"`name_or_path` must be a CTC model or a Vosk folder, but {name_or_path} is a "
                 f"{type(self.recognizer.model).__name__}, whose words have no times."
             )
-        self.name, self.key = self.recognizer.name, self.recognizer.key
-        self.labels = CTCLabels(self.recognizer.tokenizer)
+        own = text_language(self.recognizer.tokenizer)
+        if own is not None and language is not None and has_dotless_i(own) != has_dotless_i(language):
+            raise ValueError(
+                f"`language` (--language) is {language!r}, but {name_or_path} was trained on texts in {own!r}, whose"
+                " capitals have other small letters; leave it out."
+            )
+        self.name = self.recognizer.name
+        self.key = self.recognizer.key if own is not None else _key_in(self.recognizer.key, language)
+        self.labels = CTCLabels(self.recognizer.tokenizer, own or language)
 
     def align(self, audio: np.ndarray, text: str | None = None) -> list[TimedWord]:
         """See [`WordAligner`]; for a model of phones, `text` holds phones (`AO1 R | DH AH0`)."""
@@ -178,20 +188,32 @@ class CTCWordAligner:
         return np.clip(centre + (np.arange(num_frames + 1) - 0.5) * hop, 0, num_samples).round().astype(int)
 
 
-def load_word_aligner(name_or_path: str, device: str = "cpu") -> WordAligner:
+def _key_in(key: str, language: str | None) -> str:
+    # Languages whose words are normalised alike are one.
+    return f"{key}-{language}" if has_dotless_i(language) else key
+
+
+def load_word_aligner(name_or_path: str, device: str = "cpu", language: str | None = None) -> WordAligner:
     """
     Args:
         name_or_path (`str`): Vosk folder (it holds `am` and `graph`), a folder or Hub id of an `AutoModelForCTC`, or
             `"pocketsphinx"`.
         device (`str`, *optional*, defaults to `"cpu"`): Device that a transformers model runs on.
+        language (`str`, *optional*): Language of the texts, as a code. Defaults to what the model was trained on,
+            where it says that, or else `"en"`.
+
+    Raises:
+        ValueError: If the model is of another language, where that is known.
     """
     if name_or_path == "pocketsphinx":
         from .hmm_alignment import PocketsphinxWordAligner
 
+        if (language or "en").lower().replace("_", "-").split("-")[0] not in ("en", "eng", "english"):
+            raise ValueError(f"pocketsphinx knows English, but `language` (--language) is {language!r}; leave it out.")
         return PocketsphinxWordAligner()
     if is_vosk_folder(name_or_path):
-        return VoskWordAligner(name_or_path)
-    return CTCWordAligner(name_or_path, device)
+        return VoskWordAligner(name_or_path, language)
+    return CTCWordAligner(name_or_path, device, language)
 
 
 class _Piece(NamedTuple):
@@ -200,23 +222,26 @@ class _Piece(NamedTuple):
     word_index: int
 
 
-def _pieces_of(word: str) -> list[str]:
-    return counted_words(" ".join(words_of(word)))
+def _pieces_of(word: str, language: str | None) -> list[str]:
+    return counted_words(" ".join(words_of(word, language)))
 
 
-def match_words(text: str, recognised: Sequence[TimedWord], seconds: float) -> list[TimedWord]:
+def match_words(
+    text: str, recognised: Sequence[TimedWord], seconds: float, language: str | None = None
+) -> list[TimedWord]:
     """
     Give every word of a known text the times of the same words in what a recogniser heard.
 
     Both are compared without case and punctuation, and aligned by edit distance. Words of the text that were not
     recognised share the time between their recognised neighbours, in proportion to their letters. Where the recogniser
-    heard something else there (`[unk]` or another word), they share the time of that. A word without letters or
-    digits, such as a dash, takes no time.
+    heard something else there (`[unk]` or another word), they share the time of that. A word without letters,
+    digits or symbols, such as a dash, takes no time.
 
     Args:
         text (`str`): Text that was said. Words are parted by whitespace.
         recognised (sequence of [`TimedWord`]): Words that were recognised, in the order of their times.
         seconds (`float`): Length of the recording.
+        language (`str`, *optional*): Language of both, as a code; see [`words_of`].
 
     Returns:
         `list[TimedWord]`: One entry for each word of `text`, in order and as written; each starts no earlier than the
@@ -228,8 +253,8 @@ def match_words(text: str, recognised: Sequence[TimedWord], seconds: float) -> l
     if seconds < 0:
         raise ValueError(f"`seconds` must not be negative, but got {seconds}.")
     words = text.split()
-    pieces = [_Piece(piece, index) for index, word in enumerate(words) for piece in _pieces_of(word)]
-    heard = _split_into_pieces(_within(recognised, seconds))
+    pieces = [_Piece(piece, index) for index, word in enumerate(words) for piece in _pieces_of(word, language)]
+    heard = _split_into_pieces(_within(recognised, seconds), language)
     matches = _matching_positions([piece.text for piece in pieces], [word.word for word in heard])
 
     spans: list[tuple[float, float]] = []
@@ -301,12 +326,12 @@ def _within(recognised: Sequence[TimedWord], seconds: float) -> list[TimedWord]:
     return kept
 
 
-def _split_into_pieces(recognised: Sequence[TimedWord]) -> list[TimedWord]:
+def _split_into_pieces(recognised: Sequence[TimedWord], language: str | None) -> list[TimedWord]:
     heard = []
     for word, start, end in recognised:
         is_unknown = word.startswith(("[", "<")) and word.endswith(("]", ">"))
         # An empty piece equals nothing in a text, yet holds its time.
-        pieces = [""] if is_unknown else _pieces_of(word) or [""]
+        pieces = [""] if is_unknown else _pieces_of(word, language) or [""]
         bounds = np.linspace(start, end, len(pieces) + 1).tolist()
         heard += [TimedWord(piece, bounds[i], bounds[i + 1]) for i, piece in enumerate(pieces)]
     return heard
@@ -355,6 +380,6 @@ def _share(
         return [(word.start, word.end) for word in heard]
     if heard:
         start, end = heard[0].start, heard[-1].end
-    lengths = [sum(_LETTERS_PER_DIGIT if c.isdigit() else 1 for c in piece.text) for piece in pieces]
+    lengths = [sum(_LETTERS_PER_SIGN if c.isdigit() or is_symbol(c) else 1 for c in piece.text) for piece in pieces]
     bounds = np.minimum(start + (end - start) * np.cumsum([0, *lengths]) / max(1, sum(lengths)), end)
     return list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))

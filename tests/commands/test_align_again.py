@@ -185,3 +185,30 @@ def test_an_aligner_that_does_not_exist_is_told_before_recordings_are_read(tmp_p
     code = main(["align", str(tmp_path / "none"), "-o", str(tmp_path / "words.jsonl"), "--aligner", "nosuch/ear"])
     assert code == 2
     assert "`--aligner` is 'nosuch/ear', but there is no such file or folder" in capsys.readouterr().err
+
+
+def test_two_rows_of_one_recording_are_refused_by_their_lines(align, folder, capsys):
+    (folder / "metadata.csv").write_text("file_name,text\n0.wav,one\n./0.wav,two\n")
+    ear = Ear()
+    assert align(ear, folder) == (2, [])
+    assert ear.heard == []
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"{folder / 'metadata.csv'}, line 3: `file_name` './0.wav' stands in line 2 too" in line
+
+
+@pytest.mark.parametrize(("column", "options"), [("text", []), ("said", ["--text-column", "said"])])
+def test_a_text_that_is_a_list_is_refused_by_file_and_line(align, folder, capsys, column, options):
+    rows = [{"file_name": f"{number}.wav", column: ["a", "b"]} for number in range(4)]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ear = Ear()
+    assert align(ear, folder, *options, "--filter", "file_name=2.wav") == (2, [])
+    assert ear.heard == []
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"{folder / 'metadata.jsonl'}, line 3: `{column}` is a list, but must be text; write one text" in line
+
+
+def test_phones_that_are_a_list_are_refused_by_file_and_line(align, folder, capsys):
+    rows = [{"file_name": f"{number}.wav", "text": "a", "phones": ["AH0"]} for number in range(4)]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert align(Ear(), folder, "--phones-column", "phones") == (2, [])
+    assert "metadata.jsonl, line 1: `phones` is a list" in capsys.readouterr().err.splitlines()[-1]

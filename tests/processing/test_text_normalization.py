@@ -132,3 +132,28 @@ def test_each_character_with_its_marks_counts_as_a_word_in_scripts_without_space
     assert counted_words("今天 hello天気") == ["今", "天", "hello", "天", "気"]
     assert counted_words("น้ำ") == ["น้", "ำ"]
     assert counted_words("की한국 don't") == ["की한국", "don't"]
+
+
+@pytest.mark.parametrize("sign", list("&+=%‰€$₹@°№#§©™♯×÷<|~∞"))
+def test_a_symbol_that_is_spoken_is_a_word(sign):
+    expected = ["a", *words_of(sign), "b"]
+    assert len(expected) == 3
+    assert words_of(f"a {sign} b") == expected
+    assert words_of(" ".join(expected)) == expected
+
+
+def test_symbols_tell_texts_apart():
+    texts = ["50 %", "50 €", "50", "50 ‰", "50 °"]
+    assert len({tuple(words_of(text)) for text in texts}) == len(texts)
+    assert (words_of("C++"), words_of("C#")) == (["c", "+", "+"], ["c", "#"])
+    assert words_of("user@mail R&D") == ["user", "@", "mail", "r", "&", "d"]
+
+
+def test_symbols_that_are_written_alike_are_one():
+    alike = ["５０％ 50 %", "20℃ 20 °C", "½ 1/2", "￥5 ¥ 5", "1～2 1〜2", "＃5 # 5", "٥٪ 5%"]
+    for first, second in (text.split(" ", 1) for text in alike):
+        assert words_of(first) == words_of(second), first
+
+
+def test_punctuation_is_no_word():
+    assert words_of(".,;:!?\"'()-–—…“”‘’«»‹›„「」『』《》、。¿¡·•*/\\_[]{}") == []

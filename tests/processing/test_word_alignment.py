@@ -130,3 +130,21 @@ def test_phones_share_their_word_s_time():
     assert share_word_times([], "") == []
     with pytest.raises(ValueError, match="2 words, but the phones are those of 1"):
         share_word_times(words, "AW1 ER0")
+
+
+def test_a_symbol_that_is_spoken_takes_time():
+    heard = [TimedWord("rock", 0.0, 0.3), TimedWord("roll", 0.6, 1.0)]
+    times = match_words("rock & roll – !", heard, 1.0)
+    assert [(word.start, word.end) for word in times[:3]] == [(0.0, 0.3), (0.3, 0.6), (0.6, 1.0)]
+    assert all(word.start == word.end for word in times[3:])
+
+
+def test_turkish_words_are_matched_in_turkish():
+    heard = [TimedWord("ışık", 0.0, 0.3), TimedWord("iz", 0.5, 1.0)]
+    times = match_words("IŞIK İZ", heard, 1.0, "tr")
+    assert [(word.word, word.start, word.end) for word in times] == [("IŞIK", 0.0, 0.3), ("İZ", 0.5, 1.0)]
+
+
+def test_pocketsphinx_is_not_told_another_language():
+    with pytest.raises(ValueError, match="pocketsphinx knows English"):
+        load_word_aligner("pocketsphinx", language="tr")

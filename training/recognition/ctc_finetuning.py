@@ -8,9 +8,10 @@ encoder again.
 
 import argparse
 import contextlib
+import hashlib
+import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from transformers import (
     AutoModelForCTC,
     AutoTokenizer,
     TrainerCallback,
-    TrainingArguments,
     Wav2Vec2Processor,
     set_seed,
 )
@@ -35,25 +35,32 @@ from speech_tokenizers.modeling.model_names import find_model
 from speech_tokenizers.modeling.modeling_hubert_masked_prediction import span_mask
 from speech_tokenizers.modeling.padding_invariance import frame_mask, make_padding_invariant, num_conv_frames
 from speech_tokenizers.modeling.speech_encoders import EXACT_IN_BATCHES
-from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
+from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer, keep_text_language
+from speech_tokenizers.processing.labelled_rows import check_one_row_each
 from speech_tokenizers.processing.metadata_files import as_text
 from speech_tokenizers.processing.recordings import (
     DecodedRecordings,
     append_rejected,
     decode_all,
-    load_recordings,
     parse_filter,
 )
 from speech_tokenizers.training.common.processes import leave_together
-from speech_tokenizers.training.common.recipe_files import check_not_negative, check_positive, check_seed
 from speech_tokenizers.training.common.recipe_trainer import RecipeTrainer, newest_checkpoint, train_until_done
 from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_of, recordings_of
+from speech_tokenizers.training.recognition.ctc_recordings import load_to_learn_and_measure, tell_of_overlap
+from speech_tokenizers.training.recognition.ctc_settings import (
+    CTCFinetuningArguments,
+    check_masks,
+    deciding_settings,
+)
 from speech_tokenizers.training.recognition.ctc_targets import (
     COLUMNS,
     LabelErrorRate,
     UnusableText,
+    add_language_argument,
     check_column,
     check_num_frames,
+    column_of,
     learnable_labels,
     reference_labels,
 )
@@ -61,75 +68,6 @@ from speech_tokenizers.training.recognition.ctc_targets import (
 
 # The learning rate of the first step, relative to the peak.
 _INITIAL_RATIO = 0.01
-
-
-@dataclass
-class CTCFinetuningArguments(TrainingArguments):
-    """
-    `TrainingArguments` of a fine-tuning, with the settings of fairseq's recipes for HuBERT where none are given.
-
-    Numbers of steps below 1 are shares of `max_steps`, as `warmup_steps` is.
-
-    Args:
-        batch_seconds (`float`): Audio of a micro-batch, with padding, of one process; takes the place of
-            `per_device_train_batch_size`.
-        freeze_encoder_steps (`float`): Steps in which the head alone learns.
-        hold_steps (`float`): Steps at the peak of the learning rate, after `warmup_steps`; then it decays
-            exponentially until the last step.
-        final_learning_rate_ratio (`float`): Of the last step, relative to the peak.
-        mask_time_prob (`float`), mask_time_length (`int`): Spans of frames are masked; see [`span_mask`].
-        mask_feature_prob (`float`), mask_feature_length (`int`): Spans of feature channels are set to 0.
-        layerdrop (`float`): Share of the transformer layers that a step skips.
-        cache_dir (`str`, *optional*): Where decoded audio is kept. Defaults to `audio_cache` in `output_dir`.
-    """
-
-    max_steps: int = 25_000
-    learning_rate: float = 2e-5
-    adam_beta2: float = 0.98
-    warmup_steps: float = 0.1
-    per_device_eval_batch_size: int = 4
-    remove_unused_columns: bool | None = False
-    batch_seconds: float = 200.0
-    freeze_encoder_steps: float = 0.4
-    hold_steps: float = 0.4
-    final_learning_rate_ratio: float = 0.05
-    mask_time_prob: float = 0.75
-    mask_time_length: int = 10
-    mask_feature_prob: float = 0.5
-    mask_feature_length: int = 64
-    layerdrop: float = 0.1
-    cache_dir: str | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.label_names = ["labels"]
-        if self.max_steps < 1:
-            raise ValueError(f"`max_steps` must be at least 1, but got {self.max_steps}.")
-        if self.batch_seconds <= 0:
-            raise ValueError(f"`batch_seconds` must be positive, but got {self.batch_seconds}.")
-        check_seed(self.seed)
-        check_positive(self, "gradient_accumulation_steps", "learning_rate", "final_learning_rate_ratio", "save_steps")
-        check_positive(self, "mask_time_length", "mask_feature_length")
-        check_not_negative(self, "warmup_steps", "hold_steps", "freeze_encoder_steps", "weight_decay", "max_grad_norm")
-        for name in ("mask_time_prob", "mask_feature_prob", "layerdrop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must lie between 0 and 1, but got {getattr(self, name)}.")
-        if self.get_warmup_steps(self.max_steps) + self.get_hold_steps() > self.max_steps:
-            raise ValueError(
-                f"`warmup_steps` ({self.warmup_steps}) and `hold_steps` ({self.hold_steps}) must fit into `max_steps`"
-                f" ({self.max_steps})."
-            )
-
-    def get_hold_steps(self) -> int:
-        """Steps at the peak of the learning rate."""
-        return self._in_steps(self.hold_steps)
-
-    def get_freeze_encoder_steps(self) -> int:
-        """Steps in which the head alone learns."""
-        return self._in_steps(self.freeze_encoder_steps)
-
-    def _in_steps(self, value: float) -> int:
-        return int(value if value >= 1 else value * self.max_steps)
 
 
 class LabelledRecordings(torch.utils.data.Dataset):
@@ -388,34 +326,6 @@ def _own_tokenizer(encoder: str, config: Any, built: Any) -> Any:
     return None
 
 
-# Settings of `TrainingArguments` that decide what is learnt.
-_DECIDING = (
-    *("max_steps", "learning_rate", "warmup_steps", "lr_scheduler_type", "gradient_accumulation_steps"),
-    "weight_decay",
-    *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "optim_args", "seed", "data_seed"),
-    *("fp16", "bf16", "label_smoothing_factor", "neftune_noise_alpha", "full_determinism"),
-)
-
-
-def deciding_settings(args: CTCFinetuningArguments) -> dict[str, Any]:
-    """The settings that decide what is learnt, as plain values."""
-    own = [name for name in vars(CTCFinetuningArguments)["__annotations__"] if name != "cache_dir"]
-    values, incidental = args.to_dict(), ("per_device_eval_batch_size", "remove_unused_columns")
-    return {name: values[name] for name in dict.fromkeys([*_DECIDING, *own]) if name not in incidental}
-
-
-def check_masks(args: CTCFinetuningArguments, config: Any) -> None:
-    """
-    Raises:
-        ValueError: If the spans of channels that are to be masked are longer than an encoder has channels.
-    """
-    if args.mask_feature_prob > 0 and args.mask_feature_length > config.hidden_size:
-        raise ValueError(
-            f"`mask_feature_length` (--mask-feature-length) is {args.mask_feature_length}, but the encoder has"
-            f" {config.hidden_size} channels; give a smaller one, or mask none (--mask-feature-prob 0)."
-        )
-
-
 def finetune_ctc(
     encoder: str,
     recordings: datasets.Dataset,
@@ -425,6 +335,7 @@ def finetune_ctc(
     column: str | None = None,
     phonemizer: Callable[[Iterable[str]], list[str]] | None = None,
     resume: bool = False,
+    language: str = "en",
 ) -> CTCTrainer:
     """
     Fine-tune an encoder and save it, with its feature extractor and tokenizer, in `args.output_dir`.
@@ -441,14 +352,15 @@ def finetune_ctc(
         phonemizer (callable, *optional*): Makes phones of texts, such as an [`EspeakPhonemizer`].
         resume (`bool`, *optional*, defaults to `False`): Go on from the newest checkpoint in `args.output_dir`, if
             there is one.
+        language (`str`, *optional*, defaults to `"en"`): Language of the texts, as a code, which the tokenizer keeps.
 
     Returns:
         `CTCTrainer`: With the trained `model` and its log in `state.log_history`.
 
     Raises:
         ValueError: If there is no such column, no recording can be learnt from, a phonemizer is given for characters,
-            the folder holds checkpoints that are not to be gone on from, or was begun with other settings, recordings,
-            labels or another encoder.
+            the folder holds a model or checkpoints that are not to be gone on from, or was begun with other settings,
+            recordings, labels or another encoder.
     """
     if phonemizer is not None and unit != "phone":
         raise ValueError(f"`phonemizer` makes phones, but `unit` is {unit!r}.")
@@ -456,17 +368,32 @@ def finetune_ctc(
     checkpoint = newest_checkpoint(output)
     if checkpoint is not None and not resume:
         raise ValueError(f"{output} holds {checkpoint.name}; resume from it, or choose another folder.")
-    if column is None:
-        column = COLUMNS["character" if phonemizer is not None else unit]
-    record = RunRecord(
-        output,
-        {"unit": unit, "phonemizer": getattr(phonemizer, "language", None), **deciding_settings(args)},
-        {"encoder": fingerprint_of(encoder), "recordings": recordings_of(recordings, [column])},
-        recipe_name="settings.yaml",
-    )
+    if checkpoint is None and (output / "config.json").is_file():
+        raise ValueError(f"{output} holds a model and no checkpoint to go on from; choose another folder.")
+    column = column_of(unit, column, phonemizer is not None)
     # Before hours of speech are decoded for nothing.
     for dataset in filter(None, (recordings, eval_recordings)):
+        check_one_row_each(dataset)
         check_column(column, dataset)
+    if eval_recordings is not None and args.process_index == 0:
+        tell_of_overlap(recordings, eval_recordings)
+    record = RunRecord(
+        output,
+        {
+            "unit": unit,
+            "column": column,
+            "language": language,
+            "phonemizer": getattr(phonemizer, "language", None),
+            **deciding_settings(args),
+        },
+        {
+            "encoder": fingerprint_of(encoder),
+            "recordings": recordings_of(recordings, [column]),
+            # Of another column, too: the recordings do not tell one from another.
+            "transcripts": _fingerprint_of_texts(recordings[column][:]),
+        },
+        recipe_name="settings.yaml",
+    )
     if checkpoint is not None:
         record.check()
     check_masks(args, _encoder_config(encoder))
@@ -482,7 +409,9 @@ def finetune_ctc(
         return result, texts if phonemizer is None else phonemizer(texts)
 
     train, train_texts = decoded(recordings)
-    model, tokenizer = load_ctc_model(encoder, build_tokenizer(train_texts, unit), args)
+    model, tokenizer = load_ctc_model(encoder, build_tokenizer(train_texts, unit, language), args)
+    if unit == "character":
+        keep_text_language(tokenizer, language)  # of a recogniser of its own, too
     labels = CTCLabels(tokenizer)
     record.inputs = {**record.inputs, "vocabulary": [labels.name(label) for label in range(len(tokenizer))]}
     if checkpoint is not None:
@@ -511,6 +440,11 @@ def finetune_ctc(
     return trainer
 
 
+def _fingerprint_of_texts(texts: Iterable[str | None]) -> str:
+    written = json.dumps([as_text(text) for text in texts], ensure_ascii=False)
+    return hashlib.sha256(written.encode(errors="surrogatepass")).hexdigest()[:24]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("encoder", metavar="ENCODER", help="folder or Hub id of a HuBERT, WavLM, wav2vec 2.0, ...")
@@ -537,8 +471,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         action="extend",
         default=[],
-        help="rows of RECORDINGS to measure on",
+        help="rows of RECORDINGS to measure on; training leaves them out",
     )
+    add_language_argument(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in FOLDER, if any")
     parser.add_argument("--save-steps", type=int, default=500, help="between checkpoints (default: 500)")
     parser.add_argument("--eval-steps", type=int, help="between measurements; by default only after the last step")
@@ -572,12 +507,29 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from speech_tokenizers.processing.phonemization import EspeakPhonemizer
 
+    settings = _settings(args)
+    column = column_of(args.unit, args.column, args.phonemize is not None)
+    filters = parse_filter(args.filter), parse_filter(args.eval_filter)
     trainer = finetune_ctc(
         args.encoder,
-        load_recordings(args.data, parse_filter(args.filter)),
-        load_recordings(args.data, parse_filter(args.eval_filter)) if args.eval_filter else None,
+        *load_to_learn_and_measure(args.data, *filters, column, settings.process_index == 0),
         args.unit,
-        CTCFinetuningArguments(
+        settings,
+        column,
+        None if args.phonemize is None else EspeakPhonemizer(args.phonemize),
+        args.resume,
+        args.language,
+    )
+    for name, value in trainer.state.log_history[-1].items():
+        if name.endswith("_error_rate"):
+            print(f"{name.removeprefix('eval_').replace('_', ' ')}: {value:.2f} %")
+    leave_together()
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> CTCFinetuningArguments:
+    try:
+        return CTCFinetuningArguments(
             output_dir=args.output,
             logging_steps=10,
             save_steps=args.save_steps,
@@ -586,13 +538,8 @@ def run(args: argparse.Namespace) -> int:
             eval_steps=args.eval_steps,
             report_to="none",
             **{name: getattr(args, name) for name in _OPTIONS},
-        ),
-        args.column,
-        None if args.phonemize is None else EspeakPhonemizer(args.phonemize),
-        args.resume,
-    )
-    for name, value in trainer.state.log_history[-1].items():
-        if name.endswith("_error_rate"):
-            print(f"{name.removeprefix('eval_').replace('_', ' ')}: {value:.2f} %")
-    leave_together()
-    return 0
+        )
+    except ValueError as error:
+        named = [name for name in (*_OPTIONS, "save_steps", "eval_steps") if f"`{name}`" in str(error)]
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in named)
+        raise ValueError(f"{options}: {error}" if named else str(error)) from error

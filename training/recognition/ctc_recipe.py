@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from speech_tokenizers.processing.phonemization import EspeakPhonemizer
-from speech_tokenizers.processing.recordings import load_recordings
 from speech_tokenizers.training.common.recipe_files import check_names, convert, load_recipe
 from speech_tokenizers.training.common.recipe_trainer import claim_output
 from speech_tokenizers.training.common.run_record import fingerprint_of, recordings_of
 from speech_tokenizers.training.recognition.ctc_finetuning import CTCFinetuningArguments, finetune_ctc
-from speech_tokenizers.training.recognition.ctc_targets import COLUMNS
+from speech_tokenizers.training.recognition.ctc_recordings import load_to_learn_and_measure
+from speech_tokenizers.training.recognition.ctc_targets import COLUMNS, column_of
 
 
 @dataclass
@@ -27,10 +27,11 @@ class CTCDataArguments:
 
     Args:
         train (`str`): A folder, a file of metadata, Parquet, or a dataset's id on the Hub.
-        train_filter, eval_filter (`dict`): Rows to learn from, and of the same data to measure on. An empty
-            `eval_filter` measures nothing.
+        train_filter, eval_filter (`dict`): Rows to learn from, and of the same data to measure on; these are
+            not learnt from. An empty `eval_filter` measures nothing.
         column (`str`, *optional*): Holds the text, or the phones; see [`finetune_ctc`].
         phonemize (`str`, *optional*): Make phones of the text by espeak-ng, in this language, such as `en-us`.
+        language (`str`): Language of the texts, as a code, such as `tr`.
         cache_dir (`str`, *optional*): Where decoded audio is kept. Defaults to `audio_cache` in the output folder.
     """
 
@@ -39,6 +40,7 @@ class CTCDataArguments:
     eval_filter: dict[str, str | list[str]] = field(default_factory=dict)
     column: str | None = None
     phonemize: str | None = None
+    language: str = "en"
     cache_dir: str | None = None
 
 
@@ -94,7 +96,10 @@ def finetune_by_recipe(args: CTCRecipeArguments) -> Path:
         training_args = CTCFinetuningArguments(output_dir=args.output_dir, cache_dir=data.cache_dir, **settings)
     except ValueError as error:
         raise ValueError(f"In `finetuning`: {error}") from error
-    recordings = load_recordings(data.train, data.train_filter)
+    column = column_of(args.unit, data.column, data.phonemize is not None)
+    recordings, eval_recordings = load_to_learn_and_measure(
+        data.train, data.train_filter, data.eval_filter, column, training_args.process_index == 0
+    )
     inputs = {
         "encoder": fingerprint_of(args.encoder),
         "data.train": recordings_of(recordings, [data.column or COLUMNS[args.unit], COLUMNS["character"]]),
@@ -107,12 +112,13 @@ def finetune_by_recipe(args: CTCRecipeArguments) -> Path:
     finetune_ctc(
         args.encoder,
         recordings,
-        load_recordings(data.train, data.eval_filter) if data.eval_filter else None,
+        eval_recordings,
         args.unit,
         training_args,
-        data.column,
+        column,
         None if data.phonemize is None else EspeakPhonemizer(data.phonemize),
         resume=True,
+        language=data.language,
     )
     return output
 

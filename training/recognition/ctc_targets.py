@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Targets of a CTC recogniser: texts that it can learn from, and the rate of its errors."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from unicodedata import normalize
 
 import datasets
 import numpy as np
 from transformers import EvalPrediction
 
 from speech_tokenizers.processing.ctc_labels import CTCLabels, is_number
+from speech_tokenizers.processing.labelled_rows import texts_in
+from speech_tokenizers.processing.text_normalization import is_symbol
 from speech_tokenizers.processing.word_alignment import edit_distance
 
 
@@ -16,17 +20,35 @@ from speech_tokenizers.processing.word_alignment import edit_distance
 COLUMNS = {"character": "text", "phone": "phones"}
 
 
+def add_language_argument(parser: argparse.ArgumentParser) -> None:
+    """The option `--language` of what trains on texts."""
+    parser.add_argument(
+        "--language", metavar="CODE", default="en", help="language of the texts, such as tr (default: en)"
+    )
+
+
+def column_of(unit: str, column: str | None = None, is_phonemized: bool = False) -> str:
+    """The column of what is said, where it is not named; phones may be made of texts."""
+    return COLUMNS["character" if is_phonemized else unit] if column is None else column
+
+
 class UnusableText(ValueError):
     """A recording whose text cannot be learnt from; the message says why."""
 
 
-def check_column(column: str, recordings: datasets.Dataset) -> None:
+def check_column(column: str, recordings: datasets.Dataset, data: str | None = None) -> None:
     """
+    Args:
+        column (`str`): Name of a column of texts.
+        recordings (`datasets.Dataset`): Recordings.
+        data (`str`, *optional*): Where they were loaded from, for the message.
+
     Raises:
-        ValueError: If the recordings have no such column.
+        ValueError: If the recordings have no such column, or it holds something else; the message names a row.
     """
     if column not in recordings.column_names:
         raise ValueError(f"`column` is {column!r}, but the recordings have the columns {recordings.column_names}.")
+    texts_in(recordings, column, data)
 
 
 def learnable_labels(labels: CTCLabels, text: str | None) -> list[int]:
@@ -38,8 +60,8 @@ def learnable_labels(labels: CTCLabels, text: str | None) -> list[int]:
         text (`str`, *optional*): Text that is said.
 
     Raises:
-        UnusableText: If the text has no label, letters or phones without one, or numbers that would have to be spelt
-            first.
+        UnusableText: If the text has no label, letters or phones without one, or numbers or symbols that would have
+            to be spelt first.
     """
     sequence = reference_labels(labels, text)
     unknown = labels.unknown_in(text or "")
@@ -58,12 +80,12 @@ def reference_labels(labels: CTCLabels, text: str | None) -> list[int]:
         labels ([`CTCLabels`]), text (`str`, *optional*): As for [`learnable_labels`].
 
     Raises:
-        UnusableText: If the text has no label, numbers that would have to be spelt first, or unknown letters where the
-            recogniser has no label for these.
+        UnusableText: If the text has no label, numbers or symbols that would have to be spelt first, or unknown
+            letters where the recogniser has no label for these.
     """
     text = text or ""
-    if not labels.is_phones and any(is_number(character) for name in labels.unknown_in(text) for character in name):
-        raise UnusableText(f"its text has digits, whose spelling is not known: {text!r}")
+    if not labels.is_phones:
+        _check_spelt(labels, text)
     try:
         sequence = labels.sequence(text)
     except ValueError as error:
@@ -71,6 +93,16 @@ def reference_labels(labels: CTCLabels, text: str | None) -> list[int]:
     if not sequence:
         raise UnusableText(f"its text has no label: {text!r}")
     return sequence
+
+
+def _check_spelt(labels: CTCLabels, text: str) -> None:
+    # Numbers and symbols without a label of their own would have to be written in letters.
+    if any(is_number(character) for name in labels.unknown_in(text) for character in name):
+        raise UnusableText(f"its text has digits, whose spelling is not known: {text!r}")
+    signs = [sign for sign in dict.fromkeys(text) if is_symbol(sign)]
+    if unspelt := [sign for sign in signs if not labels.knows(sign) and not labels.knows(normalize("NFKC", sign))]:
+        names = ", ".join(map(repr, unspelt[:5]))
+        raise UnusableText(f"its text has symbols, whose spelling is not known ({names}): {text!r}")
 
 
 def check_num_frames(num_frames: int, sequence: Sequence[int]) -> None:

@@ -6,37 +6,47 @@ The encoder hears each recording once. Its states are kept on disk while the lin
 """
 
 import argparse
+import contextlib
+import math
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
-from transformers import Trainer, TrainingArguments
+from transformers import AutoConfig, Trainer, TrainingArguments
 
+from speech_tokenizers.modeling.configuration_speech_encoder_ctc import SpeechEncoderCTCConfig
 from speech_tokenizers.modeling.encoder_geometry import shortest_input
+from speech_tokenizers.modeling.model_names import find_model
 from speech_tokenizers.modeling.modeling_speech_encoder_ctc import SpeechEncoderForCTC
 from speech_tokenizers.processing.audio_files import AudioFileError
 from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
+from speech_tokenizers.processing.labelled_rows import check_one_row_each
 from speech_tokenizers.processing.metadata_files import as_text
 from speech_tokenizers.processing.recordings import (
     append_rejected,
     decode_recording,
-    load_recordings,
     parse_filter,
     recording_name,
 )
-from speech_tokenizers.training.common.processes import leave_together
+from speech_tokenizers.processing.whole_files import whole_folder
+from speech_tokenizers.training.common.processes import decided_by_main, leave_together
+from speech_tokenizers.training.common.recipe_files import check_seed
+from speech_tokenizers.training.recognition.ctc_recordings import load_to_learn_and_measure, tell_of_overlap
 from speech_tokenizers.training.recognition.ctc_targets import (
     COLUMNS,
     LabelErrorRate,
     UnusableText,
+    add_language_argument,
     check_column,
     check_num_frames,
+    column_of,
     learnable_labels,
     reference_labels,
 )
@@ -144,12 +154,15 @@ def train_recognizer(
     unit: str,
     args: TrainingArguments,
     column: str | None = None,
+    overwrite: bool = False,
+    language: str = "en",
     **fields: Any,
 ) -> Trainer:
     """
     Train a recogniser and save it, with its feature extractor and tokenizer, in `args.output_dir`.
 
-    What cannot be learnt from or measured on is named, with the reason, in `rejected.jsonl` there.
+    What cannot be learnt from or measured on is named, with the reason, in `rejected.jsonl` there. The folder appears
+    once the recogniser is complete.
 
     Args:
         encoder (`str`): Folder or Hub id of the speech encoder.
@@ -158,46 +171,114 @@ def train_recognizer(
         args (`TrainingArguments`): Settings of the training of the linear map.
         column (`str`, *optional*): Column of the text, or of the phones (parted by spaces, words by `|`). Defaults to
             `"text"` or `"phones"`.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace a recogniser in `args.output_dir`. None
+            of its files stays.
+        language (`str`, *optional*, defaults to `"en"`): Language of the texts, as a code, which the tokenizer keeps.
         fields: Fields of the [`SpeechEncoderCTCConfig`], such as `layer`.
 
     Returns:
         `Trainer`: Trainer with the trained `model`, and with its log in `state.log_history`.
 
     Raises:
-        ValueError: If there is no such column, or no recording can be learnt from.
+        ValueError: If the folder exists and is not to be replaced, a setting is out of range, there is no such column,
+            or no recording can be learnt from.
     """
-    column = COLUMNS[unit] if column is None else column
+    output = Path(args.output_dir)
+    check_output(output, encoder, overwrite)
+    check_numbers(
+        args.num_train_epochs if args.max_steps <= 0 else 1.0,
+        args.per_device_train_batch_size,
+        args.learning_rate,
+        args.seed,
+    )
+    check_fields(encoder, fields)
+    column = column_of(unit, column)
     for dataset in filter(None, (recordings, eval_recordings)):
+        check_one_row_each(dataset)
         check_column(column, dataset)
-    tokenizer = build_tokenizer((as_text(text) for text in recordings[column][:] if text is not None), unit)
+    if eval_recordings is not None and args.process_index == 0:
+        tell_of_overlap(recordings, eval_recordings)
+    tokenizer = build_tokenizer((as_text(text) for text in recordings[column][:] if text is not None), unit, language)
     labels = CTCLabels(tokenizer)
     model, feature_extractor = SpeechEncoderForCTC.from_encoder(
         encoder, vocab_size=len(tokenizer), pad_token_id=labels.blank, **fields
     )
     model.to(args.device)
-    output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    if args.process_index == 0:
-        (output / "rejected.jsonl").unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(dir=output, prefix=".states-") as folder:
+    with _new_folder(output, args) as folder, tempfile.TemporaryDirectory(dir=folder, prefix=".states-") as kept:
 
         def states(name: str, dataset: datasets.Dataset) -> EncoderStates:
             is_evaluation = name == "evaluation"
-            result = EncoderStates(
-                model, feature_extractor, labels, dataset, column, Path(folder, name), is_evaluation
-            )
+            result = EncoderStates(model, feature_extractor, labels, dataset, column, Path(kept, name), is_evaluation)
             if result.rejected and args.process_index == 0:
                 for entry in result.rejected:
                     tqdm.write(f"left out of {name}: {entry['name']}: {entry['reason']}", file=sys.stderr)
-                append_rejected(output / "rejected.jsonl", result.rejected)
+                append_rejected(folder / "rejected.jsonl", result.rejected)
             return result
 
         eval_states = None if eval_recordings is None else states("evaluation", eval_recordings)
         trainer = train_on_states(model, labels, states("training", recordings), eval_states, args)
-    model.save_pretrained(output)
-    feature_extractor.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+        if args.process_index == 0:
+            for part in (model, feature_extractor, tokenizer):
+                part.save_pretrained(folder)
     return trainer
+
+
+def check_output(output: Path, encoder: str, overwrite: bool) -> None:
+    """
+    Raises:
+        ValueError: If the folder of a new recogniser exists and is not to be replaced, or is no recogniser's.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not output.is_dir():
+        raise ValueError(f"`output` (-o) is {output}, which is no folder; choose another.")
+    if not overwrite:
+        raise ValueError(f"`output` (-o) {output} exists; pass --overwrite to replace it, or choose another.")
+    left = [path.name for path in output.iterdir() if path.name != "rejected.jsonl" and path.name[:8] != ".states-"]
+    if left and not (output / "config.json").is_file():
+        raise ValueError(f"`output` (-o) is {output}, which is no recogniser (it has {left[0]}); choose another.")
+    if output.resolve() in (Path(encoder).resolve(), *Path(encoder).resolve().parents):
+        raise ValueError(f"`output` (-o) is {output}, which holds the encoder; choose another.")
+
+
+def check_numbers(epochs: float, batch_size: int, learning_rate: float, seed: int) -> None:
+    """
+    Raises:
+        ValueError: If a number cannot be trained with; the message names its option.
+    """
+    for name, value in (("epochs", epochs), ("batch-size", batch_size), ("learning-rate", learning_rate)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"--{name} must be a positive number, but got {value}.")
+    try:
+        check_seed(seed)
+    except ValueError as error:
+        raise ValueError(f"--seed: {error}") from error
+
+
+def check_fields(encoder: str, fields: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: If the fields of a [`SpeechEncoderCTCConfig`] do not suit an encoder; the message names the option.
+    """
+    config = AutoConfig.from_pretrained(find_model(encoder, argument="encoder"))
+    for name, value in fields.items():
+        try:
+            SpeechEncoderCTCConfig(encoder_config=config, **{name: value})
+        except StrictDataclassError as error:
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise ValueError(f"--{name.replace('_', '-')}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _new_folder(output: Path, args: TrainingArguments) -> Iterator[Path]:
+    # The folder that becomes `output`, one for all processes. What the `Trainer` saves goes there, too.
+    with whole_folder(output) if args.process_index == 0 else contextlib.nullcontext(output) as main_folder:
+        folder = Path(decided_by_main(lambda: str(main_folder)))
+        args.output_dir = str(folder)
+        try:
+            yield folder
+        finally:
+            args.output_dir = str(output)
 
 
 def train_on_states(
@@ -259,6 +340,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("encoder", metavar="ENCODER", help="folder or Hub id of a speech encoder of transformers")
     parser.add_argument("data", metavar="RECORDINGS", help="folder with metadata, or a dataset")
     parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="the recogniser, new")
+    parser.add_argument("--overwrite", action="store_true", help="replace a recogniser in the folder")
     parser.add_argument("--unit", choices=tuple(COLUMNS), default="character", help="unit that it writes")
     parser.add_argument(
         "--column", metavar="NAME", default=None, help="holds the text, or the phones (`AO1 R | DH AH0`)"
@@ -277,8 +359,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         action="extend",
         default=[],
-        help="rows of RECORDINGS to measure on",
+        help="rows of RECORDINGS to measure on; training leaves them out",
     )
+    add_language_argument(parser)
     parser.add_argument("--layer", default="weighted", help="weighted, average, last or a number (default: weighted)")
     parser.add_argument(
         "--window", choices=("padded", "tight"), default="tight", help="window of Whisper's encoder (default: tight)"
@@ -300,6 +383,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> Trainer:
+    # Before the recordings are read and encoded.
+    check_output(Path(args.output), args.encoder, args.overwrite)
+    check_numbers(args.epochs, args.batch_size, args.learning_rate, args.seed)
+    layer = int(args.layer) if args.layer.lstrip("-").isdecimal() else args.layer
+    fields = {"layer": layer, "window": args.window, "kernel_size": args.kernel_size}
+    check_fields(args.encoder, fields)
     training_args = TrainingArguments(
         output_dir=args.output,
         num_train_epochs=args.epochs,
@@ -314,9 +403,13 @@ def _train(args: argparse.Namespace) -> Trainer:
         seed=args.seed,
         report_to="none",
     )
-    recordings = load_recordings(args.data, parse_filter(args.filter))
-    eval_recordings = load_recordings(args.data, parse_filter(args.eval_filter)) if args.eval_filter else None
-    layer = int(args.layer) if args.layer.isdigit() else args.layer
+    recordings, eval_recordings = load_to_learn_and_measure(
+        args.data,
+        parse_filter(args.filter),
+        parse_filter(args.eval_filter),
+        column_of(args.unit, args.column),
+        training_args.process_index == 0,
+    )
     return train_recognizer(
         args.encoder,
         recordings,
@@ -324,7 +417,7 @@ def _train(args: argparse.Namespace) -> Trainer:
         args.unit,
         training_args,
         args.column,
-        layer=layer,
-        window=args.window,
-        kernel_size=args.kernel_size,
+        args.overwrite,
+        args.language,
+        **fields,
     )

@@ -54,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="column of the metadata with what is said, or with phones (`AO1 R | DH AH0`) for a model of phones; "
         "default: `text`, and what is recognised where there is none",
     )
+    parser.add_argument(
+        "--language",
+        metavar="CODE",
+        help="language of the texts, such as tr; default: what the aligner was trained on, where it says that, or en",
+    )
     add_device_argument(parser)
 
 
@@ -61,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from speech_tokenizers.modeling.model_names import find_model
+    from speech_tokenizers.processing.labelled_rows import check_one_row_each, texts_in
     from speech_tokenizers.processing.recordings import load_recordings, parse_filter
     from speech_tokenizers.processing.word_alignment import load_word_aligner
 
@@ -68,7 +74,12 @@ def run(args: argparse.Namespace) -> int:
     name = args.aligner if args.aligner == "pocketsphinx" else find_model(args.aligner, argument="--aligner")
     device = choose_device(args.device)
     recordings = load_recordings(args.data, parse_filter(args.filter), args.list, unique_names=True)
-    aligner = load_word_aligner(name, device)
+    check_one_row_each(recordings, args.data)
+    for column in (args.text_column or TEXT_COLUMN, args.phones_column):
+        if column in recordings.column_names:
+            texts_in(recordings, column, args.data)
+    language = {} if args.language is None else {"language": args.language}
+    aligner = load_word_aligner(name, device, **language)
     num_failed = align_recordings(
         aligner,
         recordings,
@@ -117,13 +128,14 @@ def align_recordings(
         `int`: Number of recordings that were rejected.
 
     Raises:
-        ValueError: If there is no such column, two recordings have one name, `output` is another kind of file or was
-            written from other audio, other texts or by another aligner, or the aligner knows no labels.
+        ValueError: If there is no such column, or it holds no texts, two rows are of one recording, `output` is
+            another kind of file or was written from other audio, other texts or by another aligner, or the aligner
+            knows no labels.
     """
     from tqdm import tqdm
 
-    from speech_tokenizers.processing.metadata_files import as_text
-    from speech_tokenizers.processing.recording_tables import check_names_differ, with_names
+    from speech_tokenizers.processing.labelled_rows import check_one_row_each, texts_in
+    from speech_tokenizers.processing.recording_tables import with_names
     from speech_tokenizers.processing.recordings import append_rejected, decode_recording
     from speech_tokenizers.processing.whole_files import beside
     from speech_tokenizers.processing.word_alignment import share_word_times
@@ -142,8 +154,9 @@ def align_recordings(
 
     recordings = with_names(recordings)
     names = recordings["file_name"][:]
-    check_names_differ(names)
-    texts = [as_text(text) for text in recordings[text_column][:]] if text_column in columns else [None] * len(names)
+    check_one_row_each(recordings)
+    texts = texts_in(recordings, text_column) if text_column in columns else [None] * len(names)
+    phones = [None] * len(names) if phones_column is None else texts_in(recordings, phones_column)
     maker = aligner.key + (", labels" if with_labels else "")
     if phones_column is not None:
         maker += f", phones of {phones_column!r}"
@@ -164,9 +177,9 @@ def align_recordings(
                 audio = decode_recording(row, 16000)
                 words, labels = _align(aligner, audio, text, with_labels)
                 if phones_column is not None:
-                    if row[phones_column] is None:
+                    if (spoken := phones[index]) is None:
                         raise ValueError(f"there are no phones in the column {phones_column!r}.")
-                    labels = share_word_times(words, as_text(row[phones_column]))
+                    labels = share_word_times(words, spoken)
             except Exception as error:  # noqa: BLE001 - whatever it is, the other recordings are aligned
                 append_rejected(rejected_path, [{"name": names[index], "reason": one_line(error)}])
                 tally.failed(names[index], error)

@@ -71,7 +71,9 @@ def speech_folder(tmp_path_factory):
         phones = " | ".join(" ".join(f"{letter.upper()}1" for letter in word) for word in text.split())
         rows.append({"file_name": f"{index}.wav", "text": text.upper(), "phones": phones, "split": "usable"})
     soundfile.write(folder / "broken.wav", np.zeros(0), 16000)
-    for name, text in (("0.wav", "12"), ("1.wav", "?"), ("3.wav", "abcabc"), ("broken.wav", "a")):
+    for name in ("digits.wav", "nothing.wav", "short.wav"):
+        soundfile.write(folder / name, 0.001 * draw.standard_normal(1600), 16000)
+    for name, text in (("digits.wav", "12"), ("nothing.wav", "?"), ("short.wav", "abcabc"), ("broken.wav", "a")):
         rows.append({"file_name": name, "text": text, "phones": "", "split": "unusable"})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -218,10 +220,10 @@ def test_unusable_recordings_are_set_aside_with_the_reason(encoder_folder, speec
     finetune_ctc(str(encoder_folder), load_recordings(str(speech_folder)), None, "character", make_args(max_steps=1))
     lines = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
     reasons = {entry["name"]: entry["reason"] for entry in map(json.loads, lines)}
-    assert set(reasons) == {"0.wav", "1.wav", "3.wav", "broken.wav"}
-    assert "digits" in reasons["0.wav"]
-    assert "no label" in reasons["1.wav"]
-    assert "4 frames are too few for 6 labels" in reasons["3.wav"]
+    assert set(reasons) == {"digits.wav", "nothing.wav", "short.wav", "broken.wav"}
+    assert "digits" in reasons["digits.wav"]
+    assert "no label" in reasons["nothing.wav"]
+    assert "4 frames are too few for 6 labels" in reasons["short.wav"]
 
     args = make_args(max_steps=1, batch_seconds=0.35, output_dir=str(tmp_path / "short"))
     finetune_ctc(str(encoder_folder), usable(speech_folder), None, "character", args)

@@ -142,3 +142,14 @@ def test_evaluation_keeps_recordings_with_unknown_letters(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "left out of evaluation: 2.wav: its text has digits" in error
     assert "1.wav" not in error
+
+
+@pytest.mark.parametrize("capitals", [False, True])
+def test_turkish_capitals_are_those_of_turkish_letters(capitals):
+    names = "ABDEIKLMRTUZÇĞİÖŞÜ" if capitals else "abdeıklmrtuzçğiöşü"
+    labels = CTCLabels(tokenizer_of(names, "character"), "tr")
+    texts = ("Işık ılık İZMİR", "ışık ılık izmir", "IŞIK ILIK İZMİR")
+    assert {written(labels, text) for text in texts} == {texts[2 if capitals else 1]}
+    assert CTCLabels(build_tokenizer(texts, "character", "tr")).language == "tr"
+    assert written(CTCLabels(build_tokenizer(texts, "character", "tr")), texts[0]) == texts[1]
+    assert labels_of("a").language is None

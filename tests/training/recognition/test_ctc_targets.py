@@ -3,12 +3,13 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer
+from speech_tokenizers.processing.ctc_labels import CTCLabels, build_tokenizer, tokenizer_of
 from speech_tokenizers.training.recognition.ctc_targets import (
     LabelErrorRate,
     UnusableText,
     check_num_frames,
     learnable_labels,
+    reference_labels,
 )
 
 
@@ -39,6 +40,28 @@ def test_digits_are_unusable_as_characters_but_not_as_phones():
     with pytest.raises(UnusableText, match="digits"):
         learnable_labels(CTCLabels(build_tokenizer(["ab"], "character")), "ab 2")
     assert learnable_labels(CTCLabels(build_tokenizer(["AH"], "phone")), "AH0") == [3]
+
+
+@pytest.mark.parametrize("sign", list("&+=%‰€@°№#§©％㎏♪٪"))
+def test_symbols_are_unusable_as_characters_but_not_as_phones(sign):
+    tokenizer = build_tokenizer([f"a {sign} kg"], "character")
+    assert sign not in tokenizer.get_vocab()
+    for label_text in (learnable_labels, reference_labels):
+        for text in (f"a {sign}", f"a{sign}a", sign):
+            with pytest.raises(UnusableText, match="symbols, whose spelling is not known"):
+                label_text(CTCLabels(tokenizer), text)
+    assert learnable_labels(CTCLabels(tokenizer_of([sign], "phone")), sign) == [3]
+
+
+def test_a_symbol_with_a_label_of_its_own_can_be_learnt():
+    assert learnable_labels(CTCLabels(tokenizer_of(["a", "&"], "character")), "a&a") == [3, 2, 4, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "text", ["a. b, a; b: a! b? a", "“a” ‘b’ «a» „b“ 「a」 'b' \"a\"", "(a) [b] a-b a–b—a a/b * ¿a?"]
+)
+def test_punctuation_is_no_symbol(text):
+    assert learnable_labels(CTCLabels(build_tokenizer(["ab"], "character")), text)
 
 
 def test_equal_neighbours_need_a_frame_more():

@@ -155,3 +155,23 @@ def test_a_recipe_whose_recordings_were_replaced_is_not_taken_for_finished(encod
     write_texts(speech, n2="bed")
     assert main(["train", str(path)]) == 2
     assert "`data.train`: `text` has other values for 1 ('2.wav')" in capsys.readouterr().err
+
+
+def test_resuming_on_another_column_is_refused_by_its_name(finetune, speech, capsys):
+    rows = [{"file_name": f"{n}.wav", "text": f"{a} be", "text2": f"be {a}"} for n, a in enumerate("abcdef")]
+    (speech / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert finetune("--column", "text") == 0
+    assert finetune("--resume", "--column", "text2") == 2
+    assert "`column` was 'text' and is 'text2'" in capsys.readouterr().err.splitlines()[-1]
+    assert finetune("--resume") == 0  # it is the default
+
+
+def test_other_transcripts_are_refused_where_the_column_is_not_known(finetune, speech, tmp_path, capsys):
+    rows = [{"file_name": f"{n}.wav", "text": f"{a} be", "text2": f"be {a}"} for n, a in enumerate("abcdef")]
+    (speech / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert finetune() == 0
+    path = tmp_path / "out" / "settings.yaml"
+    settings = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({name: value for name, value in settings.items() if name != "column"}))
+    assert finetune("--resume", "--column", "text2") == 2
+    assert "`transcripts`: it has other contents" in capsys.readouterr().err.splitlines()[-1]

@@ -178,5 +178,7 @@ def test_train_ctc_names_what_the_encoder_cannot_hear(encoder, expected, encoder
     found = reasons(tmp_path / "out" / "rejected.jsonl")
     assert found.keys() == expected.keys()
     assert all(expected[name] in found[name] for name in found)
-    assert main([*command.replace("epochs 1", "epochs 2").split(), "--filter", "file_name=tiny.wav"]) == 2
+    assert (
+        main([*command.replace("epochs 1", "epochs 2").split(), "--overwrite", "--filter", "file_name=tiny.wav"]) == 2
+    )
     assert "No recording is left to learn from; the first reason: tiny.wav: " in capsys.readouterr().err
