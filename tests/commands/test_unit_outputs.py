@@ -203,6 +203,29 @@ def test_a_file_that_units_did_not_write_is_left_as_it_is(units, speech, tmp_pat
     assert output.read_text(encoding="latin-1") == content
 
 
+@pytest.mark.parametrize("lost", [1, 12])
+def test_a_refused_command_leaves_the_last_line_as_it_was(units, speech, tmp_path, lost):
+    source, output = speech(), tmp_path / "units.jsonl"
+    units(source)
+    before = output.read_bytes()[:-lost]
+    output.write_bytes(before)
+    code, errors = units(source, "jsonl", "--deduplicate")
+    assert code == 2
+    assert "with units that are not de-duplicated" in errors[-1]
+    assert output.read_bytes() == before
+
+
+def test_a_last_line_without_its_end_is_kept_and_ended_before_the_next(units, speech, tmp_path):
+    source, output = speech(), tmp_path / "units.jsonl"
+    units(source)
+    whole = output.read_bytes()
+    first = b"".join(whole.splitlines(keepends=True)[:2])
+    output.write_bytes(first.removesuffix(b"\n"))
+    code, errors = units(source)
+    assert (code, errors[-1]) == (0, f"units: 1 of 3 files written, 2 skipped, 0 failed: {output}")
+    assert output.read_bytes() == whole
+
+
 @pytest.mark.parametrize("part", [0.2, 0.5, 0.9, -1])
 def test_a_line_that_units_left_unfinished_is_written_anew(units, speech, tmp_path, part):
     source, output = speech(), tmp_path / "units.jsonl"

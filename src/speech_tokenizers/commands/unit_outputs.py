@@ -90,6 +90,7 @@ class JsonLines(UnitOutput):
     """slamkit's JSON lines, appended as they come."""
 
     _size = 0  # of what was read
+    _end: int | None = None  # of the finished lines in it, where something follows that is none
 
     def provenances(self, names: Iterable[str]) -> "dict[str, Provenance | None]":
         from speech_tokenizers.processing.whole_files import while_unwritten
@@ -106,6 +107,8 @@ class JsonLines(UnitOutput):
         from speech_tokenizers.processing.unit_exports import UnitFileError, load_unit_lines
 
         content = self.path.read_bytes()
+        if _is_finished(content[content.rfind(b"\n") + 1 :]):
+            content += b"\n"  # only the end of its last line is missing
         end = content.rfind(b"\n") + 1
         names = set(names)
         if content[end:] and not _begins_a_line(content[end:].decode(errors="replace"), names):
@@ -124,8 +127,7 @@ class JsonLines(UnitOutput):
                 f"holds {foreign[0]!r} and does not say what made it; choose another output, or pass --overwrite to "
                 "replace the file.",
             )
-        if content[end:]:
-            os.truncate(self.path, end)  # an interrupted run left it unfinished
+        self._end = end if content[end:] else None
         for line, entry in zip(lines, entries, strict=True):
             if found[line.file_name] is None:  # an older release wrote it; the line itself tells something
                 options = {
@@ -160,6 +162,9 @@ class JsonLines(UnitOutput):
         from speech_tokenizers.processing.unit_exports import UnitLine, format_unit_line
 
         merged = {} if bpe_ids is None else {"bpe_ids": bpe_ids}
+        if self._end is not None:
+            self._file.cut(self._end)  # an interrupted run left the rest unfinished
+            self._end = None
         self._file.append(format_unit_line(UnitLine(name, result.units, result.durations), **merged, made_by=made_by))
 
 
@@ -321,6 +326,14 @@ _FURTHER_KEYS = (
     (', "bpe_ids": [', r"[0-9, ]*\]?"),
     (', "made_by": "', r'[^"]*"?'),
 )
+
+
+def _is_finished(line: bytes) -> bool:
+    # Whether it is all of a line of JSON. One object does not begin another.
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _begins_a_line(text: str, names: Iterable[str]) -> bool:
