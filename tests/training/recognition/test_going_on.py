@@ -133,6 +133,27 @@ def test_a_damaged_newest_checkpoint_is_passed_over(finetune, tmp_path, capsys):
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
+@pytest.mark.parametrize("left", [[], ["config.json"], ["all but trainer_state.json"]])
+@pytest.mark.parametrize("has_sums", [True, False])
+def test_a_newest_checkpoint_of_which_files_are_gone_is_named(finetune, tmp_path, capsys, left, has_sums):
+    assert finetune() == 0
+    checkpoint = tmp_path / "out" / "checkpoint-4"
+    for path in checkpoint.iterdir():
+        is_kept = path.name in left or left[0:1] == ["all but trainer_state.json"] and path.stem != "trainer_state"
+        if not is_kept or not has_sums and path.name == "checksums.json":
+            path.unlink()
+    assert finetune("--resume") == 0
+    error = capsys.readouterr().err
+    assert "checkpoint-4: trainer_state.json is missing; going on from checkpoint-2" in error
+
+
+def test_a_run_whose_only_checkpoint_is_empty_is_not_begun_anew(finetune, tmp_path, capsys):
+    (tmp_path / "out" / "checkpoint-4").mkdir(parents=True)
+    assert finetune("--resume") == 2
+    assert "No checkpoint is sound" in capsys.readouterr().err
+    assert finetune() == 2
+
+
 def test_masks_wider_than_the_encoder_are_refused_before_decoding(finetune, monkeypatch, capsys):
     monkeypatch.setattr(ctc_finetuning, "decode_all", None)
     assert finetune("--mask-feature-length", "17") == 2
