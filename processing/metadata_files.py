@@ -325,7 +325,7 @@ def check_file_names(rows: Iterable[MetadataRow], folder: Path) -> None:
 
 def by_file_name(rows: Iterable[MetadataRow]) -> dict[str, MetadataRow]:
     """
-    The rows by their `file_name`.
+    The rows by their `file_name`, in which `./a.wav` is `a.wav`.
 
     Raises:
         ValueError: If two rows have the same; the message names both.
@@ -339,7 +339,7 @@ def by_file_name(rows: Iterable[MetadataRow]) -> dict[str, MetadataRow]:
                 f"{row.place}: `file_name` {name!r} stands in {_place_within(other.place)} too; give each recording"
                 " one row."
             )
-    return {row.fields["file_name"]: row for row in found.values()}
+    return {name.as_posix(): row for name, row in found.items()}
 
 
 def _read_rows(path: Path) -> list[MetadataRow]:

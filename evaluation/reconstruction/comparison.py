@@ -28,7 +28,13 @@ from speech_tokenizers.evaluation.clip_results import (
     metric_counts,
     recognition_counts,
 )
-from speech_tokenizers.evaluation.clips import SAMPLING_RATE, Clip, read_clips, set_aside_unreadable
+from speech_tokenizers.evaluation.clips import (
+    SAMPLING_RATE,
+    Clip,
+    read_clips,
+    set_aside_unreadable,
+    tell_missing_texts,
+)
 from speech_tokenizers.evaluation.codec_systems import (
     LATENTS_SUFFIX,
     CodecSystem,
@@ -404,6 +410,8 @@ def prepare_comparison(args: argparse.Namespace) -> tuple[CodecComparison, dict[
     args.output.mkdir(parents=True, exist_ok=True)
     clips = read_clips(args.data, args.list, args.transcripts, args.limit, args.pattern)
     clips, num_unreadable = set_aside_unreadable(clips)
+    if recognizers:
+        tell_missing_texts(clips)
     comparison = CodecComparison(clips, metrics, recognizers, args.output, args.language, args.examples)
     return comparison, skipped | unavailable, num_unreadable
 
