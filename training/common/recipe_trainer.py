@@ -23,7 +23,12 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from speech_tokenizers.training.common.checkpoint_faults import checkpoint_fault, newest_sound, write_checksums
-from speech_tokenizers.training.common.checkpoints import StopRequest, list_checkpoints, stopping_on_signals
+from speech_tokenizers.training.common.checkpoints import (
+    StopRequest,
+    copy_record,
+    list_checkpoints,
+    stopping_on_signals,
+)
 from speech_tokenizers.training.common.data import RecordingsArguments
 from speech_tokenizers.training.common.length_batches import length_batch_loader
 from speech_tokenizers.training.common.processes import agreed_signal, decided_by_main, process_state, stop_together
@@ -269,6 +274,7 @@ class RecipeTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # each process writes its random state
         if self.is_world_process_zero():
             if folder.is_dir():
+                copy_record(folder.parent, folder)
                 write_checksums(folder)
             _unfinished_mark(folder).unlink(missing_ok=True)
 
