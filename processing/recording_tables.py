@@ -118,7 +118,16 @@ def from_metadata(rows: Sequence[MetadataRow], folder: Path) -> datasets.Dataset
     Args:
         rows (sequence of [`MetadataRow`]): Rows with `file_name`.
         folder (`Path`): Folder that each `file_name` is relative to.
+
+    Raises:
+        ValueError: If a row has a column `audio` of its own, or a column holds values of different kinds.
     """
+    for place, fields in rows:
+        if fields.get("audio") is not None:
+            raise ValueError(
+                f"{place}: `audio` stands beside `file_name`, and only one can name the recording; remove or rename"
+                " the column `audio`."
+            )
     columns = as_columns(rows)
     columns.pop("audio", None)
     paths = [str(folder / fields["file_name"]) for _, fields in rows]

@@ -42,6 +42,26 @@ def test_a_text_of_csv_and_of_json_is_what_is_written(table, text):
     assert columns(table("a.jsonl", row), "file_name", "text") == [("a.wav", text)]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.wav"}\n{"file_name": "b.wav", "audio": "c.wav"}\n',
+            "metadata.jsonl, line 2",
+        ),
+        ("metadata.jsonl", '{"file_name": "a.wav", "audio": {"path": "c.wav"}}\n', "metadata.jsonl, line 1"),
+        ("metadata.csv", "file_name,audio\na.wav,\nb.wav,c.wav\n", "metadata.csv, line 3"),
+    ],
+)
+def test_a_column_of_audio_beside_the_file_name_is_refused(table, name, content, place):
+    path = table(name, content)
+    with pytest.raises(ValueError, match=f"{place}: `audio` stands beside `file_name`.*rename the column `audio`"):
+        load_recordings(str(path))
+    with pytest.raises(ValueError, match=place):
+        load_recordings(str(path.parent))
+
+
 def test_texts_that_are_all_dates_stay_texts(table):
     rows = [{"file_name": f"{day}.wav", "text": f"2020-01-0{day}"} for day in (1, 2)]
     path = table("metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
