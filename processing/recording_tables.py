@@ -36,6 +36,11 @@ def read_folder(folder: Path, audio_column: str, streaming: bool) -> datasets.Da
         ValueError: If there are none, or the metadata cannot be read.
     """
     tables = tables_in(folder, audio_column)
+    for saved in tables.saved:
+        print(
+            f"{saved}: not read, since it is a dataset that `save_to_disk` wrote within {folder}; name it by itself",
+            file=sys.stderr,
+        )
     if tables.metadata:
         recordings = from_metadata(read_folder_metadata(folder, tables.metadata), folder)
         if tables.parquet:
@@ -274,12 +279,6 @@ def _load_parquet(names: Sequence[str], streaming: bool) -> Any:
         return datasets.load_dataset("parquet", data_files=files, split="train", streaming=streaming)
 
     return _read_whole(read, f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}")
-
-
-def is_saved_dataset(folder: Path) -> bool:
-    """Whether `save_to_disk` of `datasets` wrote a folder."""
-    is_one = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
-    return is_one or (folder / "dataset_dict.json").is_file()
 
 
 def read_saved_dataset(folder: Path, split: str, audio_column: str) -> datasets.Dataset:

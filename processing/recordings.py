@@ -26,11 +26,10 @@ from tqdm import tqdm
 from .audio_files import AudioFileError, load_audio
 from .column_texts import holds_one_value, text_as_bytes, text_of
 from .metadata_files import as_text, chosen_names, read_metadata, read_names
-from .metadata_folders import tables_in
+from .metadata_folders import is_saved_dataset, tables_in
 from .recording_tables import (
     check_names_differ,
     from_metadata,
-    is_saved_dataset,
     read_folder,
     read_hub,
     read_parquet,

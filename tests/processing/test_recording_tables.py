@@ -219,6 +219,21 @@ def test_a_saved_dataset_is_read_with_its_texts(tmp_path):
         load_recordings(str(tmp_path / "one"))
 
 
+@pytest.mark.parametrize("is_split", [True, False])
+def test_a_saved_dataset_within_a_folder_of_audio_is_told(folder, tmp_path, capsys, is_split):
+    saved = datasets.Dataset.from_dict({"audio": ["x.wav"], "text": ["hello"]})
+    saved = datasets.DatasetDict({"train": saved}) if is_split else saved
+    count = len(load_recordings(str(folder)))
+    saved.save_to_disk(folder / "saved")
+    capsys.readouterr()
+    assert len(load_recordings(str(folder))) == count
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith(str(folder / "saved"))]
+    assert told == [
+        f"{folder / 'saved'}: not read, since it is a dataset that `save_to_disk` wrote within {folder}; name it by"
+        " itself"
+    ]
+
+
 def test_rows_without_names_are_named_by_their_number_whatever_is_filtered(parquet):
     path = parquet("x.parquet", audio=[wav_bytes()] * 3, split=["a", "b", "b"])
     assert load_recordings(str(path))["file_name"][:] == ["row 0", "row 1", "row 2"]
