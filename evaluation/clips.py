@@ -14,6 +14,7 @@ from speech_tokenizers.processing.metadata_files import (
     MetadataRow,
     by_file_name,
     check_file_names,
+    probably_meant,
     read_metadata,
     read_names,
     read_text_lines,
@@ -66,7 +67,9 @@ def read_transcripts(path: Path, folder: Path | None = None) -> dict[str, str | 
     if path.suffix.lower() != ".tsv":
         rows = read_metadata(path, folder)
         if not any("text" in fields for _, fields in rows):
-            raise ValueError(f"{path}: has no column `text`, but {list(rows[0].fields)}; name what is said `text`.")
+            columns = list(rows[0].fields)
+            hint = probably_meant("text", columns)
+            raise ValueError(f"{path}: has no column `text`, but {columns}; name what is said `text`{hint}.")
         return _texts(rows)
     rows = []
     for number, line in read_text_lines(path):

@@ -20,7 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from .audio_files import AudioFileError, find_audio_files
 from .column_texts import holds_one_value, text_as_bytes, text_of
-from .metadata_files import MetadataRow, as_columns, as_text, check_file_names, read_metadata
+from .metadata_files import MetadataRow, as_columns, as_text, check_file_names, probably_meant, read_metadata
 from .metadata_folders import METADATA_NAMES, parquet_columns, read_folder_metadata, tables_in
 
 
@@ -366,7 +366,8 @@ def _read_whole(read: Callable[[], Any], what: str) -> Any:
 
 def _check_audio_column(audio_column: str, columns: Any, where: Any) -> None:
     if audio_column not in columns:
-        raise ValueError(f"`audio_column` is {audio_column!r}, but `{where}` has the columns {list(columns)}.")
+        hint = probably_meant(audio_column, columns)
+        raise ValueError(f"`audio_column` is {audio_column!r}, but `{where}` has the columns {list(columns)}{hint}.")
 
 
 def undecoded(recordings: Any, audio_column: str, where: Any) -> Any:

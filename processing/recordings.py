@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from .audio_files import AudioFileError, load_audio
 from .column_texts import holds_one_value, text_as_bytes, text_of
-from .metadata_files import as_text, chosen_names, read_metadata, read_names
+from .metadata_files import URL_ADVICE, as_text, chosen_names, probably_meant, read_metadata, read_names
 from .metadata_folders import is_saved_dataset, tables_in
 from .recording_tables import (
     check_names_differ,
@@ -118,7 +118,10 @@ def _keep_rows(
         conditions.append(("file_name", None))
     for column, _ in conditions:
         if recordings.features is not None and column not in recordings.features:
-            raise ValueError(f"`{path}` has no column {column!r} to filter by; it has {list(recordings.features)}.")
+            hint = probably_meant(column, recordings.features)
+            raise ValueError(
+                f"`{path}` has no column {column!r} to filter by; it has {list(recordings.features)}{hint}."
+            )
 
     kept = list(range(len(recordings))) if isinstance(recordings, datasets.Dataset) else []
     for column, wanted in conditions:
@@ -198,6 +201,8 @@ def decode_recording(row: dict[str, Any], sampling_rate: int) -> np.ndarray:
         audio = next((value for key in ("bytes", "array") if (value := audio.get(key)) is not None), path)
     if isinstance(audio, bytes | bytearray | memoryview):
         return load_audio(audio, sampling_rate, name=name)
+    if isinstance(audio, str) and "://" in audio and not os.path.exists(audio):
+        raise AudioFileError(audio, f"is a URL, which is not read; {URL_ADVICE}.")
     if isinstance(audio, str | os.PathLike) and str(audio):
         return load_audio(audio, sampling_rate)
     if isinstance(audio, list | tuple | np.ndarray):

@@ -81,6 +81,17 @@ def test_one_row_without_usable_samples_costs_that_row_alone(parquet, tmp_path):
     assert all(reason in rejected[name] for name, reason in zip(rejected, reasons, strict=True))
 
 
+@pytest.mark.parametrize("as_struct", [True, False])
+def test_a_url_costs_its_row_alone_and_is_called_one(parquet, tmp_path, as_struct):
+    soundfile.write(tmp_path / "good.wav", SAMPLES, 16000)
+    paths = ["good.wav", "https://example.org/a.wav", "s3://bucket/b.wav"]
+    audio = [{"path": path, "bytes": None} for path in paths] if as_struct else paths
+    lengths, rejected = decoded(parquet("x.parquet", audio=audio), tmp_path)
+    assert list(lengths) == ["good.wav"]
+    assert list(rejected) == paths[1:]
+    assert all("is a URL, which is not read; download the recording" in reason for reason in rejected.values())
+
+
 @pytest.mark.parametrize("samples", [[1, 2, 3], [[0.5], [0.5]]], ids=["integers", "two dimensions"])
 def test_samples_of_another_kind_are_refused(samples):
     with pytest.raises(ValueError, match="`samples` must"):
