@@ -271,6 +271,49 @@ def test_a_name_that_is_too_long_beside_km_is_known_before_the_work(units, speec
     assert ".durations: File name too long; choose another output." in errors[-1]
 
 
+def without_a_line(content):
+    return b"".join(content.splitlines(keepends=True)[:-1])
+
+
+def without_a_number(content):
+    return content.replace(b" ", b"", 1)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage", "reason"),
+    [
+        (".km", without_a_line, "units.km: has lines for 2 recordings, but"),
+        (".tsv", without_a_line, "units.tsv: has lines for 2 recordings, but"),
+        (".durations", without_a_line, "units.durations: has lines for 2 recordings, but"),
+        (".made_by", without_a_line, "units.km: has lines for 3 recordings, but"),
+        (".durations", without_a_number, "units.durations: line 1 has"),
+        (".km", lambda content: content[:-1], "units.km: ends within a line"),
+        (".km", lambda content: b"x" + content, "units.km: line 1 must hold units"),
+        (".made_by", lambda content: content.replace(b"\t", b" ", 1), "units.made_by: line 1 must be a name"),
+    ],
+)
+def test_damaged_km_is_not_taken_for_complete(units, speech, tmp_path, suffix, damage, reason):
+    source = speech()
+    units(source, "km", "--deduplicate")
+    path = (tmp_path / "units.km").with_suffix(suffix)
+    path.write_bytes(damage(path.read_bytes()))
+    code, errors = units(source, "km", "--deduplicate", "--skip-existing")
+    assert code == 2
+    assert reason in errors[-1]
+    assert units(source, "km", "--deduplicate", "--overwrite")[0] == 0
+    assert units(source, "km", "--deduplicate", "--skip-existing")[0] == 0
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\x0c", "\x85", "\x1c"])
+def test_a_name_may_hold_what_unicode_calls_a_line_end(units, speech, character):
+    source = speech()
+    (source / "a.wav").rename(source / f"a{character}b.wav")
+    assert units(source, "km")[0] == 0
+    code, errors = units(source, "km", "--skip-existing")
+    assert code == 0
+    assert "0 of 3 files written, 3 skipped" in errors[-1]
+
+
 @pytest.mark.parametrize("suffix", [".tsv", ".durations"])
 def test_km_that_lacks_a_file_beside_it_is_known_to_be_incomplete(units, speech, tmp_path, suffix):
     source = speech()
