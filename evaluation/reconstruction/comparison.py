@@ -43,6 +43,7 @@ from speech_tokenizers.evaluation.codec_systems import (
     load_system,
 )
 from speech_tokenizers.evaluation.peers import DecodedFiles, ProgramError, estimate_delay, load_peer, resample
+from speech_tokenizers.evaluation.recognition import check_language
 from speech_tokenizers.evaluation.reconstruction.codebook import (
     entropy_bits_per_second,
     nominal_bits_per_second,
@@ -97,6 +98,7 @@ def build_metrics(names: Iterable[str]) -> tuple[list[ClipMetric], dict[str, str
 def load_recognizers(names: Iterable[str], language: str) -> tuple[list[Recognizer], dict[str, str]]:
     """The recognisers of `names`, and for each whose packages are missing, what to install."""
     recognizers, skipped = [], {}
+    check_language(language)  # what is none is told of before any work
     for name in names:
         try:
             require_package("jiwer", "The error rate")

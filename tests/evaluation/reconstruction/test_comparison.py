@@ -307,6 +307,13 @@ def test_wrong_usage_is_one_line_and_exit_code_two(tmp_path, data, capsys, argum
     assert message in error
 
 
+def test_a_language_that_is_none_is_refused_before_the_work(tmp_path, data, save_model, capsys):
+    save_model(tmp_path / "tiny")
+    assert run(tmp_path, str(tmp_path / "tiny"), "--language", "xx") == 2
+    assert "`language` is 'xx', which is no code of a language" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_recogniser_is_told_of_before_the_recordings_are_read(tmp_path, data, save_model, capsys):
     save_model(tmp_path / "tiny")
     (data / "north" / "0.wav").write_bytes(b"RIFF and nothing else")
