@@ -14,6 +14,7 @@ from speech_tokenizers.processing.metadata_files import (
     MetadataRow,
     by_file_name,
     check_file_names,
+    probably_meant,
     read_metadata,
     read_names,
     read_text_lines,
@@ -66,7 +67,9 @@ def read_transcripts(path: Path, folder: Path | None = None) -> dict[str, str | 
     if path.suffix.lower() != ".tsv":
         rows = read_metadata(path, folder)
         if not any("text" in fields for _, fields in rows):
-            raise ValueError(f"{path}: has no column `text`, but {list(rows[0].fields)}; name what is said `text`.")
+            columns = list(rows[0].fields)
+            hint = probably_meant("text", columns)
+            raise ValueError(f"{path}: has no column `text`, but {columns}; name what is said `text`{hint}.")
         return _texts(rows)
     rows = []
     for number, line in read_text_lines(path):
@@ -100,11 +103,13 @@ def read_clips(
         list_file (`Path`, *optional*): Text file with a path relative to `folder` on each line. Defaults to every
             audio file.
         transcripts (sequence of `Path`, *optional*): Files of transcripts; see [`read_transcripts`]. Where several
-            have a clip, the last one counts. Defaults to `metadata.jsonl` in `folder`, if any.
+            have a clip, the last one counts. How many of their rows name no file is said. Defaults to the metadata
+            in `folder`, if any.
         limit (`int`, *optional*): Largest number of recordings, the first ones, that are taken; at least 1.
         pattern (`str`, *optional*): Pattern that the path of a file within `folder` must match, such as `Original_*`.
     """
     check_limit(limit)
+    unused: dict[Path, list[str]] = {}
     if list_file is None:
         paths = find_audio_files([folder])
     else:
@@ -116,7 +121,9 @@ def read_clips(
         texts = _texts(read_folder_metadata(folder))
     else:
         for file in transcripts:
-            texts |= read_transcripts(file, folder)
+            found = read_transcripts(file, folder)
+            unused[file] = [name for name in found if not (folder / name).is_file()]
+            texts |= found
     clips = []
     for path in paths[:limit]:
         name = path.relative_to(folder).as_posix()
@@ -128,7 +135,21 @@ def read_clips(
             f"{', '.join(map(str, transcripts))}: no transcript is of a clip; names there, such as"
             f" {next(iter(texts), '')!r}, must be paths within the data, such as {clips[0].name!r}."
         )
+    for file, names in unused.items():
+        if names:
+            print(f"{file}: {len(names)} rows name no file in {folder}, first {names[0]!r}", file=sys.stderr)
     return clips
+
+
+def tell_missing_texts(clips: Sequence[Clip]) -> None:
+    """Say how many clips have no text where others have one, for what is measured by texts."""
+    without = [clip.name for clip in clips if clip.text is None]
+    if 0 < len(without) < len(clips):
+        print(
+            f"{len(without)} of {len(clips)} clips have no text, first {without[0]!r}; error rates against transcripts"
+            " leave them out",
+            file=sys.stderr,
+        )
 
 
 def check_limit(limit: int | None) -> None:

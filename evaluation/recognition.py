@@ -11,6 +11,7 @@ import datasets
 import evaluate
 import numpy as np
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from speech_tokenizers.processing.optional_packages import MissingPackageError, require_package
 from speech_tokenizers.processing.text_normalization import (
@@ -23,7 +24,39 @@ from speech_tokenizers.processing.text_normalization import (
 
 # What transcripts and recognisers write for sounds that are no words, such as `[noise]` and `<unk>`.
 _ANNOTATION = re.compile(r"[<\[][^>\]]*[>\]]")
-_ENGLISH = ("en", "english")
+# The codes of two letters of ISO 639-1, with those of it that were replaced and that Whisper has.
+_TWO_LETTERS = (
+    "aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee"
+    " el en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik in io"
+    " is it iu iw ja ji jv jw ka kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk"
+    " ml mn mo mr ms mt my na nb nd ne ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc"
+    " sd se sg sh si sk sl sm sn so sq sr ss st su sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve"
+    " vi vo wa wo xh yi yo za zh zu"
+)
+# Codes of three letters of the languages that are normalised in a way of their own.
+_THREE_LETTERS = {"eng": "en", "tur": "tr", "aze": "az"}
+
+
+def language_code(language: str) -> str:
+    """
+    The code of a language without its region: `en` for `en-GB`, `EN`, `eng` and `english`.
+
+    Args:
+        language (`str`): A code of two or three letters, with or without a region, or a name that Whisper knows.
+    """
+    plain = language.strip().lower()
+    plain = TO_LANGUAGE_CODE.get(plain, plain).replace("_", "-").split("-")[0]
+    return _THREE_LETTERS.get(plain, plain)
+
+
+def check_language(language: str) -> None:
+    """
+    Raises `ValueError` if what a user gives is no code of a language. Which codes of three letters there are is not
+    checked.
+    """
+    code = language_code(language)
+    if not (code in _TWO_LETTERS.split() or len(code) == 3 and code.isascii() and code.isalpha()):
+        raise ValueError(f"`language` is {language!r}, which is no code of a language; give one such as en, de or tr.")
 
 
 def text_normalizer(language: str = "en") -> Callable[[str], str]:
@@ -36,10 +69,10 @@ def text_normalizer(language: str = "en") -> Callable[[str], str]:
     contractions, and turns number words into digits.
 
     Args:
-        language (`str`, *optional*, defaults to `"en"`): Language of the texts, as a code.
+        language (`str`, *optional*, defaults to `"en"`): Language of the texts, as a code; see [`language_code`].
     """
-    is_english = language.lower().replace("_", "-").split("-")[0] in _ENGLISH
-    english = EnglishTextNormalizer({}) if is_english else None
+    language = language_code(language)
+    english = EnglishTextNormalizer({}) if language == "en" else None
 
     def general(text: str) -> str:
         return " ".join(words_of(text, language))

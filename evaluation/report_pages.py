@@ -232,10 +232,20 @@ def interval(estimate: Mapping[str, Any] | float | None, digits: int, signed: bo
     return f"{value} [{low}, {high}]" + (" *" if signed and excludes_zero(found) else "")
 
 
-def score_cell(score: Mapping[str, Any], digits: int, num_failed: int) -> str:
-    """`interval` of a score, with the numbers of its clips and of those that failed, where any did."""
+def score_cell(score: Mapping[str, Any], digits: int, num_failed: int, num_clips: int | None = None) -> str:
+    """
+    `interval` of a score, with the number of its clips where that is not the number of all, and of those that failed.
+
+    Args:
+        score (mapping): Fields of an [`Estimate`].
+        digits (`int`): Digits after the point.
+        num_failed (`int`): Number of clips where it failed.
+        num_clips (`int`, *optional*): Number of all clips. Defaults to those that have the score.
+    """
     text = interval(score, digits)
-    return f"{text}, n={score['num_clips']}, {num_failed} failed" if num_failed else text
+    if num_failed or num_clips not in (None, score.get("num_clips")):
+        text += f", n={score['num_clips']}"
+    return f"{text}, {num_failed} failed" if num_failed else text
 
 
 def excludes_zero(estimate: Mapping[str, Any]) -> bool:

@@ -26,6 +26,10 @@ from transformers.utils import logging as transformers_logging
 logger = transformers_logging.get_logger(__name__)
 
 _HALF = (torch.float16, torch.bfloat16)
+_REAL_DTYPES = ("F16", "BF16", "F32", "F64")
+# Bytes of zeros at the end of a file that are worth a look at where they begin, and bytes read at once.
+_SUSPICIOUS_ZEROS, _ZEROS_READ = 256, 1 << 20
+_LONGEST_NUMBER = 8  # bytes
 _INTEGER_DTYPES = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 # Arguments of `from_pretrained` that say where a configuration is.
 _PLACE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -101,6 +105,12 @@ class CheckedLoading:
             folder = Path(source, kwargs.get("subfolder") or "")
             fields = read_fields(folder / "config.json")
             stored = read_headers(folder, kwargs.get("variant"))
+            if fields.get("quantization_config"):
+                raise ModelFilesError(
+                    folder / "config.json",
+                    "asks for quantized weights (`quantization_config`), which no model of this package has; remove"
+                    " the field.",
+                )
             _check_counts(fields, len(stored), folder / "config.json")
         kept = {name: kwargs[name] for name in _PLACE if kwargs.get(name) is not None}
         other_sizes = kwargs.pop("ignore_mismatched_sizes", False)
@@ -156,6 +166,10 @@ class CheckedLoading:
             if (stored[name].dtype in _INTEGER_DTYPES) == tensor.is_floating_point():
                 kind = "real numbers" if tensor.is_floating_point() else "integers"
                 raise ModelFilesError(path, f"`{name}` is stored as {stored[name].dtype}, but must hold {kind}.")
+            if tensor.is_floating_point() and stored[name].dtype not in _REAL_DTYPES:
+                raise ModelFilesError(
+                    path, f"`{name}` is stored as {stored[name].dtype}, but must be one of {', '.join(_REAL_DTYPES)}."
+                )
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         # Through which `half`, `bfloat16`, `to` and all others go.
@@ -306,9 +320,39 @@ def describe_damage(path: Path) -> str | None:
         return reason
     try:
         with safe_open(path, framework="pt"):
-            return None
+            return _describe_zeros(path)
     except (SafetensorError, ValueError, TypeError, OverflowError) as error:
         return f"is no complete safetensors file ({' '.join(str(error).split())}); fetch or save it again."
+
+
+def _describe_zeros(path: Path) -> str | None:
+    # Downloads that claim their room first leave zeros where they stopped, in the middle of a tensor.
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(header_size))
+        end = size
+        while end > 0:
+            file.seek(max(0, end - _ZEROS_READ))
+            block = file.read(end - file.tell())
+            if kept := block.rstrip(b"\0"):
+                end -= len(block) - len(kept)
+                break
+            end -= len(block)
+    if size - end < _SUSPICIOUS_ZEROS:
+        return None
+    header.pop("__metadata__", None)
+    for name, tensor in header.items():
+        first, last = (8 + header_size + offset for offset in tensor["data_offsets"])
+        # Whole rows of zeros may be meant, such as entries of a codebook that were never used. The last number before
+        # them may end in zeros itself.
+        row = (last - first) // tensor["shape"][0] if len(tensor["shape"]) > 1 else 1
+        if first < end < last and (first - end) % row >= _LONGEST_NUMBER:
+            return (
+                f"holds nothing but zeros from byte {end} of {size} on, in the middle of `{name}`, as a download that"
+                " was interrupted does; fetch it again."
+            )
+    return None
 
 
 def describe_other_content(path: Path) -> str | None:

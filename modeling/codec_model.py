@@ -17,7 +17,7 @@ from .codec_streaming import CodecStream, LatentStream
 from .configuration_codec import CodecConfig
 from .input_checks import check_num_samples
 from .mixed_precision import MixedPrecisionModel
-from .spectral_layers import ConvNeXtBlock, InverseSpectrum, Spectrum
+from .spectral_layers import ConvNeXtBlock, InverseSpectrum, Spectrum, hann_window
 from .spectral_losses import multi_scale_mel_loss
 from .vector_quantization import FreezableModule
 
@@ -87,7 +87,7 @@ class CodecPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, Pre
         elif isinstance(module, ConvNeXtBlock):
             init.constant_(module.scale, module.initial_scale)
         elif isinstance(module, (Spectrum, InverseSpectrum)):
-            init.copy_(module.window, torch.hann_window(len(module.window)))
+            init.copy_(module.window, hann_window(len(module.window)))
         else:
             super()._init_weights(module)
 

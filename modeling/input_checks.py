@@ -10,7 +10,7 @@ types and shapes alone are checked.
 import math
 import numbers
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ from transformers.utils import TransformersKwargs
 from .mixed_precision import at_least_single
 
 
-# Beyond 32-bit integers that were cast, there is no audio. Quiet mistakes below it are for feature extractors to see.
-_LOUDEST_POSSIBLE = 2.0**31
+# No audio is a hundred times as loud as it can be. Feature extractors have the same limit.
+_LOUDEST_POSSIBLE = 100.0
 # Arguments that transformers passes to any model and that are not among its `TransformersKwargs`. `return_dict` is
 # taken by `can_return_tuple` before.
 _STANDARD_ARGUMENTS = frozenset(TransformersKwargs.__annotations__) | {"use_cache"}
@@ -73,7 +73,7 @@ def check_waveforms(
         if numbers_are_known() and input_values.numel() and float(input_values.abs().max()) > _LOUDEST_POSSIBLE:
             raise ValueError(
                 f"`{name}` reaches {float(input_values.abs().max()):.6g}, which is no audio; samples must lie in"
-                " [-1, 1]."
+                " [-1, 1], so divide 16-bit integers by 32768."
             )
     if padding_mask is not None:
         padding_mask = check_mask(padding_mask, mask_name, (shape[0], shape[-1]), side)
@@ -379,6 +379,9 @@ def check_num_samples(num_samples: Any, batch_size: int, lowest: int | None = No
     """
     if isinstance(num_samples, torch.Tensor) and num_samples.dim() > 0:
         return check_whole_numbers(num_samples, "num_samples", (batch_size,), lowest)
+    if isinstance(num_samples, Sequence) or getattr(num_samples, "ndim", 0):
+        kind = type(num_samples).__name__
+        raise ValueError(f"`num_samples` must be a whole number, or a tensor with one for each row, but is a {kind}.")
     return check_whole_number(num_samples, "num_samples", lowest)
 
 

@@ -27,7 +27,7 @@ from .input_checks import (
     check_whole_numbers,
 )
 from .mixed_precision import MixedPrecisionModel
-from .spectral_layers import ChannelNorm, ConvNeXtBlock, InverseSpectrum, SpectralDecoder
+from .spectral_layers import ChannelNorm, ConvNeXtBlock, InverseSpectrum, SpectralDecoder, hann_window
 from .unit_runs import deduplicate_codes, expand_codes
 
 
@@ -86,7 +86,7 @@ class UnitVocoderPreTrainedModel(MixedPrecisionModel, FramedModel, CheckedLoadin
         elif isinstance(module, ConvNeXtBlock):
             init.constant_(module.scale, module.initial_scale)
         elif isinstance(module, InverseSpectrum):
-            init.copy_(module.window, torch.hann_window(len(module.window)))
+            init.copy_(module.window, hann_window(len(module.window)))
         else:
             super()._init_weights(module)
 

@@ -17,6 +17,11 @@ from .codec_layers import (
 )
 
 
+def hann_window(n_fft: int) -> torch.Tensor:
+    """The periodic Hann window of `n_fft` samples, in float32 whatever PyTorch's default type is."""
+    return torch.hann_window(n_fft, dtype=torch.float32)
+
+
 class ConvNeXtBlock(CodecLayer):
     """Depthwise convolution and a two-layer perceptron beside the identity (ConvNeXt, arXiv 2201.03545)."""
 
@@ -61,7 +66,7 @@ class Spectrum(SlidingWindow):
 
     def __init__(self, config, hop_length: int | None = None):
         super().__init__(config, config.n_fft, hop_length or config.hop_length)
-        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
+        self.register_buffer("window", hann_window(config.n_fft).to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, hidden_states, lengths=None, cache: StreamingCache | None = None):
         padded = self.pad(hidden_states, lengths, cache).squeeze(1).float()
@@ -119,7 +124,7 @@ class InverseSpectrum(CodecLayer):
         self.n_fft, self.spectrum_hop = config.decoder_n_fft, self.hop_length // self.num_spectra
         self.overlap = self.n_fft // self.spectrum_hop
         self.trim_left = 0 if config.causal else (self.n_fft - self.spectrum_hop) // 2
-        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
+        self.register_buffer("window", hann_window(self.n_fft).to(torch.get_default_dtype()), persistent=False)
 
     @staticmethod
     def num_channels(config) -> int:

@@ -75,7 +75,7 @@ def mel_filters(
 def hann_window(n_fft: int, device: torch.device) -> torch.Tensor:
     """The periodic Hann window of `n_fft` samples."""
     with torch.inference_mode(False):
-        return torch.hann_window(n_fft, device=device)
+        return torch.hann_window(n_fft, dtype=torch.float32, device=device)
 
 
 class RealFourierTransform(torch.autograd.Function):

@@ -447,9 +447,7 @@ class TransformersCodec(SpeechCodec):
         """See [`SpeechCodec.encoder_fingerprint`]; of all weights, since each family names its parts otherwise."""
         return tensor_fingerprint(value for _, value in sorted(self.model.state_dict().items()))
 
-    def decoder_fingerprint(self) -> str:
-        """See [`SpeechCodec.decoder_fingerprint`]; of all weights."""
-        return self.encoder_fingerprint()
+    decoder_fingerprint = encoder_fingerprint
 
 
 class _WholeRecordingStream(RecordingStream):

@@ -60,7 +60,7 @@ class WindowedEncoder:
             `model.get_encoded_length(num_samples)`.
 
         Raises:
-            ValueError: If the recording is shorter than a frame.
+            ValueError: If the recording is shorter than a frame, or not in one row.
         """
         return torch.cat(list(self.windows(chunks)), dim=1)
 
@@ -75,8 +75,10 @@ class WindowedEncoder:
         """
         stream = self._new_stream()
         if isinstance(chunks, torch.Tensor):
-            chunks = chunks.split(stream.chunk_samples)
+            chunks = chunks.split(stream.chunk_samples) if chunks.dim() == 1 else [chunks]
         for chunk in chunks:
+            if torch.is_tensor(chunk) and chunk.dim() != 1:
+                raise ValueError(f"`chunks` must be of shape (num_samples,), but one has {tuple(chunk.shape)}.")
             codes = stream.encode(chunk[None, None])[0]
             if codes.shape[1]:
                 yield codes

@@ -38,6 +38,8 @@ _NAMES = (
     b"SAXL|AESD|CHAN|desc|pakt|chan|kuki|strg|mark|regn|midi|ovvw|peak|edct|info|uuid|free"
 )
 _KNOWN_NAMES = frozenset(_NAMES.split(b"|"))
+# A packet of ALAC ends with three set bits and less than a byte of zeros; more bytes than one, to be on the safe side.
+_MARK_BYTES = 8
 # Such chunks are looked for within so many bytes from the end, which is more than a picture of an album takes.
 _LAST_CHUNKS_BYTES = 1 << 24
 
@@ -154,10 +156,12 @@ def aiff_part(source: ByteSource, position: int, is_boundary: IsBoundary) -> Aud
 
 def caf_part(source: ByteSource, position: int, is_boundary: IsBoundary) -> AudioPart:
     """See [`wav_part`]."""
-    description, data = b"", None
+    description, data, packets = b"", None, None
     for chunk in _chunks(source, position + 8, _CAF):
         if chunk.name == b"desc":
             description = source.read(chunk.body, min(chunk.size, 32))
+        if chunk.name == b"pakt":
+            packets = chunk
         if chunk.name == b"data":
             data = chunk
             break
@@ -167,17 +171,57 @@ def caf_part(source: ByteSource, position: int, is_boundary: IsBoundary) -> Audi
     length, stop = _extent(source, data.body + 4, announced, False, _CAF, is_boundary)
     samples = range(data.body + 4, data.body + 4 + length)
     head = (range(position, data.start + 4), _CAF.size(length + 4), range(data.body, samples.stop))
+    for chunk in _chunks(source, samples.stop, _CAF) if packets is None else ():
+        if chunk.name == b"pakt" and chunk.body <= stop:
+            packets = chunk
+            break
+    if packets is not None and description[8:12] == b"alac":
+        _check_alac_packets(source, packets, samples, description)
     frame_bytes = struct.unpack(">I", description[16:20])[0] if description[8:12] in (b"lpcm", b"ulaw", b"alaw") else 0
     return AudioPart((*head, range(samples.stop, stop)), stop, length // frame_bytes if frame_bytes else None)
+
+
+def _check_alac_packets(source: ByteSource, table: _Chunk, samples: range, description: bytes) -> None:
+    # That all packets of the table are there. Each ends with a mark, so that none ends with zeros.
+    packet_bytes, packet_frames = struct.unpack(">II", description[16:24])
+    content = source.read(table.body, max(0, min(table.size, source.size - table.body)))
+    if packet_bytes or not packet_frames or len(content) < 24:
+        return  # the table lists something else than the sizes of the packets
+    (num_packets,) = struct.unpack(">q", content[:8])
+    end = samples.start
+    for number, size in zip(range(num_packets), _numbers(content[24:]), strict=False):
+        end += size
+        if end > samples.stop:
+            raise DamagedAudio(
+                f"truncated: packet {number + 1} of {num_packets} goes on behind the end of the audio; copy or "
+                "convert it anew."
+            )
+        if size and not any(source.read(end - min(size, _MARK_BYTES), min(size, _MARK_BYTES))):
+            raise DamagedAudio(
+                f"is damaged: packet {number + 1} of {num_packets}, before byte {end}, ends with zeros in place of "
+                "audio; copy or download it anew."
+            )
+
+
+def _numbers(content: bytes) -> Iterator[int]:
+    # Of seven bits a byte, the highest ones first; all bytes of a number but the last have the eighth bit set.
+    number = 0
+    for byte in content:
+        number = number << 7 | byte & 0x7F
+        if not byte & 0x80:
+            yield number
+            number = 0
 
 
 def w64_part(source: ByteSource, position: int, is_boundary: IsBoundary) -> AudioPart:
     """See [`wav_part`]."""
     (form_size,) = struct.unpack("<q", source.read(position + 16, 8).ljust(8, b"\0"))
-    fmt, data = b"", None
+    fmt, fact, data = b"", b"", None
     for chunk in _chunks(source, position + 40, _W64):
         if chunk.name == b"fmt ":
             fmt = source.read(chunk.body, min(max(chunk.size, 0), 64))
+        if chunk.name == b"fact":
+            fact = source.read(chunk.body, 8)
         if chunk.name == b"data":
             data = chunk
             break
@@ -185,13 +229,18 @@ def w64_part(source: ByteSource, position: int, is_boundary: IsBoundary) -> Audi
         raise DamagedAudio("is cut, or holds no audio: it has no `fmt ` and `data` chunks; copy or convert it anew.")
     tag, block_bytes = _checked_format(fmt, "<")
     length, stop = _extent(source, data.body, data.size, _fits(source, position, form_size), _W64, is_boundary)
+    if tag in (1, 3, 6, 7) and len(fact) == 8:
+        # FFmpeg counts the padding as audio.
+        fact_length = int.from_bytes(fact, "little") * block_bytes
+        padding = source.read(data.body + fact_length, length - fact_length)
+        if 0 < len(padding) < _W64.alignment and not any(padding):
+            length = fact_length
     pieces = (
         range(position, position + 16),
         struct.pack("<q", data.body + length - position),
         range(position + 24, data.start + 16),
         _W64.size(length),
-        range(data.body, data.body + length),
-        bytes(-length % 8),
+        range(data.body, data.body + length),  # libsndfile takes padding at the end for samples
     )
     return AudioPart(pieces, stop, length // block_bytes if tag in (1, 3, 6, 7) and block_bytes else None)
 
@@ -212,7 +261,8 @@ def sphere_part(source: ByteSource, position: int, is_boundary: IsBoundary) -> A
     sizes = re.match(rb"NIST_1A\s+(\d{1,9})\s", source.read(position, 32))
     first = position + (int(sizes[1]) if sizes else 1024)
     text = source.read(position, min(first - position, 1 << 16))
-    found = dict(re.findall(rb"(?m)^(sample_count|sample_n_bytes|channel_count) -i (\d{1,18})", text))
+    # libsndfile writes some numbers as strings: `sample_n_bytes -s1 1`.
+    found = dict(re.findall(rb"(?m)^(sample_count|sample_n_bytes|channel_count) -(?:i|s\d+) (\d{1,18})", text))
     if b"sample_count" not in found or b"shorten" in text or b"wavpack" in text:
         return AudioPart((range(position, source.size),), source.size, is_known=False)
     frame_bytes = int(found.get(b"sample_n_bytes", 2)) * int(found.get(b"channel_count", 1))

@@ -26,10 +26,12 @@ from .whole_files import WholeFile
 
 AudioSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
-# What libsndfile decodes; used only to pick files out of a folder. A file that is named outright is tried whatever its
-# suffix.
+# Suffixes of what libsndfile decodes; used only to pick files out of a folder. Those that mostly stand for something
+# else are left out, such as `.mat`, `.iff` and `.mpc`. A file that is named outright is tried whatever its suffix.
 AUDIO_SUFFIXES = (
-    ".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".sph", ".w64", ".wav", ".wave",
+    ".8svx", ".aif", ".aifc", ".aiff", ".au", ".avr", ".bw64", ".bwf", ".caf", ".flac", ".ircam", ".mp2", ".mp3",
+    ".nist", ".oga", ".ogg", ".opus", ".paf", ".pvf", ".rf64", ".sds", ".snd", ".sph", ".svx", ".voc", ".w64", ".wav",
+    ".wave", ".wve",
 )  # fmt: skip
 
 # Suffix of an output file -> libsndfile's (format, subtype).

@@ -113,10 +113,11 @@ def mpeg_part(source: ByteSource, position: int) -> AudioPart:
             f"truncated: {num_frames} of {announced.frames} announced MPEG frames; copy or convert it anew. If there "
             "never was more, `ffmpeg -i IN -c copy OUT` announces what is there."
         )
-    if announced is None or num_frames != announced.frames:
+    is_layer_3 = first.kind[1] == 3  # in the other layers, mpg123 would take the announcing frame for silence
+    if is_layer_3 and (announced is None or num_frames != announced.frames):
         # mpg123 guesses where nothing is announced, and reads no further than it guessed.
         announcing = _announcement(announcing, header, first, num_frames, position - begin)
-    pieces = (announcing, range(begin, position))
+    pieces = (announcing if is_layer_3 else b"", range(begin, position))
     return AudioPart(pieces, position, num_frames * first.num_samples, 4 * first.num_samples)
 
 

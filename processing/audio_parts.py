@@ -5,8 +5,9 @@ import dataclasses
 
 from .audio_bytes import AudioPart, ByteSource, DamagedAudio
 from .audio_chunks import aiff_part, au_part, caf_part, sphere_part, w64_part, wav_part
+from .audio_flac import flac_part
 from .audio_mpeg import announces_frames, find_mpeg, is_mpeg, mpeg_part
-from .audio_pages import flac_part, ogg_part
+from .audio_pages import ogg_part
 
 
 _APE_BYTES = 1 << 16

@@ -16,7 +16,8 @@ def find_files(patterns: Iterable[str | os.PathLike[str]], suffixes: Iterable[st
 
     Links to folders are followed. A folder that can be reached in several ways, e.g. by a link to a folder above, is
     searched once: by its own name if that lies in the searched folder, else by the first link to it. A linked file
-    counts as a file of its own, since its name says where its output goes.
+    counts as a file of its own, since its name says where its output goes. A link that leads nowhere, or to itself by
+    way of others, is found as well: whoever opens it tells of it.
 
     Args:
         patterns (iterable of `str` or `Path`):

@@ -8,6 +8,7 @@ is an error that names the file and the line.
 
 import codecs
 import csv
+import difflib
 import io
 import json
 import math
@@ -17,6 +18,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from .audio_files import AUDIO_SUFFIXES
+
+
+# What to do where a recording is named by a URL.
+URL_ADVICE = "download the recording, and give its path"
 
 
 class TableError(ValueError):
@@ -192,9 +197,16 @@ def read_csv(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, str 
     if not rows:
         raise ValueError(f"{path}, line 1: the file is empty; write the names of the columns, such as file_name,text.")
     first = rows[0]
+    if first[1][0].lower().startswith("sep="):
+        raise ValueError(f"{path}, line {first[0]}: {','.join(first[1])!r} is for Excel alone; delete this line.")
+    if spaced := next((name for name in first[1] if name != name.strip()), None):
+        raise ValueError(
+            f"{path}, line {first[0]}: the column {spaced!r} has spaces around its name, and {spaced.strip()!r} was"
+            " probably meant; remove them."
+        )
     names = [name or f"column {position}" for position, name in enumerate(first[1], start=1)]
     if "file_name" not in names:
-        hint = "name it in this line"
+        hint = f"name it in this line{probably_meant('file_name', names)}"
         if any(mark in name for name in names for mark in "\t;|"):
             hint = "part the columns by commas"
         raise ValueError(f"{path}, line {first[0]}: must have a column `file_name`; it has {names}; {hint}.")
@@ -202,6 +214,8 @@ def read_csv(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, str 
         raise ValueError(f"{path}, line {first[0]}: two columns are named {repeated!r}; rename or remove one.")
     lines = io.StringIO(content, newline="").readlines()
     for number, cells, last in rows[1:]:
+        if not any(cell.strip() for cell in cells):
+            raise ValueError(f"{path}, line {number}: the row is empty; delete this line.")
         if len(cells) != len(names):
             hint = "put a text that holds commas or line breaks between double quotes"
             if len(cells) < len(names):
@@ -317,15 +331,35 @@ def check_file_names(rows: Iterable[MetadataRow], folder: Path) -> None:
     for place, fields in rows:
         name = fields.get("file_name")
         if "file_name" not in fields:
-            raise ValueError(f"{place}: must have a column `file_name`; it has {list(fields)}; give the path there.")
+            hint = probably_meant("file_name", fields)
+            raise ValueError(
+                f"{place}: must have a column `file_name`; it has {list(fields)}; give the path there{hint}."
+            )
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"{place}: `file_name` is {name!r}; give the path of a recording, such as 'a.wav'.")
         _check_name(name, place, folder)
 
 
+def probably_meant(name: str, columns: Iterable[str]) -> str:
+    """
+    Words to add to a message about a column that is missing: which was probably meant; none if none is like it.
+
+    Args:
+        name (`str`): The column.
+        columns (iterable of `str`): Those that are there.
+    """
+    plain = {_plain_name(column): column for column in columns}
+    alike = difflib.get_close_matches(_plain_name(name), plain, n=1, cutoff=0.8)
+    return f" ({plain[alike[0]]!r} was probably meant)" if alike else ""
+
+
+def _plain_name(column: str) -> str:
+    return "".join(filter(str.isalnum, column.casefold()))
+
+
 def by_file_name(rows: Iterable[MetadataRow]) -> dict[str, MetadataRow]:
     """
-    The rows by their `file_name`.
+    The rows by their `file_name`, in which `./a.wav` is `a.wav`.
 
     Raises:
         ValueError: If two rows have the same; the message names both.
@@ -339,7 +373,7 @@ def by_file_name(rows: Iterable[MetadataRow]) -> dict[str, MetadataRow]:
                 f"{row.place}: `file_name` {name!r} stands in {_place_within(other.place)} too; give each recording"
                 " one row."
             )
-    return {row.fields["file_name"]: row for row in found.values()}
+    return {name.as_posix(): row for name, row in found.items()}
 
 
 def _read_rows(path: Path) -> list[MetadataRow]:
@@ -389,6 +423,8 @@ def _not_empty(path: Path, rows: list[MetadataRow]) -> list[MetadataRow]:
 
 
 def _check_name(name: str, place: str, folder: Path) -> None:
+    if "://" in name and not (folder / name).exists():
+        raise ValueError(f"{place}: `file_name` {name!r} is a URL, which is not read; {URL_ADVICE}.")
     if "\0" in name:
         raise ValueError(f"{place}: `file_name` {name!r} holds a NUL, which no path can; correct it.")
     if "\\" in name and not (folder / name).exists():

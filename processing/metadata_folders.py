@@ -24,11 +24,19 @@ class FolderContents:
         metadata (`list[Path]`): Files of metadata, which name recordings by `file_name`.
         parquet (`list[Path]`): Parquet files that hold the recordings.
         unread (`list[Path]`): Files that look like metadata, but are not read.
+        saved (`list[Path]`): Folders within it that `save_to_disk` of `datasets` wrote.
     """
 
     metadata: list[Path] = field(default_factory=list)
     parquet: list[Path] = field(default_factory=list)
     unread: list[Path] = field(default_factory=list)
+    saved: list[Path] = field(default_factory=list)
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `save_to_disk` of `datasets` wrote a folder."""
+    is_one = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    return is_one or (folder / "dataset_dict.json").is_file()
 
 
 def tables_in(folder: Path, audio_column: str = "audio") -> FolderContents:
@@ -45,6 +53,10 @@ def tables_in(folder: Path, audio_column: str = "audio") -> FolderContents:
             folders.clear()
             continue
         seen.add(os.path.realpath(parent))
+        if is_saved_dataset(Path(parent)):
+            found.saved.append(Path(parent))
+            folders.clear()
+            continue
         for name in sorted(names):
             path, lower = Path(parent, name), name.lower()
             if lower == "metadata.parquet" and audio_column not in (columns := parquet_columns(path)[1]):

@@ -20,7 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from .audio_files import AudioFileError, find_audio_files
 from .column_texts import holds_one_value, text_as_bytes, text_of
-from .metadata_files import MetadataRow, as_columns, as_text, check_file_names, read_metadata
+from .metadata_files import MetadataRow, as_columns, as_text, check_file_names, probably_meant, read_metadata
 from .metadata_folders import METADATA_NAMES, parquet_columns, read_folder_metadata, tables_in
 
 
@@ -36,6 +36,11 @@ def read_folder(folder: Path, audio_column: str, streaming: bool) -> datasets.Da
         ValueError: If there are none, or the metadata cannot be read.
     """
     tables = tables_in(folder, audio_column)
+    for saved in tables.saved:
+        print(
+            f"{saved}: not read, since it is a dataset that `save_to_disk` wrote within {folder}; name it by itself",
+            file=sys.stderr,
+        )
     if tables.metadata:
         recordings = from_metadata(read_folder_metadata(folder, tables.metadata), folder)
         if tables.parquet:
@@ -118,7 +123,16 @@ def from_metadata(rows: Sequence[MetadataRow], folder: Path) -> datasets.Dataset
     Args:
         rows (sequence of [`MetadataRow`]): Rows with `file_name`.
         folder (`Path`): Folder that each `file_name` is relative to.
+
+    Raises:
+        ValueError: If a row has a column `audio` of its own, or a column holds values of different kinds.
     """
+    for place, fields in rows:
+        if fields.get("audio") is not None:
+            raise ValueError(
+                f"{place}: `audio` stands beside `file_name`, and only one can name the recording; remove or rename"
+                " the column `audio`."
+            )
     columns = as_columns(rows)
     columns.pop("audio", None)
     paths = [str(folder / fields["file_name"]) for _, fields in rows]
@@ -267,12 +281,6 @@ def _load_parquet(names: Sequence[str], streaming: bool) -> Any:
     return _read_whole(read, f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}")
 
 
-def is_saved_dataset(folder: Path) -> bool:
-    """Whether `save_to_disk` of `datasets` wrote a folder."""
-    is_one = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
-    return is_one or (folder / "dataset_dict.json").is_file()
-
-
 def read_saved_dataset(folder: Path, split: str, audio_column: str) -> datasets.Dataset:
     """
     A dataset that `save_to_disk` wrote; of several splits, the one that is named, or the only one.
@@ -358,7 +366,8 @@ def _read_whole(read: Callable[[], Any], what: str) -> Any:
 
 def _check_audio_column(audio_column: str, columns: Any, where: Any) -> None:
     if audio_column not in columns:
-        raise ValueError(f"`audio_column` is {audio_column!r}, but `{where}` has the columns {list(columns)}.")
+        hint = probably_meant(audio_column, columns)
+        raise ValueError(f"`audio_column` is {audio_column!r}, but `{where}` has the columns {list(columns)}{hint}.")
 
 
 def undecoded(recordings: Any, audio_column: str, where: Any) -> Any:

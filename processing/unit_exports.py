@@ -212,6 +212,36 @@ def load_manifest(path: str | os.PathLike[str]) -> tuple[str, list[tuple[str, in
     return lines[0][1], list(files.items())
 
 
+def save_sources(path: str | os.PathLike[str], sources: Iterable[tuple[str, str]]) -> None:
+    """
+    Write what made each line of a `.km`, as `name<TAB>made by`, a line a recording.
+
+    Args:
+        path (`str` or `Path`): The file. Missing folders are created.
+        sources (iterable of `tuple[str, str]`): Name of each recording, and what made its units.
+
+    Raises:
+        UnitFileError: If the file cannot be written.
+    """
+    _write(path, "".join(f"{name}\t{made_by}\n" for name, made_by in sources).encode())
+
+
+def load_sources(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """
+    Read what [`save_sources`] wrote.
+
+    Raises:
+        UnitFileError: If the file is missing, or a line is malformed.
+    """
+    sources = []
+    for number, line in _lines(path):
+        name, tab, made_by = line.partition("\t")
+        if not tab or "\t" in made_by:
+            raise UnitFileError(path, f"line {number} must be a name, a tab and what made it, but is {line[:80]!r}.")
+        sources.append((name, made_by))
+    return sources
+
+
 # slamkit
 
 

@@ -100,6 +100,8 @@ def as_samples(waveform: Any, name: str = "raw_audio") -> np.ndarray:
         waveform = (waveform if waveform.element_size() > 2 else waveform.float()).numpy()
     if isinstance(waveform, list | tuple) and len(waveform) and is_torch_tensor(waveform[0]):
         waveform = [item.item() if is_torch_tensor(item) and item.ndim == 0 else item for item in waveform]
+    if np.ma.is_masked(waveform):
+        raise TypeError(f"`{name}` hides samples (np.ma); pass those that count, or all and a mask beside them.")
     try:
         waveform = np.asarray(waveform)
     except ValueError as error:
@@ -120,9 +122,12 @@ def as_samples(waveform: Any, name: str = "raw_audio") -> np.ndarray:
         waveform = waveform[0]
     if waveform.ndim != 1:
         axis = int(np.argmin(waveform.shape or [0]))
+        advice = f"average the channels first, e.g. `audio.mean(axis={axis})`, and pass a batch as a list of waveforms"
+        if waveform.size == max(waveform.shape or [0]):
+            advice = "drop the other dimensions, `audio.reshape(-1)`"
         raise ValueError(
-            f"`{name}` must hold mono waveforms of shape (num_samples,), but got one of shape {waveform.shape}; "
-            f"average the channels first, e.g. `audio.mean(axis={axis})`, and pass a batch as a list of waveforms."
+            f"`{name}` must hold mono waveforms of shape (num_samples,), but got one of shape {waveform.shape};"
+            f" {advice}."
         )
     if not np.isfinite(waveform).all():
         raise ValueError(

@@ -131,7 +131,8 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
 
 class LinesFile:
     """
-    A file to which lines are appended, each of them whole or not at all, by one process at a time.
+    A file to which lines are appended, each of them whole or not at all, by one process at a time. Where the file's
+    last line lacks its end, the first append adds it.
 
     Args:
         path (`str` or `Path`): The file, which is created if it is missing.
@@ -144,7 +145,7 @@ class LinesFile:
         self.path = Path(path)
         check_replaceable(self.path)
         # Unbuffered: what a full disk has refused must not be written later.
-        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+        self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
         try:
             _lock(self._file, self.path)
         except BaseException:
@@ -156,6 +157,25 @@ class LinesFile:
         """Bytes in the file."""
         return os.fstat(self._file.fileno()).st_size
 
+    def cut(self, size: int) -> None:
+        """
+        Remove what follows.
+
+        Args:
+            size (`int`): Bytes that stay.
+
+        Raises:
+            OSError: If it cannot be changed.
+        """
+        os.ftruncate(self._file.fileno(), size)
+
+    def _ends_in_newline(self) -> bool:
+        self._file.seek(0, os.SEEK_END)
+        if not self._file.tell():
+            return True
+        self._file.seek(-1, os.SEEK_END)
+        return self._file.read(1) == b"\n"
+
     def append(self, line: str) -> None:
         """
         Args:
@@ -165,8 +185,9 @@ class LinesFile:
             OSError: If it cannot be written, or the file has been removed or replaced. The file has only whole lines
                 then.
         """
-        file, rest = self._file, memoryview((line + "\n").encode())
-        length = self.size
+        file, length = self._file, self.size
+        end = "" if self._ends_in_newline() else "\n"
+        rest = memoryview((end + line + "\n").encode())
         try:
             while rest:
                 rest = rest[file.write(rest) :]

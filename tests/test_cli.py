@@ -183,6 +183,19 @@ def test_a_malformed_command_line_exits_with_2(arguments, capsys):
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [["encode", "", "-o", "out"], ["encode", "a.wav", "-o", ""], ["encode", " ", "-o", "out"], ["info", ""]],
+)
+def test_a_variable_that_was_not_set_is_no_name_of_the_current_folder(arguments, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "an argument is empty; was a variable not set?" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("words", "module"),
     [
         (["evaluate"], "reconstruction"),

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import hashlib
 import importlib.resources
 import json
 import math
@@ -234,7 +235,7 @@ def describe_training(run_folder: Path, card_folder: Path, command: str | None) 
     if "loss_curves.png" in copied:
         described["curve"] = "loss_curves.png"
     if "training_log.jsonl" in copied:
-        lines = (card_folder / "training_log.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (card_folder / "training_log.jsonl").read_text(encoding="utf-8").split("\n")
         entries = [json.loads(line) for line in lines if line.endswith("}")]
         steps = max(entry["step"] for entry in entries)
         described["summary"] = f"{steps:,} steps."
@@ -435,9 +436,34 @@ def build_card(
     )
 
 
+_MARK = re.compile(r"<!-- written by `speech-tokenizers card`; sha256 of the text above: ([0-9a-f]{64}) -->\n*\Z")
+
+
+def marked(text: str) -> str:
+    """The text of a card with a last line by which [`is_own`] knows it."""
+    text = text.rstrip("\n") + "\n\n"
+    return f"{text}<!-- written by `speech-tokenizers card`; sha256 of the text above: {_digest(text)} -->\n"
+
+
+def is_own(path: Path) -> bool:
+    """Whether `speech-tokenizers card` wrote a file, and nobody has changed it since."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    mark = _MARK.search(text)
+    return mark is not None and mark[1] == _digest(text[: mark.start()])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `speech-tokenizers card`."""
     parser.add_argument("folder", type=Path, help="the model's folder; README.md is written into it")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a README.md that this command did not write, or that was changed since",
+    )
     parser.add_argument("--name", help="name of the checkpoint; default: the folder's name")
     parser.add_argument("--results", type=Path, help="results.json of `speech-tokenizers evaluate`")
     parser.add_argument("--system", help="the model's name in the results; default: --name")
@@ -472,6 +498,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `speech-tokenizers card`; returns the exit code."""
+    path = args.folder / "README.md"
+    if path.is_file() and not args.overwrite and not is_own(path):
+        raise ValueError(
+            f"{path} exists, and `card` did not write it as it is; pass --overwrite to replace it, or move it away."
+        )
     files = {name: getattr(args, name) for name in ("data", "benchmark", "limits", "uses", "result")}
     texts = {name: path.read_text(encoding="utf-8") if path else "" for name, path in files.items()}
     sections = {title: Path(path).read_text(encoding="utf-8") for title, path in args.section}
@@ -489,6 +520,6 @@ def run(args: argparse.Namespace) -> int:
         sections=sections,
         **texts,
     )
-    card.save(args.folder / "README.md")
-    print(f"written: {args.folder / 'README.md'}")
+    write_whole(path, marked(str(card)))
+    print(f"written: {path}")
     return 0

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,8 @@ def read_frame_labels(path: Path, folder: Path, held_out: str | None = None) -> 
         raise ValueError(
             f"{folder / 'metadata.jsonl'} is missing; the frame probe needs to know who speaks (column `speaker`)."
         )
-    rows = {name: fields for name, (_, fields) in metadata.items() if name in labels}
+    labelled = {PurePosixPath(name).as_posix(): name for name in labels}
+    rows = {labelled[name]: fields for name, (_, fields) in metadata.items() if name in labelled}
     column, _, value = (held_out or "").partition("=")
     for needed in ("speaker", column):
         lacking = [name for name in labels if needed and rows.get(name, {}).get(needed) is None]

@@ -63,7 +63,7 @@ def add_measuring_arguments(parser: argparse.ArgumentParser, metrics: Sequence[s
         metavar="FOLDER",
         help="recognisers for error rates: a Vosk folder, or a folder or Hub id of a transformers speech recogniser",
     )
-    parser.add_argument("--language", default="en", help="language of the speech, for the recogniser; default: en")
+    parser.add_argument("--language", default="en", help="language of the speech, as a code; default: en")
     add_device_argument(parser)
     parser.add_argument("--threads", type=int, default=1, help="threads of the models; default: 1")
     parser.add_argument("--examples", type=int, default=3, help="clips to listen to in the HTML page; default: 3")

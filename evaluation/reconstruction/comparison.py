@@ -28,7 +28,13 @@ from speech_tokenizers.evaluation.clip_results import (
     metric_counts,
     recognition_counts,
 )
-from speech_tokenizers.evaluation.clips import SAMPLING_RATE, Clip, read_clips, set_aside_unreadable
+from speech_tokenizers.evaluation.clips import (
+    SAMPLING_RATE,
+    Clip,
+    read_clips,
+    set_aside_unreadable,
+    tell_missing_texts,
+)
 from speech_tokenizers.evaluation.codec_systems import (
     LATENTS_SUFFIX,
     CodecSystem,
@@ -37,6 +43,7 @@ from speech_tokenizers.evaluation.codec_systems import (
     load_system,
 )
 from speech_tokenizers.evaluation.peers import DecodedFiles, ProgramError, estimate_delay, load_peer, resample
+from speech_tokenizers.evaluation.recognition import check_language
 from speech_tokenizers.evaluation.reconstruction.codebook import (
     entropy_bits_per_second,
     nominal_bits_per_second,
@@ -91,6 +98,7 @@ def build_metrics(names: Iterable[str]) -> tuple[list[ClipMetric], dict[str, str
 def load_recognizers(names: Iterable[str], language: str) -> tuple[list[Recognizer], dict[str, str]]:
     """The recognisers of `names`, and for each whose packages are missing, what to install."""
     recognizers, skipped = [], {}
+    check_language(language)  # what is none is told of before any work
     for name in names:
         try:
             require_package("jiwer", "The error rate")
@@ -404,6 +412,8 @@ def prepare_comparison(args: argparse.Namespace) -> tuple[CodecComparison, dict[
     args.output.mkdir(parents=True, exist_ok=True)
     clips = read_clips(args.data, args.list, args.transcripts, args.limit, args.pattern)
     clips, num_unreadable = set_aside_unreadable(clips)
+    if recognizers:
+        tell_missing_texts(clips)
     comparison = CodecComparison(clips, metrics, recognizers, args.output, args.language, args.examples)
     return comparison, skipped | unavailable, num_unreadable
 

@@ -39,13 +39,14 @@ def score_digits(name: str) -> int:
 
 def format_score(system: Mapping[str, Any], name: str) -> str:
     """
-    A cell: the mean, its interval, how many clips failed; `failed` where all did, a dash where it does not apply.
+    A cell: the mean, its interval, over how many clips where not all have it, how many failed; `failed` where all did,
+    a dash where it does not apply.
     """
     failed = sum(system["failures"].get(name, {}).values())
     score = system["scores"].get(name)
     if score is None:
         return f"failed ({failed})" if failed and name in system["scores"] else DASH
-    return score_cell(score, score_digits(name), failed)
+    return score_cell(score, score_digits(name), failed, system.get("num_clips"))
 
 
 def format_rates(system: Mapping[str, Any]) -> list[str]:
@@ -110,6 +111,8 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         lines.append(f"DNSMOS: {settings['dnsmos_windows']} windows of 9.01 s a clip.")
     if results["recognizers"]:
         lines.append(ERROR_RATES_NOTE)
+    if any("n=" in format_score(system, name) for system in results["systems"] for name in score_titles(results)):
+        lines.append(f"n: number of clips that have the score, where these are not all {data['num_clips']}.")
     return lines + [f"Skipped {name}: {reason}" for name, reason in results["skipped"].items()]
 
 

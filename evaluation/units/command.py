@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recognizer", metavar="NAME", help="hears the units as the model's vocoder speaks them: see `evaluate`"
     )
-    parser.add_argument("--language", default="en", help="language of the speech, for the recogniser; default: en")
+    parser.add_argument("--language", default="en", help="language of the speech, as a code; default: en")
     parser.add_argument("--voice", metavar="SPEAKER", help="voice of the vocoder; default: its own, or the first")
     parser.add_argument(
         "--resynthesis-clips", type=int, default=60, help="clips that it speaks, drawn by the seed; default: 60"

@@ -21,6 +21,7 @@ from speech_tokenizers.evaluation.clip_results import ResultsFile
 from speech_tokenizers.evaluation.clips import Clip, check_limit
 from speech_tokenizers.evaluation.codec_systems import EncodingSystem
 from speech_tokenizers.evaluation.frame_labels import read_labels
+from speech_tokenizers.evaluation.recognition import check_language
 from speech_tokenizers.evaluation.reconstruction.comparison import installed_version
 from speech_tokenizers.evaluation.stopwatch import Stopwatch
 from speech_tokenizers.evaluation.units.encoded_clips import (
@@ -294,6 +295,7 @@ def compare(args: argparse.Namespace) -> int:
         resynthesis_clips=args.resynthesis_clips,
         probe_frames=args.probe_frames,
     )
+    check_language(args.language)
     summaries = []
     models = named_models(args.models, args.systems)
     if args.recognizer is not None:

@@ -32,7 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
     with interruptions():
         try:
-            args = _build_parser(chosen).parse_args(arguments)
+            parser = _build_parser(chosen)
+            args = parser.parse_args(arguments)
+            if any(not argument.strip() for argument in arguments):
+                # As a path it would mean the current folder.
+                parser.error("an argument is empty; was a variable not set?")
             with _loudness(args.quiet, args.verbose):
                 return _run(args, chosen)
         except KeyboardInterrupt as error:

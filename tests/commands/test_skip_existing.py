@@ -152,6 +152,16 @@ def test_an_input_that_cannot_be_read_any_more_fails_alone(batch, tmp_path):
     assert (tmp_path / "decoded" / "a.wav").exists()
 
 
+@pytest.mark.parametrize("verb", ["encode", "reconstruct"])
+def test_a_link_that_leads_to_itself_fails_alone(batch, tmp_path, verb):
+    (tmp_path / "speech" / "circle.wav").symlink_to("circle.wav")
+    output = tmp_path / f"{verb}d"
+    code, errors = batch(verb, "--overwrite")
+    assert code == 1
+    assert any("circle.wav: " in error for error in errors)
+    assert errors[-1] == f"{verb}: 3 of 4 files written, 0 skipped, 1 failed: {output}"
+
+
 def test_overwriting_and_skipping_exclude_each_other(batch, capsys):
     with pytest.raises(SystemExit) as stop:
         batch("encode", "--overwrite", "--skip-existing")

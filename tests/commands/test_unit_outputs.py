@@ -112,6 +112,16 @@ def test_what_another_process_wrote_meanwhile_is_not_written_again(units, speech
     assert output.read_text() == line + "\n"
 
 
+@pytest.mark.parametrize("output_format", OUTPUTS)
+def test_a_link_that_leads_to_itself_fails_alone(units, speech, output_format):
+    source = speech()
+    (source / "circle.wav").symlink_to("circle.wav")
+    code, errors = units(source, output_format)
+    assert code == 1
+    assert any("circle.wav: " in error for error in errors)
+    assert "units: 3 of 4 files written, 0 skipped, 1 failed" in "\n".join(errors)
+
+
 def test_other_names_of_another_model_are_not_mixed_in_either(units, speech, unit_checkpoints):
     units(speech())
     source = speech("other", seed=1)
@@ -203,6 +213,29 @@ def test_a_file_that_units_did_not_write_is_left_as_it_is(units, speech, tmp_pat
     assert output.read_text(encoding="latin-1") == content
 
 
+@pytest.mark.parametrize("lost", [1, 12])
+def test_a_refused_command_leaves_the_last_line_as_it_was(units, speech, tmp_path, lost):
+    source, output = speech(), tmp_path / "units.jsonl"
+    units(source)
+    before = output.read_bytes()[:-lost]
+    output.write_bytes(before)
+    code, errors = units(source, "jsonl", "--deduplicate")
+    assert code == 2
+    assert "with units that are not de-duplicated" in errors[-1]
+    assert output.read_bytes() == before
+
+
+def test_a_last_line_without_its_end_is_kept_and_ended_before_the_next(units, speech, tmp_path):
+    source, output = speech(), tmp_path / "units.jsonl"
+    units(source)
+    whole = output.read_bytes()
+    first = b"".join(whole.splitlines(keepends=True)[:2])
+    output.write_bytes(first.removesuffix(b"\n"))
+    code, errors = units(source)
+    assert (code, errors[-1]) == (0, f"units: 1 of 3 files written, 2 skipped, 0 failed: {output}")
+    assert output.read_bytes() == whole
+
+
 @pytest.mark.parametrize("part", [0.2, 0.5, 0.9, -1])
 def test_a_line_that_units_left_unfinished_is_written_anew(units, speech, tmp_path, part):
     source, output = speech(), tmp_path / "units.jsonl"
@@ -246,6 +279,49 @@ def test_a_name_that_is_too_long_beside_km_is_known_before_the_work(units, speec
     code, errors = units(speech(), "km", "--deduplicate", output=tmp_path / ("u" * 248 + ".km"))
     assert code == 2
     assert ".durations: File name too long; choose another output." in errors[-1]
+
+
+def without_a_line(content):
+    return b"".join(content.splitlines(keepends=True)[:-1])
+
+
+def without_a_number(content):
+    return content.replace(b" ", b"", 1)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage", "reason"),
+    [
+        (".km", without_a_line, "units.km: has lines for 2 recordings, but"),
+        (".tsv", without_a_line, "units.tsv: has lines for 2 recordings, but"),
+        (".durations", without_a_line, "units.durations: has lines for 2 recordings, but"),
+        (".made_by", without_a_line, "units.km: has lines for 3 recordings, but"),
+        (".durations", without_a_number, "units.durations: line 1 has"),
+        (".km", lambda content: content[:-1], "units.km: ends within a line"),
+        (".km", lambda content: b"x" + content, "units.km: line 1 must hold units"),
+        (".made_by", lambda content: content.replace(b"\t", b" ", 1), "units.made_by: line 1 must be a name"),
+    ],
+)
+def test_damaged_km_is_not_taken_for_complete(units, speech, tmp_path, suffix, damage, reason):
+    source = speech()
+    units(source, "km", "--deduplicate")
+    path = (tmp_path / "units.km").with_suffix(suffix)
+    path.write_bytes(damage(path.read_bytes()))
+    code, errors = units(source, "km", "--deduplicate", "--skip-existing")
+    assert code == 2
+    assert reason in errors[-1]
+    assert units(source, "km", "--deduplicate", "--overwrite")[0] == 0
+    assert units(source, "km", "--deduplicate", "--skip-existing")[0] == 0
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\x0c", "\x85", "\x1c"])
+def test_a_name_may_hold_what_unicode_calls_a_line_end(units, speech, character):
+    source = speech()
+    (source / "a.wav").rename(source / f"a{character}b.wav")
+    assert units(source, "km")[0] == 0
+    code, errors = units(source, "km", "--skip-existing")
+    assert code == 0
+    assert "0 of 3 files written, 3 skipped" in errors[-1]
 
 
 @pytest.mark.parametrize("suffix", [".tsv", ".durations"])

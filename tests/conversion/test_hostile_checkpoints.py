@@ -86,6 +86,20 @@ def test_a_weight_of_spin_that_is_no_array_of_numbers_is_named(tmp_path, spin_st
     assert not (tmp_path / "units").exists()
 
 
+def test_an_archive_whose_bytes_have_changed_is_refused(tmp_path, load_original, spin_state):
+    _, state, fields, _ = load_original("elu_small")
+    torch.save(state, tmp_path / "original.pt")
+    torch.save({"state_dict": spin_state}, tmp_path / "spin.ckpt")
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    for name, convert in (("original.pt", convert_checkpoint), ("spin.ckpt", convert_spin)):
+        content = bytearray((tmp_path / name).read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"is damaged: the checksum of `.*` does not fit"):
+            convert(tmp_path / name, tmp_path / "converted")
+        assert not (tmp_path / "converted").exists()
+
+
 @pytest.mark.parametrize("key", [0, -1, 1.5, None, True, (1, 2), b"weight"])
 def test_a_key_that_is_no_name_is_shown(tmp_path, load_original, spin_state, key):
     _, state, fields, _ = load_original("elu_small")

@@ -7,7 +7,7 @@ import pytest
 
 from speech_tokenizers.evaluation.clip_results import recognition_counts
 from speech_tokenizers.evaluation.clips import Clip
-from speech_tokenizers.evaluation.recognition import ErrorRate, TextMatch, match_texts, text_normalizer
+from speech_tokenizers.evaluation.recognition import ErrorRate, TextMatch, check_language, match_texts, text_normalizer
 
 
 def rate(said: str, true: str, unit: str = "word", language: str = "en") -> float:
@@ -70,7 +70,22 @@ def test_english_keeps_the_digits_of_number_words():
     assert normalize("Twenty-one cats (21) isn’t $3.14") == "21 cats 21 is not $3.14"
     assert text_normalizer("en-GB")("won't") == "will not"
     assert text_normalizer("de")("won't") == "won't"
-    assert text_normalizer("tr")("IŞIK") == "ışık"
+    for turkish in ("tr", "TR", "tr_TR", "tur", "turkish"):
+        assert text_normalizer(turkish)("IŞIK") == "ışık"
+    for english in ("eng", "English", "en_US"):
+        assert text_normalizer(english)("won't") == "will not"
+    assert text_normalizer("gsw")("won't") == "won't"
+
+
+@pytest.mark.parametrize("language", ["xx", "", "e", "klingon", "de de", "12", "x-klingon"])
+def test_what_is_no_language_is_refused(language):
+    with pytest.raises(ValueError, match="`language` is .*which is no code of a language; give one such as en"):
+        check_language(language)
+
+
+@pytest.mark.parametrize("language", ["en", "EN-gb", "pt_BR", "yue", "gsw", "Turkish", "cantonese"])
+def test_codes_and_names_of_languages_are_taken(language):
+    check_language(language)
 
 
 def test_a_hypothesis_for_an_empty_reference_counts_insertions():

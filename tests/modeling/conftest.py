@@ -155,7 +155,7 @@ def make_model(new_codec, make_cst, make_transformers_codec):
         makers = {
             "rvq": lambda: new_codec(encoder_type="stft", decoder_type="istft"),
             "factorised": lambda: new_codec(encoder_type="stft", decoder_type="istft", codebook_dim=4),
-            "causal": lambda: new_codec(causal=True, pad_mode="constant", lstm_layers=0),
+            "causal": lambda: new_codec(causal=True, pad_mode="constant"),
             "dm": lambda: new_codec(semantic_dimension=5, contextual_dimension=7, contextual_stage=1),
             "cst": lambda: make_cst()[0],
             "kmeans": make_kmeans,

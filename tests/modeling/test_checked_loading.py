@@ -28,7 +28,7 @@ from speech_tokenizers import (
     load,
 )
 from speech_tokenizers.cli import main
-from speech_tokenizers.modeling.checked_loading import ModelFilesError, is_finite
+from speech_tokenizers.modeling.checked_loading import ModelFilesError, describe_damage, is_finite
 
 
 CODEBOOK = "quantizer.quantizers.1.codebook"
@@ -88,6 +88,8 @@ def spoil(weights: dict, name: str, value: float) -> None:
             rf"`{CODEBOOK}` has shape \(32, 15\), but the configuration implies \(32, 16\)",
         ),
         (lambda weights: weights.update({CODEBOOK: weights[CODEBOOK].to(torch.int8)}), "stored as I8"),
+        (lambda weights: weights.update({CODEBOOK: weights[CODEBOOK].to(torch.complex64)}), "stored as C64"),
+        (lambda weights: weights.update({CODEBOOK: weights[CODEBOOK].to(torch.float8_e4m3fn)}), "stored as F8_E4M3"),
         (lambda weights: weights.clear(), "holds no tensors"),
     ],
 )
@@ -103,6 +105,8 @@ def test_weights_that_are_not_all_there_are_refused(folder, change, message, cap
         (lambda whole: whole[: len(whole) // 2], "is no complete safetensors file"),
         (lambda whole: whole[:-1], "is no complete safetensors file"),
         (lambda whole: whole + b"more", "is no complete safetensors file"),
+        (lambda whole: whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2), "holds nothing but zeros from"),
+        (lambda whole: whole[:-999] + bytes(999), "holds nothing but zeros from byte .* in the middle of"),
         (lambda whole: b"\xff" * 8 + whole[8:], "is no complete safetensors file"),
         (lambda whole: b"no weights at all", "is no complete safetensors file"),
         (lambda whole: b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
@@ -113,6 +117,18 @@ def test_a_file_that_is_no_whole_safetensors_file_is_refused(folder, content, me
     path = folder / "model.safetensors"
     path.write_bytes(content(path.read_bytes()))
     refused(folder, capsys, rf"model\.safetensors: {message}", write_audio)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("first_row", [0, 1, 7])
+def test_rows_and_tensors_of_zeros_at_the_end_are_weights(first_row, dtype, tmp_path):
+    # Such as entries of a codebook that were never used.
+    path = tmp_path / "model.safetensors"
+    rows = 1 + torch.rand(8, 256)
+    rows[first_row:] = 0
+    save_file({"a": 1 + torch.rand(4).to(dtype), "b": rows.to(dtype)}, path)
+    assert not any(path.read_bytes()[-512:])
+    assert describe_damage(path) is None
 
 
 def test_pickled_weights_are_never_read(folder, capsys, write_audio):
@@ -160,6 +176,8 @@ def test_a_damaged_part_of_weights_in_several_files_is_named(folder, damage, cap
         # Half a petabyte, if it were allocated.
         ({"codebook_size": 10**13}, r"has shape \(32, 16\), but the configuration implies \(10000000000000, 16\)"),
         ({"hidden_size": 10**9}, "has shape"),
+        ({"quantization_config": {"load_in_8bit": True}}, "asks for quantized weights"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "asks for quantized weights"),
         ({"num_quantizers": 3}, None),
         ({"num_quantizers": 5}, "lacks"),
     ],

@@ -96,6 +96,7 @@ def test_units_are_padded_on_the_right(name, make_model, signal):
         (lambda good: good.masked_fill(good == good[1].max(), torch.nan), ValueError, "NaN or infinity in row 1"),
         (lambda good: good.masked_fill(good == good[0].max(), torch.inf), ValueError, "NaN or infinity in row 0"),
         (lambda good: good * 1e30, ValueError, "which is no audio"),
+        (lambda good: good * 32768, ValueError, "divide 16-bit integers by 32768"),
         (lambda good: good[0, 0], ValueError, "must be mono"),
         (lambda good: good.expand(2, 2, -1), ValueError, "average the channels"),
         (lambda good: good[..., :0], ValueError, "is empty"),

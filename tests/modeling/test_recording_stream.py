@@ -24,6 +24,7 @@ BAD_SAMPLES = [
     (lambda good: good.expand(2, 1, -1), ValueError, "recording"),
     (lambda good: good[:0], ValueError, "is empty"),
     (lambda good: good * 1e30, ValueError, "is no audio"),
+    (lambda good: good * 32768, ValueError, "divide 16-bit integers by 32768"),
 ]
 
 

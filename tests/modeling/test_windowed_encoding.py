@@ -13,7 +13,7 @@ from speech_tokenizers.modeling.windowed_encoding import WindowedEncoder
 
 
 class CountingModel:
-    """Its code of a frame is the number in the frame's first sample, so windows can only get them right."""
+    """Its code of a frame is in the frame's first sample, in thousandths, so windows can only get them right."""
 
     sampling_rate, hop_length, frame_span, frame_rate, device = 16000, 320, 400, 50.0, "cpu"
     longest_input, longest_exact_stream = None, 0
@@ -30,7 +30,7 @@ class CountingModel:
         frames = input_values[0, 0].unfold(0, 400, 320)
         if not len(frames):
             raise ValueError("too short")
-        return type("Output", (), {"audio_codes": frames[:, 0].round().long()[None, None]})
+        return type("Output", (), {"audio_codes": (1000 * frames[:, 0]).round().long()[None, None]})
 
 
 @pytest.mark.parametrize("context_seconds", [0, 0.1])
@@ -40,7 +40,7 @@ class CountingModel:
 @pytest.mark.parametrize("chunk", [700, 100_000])
 def test_every_frame_comes_once_and_in_order(num_samples, chunk, context_seconds):
     model = CountingModel()
-    recording = torch.arange(num_samples) // 320.0
+    recording = torch.arange(num_samples) // 320 / 1000
     codes = WindowedEncoder(model, 1.0, context_seconds).encode(recording.split(chunk))
     assert codes.tolist() == [list(range(model.get_encoded_length(num_samples)))]
     assert model.longest <= (50 + 3 * round(50 * context_seconds)) * 320 + 400
@@ -85,6 +85,13 @@ def test_whisper_hears_30_seconds_at_most():
     WindowedEncoder(model, 26.0, 2.0)
     with pytest.raises(ValueError, match="30 s that the encoder hears"):
         WindowedEncoder(model, 26.1, 2.0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8000), (1, 8000), (2, 8000), ()])
+def test_a_recording_is_one_row(shape):
+    for chunks in (torch.zeros(shape), [torch.zeros(8000), torch.zeros(shape)]):
+        with pytest.raises(ValueError, match=r"`chunks` must be of shape \(num_samples,\), but one has \("):
+            WindowedEncoder(CountingModel(), 1.0).encode(chunks)
 
 
 def test_windows_without_a_frame_are_refused():

@@ -64,6 +64,17 @@ def test_a_linked_file_is_a_file_of_its_own_and_a_broken_link_is_not_passed_over
     assert relative(data) == ["a.wav", "b.wav", "c.wav"]
 
 
+@pytest.mark.parametrize("pattern", ["", "*", "**", "**/*.wav", "*.wav", "[a-z]*"])
+def test_links_that_lead_to_themselves_are_found_like_other_files(tree, pattern):
+    # So that whoever opens them tells of them.
+    links = {"self.wav": "self.wav", "p.wav": "q.wav", "q.wav": "p.wav", "lost.wav": "nowhere.wav"}
+    data = tree("data/a.wav", "data/b/c.wav", **links)
+    (data / "b" / "d.wav").symlink_to("../self.wav")
+    names = sorted(str(path.relative_to(data)) for path, _ in find_files([data / pattern], AUDIO_SUFFIXES))
+    below = [] if pattern == "*.wav" else ["b/c.wav", "b/d.wav"]
+    assert names == ["a.wav", *below, "lost.wav", "p.wav", "q.wav", "self.wav"]
+
+
 def test_a_folder_that_cannot_be_searched_is_named(tree, monkeypatch):
     data = tree("data/a.wav", "data/secret/b.wav")
     list_folder = os.listdir

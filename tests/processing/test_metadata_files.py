@@ -42,6 +42,63 @@ def test_a_text_of_csv_and_of_json_is_what_is_written(table, text):
     assert columns(table("a.jsonl", row), "file_name", "text") == [("a.wav", text)]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.csv",
+            "file_name, text\na.wav, b\n",
+            "a.csv, line 1: the column ' text' has spaces .* 'text' was probably",
+        ),
+        ("a.csv", "file_name\u00a0,text\na.wav,b\n", "line 1: .* 'file_name' was probably meant; remove them"),
+        (
+            "a.csv",
+            "FileName,text\na.wav,b\n",
+            r"line 1: must have a column `file_name`.*\('FileName' was probably meant",
+        ),
+        ("a.csv", "sep=,\nfile_name,text\na.wav,b\n", "line 1: 'sep=,' is for Excel alone; delete this line"),
+        ("a.csv", "sep=;\nfile_name,text\na.wav,b\n", "line 1: 'sep=;' is for Excel alone; delete this line"),
+        ("a.csv", "file_name,text\na.wav,b\n,\n", "line 3: the row is empty; delete this line"),
+        ("a.csv", "file_name,text\n,,,\na.wav,b\n", "line 2: the row is empty; delete this line"),
+        (
+            "a.jsonl",
+            '{"filename": "a.wav"}',
+            r"line 1: must have a column `file_name`.*\('filename' was probably meant",
+        ),
+        ("a.csv", "file_name\nhttps://example.org/a.wav\n", "line 2: .* is a URL, which is not read; download"),
+    ],
+)
+def test_what_other_programs_write_is_refused_with_what_was_probably_meant(table, name, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_metadata(table(name, content))
+
+
+def test_a_filter_by_a_misspelt_column_names_the_one_that_is_there(table):
+    path = table("metadata.jsonl", '{"file_name": "a.wav", "Speaker": "1"}')
+    with pytest.raises(ValueError, match=r"no column 'speaker' to filter by.*\('Speaker' was probably meant\)"):
+        load_recordings(str(path), {"speaker": "1"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.wav"}\n{"file_name": "b.wav", "audio": "c.wav"}\n',
+            "metadata.jsonl, line 2",
+        ),
+        ("metadata.jsonl", '{"file_name": "a.wav", "audio": {"path": "c.wav"}}\n', "metadata.jsonl, line 1"),
+        ("metadata.csv", "file_name,audio\na.wav,\nb.wav,c.wav\n", "metadata.csv, line 3"),
+    ],
+)
+def test_a_column_of_audio_beside_the_file_name_is_refused(table, name, content, place):
+    path = table(name, content)
+    with pytest.raises(ValueError, match=f"{place}: `audio` stands beside `file_name`.*rename the column `audio`"):
+        load_recordings(str(path))
+    with pytest.raises(ValueError, match=place):
+        load_recordings(str(path.parent))
+
+
 def test_texts_that_are_all_dates_stay_texts(table):
     rows = [{"file_name": f"{day}.wav", "text": f"2020-01-0{day}"} for day in (1, 2)]
     path = table("metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

@@ -81,6 +81,17 @@ def test_one_row_without_usable_samples_costs_that_row_alone(parquet, tmp_path):
     assert all(reason in rejected[name] for name, reason in zip(rejected, reasons, strict=True))
 
 
+@pytest.mark.parametrize("as_struct", [True, False])
+def test_a_url_costs_its_row_alone_and_is_called_one(parquet, tmp_path, as_struct):
+    soundfile.write(tmp_path / "good.wav", SAMPLES, 16000)
+    paths = ["good.wav", "https://example.org/a.wav", "s3://bucket/b.wav"]
+    audio = [{"path": path, "bytes": None} for path in paths] if as_struct else paths
+    lengths, rejected = decoded(parquet("x.parquet", audio=audio), tmp_path)
+    assert list(lengths) == ["good.wav"]
+    assert list(rejected) == paths[1:]
+    assert all("is a URL, which is not read; download the recording" in reason for reason in rejected.values())
+
+
 @pytest.mark.parametrize("samples", [[1, 2, 3], [[0.5], [0.5]]], ids=["integers", "two dimensions"])
 def test_samples_of_another_kind_are_refused(samples):
     with pytest.raises(ValueError, match="`samples` must"):
@@ -217,6 +228,21 @@ def test_a_saved_dataset_is_read_with_its_texts(tmp_path):
     next((tmp_path / "one").glob("*.arrow")).write_bytes(b"cut")
     with pytest.raises(ValueError, match="one: cannot be read"):
         load_recordings(str(tmp_path / "one"))
+
+
+@pytest.mark.parametrize("is_split", [True, False])
+def test_a_saved_dataset_within_a_folder_of_audio_is_told(folder, tmp_path, capsys, is_split):
+    saved = datasets.Dataset.from_dict({"audio": ["x.wav"], "text": ["hello"]})
+    saved = datasets.DatasetDict({"train": saved}) if is_split else saved
+    count = len(load_recordings(str(folder)))
+    saved.save_to_disk(folder / "saved")
+    capsys.readouterr()
+    assert len(load_recordings(str(folder))) == count
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith(str(folder / "saved"))]
+    assert told == [
+        f"{folder / 'saved'}: not read, since it is a dataset that `save_to_disk` wrote within {folder}; name it by"
+        " itself"
+    ]
 
 
 def test_rows_without_names_are_named_by_their_number_whatever_is_filtered(parquet):

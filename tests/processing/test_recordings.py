@@ -152,11 +152,25 @@ def halve(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def test_a_cache_of_an_older_version_without_a_checksum_is_used(audio_folder, tmp_path, capsys):
+    rows = load_recordings(str(audio_folder))
+    decode_all(rows, 16000, tmp_path)
+    (path,) = tmp_path.glob("*.json")
+    index = json.loads(path.read_text())
+    del index["checksum"]
+    path.write_text(json.dumps(index))
+    decode_all(rows, 16000, tmp_path)
+    assert "anew" not in capsys.readouterr().err
+    assert "checksum" not in json.loads(path.read_text())
+
+
 @pytest.mark.parametrize(
     ("pattern", "damage"),
     [
         ("*.int16", halve),
         ("*.int16", lambda path: path.unlink()),
+        ("*.int16", lambda path: path.write_bytes(bytes(path.stat().st_size))),
+        ("*.int16", lambda path: path.write_bytes(path.read_bytes()[:-2] + b"\1\1")),
         ("*.json", halve),
         ("*.json", lambda path: path.write_bytes(b"")),
         ("*.json", lambda path: path.write_text("[]")),

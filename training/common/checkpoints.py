@@ -9,7 +9,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +171,23 @@ def load_plain(path: Path) -> Any:
         raise ValueError(f"{path} is damaged, or no file of tensors ({reason}); put a copy back.") from error
 
 
+def initial_rates(folder: Path) -> set[float]:
+    """
+    The learning rates that the optimizers of a checkpoint began with; none if it has no sound state of them.
+
+    Args:
+        folder (`Path`): A checkpoint of a codec's run, or of a `Trainer`.
+    """
+    rates = set()
+    for path in (folder / "optimization.pt", folder / "optimizer.pt"):
+        with suppress(ValueError, OSError):
+            state = load_plain(path)
+            for part in (state, *state.values()):
+                groups = part.get("param_groups", ()) if isinstance(part, dict) else ()
+                rates |= {float(group.get("initial_lr", group["lr"])) for group in groups}
+    return rates
+
+
 def load_states(folder: Path, parts: Mapping[str, Any]) -> None:
     """
     Load what `save_states` saved.
@@ -223,6 +240,26 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+# What a run keeps of its beginning; see [`RunRecord`].
+RECORD_NAMES = ("recipe.yaml", "settings.yaml", "inputs.json")
+
+
+def copy_record(output_dir: Path, checkpoint: Path) -> None:
+    """
+    Copy what a run was begun with into one of its checkpoints, whose optimizer knows it too.
+
+    Args:
+        output_dir (`Path`): Folder of the checkpoints. It, or one of the two above, has the record.
+        checkpoint (`Path`): Folder of the checkpoint.
+    """
+    for folder in (output_dir, *output_dir.absolute().parents[:2]):
+        if (folder / "inputs.json").is_file():
+            for name in RECORD_NAMES:
+                if (folder / name).is_file():
+                    shutil.copy(folder / name, checkpoint / name)
+            return
+
+
 class Checkpoints:
     """
     Checkpoints of a run, each in a folder `checkpoint-<step>` that exists only when it is complete.
@@ -269,6 +306,7 @@ class Checkpoints:
                 save_states(temporary, self.parts)
                 state = json.dumps({**self.order_of_data, **shared}, indent=2)
                 (temporary / "trainer_state.json").write_text(state, encoding="utf-8")
+                copy_record(self.output_dir, temporary)
                 if beside is not None:
                     beside(temporary)
             torch.save({"random": random_state(), **own}, self._process_file(temporary))

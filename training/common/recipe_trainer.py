@@ -10,6 +10,7 @@ A family derives its settings from [`ScheduledRecipeArguments`] and its trainer 
 
 import json
 import re
+import shutil
 import sys
 import time
 from collections.abc import Collection, Mapping
@@ -18,10 +19,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from speech_tokenizers.training.common.checkpoint_faults import checkpoint_fault, newest_sound, write_checksums
-from speech_tokenizers.training.common.checkpoints import StopRequest, stopping_on_signals
+from speech_tokenizers.training.common.checkpoints import (
+    StopRequest,
+    copy_record,
+    list_checkpoints,
+    stopping_on_signals,
+)
 from speech_tokenizers.training.common.data import RecordingsArguments
 from speech_tokenizers.training.common.length_batches import length_batch_loader
 from speech_tokenizers.training.common.processes import agreed_signal, decided_by_main, process_state, stop_together
@@ -258,11 +265,18 @@ class RecipeTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        folder = Path(self._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _unfinished_mark(folder).touch()
+        self.accelerator.wait_for_everyone()
         super()._save_checkpoint(*args, **kwargs)
         self.accelerator.wait_for_everyone()  # each process writes its random state
-        folder = Path(self._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"
-        if self.is_world_process_zero() and folder.is_dir():
-            write_checksums(folder)
+        if self.is_world_process_zero():
+            if folder.is_dir():
+                copy_record(folder.parent, folder)
+                write_checksums(folder)
+            _unfinished_mark(folder).unlink(missing_ok=True)
 
     def _start_window(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
@@ -377,14 +391,29 @@ class JsonLinesCallback(TrainerCallback):
             self.log_file.write(entry)
 
 
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a `Trainer` in a folder, oldest first; it writes `trainer_state.json` last."""
-    return sorted((path.parent for path in folder.glob("checkpoint-*/trainer_state.json")), key=step_of)
+def _unfinished_mark(checkpoint: Path) -> Path:
+    # Stands beside a checkpoint while it is saved: where a save was interrupted, and nowhere else.
+    return checkpoint.with_name(f".{checkpoint.name}.incomplete")
+
+
+def saved_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a `Trainer` in a folder, sound or not, oldest first; none whose save was interrupted."""
+    return [path for path in list_checkpoints(folder) if path.is_dir() and not _unfinished_mark(path).exists()]
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest of the complete checkpoints, sound or not."""
-    return max(complete_checkpoints(folder), key=step_of, default=None)
+    """The newest of the saved checkpoints, sound or not."""
+    return max(saved_checkpoints(folder), key=step_of, default=None)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the checkpoints of a `Trainer` whose save was interrupted, and say so."""
+    for mark in folder.glob(".checkpoint-*.incomplete"):
+        checkpoint = mark.with_name(mark.name.removeprefix(".").removesuffix(".incomplete"))
+        if checkpoint.is_dir():
+            tqdm.write(f"{checkpoint}: its save was interrupted; it is removed.", file=sys.stderr)
+            shutil.rmtree(checkpoint)
+        mark.unlink()
 
 
 def sound_checkpoint(folder: Path, args: TrainingArguments) -> Path | None:
@@ -408,7 +437,8 @@ def sound_checkpoint(folder: Path, args: TrainingArguments) -> Path | None:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         return None if isinstance(state.get("global_step"), int) else "trainer_state.json lacks global_step"
 
-    return newest_sound(complete_checkpoints(folder), fault)
+    remove_unfinished(folder)
+    return newest_sound(saved_checkpoints(folder), fault)
 
 
 def step_of(checkpoint: Path) -> int:

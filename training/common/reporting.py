@@ -148,7 +148,7 @@ class RunReports:
 def read_log(path: Path) -> list[dict[str, float]]:
     """Entries of a training log. A last line that a crash cut short is left out."""
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             entries.append(json.loads(line))
         except json.JSONDecodeError:

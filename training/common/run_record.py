@@ -25,6 +25,7 @@ from speech_tokenizers.coding.loading import find_checkpoint
 from speech_tokenizers.processing.recording_fingerprint import recording_fingerprints
 from speech_tokenizers.processing.recordings import load_recordings, recording_name
 from speech_tokenizers.processing.whole_files import write_whole
+from speech_tokenizers.training.common.checkpoints import CHECKPOINT_NAME, initial_rates
 from speech_tokenizers.training.common.processes import process_state
 
 
@@ -49,7 +50,8 @@ _DECIDING_FILES = ("processor", "feature_extractor", "vocab", "token", "merges")
 @dataclasses.dataclass
 class RunRecord:
     """
-    What a run is for: `recipe.yaml` and `inputs.json` in its folder.
+    What a run is for: `recipe.yaml` and `inputs.json` in its folder. Checkpoints have copies, which are read where
+    these are gone; see [`copy_record`].
 
     Args:
         folder (`Path`): The folder.
@@ -81,7 +83,7 @@ class RunRecord:
         Raises:
             ValueError: If anything else differs, or a file is damaged.
         """
-        known, differing, told = read_inputs(self.folder / "inputs.json"), self._changed(), []
+        known, differing, told = read_inputs(self._kept("inputs.json")), self._changed(), []
         for key in list(differing):
             is_settled = any(key.startswith(part) for part in self.finished)
             if (_last(key) in LENGTHS and not is_settled) or _is_within(key, self.allowed):
@@ -97,11 +99,41 @@ class RunRecord:
         if data:
             listed = "; ".join(f"`{key}`: {difference}" for key, difference in data.items())
             raise ValueError(f"{self.folder} was begun with other data ({listed}); {self._advice(data)}.")
-        if (self.folder / self.recipe_name).is_file() and (unknown := sorted(set(self.inputs) - set(known))):
+        if self._kept(self.recipe_name).is_file() and (unknown := sorted(set(self.inputs) - set(known))):
             told.append(f"{', '.join(unknown)} of its beginning are not known, and taken to be these")
-        if not (self.folder / self.recipe_name).is_file() and (known or any(self.folder.glob("checkpoint-*"))):
+        if not self._kept(self.recipe_name).is_file() and (known or self._checkpoints()):
+            self._check_rates()
             told.append(f"{self.folder / self.recipe_name} is missing, so its settings are taken to be these")
         return told
+
+    def _checkpoints(self) -> list[Path]:
+        # All of the run, oldest first; a run of several parts has a folder of them in each.
+        found = [path for path in self.folder.rglob("checkpoint-*") if CHECKPOINT_NAME.fullmatch(path.name)]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+    def _kept(self, name: str) -> Path:
+        # A file of the record; where it is gone, the copy in the newest checkpoint that has one.
+        path = self.folder / name
+        if path.exists():
+            return path
+        copies = [folder / name for folder in self._checkpoints() if (folder / name).is_file()]
+        return copies[-1] if copies else path
+
+    def _check_rates(self) -> None:
+        # Checkpoints of older versions have no copy of the settings, but an optimizer, which goes on at its own rate.
+        settings = _flattened(_as_dict(self.args))
+        keys = [key for key in settings if _last(key) == "learning_rate" and not _is_within(key, self.allowed)]
+        now = {settings[key] for key in keys}
+        for folder in reversed(self._checkpoints() if now else []):
+            if (rates := initial_rates(folder)) and not now & rates:
+                raise ValueError(
+                    f"{self.folder / self.recipe_name} is missing, and {folder} was trained at the learning rate"
+                    f" {', '.join(map(repr, sorted(rates)))}, but `learning_rate` is"
+                    f" {', '.join(map(repr, sorted(now)))}; give it as it was, put that file back, or choose another"
+                    " output folder."
+                )
+            if rates:
+                return
 
     def _advice(self, differing: Iterable[str]) -> str:
         advice = "keep what it was begun with, choose another output folder, or delete that one"
@@ -111,7 +143,7 @@ class RunRecord:
 
     def write(self) -> None:
         """Write both files, where they do not say this already."""
-        known = read_inputs(self.folder / "inputs.json")
+        known = read_inputs(self._kept("inputs.json"))
         text = yaml.safe_dump(_as_dict(self.args), sort_keys=False, allow_unicode=True)
         _write_changed(self.folder / self.recipe_name, text)
         _write_changed(self.folder / "inputs.json", json.dumps({**known, **self.inputs}, ensure_ascii=False))
@@ -139,12 +171,12 @@ class RunRecord:
                 output_dir = output_dir or self.folder
                 output_dir.mkdir(parents=True, exist_ok=True)
                 if older_name is not None and any(key for key in self._changed() if _last(key) not in LENGTHS):
-                    shutil.copy(self.folder / self.recipe_name, output_dir / older_name)
+                    shutil.copy(self._kept(self.recipe_name), output_dir / older_name)
                 dataclasses.replace(self, folder=output_dir).write()
 
     def _changed(self) -> dict[str, tuple[Any, Any]]:
-        known = read_inputs(self.folder / "inputs.json")
-        return settings_changed(self.folder / self.recipe_name, self.args, set(known) & set(self.inputs))
+        known = read_inputs(self._kept("inputs.json"))
+        return settings_changed(self._kept(self.recipe_name), self.args, set(known) & set(self.inputs))
 
 
 def _last(key: str) -> str:

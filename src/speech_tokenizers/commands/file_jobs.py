@@ -128,9 +128,9 @@ def plan(
         other = sources.setdefault(target, source)
         if other != source:
             raise UsageError(f"{other} and {source} would both be written to {target}; treat them in two runs.")
-    inputs = {source.resolve() for source, _ in jobs}
+    inputs = {os.path.realpath(source) for source, _ in jobs}
     for _, target in jobs:
-        if target.resolve() in inputs:
+        if os.path.realpath(target) in inputs:
             raise UsageError(f"{target} is an input as well as an output; choose another output folder.")
     check_targets([target for _, target in jobs], folder)
     kept = [job for job in jobs if os.path.exists(job[1])] if not args.overwrite else []

@@ -90,6 +90,7 @@ class JsonLines(UnitOutput):
     """slamkit's JSON lines, appended as they come."""
 
     _size = 0  # of what was read
+    _end: int | None = None  # of the finished lines in it, where something follows that is none
 
     def provenances(self, names: Iterable[str]) -> "dict[str, Provenance | None]":
         from speech_tokenizers.processing.whole_files import while_unwritten
@@ -106,6 +107,8 @@ class JsonLines(UnitOutput):
         from speech_tokenizers.processing.unit_exports import UnitFileError, load_unit_lines
 
         content = self.path.read_bytes()
+        if _is_finished(content[content.rfind(b"\n") + 1 :]):
+            content += b"\n"  # only the end of its last line is missing
         end = content.rfind(b"\n") + 1
         names = set(names)
         if content[end:] and not _begins_a_line(content[end:].decode(errors="replace"), names):
@@ -124,8 +127,7 @@ class JsonLines(UnitOutput):
                 f"holds {foreign[0]!r} and does not say what made it; choose another output, or pass --overwrite to "
                 "replace the file.",
             )
-        if content[end:]:
-            os.truncate(self.path, end)  # an interrupted run left it unfinished
+        self._end = end if content[end:] else None
         for line, entry in zip(lines, entries, strict=True):
             if found[line.file_name] is None:  # an older release wrote it; the line itself tells something
                 options = {
@@ -160,6 +162,9 @@ class JsonLines(UnitOutput):
         from speech_tokenizers.processing.unit_exports import UnitLine, format_unit_line
 
         merged = {} if bpe_ids is None else {"bpe_ids": bpe_ids}
+        if self._end is not None:
+            self._file.cut(self._end)  # an interrupted run left the rest unfinished
+            self._end = None
         self._file.append(format_unit_line(UnitLine(name, result.units, result.durations), **merged, made_by=made_by))
 
 
@@ -232,7 +237,7 @@ class KMeansLines(_AtTheEnd):
 
     def provenances(self, names: Iterable[str]) -> "dict[str, Provenance | None]":
         from speech_tokenizers.processing.provenance import Provenance
-        from speech_tokenizers.processing.unit_exports import UnitFileError, load_manifest
+        from speech_tokenizers.processing.unit_exports import UnitFileError, load_sources
 
         beside = self.path.with_suffix(".made_by")
         if not self.path.exists():
@@ -241,15 +246,40 @@ class KMeansLines(_AtTheEnd):
             raise UnitFileError(self.path, "does not say what made it; pass --overwrite to replace it.")
         if not self.path.with_suffix(".tsv").exists():
             raise self._incomplete(".tsv")
-        _, files = load_manifest(self.path.with_suffix(".tsv"))
-        lines = [line.split("\t") for line in beside.read_text(encoding="utf-8").splitlines()]
-        if len(lines) != len(files) or any(len(line) != 2 for line in lines):
-            raise UnitFileError(beside, f"does not fit {self.path}; pass --overwrite to make both anew.")
-        found = {name: Provenance.parse(made_by) for name, made_by in lines}
+        sources = load_sources(beside)
+        found = {name: Provenance.parse(made_by) for name, made_by in sources}
         has_durations = any(said is not None and said.facts.get("deduplicate") == "yes" for said in found.values())
         if has_durations and not self.path.with_suffix(".durations").exists():
             raise self._incomplete(".durations")
+        self._check_lines(len(sources), has_durations)
         return found
+
+    def _check_lines(self, count: int, has_durations: bool) -> None:
+        # That all files have a line for each recording of `.made_by`, and as many durations as units in it.
+        from speech_tokenizers.processing.unit_exports import UnitFileError, load_km, load_manifest
+
+        def check(path: Path, num_lines: int) -> None:
+            if num_lines != count:
+                raise UnitFileError(
+                    path,
+                    f"has lines for {num_lines} recordings, but {self.path.with_suffix('.made_by')} has {count}; pass"
+                    " --overwrite to make all files anew.",
+                )
+
+        units = load_km(self.path)
+        check(self.path, len(units))
+        check(self.path.with_suffix(".tsv"), len(load_manifest(self.path.with_suffix(".tsv"))[1]))
+        if has_durations:
+            path = self.path.with_suffix(".durations")
+            durations = load_km(path)
+            check(path, len(durations))
+            for number, (values, lasting) in enumerate(zip(units, durations, strict=True), start=1):
+                if len(values) != len(lasting):
+                    raise UnitFileError(
+                        path,
+                        f"line {number} has {len(lasting)} durations, but {self.path} has {len(values)} units there; "
+                        "pass --overwrite to make all files anew.",
+                    )
 
     def _incomplete(self, suffix: str) -> ValueError:
         from speech_tokenizers.processing.unit_exports import UnitFileError
@@ -261,13 +291,13 @@ class KMeansLines(_AtTheEnd):
         )
 
     def _save(self) -> None:
-        from speech_tokenizers.processing.unit_exports import save_km, save_manifest
-        from speech_tokenizers.processing.whole_files import WholeFile, write_whole
+        from speech_tokenizers.processing.unit_exports import save_km, save_manifest, save_sources
+        from speech_tokenizers.processing.whole_files import WholeFile
 
         root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for _, path, _, _ in self._kept])
         manifest = [(os.path.relpath(path, root), result.num_samples) for _, path, result, _ in self._kept]
         durations = [result.durations for _, _, result, _ in self._kept if result.durations is not None]
-        made_by = "".join(f"{name}\t{said}\n" for name, _, _, said in self._kept)
+        sources = [(name, said) for name, _, _, said in self._kept]
         beside = {suffix: self.path.with_suffix(suffix) for suffix in (".tsv", ".durations", ".made_by")}
         # All are written before one of them appears. What is opened first is finished last: where the .km is, the
         # others are.
@@ -278,7 +308,7 @@ class KMeansLines(_AtTheEnd):
                     whole[suffix] = stack.enter_context(WholeFile(path))
             save_km(whole[".km"], [result.units for _, _, result, _ in self._kept])
             save_manifest(whole[".tsv"], root, manifest)
-            write_whole(whole[".made_by"], made_by)
+            save_sources(whole[".made_by"], sources)
             if durations:
                 save_km(whole[".durations"], durations)
         if not durations:
@@ -321,6 +351,14 @@ _FURTHER_KEYS = (
     (', "bpe_ids": [', r"[0-9, ]*\]?"),
     (', "made_by": "', r'[^"]*"?'),
 )
+
+
+def _is_finished(line: bytes) -> bool:
+    # Whether it is all of a line of JSON. One object does not begin another.
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _begins_a_line(text: str, names: Iterable[str]) -> bool:

@@ -213,9 +213,9 @@ def _check_places(args: argparse.Namespace, output: Any, files: dict[str, Path])
         raise UsageError(f"{args.output} is a folder; --format {args.format} writes a file.")
     if len({*targets}) < len(targets):
         raise UsageError(f"{args.output} would be replaced by what is written beside it; name it .{args.format}.")
-    inputs = {path.resolve() for path in files.values()}
+    inputs = {os.path.realpath(path) for path in files.values()}
     for target in targets:
-        if target.resolve() in inputs:
+        if os.path.realpath(target) in inputs:
             raise UsageError(f"{target} is an input as well as an output; choose another output.")
     check_targets(targets, args.output.parent if output.is_one_file else args.output)
     existing = [target for target in targets if os.path.exists(target)]

@@ -61,10 +61,13 @@ def _read_pytorch(path: Path, stand_ins: Sequence[tuple[Any, str]]) -> Any:
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     harmless = [*((_NUMPY_SCALAR, name) for name in names), np.dtype, type(np.dtype("f4")), type(np.dtype("f8"))]
     harmless.extend(stand_ins)
+    is_archive = zipfile.is_zipfile(path)
+    if is_archive:
+        _check_archive(path)
     try:
         with torch.serialization.safe_globals(harmless):
             # Mapped, not read: a trainer's file is four times as large as its model.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             raise CheckpointError(
@@ -76,6 +79,17 @@ def _read_pytorch(path: Path, stand_ins: Sequence[tuple[Any, str]]) -> Any:
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, struct.error) as error:
         # What the readers of the formats make of bytes that are none of theirs.
         raise CheckpointError(path, "is no PyTorch checkpoint, or is damaged or incomplete.") from error
+
+
+def _check_archive(path: Path) -> None:
+    # PyTorch itself does not look at the checksums of its archives.
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError, struct.error) as error:
+        raise CheckpointError(path, "is no PyTorch checkpoint, or is damaged or incomplete.") from error
+    if damaged is not None:
+        raise CheckpointError(path, f"is damaged: the checksum of `{damaged}` does not fit; fetch or save it again.")
 
 
 def check_state(state: dict[Any, Any], path: Path) -> dict[str, torch.Tensor]:

@@ -252,6 +252,33 @@ def test_the_command_writes_the_card(folder, report, tmp_path, capsys):
     assert capsys.readouterr().err.startswith("speech-tokenizers card: error: ")
 
 
+def test_a_readme_of_somebody_is_replaced_only_if_that_is_asked_for(folder, capsys):
+    path = folder / "README.md"
+    path.write_text("Mine.")
+    assert main(["card", str(folder)]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == (
+        f"speech-tokenizers card: error: {path} exists, and `card` did not write it as it is; pass --overwrite to"
+        " replace it, or move it away."
+    )
+    assert path.read_text() == "Mine."
+    assert main(["card", str(folder), "--overwrite"]) == 0
+    assert "# tiny-codec" in path.read_text()
+
+
+@pytest.mark.parametrize("change", [lambda text: text + "Mine.\n", lambda text: text.replace("mono", "stereo")])
+def test_a_card_of_ours_is_replaced_until_somebody_changes_it(folder, change):
+    path = folder / "README.md"
+    assert main(["card", str(folder), "--name", "first"]) == 0
+    assert main(["card", str(folder), "--name", "second"]) == 0
+    text = path.read_text()
+    assert "# second" in text
+    assert ModelCard.load(path).data.library_name == "transformers"
+    path.write_text(change(text))
+    assert path.read_text() != text
+    assert main(["card", str(folder)]) == 2
+
+
 def test_further_sections_and_teachers_are_told(tmp_path):
     DMCodecConfig(contextual_dimension=12, contextual_stage="mean", semantic_dimension=8).save_pretrained(tmp_path)
     text = str(build_card(tmp_path, "distilled", sections={"Ablation": "It did *not* help.\n"}))

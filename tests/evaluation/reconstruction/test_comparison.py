@@ -199,6 +199,33 @@ def test_error_rates_are_against_transcript_and_recording(tmp_path, data, save_m
     assert "wer_recording[echo]" not in recording["scores"]
 
 
+def test_how_many_clips_have_no_transcript_is_said_and_shown(tmp_path, data, save_model, monkeypatch, capsys):
+    monkeypatch.setattr(codec_comparison, "find_model", lambda name, **_: name)
+    monkeypatch.setattr(codec_comparison, "load_recognizer", lambda name, language: Echo())
+    save_model(tmp_path / "tiny")
+    rows = [("./north/0.wav", "a b"), ("north/0.flac", "a b"), ("gone.wav", "a b")]
+    true = tmp_path / "true.tsv"
+    true.write_text("".join(f"{name}\t{text}\n" for name, text in rows))
+    assert run(tmp_path, str(tmp_path / "tiny"), "--recognizer", "echo", "--transcripts", str(true)) == 0
+    told = capsys.readouterr().err
+    assert "2 of 3 clips have no text, first 'north/1.wav'; error rates against transcripts leave them out" in told
+    assert f"{true}: 2 rows name no file in {data}, first 'north/0.flac'" in told
+    row = next(
+        line for line in (tmp_path / "out" / "results.md").read_text().splitlines() if line.startswith("| recording")
+    )
+    assert "0.0 [0.0, 0.0], n=1 |" in row
+    assert "n: number of clips that have the score" in (tmp_path / "out" / "results.md").read_text()
+
+
+def test_no_number_of_clips_is_shown_where_all_have_the_score(tmp_path, data, save_model, monkeypatch, capsys):
+    monkeypatch.setattr(codec_comparison, "find_model", lambda name, **_: name)
+    monkeypatch.setattr(codec_comparison, "load_recognizer", lambda name, language: Echo())
+    save_model(tmp_path / "tiny")
+    assert run(tmp_path, str(tmp_path / "tiny"), "--recognizer", "echo") == 0
+    assert "n=" not in (tmp_path / "out" / "results.md").read_text()
+    assert "have no text" not in capsys.readouterr().err
+
+
 def test_word_information_lost_is_summed_over_clips(tmp_path, data, save_model, monkeypatch):
     monkeypatch.setattr(codec_comparison, "find_model", lambda name, **_: name)
     monkeypatch.setattr(codec_comparison, "load_recognizer", lambda name, language: Echo())
@@ -278,6 +305,13 @@ def test_wrong_usage_is_one_line_and_exit_code_two(tmp_path, data, capsys, argum
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("speech-tokenizers evaluate: error: ")
     assert message in error
+
+
+def test_a_language_that_is_none_is_refused_before_the_work(tmp_path, data, save_model, capsys):
+    save_model(tmp_path / "tiny")
+    assert run(tmp_path, str(tmp_path / "tiny"), "--language", "xx") == 2
+    assert "`language` is 'xx', which is no code of a language" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_recogniser_is_told_of_before_the_recordings_are_read(tmp_path, data, save_model, capsys):

@@ -356,6 +356,7 @@ def test_the_command_writes_every_report(data, tmp_path, units_model, make_rvq_c
         (["--systems", "nameless"], "--systems takes NAME=MODEL, but got 'nameless'"),
         (["a/b", "--systems", "b=c"], "Two models are named b"),
         (["a/b", "--filter", "speaker"], "COLUMN=VALUE"),
+        (["a/b", "--language", "xx"], "`language` is 'xx'"),
         (["a/b", "--noise", "no-such-folder"], "no-such-folder"),
         (["a/b", "--recognizer", "no-such-folder"], "`--recognizer` is 'no-such-folder', but there is no such file"),
     ],

@@ -272,7 +272,7 @@ def test_a_checkpoint_has_the_names_by_which_older_ones_resume(make_trainer):
     trainer.train()
     folder = trainer.output_dir / "checkpoint-00000004"
     files = {"codec.safetensors", "discriminator.safetensors", "optimization.pt", "process_0.pt", "trainer_state.json"}
-    files |= {"checksums.json"}
+    files |= {"checksums.json", "recipe.yaml", "inputs.json"}
     # What `load` takes is beside it.
     model = {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert {path.name for path in folder.iterdir()} == files | model
@@ -299,8 +299,9 @@ def test_resume_refuses_another_order_of_data_and_a_folder_without_checkpoint(ma
     with pytest.raises(ValueError, match=r"begun with other settings \(.*`global_batch_size` was 4 and is 8\)"):
         make_trainer(global_batch_size=8).train(resume_from_checkpoint="latest")
     # Older folders do not say it; their checkpoints do.
-    for name in ("recipe.yaml", "inputs.json"):
-        (trainer.output_dir / name).unlink()
+    for name in ("recipe.yaml", "inputs.json", "checksums.json"):
+        for path in trainer.output_dir.rglob(name):
+            path.unlink()
     with pytest.raises(ValueError, match="`global_batch_size` is 8, but the checkpoint"):
         make_trainer(global_batch_size=8).train(resume_from_checkpoint="latest")
     with pytest.raises(ValueError, match="no complete checkpoint"):

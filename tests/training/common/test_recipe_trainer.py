@@ -132,9 +132,9 @@ def test_what_is_trained_goes_on_at_the_newest_checkpoint(settings, tmp_path):
     train_until_done(whole, tmp_path / "whole", [])
     folder = tmp_path / "halves"
     train_until_done(trainer_of(settings(), folder), folder, [])
-    # As if it had been killed after the third step.
-    for file in (folder / "checkpoints" / "checkpoint-4").iterdir():
-        file.unlink()
+    # As if it had been killed while it saved.
+    (folder / "checkpoints" / "checkpoint-4" / "trainer_state.json").unlink()
+    (folder / "checkpoints" / ".checkpoint-4.incomplete").touch()
     assert newest_checkpoint(folder / "checkpoints").name == "checkpoint-2"
     assert (folder / "checkpoints" / "checkpoint-2" / "checksums.json").is_file()
     again = trainer_of(settings(), folder)
@@ -142,6 +142,23 @@ def test_what_is_trained_goes_on_at_the_newest_checkpoint(settings, tmp_path):
     assert len(again.model.seen) == 2
     assert torch.equal(again.model.number, whole.model.number)
     assert [entry["step"] for entry in read_log(folder / "training_log.jsonl")] == [1, 2, 3, 4]
+    assert not [*(folder / "checkpoints").glob(".*")]
+
+
+def test_a_save_that_fails_leaves_no_checkpoint(settings, tmp_path, monkeypatch, capsys):
+    trainer = trainer_of(settings(), tmp_path)
+
+    def full_disk(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr(trainer, "_save_rng_state", full_disk)
+    with pytest.raises(OSError, match="no room"):
+        train_until_done(trainer, tmp_path, [])
+    assert (tmp_path / "checkpoints" / "checkpoint-2").is_dir()
+    assert newest_checkpoint(tmp_path / "checkpoints") is None
+    train_until_done(trainer_of(settings(), tmp_path), tmp_path, [])
+    assert "checkpoint-2: its save was interrupted; it is removed" in capsys.readouterr().err
+    assert newest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-4"
 
 
 def test_settings_become_those_of_the_trainer_and_a_family_may_differ(settings, tmp_path):

@@ -133,6 +133,62 @@ def test_a_damaged_newest_checkpoint_is_passed_over(finetune, tmp_path, capsys):
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
+@pytest.mark.parametrize("left", [[], ["config.json"], ["all but trainer_state.json"]])
+@pytest.mark.parametrize("has_sums", [True, False])
+def test_a_newest_checkpoint_of_which_files_are_gone_is_named(finetune, tmp_path, capsys, left, has_sums):
+    assert finetune() == 0
+    checkpoint = tmp_path / "out" / "checkpoint-4"
+    for path in checkpoint.iterdir():
+        is_kept = path.name in left or left[0:1] == ["all but trainer_state.json"] and path.stem != "trainer_state"
+        if not is_kept or not has_sums and path.name == "checksums.json":
+            path.unlink()
+    assert finetune("--resume") == 0
+    error = capsys.readouterr().err
+    assert "checkpoint-4: trainer_state.json is missing; going on from checkpoint-2" in error
+
+
+def test_a_run_whose_only_checkpoint_is_empty_is_not_begun_anew(finetune, tmp_path, capsys):
+    (tmp_path / "out" / "checkpoint-4").mkdir(parents=True)
+    assert finetune("--resume") == 2
+    assert "No checkpoint is sound" in capsys.readouterr().err
+    assert finetune() == 2
+
+
+def test_settings_that_were_deleted_are_those_of_the_checkpoint(finetune, tmp_path, capsys):
+    assert finetune() == 0
+    settings = tmp_path / "out" / "settings.yaml"
+    before = settings.read_text()
+    settings.unlink()
+    assert finetune("--resume", "--learning-rate", "0.01", "--seed", "1") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "`learning_rate` was 2e-05 and is 0.01" in line
+    assert "`seed` was 42 and is 1" in line
+    assert not settings.exists()
+    assert finetune("--resume") == 0
+    assert settings.read_text() == before
+
+
+def test_recordings_that_were_learnt_are_known_without_their_list(finetune, speech, tmp_path, capsys):
+    assert finetune() == 0
+    (tmp_path / "out" / "inputs.json").unlink()
+    write_texts(speech, n2="bed")
+    assert finetune("--resume") == 2
+    assert "`recordings`: `text` has other values for 1 ('2.wav')" in capsys.readouterr().err
+
+
+def test_an_older_checkpoint_without_settings_is_known_by_its_learning_rate(finetune, tmp_path, capsys):
+    assert finetune() == 0
+    for path in (tmp_path / "out").rglob("settings.yaml"):
+        path.unlink()
+    for path in (tmp_path / "out").rglob("checksums.json"):
+        path.unlink()
+    assert finetune("--resume", "--learning-rate", "0.01") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "checkpoint-4 was trained at the learning rate 2e-05, but `learning_rate` is 0.01; give it" in line
+    assert finetune("--resume") == 0
+    assert "settings.yaml is missing, so its settings are taken to be these" in capsys.readouterr().err
+
+
 def test_masks_wider_than_the_encoder_are_refused_before_decoding(finetune, monkeypatch, capsys):
     monkeypatch.setattr(ctc_finetuning, "decode_all", None)
     assert finetune("--mask-feature-length", "17") == 2
