@@ -17,6 +17,7 @@ from speech_tokenizers.processing.optional_packages import MissingPackageError, 
 from speech_tokenizers.processing.text_normalization import (
     counted_words,
     folded,
+    is_symbol,
     without_free_spaces,
     words_of,
 )
@@ -24,6 +25,9 @@ from speech_tokenizers.processing.text_normalization import (
 
 # What transcripts and recognisers write for sounds that are no words, such as `[noise]` and `<unk>`.
 _ANNOTATION = re.compile(r"[<\[][^>\]]*[>\]]")
+# Symbols that Whisper's normaliser keeps, and also puts in place of their names beside numbers.
+_WHISPER_SYMBOLS = "%$¢€£"
+_APART = re.compile(r"(?<=\d) +(?=[%¢€])|(?<=[$£€]) +(?=\d)")
 # The codes of two letters of ISO 639-1, with those of it that were replaced and that Whisper has.
 _TWO_LETTERS = (
     "aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee"
@@ -89,14 +93,21 @@ def text_normalizer(language: str = "en") -> Callable[[str], str]:
 
 
 def _is_plain(word: str) -> bool:
-    # Whisper's normaliser would take the accents from letters, and the vowels from words of other scripts.
-    return not any(unicodedata.category(character)[0] in "LM" and not character.isascii() for character in word)
+    # Whisper's normaliser would take the accents from letters, the vowels from words of other scripts, and symbols.
+    return not any(
+        (unicodedata.category(character)[0] in "LM" and not character.isascii())
+        or (is_symbol(character) and character not in _WHISPER_SYMBOLS)
+        for character in word
+    )
 
 
 def _in_english(english: EnglishTextNormalizer, words: Iterable[str]) -> str:
     # Whisper's normaliser leaves out what stands in parentheses, which is said as the rest is, and leaves full stops.
-    words = english(" ".join(words).replace("(", " ").replace(")", " ")).split()
-    return " ".join(word for word in words if any(map(str.isalnum, word)))
+    text = _APART.sub("", " ".join(words))  # it keeps signs that touch their number alone
+    words = english(text.replace("(", " ").replace(")", " ")).split()
+    # A symbol is a word of its own, as `words_of` has it.
+    words = "".join(f" {character} " if is_symbol(character) else character for character in " ".join(words)).split()
+    return " ".join(word for word in words if any(map(str.isalnum, word)) or is_symbol(word[0]))
 
 
 class TextMatch(NamedTuple):

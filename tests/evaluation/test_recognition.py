@@ -70,3 +70,34 @@ def test_case_punctuation_and_spelling_of_numbers_do_not_count():
     assert normalize("Twenty-one cats, isn't it?") == normalize("21 cats is not it")
     with pytest.raises(ValueError, match="'word' or 'character'"):
         ErrorRate("syllable")
+
+
+@pytest.mark.parametrize("language", ["en", "de"])
+def test_symbols_that_are_spoken_are_words_for_error_rates(language):
+    normalize = text_normalizer(language)
+    apart = [
+        "50 %",
+        "50 €",
+        "50 $",
+        "50",
+        "C++",
+        "C#",
+        "C",
+        "rock & roll",
+        "rock roll",
+        "user@mail",
+        "user mail",
+        "5°",
+        "5",
+    ]
+    found = [normalize(text) for text in apart]
+    assert len(set(found)) == len(apart)
+    assert [normalize(text) for text in found] == found
+    assert normalize("50%") == normalize("50 %")
+    assert normalize("50€") == normalize("50 €")
+
+
+def test_english_names_of_symbols_are_the_symbols_beside_numbers():
+    normalize = text_normalizer("en")
+    assert normalize("fifty percent") == normalize("50%") == normalize("50 %")
+    assert normalize("fifty dollars") == normalize("$50") == normalize("$ 50")

@@ -36,7 +36,7 @@ from speech_tokenizers.processing.recordings import (
     recording_name,
 )
 from speech_tokenizers.processing.whole_files import whole_folder
-from speech_tokenizers.training.common.processes import decided_by_main, leave_together
+from speech_tokenizers.training.common.processes import decided_by_main, leave_together, process_state
 from speech_tokenizers.training.common.recipe_files import check_seed
 from speech_tokenizers.training.recognition.ctc_recordings import load_to_learn_and_measure, tell_of_overlap
 from speech_tokenizers.training.recognition.ctc_targets import (
@@ -277,6 +277,7 @@ def _new_folder(output: Path, args: TrainingArguments) -> Iterator[Path]:
         args.output_dir = str(folder)
         try:
             yield folder
+            process_state().wait_for_everyone()  # no process has files there any more
         finally:
             args.output_dir = str(output)
 

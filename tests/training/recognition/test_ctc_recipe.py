@@ -71,3 +71,13 @@ def test_other_settings_are_refused(recipe, capsys):
 def test_wrong_settings_are_errors(recipe, override, message):
     with pytest.raises(ValueError, match=message):
         load_recipe(str(recipe), [override], CTCRecipeArguments)
+
+
+def test_a_recipe_does_not_learn_from_what_it_measures_on(recipe, tmp_path, capsys):
+    path = tmp_path / "speech" / "metadata.jsonl"
+    path.write_text(path.read_text().replace("B | K", "Z", 1))
+    assert main(["train", str(recipe), "data.eval_filter={phones: AH0 Z}"]) == 0
+    assert "1 of 6 recordings (first '0.wav')" in capsys.readouterr().err
+    assert "Z" not in json.loads((tmp_path / "run" / "vocab.json").read_text())
+    assert main(["train", str(recipe), "data.eval_filter={phones: AH0 Z}", "data.language=tr"]) == 2
+    assert "`data.language` was 'en' and is 'tr'" in capsys.readouterr().err
