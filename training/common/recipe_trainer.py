@@ -68,14 +68,12 @@ class ScheduleArguments:
 
 
 @dataclass(kw_only=True)
-class RecipeArguments:
+class RunArguments:
     """
     The settings that recipes of every family have.
 
     Args:
         output_dir (`str`): Folder of all that a training leaves.
-        data ([`RecordingsArguments`]): The recordings.
-        batch_seconds (`float`): Audio of a micro-batch of one process, with padding, in seconds.
         gradient_accumulation_steps (`int`): Micro-batches of a process in each step.
         betas (`list` of two `float`), epsilon (`float`), weight_decay (`float`): Settings of AdamW.
         max_grad_norm (`float`): Norm to which longer gradients are scaled down.
@@ -94,8 +92,6 @@ class RecipeArguments:
     trainer: ClassVar[str]
 
     output_dir: str
-    data: RecordingsArguments
-    batch_seconds: float = 80.0
     gradient_accumulation_steps: int = 1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     epsilon: float = 1e-8
@@ -113,21 +109,11 @@ class RecipeArguments:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
         check_betas(self.betas)
-        check_positive(self, "batch_seconds", "epsilon", "max_grad_norm")
+        check_positive(self, "epsilon", "max_grad_norm")
         check_not_negative(self, "weight_decay", "num_workers")
         check_seed(self.seed)
         if self.mixed_precision not in (None, "bf16", "fp16"):
             raise ValueError(f"`mixed_precision` must be 'bf16', 'fp16' or null, but got {self.mixed_precision!r}.")
-        if self.batch_seconds < self.data.max_seconds:
-            raise ValueError(
-                f"`batch_seconds` ({self.batch_seconds}) must hold a recording of `data.max_seconds`"
-                f" ({self.data.max_seconds})."
-            )
-
-    @property
-    def cache_dir(self) -> Path:
-        """Folder of decoded audio: `data.cache_dir`, or else `audio_cache` in the output folder."""
-        return Path(self.data.cache_dir or Path(self.output_dir) / "audio_cache")
 
     def training_arguments(self, folder: Path, schedule: ScheduleArguments, **differing: Any) -> TrainingArguments:
         """
@@ -163,6 +149,35 @@ class RecipeArguments:
             "report_to": "none",
         }
         return TrainingArguments(**(settings | differing))
+
+
+@dataclass(kw_only=True)
+class RecipeArguments(RunArguments):
+    """
+    The settings that recipes of all families that learn from recordings have.
+
+    Args:
+        data ([`RecordingsArguments`]): The recordings.
+        batch_seconds (`float`): Audio of a micro-batch of one process, with padding, in seconds.
+        kwargs: See [`RunArguments`].
+    """
+
+    data: RecordingsArguments
+    batch_seconds: float = 80.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(self, "batch_seconds")
+        if self.batch_seconds < self.data.max_seconds:
+            raise ValueError(
+                f"`batch_seconds` ({self.batch_seconds}) must hold a recording of `data.max_seconds`"
+                f" ({self.data.max_seconds})."
+            )
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder of decoded audio: `data.cache_dir`, or else `audio_cache` in the output folder."""
+        return Path(self.data.cache_dir or Path(self.output_dir) / "audio_cache")
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The speech-tokenizers authors.
+"""Configuration of a causal language model that reads and writes audio tokens."""
+
+from dataclasses import field
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+from .speech_lm_layouts import SpeechIds
+
+
+LAYOUTS = ("flat",)
+TEXT_ALIGNMENTS = ("none", "word", "phone")
+
+
+@strict
+class SpeechLMConfig(PreTrainedConfig):
+    """
+    Configuration of a [`SpeechLMForConditionalGeneration`].
+
+    The vocabulary of the language model goes on behind its own names with `<|audio_start|>`, `<|audio_end|>`,
+    `<|audio|>`, the pieces of an alignment by phones, and one row for each code of each codebook: code `c` of codebook
+    `q` is the id `audio_offset + q * codebook_size + c`.
+
+    Args:
+        text_config (`PreTrainedConfig` or `dict`, *optional*): Configuration of the causal language model, whose
+            `vocab_size` counts all rows. Defaults to a Llama of four layers of 256.
+        layout (`str`, defaults to `"flat"`): How codes lie in the sequence. `"flat"`: one after another, frame by
+            frame.
+        text_alignment (`str`, defaults to `"none"`): Where the text to be spoken stands: only before the audio
+            (`"none"`), or also within it, each word (`"word"`) or phone (`"phone"`) before its frames.
+        num_codebooks (`int`, defaults to 1): Number of the codec's first codebooks that are read and written.
+        codebook_size (`int`, defaults to 1024): Codes of a codebook.
+        frame_rate (`float`, defaults to 50.0): Frames of the codec a second, in Hz.
+        sampling_rate (`int`, defaults to 16000): Samples of the codec's audio a second, in Hz.
+        codec_name (`str`, *optional*): Name, folder or Hub id of the codec. The codec itself is attached; see
+            [`SpeechLMForConditionalGeneration.attach_codec`].
+        codec_fingerprint (`str`, *optional*): What [`SpeechCodec.fingerprint`] of the codec gives.
+        audio_start_token_id, audio_end_token_id, audio_token_id (`int`): Ids of `<|audio_start|>`, `<|audio_end|>`,
+            and of `<|audio|>`, which stands for a recording in text.
+        audio_offset (`int`): Id of the first code of the first codebook.
+        piece_offset (`int`, defaults to 0): Id of the first label of `piece_labels`.
+        piece_labels (`list[str]`): Labels of the phones, in the order of their ids; empty without phones.
+        piece_frames (`list` of two `int` each): Fewest and most frames of each label that generation allows, as
+            training measured them; empty before.
+        frames_per_character (`list` of two `float`, *optional*): Mean and largest number of frames that a character of
+            text takes, as training measured them. They limit how long generation may take without phones.
+        text_loss_weight, audio_loss_weight (`float`, default to 1.0): Weights of targets that are text, pieces and
+            marks, and of targets that are codes.
+        template_version (`int`, defaults to 1): Version of the prompts; see [`SpeechLMProcessor`].
+    """
+
+    model_type = "speech_tokenizers_speech_lm"
+    sub_configs = {"text_config": AutoConfig}
+
+    text_config: dict | PreTrainedConfig | None = None
+    layout: str = "flat"
+    text_alignment: str = "none"
+    num_codebooks: int = 1
+    codebook_size: int = 1024
+    frame_rate: float | int = 50.0
+    sampling_rate: int = 16000
+    codec_name: str | None = None
+    codec_fingerprint: str | None = None
+    audio_start_token_id: int = 3
+    audio_end_token_id: int = 4
+    audio_token_id: int = 5
+    audio_offset: int = 6
+    piece_offset: int = 0
+    piece_labels: list[str] = field(default_factory=list)
+    piece_frames: list[list[int]] = field(default_factory=list)
+    frames_per_character: list[float] | None = None
+    text_loss_weight: float | int = 1.0
+    audio_loss_weight: float | int = 1.0
+    template_version: int = 1
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any):
+        if self.text_config is None:
+            sizes = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 688}
+            rows = 64 * -(-(self.audio_offset + self.num_codebooks * self.codebook_size) // 64)
+            self.text_config = AutoConfig.for_model(
+                "llama", vocab_size=rows, bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes
+            )
+        elif isinstance(self.text_config, dict):
+            self.text_config = AutoConfig.for_model(**self.text_config)
+        text_config: Any = self.text_config
+        # Who reads the configuration of a model of text looks for these at the top.
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"):
+            kwargs.setdefault(name, getattr(text_config, name, None))
+        super().__post_init__(**kwargs)
+
+    @property
+    def speech_ids(self) -> SpeechIds:
+        """Where audio lies in the vocabulary."""
+        return SpeechIds(
+            audio_start=self.audio_start_token_id,
+            audio_end=self.audio_end_token_id,
+            audio_offset=self.audio_offset,
+            num_codebooks=self.num_codebooks,
+            codebook_size=self.codebook_size,
+            piece_offset=self.piece_offset,
+            num_pieces=len(self.piece_labels),
+        )
+
+    def validate_architecture(self):
+        """Raises `ValueError` where fields contradict each other."""
+        for name, known in (("layout", LAYOUTS), ("text_alignment", TEXT_ALIGNMENTS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` must be one of {', '.join(known)}, but got {getattr(self, name)!r}.")
+        for name in ("num_codebooks", "codebook_size", "sampling_rate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
+        if self.frame_rate <= 0:
+            raise ValueError(f"`frame_rate` must be positive, but got {self.frame_rate}.")
+        for name in ("text_loss_weight", "audio_loss_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, but got {getattr(self, name)}.")
+        if self.text_alignment == "phone" and not self.piece_labels:
+            raise ValueError("`text_alignment='phone'` needs the labels of the phones, `piece_labels`.")
+        rows, needed = self.text_config.vocab_size, self.audio_offset + self.num_codebooks * self.codebook_size  # type: ignore[union-attr]
+        if rows < needed:
+            raise ValueError(
+                f"`text_config.vocab_size` is {rows}, but {self.num_codebooks} x {self.codebook_size} codes behind"
+                f" `audio_offset` {self.audio_offset} need {needed} rows; `from_causal_lm` adds them."
+            )
+        if self.piece_frames and len(self.piece_frames) != len(self.piece_labels):
+            raise ValueError(
+                f"`piece_frames` must have a pair for each of the {len(self.piece_labels)} labels, but has"
+                f" {len(self.piece_frames)}."
+            )
+
+
+__all__ = ["SpeechLMConfig"]

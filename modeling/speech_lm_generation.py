@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The speech-tokenizers authors.
+"""How a speech language model speaks: requests in, ids by `generate`, audio out."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList
+from transformers.utils import ModelOutput
+
+from .audio_logits import AudioOnly, GuidedText, MinFrames, RowSampling, WindowedRepetition
+from .input_checks import check_number, check_whole_number
+from .speech_lm_layouts import AlignedCodes, split_pieces
+
+
+@dataclass
+class SpeechOutput(ModelOutput):
+    """
+    Args:
+        audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): Speech in [-1, 1]; 0 behind an end.
+        audio_mask (`torch.LongTensor` of shape `(batch, num_samples)`): 1 before an item's end.
+        audio_codes (`torch.LongTensor` of shape `(batch, num_codebooks, num_frames)`): Codes; 0 behind an end.
+        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): 1 before an item's end.
+        ended (`torch.BoolTensor` of shape `(batch,)`): Whether the model itself wrote the end; else a limit cut it.
+        num_dropped (`torch.LongTensor` of shape `(batch,)`): Ids that made no whole frame.
+        pieces (`list` of `list[str]`): Words or phones that were said, in order; empty without an alignment.
+        piece_times (`list` of `torch.Tensor` of shape `(num_pieces, 2)`): Their starts and ends, in seconds.
+        word_times (`list` of `list` of `tuple`): Words with their starts and ends, in seconds.
+        sequences (`torch.LongTensor` of shape `(batch, num_positions)`): All ids, the prompt included.
+        seconds (`float`): Time that all of it took, in seconds.
+        realtime_factor (`float`): That time over the length of all speech.
+    """
+
+    audio_values: torch.FloatTensor | None = None
+    audio_mask: torch.LongTensor | None = None
+    audio_codes: torch.LongTensor | None = None
+    audio_codes_mask: torch.LongTensor | None = None
+    ended: torch.BoolTensor | None = None
+    num_dropped: torch.LongTensor | None = None
+    pieces: list[list[str]] | None = None
+    piece_times: list[torch.Tensor] | None = None
+    word_times: list[list[tuple[str, float, float]]] | None = None
+    sequences: torch.LongTensor | None = None
+    seconds: float | None = None
+    realtime_factor: float | None = None
+
+
+@dataclass
+class _Request:
+    # What is asked of one row.
+    text: str
+    labels: list[str] = field(default_factory=list)
+    pieces: list[list[int]] = field(default_factory=list)
+    words: list[tuple[str, int]] = field(default_factory=list)  # each with the number of its pieces
+    fewest: list[int] = field(default_factory=list)
+    most: list[int] = field(default_factory=list)
+
+
+class SpeechGeneration:
+    """What a speech language model says aloud; see [`SpeechLMForConditionalGeneration`]."""
+
+    @torch.no_grad()
+    def generate_speech(
+        self,
+        text: str | Sequence[str],
+        processor: Any,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_window: int = 0,
+        repetition_limit: int = 3,
+        durations: Sequence[Sequence[int]] | None = None,
+        pieces: Sequence[Sequence[str]] | None = None,
+        min_frames: int = 1,
+        max_frames: int | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+        decode: bool = True,
+    ) -> SpeechOutput:
+        """
+        Say texts.
+
+        With a `text_alignment`, each word or phone of the text is said once, in order, and then speech ends: no
+        sequence of ids in which it is otherwise is allowed. Without one, only whole frames are allowed.
+
+        A batch gives what single texts give: with `temperature=0` always, else with a generator for each text.
+
+        Args:
+            text (`str` or sequence of `str`): What to say.
+            processor ([`SpeechLMProcessor`]): The model's processor.
+            temperature (`float`, *optional*, defaults to 1.0): Temperature of the draws; 0 takes the likeliest code.
+            top_k (`int`, *optional*): Draw from so many of the likeliest ids.
+            top_p (`float`, *optional*): Draw from the likeliest ids whose probabilities sum to it.
+            repetition_window (`int`, *optional*, defaults to 0): Frames back in which a code of a codebook may occur
+                `repetition_limit` times; 0 for no limit.
+            repetition_limit (`int`, *optional*, defaults to 3): See `repetition_window`.
+            durations (sequence of sequences of `int`, *optional*): Frames of each piece of each text, where they are
+                given in place of the model's own.
+            pieces (sequence of sequences of `str`, *optional*): Phones of each text, where they are not to be looked
+                up.
+            min_frames (`int`, *optional*, defaults to 1): Fewest frames of a text.
+            max_frames (`int`, *optional*): Most frames of a text. Defaults to what training measured.
+            generators (sequence of `torch.Generator`, *optional*): One for each text. Defaults to PyTorch's global one.
+            decode (`bool`, *optional*, defaults to `True`): Whether the codes are made audible.
+
+        Raises:
+            ValueError: If a text is empty or has no pronunciation, a prompt leaves no room for speech in the model's
+                context, a number is out of its range, or no codec is attached.
+        """
+        begun = time.perf_counter()
+        check_number(temperature, "temperature", 0.0)
+        check_whole_number(min_frames, "min_frames", 1)
+        texts = [text] if isinstance(text, str) else list(text)
+        if not texts:
+            raise ValueError("`text` is empty; pass at least one text.")
+        codec = self.codec if decode else None  # type: ignore[attr-defined]
+        processor.check_model(self)
+        requests = self._requests(texts, processor, pieces, durations)
+        inputs = self._prompts(requests, processor)
+        limit = self._limit(requests, inputs["input_ids"].shape[1], max_frames)
+        processors = self._logits_processors(requests, min_frames, repetition_window, repetition_limit)
+        processors.append(RowSampling(temperature, top_k, top_p, None if generators is None else list(generators)))
+        config = self.config  # type: ignore[attr-defined]
+        sequences = self.generate(  # type: ignore[attr-defined]
+            **inputs,
+            logits_processor=processors,
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=limit,
+            eos_token_id=config.audio_end_token_id,
+            repetition_penalty=1.0,
+            use_cache=True,
+        )
+        said = [
+            self._said(row, request)
+            for row, request in zip(sequences[:, inputs["input_ids"].shape[1] :], requests, strict=True)
+        ]
+        output = self._output(said, requests)
+        output["sequences"] = sequences
+        if codec is not None:
+            self._sound(output, codec)
+        output["seconds"] = time.perf_counter() - begun
+        length = float(output["audio_codes_mask"].sum()) / config.frame_rate
+        output["realtime_factor"] = output["seconds"] / length if length else float("inf")
+        return SpeechOutput(**output)
+
+    def _requests(
+        self,
+        texts: Sequence[str],
+        processor: Any,
+        pieces: Sequence[Sequence[str]] | None,
+        durations: Sequence[Sequence[int]] | None,
+    ) -> list[_Request]:
+        config = self.config  # type: ignore[attr-defined]
+        for name, given in (("pieces", pieces), ("durations", durations)):
+            if given is None:
+                continue
+            if config.text_alignment == "none":
+                raise ValueError(f"`{name}` needs a model with a `text_alignment`; this one has none.")
+            if len(given) != len(texts):
+                raise ValueError(f"`{name}` must have an entry a text ({len(texts)}), but has {len(given)}.")
+        requests = []
+        for number, text in enumerate(texts):
+            request = _Request(text)
+            if config.text_alignment != "none":
+                spoken = processor.speech_pieces(text, None if pieces is None else pieces[number])
+                request.labels, request.pieces, request.words = spoken
+                self._set_durations(request, None if durations is None else durations[number])
+            requests.append(request)
+        return requests
+
+    def _set_durations(self, request: _Request, durations: Sequence[int] | None) -> None:
+        config = self.config  # type: ignore[attr-defined]
+        if durations is not None:
+            if len(durations) != len(request.pieces):
+                raise ValueError(
+                    f"`durations` of {request.text!r} must have {len(request.pieces)} entries, one a piece, but has"
+                    f" {len(durations)}."
+                )
+            for value in durations:
+                check_whole_number(value, "durations", 1)
+            request.fewest = request.most = [int(value) for value in durations]
+        elif config.piece_frames and config.text_alignment == "phone":
+            limits = dict(zip(config.piece_labels, config.piece_frames, strict=True))
+            request.fewest = [limits[label][0] for label in request.labels]
+            request.most = [limits[label][1] for label in request.labels]
+        else:
+            request.fewest = [1] * len(request.pieces)
+            request.most = [self._most_frames(label) for label in request.labels]
+
+    def _most_frames(self, text: str) -> int:
+        # Of a text, or a word, by its letters; without statistics half a second a character.
+        config = self.config  # type: ignore[attr-defined]
+        per_character = config.frames_per_character[1] if config.frames_per_character else config.frame_rate / 2
+        return max(1, round(per_character * (len(text) + 1)))
+
+    def _prompts(self, requests: Sequence[_Request], processor: Any) -> dict[str, torch.Tensor]:
+        prompts = [processor.speech_prompt(request.text, request.labels or None) for request in requests]
+        inputs = processor(text=prompts, padding_side="left", return_tensors="pt")
+        start = torch.full((len(prompts), 1), self.config.audio_start_token_id)  # type: ignore[attr-defined]
+        device = self.device  # type: ignore[attr-defined]
+        return {
+            "input_ids": torch.cat([inputs["input_ids"], start], dim=1).to(device),
+            "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(start)], dim=1).to(device),
+        }
+
+    def _limit(self, requests: Sequence[_Request], prompt_length: int, max_frames: int | None) -> int:
+        # The most ids that are written: those of the frames and pieces, and the end.
+        config = self.config  # type: ignore[attr-defined]
+        limits = []
+        for request in requests:
+            frames = sum(request.most) if request.pieces else self._most_frames(request.text)
+            if max_frames is not None:
+                frames = min(frames, check_whole_number(max_frames, "max_frames", 1))
+            limits.append(frames * config.num_codebooks + sum(len(piece) for piece in request.pieces) + 1)
+        context = getattr(config.text_config, "max_position_embeddings", None)
+        if context is None:
+            return max(limits)
+        room = context - prompt_length
+        fewest = max(sum(len(piece) for piece in request.pieces) for request in requests) + config.num_codebooks + 1
+        if room < fewest:
+            raise ValueError(
+                f"The prompt takes {prompt_length} of the model's {context} positions, which leaves {max(room, 0)} for"
+                f" speech that needs at least {fewest}; say the text in parts."
+            )
+        return min(max(limits), room)
+
+    def _logits_processors(
+        self, requests: Sequence[_Request], min_frames: int, window: int, limit: int
+    ) -> LogitsProcessorList:
+        ids = self.config.speech_ids  # type: ignore[attr-defined]
+        if requests[0].pieces:
+            processors = [
+                GuidedText(
+                    ids,
+                    [request.pieces for request in requests],
+                    min_frames=[request.fewest for request in requests],
+                    max_frames=[request.most for request in requests],
+                )
+            ]
+        else:
+            processors = [AudioOnly(ids)]
+            if min_frames > 0:
+                processors.append(MinFrames(ids, min_frames))
+        if window:
+            processors.append(WindowedRepetition(ids, window, limit))
+        return LogitsProcessorList(processors)
+
+    def _said(self, row: torch.Tensor, request: _Request) -> tuple[AlignedCodes, bool]:
+        config = self.config  # type: ignore[attr-defined]
+        ends = (row == config.audio_end_token_id).nonzero()
+        ended = len(ends) > 0
+        row = row[: int(ends[0])] if ended else row
+        return split_pieces(row.cpu(), config.speech_ids, request.pieces or None), ended
+
+    def _output(self, said: Sequence[tuple[AlignedCodes, bool]], requests: Sequence[_Request]) -> dict[str, Any]:
+        config = self.config  # type: ignore[attr-defined]
+        lengths = torch.tensor([aligned.audio_codes.shape[1] for aligned, _ in said])
+        num_frames = int(lengths.max())
+        codes = torch.zeros(len(said), config.num_codebooks, num_frames, dtype=torch.long)
+        for target, (aligned, _) in zip(codes, said, strict=True):
+            target[:, : aligned.audio_codes.shape[1]] = aligned.audio_codes
+        times = [torch.stack([aligned.starts, aligned.ends], dim=-1) / config.frame_rate for aligned, _ in said]
+        return {
+            "audio_codes": codes,
+            "audio_codes_mask": (torch.arange(num_frames) < lengths[:, None]).long(),
+            "ended": torch.tensor([ended for _, ended in said]),
+            "num_dropped": torch.tensor([int(aligned.num_dropped) for aligned, _ in said]),
+            "pieces": [request.labels[: len(time)] for request, time in zip(requests, times, strict=True)],
+            "piece_times": times,
+            "word_times": [_word_times(request, time) for request, time in zip(requests, times, strict=True)],
+        }
+
+    def _sound(self, output: dict[str, Any], codec: Any) -> None:
+        mask = output["audio_codes_mask"]
+        if not mask.shape[1]:
+            output["audio_values"] = torch.zeros(len(mask), 1, 0)
+            output["audio_mask"] = torch.zeros(len(mask), 0, dtype=torch.long)
+            return
+        place = {"device": codec.device} if getattr(codec, "device", None) is not None else {}
+        decoded = codec.decode(
+            audio_codes=output["audio_codes"].to(**place), audio_codes_mask=mask.to(**place), return_dict=True
+        )
+        values = decoded.audio_values.float().cpu()
+        lengths = mask.sum(-1) * round(codec.sampling_rate / codec.frame_rate)
+        output["audio_mask"] = (torch.arange(values.shape[-1]) < lengths[:, None]).long()
+        output["audio_values"] = values * output["audio_mask"][:, None]
+
+
+def _word_times(request: _Request, times: torch.Tensor) -> list[tuple[str, float, float]]:
+    # Words in order, each from the start of its first piece to the end of its last; pauses belong to none.
+    found, place = [], 0
+    for word, num_pieces in request.words:
+        if place + num_pieces > len(times):
+            break
+        if word and num_pieces:
+            found.append((word, float(times[place, 0]), float(times[place + num_pieces - 1, 1])))
+        place += num_pieces
+    return found
+
+
+__all__ = ["SpeechGeneration", "SpeechOutput"]
