@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`speech-tokenizers check-labels`: whether a model learns what its data mean."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder or Hub id of a speech language model, or of any causal language model"
+    )
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="rows of `encode-rows`, or a dataset with `input_ids` and `labels` (a folder of `save_to_disk`, Parquet)",
+    )
+    parser.add_argument("--task", default="tts", help="task in which rows are read (default: tts)")
+    parser.add_argument("--limit", type=int, default=8, metavar="N", help="rows to look at (default: 8)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit code: 0 without a fault, 1 with one."""
+    from speech_tokenizers.coding.speech_lm_loading import load_any_causal_lm
+    from speech_tokenizers.commands.frame import UsageError
+    from speech_tokenizers.training.language_models.label_checks import check_labels
+
+    if args.limit < 1:
+        raise UsageError(f"--limit must be at least 1, but is {args.limit}")
+    model, processor = load_any_causal_lm(args.model)
+    rows, ends = _rows(Path(args.data), processor, args.task, args.limit)
+    report = check_labels(model, rows, ends)
+    print(report)
+    return 1 if report.faults else 0
+
+
+def _rows(path: Path, processor, task: str, limit: int) -> tuple[list, list[int]]:
+    import datasets
+
+    from speech_tokenizers.commands.frame import UsageError
+    from speech_tokenizers.processing.speech_rows import read_speech_rows
+
+    if (path / "dataset_dict.json").is_file():
+        raise UsageError(f"{path} holds several splits; name the folder of one")
+    if (path / "state.json").is_file():
+        rows = datasets.load_from_disk(str(path))
+    else:
+        files = sorted(map(str, path.glob("*.parquet"))) if path.is_dir() else [str(path)]
+        if not files:
+            raise UsageError(f"{path} holds no Parquet files and is no saved dataset")
+        rows = datasets.Dataset.from_parquet(files)
+    if {"input_ids", "labels"} <= set(rows.column_names):
+        return [rows[index] for index in range(min(limit, len(rows)))], []
+    if processor is None:
+        raise UsageError(f"{path} has no `input_ids` and `labels`, and the model has no processor that makes them")
+    rows = read_speech_rows(path)
+    ids = processor.speech_ids
+    ends = [ids.audio_end] if task == "tts" else []
+    if processor.tokenizer.eos_token_id is not None:
+        ends.append(processor.tokenizer.eos_token_id)
+    return [processor.row_inputs(rows[index], task) for index in range(min(limit, len(rows)))], ends

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`speech-tokenizers say`: speech from text, by a speech language model."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    from speech_tokenizers.coding.command_options import add_device_argument
+
+    parser.add_argument(
+        "text", metavar="TEXT", help="what to say; `-` reads standard input, a text a line; `@FILE` a file of lines"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help="audio file to write; for several lines a folder, which gets 0001.wav, 0002.wav, ...",
+    )
+    parser.add_argument("--model", default=None, help="name, folder or Hub id of a speech language model")
+    parser.add_argument("--codec", default=None, help="name or folder of its codec, where it is not found by its name")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 always says the same")
+    parser.add_argument("--top-k", type=int, default=None, metavar="K", help="draw from the K likeliest codes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    parser.add_argument("--times", action="store_true", help="print when each word is said, as JSON lines")
+    add_device_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    import json
+
+    import torch
+
+    from speech_tokenizers.coding.command_options import choose_device
+    from speech_tokenizers.coding.speech_lm_loading import load_speech_lm
+    from speech_tokenizers.commands.frame import UsageError, say
+
+    texts = list(_texts(args.text))
+    if not texts:
+        raise UsageError(f"{args.text}: there is no text to say")
+    is_folder = len(texts) > 1 or args.text.startswith("@") or args.output.is_dir()
+    if is_folder and args.output.suffix and not args.output.is_dir():
+        raise UsageError(f"--output {args.output} names a file, but there are {len(texts)} texts; name a folder")
+    if args.top_k is not None and args.top_k < 1:
+        raise UsageError(f"--top-k must be at least 1, but is {args.top_k}")
+    from speech_tokenizers.coding.speech_lm_loading import DEFAULT_VOICE
+
+    model, processor = load_speech_lm(args.model or DEFAULT_VOICE, args.codec)
+    model.to(choose_device(args.device))
+    # All texts are looked at before the first is said.
+    for number, text in enumerate(texts, 1):
+        _check(text, number, model, processor)
+    cut = 0
+    for number, text in enumerate(texts, 1):
+        generator = torch.Generator(model.device).manual_seed(args.seed)
+        said = model.generate_speech(
+            text, processor, temperature=args.temperature, top_k=args.top_k, generators=[generator]
+        )
+        path = args.output / f"{number:04d}.wav" if is_folder else args.output
+        _write(path, said, model.config.sampling_rate)
+        if not said.ended[0]:
+            cut += 1
+            say(f"{path}: speech did not end by itself and was cut")
+        if args.times:
+            words = [{"word": word, "start": start, "end": end} for word, start, end in said.word_times[0]]
+            print(json.dumps({"file_name": path.name, "text": text, "words": words}, ensure_ascii=False))
+        else:
+            print(f"{path}: {said.audio_mask.sum() / model.config.sampling_rate:.2f} s in {said.seconds:.2f} s")
+    return 1 if cut else 0
+
+
+def _texts(argument: str) -> Iterator[str]:
+    from speech_tokenizers.processing.metadata_files import read_text_lines
+
+    if argument == "-":
+        yield from (line.strip() for line in sys.stdin if line.strip())
+    elif argument.startswith("@"):
+        yield from (line.strip() for _, line in read_text_lines(argument[1:]) if line.strip())
+    else:
+        yield argument
+
+
+def _check(text: str, number: int, model, processor) -> None:
+    from speech_tokenizers.commands.frame import UsageError
+
+    try:
+        if model.config.text_alignment == "none":
+            processor.speech_prompt(text)
+        else:
+            processor.speech_pieces(text)
+    except ValueError as error:
+        raise UsageError(f"text {number}: {error}") from error
+
+
+def _write(path: Path, said, sampling_rate: int) -> None:
+    from speech_tokenizers.processing.audio_files import AudioWriter
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    length = int(said.audio_mask[0].sum())
+    with AudioWriter(path, sampling_rate) as writer:
+        writer.write(said.audio_values[0, 0, :length].numpy())

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Train a causal language model to read and write the codes of a codec, on rows of a corpus that was encoded once.
+
+After an interruption, the same command continues at the newest checkpoint, with the results of an uninterrupted run.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+
+from speech_tokenizers.coding.loading import load
+from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
+from speech_tokenizers.modeling.model_names import find_model
+from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor, build_speech_vocabulary
+from speech_tokenizers.modeling.pronunciations import PronunciationLexicon
+from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
+from speech_tokenizers.processing.speech_rows import read_speech_rows
+from speech_tokenizers.processing.whole_files import whole_folder, write_whole
+from speech_tokenizers.training.common.checkpoint_faults import file_fault
+from speech_tokenizers.training.common.processes import process_state
+from speech_tokenizers.training.common.recipe_files import check_not_negative, check_positive, load_recipe
+from speech_tokenizers.training.common.recipe_trainer import (
+    RecipeTrainer,
+    RunArguments,
+    ScheduleArguments,
+    claim_output,
+    train_until_done,
+)
+from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_of
+from speech_tokenizers.training.language_models.speech_lm_collator import SpeechLMCollator
+from speech_tokenizers.training.language_models.speech_lm_items import (
+    SpeechLMItems,
+    frames_per_character,
+    piece_frames,
+    rows_fingerprint,
+)
+
+
+@dataclasses.dataclass(kw_only=True)
+class SpeechRowsArguments:
+    """
+    Where the rows are that `encode-rows` wrote.
+
+    Args:
+        train (`str`): Folder of the rows to learn from.
+        eval (`str`, *optional*): Folder of held-out rows, whose losses are measured in the end.
+        max_length (`int`, *optional*): Most positions of a row; a longer one is refused by its name. Defaults to the
+            language model's context.
+        max_eval_rows (`int`): Most held-out rows that are measured.
+        pronunciations (`str`, *optional*): Lexicon that comes with the model, by which it says texts; needed for
+            `text_alignment: phone`.
+    """
+
+    train: str
+    eval: str | None = None
+    max_length: int | None = None
+    max_eval_rows: int = 500
+    pronunciations: str | None = None
+
+    def __post_init__(self):
+        check_positive(self, "max_eval_rows", prefix="data.")
+
+
+@dataclasses.dataclass(kw_only=True)
+class SpeechLMArguments(RunArguments, ScheduleArguments):
+    """
+    A training of a speech language model. The learning rate rises to its peak and falls as a cosine.
+
+    The folder gets `final` (model, processor and lexicon), `results.json`, `training_log.jsonl` and its picture.
+
+    Args:
+        data ([`SpeechRowsArguments`]): The rows.
+        codec (`str`): Name, folder or Hub id of the codec whose codes they hold.
+        language_model (`str` or `dict`): Folder or Hub id of a causal language model that learns on; or the
+            configuration of one that begins at random, with its `model_type`, whose vocabulary is that of
+            [`build_speech_vocabulary`].
+        num_codebooks (`int`, *optional*): First codebooks that are used. Defaults to those of the rows.
+        text_alignment (`str`): See [`SpeechLMConfig`].
+        tasks (`dict`): Weight of each task in the mixture; see [`TASKS`].
+        init (`str`): How the new rows begin; see [`SpeechLMForConditionalGeneration.init_audio_rows`].
+        text_loss_weight, audio_loss_weight (`float`): See [`SpeechLMConfig`].
+        batch_positions (`int`): Positions of a micro-batch of one process, with padding.
+        kwargs: See [`RunArguments`] and [`ScheduleArguments`].
+    """
+
+    trainer: ClassVar[str] = "speech_lm"
+
+    data: SpeechRowsArguments
+    codec: str
+    language_model: str | dict[str, Any]
+    num_codebooks: int | None = None
+    text_alignment: str = "none"
+    tasks: dict[str, float] = dataclasses.field(default_factory=lambda: {"tts": 1.0})
+    init: str = "codebook"
+    text_loss_weight: float = 1.0
+    audio_loss_weight: float = 1.0
+    batch_positions: int = 4096
+    max_steps: int = 2000
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+
+    def __post_init__(self):
+        ScheduleArguments.__post_init__(self)
+        RunArguments.__post_init__(self)
+        check_positive(self, "batch_positions")
+        check_not_negative(self, "text_loss_weight", "audio_loss_weight")
+        if not self.tasks or any(weight <= 0 for weight in self.tasks.values()):
+            raise ValueError("`tasks` must name at least one task, each with a positive weight.")
+        if self.text_alignment == "phone" and self.data.pronunciations is None:
+            raise ValueError(
+                "`text_alignment: phone` needs `data.pronunciations`, the lexicon by which texts are said; a corpus of"
+                " `make-tts-corpus` has one."
+            )
+
+
+class SpeechLMTrainer(RecipeTrainer):
+    """
+    [`RecipeTrainer`] of a [`SpeechLMForConditionalGeneration`].
+
+    Args:
+        args, kwargs: See [`RecipeTrainer`]; `train_dataset` is a [`SpeechLMItems`].
+    """
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss of a micro-batch; the model is not told of tasks, which only the log knows."""
+        inputs = dict(inputs)
+        self._tasks = inputs.pop("tasks", None)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def measures(
+        self, outputs: Any, inputs: dict[str, torch.Tensor]
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor | int | None]]:
+        """Means over targets of each kind, codebook and task, in nats, and the speed."""
+        is_target = inputs["labels"] != -100
+        is_target[:, 0] = False
+        config = self.accelerator.unwrap_model(self.model).config
+        is_code = config.speech_ids.is_unit(inputs["labels"]) & is_target
+        losses = outputs["target_losses"]
+        found: dict[str, tuple[torch.Tensor, torch.Tensor | int | None]] = {
+            "text_loss": ((losses * ~is_code).sum(), (is_target & ~is_code).sum()),
+            "audio_loss": ((losses * is_code).sum(), is_code.sum()),
+        }
+        names = self.train_dataset.tasks
+        if self._tasks is not None and len(names) > 1:
+            for number, name in enumerate(names):
+                chosen = (self._tasks == number)[:, None] & is_target
+                found[f"{name}_loss"] = ((losses * chosen).sum(), chosen.sum())
+        found["positions_per_second"] = (inputs["attention_mask"].sum(), None)
+        return found
+
+
+def build_processor(args: SpeechLMArguments, codec: Any, feature_extractor: Any, rows: Any) -> SpeechLMProcessor:
+    """
+    The processor of a recipe's model.
+
+    Args:
+        args ([`SpeechLMArguments`]): The recipe.
+        codec ([`SpeechCodec`]): The codec.
+        feature_extractor: The codec's feature extractor.
+        rows (`datasets.Dataset`): The rows to learn from, whose phones become pieces.
+    """
+    if isinstance(args.language_model, str):
+        tokenizer = AutoTokenizer.from_pretrained(find_model(args.language_model, argument="language_model"))
+    else:
+        tokenizer = build_speech_vocabulary()
+    labels: list[str] = []
+    if args.text_alignment == "phone":
+        labels = sorted({phone["label"] for phones in rows["phones"] for phone in phones or ()})
+        if not labels:
+            raise ValueError(f"{args.data.train}: the rows have no `phones`, which `text_alignment: phone` needs.")
+    processor = SpeechLMProcessor.from_tokenizer(
+        tokenizer,
+        codec,
+        feature_extractor,
+        text_alignment=args.text_alignment,
+        piece_labels=labels,
+        num_codebooks=args.num_codebooks or int(rows[0]["num_quantizers"]),
+        codec_name=args.codec,
+    )
+    if args.data.pronunciations is not None:
+        processor.attach_pronouncer(PronunciationLexicon.from_file(args.data.pronunciations))
+    return processor
+
+
+def build_model(args: SpeechLMArguments, codec: Any, processor: SpeechLMProcessor) -> SpeechLMForConditionalGeneration:
+    """The model of a recipe, before its first step."""
+    set_seed(args.seed)
+    if isinstance(args.language_model, str):
+        lm: Any = AutoModelForCausalLM.from_pretrained(find_model(args.language_model, argument="language_model"))
+    else:
+        from transformers import AutoConfig
+
+        tokenizer = processor.tokenizer
+        ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        sizes = {"vocab_size": processor.vocab_size_needed, **ends, **args.language_model}
+        lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(**sizes))
+    weights = {"text_loss_weight": args.text_loss_weight, "audio_loss_weight": args.audio_loss_weight}
+    return SpeechLMForConditionalGeneration.from_causal_lm(
+        lm, codec, processor, init=args.init, seed=args.seed, **weights
+    )
+
+
+def train_speech_lm(args: SpeechLMArguments) -> dict[str, Any]:
+    """
+    Train from the newest checkpoint, or from the beginning, and measure the held-out losses.
+
+    Args:
+        args ([`SpeechLMArguments`]): The recipe.
+
+    Returns:
+        `dict`: What `results.json` holds.
+
+    Raises:
+        ValueError: If the output folder belongs to another recipe, the rows to another codec, or a row is too long.
+    """
+    output, processes = Path(args.output_dir), process_state()
+    inputs: dict[str, Any] = {"codec": fingerprint_of(args.codec), "data.train": rows_fingerprint(args.data.train)}
+    if isinstance(args.language_model, str):
+        inputs["language_model"] = fingerprint_of(args.language_model)
+    if args.data.eval is not None:
+        inputs["data.eval"] = rows_fingerprint(args.data.eval)
+    result_file = output / "results.json"
+    finished = ("",) if result_file.is_file() else ()
+    RunRecord(output, args, inputs, finished).check()
+    codec, feature_extractor = load(args.codec)
+    codec = as_speech_codec(codec, feature_extractor)
+    rows = read_speech_rows(args.data.train, codec=codec)
+    processor = build_processor(args, codec, feature_extractor, rows)
+    if not finished:
+        _train(args, codec, processor, rows, output, inputs)
+    processes.wait_for_everyone()
+    if (fault := file_fault(result_file)) is not None:
+        raise ValueError(f"{result_file} {fault}; delete it to measure anew.")
+    return json.loads(result_file.read_text("utf-8"))
+
+
+def _train(
+    args: SpeechLMArguments, codec: Any, processor: SpeechLMProcessor, rows: Any, output: Path, inputs: dict[str, Any]
+) -> None:
+    model = build_model(args, codec, processor)
+    longest = args.data.max_length or getattr(model.config.text_config, "max_position_embeddings", None)
+    items = SpeechLMItems(rows, processor, args.tasks, seed=args.seed, max_length=longest)
+    held_out = None
+    if args.data.eval is not None:
+        held_out = SpeechLMItems(
+            read_speech_rows(args.data.eval, codec=codec), processor, args.tasks, seed=args.seed, max_length=longest
+        )
+    if int(items.lengths.max()) > args.batch_positions:
+        raise ValueError(
+            f"`batch_positions` ({args.batch_positions}) must hold the longest row, of {int(items.lengths.max())}"
+            " positions."
+        )
+    if args.text_alignment == "phone":
+        model.set_piece_frames(piece_frames(rows, processor))
+    model.config.frames_per_character = frames_per_character(rows)
+    claim_output(args, inputs)
+    trainer = SpeechLMTrainer(
+        model,
+        args.training_arguments(output, args, lr_scheduler_type="cosine"),
+        batch_length=args.batch_positions,
+        train_dataset=items,
+        data_collator=SpeechLMCollator(processor),
+    )
+    train_until_done(trainer, output, ["loss", "text_loss", "audio_loss"])
+    if not trainer.is_world_process_zero():
+        return
+    model.eval()
+    results: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+    results |= {"positions_of_training_rows": int(items.lengths.sum()), "training_rows": len(rows)}
+    if held_out is not None:
+        results |= held_out_losses(model, held_out, processor, args)
+    with whole_folder(output / "final") as final:
+        model.save_pretrained(final)
+        processor.save_pretrained(final)
+    write_whole(output / "results.json", json.dumps(results, indent=2))
+
+
+@torch.no_grad()
+def held_out_losses(
+    model: SpeechLMForConditionalGeneration, items: SpeechLMItems, processor: SpeechLMProcessor, args: SpeechLMArguments
+) -> dict[str, Any]:
+    """Mean losses over the targets of held-out rows, in nats: of text and pieces, of codes, of each codebook."""
+    collate = SpeechLMCollator(processor)
+    ids = model.config.speech_ids
+    size, num_codebooks = model.config.codebook_size, model.config.num_codebooks
+    totals = torch.zeros(num_codebooks + 1, dtype=torch.float64)
+    counts = torch.zeros_like(totals)
+    for index in range(min(len(items), args.data.max_eval_rows)):
+        batch = {name: value.to(model.device) for name, value in collate([items[index]]).items() if name != "tasks"}
+        losses, labels = model(**batch).target_losses[:, 1:].double().cpu(), batch["labels"][:, 1:].cpu()
+        kinds = torch.where(ids.is_unit(labels), (labels - ids.audio_offset) // size, num_codebooks)
+        wanted = labels != -100
+        totals.index_add_(0, kinds[wanted], losses[wanted])
+        counts.index_add_(0, kinds[wanted], torch.ones_like(losses[wanted]))
+    means = totals / counts.clamp(min=1)
+    return {
+        "held_out_rows": min(len(items), args.data.max_eval_rows),
+        "held_out_text_loss": float(means[-1]),
+        "held_out_audio_loss": float(totals[:-1].sum() / counts[:-1].sum().clamp(min=1)),
+        "held_out_codebook_losses": [float(value) for value in means[:-1]],
+    }
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """The results as a table in Markdown."""
+    lines = ["| measure | value |", "|---|---|"]
+    for name, value in results.items():
+        told = ", ".join(f"{part:.3f}" for part in value) if isinstance(value, list) else value
+        lines.append(f"| {name.replace('_', ' ')} | {told if not isinstance(told, float) else f'{told:.4f}'} |")
+    return "\n".join(lines)
+
+
+def run_recipe(path_or_name: str, overrides: Sequence[str]) -> str:
+    """Train by a recipe; returns the table of results, which the command `train` prints."""
+    return results_table(train_speech_lm(load_recipe(path_or_name, overrides, SpeechLMArguments)))

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of an encoded corpus as a language model learns from them, and what they say of how long speech takes."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
+from speech_tokenizers.modeling.speech_lm_layouts import piece_ends
+from speech_tokenizers.modeling.speech_lm_tasks import TASKS
+from speech_tokenizers.training.common.processes import process_state
+from speech_tokenizers.training.common.recipe_files import check_names
+
+
+class SpeechLMItems(torch.utils.data.Dataset):
+    """
+    Rows of a corpus, each with a task, as ids and labels.
+
+    The task of a row is drawn anew each epoch, from the seed, the epoch and the row. Indices beyond the length belong
+    to later epochs, as a [`LengthBatchSampler`] gives them.
+
+    Args:
+        rows (`datasets.Dataset`): Rows; see [`read_speech_rows`].
+        processor ([`SpeechLMProcessor`]): The model's processor.
+        tasks (mapping of `str` to `float`): Weights of the tasks; see [`TASKS`]. A row that lacks what a task needs is
+            not drawn for it.
+        seed (`int`, *optional*, defaults to 0): Seed of the draws.
+        max_length (`int`, *optional*): Most positions of a row.
+
+    Attributes:
+        lengths (`np.ndarray` of shape `(len(items),)`): Positions of each row, with the task in which it is longest.
+        tasks (`list[str]`): Names of the tasks, by the number that an item gives.
+
+    Raises:
+        ValueError: If a task is unknown, no row can be used for one, a row can be used for none, or is too long.
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        processor: SpeechLMProcessor,
+        tasks: Mapping[str, float] | None = None,
+        seed: int = 0,
+        max_length: int | None = None,
+    ):
+        tasks = {"tts": 1.0} if tasks is None else tasks
+        check_names(tasks, TASKS, "`tasks`")
+        self.rows, self.processor, self.seed = rows, processor, seed
+        self.tasks = list(tasks)
+        self.weights = np.array([tasks[name] for name in self.tasks], dtype=np.float64)
+        self.lengths = np.zeros(len(rows), dtype=np.int64)
+        self.usable = np.zeros((len(rows), len(self.tasks)), dtype=bool)
+        is_shown = process_state().is_main_process
+        for index, row in enumerate(tqdm(rows, desc="measuring rows", leave=False, disable=not is_shown)):
+            for number, name in enumerate(self.tasks):
+                if TASKS[name].is_possible(row):
+                    self.usable[index, number] = True
+                    length = len(processor.row_inputs(row, name)["input_ids"])
+                    self.lengths[index] = max(self.lengths[index], length)
+            self._check(index, row, max_length)
+        for number, name in enumerate(self.tasks):
+            if not self.usable[:, number].any():
+                raise ValueError(f"No row can be used for the task {name!r}: it needs {TASKS[name].columns}.")
+
+    def _check(self, index: int, row: Mapping[str, Any], max_length: int | None) -> None:
+        if not self.usable[index].any():
+            raise ValueError(f"Row {row['id']!r} can be used for none of the tasks {', '.join(self.tasks)}.")
+        if max_length is not None and self.lengths[index] > max_length:
+            raise ValueError(
+                f"Row {row['id']!r} takes {self.lengths[index]} positions, but at most {max_length} are allowed. Leave"
+                " it out, or cut its recording and encode the parts."
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def task_of(self, index: int) -> int:
+        """Number of the task of an item; see `tasks`."""
+        epoch, item = divmod(index, len(self))
+        weights = self.weights * self.usable[item]
+        if len(weights) == 1:
+            return 0
+        return int(np.random.default_rng((self.seed, epoch, item)).choice(len(weights), p=weights / weights.sum()))
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """`input_ids` and `labels`, `(num_positions,)`, and `tasks`, the number of the task."""
+        task = self.task_of(index)
+        inputs = self.processor.row_inputs(self.rows[index % len(self)], self.tasks[task])
+        return {"input_ids": inputs["input_ids"], "labels": inputs["labels"], "tasks": torch.tensor(task)}
+
+
+def piece_frames(rows: Any, processor: SpeechLMProcessor, share: float = 0.001) -> list[list[int]]:
+    """
+    Fewest and most frames that each label takes, but for a share of its occurrences at either end.
+
+    Args:
+        rows (`datasets.Dataset`): Rows with `phones`.
+        processor ([`SpeechLMProcessor`]): The processor, for its labels and frame rate.
+        share (`float`, *optional*, defaults to 0.001): Share that is left out.
+    """
+    frames: dict[str, list[int]] = {label: [] for label in processor.piece_labels}
+    for row in rows.select_columns(["phones", "num_frames"]):
+        phones = row["phones"] or ()
+        if not phones:
+            continue
+        ends = piece_ends([phone["end"] for phone in phones], processor.frame_rate, row["num_frames"])
+        for phone, count in zip(phones, np.diff(ends.numpy(), prepend=0), strict=True):
+            frames[phone["label"]].append(int(count))
+    limits = []
+    for counts in frames.values():
+        fewest, most = np.quantile(counts or [1], [share, 1 - share])
+        limits.append([max(1, int(np.floor(fewest))), max(1, int(np.ceil(most)))])
+    return limits
+
+
+def frames_per_character(rows: Any, share: float = 0.001) -> list[float] | None:
+    """Mean number of frames of a character of text, and the one that only a share of the rows exceeds."""
+    ratios = [
+        row["num_frames"] / (len(row["text"]) + 1)
+        for row in rows.select_columns(["text", "num_frames"])
+        if row["text"]
+    ]
+    if not ratios:
+        return None
+    return [float(np.mean(ratios)), float(np.quantile(ratios, 1 - share))]
+
+
+def rows_fingerprint(path: str) -> str:
+    """Short hash of the files of rows in a folder."""
+    digest = hashlib.sha256()
+    folder = Path(path)
+    for file in sorted(folder.glob("*.parquet")) if folder.is_dir() else [folder]:
+        with open(file, "rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:16]
