@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .speech_lm_layouts import SpeechIds
+from .speech_lm_ids import SpeechIds
 
 
 LAYOUTS = ("flat",)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         load,
         store_in_half,
     )
+    from speech_tokenizers.coding.speech_lm_loading import load_speech_lm
     from speech_tokenizers.conversion.foreign_files import CheckpointError
     from speech_tokenizers.conversion.speechtokenizer import convert_checkpoint
     from speech_tokenizers.conversion.spin import convert_spin
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from speech_tokenizers.modeling.configuration_latent_lm import LatentLMConfig
     from speech_tokenizers.modeling.configuration_rvq_codec import RVQ_CODEC_PRESETS, RVQCodecConfig
     from speech_tokenizers.modeling.configuration_speech_encoder_ctc import SpeechEncoderCTCConfig
+    from speech_tokenizers.modeling.configuration_speech_lm import SpeechLMConfig
     from speech_tokenizers.modeling.configuration_unit_vocoder import UnitVocoderConfig
     from speech_tokenizers.modeling.hub_export import push_to_hub_with_code, save_pretrained_with_code
     from speech_tokenizers.modeling.modeling_cst import CSTDecoderOutput, CSTEncoderOutput, CSTModel, CSTOutput
@@ -50,8 +52,13 @@ if TYPE_CHECKING:
         RVQCodecPreTrainedModel,
     )
     from speech_tokenizers.modeling.modeling_speech_encoder_ctc import SpeechEncoderForCTC
+    from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration, SpeechLMOutput
     from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
     from speech_tokenizers.modeling.padding_invariance import make_padding_invariant
+    from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor, build_speech_vocabulary
+    from speech_tokenizers.modeling.pronunciations import PronunciationError, PronunciationLexicon
+    from speech_tokenizers.modeling.speech_lm_generation import SpeechOutput
+    from speech_tokenizers.modeling.speech_lm_ids import SpeechIds
     from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
     from speech_tokenizers.modeling.unit_streaming import UnitStream
     from speech_tokenizers.modeling.windowed_encoding import WindowedEncoder
@@ -69,6 +76,7 @@ if TYPE_CHECKING:
     from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
     from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
     from speech_tokenizers.processing.latent_files import AudioLatents, load_encoded, load_latents, save_latents
+    from speech_tokenizers.processing.speech_rows import read_speech_rows
     from speech_tokenizers.processing.timed_labels import TimedWord
     from speech_tokenizers.processing.word_alignment import load_word_aligner, match_words
 
@@ -82,6 +90,7 @@ _MODULES = {
     "list_checkpoints": "coding.loading",
     "load": "coding.loading",
     "store_in_half": "coding.loading",
+    "load_speech_lm": "coding.speech_lm_loading",
     "decode_file": "coding.file_coding",
     "encode_file": "coding.file_coding",
     "reconstruct_file": "coding.file_coding",
@@ -99,6 +108,7 @@ _MODULES = {
     "RVQCodecConfig": "modeling.configuration_rvq_codec",
     "RVQ_CODEC_PRESETS": "modeling.configuration_rvq_codec",
     "SpeechEncoderCTCConfig": "modeling.configuration_speech_encoder_ctc",
+    "SpeechLMConfig": "modeling.configuration_speech_lm",
     "UnitVocoderConfig": "modeling.configuration_unit_vocoder",
     "push_to_hub_with_code": "modeling.hub_export",
     "save_pretrained_with_code": "modeling.hub_export",
@@ -122,8 +132,16 @@ _MODULES = {
     "RVQCodecOutput": "modeling.modeling_rvq_codec",
     "RVQCodecPreTrainedModel": "modeling.modeling_rvq_codec",
     "SpeechEncoderForCTC": "modeling.modeling_speech_encoder_ctc",
+    "SpeechLMForConditionalGeneration": "modeling.modeling_speech_lm",
+    "SpeechLMOutput": "modeling.modeling_speech_lm",
     "UnitVocoderModel": "modeling.modeling_unit_vocoder",
     "make_padding_invariant": "modeling.padding_invariance",
+    "SpeechLMProcessor": "modeling.processing_speech_lm",
+    "build_speech_vocabulary": "modeling.processing_speech_lm",
+    "PronunciationError": "modeling.pronunciations",
+    "PronunciationLexicon": "modeling.pronunciations",
+    "SpeechOutput": "modeling.speech_lm_generation",
+    "SpeechIds": "modeling.speech_lm_ids",
     "as_speech_codec": "modeling.transformers_codecs",
     "UnitStream": "modeling.unit_streaming",
     "WindowedEncoder": "modeling.windowed_encoding",
@@ -145,6 +163,7 @@ _MODULES = {
     "load_encoded": "processing.latent_files",
     "load_latents": "processing.latent_files",
     "save_latents": "processing.latent_files",
+    "read_speech_rows": "processing.speech_rows",
     "TimedWord": "processing.timed_labels",
     "load_word_aligner": "processing.word_alignment",
     "match_words": "processing.word_alignment",

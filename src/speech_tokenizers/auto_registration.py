@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Make `AutoConfig`, `AutoModel`, `AutoModelForAudioTokenization`, `AutoModelForCTC`, `AutoModelForPreTraining` and
-`AutoFeatureExtractor` know this package's classes.
+Make `AutoConfig`, `AutoModel`, `AutoModelForAudioTokenization`, `AutoModelForCTC`, `AutoModelForPreTraining`,
+`AutoModelForTextToWaveform`, `AutoFeatureExtractor` and `AutoProcessor` know this package's classes.
 
 transformers finds external classes only if they are registered, and registering imports it: seconds that `import
 speech_tokenizers` must not take. So each registration waits until transformers imports the module that holds its
@@ -28,6 +28,10 @@ AUTO_CLASSES = {
 CTC_CLASSES = {"speech_tokenizers_speech_encoder_ctc": ("SpeechEncoderCTCConfig", "SpeechEncoderForCTC")}
 PRE_TRAINING_CLASSES = {
     "speech_tokenizers_hubert_masked_prediction": ("HubertMaskedPredictionConfig", "HubertForMaskedPrediction")
+}
+# model_type -> (config class, model class, processor class).
+SPEECH_LM_CLASSES = {
+    "speech_tokenizers_speech_lm": ("SpeechLMConfig", "SpeechLMForConditionalGeneration", "SpeechLMProcessor")
 }
 BASE_CLASSES = {
     "speech_tokenizers_unit_vocoder": ("UnitVocoderConfig", "UnitVocoderModel"),
@@ -76,7 +80,7 @@ def _register_configs(configuration_auto: ModuleType) -> None:
     # of importing this one. transformers' mappings load their own classes by name on first use; ours are added to
     # them in that form, here and for models.
     mapping = configuration_auto.CONFIG_MAPPING
-    classes = {**AUTO_CLASSES, **CTC_CLASSES, **PRE_TRAINING_CLASSES, **BASE_CLASSES}
+    classes = {**AUTO_CLASSES, **CTC_CLASSES, **PRE_TRAINING_CLASSES, **SPEECH_LM_CLASSES, **BASE_CLASSES}
     for model_type, (config_name, *_) in classes.items():
         mapping._mapping[model_type] = config_name
         mapping._modules[model_type] = _facade()
@@ -89,12 +93,20 @@ def _register_feature_extractors(feature_extraction_auto: ModuleType) -> None:
         )
 
 
+def _register_processors(processing_auto: ModuleType) -> None:
+    for config_name, _, processor_name in SPEECH_LM_CLASSES.values():
+        processing_auto.AutoProcessor.register(
+            getattr(_facade(), config_name), getattr(_facade(), processor_name), exist_ok=True
+        )
+
+
 def _register_models(modeling_auto: ModuleType) -> None:
     base = modeling_auto.MODEL_MAPPING
     for classes, mappings in (
         (AUTO_CLASSES, (base, modeling_auto.MODEL_FOR_AUDIO_TOKENIZATION_MAPPING)),
         (CTC_CLASSES, (modeling_auto.MODEL_FOR_CTC_MAPPING,)),
         (PRE_TRAINING_CLASSES, (modeling_auto.MODEL_FOR_PRETRAINING_MAPPING,)),
+        (SPEECH_LM_CLASSES, (base, modeling_auto.MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING)),
         (BASE_CLASSES, (base,)),
     ):
         for model_type, (config_name, model_name, *_) in classes.items():
@@ -109,4 +121,5 @@ _REGISTRATIONS = {
     "transformers.models.auto.configuration_auto": _register_configs,
     "transformers.models.auto.feature_extraction_auto": _register_feature_extractors,
     "transformers.models.auto.modeling_auto": _register_models,
+    "transformers.models.auto.processing_auto": _register_processors,
 }

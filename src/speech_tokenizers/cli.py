@@ -187,6 +187,10 @@ _GROUPS = {
         "info": ("describe a checkpoint, a file of codes or an audio file", "commands.info"),
         "demo": ("encode and decode a recording that comes with the package", "demo.command"),
     },
+    "speak": {
+        "say": ("turn text into speech, by a speech language model", "commands.say"),
+        "check-labels": ("find shifted labels, leaks and ends that are not learnt", "commands.check_labels"),
+    },
     "make units": {
         "units": ("turn speech into discrete units, in the formats of other tools", "commands.units"),
         "units-bpe": ("learn to merge frequent units", "commands.units_bpe"),

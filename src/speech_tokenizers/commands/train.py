@@ -14,6 +14,7 @@ TRAINERS = {
     "ctc": "training.recognition.ctc_recipe",
     "dc_spin": "training.units.dc_spin_trainer",
     "latent_lm": "training.language_models.latent_lm",
+    "speech_lm": "training.language_models.speech_lm",
 }
 
 
