@@ -414,9 +414,10 @@ def check_labels_stand_at_their_positions(input_ids: torch.Tensor | None, labels
     hint = ""
     if bool((shifted | (labels[:, :-1] == _IGNORED)).all()):
         hint = " They look shifted by hand by one: the model shifts them itself."
+    label, here = int(labels[row, position]), int(input_ids[row, position])
     raise ValueError(
-        f"`labels` must be the ids at their own positions, or -100, but row {row} has label {int(labels[row, position])}"
-        f" at position {position}, where the id is {int(input_ids[row, position])}.{hint}"
+        f"`labels` must be the ids at their own positions, or -100, but row {row} has label {label} at position"
+        f" {position}, where the id is {here}.{hint}"
     )
 
 

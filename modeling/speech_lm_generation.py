@@ -103,7 +103,7 @@ class SpeechGeneration:
                 up.
             min_frames (`int`, *optional*, defaults to 1): Fewest frames of a text.
             max_frames (`int`, *optional*): Most frames of a text. Defaults to what training measured.
-            generators (sequence of `torch.Generator`, *optional*): One for each text. Defaults to PyTorch's global one.
+            generators (sequence of `torch.Generator`, *optional*): One a text. Defaults to PyTorch's global one.
             decode (`bool`, *optional*, defaults to `True`): Whether the codes are made audible.
 
         Raises:

@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from speech_tokenizers.coding.loading import load
-from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
 from speech_tokenizers.modeling.model_names import find_model
+from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
 from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor, build_speech_vocabulary
 from speech_tokenizers.modeling.pronunciations import PronunciationLexicon
 from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
@@ -283,7 +283,10 @@ def _train(
 
 @torch.no_grad()
 def held_out_losses(
-    model: SpeechLMForConditionalGeneration, items: SpeechLMItems, processor: SpeechLMProcessor, args: SpeechLMArguments
+    model: SpeechLMForConditionalGeneration,
+    items: SpeechLMItems,
+    processor: SpeechLMProcessor,
+    args: SpeechLMArguments,
 ) -> dict[str, Any]:
     """Mean losses over the targets of held-out rows, in nats: of text and pieces, of codes, of each codebook."""
     collate = SpeechLMCollator(processor)

@@ -35,8 +35,8 @@ def load_speech_lm(name_or_path: str | Path, codec: Any = None, **kwargs: Any) -
     config = load_config(checkpoint)
     if config.model_type != SPEECH_LM:
         raise ValueError(
-            f"{name_or_path} is a model of type {config.model_type!r}, not a speech language model, which `train` with a"
-            " recipe of the trainer `speech_lm` makes."
+            f"{name_or_path} is a model of type {config.model_type!r}, not a speech language model, which `train`"
+            " makes with a recipe of the trainer `speech_lm`."
         )
     model = SpeechLMForConditionalGeneration.from_pretrained(checkpoint, **kwargs).eval()
     processor = SpeechLMProcessor.from_pretrained(checkpoint)
