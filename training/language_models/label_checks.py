@@ -128,7 +128,7 @@ def _ends_are_learnt(ids: torch.Tensor, labels: torch.Tensor, ends: Sequence[int
 
 
 def _reads(model: Any, ids: torch.Tensor, labels: torch.Tensor, position: int) -> tuple[int | None, bool]:
-    # How far the loss of the label at a position reads, relative to it; and whether earlier scores move with later ids.
+    # How far the loss of the label at a position reads, relative to it; whether earlier scores move with later ids.
     alone = torch.full_like(labels, _IGNORED)
     alone[position] = labels[position]
     table = model.get_input_embeddings()
