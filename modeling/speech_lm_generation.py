@@ -200,12 +200,8 @@ class SpeechGeneration:
     def _prompts(self, requests: Sequence[_Request], processor: Any) -> dict[str, torch.Tensor]:
         prompts = [processor.speech_prompt(request.text, request.labels or None) for request in requests]
         inputs = processor(text=prompts, padding_side="left", return_tensors="pt")
-        start = torch.full((len(prompts), 1), self.config.audio_start_token_id)  # type: ignore[attr-defined]
         device = self.device  # type: ignore[attr-defined]
-        return {
-            "input_ids": torch.cat([inputs["input_ids"], start], dim=1).to(device),
-            "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(start)], dim=1).to(device),
-        }
+        return {name: inputs[name].to(device) for name in ("input_ids", "attention_mask")}
 
     def _limit(self, requests: Sequence[_Request], prompt_length: int, max_frames: int | None) -> int:
         # The most ids that are written: those of the frames and pieces, and the end.
