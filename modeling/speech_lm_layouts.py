@@ -121,26 +121,25 @@ def flat_legal_mask(num_units: torch.Tensor, vocab_size: int, ids: SpeechIds) ->
     """
     check_vocabulary(vocab_size, ids)
     turn = num_units % ids.num_codebooks
-    legal = turn_mask(turn, vocab_size, ids)
+    legal = units_mask(ids.audio_offset + turn * ids.codebook_size, vocab_size, ids)
     legal[:, ids.audio_end] = turn == 0
     return legal
 
 
-def turn_mask(turn: torch.Tensor, vocab_size: int, ids: SpeechIds) -> torch.Tensor:
+def units_mask(first: torch.Tensor, vocab_size: int, ids: SpeechIds) -> torch.Tensor:
     """
     The units of one codebook a row.
 
     Args:
-        turn (`torch.Tensor` of shape `(batch,)`): Codebook of each row; -1 for no codebook.
+        first (`torch.Tensor` of shape `(batch,)`): Id of code 0 of each row's codebook; `vocab_size` for no codebook.
         vocab_size (`int`): Rows of the vocabulary.
         ids (`SpeechIds`): Ids of the vocabulary.
 
     Returns:
         `torch.BoolTensor` of shape `(batch, vocab_size)`: True for the units of the row's codebook.
     """
-    first = torch.where(turn < 0, vocab_size, ids.audio_offset + turn * ids.codebook_size)[:, None]
-    vocabulary = torch.arange(vocab_size, device=turn.device)
-    return (vocabulary >= first) & (vocabulary < first + ids.codebook_size)
+    code = torch.arange(vocab_size, device=first.device) - first[:, None]
+    return (code >= 0) & (code < ids.codebook_size)
 
 
 # --- Targets and lengths ---
