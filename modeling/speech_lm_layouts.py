@@ -9,7 +9,8 @@ side and shifts each codebook by a few columns. The *continuous* one has one lat
 In the *aligned* form of the flat layout each piece of the text (a phone or a word) stands before its own frames.
 
 Labels stand at their own positions. [`next_targets`] is the only place of the package that shifts them.
-Everything here is a pure function on tensors; no model and no tokenizer is needed.
+
+Everything here is a pure function on tensors, without a model or a tokenizer. Import all layouts from this file.
 """
 
 from collections.abc import Sequence
@@ -17,11 +18,48 @@ from dataclasses import dataclass
 
 import torch
 
-from .speech_lm_ids import SpeechIds, check_pieces, check_vocabulary, checked_codes, checked_ids
+from .speech_lm_grids import (
+    delay_labels,
+    delay_legal_mask,
+    from_continuous,
+    from_delay_grid,
+    to_continuous,
+    to_delay_grid,
+)
+from .speech_lm_ids import (
+    IGNORED,
+    SpeechIds,
+    check_pieces,
+    check_vocabulary,
+    checked_codes,
+    checked_delays,
+    checked_ids,
+)
 
 
-# Labels of this value are no targets; the value that `torch.nn.functional.cross_entropy` leaves out.
-IGNORED = -100
+__all__ = [
+    "IGNORED",
+    "LAYOUTS",
+    "AlignedCodes",
+    "FlatCodes",
+    "SpeechIds",
+    "align_pieces",
+    "codes_to_flat",
+    "delay_labels",
+    "delay_legal_mask",
+    "flat_legal_mask",
+    "flat_to_codes",
+    "from_continuous",
+    "from_delay_grid",
+    "next_targets",
+    "piece_ends",
+    "sequence_length",
+    "split_pieces",
+    "to_continuous",
+    "to_delay_grid",
+    "units_mask",
+]
+
 LAYOUTS = ("flat", "delay", "continuous")
 
 
@@ -337,26 +375,6 @@ def _sizes_said(sizes: list[int], num_ids: int) -> list[int]:
         said.append(min(size, num_ids))
         num_ids -= said[-1]
     return said
-
-
-# --- Checks and helpers ---
-
-
-def checked_delays(delays: Sequence[int], num_codebooks: int) -> list[int]:
-    """
-    Returns:
-        `list[int]`: The delays.
-
-    Raises:
-        ValueError: If there is not one a codebook, one is negative, or none is 0.
-    """
-    late = [int(delay) for delay in delays]
-    if len(late) != num_codebooks or min(late) != 0:
-        raise ValueError(
-            f"`delays` must hold a number for each of {num_codebooks} codebooks, none negative and at least one 0, but"
-            f" are {late}."
-        )
-    return late
 
 
 def _frame_positions(input_ids: torch.Tensor, ids: SpeechIds) -> torch.Tensor:
