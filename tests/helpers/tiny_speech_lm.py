@@ -1,117 +1,120 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speech language models, and codecs for them, that are small enough for a test."""
+"""Tokenizers, a codec and rows that are small enough for tests of speech language models."""
 
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE, WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import ByteLevel, Whitespace
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
 
-from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
-from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
-from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
-from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor, build_speech_vocabulary
-from speech_tokenizers.modeling.pronunciations import PronunciationLexicon
-from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
-
-
-PHONES = ["ay", "d", "hh", "l", "m", "pau", "t"]
-LEXICON = {"hi": ["hh", "ay"], "tim": ["t", "ay", "m"], "lime": ["l", "ay", "m"], "die": ["d", "ay"]}
-
-# Sizes of the six kinds of language models that the wrapper is tested on.
-_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-_HEADS = {"num_key_value_heads": 1}
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": _SIZES | _HEADS,
-    "qwen2": _SIZES | _HEADS,
-    "qwen3": _SIZES | _HEADS | {"head_dim": 16},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
-    "gemma3_text": _SIZES | _HEADS | {"head_dim": 16, "sliding_window": 8},
-    "opt": {**_SIZES, "ffn_dim": 48, "word_embed_proj_dim": 16},
-}
+from speech_tokenizers import RVQCodecConfig, RVQCodecFeatureExtractor, RVQCodecModel
+from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
 
 
-def tiny_codec(num_quantizers: int = 2, codebook_size: int = 16) -> RVQCodecModel:
-    """An RVQ codec of 50 frames a second at 800 Hz, with codebooks that are not all zero."""
-    torch.manual_seed(0)
-    config = RVQCodecConfig(
-        sampling_rate=800,
-        downsampling_ratios=[4, 4],
-        num_quantizers=num_quantizers,
-        codebook_size=codebook_size,
-        hidden_size=8,
-        num_filters=4,
-        encoder_lstm="none",
-        decoder_lstm="none",
-        kmeans_iterations=0,
+SENTENCES = [
+    "hello there my friend, say it again: hello hello",
+    "Transcribe what the speaker says, and Say the words",
+    "Continue the recording where it ends. audio start and audio end",
+    "user assistant system user assistant",
+]
+PHONES = ("pau", "hh", "ax", "l", "ow")
+
+
+def bpe_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-level BPE that was learnt from a few sentences; with ChatML tokens, or without them."""
+    specials = ["<|endoftext|>", *(["<|im_start|>", "<|im_end|>"] if chat else [])]
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(
+        vocab_size=340,
+        special_tokens=specials,
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
     )
-    return RVQCodecModel(config).eval()
-
-
-def tiny_processor(codec: Any, text_alignment: str = "none", num_codebooks: int | None = None) -> SpeechLMProcessor:
-    """A processor with letters as its names and, for phones, a lexicon of four words."""
-    processor = SpeechLMProcessor.from_tokenizer(
-        build_speech_vocabulary(),
-        codec,
-        RVQCodecFeatureExtractor(sampling_rate=codec.sampling_rate),
-        text_alignment=text_alignment,
-        piece_labels=PHONES if text_alignment == "phone" else (),
-        num_codebooks=num_codebooks,
-        codec_name="tiny-codec",
+    tokenizer.train_from_iterator(SENTENCES * 3, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|im_end|>" if chat else None,
+        model_input_names=["input_ids", "attention_mask"],
     )
-    if text_alignment == "phone":
-        lexicon = PronunciationLexicon()
-        for word, phones in LEXICON.items():
-            lexicon.add(word, phones)
-        processor.attach_pronouncer(lexicon)
-    return processor
 
 
-def tiny_lm(kind: str = "llama", vocab_size: int = 64, tied: bool = True, **changes: Any) -> Any:
-    """A causal language model of two layers with random weights, in evaluation mode."""
-    torch.manual_seed(0)
-    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    sizes = {"vocab_size": vocab_size, "tie_word_embeddings": tied, **ends, **ARCHITECTURES[kind], **changes}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).eval()
+def word_tokenizer(lower: bool = False) -> PreTrainedTokenizerFast:
+    """Words as they are, without ChatML tokens, with a beginning of sequence of its own; unknown words are `[UNK]`."""
+    words = sorted({word for sentence in SENTENCES for word in sentence.lower().replace(":", " :").split()})
+    vocabulary = {name: place for place, name in enumerate(["[PAD]", "<s>", "</s>", "[UNK]", *words])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    if lower:
+        tokenizer.normalizer = Lowercase()
+        tokenizer.add_special_tokens([AddedToken("<|stop|>", special=True, normalized=True)])
+    tokenizer.post_processor = TemplateProcessing(single="<s> $0", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="[UNK]", pad_token="[PAD]"
+    )
 
 
-def tiny_speech_lm(
-    kind: str = "llama",
-    text_alignment: str = "none",
-    tied: bool = True,
-    num_codebooks: int | None = None,
-    **changes: Any,
-) -> tuple[SpeechLMForConditionalGeneration, SpeechLMProcessor]:
-    """A speech language model around a [`tiny_lm`], and its processor; both have the codec."""
-    codec = tiny_codec()
-    processor = tiny_processor(codec, text_alignment, num_codebooks)
-    lm = tiny_lm(kind, vocab_size=processor.audio_offset, tied=tied, **changes)
-    return SpeechLMForConditionalGeneration.from_causal_lm(lm, codec, processor), processor
+def tiny_codec(seed: int = 0) -> RVQCodecModel:
+    """An untrained codec: 40 samples a frame at 16 kHz, 4 codebooks of 32 entries, in evaluation mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = RVQCodecConfig(
+            encoder_type="stft",
+            decoder_type="istft",
+            downsampling_ratios=(2, 4, 5),
+            hidden_size=16,
+            encoder_hidden_size=16,
+            decoder_hidden_size=16,
+            encoder_num_layers=2,
+            decoder_num_layers=2,
+            num_quantizers=4,
+            codebook_size=32,
+            use_weight_norm=False,
+        )
+        model = RVQCodecModel(config).eval()
+        for parameter in model.parameters():  # codebooks too, so that the fingerprints of two seeds differ
+            parameter.data += 0.01 * torch.randn_like(parameter)
+        for name, buffer in model.named_buffers():
+            if "codebook" in name and buffer.is_floating_point():
+                buffer.data = torch.randn_like(buffer)
+    return model
 
 
-def tiny_row(text: str = "hi", seed: int = 0, num_frames: int = 7, codec: Any = None) -> dict[str, Any]:
-    """A row of an encoded corpus with phones and words of equal lengths, and random codes."""
-    codec = tiny_codec() if codec is None else codec
-    generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(codec.codebook_size, (codec.num_quantizers, num_frames), generator=generator)
-    phones = ["pau", *(phone for word in text.split() for phone in LEXICON[word]), "pau"]
-    words, seconds = text.split(), num_frames / codec.frame_rate
+def tiny_processor(tokenizer: Any, text_alignment: str = "none", **changes: Any) -> SpeechLMProcessor:
+    """A processor of a language model that uses two of the four codebooks of [`tiny_codec`]."""
+    options = {"num_codebooks": 2, "piece_labels": PHONES if text_alignment == "phone" else (), **changes}
+    return SpeechLMProcessor.from_tokenizer(
+        tokenizer, tiny_codec(), RVQCodecFeatureExtractor(), text_alignment=text_alignment, **options
+    )
 
-    def times(key: str, names: list[str]) -> list[dict[str, Any]]:
-        step = seconds / len(names)
-        return [{key: name, "start": place * step, "end": (place + 1) * step} for place, name in enumerate(names)]
 
+def make_row(processor: SpeechLMProcessor, num_frames: int = 12, seed: int = 0, **changes: Any) -> dict[str, Any]:
+    """A row of a corpus with four codebooks, words and phones, as the reader of rows gives it."""
+    codes = np.random.default_rng(seed).integers(0, 32, (4, num_frames)).astype(np.uint16)
+    seconds = num_frames / processor.frame_rate
+    ends = [seconds * share for share in (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)]
+    phones = [{"label": label, "start": 0.0, "end": end} for label, end in zip([*PHONES, "pau"], ends, strict=True)]
+    words = [{"word": "hello", "start": 0.0, "end": ends[2]}, {"word": "There,", "start": ends[2], "end": ends[5]}]
     return {
-        "id": f"row-{seed}",
-        "text": text,
-        "audio_codes": codes.flatten().tolist(),
-        "num_quantizers": codec.num_quantizers,
+        "id": f"clip-{seed}",
+        "text": "hello there",
+        "audio_codes": codes.reshape(-1).tolist(),
+        "num_quantizers": 4,
         "num_frames": num_frames,
         "seconds": seconds,
-        "speaker": "a",
-        "language": "en",
-        "words": times("word", words),
-        "phones": times("label", phones),
-        "codec": "tiny-codec",
-        "codec_fingerprint": codec.fingerprint(),
-        "encoder_fingerprint": codec.encoder_fingerprint(),
+        "words": words,
+        "phones": phones,
+        "codec": "tiny",
+        "codec_fingerprint": processor.codec_fingerprint,
+        **changes,
     }
