@@ -205,6 +205,37 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         """Fewest rows of the language model's embeddings."""
         return self._ids.audio_stop
 
+    def model_fields(self) -> dict[str, Any]:
+        """The fields of [`SpeechLMConfig`] that the processor decides."""
+        ids = self.speech_ids
+        names = ("layout", "text_alignment", "num_codebooks", "codebook_size", "frame_rate", "sampling_rate")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "codec_name": self.codec_name or None,
+            "codec_fingerprint": self.codec_fingerprint,
+            "audio_start_token_id": ids.audio_start,
+            "audio_end_token_id": ids.audio_end,
+            "audio_token_id": self.audio_token_id,
+            "audio_offset": ids.audio_offset,
+            "piece_offset": ids.piece_offset,
+            "piece_labels": list(self.piece_labels),
+        }
+
+    def check_model(self, model: Any) -> None:
+        """
+        Check that a model reads the ids that this processor writes.
+
+        Raises:
+            ValueError: If a field of its configuration says otherwise.
+        """
+        for name, value in self.model_fields().items():
+            found = getattr(model.config, name)
+            if name != "codec_name" and found != value:
+                raise ValueError(
+                    f"The model has `{name}` {found!r}, but the processor {value!r}: they do not belong together. Load"
+                    " both from one folder."
+                )
+
     @property
     def codec(self) -> Any:
         """The attached codec, or `None`."""

@@ -122,7 +122,8 @@ class SpeechGeneration:
         inputs = self._prompts(requests, processor)
         limit = self._limit(requests, inputs["input_ids"].shape[1], max_frames)
         processors = self._logits_processors(requests, min_frames, repetition_window, repetition_limit)
-        processors.append(RowSampling(temperature, top_k, top_p, None if generators is None else list(generators)))
+        if temperature:
+            processors.append(RowSampling(temperature, top_k, top_p, None if generators is None else list(generators)))
         config = self.config  # type: ignore[attr-defined]
         sequences = self.generate(  # type: ignore[attr-defined]
             **inputs,
@@ -166,8 +167,12 @@ class SpeechGeneration:
         for number, text in enumerate(texts):
             request = _Request(text)
             if config.text_alignment != "none":
-                spoken = processor.speech_pieces(text, None if pieces is None else pieces[number])
-                request.labels, request.pieces, request.words = spoken
+                if pieces is None:
+                    request.labels, request.pieces = processor.speech_pieces(text)
+                    request.words = processor.words_of_pieces(text)
+                else:
+                    request.labels = list(pieces[number])
+                    request.pieces = processor.piece_ids(request.labels)
                 self._set_durations(request, None if durations is None else durations[number])
             requests.append(request)
         return requests
@@ -198,7 +203,10 @@ class SpeechGeneration:
         return max(1, round(per_character * (len(text) + 1)))
 
     def _prompts(self, requests: Sequence[_Request], processor: Any) -> dict[str, torch.Tensor]:
-        prompts = [processor.speech_prompt(request.text, request.labels or None) for request in requests]
+        is_phones = self.config.text_alignment == "phone"  # type: ignore[attr-defined]
+        prompts = [
+            processor.speech_prompt(request.text, request.labels if is_phones else None) for request in requests
+        ]
         inputs = processor(text=prompts, padding_side="left", return_tensors="pt")
         device = self.device  # type: ignore[attr-defined]
         return {name: inputs[name].to(device) for name in ("input_ids", "attention_mask")}

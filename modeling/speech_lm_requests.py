@@ -103,6 +103,21 @@ class SpeechLMRequests:
             raise ValueError(f"`text` is {text!r}, in which there is nothing to say; give it a word.")
         return labels, self._writer.ids_of_pieces(labels, "`text`")
 
+    def piece_ids(self, labels: Sequence[str]) -> list[list[int]]:
+        """
+        The ids of words or phones, for [`GuidedText`].
+
+        Raises:
+            ValueError: If a label is unknown.
+        """
+        return self._writer.ids_of_pieces(labels, "`pieces`")
+
+    def words_of_pieces(self, text: str) -> list[tuple[str, int]]:
+        """The words of a text, each with the number of its pieces in `speech_pieces`; a pause is the word `""`."""
+        if self.text_alignment == "phone":
+            return [(said.word, len(said.phones)) for said in self.pronouncer.pronounce_words(text)]
+        return [(word, 1) for word in spoken_words(checked_text(text, "`text`"))]
+
     def missing_column(self, row: Mapping[str, Any], task: str | Task = "tts") -> str | None:
         """The first column that a task needs and that a row lacks or leaves empty; `None` if it has all."""
         task = find_task(task)

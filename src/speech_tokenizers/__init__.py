@@ -55,10 +55,11 @@ if TYPE_CHECKING:
     from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration, SpeechLMOutput
     from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
     from speech_tokenizers.modeling.padding_invariance import make_padding_invariant
-    from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor, build_speech_vocabulary
+    from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
     from speech_tokenizers.modeling.pronunciations import PronunciationError, PronunciationLexicon
     from speech_tokenizers.modeling.speech_lm_generation import SpeechOutput
     from speech_tokenizers.modeling.speech_lm_ids import SpeechIds
+    from speech_tokenizers.modeling.speech_lm_text import build_speech_vocabulary
     from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
     from speech_tokenizers.modeling.unit_streaming import UnitStream
     from speech_tokenizers.modeling.windowed_encoding import WindowedEncoder
@@ -137,7 +138,7 @@ _MODULES = {
     "UnitVocoderModel": "modeling.modeling_unit_vocoder",
     "make_padding_invariant": "modeling.padding_invariance",
     "SpeechLMProcessor": "modeling.processing_speech_lm",
-    "build_speech_vocabulary": "modeling.processing_speech_lm",
+    "build_speech_vocabulary": "modeling.speech_lm_text",
     "PronunciationError": "modeling.pronunciations",
     "PronunciationLexicon": "modeling.pronunciations",
     "SpeechOutput": "modeling.speech_lm_generation",

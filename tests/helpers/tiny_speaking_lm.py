@@ -9,8 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from speech_tokenizers.modeling.configuration_rvq_codec import RVQCodecConfig
 from speech_tokenizers.modeling.modeling_rvq_codec import RVQCodecModel
 from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
-from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor, build_speech_vocabulary
+from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
 from speech_tokenizers.modeling.pronunciations import PronunciationLexicon
+from speech_tokenizers.modeling.speech_lm_text import build_speech_vocabulary
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 
 

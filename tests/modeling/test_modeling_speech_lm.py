@@ -38,7 +38,7 @@ def test_wrapper_round_trips(kind, tied, tmp_path):
     assert (again.get_input_embeddings().weight is again.get_output_embeddings().weight) == tied
     assert again.generation_config.eos_token_id == [2, model.config.audio_end_token_id]
     assert not any("codec" in name for name in model.state_dict())
-    assert "decoder" not in str(model.config.to_dict())
+    assert "downsampling_ratios" not in str(model.config.to_dict())
 
 
 @pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
@@ -59,10 +59,10 @@ def test_no_condition_reads_its_own_target(alignment, side):
     model, processor = tiny_speech_lm(text_alignment=alignment)
     batch = batch_of(processor, [tiny_row("hi tim"), tiny_row("die", 1, 5)], side)
     embedded = model.get_input_embeddings()(batch["input_ids"]).detach()
-    for row, position in ((0, 9), (1, int(batch["labels"][1].ne(-100).nonzero()[1]))):
+    for row, number in ((0, 4), (1, 1), (1, -1)):
+        position = int(batch["labels"][row].ne(-100).nonzero()[number])
         labels = torch.full_like(batch["labels"], -100)
         labels[row, position] = batch["labels"][row, position]
-        assert labels[row, position] != -100
         inputs = embedded.clone().requires_grad_()
         model(inputs_embeds=inputs, attention_mask=batch["attention_mask"], labels=labels).loss.backward()
         moved = inputs.grad[row].abs().sum(-1) > 0
@@ -177,3 +177,101 @@ def test_a_processor_of_another_vocabulary_is_refused():
     processor = tiny_processor(codec)
     with pytest.raises(ValueError, match="rows"):
         SpeechLMForConditionalGeneration.from_causal_lm(tiny_lm(vocab_size=8), codec, processor)
+
+
+def train(model, batch, steps=150, rate=1e-2):
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    for _ in range(steps):
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    return float(loss)
+
+
+@pytest.mark.parametrize("alignment", ["none", "word", "phone"])
+def test_one_batch_is_overfitted_and_ends_by_itself(alignment):
+    model, processor = tiny_speech_lm(text_alignment=alignment)
+    rows = [tiny_row("hi tim"), tiny_row("die", 1, 5)]
+    assert train(model, batch_of(processor, rows)) < 0.05
+    # A batch, with left padding, and each text alone.
+    spoken = model.generate_speech([row["text"] for row in rows], processor, temperature=0)
+    assert spoken.ended.all()
+    for number, row in enumerate(rows):
+        alone = model.generate_speech(row["text"], processor, temperature=0)
+        for said, place in ((alone, 0), (spoken, number)):
+            length = int(said.audio_codes_mask[place].sum())
+            assert length == row["num_frames"]
+            codes = torch.tensor(row["audio_codes"]).reshape(2, -1)
+            assert torch.equal(said.audio_codes[place, :, :length], codes)
+        assert int(alone.audio_mask.sum()) == alone.audio_values.shape[-1] == row["num_frames"] * 16
+        torch.testing.assert_close(
+            spoken.audio_values[number, :, : alone.audio_values.shape[-1]], alone.audio_values[0], atol=1e-5, rtol=1e-4
+        )
+    if alignment == "phone":
+        assert spoken.pieces[0] == ["pau", "hh", "ay", "t", "ay", "m", "pau"]
+        assert [word for word, _, _ in spoken.word_times[0]] == ["hi", "tim"]
+        assert spoken.piece_times[0][-1, 1] == pytest.approx(7 / 50)
+    if alignment == "word":
+        assert [word for word, _, _ in spoken.word_times[0]] == ["hi", "tim"]
+
+
+@pytest.mark.parametrize("alignment", ["none", "word", "phone"])
+def test_a_batch_gives_what_single_texts_give_at_temperature_one(alignment):
+    model, processor = tiny_speech_lm(text_alignment=alignment)
+    texts = ["hi tim", "die", "lime lime hi"]
+    generators = [torch.Generator().manual_seed(number) for number in range(3)]
+    spoken = model.generate_speech(texts, processor, generators=generators, max_frames=9)
+    for number, text in enumerate(texts):
+        alone = model.generate_speech(
+            text, processor, generators=[torch.Generator().manual_seed(number)], max_frames=9
+        )
+        length = alone.audio_codes.shape[-1]
+        assert torch.equal(spoken.audio_codes[number, :, :length], alone.audio_codes[0])
+        assert spoken.ended[number] == alone.ended[0]
+
+
+def test_random_weights_say_each_phone_once_in_order_and_end():
+    model, processor = tiny_speech_lm(text_alignment="phone")
+    model.set_piece_frames([[1, 4]] * len(model.config.piece_labels))
+    for seed in range(5):
+        spoken = model.generate_speech(
+            ["tim die", "hi"], processor, generators=[torch.Generator().manual_seed(seed + n) for n in (0, 9)]
+        )
+        assert spoken.ended.all()
+        assert not spoken.num_dropped.any()
+        assert spoken.pieces[0] == ["pau", "t", "ay", "m", "d", "ay", "pau"]
+        lengths = spoken.piece_times[0].diff(dim=-1).flatten() * 50
+        assert ((lengths > 0.5) & (lengths < 4.5)).all()
+
+
+def test_given_durations_are_kept():
+    model, processor = tiny_speech_lm(text_alignment="phone")
+    spoken = model.generate_speech("hi", processor, durations=[[2, 3, 1, 2]])
+    assert (spoken.piece_times[0].diff(dim=-1).flatten() * 50).round().tolist() == [2, 3, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "empty"), ("  ", "empty"), ("zebra", "zebra"), ([], "at least one text")],
+    ids=["empty", "blank", "unknown word", "no text"],
+)
+def test_a_text_that_cannot_be_said_is_told(text, message):
+    model, processor = tiny_speech_lm(text_alignment="phone")
+    with pytest.raises(ValueError, match=message):
+        model.generate_speech(text, processor)
+
+
+def test_a_prompt_beyond_the_context_is_told():
+    model, processor = tiny_speech_lm(text_alignment="phone", max_position_embeddings=24)
+    with pytest.raises(ValueError, match="of the model's 24 positions"):
+        model.generate_speech("hi tim die lime hi tim die lime", processor)
+
+
+def test_a_cut_text_has_not_ended():
+    model, processor = tiny_speech_lm()
+    spoken = model.generate_speech("hi", processor, max_frames=3, min_frames=3, temperature=0)
+    assert int(spoken.audio_codes_mask.sum()) <= 3
+    assert spoken.ended.tolist() == [bool((spoken.sequences == model.config.audio_end_token_id).any())]

@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.modeling.model_names import find_model
 from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
-from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor, build_speech_vocabulary
+from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
 from speech_tokenizers.modeling.pronunciations import PronunciationLexicon
+from speech_tokenizers.modeling.speech_lm_text import build_speech_vocabulary
 from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 from speech_tokenizers.processing.speech_rows import read_speech_rows
 from speech_tokenizers.processing.whole_files import whole_folder, write_whole
@@ -33,10 +34,10 @@ from speech_tokenizers.training.common.recipe_trainer import (
     train_until_done,
 )
 from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_of
-from speech_tokenizers.training.language_models.speech_lm_collator import SpeechLMCollator
 from speech_tokenizers.training.language_models.speech_lm_items import (
     SpeechLMItems,
     frames_per_character,
+    pad_items,
     piece_frames,
     rows_fingerprint,
 )
@@ -265,7 +266,7 @@ def _train(
         args.training_arguments(output, args, lr_scheduler_type="cosine"),
         batch_length=args.batch_positions,
         train_dataset=items,
-        data_collator=SpeechLMCollator(processor),
+        data_collator=pad_items(processor),
     )
     train_until_done(trainer, output, ["loss", "text_loss", "audio_loss"])
     if not trainer.is_world_process_zero():
@@ -289,7 +290,7 @@ def held_out_losses(
     args: SpeechLMArguments,
 ) -> dict[str, Any]:
     """Mean losses over the targets of held-out rows, in nats: of text and pieces, of codes, of each codebook."""
-    collate = SpeechLMCollator(processor)
+    collate = pad_items(processor)
     ids = model.config.speech_ids
     size, num_codebooks = model.config.codebook_size, model.config.num_codebooks
     totals = torch.zeros(num_codebooks + 1, dtype=torch.float64)

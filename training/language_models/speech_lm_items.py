@@ -2,7 +2,7 @@
 """Rows of an encoded corpus as a language model learns from them, and what they say of how long speech takes."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
 from speech_tokenizers.modeling.speech_lm_layouts import piece_ends
+from speech_tokenizers.modeling.speech_lm_sequences import pad_sequences
 from speech_tokenizers.modeling.speech_lm_tasks import TASKS
 from speech_tokenizers.training.common.processes import process_state
 from speech_tokenizers.training.common.recipe_files import check_names
@@ -58,14 +59,15 @@ class SpeechLMItems(torch.utils.data.Dataset):
         is_shown = process_state().is_main_process
         for index, row in enumerate(tqdm(rows, desc="measuring rows", leave=False, disable=not is_shown)):
             for number, name in enumerate(self.tasks):
-                if TASKS[name].is_possible(row):
+                if processor.missing_column(row, name) is None:
                     self.usable[index, number] = True
                     length = len(processor.row_inputs(row, name)["input_ids"])
                     self.lengths[index] = max(self.lengths[index], length)
             self._check(index, row, max_length)
         for number, name in enumerate(self.tasks):
             if not self.usable[:, number].any():
-                raise ValueError(f"No row can be used for the task {name!r}: it needs {TASKS[name].columns}.")
+                lacks = processor.missing_column(rows[0], name)
+                raise ValueError(f"No row can be used for the task {name!r}: the first one lacks `{lacks}`.")
 
     def _check(self, index: int, row: Mapping[str, Any], max_length: int | None) -> None:
         if not self.usable[index].any():
@@ -92,6 +94,18 @@ class SpeechLMItems(torch.utils.data.Dataset):
         task = self.task_of(index)
         inputs = self.processor.row_inputs(self.rows[index % len(self)], self.tasks[task])
         return {"input_ids": inputs["input_ids"], "labels": inputs["labels"], "tasks": torch.tensor(task)}
+
+
+def pad_items(processor: SpeechLMProcessor) -> Callable[[Sequence[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
+    """A function that makes a batch of [`SpeechLMItems`], padded on the right."""
+
+    def collate(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        batch = pad_sequences(
+            [item["input_ids"] for item in items], [item["labels"] for item in items], processor.pad_token_id, "right"
+        )
+        return {**batch, "tasks": torch.stack([item["tasks"] for item in items])}
+
+    return collate
 
 
 def piece_frames(rows: Any, processor: SpeechLMProcessor, share: float = 0.001) -> list[list[int]]:
