@@ -20,7 +20,7 @@ BEFORE_VOWEL, BEFORE_PAUSE = "vowel", "pause"
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 # What a whitespace-separated part of a text consists of. A dot between letters, as in `e.g.`, is no pause.
 _PIECE = re.compile(rf"(?P<word>{_WORD.pattern})|(?P<dot>\.(?=\w))|(?P<dash>--+|[\u2013\u2014])|(?P<mark>.)")
-_PAUSING = frozenset(",;:.?!\u2026)]}\u00bb\u201d\"")
+_PAUSING = frozenset(',;:.?!\u2026)]}\u00bb\u201d"')
 _SILENT = frozenset("'([{\u00ab\u201c\u201e\u00a1\u00bf-")
 _PLAIN = str.maketrans({"\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u2010": "-", "\u2011": "-", "\u00ad": None})
 
@@ -351,7 +351,9 @@ def phones_of_words(
             shared[owners[pair]].append(phone)
     for index, own in shared.items():
         if not own:
-            raise ValueError(f"none of the phones `{' '.join(spoken)}` is left for the word {pronounced[index].word!r}.")
+            raise ValueError(
+                f"none of the phones `{' '.join(spoken)}` is left for the word {pronounced[index].word!r}."
+            )
     return shared
 
 
@@ -411,7 +413,9 @@ def _without_double_pauses(items: list[PronouncedWord]) -> list[PronouncedWord]:
     kept: list[PronouncedWord] = []
     for item in items:
         if item.word or not kept or kept[-1].word:
-            phones = [phone for n, phone in enumerate(item.phones) if phone != PAUSE or item.phones[n - 1 : n] != (PAUSE,)]
+            phones = [
+                phone for n, phone in enumerate(item.phones) if phone != PAUSE or item.phones[n - 1 : n] != (PAUSE,)
+            ]
             kept.append(PronouncedWord(item.word, tuple(phones)))
     return kept
 

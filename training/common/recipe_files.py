@@ -152,7 +152,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     Args:
         value: As [`parse_yaml`] gives it, or plain Python values.
         hint: Annotation: a dataclass, `str`, `int`, `float`, `bool`, a list or a dict of these, one of them or `None`,
-            `str | list[str]`, or `Any`.
+            `str | list[str]`, `str | dict[str, Any]`, or `Any`.
         key (`str`): Name of the setting, for the message.
 
     Raises:
@@ -164,7 +164,9 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         if value is None and type(None) in hint.__args__:
             return None
         options = [option for option in hint.__args__ if option is not type(None)]
-        matching = [option for option in options if (typing.get_origin(option) is list) == isinstance(value, list)]
+        # Lists and mappings are told from each other and from single values.
+        kind = next((shape for shape in (list, dict) if isinstance(value, shape)), None)
+        matching = [option for option in options if _shape_of(option) is kind]
         hint = (matching or options)[0]
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return build_section(hint, value, f"{key}.")
@@ -179,6 +181,11 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         kind = "a number" if origin is float else f"of type {origin.__name__}"
         raise ValueError(f"`{key}` must be {kind}, but got {given}.")
     return converted
+
+
+def _shape_of(hint: Any) -> type | None:
+    origin = typing.get_origin(hint) or hint
+    return origin if origin in (list, dict) else None
 
 
 def _scalar(value: Any, kind: type) -> Any:

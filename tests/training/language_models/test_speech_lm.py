@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of speech language models: what is learnt, mixed, measured and said, and that a kill changes nothing."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import Trainer, TrainingArguments
+
+from helpers.processes import run_ranks
+from helpers.tiny_speaking_lm import LEXICON, tiny_codec, tiny_processor, tiny_row, tiny_speech_lm
+from speech_tokenizers.cli import main
+from speech_tokenizers.coding.speech_lm_loading import load_speech_lm
+from speech_tokenizers.modeling.pronunciations import PronunciationLexicon
+from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
+from speech_tokenizers.processing.speech_row_format import RowsFacts
+from speech_tokenizers.processing.speech_rows import SpeechRowsWriter, read_speech_rows
+from speech_tokenizers.training.common.recipe_files import load_recipe
+from speech_tokenizers.training.common.reporting import read_log
+from speech_tokenizers.training.language_models import speech_lm
+from speech_tokenizers.training.language_models.speech_lm import SpeechLMArguments, train_speech_lm
+from speech_tokenizers.training.language_models.speech_lm_collator import SpeechLMCollator
+from speech_tokenizers.training.language_models.speech_lm_items import SpeechLMItems, pad_items, piece_frames
+
+
+TEXTS = ["hi tim", "die", "lime hi", "tim", "hi lime die", "lime"]
+PROGRAM = Path(__file__).with_name("train_speech_lm_recipe.py")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """A folder with a codec, six rows of its codes, and a lexicon."""
+    folder = tmp_path_factory.mktemp("corpus")
+    codec = tiny_codec()
+    codec.save_pretrained(folder / "codec")
+    RVQCodecFeatureExtractor(sampling_rate=codec.sampling_rate).save_pretrained(folder / "codec")
+    rows = [
+        tiny_row(text, number, num_frames=3 * len(text.split()) + 6 + number, codec=codec)
+        for number, text in enumerate(TEXTS)
+    ]
+    facts = RowsFacts.of_codec(codec, str(folder / "codec"))
+    own = ("codec", "codec_fingerprint", "encoder_fingerprint", "num_quantizers", "num_frames")
+    plain = [
+        {**{name: value for name, value in row.items() if name not in own}, "audio_codes": codes_of(row)}
+        for row in rows
+    ]
+    with SpeechRowsWriter(folder / "rows", facts) as writer:
+        writer.write(0, plain, [row["id"] for row in rows])
+        writer.finish(1)
+    PronunciationLexicon(LEXICON).save(folder / "lexicon.txt.gz")
+    return folder
+
+
+def codes_of(row):
+    return np.array(row["audio_codes"]).reshape(row["num_quantizers"], -1)
+
+
+@pytest.fixture
+def recipe(tmp_path, corpus):
+    """A recipe of a tiny model as a YAML file, with changes."""
+
+    def write(name="run", **changes) -> Path:
+        contents = {
+            "trainer": "speech_lm",
+            "output_dir": str(tmp_path / name),
+            "codec": str(corpus / "codec"),
+            "data": {"train": str(corpus / "rows"), "pronunciations": str(corpus / "lexicon.txt.gz")},
+            "text_alignment": "phone",
+            "language_model": {
+                "model_type": "llama",
+                "hidden_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 48,
+                "attention_dropout": 0.1,
+                "max_position_embeddings": 256,
+            },
+            "batch_positions": 160,
+            "max_steps": 4,
+            "learning_rate": 1e-2,
+            "warmup_steps": 1,
+            "logging_steps": 1,
+            "save_steps": 2,
+            **changes,
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(contents))
+        return path
+
+    return write
+
+
+def arguments(path, *overrides) -> SpeechLMArguments:
+    return load_recipe(str(path), list(overrides), SpeechLMArguments)
+
+
+def losses_of(folder):
+    timed = ("positions_per_second", "train_runtime")
+    return [
+        {name: value for name, value in entry.items() if name not in timed}
+        for entry in read_log(folder / "training_log.jsonl")
+    ]
+
+
+def test_a_trained_voice_is_loaded_by_its_folder_and_speaks(recipe, corpus, tmp_path, capsys):
+    path = recipe(max_steps=60, learning_rate=2e-2)
+    results = train_speech_lm(arguments(path, f"data.eval={corpus / 'rows'}"))
+    assert results["held_out_rows"] == len(TEXTS)
+    assert results["held_out_audio_loss"] < 0.5 * np.log(16)
+    assert results["held_out_audio_loss"] == pytest.approx(np.mean(results["held_out_codebook_losses"]), rel=1e-5)
+    log = read_log(tmp_path / "run" / "training_log.jsonl")
+    assert log[-1]["loss"] < 0.5 * log[0]["loss"]
+    model, processor = load_speech_lm(tmp_path / "run" / "final")
+    assert model.config.piece_frames == piece_frames(read_speech_rows(corpus / "rows"), processor)
+    assert model.config.frames_per_character[1] >= model.config.frames_per_character[0] > 1
+    capsys.readouterr()
+    output = tmp_path / "said.wav"
+    command = ["say", "Hi, Tim.", "-o", str(output), "--model", str(tmp_path / "run" / "final"), "--times"]
+    assert main(command) == 0
+    assert output.is_file()
+    words = json.loads(capsys.readouterr().out)["words"]
+    assert [word["word"].strip(",.").lower() for word in words] == ["hi", "tim"]
+    assert main(["check-labels", str(tmp_path / "run" / "final"), str(corpus / "rows")]) == 0
+    assert "FAULT" not in capsys.readouterr().out
+
+
+def test_resuming_equals_going_through(recipe, tmp_path, monkeypatch):
+    # With dropout, whose random numbers are part of what goes on.
+    train_speech_lm(arguments(recipe("whole")))
+
+    class Killed(Exception):
+        pass
+
+    compute_loss = speech_lm.SpeechLMTrainer.compute_loss
+
+    def dies(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise Killed
+        return compute_loss(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(speech_lm.SpeechLMTrainer, "compute_loss", dies)
+        with pytest.raises(Killed):
+            train_speech_lm(arguments(recipe("parts")))
+    torch.rand(7)
+    train_speech_lm(arguments(recipe("parts")))
+    assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
+    whole, parts = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+
+
+def test_accumulation_equals_one_batch(recipe, tmp_path):
+    # Batches of different lengths, so of different numbers of targets.
+    sizes = ["language_model.attention_dropout=0.0", "max_steps=3"]
+    train_speech_lm(arguments(recipe("one", batch_positions=2000), *sizes))
+    args = arguments(recipe("parts", batch_positions=2000), *sizes)
+    codec = tiny_codec()
+    rows = read_speech_rows(args.data.train, codec=codec)
+    processor = tiny_processor(codec, "phone")
+    model, _ = tiny_speech_lm(text_alignment="phone")
+    items = SpeechLMItems(rows, processor)
+    collate = pad_items(processor)
+    whole = {name: value for name, value in collate([items[n] for n in range(6)]).items() if name != "tasks"}
+    number = int((whole["labels"][:, 1:] != -100).sum())
+    model(**whole).loss.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    for part in ([0], [1, 2], [3, 4, 5]):
+        batch = {name: value for name, value in collate([items[n] for n in part]).items() if name != "tasks"}
+        model(**batch, num_items_in_batch=number).loss.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(recipe, tmp_path):
+    changes = ["language_model.attention_dropout=0.0", "batch_positions=100", "max_steps=3"]
+    train_speech_lm(arguments(recipe("alone"), *changes, "gradient_accumulation_steps=2"))
+    run_ranks(PROGRAM, recipe("two"), *changes)
+    alone, two = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("alone", "two"))
+    for name, value in alone.items():
+        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_tasks_are_mixed_as_asked_and_told_apart(recipe, corpus, tmp_path):
+    path = recipe(max_steps=6, tasks={"tts": 1.0, "asr": 1.0}, text_alignment="none")
+    train_speech_lm(arguments(path))
+    log = read_log(tmp_path / "run" / "training_log.jsonl")
+    for name in ("tts_loss", "asr_loss"):
+        assert any(entry[name] > 0 for entry in log)
+    codec = tiny_codec()
+    items = SpeechLMItems(read_speech_rows(corpus / "rows"), tiny_processor(codec), {"tts": 3.0, "asr": 1.0})
+    drawn = np.array([items.task_of(index) for index in range(6 * 200)])
+    assert 0.70 < (drawn == 0).mean() < 0.80
+    assert (drawn.reshape(200, 6) != drawn[:6]).any()
+    again = SpeechLMItems(read_speech_rows(corpus / "rows"), tiny_processor(codec), {"tts": 3.0, "asr": 1.0})
+    assert drawn.tolist() == [again.task_of(index) for index in range(6 * 200)]
+
+
+def test_plain_trainer_learns_with_the_collator(corpus, tmp_path):
+    model, processor = tiny_speech_lm(text_alignment="phone")
+    rows = read_speech_rows(corpus / "rows", codec=model.codec)
+    args = TrainingArguments(
+        str(tmp_path), max_steps=40, learning_rate=1e-2, per_device_train_batch_size=6, logging_steps=1,
+        remove_unused_columns=False, report_to="none", use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(model, args, train_dataset=rows, data_collator=SpeechLMCollator(processor))
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_plain_trainer_counts_the_targets_of_accumulated_batches(corpus, tmp_path):
+    losses = []
+    for size, steps in ((6, 1), (2, 3)):
+        model, processor = tiny_speech_lm(text_alignment="phone")
+        rows = read_speech_rows(corpus / "rows", codec=model.codec)
+        args = TrainingArguments(
+            str(tmp_path), max_steps=1, per_device_train_batch_size=size, gradient_accumulation_steps=steps,
+            logging_steps=1, remove_unused_columns=False, report_to="none", use_cpu=True, disable_tqdm=True,
+            logging_nan_inf_filter=False,
+        )  # fmt: skip
+        trainer = Trainer(model, args, train_dataset=rows, data_collator=SpeechLMCollator(processor))
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": {}}, "`tasks` must name at least one"),
+        ({"tasks": {"sing": 1.0}}, "sing"),
+        ({"batch_positions": 20}, "`batch_positions` (20) must hold the longest row"),
+        ({"data": {"train": "ROWS", "max_length": 20}, "text_alignment": "none"}, "'row-0' takes"),
+        ({"data": {"train": "ROWS"}}, "needs `data.pronunciations`"),
+        ({"num_codebooks": 3}, "num_quantizers"),
+    ],
+    ids=["no task", "unknown task", "batch", "long row", "no lexicon", "codebooks"],
+)
+def test_wrong_recipes_are_refused(recipe, corpus, capsys, changes, message):
+    if changes.get("data", {}).get("train") == "ROWS":
+        changes = {**changes, "data": {**changes["data"], "train": str(corpus / "rows")}}
+    assert main(["train", str(recipe(**changes))]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_rows_of_another_codec_are_refused(recipe, corpus, tmp_path, capsys):
+    other = tiny_codec()
+    with torch.no_grad():
+        for name, buffer in other.named_buffers():
+            if "codebook" in name and buffer.is_floating_point():
+                buffer.add_(torch.randn_like(buffer))
+    other.save_pretrained(tmp_path / "other")
+    RVQCodecFeatureExtractor(sampling_rate=other.sampling_rate).save_pretrained(tmp_path / "other")
+    assert main(["train", str(recipe(codec=str(tmp_path / "other")))]) == 2
+    assert "encode-rows" in capsys.readouterr().err
+
+
+def test_the_recipe_of_the_package_is_a_small_model():
+    args = load_recipe("speech_lm_tts_16khz", ["data.train=x", "data.pronunciations=x.txt.gz"], SpeechLMArguments)
+    assert args.text_alignment == "phone"
+    assert args.language_model["num_hidden_layers"] == 4
