@@ -317,7 +317,7 @@ def _last_clips(input_ids: torch.Tensor, ids: SpeechIds) -> _Clips:
     start = _last(rows == ids.audio_start, places)
     is_behind = places > start[:, None]
     is_unit = (rows >= ids.audio_offset) & (rows < ids.audio_stop)
-    units_since = num_ids - np.maximum(start, _last(~is_unit, places))
+    units_since = num_ids - _last(~is_unit, places)
     is_unit &= is_behind
     num_units = is_unit.sum(1)
     is_begun = start > 0

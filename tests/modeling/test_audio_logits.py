@@ -325,6 +325,11 @@ def test_least_frames_are_those_of_the_item():
     assert (scores[:, END] == -INF).tolist() == [False, False, True, True]
 
 
+def test_rows_outside_of_a_clip_may_end_as_they_like():
+    rows, scores = torch.tensor([[3, 4, 5], [START, 22, END], [3, START, 22]]), torch.zeros(3, 50)
+    assert (MinFrames(ids_with(1), 2)(rows, scores)[:, END] == 0).tolist() == [True, True, False]
+
+
 # --- Sampling ---
 
 
