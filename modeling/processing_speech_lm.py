@@ -15,8 +15,8 @@ from transformers.utils import cached_file
 
 from .speech_lm_clips import as_clips, clip_codes, decode_codes, encode_waveforms
 from .speech_lm_layouts import IGNORED, SpeechIds, flat_to_codes
-from .speech_lm_requests import SpeechLMRequests
-from .speech_lm_sequences import SequenceWriter, pad_sequences
+from .speech_lm_requests import Attached, SpeechLMRequests, vocabulary_size
+from .speech_lm_sequences import pad_sequences
 from .speech_lm_text import (
     AUDIO,
     AUDIO_END,
@@ -29,18 +29,6 @@ from .transformers_codecs import as_speech_codec
 
 PRONUNCIATIONS_FILE = "pronunciations.txt.gz"
 _ALIGNMENTS = ("none", "word", "phone")
-
-
-class _Attached:
-    # What belongs to a processor and is not saved in its JSON. `to_dict` copies all attributes, so a copy of this
-    # shares what is attached; what was built for a tokenizer is built anew.
-
-    def __init__(self, codec: Any = None, pronouncer: Any = None):
-        self.codec, self.pronouncer = codec, pronouncer
-        self.writer: tuple[Any, SequenceWriter] | None = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Attached":
-        return _Attached(self.codec, self.pronouncer)
 
 
 class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
@@ -121,7 +109,7 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
             first,
             len(piece_ids),
         )
-        self._attached = _Attached()
+        self._attached = Attached()
         self._check_vocabulary()
 
     @classmethod
@@ -190,17 +178,6 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
     # --- What is attached, and what follows from the fields ---
 
     @property
-    def speech_ids(self) -> SpeechIds:
-        """
-        The ids of speech.
-
-        Raises:
-            ValueError: If the tokenizer has grown past `audio_offset`.
-        """
-        self._check_vocabulary()
-        return self._ids
-
-    @property
     def vocab_size_needed(self) -> int:
         """Fewest rows of the language model's embeddings."""
         return self._ids.audio_stop
@@ -240,11 +217,6 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
     def codec(self) -> Any:
         """The attached codec, or `None`."""
         return self._attached.codec
-
-    @property
-    def pronouncer(self) -> Any:
-        """The attached lexicon, or `None`."""
-        return self._attached.pronouncer
 
     def attach_codec(self, codec: Any) -> None:
         """
@@ -398,7 +370,7 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
             if unit and not was_unit:
                 parts += [self.tokenizer.decode(text, skip_special_tokens=skip_special_tokens, **kwargs), AUDIO]
                 text = []
-            elif not unit:
+            elif not unit and 0 <= number < self.audio_offset:  # neither a row without a name nor a masked label
                 text.append(number)
             was_unit = unit
         return "".join([*parts, self.tokenizer.decode(text, skip_special_tokens=skip_special_tokens, **kwargs)])
@@ -415,25 +387,6 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         found = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if found is None else found
 
-    @property
-    def _writer(self) -> SequenceWriter:
-        # Kept until something that it is built from changes.
-        template = self.chat_template if isinstance(self.chat_template, str) else None
-        state = (len(self.tokenizer), template, self.text_alignment, self.frame_rate, self.max_length)
-        kept = self._attached.writer
-        if kept is None or kept[0] != state:
-            writer = SequenceWriter(
-                self.tokenizer,
-                template,
-                self.speech_ids,
-                self.text_alignment,
-                self._piece_ids,
-                self.frame_rate,
-                self.max_length,
-            )
-            kept = self._attached.writer = (state, writer)
-        return kept[1]
-
     def _token_id(self, token: str) -> int:
         found = self.tokenizer.added_tokens_encoder.get(token)
         if found is None or self.tokenizer.encode(token, add_special_tokens=False) != [found]:
@@ -442,14 +395,6 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
                 " tokenizer that does not split special tokens."
             )
         return found
-
-    def _check_vocabulary(self) -> None:
-        size = vocabulary_size(self.tokenizer)
-        if size > self.audio_offset:
-            raise ValueError(
-                f"The tokenizer has {size} ids, but audio begins at {self.audio_offset} (`audio_offset`): tokens were"
-                " added later, or it is another tokenizer. Add tokens before `from_tokenizer`."
-            )
 
     def _clip_ids(self, audio: Any, audio_codes: Any, audio_pieces: Any, sampling_rate: int | None) -> list[list[int]]:
         clips = as_clips(audio, audio_codes, audio_pieces)
@@ -463,9 +408,4 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         return ids
 
 
-def vocabulary_size(tokenizer: Any) -> int:
-    """Number of ids of a tokenizer, with holes: one more than the largest."""
-    return max(len(tokenizer), max(tokenizer.added_tokens_decoder, default=-1) + 1)
-
-
-__all__ = ["SpeechLMProcessor", "vocabulary_size"]
+__all__ = ["SpeechLMProcessor"]

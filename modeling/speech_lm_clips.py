@@ -156,7 +156,7 @@ def encode_waveforms(
     waveforms = [_samples(recording, codec.sampling_rate, sampling_rate) for recording in recordings]
     features = codec.batch_features(waveforms, feature_extractor)
     with torch.no_grad():
-        encoded = codec.encode_features({name: value.to(codec.device) for name, value in features.items()})
+        encoded = codec.encode(**{name: value.to(codec.device) for name, value in features.items()})
     masks = encoded.audio_codes_mask.bool()
     return [codes[:, mask].cpu() for codes, mask in zip(encoded.audio_codes, masks, strict=True)]
 
@@ -171,10 +171,9 @@ def decode_codes(codec: Any, audio_codes: torch.Tensor) -> torch.Tensor:
     """
     if audio_codes.shape[1] == 0:
         return torch.zeros(0)
-    codes = audio_codes[None].to(codec.device)
-    mask = torch.ones(1, codes.shape[2], dtype=torch.long, device=codec.device)
     with torch.no_grad():
-        return codec.decode_encoded({"audio_codes": codes, "audio_codes_mask": mask})[0, 0].cpu()
+        decoded = codec.decode(audio_codes=audio_codes[None].to(codec.device), **codec.voice_arguments())
+    return decoded.audio_values[0, 0].cpu()
 
 
 def _samples(recording: Any, needed: int, given: int | None) -> np.ndarray:

@@ -23,14 +23,47 @@ from .speech_lm_text import (
 )
 
 
+class Attached:
+    # What belongs to a processor and is not saved in its JSON. `to_dict` copies all attributes, so a copy of this
+    # shares what is attached; what was built for a tokenizer is built anew.
+
+    def __init__(self, codec: Any = None, pronouncer: Any = None):
+        self.codec, self.pronouncer = codec, pronouncer
+        self.writer: tuple[Any, SequenceWriter] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Attached":
+        return Attached(self.codec, self.pronouncer)
+
+
 class SpeechLMRequests:
     """The part of a [`SpeechLMProcessor`] that knows tasks and conversations; see there for its fields."""
 
+    tokenizer: Any
+    chat_template: Any
     text_alignment: str
+    frame_rate: float
+    max_length: int | None
     codec_fingerprint: str
-    pronouncer: Any
-    speech_ids: SpeechIds
-    _writer: SequenceWriter
+    audio_offset: int
+    _ids: SpeechIds
+    _piece_ids: dict[str, int]
+    _attached: Attached
+
+    @property
+    def speech_ids(self) -> SpeechIds:
+        """
+        The ids of speech.
+
+        Raises:
+            ValueError: If the tokenizer has grown past `audio_offset`.
+        """
+        self._check_vocabulary()
+        return self._ids
+
+    @property
+    def pronouncer(self) -> Any:
+        """The attached lexicon, or `None`."""
+        return self._attached.pronouncer
 
     def speech_prompt(self, text: str, pieces: Sequence[str] | None = None) -> str:
         """
@@ -149,7 +182,7 @@ class SpeechLMRequests:
         if missing is not None:
             raise ValueError(f"{name} has no `{missing}`, or it is empty, but the task {task.name!r} needs it.")
         heard, said = self._clips_of_row(row, task, name)
-        pieces = None
+        pieces: Any = None
         if task.speaks_its_text and self.text_alignment != "none":
             pieces = row[PIECE_COLUMNS[self.text_alignment][0]]
         if heard is not None:
@@ -235,16 +268,46 @@ class SpeechLMRequests:
         if clips:
             for name in ("audio", "audio_codes", "audio_pieces"):
                 options[name] = [clip.get(name) for clip in clips]
-        inputs = self(text=prompts, **options)
+        inputs = self(text=prompts, **options)  # type: ignore[operator] # the processor's own call
         return inputs if return_dict else inputs["input_ids"]
 
     def as_plain_text(self, text: str) -> str:
         """What a user wrote, with marks around control tokens, so that `__call__` reads them as ordinary text."""
         return self._writer.control.mark(text)
 
+    @property
+    def _default_template(self) -> str:
+        return self.chat_template["default"] if isinstance(self.chat_template, dict) else str(self.chat_template)
+
+    @property
+    def _writer(self) -> SequenceWriter:
+        # Kept until something that it is built from changes.
+        template = self._default_template
+        state = (len(self.tokenizer), template, self.text_alignment, self.frame_rate, self.max_length)
+        kept = self._attached.writer
+        if kept is None or kept[0] != state:
+            writer = SequenceWriter(
+                self.tokenizer,
+                template,
+                self.speech_ids,
+                self.text_alignment,
+                self._piece_ids,
+                self.frame_rate,
+                self.max_length,
+            )
+            kept = self._attached.writer = (state, writer)
+        return kept[1]
+
+    def _check_vocabulary(self) -> None:
+        size = vocabulary_size(self.tokenizer)
+        if size > self.audio_offset:
+            raise ValueError(
+                f"The tokenizer has {size} ids, but audio begins at {self.audio_offset} (`audio_offset`): tokens were"
+                " added later, or it is another tokenizer. Add tokens before `from_tokenizer`."
+            )
+
     def _render(self, task: Task, content: dict[str, str], before_text: bool = False) -> str:
-        template = self._resolve_chat_template(None)
-        before = instruction_text(task.instruction, template, before_text)
+        before = instruction_text(task.instruction, self._default_template, before_text)
         parts = [{"type": "text", "text": before}, content]
         messages = [{"role": "user", "content": parts}]
         return ProcessorMixin.apply_chat_template(self, messages, add_generation_prompt=True, tokenize=False)
@@ -272,10 +335,15 @@ class SpeechLMRequests:
         return codes[:, :middle], codes[:, middle:]
 
 
+def vocabulary_size(tokenizer: Any) -> int:
+    """Number of ids of a tokenizer, with holes: one more than the largest."""
+    return max(len(tokenizer), max(tokenizer.added_tokens_decoder, default=-1) + 1)
+
+
 def _is_missing(value: Any) -> bool:
     if value is None:
         return True
     return not value.strip() if isinstance(value, str) else hasattr(value, "__len__") and len(value) == 0
 
 
-__all__ = ["SpeechLMRequests"]
+__all__ = ["Attached", "SpeechLMRequests", "vocabulary_size"]

@@ -117,7 +117,7 @@ class SequenceWriter:
         if self.text_alignment == "none":
             raise ValueError(f"{name} has pieces, but with `text_alignment='none'` nothing stands before its frames.")
         field = PIECE_COLUMNS[self.text_alignment][1]
-        labels = [piece.get(field) for piece in pieces]
+        labels: list[Any] = [piece.get(field) for piece in pieces]
         if None in labels:
             raise ValueError(f"{name}: piece {labels.index(None)} has no `{field}`, which the alignment needs.")
         if self.text_alignment == "phone":

@@ -18,6 +18,7 @@ from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
 from speech_tokenizers.modeling.speech_lm_layouts import codes_to_flat, flat_to_codes, split_pieces
 from speech_tokenizers.modeling.speech_lm_tasks import Task
 from speech_tokenizers.modeling.speech_lm_text import build_speech_vocabulary
+from speech_tokenizers.modeling.transformers_codecs import TransformersCodec
 
 
 TOKENIZERS = {
@@ -361,6 +362,29 @@ def test_a_file_and_a_decoded_row_give_the_codes_of_their_samples(chat, tmp_path
     assert torch.equal(ids[3:-1], expected[0])  # behind `<|im_start|>user\n`
 
 
+@pytest.mark.parametrize("name", ["encodec", "dac", "mimi", "xcodec", "causal"])
+def test_any_codec_with_codebooks_serves(make_model, name, tmp_path):
+    codec = make_model(name)
+    if isinstance(codec, TransformersCodec):
+        codec.model.eval()
+        feature_extractor = codec.feature_extractor
+    else:
+        feature_extractor = RVQCodecFeatureExtractor()
+    processor = SpeechLMProcessor.from_tokenizer(bpe_tokenizer(), codec, feature_extractor, num_codebooks=2)
+    samples = [waveform(4000), waveform(2900, seed=1)]
+    inputs = processor(text=["<|audio|>", "<|audio|>"], audio=samples, padding_side="left")
+    for ids, recording in zip(inputs["input_ids"], samples, strict=True):
+        encoded = codec.encode(**codec.batch_features([recording], feature_extractor))
+        codes = flat_to_codes(ids, processor.speech_ids).audio_codes
+        assert torch.equal(codes, encoded.audio_codes[0, :2])
+        assert processor.decode(ids).shape[0] >= codes.shape[1]
+    processor.save_pretrained(tmp_path)
+    loaded = SpeechLMProcessor.from_pretrained(tmp_path)
+    loaded.attach_codec(codec.model if isinstance(codec, TransformersCodec) else codec)
+    again = loaded(text=["<|audio|>", "<|audio|>"], audio=samples, padding_side="left")
+    assert torch.equal(again["input_ids"], inputs["input_ids"])
+
+
 # --- Decoding ---
 
 
@@ -383,6 +407,11 @@ def test_without_a_codec_a_clip_is_named_in_the_text(chat):
     processor._attached.codec = None
     ids = processor(text="hello <|audio|> there", audio_codes=torch.zeros(4, 3, dtype=torch.long))["input_ids"][0]
     assert processor.decode(ids) == "hello <|audio|> there"
+
+
+def test_labels_and_rows_without_a_name_decode_to_nothing(chat):
+    ids = [-100, *chat.tokenizer.encode("hello"), chat.vocab_size_needed, chat.vocab_size_needed + 7]
+    assert chat.decode(torch.tensor(ids)) == "hello"
 
 
 # --- Saving ---
