@@ -205,13 +205,13 @@ def test_plain_trainer_learns_with_the_collator(corpus, tmp_path):
     model, processor = tiny_speech_lm(text_alignment="phone")
     rows = read_speech_rows(corpus / "rows", codec=model.codec)
     args = TrainingArguments(
-        str(tmp_path), max_steps=40, learning_rate=1e-2, per_device_train_batch_size=6, logging_steps=1,
+        str(tmp_path), max_steps=80, learning_rate=1e-2, per_device_train_batch_size=6, logging_steps=1,
         remove_unused_columns=False, report_to="none", use_cpu=True, disable_tqdm=True,
     )  # fmt: skip
     trainer = Trainer(model, args, train_dataset=rows, data_collator=SpeechLMCollator(processor))
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < 0.3 * losses[0]
+    assert losses[-1] < 0.4 * losses[0]
 
 
 def test_plain_trainer_counts_the_targets_of_accumulated_batches(corpus, tmp_path):
