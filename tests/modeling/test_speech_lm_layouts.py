@@ -91,6 +91,10 @@ def test_units_out_of_turn_and_an_incomplete_last_frame_are_dropped():
     codes = flat_to_codes(input_ids, ids)
     assert codes.audio_codes.tolist() == [[1], [1], [1]]
     assert codes.num_dropped == 6
+    # A unit of a later codebook is dropped, and the frame goes on.
+    codes = flat_to_codes(torch.tensor([a + 1, c + 4, b + 2, c + 3]), ids)
+    assert codes.audio_codes.tolist() == [[1], [2], [3]]
+    assert codes.num_dropped == 1
 
 
 def test_the_legal_ids_are_the_codebook_of_the_turn_and_the_end_behind_a_whole_frame():
@@ -195,6 +199,12 @@ def test_what_was_not_said_is_not_split():
         split_pieces(torch.tensor([1, 2, 3, 4, 5]), IDS, pieces)
 
 
+def test_a_piece_within_a_frame_begins_with_that_frame():
+    split = split_pieces(torch.tensor([10, 22, 27, 23, 11, 28, 24, 29]), IDS)
+    assert split.audio_codes.tolist() == [[0, 1, 2], [0, 1, 2]]
+    assert (split.starts.tolist(), split.ends.tolist()) == ([0, 1], [1, 3])
+
+
 def test_ends_are_nearest_frames_where_each_piece_has_one():
     assert piece_ends([0.31, 0.55, 1.0], 10.0, 10).tolist() == [3, 6, 10]
     # The last piece ends with the clip, whatever its time.
@@ -282,6 +292,13 @@ def test_an_unfinished_grid_gives_its_whole_frames(delays):
         assert torch.equal(restored_lengths, lengths.clamp(max=max(width - max(delays), 0)))
         for row, length in enumerate(restored_lengths.tolist()):
             assert torch.equal(restored[row, :, :length], codes[row, :, :length])
+
+
+def test_a_row_ends_at_the_first_column_that_is_no_code():
+    grid = torch.tensor([[[0, 1, EOS, 2], [0, BOS, 1, 2]], [[0, 1, 2, 3], [4, 3, 7, 0]]])
+    codes, lengths = from_delay_grid(grid, [0, 0], 5)
+    assert lengths.tolist() == [1, 2]
+    assert codes.tolist() == [[[0, 0], [0, 0]], [[0, 1], [4, 3]]]
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
