@@ -78,10 +78,17 @@ class RowsFacts:
         """Command that makes rows like these."""
         return encoding_command(self.codec, self.num_quantizers)
 
-    def difference(self, other: "RowsFacts") -> str | None:
-        """How `other` differs, as the end of a sentence such as `num_quantizers=4 instead of num_quantizers=2`."""
+    def difference(self, other: "RowsFacts", with_name: bool = True) -> str | None:
+        """
+        How `other` differs, as the end of a sentence such as `num_quantizers=4 instead of num_quantizers=2`.
+
+        Args:
+            other ([`RowsFacts`]): Facts of other rows.
+            with_name (`bool`, *optional*, defaults to `True`): Whether the name of the codec counts. One codec may
+                have several, such as a name and a folder.
+        """
         for name, here in dataclasses.asdict(self).items():
-            if (there := getattr(other, name)) != here:
+            if (there := getattr(other, name)) != here and (with_name or name != "codec"):
                 return f"{name}={there} instead of {name}={here}"
         return None
 

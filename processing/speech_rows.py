@@ -426,7 +426,7 @@ def _common_facts(said: Mapping[Path, Mapping[str, Any]]) -> RowsFacts:
     first, *others = said
     facts = facts_in(said[first])
     for path in others:
-        if difference := facts.difference(facts_in(said[path])):
+        if difference := facts.difference(facts_in(said[path]), with_name=False):
             raise SpeechRowsError(path, f"was made with {difference}, which {first.name} has; {ENCODE_ANEW}.")
     return facts
 

@@ -136,7 +136,7 @@ def test_what_cannot_be_read_is_set_aside_with_the_reason_and_the_exit_code_tell
         entry = json.loads(line)
         assert entry["name"] == "4.wav"
         assert entry["reason"] in " ".join(errors)
-        assert any("1 recordings were set aside: see" in error for error in errors)
+        assert any("1 recording was set aside; see" in error for error in errors)
     assert errors[-1].startswith("encode-rows: 0 of 8 files written, 7 skipped, 1 failed: ")
     assert read_speech_rows(tmp_path / "rows")["id"][:] == [f"{number}.wav" for number in (0, 1, 2, 3, 5, 6, 7)]
 

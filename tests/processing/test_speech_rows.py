@@ -175,6 +175,8 @@ def test_files_of_two_codecs_are_refused_and_of_one_are_joined(tmp_path):
     files = [tmp_path / name / "rows-00000.parquet" for name in "abc"]
     assert len(read_speech_rows(files[:2])) == 4
     assert len(read_speech_rows(files[0])) == 2
+    write(tmp_path / "d", 2, dataclasses.replace(FACTS, codec="the same in a folder"))
+    assert len(read_speech_rows([files[0], tmp_path / "d" / "rows-00000.parquet"])) == 4
     with pytest.raises(SpeechRowsError, match="was made with num_quantizers=1 instead of num_quantizers=2"):
         read_speech_rows(files)
     with pytest.raises(ValueError, match="`folder_or_files` is empty"):

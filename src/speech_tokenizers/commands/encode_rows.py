@@ -111,7 +111,9 @@ def _write(args: argparse.Namespace, coding: Any, recordings: Any) -> int:
             for entry in shard.set_aside.values():
                 tally.failed(entry["name"], entry["reason"])
         if tally.failures:
-            say(f"{len(tally.failures)} recordings were set aside: see {set_aside_path(args.output)}")
+            number = len(tally.failures)
+            what = "1 recording was" if number == 1 else f"{number} recordings were"
+            say(f"{what} set aside; see {set_aside_path(args.output)}")
     return tally.exit_code
 
 
