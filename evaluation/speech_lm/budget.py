@@ -16,8 +16,8 @@ LAYOUTS: tuple[Layout, ...] = ("flat", "delay", "continuous")
 ALIGNMENTS: tuple[Alignment, ...] = ("none", "word", "phone")
 # Ids of the text a second of read English: about 3 words, which a BPE writes in 4 ids; about 12 phones with pauses.
 IDS_A_SECOND: dict[Alignment, float] = {"none": 4.0, "word": 4.0, "phone": 12.0}
-# `<|audio_start|>` and `<|audio_end|>`, and the end of the answer.
-NUM_MARKS = 3
+# `<|audio_start|>` and `<|audio_end|>`, which the layouts count, and the end of the answer.
+NUM_AUDIO_MARKS, NUM_MARKS = 2, 3
 # Special tokens that the processor adds to the vocabulary: the two marks and `<|audio|>`.
 NUM_SPECIAL_TOKENS = 3
 # Rows of the embedding are padded to a multiple of this.
@@ -79,37 +79,6 @@ class LanguageModelSizes:
     has_learned_positions: bool = False
 
 
-def audio_positions(
-    num_frames: int, num_codebooks: int, layout: Layout, num_piece_ids: int = 0, delays: tuple[int, ...] | None = None
-) -> int:
-    """
-    Positions of speech in a sequence, without its marks.
-
-    The flat layout gives each code a position, and each id of a piece of the text one. The delay layout has a column a
-    frame, as many more as the last codebook is late, and one for the end. Continuous frames have a position each.
-
-    Args:
-        num_frames (`int`): Number of frames.
-        num_codebooks (`int`): Number of codebooks.
-        layout (`str`): `"flat"`, `"delay"` or `"continuous"`.
-        num_piece_ids (`int`, *optional*, defaults to 0): Ids of the text that stand before their frames, in the flat
-            layout. The other layouts have them beside the frames.
-        delays (`tuple` of `int`, *optional*): Frames by which each codebook is late. Defaults to 0, 1, 2 and so on.
-
-    Raises:
-        ValueError: If there is no such layout, or codes are to be laid out without a codebook.
-    """
-    _check(layout, "layout", LAYOUTS)
-    if layout == "continuous":
-        return num_frames
-    if num_codebooks < 1:
-        raise ValueError(f"`num_codebooks` must be at least 1 in the layout {layout}, but got {num_codebooks}.")
-    if layout == "flat":
-        return num_frames * num_codebooks + num_piece_ids
-    delays = tuple(range(num_codebooks)) if delays is None else delays
-    return num_frames + max(delays) + 1
-
-
 @dataclass(frozen=True)
 class ClipPositions:
     """
@@ -144,7 +113,7 @@ def clip_positions(
     Args:
         seconds (`float`): Length of the clip in seconds.
         speech ([`SpeechSizes`]): Sizes of the codec.
-        layout (`str`, *optional*, defaults to `"flat"`): Layout of the speech; see [`audio_positions`].
+        layout (`str`, *optional*, defaults to `"flat"`): Layout of the speech; see [`sequence_length`].
         text_alignment (`str`, *optional*, defaults to `"none"`): Pieces of the text that stand before their frames:
             `"none"`, `"word"` or `"phone"`. The prompt has all of them, too.
         ids_a_second (`float`, *optional*): Ids of the text a second of speech. Defaults to what read English has.
@@ -152,16 +121,22 @@ def clip_positions(
     Raises:
         ValueError: If a number is negative or not finite, or there is no such layout or alignment.
     """
+    _check(layout, "layout", LAYOUTS)
     _check(text_alignment, "text_alignment", ALIGNMENTS)
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(f"`seconds` must be positive and finite, but got {seconds}.")
     rate = IDS_A_SECOND[text_alignment] if ids_a_second is None else ids_a_second
     if not (math.isfinite(rate) and rate >= 0):
         raise ValueError(f"`ids_a_second` must not be negative, and finite, but got {rate}.")
+    if layout != "continuous" and speech.num_codebooks < 1:
+        raise ValueError(f"`num_codebooks` must be at least 1 in the layout {layout}, but got {speech.num_codebooks}.")
+    # What it needs takes seconds to import, which `--help` should not.
+    from speech_tokenizers.modeling.speech_lm_layouts import sequence_length
+
     num_ids = math.ceil(round(seconds * rate, 6))
     pieces = num_ids if text_alignment != "none" else 0
-    audio = audio_positions(speech.num_frames(seconds), speech.num_codebooks, layout, pieces)
-    return ClipPositions(num_ids, audio)
+    length = sequence_length(speech.num_frames(seconds), max(1, speech.num_codebooks), layout, pieces)
+    return ClipPositions(num_ids, length - NUM_AUDIO_MARKS)
 
 
 def positions_a_second(

@@ -111,9 +111,12 @@ def speech_sizes(
     if codec is not None:
         if frame_rate is not None or codebook_size is not None:
             raise ValueError("--model knows its frame rate and sizes; leave --frame-rate and --codebook-size out.")
+        from transformers.utils import logging
+
         from speech_tokenizers.coding.loading import load
         from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 
+        logging.disable_progress_bar()
         model = as_speech_codec(*load(codec))
         if layout == "continuous":
             return SpeechSizes(model.frame_rate)

@@ -27,7 +27,8 @@ def read_language_model_config(name_or_path: str) -> PreTrainedConfig:
         ValueError: If there is none, or it is damaged or of a kind that transformers does not know.
     """
     path = Path(name_or_path).expanduser()
-    where = str(path) if path.is_file() else find_model(name_or_path, argument="--lm")
+    is_file = path.exists() and not path.is_dir()  # a pipe, too
+    where = str(path) if is_file else find_model(name_or_path, argument="--lm")
     try:
         return AutoConfig.from_pretrained(where)
     except (TypeError, ValueError, LookupError, AttributeError, OSError) as error:

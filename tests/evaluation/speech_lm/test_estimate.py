@@ -22,7 +22,6 @@ from speech_tokenizers.cli import main
 from speech_tokenizers.evaluation.speech_lm.budget import (
     LanguageModelSizes,
     SpeechSizes,
-    audio_positions,
     cache_bytes,
     clip_positions,
     longest_seconds,
@@ -89,10 +88,6 @@ def test_part_of_a_frame_is_a_frame_and_a_whole_number_stays_one():
     assert CODEC.num_frames(0.021) == 2
     assert SpeechSizes(12.5, 1, 8).num_frames(0.56) == 7
     assert SpeechSizes(50.0, 1, 8).num_frames(0.14) == 7  # 0.14 * 50 is 7.000000000000001
-
-
-def test_given_delays_count_by_the_longest():
-    assert audio_positions(10, 3, "delay", delays=(0, 2, 5)) == 16
 
 
 def test_the_vocabulary_has_a_row_a_code_in_the_flat_layout_only():
