@@ -1,0 +1,493 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Encoded corpora as Parquet, a row a recording: what is said, by whom, when, and the codes of a codec.
+
+No row holds ids of a language model, so that one encoded corpus serves every model, layout and template. A row has
+
+- `id`, `text`, `speaker`, `language` (text, or null where it is unknown);
+- `audio_codes`, the codes of `(num_quantizers, num_frames)` row by row, with `num_quantizers`, `num_frames` and
+  `seconds`;
+- `words`, a list of `{word, start, end}`, and `phones`, a list of `{label, start, end}`, in seconds, or null;
+- `codec`, `codec_fingerprint`, `encoder_fingerprint`, and the other columns of the corpus.
+
+A folder holds `rows-00000.parquet` and so on and, once it is complete, `dataset_info.json`. Each shard says in its
+metadata what made it. Where recordings were left out, `FOLDER.set_aside.jsonl` beside the folder names each with the
+reason; within it, `load_dataset("parquet", data_dir=FOLDER)` would take that file for Parquet.
+"""
+
+import dataclasses
+import glob
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from .metadata_files import probably_meant
+from .speech_row_format import (
+    ENCODE_ANEW,
+    METADATA_KEY,
+    ROWS_FORMAT,
+    ROWS_VERSION,
+    RowsFacts,
+    SpeechRowsError,
+    check_format,
+    encoding_command,
+    facts_in,
+    read_shard_metadata,
+    rows_schema,
+    shard_name,
+    shards_in,
+)
+from .whole_files import LinesFile, WholeFile, beside, check_folder_is_writable, write_whole
+
+
+INFO_NAME = "dataset_info.json"
+ROWS_PER_SHARD = 1000
+_LOCK_NAME = ".writing"
+# What a killed process leaves of a `WholeFile`.
+_TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{16}\.tmp")
+_ANEW = "choose another folder, or pass --overwrite to make the rows anew"
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenShard:
+    """
+    What a shard holds.
+
+    Args:
+        num_rows (`int`): Number of its rows; 0 where there is no file.
+        seconds (`float`): Length of its recordings, in seconds.
+        set_aside (`dict`): `{"name", "reason"}` of each recording that it lacks, by its position in the shard.
+        is_kept (`bool`): Whether it was there already.
+    """
+
+    num_rows: int
+    seconds: float
+    set_aside: dict[int, dict[str, str]]
+    is_kept: bool = False
+
+
+class SpeechRowsWriter:
+    """
+    Writes shards of rows, each of them whole or not at all, and goes on where a killed process stopped.
+
+    Shard `k` holds the recordings from `k * rows_per_shard` on, less those that were set aside. So its bytes depend on
+    the corpus alone, and not on interruptions. A shard of which all recordings were set aside has no file, since
+    `datasets` reads none without rows.
+
+    Use it as a context manager. One process at a time writes a folder.
+
+    Args:
+        folder (`str` or `Path`): Folder to write or to continue. Missing folders are created.
+        facts ([`RowsFacts`]): What makes the codes.
+        rows_per_shard (`int`, *optional*, defaults to 1000): Number of recordings in a shard.
+        others (iterable of `pyarrow.Field`, *optional*): Columns besides those of [`rows_schema`].
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to remove the rows that are there.
+
+    Raises:
+        SpeechRowsError: If the folder holds rows that were made otherwise, or other files of such names.
+        OSError: If it cannot be written, or another process writes it.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        facts: RowsFacts,
+        rows_per_shard: int = ROWS_PER_SHARD,
+        others: Iterable[pyarrow.Field] = (),
+        overwrite: bool = False,
+    ):
+        if rows_per_shard < 1:
+            raise ValueError(f"`rows_per_shard` must be at least 1, but got {rows_per_shard}.")
+        self.folder, self.facts, self.rows_per_shard = Path(folder), facts, rows_per_shard
+        self.schema = rows_schema(facts, others)
+        check_folder_is_writable(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = LinesFile(self.folder / _LOCK_NAME)
+        self._is_closed = False
+        self._written: dict[int, WrittenShard] = {}
+        try:
+            for path in self.folder.iterdir():
+                if _TEMPORARY_NAME.fullmatch(path.name):
+                    path.unlink()
+            if overwrite:
+                self._remove_all()
+            self._there = self._read_shards()
+        except BaseException:
+            self.close()
+            raise
+
+    def _remove_all(self) -> None:
+        self._unfinish()
+        for path in shards_in(self.folder).values():
+            path.unlink()
+
+    def _unfinish(self) -> None:
+        # A folder is complete where this file is; it goes before anything else changes.
+        (self.folder / INFO_NAME).unlink(missing_ok=True)
+        set_aside_path(self.folder).unlink(missing_ok=True)
+
+    def _read_shards(self) -> dict[int, dict[str, Any]]:
+        # What each shard that is there says of itself. One that is damaged is written again.
+        found = {}
+        for number, path in shards_in(self.folder).items():
+            try:
+                said = read_shard_metadata(path)
+            except SpeechRowsError as error:
+                if not isinstance(error.__cause__, pyarrow.ArrowException):
+                    raise  # a file of somebody else's
+                print(f"{path}: is damaged, and written anew", file=sys.stderr)
+                self._unfinish()
+                path.unlink()
+                continue
+            difference = self.facts.difference(facts_in(said))
+            if difference is None and said["rows_per_shard"] != self.rows_per_shard:
+                difference = f"rows_per_shard={said['rows_per_shard']} instead of rows_per_shard={self.rows_per_shard}"
+            if difference is not None:
+                raise SpeechRowsError(path, f"was made with {difference}; {_ANEW}.")
+            found[number] = said
+        return found
+
+    def check_number_of_shards(self, num_shards: int) -> None:
+        """Raises [`SpeechRowsError`] if the folder holds shards beyond the first `num_shards`."""
+        if beyond := sorted(number for number in self._there if number >= num_shards):
+            path = self.folder / shard_name(beyond[0])
+            raise SpeechRowsError(path, f"is of a larger corpus, which this one would not fill; {_ANEW}.")
+
+    def kept(self, number: int, inputs: Sequence[str]) -> WrittenShard | None:
+        """
+        The shard of a number, if it is there.
+
+        Args:
+            number (`int`): Number of the shard, from 0.
+            inputs (sequence of `str`): Fingerprint of each of its recordings and of what is known of it, in order.
+
+        Raises:
+            SpeechRowsError: If its rows were made from other recordings, or other metadata.
+        """
+        if (said := self._there.get(number)) is None:
+            return None
+        missing = {entry["position"] for entry in said["set_aside"]}
+        present = [digest for position, digest in enumerate(inputs) if position not in missing]
+        if said["inputs"] != self._digest(present):
+            path = self.folder / shard_name(number)
+            raise SpeechRowsError(path, f"was made from other recordings, texts, times or columns; {_ANEW}.")
+        self._written[number] = _shard_of(said, is_kept=True)
+        return self._written[number]
+
+    def _digest(self, inputs: Iterable[str]) -> str:
+        return hashlib.sha256("\n".join([str(self.schema), *inputs]).encode()).hexdigest()[:24]
+
+    def write(
+        self,
+        number: int,
+        rows: Sequence[Mapping[str, Any]],
+        inputs: Sequence[str],
+    ) -> WrittenShard:
+        """
+        Write a shard.
+
+        Args:
+            number (`int`): Number of the shard, from 0.
+            rows (sequence of `dict`): For each recording a row, or `{"name", "reason"}` where it is set aside. What
+                [`RowsFacts`] knows, and `num_frames`, are filled in.
+            inputs (sequence of `str`): Fingerprint of each recording and of what is known of it.
+
+        Raises:
+            ValueError: If there are more than `rows_per_shard`, or a row is not what the columns hold.
+            OSError: If it cannot be written.
+        """
+        if len(rows) > self.rows_per_shard or len(rows) != len(inputs):
+            raise ValueError(
+                f"`rows` has {len(rows)} entries and `inputs` {len(inputs)}, but a shard takes up to"
+                f" {self.rows_per_shard} recordings with one of each."
+            )
+        present = [position for position, row in enumerate(rows) if "reason" not in row]
+        set_aside = [{"position": at, **row} for at, row in enumerate(rows) if "reason" in row]
+        filled = [self._filled(rows[position]) for position in present]
+        said = {
+            "format": ROWS_FORMAT,
+            "format_version": ROWS_VERSION,
+            **dataclasses.asdict(self.facts),
+            "rows_per_shard": self.rows_per_shard,
+            "num_rows": len(filled),
+            "seconds": sum(row["seconds"] for row in filled),
+            "inputs": self._digest(inputs[position] for position in present),
+            "set_aside": set_aside,
+        }
+        self._unfinish()
+        if filled:
+            self._write_table(number, filled, said)
+        self._there[number] = said
+        self._written[number] = _shard_of(said)
+        return self._written[number]
+
+    def _filled(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        made_by = ("codec", "codec_fingerprint", "encoder_fingerprint", "num_quantizers")
+        filled = {name: row.get(name) for name in self.schema.names}
+        filled |= {name: getattr(self.facts, name) for name in made_by}
+        if unknown := sorted(set(row) - set(filled)):
+            raise ValueError(f"`rows` has columns {unknown}, which were not announced; pass them as `others`.")
+        codes = np.asarray(row["audio_codes"])
+        if codes.ndim != 2 or len(codes) != self.facts.num_quantizers or not codes.shape[1]:
+            expected = f"({self.facts.num_quantizers}, num_frames)"
+            raise ValueError(f"`audio_codes` of {row['id']!r} must have shape {expected}, but got {codes.shape}.")
+        if codes.min() < 0 or codes.max() >= self.facts.codebook_size:
+            raise ValueError(
+                f"`audio_codes` of {row['id']!r} must lie between 0 and {self.facts.codebook_size - 1}, but range from"
+                f" {codes.min()} to {codes.max()}."
+            )
+        return {**filled, "audio_codes": codes.reshape(-1), "num_frames": codes.shape[1]}
+
+    def _write_table(self, number: int, rows: list[dict[str, Any]], said: Mapping[str, Any]) -> None:
+        schema = self.schema.with_metadata({METADATA_KEY: json.dumps(said, ensure_ascii=False).encode()})
+        code = schema.field("audio_codes").type.value_type.to_pandas_dtype()
+        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in schema.names}
+        columns["audio_codes"] = [codes.astype(code) for codes in columns["audio_codes"]]
+        try:
+            table = pyarrow.table(columns, schema=schema)
+        except (pyarrow.ArrowException, TypeError) as error:
+            raise ValueError(f"`rows` from {rows[0]['id']!r} on do not fit the columns: {error}.") from error
+        with WholeFile(self.folder / shard_name(number)) as temporary:
+            pyarrow.parquet.write_table(table, temporary, compression="zstd")
+
+    def finish(self, num_shards: int) -> None:
+        """
+        Say that the folder is complete.
+
+        Args:
+            num_shards (`int`): Number of shards, all of which were written or kept.
+
+        Raises:
+            SpeechRowsError: If one was not, or there are others.
+        """
+        self.check_number_of_shards(num_shards)
+        shards = {number: self._written.get(number) for number in range(num_shards)}
+        if unwritten := [number for number, shard in shards.items() if shard is None]:
+            raise SpeechRowsError(self.folder / shard_name(unwritten[0]), "was not written; write it before the end.")
+        written = [(number, shard) for number, shard in shards.items() if shard is not None]
+        set_aside = [entry for _, shard in written for entry in shard.set_aside.values()]
+        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in set_aside)
+        if lines:
+            write_whole(set_aside_path(self.folder), lines.encode(errors="backslashreplace"))
+        else:
+            set_aside_path(self.folder).unlink(missing_ok=True)
+        info = {
+            "format": ROWS_FORMAT,
+            "format_version": ROWS_VERSION,
+            **dataclasses.asdict(self.facts),
+            "rows_per_shard": self.rows_per_shard,
+            "num_rows": sum(shard.num_rows for _, shard in written),
+            "num_set_aside": len(set_aside),
+            "seconds": round(sum(shard.seconds for _, shard in written), 3),
+            "shards": {shard_name(number): shard.num_rows for number, shard in written if shard.num_rows},
+        }
+        write_whole(self.folder / INFO_NAME, json.dumps(info, indent=2) + "\n")
+
+    def close(self) -> None:
+        """Let other processes write."""
+        if not self._is_closed:
+            self._is_closed = True
+            (self.folder / _LOCK_NAME).unlink(missing_ok=True)
+            self._lock.__exit__()
+
+    def __enter__(self) -> "SpeechRowsWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def set_aside_path(folder: str | os.PathLike[str]) -> Path:
+    """The file, beside a folder of rows, of recordings that were set aside."""
+    return beside(os.path.abspath(folder), ".set_aside.jsonl")
+
+
+def _shard_of(said: Mapping[str, Any], is_kept: bool = False) -> WrittenShard:
+    set_aside = {entry["position"]: {"name": entry["name"], "reason": entry["reason"]} for entry in said["set_aside"]}
+    return WrittenShard(said["num_rows"], said["seconds"], set_aside, is_kept)
+
+
+def read_rows_facts(folder_or_files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> RowsFacts:
+    """
+    What made the codes of rows; see [`read_speech_rows`], which takes and refuses the same.
+
+    Raises:
+        SpeechRowsError: If the rows are not whole, or of several codecs.
+    """
+    return _checked_shards(folder_or_files)[1]
+
+
+def read_speech_rows(
+    folder_or_files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    codec: Any = None,
+    columns: Sequence[str] | None = None,
+) -> datasets.Dataset:
+    """
+    Rows as a dataset. `datasets` writes them once into its cache, from where they are mapped into memory.
+
+    Args:
+        folder_or_files (`str`, `Path` or a sequence of these): A folder that [`SpeechRowsWriter`] finished, or shards.
+        codec ([`SpeechCodec`] or `str`, *optional*): Codec that is to read the codes, or its fingerprint. Where its
+            encoder differs from that of the rows, the codes are read as before, and a word is said on standard error.
+        columns (sequence of `str`, *optional*): Columns to read. Defaults to all. [`row_audio_codes`] needs
+            `audio_codes`, `num_quantizers` and `num_frames`.
+
+    Raises:
+        SpeechRowsError: If there are no rows, a shard is missing, damaged or of another codec than the first, or
+            the codec reads codes otherwise.
+        TypeError: If `codec` has no fingerprint.
+        ValueError: If there is no such column.
+    """
+    paths, facts = _checked_shards(folder_or_files)
+    if codec is not None:
+        _check_codec(paths[0].parent, facts, codec)
+    known = pyarrow.parquet.read_schema(paths[0]).names
+    for column in columns or ():
+        if column not in known:
+            raise ValueError(f"`columns` has {column!r}, but rows have {known}{probably_meant(column, known)}.")
+    # `datasets` takes a name for a pattern.
+    files = [glob.escape(str(path)) for path in paths]
+    return datasets.Dataset.from_parquet(files, columns=None if columns is None else list(columns))
+
+
+def _checked_shards(folder_or_files: Any) -> tuple[list[Path], RowsFacts]:
+    if not isinstance(folder_or_files, str | os.PathLike):
+        paths = [Path(path) for path in folder_or_files]
+        if not paths:
+            raise ValueError("`folder_or_files` is empty; name a folder of rows, or its shards.")
+        return paths, _common_facts({path: read_shard_metadata(path) for path in paths})
+    folder = Path(folder_or_files)
+    if not folder.is_dir():
+        return [folder], facts_in(read_shard_metadata(folder))
+    shards = shards_in(folder)
+    info = _read_info(folder, bool(shards))
+    expected = info["shards"]
+    for name in expected:
+        if not (folder / name).is_file():
+            missing = sum(not (folder / other).is_file() for other in expected)
+            raise SpeechRowsError(
+                folder,
+                f"{missing} of {len(expected)} shards are missing, first {name}; copy them there, or start the command"
+                f" that made the folder again: {facts_in(info).command}",
+            )
+    if unknown := [path.name for path in shards.values() if path.name not in expected]:
+        raise SpeechRowsError(
+            folder, f"holds {unknown[0]}, of which {INFO_NAME} knows nothing; keep the rows of each run in one folder."
+        )
+    said = {folder / name: read_shard_metadata(folder / name) for name in expected}
+    facts = _common_facts(said)
+    if difference := facts_in(info).difference(facts):
+        raise SpeechRowsError(folder, f"its shards have {difference} as {INFO_NAME} says; {ENCODE_ANEW}.")
+    for path, metadata in said.items():
+        if metadata["num_rows"] != expected[path.name]:
+            raise SpeechRowsError(
+                path, f"has {metadata['num_rows']} rows, but {expected[path.name]} were written; copy it anew."
+            )
+    return list(said), facts
+
+
+def _read_info(folder: Path, has_shards: bool) -> dict[str, Any]:
+    path = folder / INFO_NAME
+    if not path.is_file():
+        if has_shards:
+            raise SpeechRowsError(
+                folder,
+                f"has no {INFO_NAME}, so its writing has not ended; start the same `encode-rows` again, which goes on"
+                " where it stopped.",
+            )
+        raise SpeechRowsError(folder, f"holds no rows; write them by {encoding_command()}")
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        check_format(path, info)
+        expected = info["shards"]
+        if not isinstance(expected, dict):
+            raise TypeError
+        facts_in(info)
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, SpeechRowsError):
+            raise
+        raise SpeechRowsError(path, f"is not what `encode-rows` writes; {ENCODE_ANEW}.") from error
+    if not expected:
+        raise SpeechRowsError(folder, f"holds no row: all recordings were set aside; see {set_aside_path(folder)}.")
+    return info
+
+
+def _common_facts(said: Mapping[Path, Mapping[str, Any]]) -> RowsFacts:
+    first, *others = said
+    facts = facts_in(said[first])
+    for path in others:
+        if difference := facts.difference(facts_in(said[path])):
+            raise SpeechRowsError(path, f"was made with {difference}, which {first.name} has; {ENCODE_ANEW}.")
+    return facts
+
+
+def _check_codec(place: Path, facts: RowsFacts, codec: Any) -> None:
+    if not isinstance(codec, str) and not callable(getattr(codec, "fingerprint", None)):
+        raise TypeError(
+            f"`codec` is a {type(codec).__name__}, which has no fingerprint; pass what `speech_tokenizers.load` or"
+            " `as_speech_codec` returns, or a fingerprint."
+        )
+    known = codec if isinstance(codec, str) else codec.fingerprint()
+    if known != facts.codec_fingerprint:
+        name = getattr(getattr(codec, "config", None), "name_or_path", "") or "CODEC"
+        raise SpeechRowsError(
+            place,
+            f"holds codes of {facts.codec!r} (fingerprint {facts.codec_fingerprint}), which this codec (fingerprint"
+            f" {known}) would read as noise; encode the recordings anew by it:"
+            f" {encoding_command(name, facts.num_quantizers)}",
+        )
+    encoder = "" if isinstance(codec, str) else codec.encoder_fingerprint()
+    if encoder and encoder != facts.encoder_fingerprint:
+        print(
+            f"{place}: another encoder gave these codes (fingerprint {facts.encoder_fingerprint}, here {encoder});"
+            " they are read as before, but this codec would give others",
+            file=sys.stderr,
+        )
+
+
+def row_audio_codes(row: Mapping[str, Any]) -> np.ndarray:
+    """
+    The codes of a row.
+
+    Args:
+        row (mapping): Row with `audio_codes`, `num_quantizers` and `num_frames`.
+
+    Returns:
+        `np.ndarray` of shape `(num_quantizers, num_frames)`, int64.
+
+    Raises:
+        ValueError: If one of these is missing, or the numbers do not fit.
+    """
+    if lacking := [name for name in ("audio_codes", "num_quantizers", "num_frames") if name not in row]:
+        raise ValueError(f"`row` lacks {', '.join(map(repr, lacking))}; read these columns too.")
+    codes = np.asarray(row["audio_codes"], dtype=np.int64)
+    shape = int(row["num_quantizers"]), int(row["num_frames"])
+    if codes.ndim != 1 or len(codes) != shape[0] * shape[1]:
+        raise ValueError(
+            f"`audio_codes` of {row.get('id')!r} has {codes.size} codes, but {shape[0]} codebooks of {shape[1]} frames"
+            " were expected; encode the recording anew."
+        )
+    return codes.reshape(shape)
+
+
+__all__ = [
+    "RowsFacts",
+    "SpeechRowsError",
+    "SpeechRowsWriter",
+    "WrittenShard",
+    "read_rows_facts",
+    "read_speech_rows",
+    "row_audio_codes",
+    "rows_schema",
+    "set_aside_path",
+]
