@@ -43,9 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--language", default="en", help="language of the texts, as a code; default: en")
     parser.add_argument("--limit", type=count, help="use only the first so many sentences")
-    parser.add_argument(
-        "--temperature", type=float, help="temperature of the sampling, 0 for none; default: the model's"
-    )
+    parser.add_argument("--temperature", type=float, help="temperature of the draws, 0 for none; default: the model's")
     parser.add_argument("--top-k", type=count, help="number of likeliest ids to draw from; default: the model's")
     parser.add_argument("--top-p", type=float, help="probability of the ids to draw from; default: the model's")
     parser.add_argument("--seed", type=int, default=0, help="seed for what is drawn; default: 0")

@@ -168,13 +168,13 @@ class SynthesisComparison:
 
     def scores(self, system: SpeakingSystem) -> dict[str, ClipCounts]:
         """
-        Every score of a system that was measured, as counts by sentence. Error rates are named `wer[NAME]`, `wil[NAME]`
-        and `cer[NAME]` of the recogniser NAME.
+        Every score of a system that was measured, as counts by sentence. Error rates by the recogniser NAME are named
+        `wer[NAME]`, `wil[NAME]` and `cer[NAME]`.
         """
         clips = [sentence.clip for sentence in self.sentences]
         records = [self.record(system, sentence) for sentence in self.sentences]
         texts = [clip.text for clip in clips]
-        found = {}
+        found: dict[str, ClipCounts] = {}
         for recognizer in self.recognizers:
             rates = recognition_counts(recognizer.key, clips, records, texts, self.language)
             found |= {f"{rate}[{recognizer.name}]": counts for rate, counts in rates.items()}
@@ -252,8 +252,8 @@ def score_speech(metric: ClipMetric, audio: np.ndarray, sentence: Sentence) -> f
 
 def behaviour_counts(sentences: Sequence[Sentence], records: Sequence[dict[str, Any]]) -> dict[str, ClipCounts]:
     """
-    How a model spoke, as counts by sentence: `ended` (percent of sentences), `invalid_frames` (percent of frames with a
-    code outside its codebook), `dropped_codes` (percent of codes that were in no whole frame), `skipped_pieces` and
+    How a model spoke, as counts by sentence: `ended` (percent of sentences), `invalid_frames` (percent of frames with
+    a code outside its codebook), `dropped_codes` (percent of codes that were in no whole frame), `skipped_pieces` and
     `added_pieces` (percent of the pieces that were asked for), and `length_ratio` (to the recordings).
     """
     found = {
@@ -368,6 +368,9 @@ def compare(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
     recognizers, skipped = load_recognizers(args.recognizer, args.language)
+    names = [recognizer.name for recognizer in recognizers]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--recognizer: {', '.join(names)} are not told apart by their names; rename a folder.")
     metrics, unavailable = build_metrics(args.metrics)
     skipped |= unavailable
     if args.recordings is None:

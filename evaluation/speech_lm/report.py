@@ -89,16 +89,16 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         f"{results['model']} speaks {results['num_codebooks']} codebooks of {results['codec']}, layout "
         f"{results['layout']}, text alignment {results['text_alignment']}; {chosen}, the rest as the model has it.",
         "Values over all sentences, with 95 % bootstrap intervals over sentences.",
-        "WER and CER: errors per word and character of the text, as a recogniser hears them. Read them beside those of "
-        "the ceilings: the recordings, the codec's decoding of their codes at the same number of codebooks, and the "
-        "model with the durations of the recordings.",
+        "WER and CER: errors per word and character of the text, in what a recogniser hears. Read them beside those "
+        "of the ceilings: the recordings, the codec's decoding of their codes at the same number of codebooks, and "
+        "the model with the durations of the recordings.",
         "Invalid frames have a code outside its codebook. Dropped codes are in no whole frame; a model that does not "
         "tell of them has no such column.",
         "Pieces are the phones or words that the model says it speaks, against those of the text.",
-        f"RTF: seconds a second of speech, median, {settings['threads']} thread(s), {settings['device']}, one sentence "
-        "at a time, from the text to the whole waveform.",
+        f"RTF: seconds a second of speech, median, {settings['threads']} thread(s), {settings['device']}, one "
+        "sentence at a time, from the text to the whole waveform.",
         "First audio: median time until the ids of the first 0.2 s are chosen, and one step more, in the generation "
-        "of the whole sentence, and until these frames are decoded. We do not stream: it is what streaming could reach.",
+        "of the whole sentence, and until these frames are decoded. We do not stream here: streaming could reach it.",
     ]
     if "dnsmos" in results["metrics"]:
         lines.append(f"DNSMOS: {settings['dnsmos_windows']} windows of 9.01 s, short sentences repeated.")
@@ -158,7 +158,7 @@ def build_report(results: Mapping[str, Any], with_sentences: bool = True) -> Rep
         Section("What is heard", tables=[quality_table(results)], figures=figures(results)),
         Section(
             "Beside the ceilings",
-            "The model's scores less those of each ceiling, on the same sentences. An asterisk: the interval excludes 0.",
+            "The model's scores less those of each ceiling, on the same sentences. *: the interval excludes 0.",
             tables=[difference_table(results)],
         ),
         Section("How it speaks", tables=[behaviour_table(results)]),

@@ -14,6 +14,7 @@ import numpy as np
 from speech_tokenizers.evaluation.clips import Clip, check_limit
 from speech_tokenizers.modeling.speech_lm_layouts import piece_ends
 from speech_tokenizers.processing.audio_files import AUDIO_SUFFIXES
+from speech_tokenizers.processing.speech_rows import read_speech_rows, row_audio_codes
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,6 @@ def read_sentences(
         ValueError: If there is no row to speak, rows of several splits are mixed, two rows have one id, codebooks are
             missing, or a recording is.
     """
-    from speech_tokenizers.processing.speech_rows import read_speech_rows, row_audio_codes
-
     check_limit(limit)
     table = _of_split(read_speech_rows(rows, codec=codec), split, rows)
     with_text = [number for number, text in enumerate(table["text"]) if (text or "").strip()]
