@@ -7,6 +7,10 @@ from dataclasses import dataclass
 import torch
 
 
+# Labels of this value are no targets; the value that `torch.nn.functional.cross_entropy` leaves out.
+IGNORED = -100
+
+
 @dataclass(frozen=True)
 class SpeechIds:
     """
@@ -107,18 +111,14 @@ def checked_codes(audio_codes: torch.Tensor, ids: SpeechIds) -> torch.Tensor:
         TypeError: If they are no integers.
         ValueError: If their shape is wrong, or a code lies outside its codebook.
     """
-    _check_integers(audio_codes, "audio_codes")
+    check_integers(audio_codes, "audio_codes")
     if audio_codes.dim() != 2 or audio_codes.shape[0] != ids.num_codebooks:
         raise ValueError(
             f"`audio_codes` must have shape ({ids.num_codebooks}, num_frames), but has {tuple(audio_codes.shape)};"
             " give one clip, and the codebooks that the language model has."
         )
     codes = audio_codes.long()
-    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < ids.codebook_size:
-        raise ValueError(
-            f"`audio_codes` must lie between 0 and {ids.codebook_size - 1}, but reach from {int(codes.min())} to"
-            f" {int(codes.max())}; they are of another codec."
-        )
+    check_code_range(codes, ids.codebook_size)
     return codes
 
 
@@ -131,12 +131,45 @@ def checked_ids(input_ids: torch.Tensor) -> torch.Tensor:
         TypeError: If they are no integers.
         ValueError: If they have more than one dimension.
     """
-    _check_integers(input_ids, "input_ids")
+    check_integers(input_ids, "input_ids")
     if input_ids.dim() != 1:
         raise ValueError(f"`input_ids` must have one dimension, but has shape {tuple(input_ids.shape)}; give one row.")
     return input_ids.long()
 
 
-def _check_integers(values: torch.Tensor, name: str) -> None:
+def check_code_range(codes: torch.Tensor, codebook_size: int) -> None:
+    """
+    Raises:
+        ValueError: If a code lies outside its codebook.
+    """
+    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < codebook_size:
+        raise ValueError(
+            f"`audio_codes` must lie between 0 and {codebook_size - 1}, but reach from {int(codes.min())} to"
+            f" {int(codes.max())}; they are of another codec."
+        )
+
+
+def checked_delays(delays: Sequence[int], num_codebooks: int) -> list[int]:
+    """
+    Returns:
+        `list[int]`: The delays.
+
+    Raises:
+        ValueError: If there is not one a codebook, one is negative, or none is 0.
+    """
+    late = [int(delay) for delay in delays]
+    if len(late) != num_codebooks or min(late) != 0:
+        raise ValueError(
+            f"`delays` must hold a number for each of {num_codebooks} codebooks, none negative and at least one 0, but"
+            f" are {late}."
+        )
+    return late
+
+
+def check_integers(values: torch.Tensor, name: str) -> None:
+    """
+    Raises:
+        TypeError: If the numbers are no integers.
+    """
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise TypeError(f"`{name}` must be integers, but is {values.dtype}.")

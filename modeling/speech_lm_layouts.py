@@ -9,7 +9,8 @@ side and shifts each codebook by a few columns. The *continuous* one has one lat
 In the *aligned* form of the flat layout each piece of the text (a phone or a word) stands before its own frames.
 
 Labels stand at their own positions. [`next_targets`] is the only place of the package that shifts them.
-Everything here is a pure function on tensors; no model and no tokenizer is needed.
+
+Everything here is a pure function on tensors, without a model or a tokenizer. Import all layouts from this file.
 """
 
 from collections.abc import Sequence
@@ -17,11 +18,48 @@ from dataclasses import dataclass
 
 import torch
 
-from .speech_lm_ids import SpeechIds, check_pieces, check_vocabulary, checked_codes, checked_ids
+from .speech_lm_grids import (
+    delay_labels,
+    delay_legal_mask,
+    from_continuous,
+    from_delay_grid,
+    to_continuous,
+    to_delay_grid,
+)
+from .speech_lm_ids import (
+    IGNORED,
+    SpeechIds,
+    check_pieces,
+    check_vocabulary,
+    checked_codes,
+    checked_delays,
+    checked_ids,
+)
 
 
-# Labels of this value are no targets; the value that `torch.nn.functional.cross_entropy` leaves out.
-IGNORED = -100
+__all__ = [
+    "IGNORED",
+    "LAYOUTS",
+    "AlignedCodes",
+    "FlatCodes",
+    "SpeechIds",
+    "align_pieces",
+    "codes_to_flat",
+    "delay_labels",
+    "delay_legal_mask",
+    "flat_legal_mask",
+    "flat_to_codes",
+    "from_continuous",
+    "from_delay_grid",
+    "next_targets",
+    "piece_ends",
+    "sequence_length",
+    "split_pieces",
+    "to_continuous",
+    "to_delay_grid",
+    "units_mask",
+]
+
 LAYOUTS = ("flat", "delay", "continuous")
 
 
@@ -121,26 +159,25 @@ def flat_legal_mask(num_units: torch.Tensor, vocab_size: int, ids: SpeechIds) ->
     """
     check_vocabulary(vocab_size, ids)
     turn = num_units % ids.num_codebooks
-    legal = turn_mask(turn, vocab_size, ids)
+    legal = units_mask(ids.audio_offset + turn * ids.codebook_size, vocab_size, ids)
     legal[:, ids.audio_end] = turn == 0
     return legal
 
 
-def turn_mask(turn: torch.Tensor, vocab_size: int, ids: SpeechIds) -> torch.Tensor:
+def units_mask(first: torch.Tensor, vocab_size: int, ids: SpeechIds) -> torch.Tensor:
     """
     The units of one codebook a row.
 
     Args:
-        turn (`torch.Tensor` of shape `(batch,)`): Codebook of each row; -1 for no codebook.
+        first (`torch.Tensor` of shape `(batch,)`): Id of code 0 of each row's codebook; `vocab_size` for no codebook.
         vocab_size (`int`): Rows of the vocabulary.
         ids (`SpeechIds`): Ids of the vocabulary.
 
     Returns:
         `torch.BoolTensor` of shape `(batch, vocab_size)`: True for the units of the row's codebook.
     """
-    first = torch.where(turn < 0, vocab_size, ids.audio_offset + turn * ids.codebook_size)[:, None]
-    vocabulary = torch.arange(vocab_size, device=turn.device)
-    return (vocabulary >= first) & (vocabulary < first + ids.codebook_size)
+    code = torch.arange(vocab_size, device=first.device) - first[:, None]
+    return (code >= 0) & (code < ids.codebook_size)
 
 
 # --- Targets and lengths ---
@@ -338,26 +375,6 @@ def _sizes_said(sizes: list[int], num_ids: int) -> list[int]:
         said.append(min(size, num_ids))
         num_ids -= said[-1]
     return said
-
-
-# --- Checks and helpers ---
-
-
-def checked_delays(delays: Sequence[int], num_codebooks: int) -> list[int]:
-    """
-    Returns:
-        `list[int]`: The delays.
-
-    Raises:
-        ValueError: If there is not one a codebook, one is negative, or none is 0.
-    """
-    late = [int(delay) for delay in delays]
-    if len(late) != num_codebooks or min(late) != 0:
-        raise ValueError(
-            f"`delays` must hold a number for each of {num_codebooks} codebooks, none negative and at least one 0, but"
-            f" are {late}."
-        )
-    return late
 
 
 def _frame_positions(input_ids: torch.Tensor, ids: SpeechIds) -> torch.Tensor:

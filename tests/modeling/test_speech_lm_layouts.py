@@ -10,12 +10,18 @@ from speech_tokenizers.modeling.speech_lm_layouts import (
     SpeechIds,
     align_pieces,
     codes_to_flat,
+    delay_labels,
+    delay_legal_mask,
     flat_legal_mask,
     flat_to_codes,
+    from_continuous,
+    from_delay_grid,
     next_targets,
     piece_ends,
     sequence_length,
     split_pieces,
+    to_continuous,
+    to_delay_grid,
 )
 
 
@@ -218,7 +224,207 @@ def test_ends_that_are_possible_as_they_are_move_by_half_a_frame_at_most():
         assert piece_ends(torch.tensor(times), 12.5, 40).tolist() == whole
 
 
+# --- Delay grid ---
+
+BOS, EOS = 5, 6
+SOME_DELAYS = [[0], [0, 1], [0, 1, 2, 3], [0, 0, 0], [0, 2, 5], [1, 0, 3]]
+
+
+def random_batch(num_codebooks: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes of ragged rows, one without a frame and one of one, with what is no code behind them."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.cat([torch.tensor([0, 1]), torch.randint(0, 12, (3,), generator=generator)])
+    codes = torch.randint(0, 5, (5, num_codebooks, int(lengths.max()) + seed % 2), generator=generator)
+    is_real = torch.arange(codes.shape[2]) < lengths[:, None]
+    return codes.masked_fill(~is_real[:, None], -1), lengths
+
+
+def test_a_grid_by_hand():
+    codes = torch.tensor([[[0, 1, 2], [3, 4, 0], [1, 2, 3]]])
+    grid = to_delay_grid(codes, torch.tensor([3]), [0, 1, 2], 5)
+    assert grid.tolist() == [[[0, 1, 2, EOS, EOS, EOS], [BOS, 3, 4, 0, EOS, EOS], [BOS, BOS, 1, 2, 3, EOS]]]
+
+
+def test_a_shorter_row_is_filled_on_the_side_asked_for():
+    codes = torch.tensor([[[0, 1], [2, 3]], [[4, -1], [1, -1]]])
+    right = to_delay_grid(codes, torch.tensor([2, 1]), [0, 1], 5)
+    left = to_delay_grid(codes, torch.tensor([2, 1]), [0, 1], 5, padding_side="left")
+    assert right[1].tolist() == [[4, EOS, EOS, EOS], [BOS, 1, EOS, EOS]]
+    assert left[1].tolist() == [[BOS, 4, EOS, EOS], [BOS, BOS, 1, EOS]]
+    assert torch.equal(left[0], right[0])
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("delays", SOME_DELAYS)
+def test_the_delay_grid_round_trips_for_any_length_and_delays(delays, padding_side):
+    for seed in range(30):
+        codes, lengths = random_batch(len(delays), seed)
+        grid = to_delay_grid(codes, lengths, delays, 5, padding_side)
+        assert grid.shape[2] + 2 == sequence_length(int(lengths.max()), len(delays), "delay", delays=delays)
+        restored, restored_lengths = from_delay_grid(grid, delays, 5)
+        assert torch.equal(restored_lengths, lengths)
+        longest = int(lengths.max())
+        assert torch.equal(restored, codes.clamp(min=0)[..., :longest])
+        # So does each row alone.
+        for row in range(5):
+            own = to_delay_grid(codes[row : row + 1], lengths[row : row + 1], delays, 5)
+            width = own.shape[2]
+            part = grid[row, :, :width] if padding_side == "right" else grid[row, :, grid.shape[2] - width :]
+            assert torch.equal(part, own[0])
+
+
+@pytest.mark.parametrize("delays", SOME_DELAYS)
+def test_an_unfinished_grid_gives_its_whole_frames(delays):
+    codes, lengths = random_batch(len(delays), 3)
+    grid = to_delay_grid(codes, lengths, delays, 5)
+    for width in range(grid.shape[2]):
+        restored, restored_lengths = from_delay_grid(grid[..., :width], delays, 5)
+        assert torch.equal(restored_lengths, lengths.clamp(max=max(width - max(delays), 0)))
+        for row, length in enumerate(restored_lengths.tolist()):
+            assert torch.equal(restored[row, :, :length], codes[row, :, :length])
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("delays", SOME_DELAYS)
+def test_the_codes_and_the_first_eos_of_every_codebook_are_targets_and_nothing_else_is(delays, padding_side):
+    codes, lengths = random_batch(len(delays), 4)
+    grid = to_delay_grid(codes, lengths, delays, 5, padding_side)
+    kept = grid.clone()
+    labels = delay_labels(grid, 5)
+    assert torch.equal(grid, kept)
+    for row in range(len(codes)):
+        for codebook in range(len(delays)):
+            targets = labels[row, codebook][labels[row, codebook] != -100]
+            assert targets.tolist() == [*codes[row, codebook, : lengths[row]].tolist(), EOS]
+            first_eos = grid[row, codebook].tolist().index(EOS)
+            assert labels[row, codebook, first_eos] == EOS
+
+
+@pytest.mark.parametrize("delays", [delays for delays in SOME_DELAYS if delays.count(0) == 1])
+def test_columns_drawn_from_the_legal_mask_are_a_grid(delays):
+    generator = torch.Generator().manual_seed(0)
+    num_rows, num_codebooks = 6, len(delays)
+    # Rows begin at different columns, as prompts that are padded on the left make them.
+    grid = torch.full((num_rows, num_codebooks, 0), BOS)
+    padding = torch.tensor([0, 0, 0, 2, 2, 2])
+    while not bool((grid == EOS).any(-1).all()) or grid.shape[2] < 3:
+        legal = delay_legal_mask(grid, delays, 5)
+        drawn = torch.multinomial(legal.flatten(0, 1).float(), 1, generator=generator).view(num_rows, num_codebooks)
+        is_padding = grid.shape[2] < padding[:, None]
+        grid = torch.cat([grid, torch.where(is_padding, BOS, drawn)[..., None]], dim=2)
+    codes, lengths = from_delay_grid(grid, delays, 5)
+    assert int(lengths.max()) > 1
+    for row in range(num_rows):
+        # What stands behind the padding, up to where the slowest codebook ends, is the grid of these frames.
+        own = grid[row : row + 1, :, padding[row] :]
+        again = to_delay_grid(codes[row : row + 1], lengths[row : row + 1], delays, 5)
+        assert torch.equal(own[..., : again.shape[2]], again)
+        assert bool((own[..., again.shape[2] :] == EOS).all())
+
+
+def test_the_legal_columns_of_a_grid_by_hand():
+    codes, bos, eos = [0, 1, 2, 3, 4], [BOS], [EOS]
+    grid = torch.tensor([[[0, 1, EOS, EOS], [BOS, 2, 3, EOS]]])
+    expected = [[codes + eos, bos], [codes + eos, codes], [codes + eos, codes], [eos, eos]]
+    for width, column in enumerate(expected):
+        legal = delay_legal_mask(grid[..., :width], [0, 1], 5)[0]
+        assert [row.nonzero()[:, 0].tolist() for row in legal] == column
+
+
+def test_codebooks_without_delay_that_end_at_different_columns_are_read_up_to_the_first_end():
+    generator = torch.Generator().manual_seed(0)
+    grid = torch.full((8, 3, 0), BOS)
+    for _ in range(60):
+        legal = delay_legal_mask(grid, [0, 0, 0], 5)
+        drawn = torch.multinomial(legal.flatten(0, 1).float(), 1, generator=generator).view(8, 3)
+        grid = torch.cat([grid, drawn[..., None]], dim=2)
+    _, lengths = from_delay_grid(grid, [0, 0, 0], 5)
+    assert torch.equal(lengths, (grid[:, 0] != EOS).sum(1))
+
+
+# --- Continuous ---
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_latents_come_back_for_any_length(padding_side):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        lengths = [0, 1, *torch.randint(0, 9, (3,), generator=generator).tolist()]
+        clips = [torch.randn(length, 4, generator=generator) for length in lengths]
+        latents, mask, stops = to_continuous(clips, padding_side)
+        assert latents.shape[1] == sequence_length(max(lengths), 1, "continuous")
+        for clip, restored in zip(clips, from_continuous(latents, mask), strict=True):
+            assert torch.equal(clip, restored)
+        assert not bool(latents[mask == 0].any())
+        for length, row in zip(lengths, stops.tolist(), strict=True):
+            padding = [-100] * (max(lengths) - length)
+            own = [-100, *[0] * length, 1]
+            assert row == (padding + own if padding_side == "left" else own + padding)
+
+
+def test_the_state_at_the_last_frame_predicts_the_stop():
+    _, mask, stops = to_continuous([torch.randn(3, 4)])
+    targets = next_targets(stops)
+    assert targets.tolist() == [[0, 0, 0, 1, -100]]
+    assert mask.tolist() == [[0, 1, 1, 1, 0]]
+
+
 # --- Bad input ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"delays": [0]}, ValueError, "each of 2 codebooks"),
+        ({"delays": [1, 2]}, ValueError, "at least one 0"),
+        ({"delays": [0, -1]}, ValueError, "none negative"),
+        ({"lengths": torch.tensor([5])}, ValueError, "between 0 and 4"),
+        ({"lengths": torch.tensor([-1])}, ValueError, "between 0 and 4"),
+        ({"lengths": torch.tensor([1, 1])}, ValueError, r"`lengths` \(batch,\)"),
+        ({"lengths": torch.tensor([1.0])}, TypeError, "`lengths` must be integers"),
+        ({"audio_codes": torch.zeros(2, 4, dtype=torch.long)}, ValueError, "not empty"),
+        ({"audio_codes": torch.zeros(1, 2, 4)}, TypeError, "`audio_codes` must be integers"),
+        ({"codebook_size": 1}, ValueError, "between 0 and 0"),
+        ({"padding_side": "top"}, ValueError, "'top'"),
+    ],
+)
+def test_codes_that_make_no_grid_are_refused(arguments, error, match):
+    good = {
+        "audio_codes": torch.ones(1, 2, 4, dtype=torch.long),
+        "lengths": torch.tensor([4]),
+        "delays": [0, 1],
+        "codebook_size": 5,
+    }
+    with pytest.raises(error, match=match):
+        to_delay_grid(**{**good, **arguments})
+
+
+def test_a_grid_of_another_shape_or_type_is_refused():
+    for read in (from_delay_grid, delay_legal_mask):
+        with pytest.raises(ValueError, match="`grid` must have shape"):
+            read(torch.zeros(2, 4, dtype=torch.long), [0, 1], 5)
+        with pytest.raises(TypeError, match="`grid` must be integers"):
+            read(torch.zeros(1, 2, 4), [0, 1], 5)
+
+
+@pytest.mark.parametrize(
+    ("clips", "error", "match"),
+    [
+        ([], ValueError, "`latents` is empty"),
+        ([torch.zeros(2, 3), torch.zeros(2, 4)], ValueError, "row 1 has"),
+        ([torch.zeros(1, 2, 3)], ValueError, "row 0 has"),
+        ([torch.zeros(2, 3), torch.zeros(2, 3).double()], TypeError, "row 1 is torch.float64"),
+        ([torch.zeros(2, 3, dtype=torch.long)], TypeError, "floating-point"),
+    ],
+)
+def test_latents_that_do_not_fit_are_refused(clips, error, match):
+    with pytest.raises(error, match=match):
+        to_continuous(clips)
+
+
+def test_a_mask_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="`audio_mask` the first two"):
+        from_continuous(torch.zeros(1, 2, 3), torch.ones(1, 3))
 
 
 @pytest.mark.parametrize(

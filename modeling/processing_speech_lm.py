@@ -1,0 +1,440 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The speech-tokenizers authors.
+"""Processor of speech language models: texts, recordings, codes and rows of a corpus to ids on one time axis."""
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AddedToken, BatchFeature
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils import cached_file
+
+from .speech_lm_clips import as_clips, clip_codes, decode_codes, encode_waveforms
+from .speech_lm_layouts import IGNORED, SpeechIds, flat_to_codes
+from .speech_lm_requests import SpeechLMRequests
+from .speech_lm_sequences import SequenceWriter, pad_sequences
+from .speech_lm_text import (
+    AUDIO,
+    AUDIO_END,
+    AUDIO_START,
+    phone_token,
+    prompt_template,
+)
+from .transformers_codecs import as_speech_codec
+
+
+PRONUNCIATIONS_FILE = "pronunciations.txt.gz"
+_ALIGNMENTS = ("none", "word", "phone")
+
+
+class _Attached:
+    # What belongs to a processor and is not saved in its JSON. `to_dict` copies all attributes, so a copy of this
+    # shares what is attached; what was built for a tokenizer is built anew.
+
+    def __init__(self, codec: Any = None, pronouncer: Any = None):
+        self.codec, self.pronouncer = codec, pronouncer
+        self.writer: tuple[Any, SequenceWriter] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Attached":
+        return _Attached(self.codec, self.pronouncer)
+
+
+class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
+    """
+    Turn texts, recordings, codes, and rows of a corpus into the ids of a [`SpeechLMForConditionalGeneration`].
+
+    A clip is written as `<|audio_start|>`, the ids of its codes frame by frame, and `<|audio_end|>`. Codes have no
+    names: their ids follow from `audio_offset`, which is the size of the vocabulary of text. An answer ends with the
+    base's own end of sequence. [`~SpeechLMProcessor.from_tokenizer`] makes a processor for a language model.
+
+    Args:
+        feature_extractor (`SequenceFeatureExtractor`): Feature extractor of the codec.
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer with the marks of audio, and the phones if there are any.
+        chat_template (`str`, *optional*): Jinja template of prompts. Defaults to [`prompt_template`].
+        layout (`str`, *optional*, defaults to `"flat"`): How codes are laid out; `"flat"` is the only one at present.
+        text_alignment (`str`, *optional*, defaults to `"none"`): What stands before its frames in speech that says a
+            text: `"none"`, each `"word"`, or each `"phone"`.
+        num_codebooks (`int`): Number of codebooks that the language model reads and writes, Q.
+        codebook_size (`int`): Codes of a codebook, K.
+        frame_rate (`float`): Frames a second, in Hz.
+        sampling_rate (`int`): Sampling rate of recordings, in Hz.
+        codec_name (`str`): Name or Hub id of the codec.
+        codec_fingerprint (`str`): What [`SpeechCodec.fingerprint`] says of it.
+        piece_labels (sequence of `str`): Labels of the phones; their tokens have ids in this order.
+        audio_offset (`int`): Id of code 0 of the first codebook.
+        max_length (`int`, *optional*): Most positions of a sequence; longer ones are refused.
+
+    Raises:
+        ValueError: If a field makes no sense, or the tokenizer lacks a token or has grown past `audio_offset`.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: Any,
+        tokenizer: Any,
+        chat_template: str | dict[str, str] | None = None,
+        layout: str = "flat",
+        text_alignment: str = "none",
+        num_codebooks: int = 1,
+        codebook_size: int = 1024,
+        frame_rate: float = 50.0,
+        sampling_rate: int = 16000,
+        codec_name: str = "",
+        codec_fingerprint: str = "",
+        piece_labels: Sequence[str] = (),
+        audio_offset: int = 0,
+        max_length: int | None = None,
+    ):
+        if layout != "flat":
+            raise ValueError(f"`layout` must be 'flat', but is {layout!r}; the others come in a later version.")
+        if text_alignment not in _ALIGNMENTS:
+            raise ValueError(f"`text_alignment` must be one of {', '.join(_ALIGNMENTS)}, but is {text_alignment!r}.")
+        if (text_alignment == "phone") != bool(piece_labels) or len(set(piece_labels)) < len(piece_labels):
+            raise ValueError(
+                f"`piece_labels` must be the distinct labels of phones with `text_alignment='phone'`, and empty with"
+                f" others, but with {text_alignment!r} they are {list(piece_labels)}."
+            )
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"`max_length` must be at least 1, but is {max_length}.")
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template or prompt_template(tokenizer))
+        self.layout, self.text_alignment = layout, text_alignment
+        self.num_codebooks, self.codebook_size = int(num_codebooks), int(codebook_size)
+        self.frame_rate, self.sampling_rate = float(frame_rate), int(sampling_rate)
+        self.codec_name, self.codec_fingerprint = codec_name, codec_fingerprint
+        self.piece_labels, self.audio_offset, self.max_length = list(piece_labels), int(audio_offset), max_length
+        self.audio_token, self.audio_token_id = AUDIO, self._token_id(AUDIO)
+        piece_ids = {label: self._token_id(phone_token(label)) for label in self.piece_labels}
+        first = min(piece_ids.values(), default=0)
+        if list(piece_ids.values()) != list(range(first, first + len(piece_ids))):
+            raise ValueError("The tokens of the phones have no contiguous ids; begin with a tokenizer without them.")
+        self._piece_ids = piece_ids
+        self._ids = SpeechIds(
+            self._token_id(AUDIO_START),
+            self._token_id(AUDIO_END),
+            self.audio_offset,
+            self.num_codebooks,
+            self.codebook_size,
+            first,
+            len(piece_ids),
+        )
+        self._attached = _Attached()
+        self._check_vocabulary()
+
+    @classmethod
+    def from_tokenizer(
+        cls,
+        tokenizer: Any,
+        codec: Any,
+        feature_extractor: Any,
+        text_alignment: str = "none",
+        piece_labels: Sequence[str] = (),
+        num_codebooks: int | None = None,
+        codec_name: str | None = None,
+        max_length: int | None = None,
+    ) -> "SpeechLMProcessor":
+        """
+        The processor of a language model that is to read and write a codec's codes.
+
+        Args:
+            tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the language model; a copy gets the tokens of audio.
+            codec (`PreTrainedModel`): Codec of this package or of transformers, in evaluation mode.
+            feature_extractor (`SequenceFeatureExtractor`): The codec's feature extractor.
+            text_alignment (`str`, *optional*, defaults to `"none"`): See [`SpeechLMProcessor`].
+            piece_labels (sequence of `str`, *optional*): Labels of the phones, for `text_alignment="phone"`.
+            num_codebooks (`int`, *optional*): Number of first codebooks that are used. Defaults to all.
+            codec_name (`str`, *optional*): Name by which the codec is found again. Defaults to the name of its folder,
+                or its Hub id.
+            max_length (`int`, *optional*): Most positions of a sequence.
+
+        Raises:
+            ValueError: If the codec has no codebooks or not so many, or the tokenizer has no end of sequence.
+        """
+        codec = as_speech_codec(codec, feature_extractor)
+        if codec.kind != "codes":
+            raise ValueError(
+                f"A {codec.family} gives latents, which have no ids; the continuous layout comes in a later version."
+            )
+        used = codec.num_quantizers if num_codebooks is None else codec.check_num_quantizers(num_codebooks)
+        if tokenizer.eos_token_id is None:
+            raise ValueError("The tokenizer has no `eos_token`, with which answers end; set one.")
+        tokenizer = copy.deepcopy(tokenizer)
+        names = [AUDIO_START, AUDIO_END, AUDIO]
+        tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
+        phones = [phone_token(label) for label in piece_labels]
+        tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in phones])
+        tokenizer.chat_template = prompt_template(tokenizer)
+        if codec_name is None:
+            origin = str(codec.name_or_path or "")
+            codec_name = Path(origin).name if os.path.isdir(origin) else origin
+        processor = cls(
+            feature_extractor,
+            tokenizer,
+            text_alignment=text_alignment,
+            num_codebooks=used,
+            codebook_size=codec.codebook_size,
+            frame_rate=codec.frame_rate,
+            sampling_rate=codec.sampling_rate,
+            codec_name=codec_name,
+            codec_fingerprint=codec.fingerprint(),
+            piece_labels=piece_labels,
+            audio_offset=vocabulary_size(tokenizer),
+            max_length=max_length,
+        )
+        processor.attach_codec(codec)
+        return processor
+
+    # --- What is attached, and what follows from the fields ---
+
+    @property
+    def speech_ids(self) -> SpeechIds:
+        """
+        The ids of speech.
+
+        Raises:
+            ValueError: If the tokenizer has grown past `audio_offset`.
+        """
+        self._check_vocabulary()
+        return self._ids
+
+    @property
+    def vocab_size_needed(self) -> int:
+        """Fewest rows of the language model's embeddings."""
+        return self._ids.audio_stop
+
+    @property
+    def codec(self) -> Any:
+        """The attached codec, or `None`."""
+        return self._attached.codec
+
+    @property
+    def pronouncer(self) -> Any:
+        """The attached lexicon, or `None`."""
+        return self._attached.pronouncer
+
+    def attach_codec(self, codec: Any) -> None:
+        """
+        Attach the codec, which encodes recordings and decodes codes. It is never saved with the processor.
+
+        Raises:
+            ValueError: If it is another codec than `codec_fingerprint` says.
+        """
+        codec = as_speech_codec(codec, self.feature_extractor)
+        if codec.fingerprint() != self.codec_fingerprint:
+            raise ValueError(
+                f"This {codec.family} has the fingerprint {codec.fingerprint()}, but the processor needs the codec"
+                f" {self.codec_name!r} of fingerprint {self.codec_fingerprint}; attach that one."
+            )
+        self._attached.codec = codec
+
+    def attach_pronouncer(self, pronouncer: Any) -> None:
+        """Attach a [`PronunciationLexicon`], or what has `pronounce(text)` and `save(path)`; it is saved beside."""
+        self._attached.pronouncer = pronouncer
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of what the model is given."""
+        return ["input_ids", "attention_mask"]
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Save all fields, the tokenizer, the feature extractor, the chat template, and the lexicon if any."""
+        if self.pronouncer is not None:
+            os.makedirs(save_directory, exist_ok=True)
+            self.pronouncer.save(Path(save_directory) / PRONUNCIATIONS_FILE)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """Load what `save_pretrained` saved; the codec has to be attached again."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        names = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
+        place = {name: kwargs[name] for name in names if name in kwargs}
+        found = cached_file(
+            pretrained_model_name_or_path,
+            PRONUNCIATIONS_FILE,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **place,
+        )
+        if found is not None:
+            from .pronunciations import PronunciationLexicon
+
+            processor.attach_pronouncer(PronunciationLexicon.from_file(found))
+        return processor
+
+    # --- Texts with clips ---
+
+    def __call__(  # type: ignore[override]
+        self,
+        text: str | Sequence[str] | None = None,
+        text_target: str | Sequence[str] | None = None,
+        audio: Any = None,
+        audio_codes: Any = None,
+        audio_pieces: Any = None,
+        audio_latents: Any = None,
+        output_labels: bool = False,
+        padding_side: str | None = None,
+        return_tensors: str | None = "pt",
+        sampling_rate: int | None = None,
+    ) -> BatchFeature:
+        """
+        Texts with recordings or codes in them, as ids. Nothing is added to the texts, and control tokens count: give
+        what users write to [`~SpeechLMProcessor.speech_prompt`], [`~SpeechLMProcessor.apply_chat_template`] or
+        [`~SpeechLMProcessor.as_plain_text`] first.
+
+        Args:
+            text (`str` or a list): Prompts. Each `<|audio|>` stands for one clip with its start and end.
+            text_target (`str` or a list, *optional*): Answers, to which the end of sequence is added.
+            audio (*optional*): Recordings, in the order of their `<|audio|>`: row by row, the prompt before the
+                answer. Each is a mono waveform in [-1, 1], a path, or `{"array", "sampling_rate"}`; or `None` where
+                `audio_codes` has the clip.
+            audio_codes (*optional*): Codes of clips, `(num_codebooks, num_frames)` each, or `None` where `audio` has
+                the clip. More codebooks than needed are left out.
+            audio_pieces (*optional*): Pieces of clips that are aligned, as rows have them: a list of `{"word", "end"}`
+                or `{"label", "end"}` a clip, or `None` for one that is not aligned.
+            audio_latents (*optional*): Not taken yet.
+            output_labels (`bool`, *optional*, defaults to `False`): Whether to give `labels`: -100 in the prompt and
+                in padding, and in an `<|audio_start|>` that begins an answer.
+            padding_side (`str`, *optional*): `"right"` or `"left"`. Defaults to the tokenizer's.
+            return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"`, or `None` for lists without padding.
+            sampling_rate (`int`, *optional*): Rate of the waveforms in Hz, to be checked.
+
+        Returns:
+            `BatchFeature`: `input_ids`, `attention_mask` and perhaps `labels`, `(batch, num_positions)`.
+
+        Raises:
+            ValueError: If the clips are not as many as their places, no codec is attached for waveforms, a sequence
+                is too long, or a codec, rate, code or piece is not that of this processor.
+        """
+        if audio_latents is not None:
+            raise ValueError("`audio_latents` cannot be laid out yet: the continuous layout comes in a later version.")
+        if text is None:
+            raise ValueError("`text` is missing; '<|audio|>' alone stands for a clip without text.")
+        prompts = [text] if isinstance(text, str) else list(text)
+        targets = [text_target] if text_target is None or isinstance(text_target, str) else list(text_target)
+        targets = targets * len(prompts) if text_target is None else targets
+        if not prompts or len(targets) != len(prompts):
+            raise ValueError(f"`text` has {len(prompts)} rows, but `text_target` has {len(targets)}; give as many.")
+        if output_labels and text_target is None:
+            raise ValueError("`output_labels` needs `text_target`: the answers, which are what is learnt.")
+
+        clips = self._clip_ids(audio, audio_codes, audio_pieces, sampling_rate)
+        left = iter(clips)
+        rows, labels = [], []
+        for place, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
+            ids, num_given = self._writer.sequence(prompt, target, left, f"Row {place} of `text`")
+            rows.append(ids)
+            labels.append([IGNORED] * num_given + ids[num_given:])
+        unused = len(list(left))
+        if unused:
+            raise ValueError(f"There are {len(clips)} clips, but places {AUDIO} for {len(clips) - unused} of them.")
+        if return_tensors is None:
+            batch: dict[str, Any] = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
+            return BatchFeature({**batch, "labels": labels} if output_labels else batch)
+        if return_tensors != "pt":
+            raise ValueError(f"`return_tensors` must be 'pt' or None, but is {return_tensors!r}.")
+        side = self.tokenizer.padding_side if padding_side is None else padding_side
+        return BatchFeature(pad_sequences(rows, labels if output_labels else None, self.pad_token_id, side))
+
+    def decode(self, ids: Any, skip_special_tokens: bool = True, **kwargs: Any) -> Any:  # type: ignore[override]
+        """
+        The waveform of the last clip in a sequence, `(num_samples,)`, if there is one and a codec is attached; else
+        the text, in which `<|audio|>` stands for each clip. Codes that are in no whole frame are left out.
+
+        Args:
+            ids (`torch.Tensor` of shape `(num_positions,)`, or a list): A sequence; several give a list.
+            skip_special_tokens (`bool`, *optional*, defaults to `True`): Whether to leave special tokens out of text.
+            kwargs: Arguments of the tokenizer's `decode`.
+        """
+        sequence = torch.as_tensor(ids)
+        if sequence.dim() == 2:
+            return [self.decode(row, skip_special_tokens, **kwargs) for row in sequence]
+        is_unit = self.speech_ids.is_unit(sequence)
+        if self.codec is not None and bool(is_unit.any()):
+            starts = (sequence == self._ids.audio_start).nonzero()[:, 0].tolist()
+            begun = [start for start in starts if bool(is_unit[start:].any())]
+            codes = flat_to_codes(sequence[begun[-1] if begun else 0 :], self._ids).audio_codes
+            return decode_codes(self.codec, codes)
+        parts: list[str] = []
+        text: list[int] = []
+        was_unit = False
+        for number, unit in zip(sequence.tolist(), is_unit.tolist(), strict=True):
+            if unit and not was_unit:
+                parts += [self.tokenizer.decode(text, skip_special_tokens=skip_special_tokens, **kwargs), AUDIO]
+                text = []
+            elif not unit:
+                text.append(number)
+            was_unit = unit
+        return "".join([*parts, self.tokenizer.decode(text, skip_special_tokens=skip_special_tokens, **kwargs)])
+
+    def batch_decode(self, sequences: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        """What `decode` gives for each sequence."""
+        return [self.decode(ids, *args, **kwargs) for ids in sequences]
+
+    # --- Helpers ---
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id in padding; the end of sequence where the tokenizer has none of its own."""
+        found = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if found is None else found
+
+    @property
+    def _writer(self) -> SequenceWriter:
+        # Kept until something that it is built from changes.
+        template = self.chat_template if isinstance(self.chat_template, str) else None
+        state = (len(self.tokenizer), template, self.text_alignment, self.frame_rate, self.max_length)
+        kept = self._attached.writer
+        if kept is None or kept[0] != state:
+            writer = SequenceWriter(
+                self.tokenizer,
+                template,
+                self.speech_ids,
+                self.text_alignment,
+                self._piece_ids,
+                self.frame_rate,
+                self.max_length,
+            )
+            kept = self._attached.writer = (state, writer)
+        return kept[1]
+
+    def _token_id(self, token: str) -> int:
+        found = self.tokenizer.added_tokens_encoder.get(token)
+        if found is None or self.tokenizer.encode(token, add_special_tokens=False) != [found]:
+            raise ValueError(
+                f"The tokenizer does not read {token!r} as one token; make the processor by `from_tokenizer`, from a"
+                " tokenizer that does not split special tokens."
+            )
+        return found
+
+    def _check_vocabulary(self) -> None:
+        size = vocabulary_size(self.tokenizer)
+        if size > self.audio_offset:
+            raise ValueError(
+                f"The tokenizer has {size} ids, but audio begins at {self.audio_offset} (`audio_offset`): tokens were"
+                " added later, or it is another tokenizer. Add tokens before `from_tokenizer`."
+            )
+
+    def _clip_ids(self, audio: Any, audio_codes: Any, audio_pieces: Any, sampling_rate: int | None) -> list[list[int]]:
+        clips = as_clips(audio, audio_codes, audio_pieces)
+        recordings = [waveform for waveform, _, _ in clips if waveform is not None]
+        encoded = iter(encode_waveforms(self.codec, self.feature_extractor, recordings, sampling_rate))
+        ids = []
+        for place, (waveform, codes, pieces) in enumerate(clips):
+            name = f"Clip {place}"
+            codes = clip_codes(codes if waveform is None else next(encoded), name, self.speech_ids)
+            ids.append(self._writer.clip(codes, pieces, name))
+        return ids
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """Number of ids of a tokenizer, with holes: one more than the largest."""
+    return max(len(tokenizer), max(tokenizer.added_tokens_decoder, default=-1) + 1)
+
+
+__all__ = ["SpeechLMProcessor", "vocabulary_size"]

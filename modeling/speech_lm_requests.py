@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The speech-tokenizers authors.
+"""What a speech language model is asked: the prompts of tasks, rows of a corpus as sequences, and conversations."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers.processing_utils import ProcessorMixin
+
+from .speech_lm_clips import row_codes
+from .speech_lm_layouts import IGNORED, SpeechIds
+from .speech_lm_sequences import PIECE_COLUMNS, SequenceWriter
+from .speech_lm_tasks import SPEECH_COLUMN, Task, find_task
+from .speech_lm_text import (
+    AUDIO,
+    AUDIO_START,
+    checked_text,
+    instruction_text,
+    marked_conversation,
+    phone_token,
+    spoken_words,
+)
+
+
+class SpeechLMRequests:
+    """The part of a [`SpeechLMProcessor`] that knows tasks and conversations; see there for its fields."""
+
+    text_alignment: str
+    codec_fingerprint: str
+    pronouncer: Any
+    speech_ids: SpeechIds
+    _writer: SequenceWriter
+
+    def speech_prompt(self, text: str, pieces: Sequence[str] | None = None) -> str:
+        """
+        The prompt that asks for a text to be spoken, up to and with `<|audio_start|>`.
+
+        Args:
+            text (`str`): Text to speak. Control tokens in it are marked, to be read as ordinary text.
+            pieces (sequence of `str`, *optional*): Labels of the phones, for `text_alignment="phone"`. Defaults to
+                those that the attached lexicon gives.
+
+        Raises:
+            ValueError: If the text is empty or has words without a pronunciation, no lexicon is attached, or a label
+                is unknown.
+        """
+        return self.task_prompt("tts", text, pieces)
+
+    def task_prompt(self, task: str | Task, text: str | None = None, pieces: Sequence[str] | None = None) -> str:
+        """
+        The prompt of a task, as it stands in training.
+
+        Args:
+            task (`str` or `Task`): The task.
+            text (`str`, *optional*): What a task reads that reads text; one that hears has `<|audio|>` in its place.
+            pieces (sequence of `str`, *optional*): See `speech_prompt`.
+
+        Returns:
+            `str`: The prompt; for a task that answers by speech, with `<|audio_start|>` at its end.
+
+        Raises:
+            ValueError: As `speech_prompt`; or if text is given to a task that hears.
+        """
+        task = find_task(task)
+        if task.source == SPEECH_COLUMN:
+            if text is not None:
+                raise ValueError(
+                    f"The task {task.name!r} hears, so that it has no `text`; give `audio` to `__call__`."
+                )
+            prompt = self._render(task, {"type": "audio"})
+        else:
+            text = checked_text(text, "`text`")
+            if pieces is None and task.speaks_its_text and self.text_alignment == "phone":
+                pieces = self.speech_pieces(text)[0]
+            prompt = self._prompt_of_text(task, text, pieces, "`pieces`")
+        return prompt + AUDIO_START if task.output == "speech" else prompt
+
+    def speech_pieces(self, text: str) -> tuple[list[str], list[list[int]]]:
+        """
+        The pieces of a text in the order in which they are spoken, for [`GuidedText`].
+
+        Args:
+            text (`str`): Text to speak.
+
+        Returns:
+            `tuple` of `list[str]` and `list[list[int]]`: Words or phones, and the ids of each.
+
+        Raises:
+            ValueError: If `text_alignment` is `"none"`, the text is empty or has words without a pronunciation, no
+                lexicon is attached, or a label is unknown.
+        """
+        text = checked_text(text, "`text`")
+        if self.text_alignment == "none":
+            raise ValueError("With `text_alignment='none'` a text has no pieces; generate without guidance.")
+        if self.text_alignment == "word":
+            labels = spoken_words(text)
+        elif self.pronouncer is None:
+            raise ValueError("No lexicon is attached, which pronounces texts; call `attach_pronouncer` first.")
+        else:
+            labels = list(self.pronouncer.pronounce(text))
+        if not labels:
+            raise ValueError(f"`text` is {text!r}, in which there is nothing to say; give it a word.")
+        return labels, self._writer.ids_of_pieces(labels, "`text`")
+
+    def missing_column(self, row: Mapping[str, Any], task: str | Task = "tts") -> str | None:
+        """The first column that a task needs and that a row lacks or leaves empty; `None` if it has all."""
+        task = find_task(task)
+        needed = list(task.columns)
+        if task.speaks_its_text and self.text_alignment != "none":
+            needed.append(PIECE_COLUMNS[self.text_alignment][0])
+        return next((name for name in needed if _is_missing(row.get(name))), None)
+
+    def row_inputs(self, row: Mapping[str, Any], task: str | Task = "tts") -> dict[str, torch.Tensor]:
+        """
+        The sequence of a row of a corpus.
+
+        Args:
+            row (`Mapping`): Row of the Parquet rows, with `id`, `text`, `audio_codes`, `num_quantizers`, `num_frames`,
+                `codec_fingerprint`, and the columns of the task. More codebooks than needed are left out.
+            task (`str` or `Task`, *optional*, defaults to `"tts"`): What the model is asked to do.
+
+        Returns:
+            `dict` of `torch.LongTensor` of shape `(num_positions,)`: `input_ids`, and `labels`, which stand at their
+            own positions and are -100 in the prompt. In speech all behind `<|audio_start|>` is a target, with
+            `<|audio_end|>` and the end of sequence.
+
+        Raises:
+            ValueError: If a column is missing, the row is of another codec or too long, or its codes or pieces are not
+                those of this processor. The message names the row.
+        """
+        task, name = find_task(task), f"Row {row.get('id')!r}"
+        missing = self.missing_column(row, task)
+        if missing is not None:
+            raise ValueError(f"{name} has no `{missing}`, or it is empty, but the task {task.name!r} needs it.")
+        heard, said = self._clips_of_row(row, task, name)
+        pieces = None
+        if task.speaks_its_text and self.text_alignment != "none":
+            pieces = row[PIECE_COLUMNS[self.text_alignment][0]]
+        if heard is not None:
+            prompt = self._render(task, {"type": "audio"})
+        else:
+            aligned = pieces is not None and self.text_alignment == "phone"
+            labels = self._writer.labels(pieces, name) if aligned else None
+            prompt = self._prompt_of_text(
+                task, checked_text(row[task.source], f"{name}: `{task.source}`"), labels, name
+            )
+        target = AUDIO
+        if said is None:
+            target = self.as_plain_text(checked_text(row[task.target], f"{name}: `{task.target}`"))
+        clips = [] if heard is None else [self._writer.clip(heard, None, name)]
+        clips += [] if said is None else [self._writer.clip(said, pieces, name)]
+        ids, num_given = self._writer.sequence(prompt, target, iter(clips), name)
+        input_ids = torch.tensor(ids)
+        labels_of_ids = input_ids.clone()
+        labels_of_ids[:num_given] = IGNORED
+        return {"input_ids": input_ids, "labels": labels_of_ids}
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        *,
+        add_generation_prompt: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        output_labels: bool = False,
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        A conversation as a prompt, or as ids. Control tokens in what it says are ordinary text.
+
+        Args:
+            conversation (`list[dict]` or a list of these): Messages with `role` and `content`: a text, or parts
+                `{"type": "text", "text"}` and `{"type": "audio"}`. A part of audio holds `audio_codes` of shape
+                `(num_codebooks, num_frames)`, or `audio` or `path` as `__call__` takes them, and perhaps
+                `audio_pieces`.
+            chat_template (`str`, *optional*): Another template than the processor's.
+            add_generation_prompt (`bool`, *optional*): Whether an answer is to follow.
+            tokenize (`bool`, *optional*): Whether to give ids.
+            return_dict (`bool`, *optional*): Whether to give all that `__call__` gives, and not `input_ids` alone.
+            output_labels (`bool`, *optional*): Whether the last message, the assistant's, is to be learnt.
+            processor_kwargs (`dict`, *optional*): Further arguments of `__call__`.
+            kwargs: Further variables of the template, and `return_tensors`.
+
+        Raises:
+            ValueError: As `__call__`; or if labels are asked for and the last message is not the assistant's.
+        """
+        kwargs.pop("sanitize_control_tokens", None)  # always done
+        options = {**(processor_kwargs or {}), "output_labels": output_labels}
+        if kwargs.get("return_tensors") not in (None, "auto"):
+            options["return_tensors"] = kwargs["return_tensors"]
+        kwargs.pop("return_tensors", None)
+        is_batched = bool(conversation) and not isinstance(conversation[0], Mapping)
+        clips: list[dict[str, Any]] = []
+        conversations = [
+            marked_conversation(messages, self.as_plain_text, clips)
+            for messages in (conversation if is_batched else [conversation])
+        ]
+
+        def render(messages: list[dict[str, Any]], asks: bool) -> str:
+            return ProcessorMixin.apply_chat_template(
+                self, messages, chat_template, add_generation_prompt=asks, tokenize=False, **kwargs
+            )
+
+        if not output_labels:
+            prompts = [render(messages, add_generation_prompt) for messages in conversations]
+            if not tokenize:
+                return prompts if is_batched else prompts[0]
+        else:
+            if any(messages[-1]["role"] != "assistant" for messages in conversations):
+                raise ValueError("`output_labels` needs a last message of the assistant, which is what is learnt.")
+            prompts = [render(messages[:-1], True) for messages in conversations]
+            wholes = [render(messages, False) for messages in conversations]
+            for prompt, whole in zip(prompts, wholes, strict=True):
+                if not whole.startswith(prompt):
+                    raise ValueError("The template writes the prompt otherwise when the answer is there; mend it.")
+            options["text_target"] = [whole[len(prompt) :] for prompt, whole in zip(prompts, wholes, strict=True)]
+        if clips:
+            for name in ("audio", "audio_codes", "audio_pieces"):
+                options[name] = [clip.get(name) for clip in clips]
+        inputs = self(text=prompts, **options)
+        return inputs if return_dict else inputs["input_ids"]
+
+    def as_plain_text(self, text: str) -> str:
+        """What a user wrote, with marks around control tokens, so that `__call__` reads them as ordinary text."""
+        return self._writer.control.mark(text)
+
+    def _render(self, task: Task, content: dict[str, str], before_text: bool = False) -> str:
+        template = self._resolve_chat_template(None)
+        before = instruction_text(task.instruction, template, before_text)
+        parts = [{"type": "text", "text": before}, content]
+        messages = [{"role": "user", "content": parts}]
+        return ProcessorMixin.apply_chat_template(self, messages, add_generation_prompt=True, tokenize=False)
+
+    def _prompt_of_text(self, task: Task, text: str, labels: Sequence[str] | None, name: str) -> str:
+        if not (task.speaks_its_text and self.text_alignment == "phone"):
+            if labels is not None:
+                raise ValueError(
+                    f"{name}: phones stand in prompts with `text_alignment='phone'` alone; leave them out."
+                )
+            return self._render(task, {"type": "text", "text": self.as_plain_text(text)}, before_text=True)
+        self._writer.ids_of_pieces(labels or [], name)  # refuses unknown ones
+        return self._render(task, {"type": "text", "text": "".join(map(phone_token, labels or []))})
+
+    def _clips_of_row(self, row: Mapping[str, Any], task: Task, name: str) -> tuple[Any, Any]:
+        # The codes that are heard and those that are said, or `None`.
+        if SPEECH_COLUMN not in task.columns:
+            return None, None
+        codes = row_codes(row, name, self.codec_fingerprint, self.speech_ids)
+        if task.source != task.target:
+            return (codes, None) if task.source == SPEECH_COLUMN else (None, codes)
+        middle = codes.shape[1] // 2
+        if middle == 0:
+            raise ValueError(f"{name} has one frame, but the task {task.name!r} needs two; leave it out.")
+        return codes[:, :middle], codes[:, middle:]
+
+
+def _is_missing(value: Any) -> bool:
+    if value is None:
+        return True
+    return not value.strip() if isinstance(value, str) else hasattr(value, "__len__") and len(value) == 0
+
+
+__all__ = ["SpeechLMRequests"]
