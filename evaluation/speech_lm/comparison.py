@@ -271,7 +271,6 @@ def behaviour_counts(sentences: Sequence[Sentence], records: Sequence[dict[str, 
         if "ended" in facts:
             found["ended"].counts[name] = (100.0 * facts["ended"], 1.0)
             found["invalid_frames"].counts[name] = (100.0 * facts["invalid_frames"], facts["num_frames"])
-        if facts.get("dropped_codes") is not None:
             codes = facts["num_frames"] * len(sentence.audio_codes) + facts["dropped_codes"]
             found["dropped_codes"].counts[name] = (100.0 * facts["dropped_codes"], codes)
         if "pieces" in facts:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures of synthesis that no codec has: what was skipped or repeated, and medians with their intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +25,12 @@ class PieceSlips:
     added: int
 
 
-def count_slips(said: Sequence[str], asked: Sequence[str]) -> PieceSlips:
+def count_slips(said: Sequence[Hashable], asked: Sequence[Hashable]) -> PieceSlips:
     """
     Compare pieces by their longest common subsequence. A piece that was replaced counts as skipped and as added.
 
     Args:
-        said, asked (sequence of `str`): Pieces, such as phones, in order.
+        said, asked (sequence): Pieces in order, such as phones or their ids.
     """
     # Longest common subsequence of all of `said` so far with each beginning of `asked`.
     common = [0] * (len(asked) + 1)

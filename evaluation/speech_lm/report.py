@@ -92,9 +92,8 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         "WER and CER: errors per word and character of the text, in what a recogniser hears. Read them beside those "
         "of the ceilings: the recordings, the codec's decoding of their codes at the same number of codebooks, and "
         "the model with the durations of the recordings.",
-        "Invalid frames have a code outside its codebook. Dropped codes are in no whole frame; a model that does not "
-        "tell of them has no such column.",
-        "Pieces are the phones or words that the model says it speaks, against those of the text.",
+        "Invalid frames have a code outside its codebook. Dropped codes are in no whole frame.",
+        "Pieces are the ids of phones or words that the model wrote among its codes, against those of the text.",
         f"RTF: seconds a second of speech, median, {settings['threads']} thread(s), {settings['device']}, one "
         "sentence at a time, from the text to the whole waveform.",
         "First audio: median time until the ids of the first 0.2 s are chosen, and one step more, in the generation "

@@ -20,9 +20,6 @@ from speech_tokenizers.evaluation.stopwatch import Stopwatch
 
 # Seconds of speech that a listener is given first.
 FIRST_AUDIO_SECONDS = 0.2
-# Forward passes of a generation that choose no code and no piece: at most the end of the speech, that of the answer,
-# and one before the loop notices.
-_FURTHER_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -35,11 +32,13 @@ class SynthesisItem:
         name (`str`, *optional*): Name from which the random numbers are drawn, so that a sentence sounds the same
             whichever others are spoken.
         durations (sequence of `int`, *optional*): Frames of each piece. Defaults to what the model chooses.
+        pieces (sequence of `str`, *optional*): Phones to say. Defaults to those that the processor looks up.
     """
 
     text: str
     name: str = ""
     durations: Sequence[int] | None = None
+    pieces: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,9 @@ class SynthesisResult:
         audio_values (`np.ndarray` of shape `(num_samples,)`): Speech at the voice's `sampling_rate`.
         audio_codes (`np.ndarray` of shape `(num_codebooks, num_frames)`): Its codes.
         ended (`bool`): Whether the model ended by itself.
-        pieces (`list` of `str`, *optional*): Pieces that were said; `None` where the model says none.
-        num_dropped (`int`, *optional*): Number of codes that were in no whole frame; `None` where the model does not
-            say.
+        said, asked (`list` of `int`, *optional*): Ids of the pieces that stand among the codes, and of those that were
+            asked for; `None` where the model speaks by no pieces.
+        num_dropped (`int`): Number of codes that were in no whole frame.
         seconds, cpu_seconds (`float`): Time on the clock and of the processor, from the text to the whole waveform.
         first_audio_seconds (`float`, *optional*): Time from the text to the first piece of the waveform; see
             [`Voice.synthesize`].
@@ -63,8 +62,9 @@ class SynthesisResult:
     audio_values: np.ndarray
     audio_codes: np.ndarray
     ended: bool
-    pieces: list[str] | None
-    num_dropped: int | None
+    said: list[int] | None
+    asked: list[int] | None
+    num_dropped: int
     seconds: float
     cpu_seconds: float
     first_audio_seconds: float | None = None
@@ -96,8 +96,6 @@ class Voice:
 
     def __post_init__(self):
         self.codec = self.model.codec
-        if self.codec is None:
-            raise ValueError(f"{self.name} has no codec to speak with; attach one by `model.attach_codec`.")
         config = self.model.config
         self.layout, self.text_alignment = config.layout, config.text_alignment
         self.num_codebooks, self.codebook_size = config.num_codebooks, config.codebook_size
@@ -106,15 +104,6 @@ class Voice:
         settings = {**self.options, "seed": self.seed, "device": self.device.type}
         self.codec_key = f"{self.codec.fingerprint()}-{self.codec.decoder_fingerprint()}-{self.num_codebooks}"
         self.key = f"{self.name}-{model_fingerprint(self.model, codec=self.codec_key, **settings)}"
-
-    def asked_pieces(self, text: str) -> list[str] | None:
-        """
-        Pieces that a text is spoken by, in order; `None` where the model speaks by none.
-
-        Raises:
-            ValueError: If the text cannot be pronounced.
-        """
-        return None if self.text_alignment == "none" else list(self.processor.speech_pieces(text)[0])
 
     @torch.inference_mode()
     def decode(self, audio_codes: np.ndarray) -> np.ndarray:
@@ -150,52 +139,64 @@ class Voice:
     def _synthesize(self, item: SynthesisItem) -> SynthesisResult:
         seed = hashlib.sha256(f"{self.seed} {item.name}".encode()).digest()[:7]
         generator = torch.Generator(self.device).manual_seed(int.from_bytes(seed, "big"))
-        durations = None if item.durations is None else [list(item.durations)]
+        given = {"pieces": item.pieces, "durations": item.durations}
+        given = {name: [list(value)] for name, value in given.items() if value is not None}
+        asked = self._asked(item)
         with _step_times(self.model, self._synchronize) as times, Stopwatch() as spent:
             started = time.perf_counter()
             output = self.model.generate_speech(
-                [item.text], processor=self.processor, generators=[generator], durations=durations, **self.options
+                [item.text], processor=self.processor, generators=[generator], **given, **self.options
             )
             self._synchronize()
         codes = output.audio_codes[0][:, output.audio_codes_mask[0].bool()].cpu().numpy()
+        written = self._written(output.sequences[0])
+        is_code = self.model.config.speech_ids.is_unit(written)
         first, reason = None, None
         try:
-            first = self._first_audio(item.text, output, codes, [moment - started for moment in times])
+            first = self._first_audio(is_code.tolist(), codes, [moment - started for moment in times])
         except _NoTime as error:
             reason = str(error)
-        dropped = getattr(output, "num_dropped", None)
         return SynthesisResult(
             audio_values=output.audio_values[0, 0][output.audio_mask[0].bool()].float().cpu().numpy(),
             audio_codes=codes,
             ended=bool(output.ended[0]),
-            pieces=None if self.text_alignment == "none" else list(output.pieces[0]),
-            num_dropped=None if dropped is None else int(dropped[0]),
+            said=None if asked is None else written[~is_code].tolist(),
+            asked=asked,
+            num_dropped=int(output.num_dropped[0]),
             seconds=spent.seconds,
             cpu_seconds=spent.cpu_seconds,
             first_audio_seconds=first,
             no_first_audio=reason,
         )
 
-    def _first_audio(self, text: str, output: Any, codes: np.ndarray, times: Sequence[float]) -> float:
-        # `times` are the ends of the forward passes; the ids that pass n chose are known at the end of pass n + 1.
+    def _asked(self, item: SynthesisItem) -> list[int] | None:
+        # Ids of the pieces of a text, one after another.
+        if self.text_alignment == "none":
+            return None
+        chosen = () if item.pieces is None else (list(item.pieces),)
+        return [number for ids in self.processor.speech_pieces(item.text, *chosen)[1] for number in ids]
+
+    def _written(self, sequence: torch.Tensor) -> torch.Tensor:
+        # Ids behind the last start of audio and before its end.
+        ids = self.model.config.speech_ids
+        written = sequence[int((sequence == ids.audio_start).nonzero()[-1]) + 1 :]
+        ends = (written == ids.audio_end).nonzero()
+        return written[: int(ends[0])] if len(ends) else written
+
+    def _first_audio(self, is_code: Sequence[bool], codes: np.ndarray, times: Sequence[float]) -> float:
+        # `is_code` says which ids of the speech are codes, and `times` when each forward pass ended. What one of them
+        # chose is known at the end of the next.
         if self.layout != "flat":
             raise _NoTime(f"it is measured in the flat layout only, and this is {self.layout}")
         num_frames = min(codes.shape[1], math.ceil(FIRST_AUDIO_SECONDS * self.frame_rate))
         if not num_frames:
             raise _NoTime("nothing was said")
-        ids_until, ids_in_all = num_frames * self.num_codebooks, codes.size
-        if self.text_alignment != "none":
-            sizes = [len(ids) for ids in self.processor.speech_pieces(text)[1]]
-            starts = np.round(np.asarray(output.piece_times[0])[:, 0] * self.frame_rate)
-            if len(starts) > len(sizes):
-                raise _NoTime("more pieces were said than asked for")
-            ids_until += sum(size for size, start in zip(sizes, starts, strict=False) if start < num_frames)
-            ids_in_all += sum(sizes[: len(starts)])
-        if not ids_in_all <= len(times) <= ids_in_all + _FURTHER_STEPS:
-            raise _NoTime(f"{len(times)} steps chose {ids_in_all} ids, so that a step is not an id")
+        if not len(is_code) <= len(times) <= len(is_code) + 1:  # one more for the end
+            raise _NoTime(f"{len(times)} steps chose {len(is_code)} ids, so that a step is not an id")
+        last = int(np.flatnonzero(is_code)[num_frames * self.num_codebooks - 1])
         with Stopwatch() as decoding:
             self.decode(codes[:, :num_frames])
-        return times[min(ids_until, len(times) - 1)] + decoding.seconds
+        return times[min(last + 1, len(times) - 1)] + decoding.seconds
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -242,10 +243,11 @@ def load_voice(
     checkpoint = find_checkpoint(name_or_path)
     model = SpeechLMForConditionalGeneration.from_pretrained(checkpoint).eval()
     processor = SpeechLMProcessor.from_pretrained(checkpoint)
-    if model.codec is None:
+    try:
+        model.codec  # noqa: B018
+    except ValueError:  # none is attached yet
         own = Path(checkpoint, "codec")
-        codec = as_speech_codec(*load(own if own.is_dir() else model.config.codec_name))
-        model.attach_codec(codec)
+        model.attach_codec(as_speech_codec(*load(own if own.is_dir() else model.config.codec_name)))
     model.to(device)
     model.codec.to(device)
     if processor.codec is None:

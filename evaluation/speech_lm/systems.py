@@ -103,25 +103,18 @@ class Synthesis:
         The text, spoken.
 
         Raises:
-            ValueError: If the text cannot be pronounced, or the row's times are of other pieces.
+            ValueError: If the text cannot be pronounced, or the row's times do not fit it.
         """
-        asked = self.voice.asked_pieces(sentence.text)
-        durations = self._durations(sentence, asked) if self.with_true_durations else None
-        (result,) = self.voice.synthesize([SynthesisItem(sentence.text, sentence.clip.name, durations)])
-        return SpokenSentence(result.audio_values, self.voice.sampling_rate, self._facts(result, asked))
+        item = SynthesisItem(sentence.text, sentence.clip.name)
+        if self.with_true_durations:
+            durations = sentence.durations(self.voice.frame_rate)
+            # A lexicon may know another pronunciation, which the times are not of.
+            pieces = sentence.pieces if self.voice.text_alignment == "phone" else None
+            item = SynthesisItem(sentence.text, sentence.clip.name, durations, pieces)
+        (result,) = self.voice.synthesize([item])
+        return SpokenSentence(result.audio_values, self.voice.sampling_rate, self._facts(result))
 
-    def _durations(self, sentence: Sentence, asked: list[str] | None) -> list[int]:
-        durations = sentence.durations(self.voice.frame_rate)
-        said = list(sentence.pieces)
-        if self.voice.text_alignment == "word":  # spellings may differ, the words are the same
-            fits = len(said) == len(asked or ())
-        else:
-            fits = said == asked
-        if not fits:
-            raise ValueError("the row has other pieces than the model speaks: its times cannot be used")
-        return durations
-
-    def _facts(self, result: SynthesisResult, asked: list[str] | None) -> dict[str, Any]:
+    def _facts(self, result: SynthesisResult) -> dict[str, Any]:
         codes = result.audio_codes
         facts: dict[str, Any] = {
             "ended": result.ended,
@@ -134,7 +127,7 @@ class Synthesis:
         }
         if result.no_first_audio is not None:
             facts["no_first_audio"] = result.no_first_audio
-        if asked is not None:
-            slips = count_slips(result.pieces or [], asked)
+        if result.said is not None and result.asked is not None:
+            slips = count_slips(result.said, result.asked)
             facts |= {"pieces": slips.asked, "skipped_pieces": slips.skipped, "added_pieces": slips.added}
         return facts

@@ -12,12 +12,16 @@ import torch
 from torch import nn
 
 from speech_tokenizers.evaluation.speech_lm.synthesis import Voice
+from speech_tokenizers.modeling.speech_lm_layouts import SpeechIds, flat_to_codes
 from speech_tokenizers.processing.speech_row_format import RowsFacts
 from speech_tokenizers.processing.speech_rows import SpeechRowsWriter
 
 
 WORDS = ("zero", "alpha", "bravo", "charlie", "delta", "echo")
 FRAME_RATE, HOP = 100.0, 160
+
+
+IDS = SpeechIds(audio_start=10, audio_end=11, audio_offset=12, num_codebooks=2, codebook_size=len(WORDS))
 
 
 class LevelCodec:
@@ -36,10 +40,10 @@ class LevelCodec:
 
 
 class WordProcessor:
-    """Pieces are words, of one id each."""
+    """Pieces are words, of one id each, or phones of these names, of which `pieces` may give others."""
 
-    def speech_pieces(self, text: str) -> tuple[list[str], list[list[int]]]:
-        labels = text.split()
+    def speech_pieces(self, text: str, pieces: list[str] | None = None) -> tuple[list[str], list[list[int]]]:
+        labels = text.split() if pieces is None else pieces
         if unknown := [label for label in labels if label not in WORDS]:
             raise ValueError(f"no pronunciation of {', '.join(unknown)}")
         return labels, [[WORDS.index(label)] for label in labels]
@@ -56,7 +60,7 @@ class LevelModel(nn.Module):
         self.head = nn.Linear(1, 1)
         self.codec = LevelCodec()
         self.misread, self.ends, self.breaks_on = misread or {}, ends, None
-        self.num_spoken, self.options, self.steps_an_id = 0, [], 1
+        self.num_spoken, self.options, self.steps_an_id, self.num_dropped = 0, [], 1, 0
         fields = {
             "layout": "flat",
             "text_alignment": alignment,
@@ -67,26 +71,33 @@ class LevelModel(nn.Module):
             "codec_name": "levels",
         }
         told = {**fields, "misread": self.misread, "ends": ends}
+        fields["speech_ids"] = IDS
         self.config = types.SimpleNamespace(**fields, to_dict=lambda: told)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.head
 
-    def generate_speech(self, texts, processor, generators, durations=None, **options):
+    def generate_speech(self, texts, processor, generators, durations=None, pieces=None, **options):
         (text,), (generator,) = texts, generators
         self.num_spoken += 1
-        self.options.append((options, int(torch.randint(1000, (), generator=generator)), durations))
+        self.options.append((options, int(torch.randint(1000, (), generator=generator)), durations, pieces))
         if self.breaks_on in text.split():
             raise RuntimeError("the cache is full")
-        asked = text.split()
+        asked, _ = processor.speech_pieces(text, *([] if pieces is None else pieces))
         frames = [20] * len(asked) if durations is None else durations[0]
+        if len(frames) != len(asked):
+            raise ValueError(f"`durations` must have {len(asked)} entries")
         spoken = [(self.misread.get(word, word), count) for word, count in zip(asked, frames, strict=True)]
-        spoken = [(word, count) for word, count in spoken if word is not None]
-        codes = torch.tensor([[WORDS.index(word) for word, count in spoken for _ in range(count)]] * 2).long()
-        pieces = len(spoken) if self.config.text_alignment != "none" else 0
-        for _ in range((codes.numel() + pieces + 2) * self.steps_an_id):
+        written = []
+        for word, count in spoken:
+            if word is not None:
+                code = WORDS.index(word)
+                written += [code] if self.config.text_alignment != "none" else []
+                written += [IDS.audio_offset + code, IDS.audio_offset + len(WORDS) + code] * count
+        codes = flat_to_codes(torch.tensor(written, dtype=torch.long), IDS).audio_codes
+        written += [IDS.audio_end] if self.ends else []
+        for _ in range(len(written) * self.steps_an_id):
             self.head(torch.zeros(1, 1))
-        ends = np.cumsum([count for _, count in spoken]) / FRAME_RATE
         values = self.codec.decode(codes[None]).audio_values
         return types.SimpleNamespace(
             audio_values=values,
@@ -94,8 +105,9 @@ class LevelModel(nn.Module):
             audio_codes=codes[None],
             audio_codes_mask=torch.ones(1, codes.shape[1], dtype=torch.bool),
             ended=torch.tensor([self.ends]),
-            pieces=[[word for word, _ in spoken]],
-            piece_times=[np.stack([np.concatenate([[0.0], ends])[:-1], ends], axis=1)],
+            num_dropped=torch.tensor([self.num_dropped]),
+            # A start in the prompt is none of the speech.
+            sequences=torch.tensor([[7, IDS.audio_start, 12, IDS.audio_end, 8, IDS.audio_start, *written]]),
         )
 
 
@@ -156,11 +168,12 @@ def make_rows(tmp_path):
                 "text": text,
                 "audio_codes": np.stack([np.where(levels == 4, 5, levels)] * 2),
                 "seconds": len(levels) / FRAME_RATE,
-                "words": [
-                    {"word": word, "start": start, "end": end}
-                    for word, start, end in zip(words, starts, ends, strict=True)
-                ],
             }
+            for column, field in (("words", "word"), ("phones", "label")):
+                entry[column] = [
+                    {field: word, "start": start, "end": end}
+                    for word, start, end in zip(words, starts, ends, strict=True)
+                ]
             entries.append(entry | (changes or {}).get(number, {}))
         others = [pyarrow.field("split", pyarrow.string())] if any("split" in entry for entry in entries) else []
         with SpeechRowsWriter(rows, FACTS, others=others, overwrite=True) as writer:

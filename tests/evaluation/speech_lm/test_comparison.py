@@ -80,13 +80,15 @@ def test_differences_are_to_each_ceiling_on_the_same_sentences(evaluate, make_vo
 
 
 def test_how_the_model_speaks_is_counted(evaluate, make_voice, reader):
-    results = evaluate(make_voice(misread={"bravo": None, "echo": "delta"}, ends=False), [reader])
+    voice = make_voice(misread={"bravo": None, "echo": "delta"}, ends=False)
+    voice.model.num_dropped = 1
+    results = evaluate(voice, [reader])
     assert scores(results, "ended") == {"levels-tts (true durations)": 0.0, "levels-tts": 0.0}
     # Of 9 words two are skipped, and two are replaced: these count on both sides.
     assert scores(results, "skipped_pieces")["levels-tts"] == pytest.approx(100 * 4 / 9)
     assert scores(results, "added_pieces")["levels-tts"] == pytest.approx(100 * 2 / 9)
     assert scores(results, "invalid_frames")["levels-tts"] == 0.0
-    assert "dropped_codes" not in results["systems"][-1]["scores"]  # this model does not tell
+    assert scores(results, "dropped_codes")["levels-tts"] == pytest.approx(100 * 4 / (7 * 20 * 2 + 4))
     recorded = (10 + 11) + (10 + 11 + 12) + 10 + (10 + 11 + 12)
     assert scores(results, "length_ratio")["levels-tts"] == pytest.approx(7 * 20 / recorded)
     assert scores(results, "length_ratio")["recording"] == 1.0

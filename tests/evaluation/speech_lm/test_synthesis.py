@@ -17,23 +17,23 @@ def test_a_text_is_spoken_with_its_codes_pieces_and_end(make_voice):
     (result,) = make_voice().synthesize([SynthesisItem("alpha echo")])
     assert np.array_equal(result.audio_codes, [[1] * 20 + [5] * 20] * 2)
     assert np.allclose(result.audio_values, np.repeat(result.audio_codes[0] / 10, 160))
-    assert (result.ended, result.pieces, result.num_dropped) == (True, ["alpha", "echo"], None)
-    assert make_voice(alignment="none").synthesize([SynthesisItem("alpha echo")])[0].pieces is None
+    assert (result.ended, result.said, result.asked, result.num_dropped) == (True, [1, 5], [1, 5], 0)
+    assert make_voice(alignment="none").synthesize([SynthesisItem("alpha echo")])[0].said is None
 
 
 def test_durations_and_options_reach_the_model(make_voice):
     voice = make_voice({"temperature": 0.7, "top_k": 5})
     (result,) = voice.synthesize([SynthesisItem("alpha echo", durations=[3, 4])])
     assert result.audio_codes.shape == (2, 7)
-    ((options, _, durations),) = voice.model.options
-    assert (options, durations) == ({"temperature": 0.7, "top_k": 5}, [[3, 4]])
+    ((options, _, durations, pieces),) = voice.model.options
+    assert (options, durations, pieces) == ({"temperature": 0.7, "top_k": 5}, [[3, 4]], None)
 
 
 def test_what_is_drawn_depends_on_the_seed_and_the_sentence_and_not_on_the_others(make_voice):
     def drawn(seed, *names):
         voice = make_voice(seed=seed)
         voice.synthesize([SynthesisItem("alpha", name) for name in names])
-        return [number for _, number, _ in voice.model.options]
+        return [number for _, number, _, _ in voice.model.options]
 
     a, b = drawn(0, "a", "b")
     assert drawn(0, "b", "a") == [b, a]
@@ -62,13 +62,6 @@ def test_the_key_of_a_voice_tells_weights_settings_and_codecs_apart(make_voice):
     before = voice.key
     voice.__post_init__()
     assert voice.key != before
-
-
-def test_a_voice_without_a_codec_is_refused(make_voice):
-    voice = make_voice()
-    voice.model.codec = None
-    with pytest.raises(ValueError, match="levels-tts has no codec"):
-        voice.__post_init__()
 
 
 @pytest.fixture
@@ -106,7 +99,7 @@ def test_the_first_audio_is_there_a_step_after_the_ids_of_a_fifth_of_a_second(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda voice: setattr(voice.model, "steps_an_id", 2), "86 steps chose 41 ids"),
+        (lambda voice: setattr(voice.model, "steps_an_id", 2), "84 steps chose 41 ids"),
         (lambda voice: setattr(voice, "layout", "delay"), "in the flat layout only"),
         (lambda voice: voice.model.misread.update(alpha=None), "nothing was said"),
     ],
@@ -136,10 +129,19 @@ def test_true_durations_are_those_of_the_recording(make_voice, make_rows):
     assert np.array_equal(np.unique(np.round(10 * spoken.audio_values)), [1, 3, 4])
 
 
-def test_times_of_other_pieces_are_no_durations(make_voice, make_rows):
+def test_true_durations_are_those_of_the_phones_of_the_row_whatever_the_lexicon_says(make_voice, make_rows):
+    rows, _ = make_rows({0: {"text": "alpha bravo echo"}})
+    first, *_ = read_sentences(rows, 2, "phone")
+    spoken = Synthesis(make_voice(alignment="phone"), with_true_durations=True).speak(first)
+    assert np.array_equal(np.round(10 * spoken.audio_values[::160]), [1] * 10 + [2] * 11)
+    assert (spoken.facts["pieces"], spoken.facts["skipped_pieces"]) == (2, 0)
+    assert Synthesis(make_voice(alignment="phone")).speak(first).facts["pieces"] == 3
+
+
+def test_times_of_another_number_of_words_are_no_durations(make_voice, make_rows):
     rows, _ = make_rows({0: {"text": "alpha bravo echo"}})
     first, *_ = read_sentences(rows, 2, "word")
-    with pytest.raises(ValueError, match="other pieces than the model speaks"):
+    with pytest.raises(ValueError, match="`durations` must have 3 entries"):
         Synthesis(make_voice(), with_true_durations=True).speak(first)
 
 
