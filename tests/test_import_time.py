@@ -46,7 +46,10 @@ def test_help_loads_nothing_heavy(arguments):
     assert not set(HEAVY) & set(loaded)
 
 
-@pytest.mark.parametrize("command", ["train", "ablate", "evaluate", "evaluate units", "benchmark", "demo"])
+@pytest.mark.parametrize(
+    "command",
+    ["train", "ablate", "evaluate", "evaluate units", "evaluate speech-lm", "estimate", "benchmark", "demo"],
+)
 def test_help_of_the_other_commands_loads_neither_torch_nor_transformers(command):
     program = (
         "import sys, json\n"

@@ -216,6 +216,11 @@ _GROUPS = {
         ),
         "evaluate units": ("measure what discrete units keep of speech", "evaluation.units.command"),
         "evaluate retention": ("measure how much of each frequency survives", "evaluation.retention.command"),
+        "evaluate speech-lm": (
+            "measure whether a speech language model says what is written",
+            "evaluation.speech_lm.command",
+        ),
+        "estimate": ("tell what a speech language model will cost", "evaluation.speech_lm.estimate"),
         "benchmark": ("measure speed and memory", "evaluation.speed.command"),
         "profile": ("measure where the time of a training step goes", "training.studies.step_profile"),
     },
