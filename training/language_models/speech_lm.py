@@ -50,7 +50,7 @@ class SpeechRowsArguments:
 
     Args:
         train (`str`): Folder of the rows to learn from.
-        eval (`str`, *optional*): Folder of held-out rows, whose losses are measured in the end.
+        eval (`str`, *optional*): Folder of held-out rows, whose losses are measured every `eval_steps` and in the end.
         max_length (`int`, *optional*): Most positions of a row; a longer one is refused by its name. Defaults to the
             language model's context.
         max_eval_rows (`int`): Most held-out rows that are measured.
@@ -87,6 +87,7 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
         init (`str`): How the new rows begin; see [`SpeechLMForConditionalGeneration.init_audio_rows`].
         text_loss_weight, audio_loss_weight (`float`): See [`SpeechLMConfig`].
         batch_positions (`int`): Positions of a micro-batch of one process, with padding.
+        eval_steps (`int`): Steps between measurements of the held-out rows; the next entry of the log has them.
         kwargs: See [`RunArguments`] and [`ScheduleArguments`].
     """
 
@@ -102,6 +103,7 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
     text_loss_weight: float = 1.0
     audio_loss_weight: float = 1.0
     batch_positions: int = 4096
+    eval_steps: int = 500
     max_steps: int = 2000
     learning_rate: float = 1e-3
     warmup_steps: int = 100
@@ -109,7 +111,7 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
     def __post_init__(self):
         ScheduleArguments.__post_init__(self)
         RunArguments.__post_init__(self)
-        check_positive(self, "batch_positions")
+        check_positive(self, "batch_positions", "eval_steps")
         check_not_negative(self, "text_loss_weight", "audio_loss_weight")
         if not self.tasks or any(weight <= 0 for weight in self.tasks.values()):
             raise ValueError("`tasks` must name at least one task, each with a positive weight.")
@@ -125,8 +127,26 @@ class SpeechLMTrainer(RecipeTrainer):
     [`RecipeTrainer`] of a [`SpeechLMForConditionalGeneration`].
 
     Args:
+        recipe ([`SpeechLMArguments`]): The recipe.
+        held_out ([`SpeechLMItems`], *optional*): Rows that are measured.
         args, kwargs: See [`RecipeTrainer`]; `train_dataset` is a [`SpeechLMItems`].
     """
+
+    def __init__(self, *args: Any, recipe: SpeechLMArguments, held_out: SpeechLMItems | None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.recipe, self.held_out, self._measured = recipe, held_out, 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the losses of held-out rows, where it is time for them."""
+        due = self.state.global_step // self.recipe.eval_steps
+        if self.held_out is not None and "loss" in logs and due > self._measured:
+            self._measured = due
+            model = self.accelerator.unwrap_model(self.model)
+            model.eval()
+            found = held_out_losses(model, self.held_out, self.recipe)
+            model.train()
+            logs |= {name: value for name, value in found.items() if name.endswith("_loss")}
+        super().log(logs, start_time)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a micro-batch; the model is not told of tasks, which only the log knows."""
@@ -267,15 +287,18 @@ def _train(
         batch_length=args.batch_positions,
         train_dataset=items,
         data_collator=pad_items(processor),
+        recipe=args,
+        held_out=held_out,
     )
-    train_until_done(trainer, output, ["loss", "text_loss", "audio_loss"])
+    curves = ["loss", "text_loss", "audio_loss", *(["held_out_audio_loss"] if held_out is not None else [])]
+    train_until_done(trainer, output, curves)
     if not trainer.is_world_process_zero():
         return
     model.eval()
     results: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
     results |= {"positions_of_training_rows": int(items.lengths.sum()), "training_rows": len(rows)}
     if held_out is not None:
-        results |= held_out_losses(model, held_out, processor, args)
+        results |= held_out_losses(model, held_out, args)
     with whole_folder(output / "final") as final:
         model.save_pretrained(final)
         processor.save_pretrained(final)
@@ -284,19 +307,19 @@ def _train(
 
 @torch.no_grad()
 def held_out_losses(
-    model: SpeechLMForConditionalGeneration,
-    items: SpeechLMItems,
-    processor: SpeechLMProcessor,
-    args: SpeechLMArguments,
+    model: SpeechLMForConditionalGeneration, items: SpeechLMItems, args: SpeechLMArguments
 ) -> dict[str, Any]:
     """Mean losses over the targets of held-out rows, in nats: of text and pieces, of codes, of each codebook."""
-    collate = pad_items(processor)
+    collate = pad_items(items.processor)
     ids = model.config.speech_ids
     size, num_codebooks = model.config.codebook_size, model.config.num_codebooks
     totals = torch.zeros(num_codebooks + 1, dtype=torch.float64)
     counts = torch.zeros_like(totals)
-    for index in range(min(len(items), args.data.max_eval_rows)):
-        batch = {name: value.to(model.device) for name, value in collate([items[index]]).items() if name != "tasks"}
+    chosen = sorted(range(min(len(items), args.data.max_eval_rows)), key=lambda index: items.lengths[index])
+    size_of_batch = max(1, args.batch_positions // max(1, int(items.lengths.max())))
+    for first in range(0, len(chosen), size_of_batch):
+        batch = collate([items[index] for index in chosen[first : first + size_of_batch]])
+        batch = {name: value.to(model.device) for name, value in batch.items() if name != "tasks"}
         losses, labels = model(**batch).target_losses[:, 1:].double().cpu(), batch["labels"][:, 1:].cpu()
         kinds = torch.where(ids.is_unit(labels), (labels - ids.audio_offset) // size, num_codebooks)
         wanted = labels != -100
@@ -304,7 +327,7 @@ def held_out_losses(
         counts.index_add_(0, kinds[wanted], torch.ones_like(losses[wanted]))
     means = totals / counts.clamp(min=1)
     return {
-        "held_out_rows": min(len(items), args.data.max_eval_rows),
+        "held_out_rows": len(chosen),
         "held_out_text_loss": float(means[-1]),
         "held_out_audio_loss": float(totals[:-1].sum() / counts[:-1].sum().clamp(min=1)),
         "held_out_codebook_losses": [float(value) for value in means[:-1]],
