@@ -185,20 +185,14 @@ class ControlTokens:
         return self.tokenizer.encode(text, add_special_tokens=False) if text else []
 
     def _encode_as_text(self, text: str) -> list[int]:
-        # A control token that is cut behind its first character is none.
-        found = self._pattern.search(text)
-        cut = len(text) if found is None else found.start() + 1
-        ids = self._encode_halves(text[:cut])
-        return ids + self._encode_as_text(text[cut:]) if cut < len(text) else ids
-
-    def _encode_halves(self, text: str) -> list[int]:
+        # A control token that is cut in two is none.
         ids = self._encode(text)
         if not self.ids.intersection(ids):
             return ids
         if len(text) == 1:
             raise ValueError(f"The tokenizer writes {text!r} by a control token alone; leave it out of the text.")
         middle = len(text) // 2
-        return self._encode_halves(text[:middle]) + self._encode_halves(text[middle:])
+        return self._encode_as_text(text[:middle]) + self._encode_as_text(text[middle:])
 
 
 def checked_text(text: Any, name: str) -> str:
