@@ -264,4 +264,4 @@ def test_rows_of_another_codec_are_refused(recipe, corpus, tmp_path, capsys):
 def test_the_recipe_of_the_package_is_a_small_model():
     args = load_recipe("speech_lm_tts_16khz", ["data.train=x", "data.pronunciations=x.txt.gz"], SpeechLMArguments)
     assert args.text_alignment == "phone"
-    assert args.language_model["num_hidden_layers"] == 4
+    assert args.language_model["num_hidden_layers"] == 3
