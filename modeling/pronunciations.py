@@ -25,7 +25,7 @@ _SILENT = frozenset("'([{\u00ab\u201c\u201e\u00a1\u00bf-")
 _PLAIN = str.maketrans({"\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u2010": "-", "\u2011": "-", "\u00ad": None})
 
 # How `'s` and its like are spoken after a last phone, in ARPAbet. The first row whose phones hold it decides.
-_HISSING, _VOICELESS = frozenset("s z sh zh ch jh".split()), frozenset("p t k f th hh".split())
+_HISSING, _VOICELESS = frozenset(["s", "z", "sh", "zh", "ch", "jh"]), frozenset(["p", "t", "k", "f", "th", "hh"])
 _ENDINGS: dict[str, list[tuple[frozenset[str] | None, str]]] = {
     "'s": [(_HISSING, "ax z"), (_VOICELESS, "s"), (None, "z")],
     "'ll": [(None, "ax l")],
@@ -70,8 +70,8 @@ class PronunciationLexicon:
     word with `'s`, `'ll`, `'d`, `'ve` or `'re` that has no entry is spoken as the word before it and this ending, by
     the rules of English in ARPAbet. A word with accents that has no entry is looked up without them.
 
-    An entry may hold in one context only. `the(vowel)` is for `the` before a vowel, which is a phone whose label begins
-    with a, e, i, o or u, and `a(pause)` is for `a` before a pause.
+    An entry may hold in one context only. `the(vowel)` is for `the` before a vowel, which is a phone whose label
+    begins with a, e, i, o or u, and `a(pause)` is for `a` before a pause.
 
     Args:
         entries (mapping from `str` to `str` or sequence of `str`, *optional*): Phones of each word, separated by

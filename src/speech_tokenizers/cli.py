@@ -205,6 +205,7 @@ _GROUPS = {
             "training.recognition.ctc_finetuning",
         ),
         "train-ctc": ("train a recogniser on the frames of any speech encoder", "training.recognition.ctc_training"),
+        "make-tts-corpus": ("let flite speak sentences of WordNet, with phone times", "commands.make_tts_corpus"),
         "convert": ("convert a checkpoint of SpeechTokenizer or DM-Codec", "commands.convert"),
         "convert-spin": ("convert a checkpoint of Spin", "conversion.spin"),
         "card": ("write the card of a checkpoint", "evaluation.cards.model_card"),
