@@ -125,16 +125,7 @@ class SpeechGeneration:
         if temperature:
             processors.append(RowSampling(temperature, top_k, top_p, None if generators is None else list(generators)))
         config = self.config  # type: ignore[attr-defined]
-        sequences = self.generate(  # type: ignore[attr-defined]
-            **inputs,
-            logits_processor=processors,
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=limit,
-            eos_token_id=config.audio_end_token_id,
-            repetition_penalty=1.0,
-            use_cache=True,
-        )
+        sequences = self._write(inputs, processors, limit)
         said = [
             self._said(row, request)
             for row, request in zip(sequences[:, inputs["input_ids"].shape[1] :], requests, strict=True)
@@ -147,6 +138,23 @@ class SpeechGeneration:
         length = float(output["audio_codes_mask"].sum()) / config.frame_rate
         output["realtime_factor"] = output["seconds"] / length if length else float("inf")
         return SpeechOutput(**output)
+
+    def _write(self, inputs: dict[str, torch.Tensor], processors: LogitsProcessorList, limit: int) -> torch.LongTensor:
+        # The prompts and what the model writes. Rows that need no padding go without what `generate` does at each
+        # step besides, which takes a fifth of the time of a small model.
+        end = self.config.audio_end_token_id  # type: ignore[attr-defined]
+        if bool(inputs["attention_mask"].all()):
+            return greedy_ids(self, inputs["input_ids"], processors, limit, end)
+        return self.generate(  # type: ignore[attr-defined]
+            **inputs,
+            logits_processor=processors,
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=limit,
+            eos_token_id=end,
+            repetition_penalty=1.0,
+            use_cache=True,
+        )
 
     def _requests(
         self,
@@ -292,6 +300,39 @@ class SpeechGeneration:
         lengths = mask.sum(-1) * round(codec.sampling_rate / codec.frame_rate)
         output["audio_mask"] = (torch.arange(values.shape[-1]) < lengths[:, None]).long()
         output["audio_values"] = values * output["audio_mask"][:, None]
+
+
+def greedy_ids(
+    model: Any, input_ids: torch.Tensor, processors: LogitsProcessorList, max_new_tokens: int, end: int
+) -> torch.LongTensor:
+    """
+    What `generate` writes greedily to rows without padding.
+
+    Args:
+        model (`PreTrainedModel`): A causal language model.
+        input_ids (`torch.LongTensor` of shape `(batch, num_positions)`): The prompts.
+        processors (`LogitsProcessorList`): What changes the scores before the best is taken.
+        max_new_tokens (`int`): Most ids that are written.
+        end (`int`): Id behind which a row is filled with itself.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch, num_positions + num_written)`: Prompts and what follows.
+    """
+    batch_size, length = input_ids.shape
+    ids = torch.cat([input_ids, input_ids.new_full((batch_size, max_new_tokens), end)], dim=1)
+    is_going = torch.ones(batch_size, dtype=torch.bool, device=ids.device)
+    read, past = input_ids, None
+    for place in range(length, length + max_new_tokens):
+        outputs = model(input_ids=read, past_key_values=past, use_cache=True, logits_to_keep=1)
+        past = outputs.past_key_values
+        scores = processors(ids[:, :place], outputs.logits[:, -1].float())
+        written = torch.where(is_going, scores.argmax(-1), end)
+        ids[:, place] = written
+        is_going = is_going & (written != end)
+        if not bool(is_going.any()):
+            return ids[:, : place + 1]
+        read = written[:, None]
+    return ids
 
 
 def _word_times(request: _Request, times: torch.Tensor) -> list[tuple[str, float, float]]:

@@ -173,8 +173,11 @@ class Voice:
         # Ids of the pieces of a text, one after another.
         if self.text_alignment == "none":
             return None
-        chosen = () if item.pieces is None else (list(item.pieces),)
-        return [number for ids in self.processor.speech_pieces(item.text, *chosen)[1] for number in ids]
+        if item.pieces is None:
+            pieces = self.processor.speech_pieces(item.text)[1]
+        else:
+            pieces = self.processor.piece_ids(item.pieces)
+        return [number for ids in pieces for number in ids]
 
     def _written(self, sequence: torch.Tensor) -> torch.Tensor:
         # Ids behind the last start of audio and before its end.

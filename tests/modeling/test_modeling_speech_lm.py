@@ -5,10 +5,11 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, LogitsProcessorList
 
 from helpers.tiny_speaking_lm import ARCHITECTURES, tiny_codec, tiny_lm, tiny_processor, tiny_row, tiny_speech_lm
 from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
+from speech_tokenizers.modeling.speech_lm_generation import greedy_ids
 
 
 def batch_of(processor, rows, side="right"):
@@ -47,10 +48,16 @@ def test_custom_loop_equals_stock_greedy(kind):
     ids = torch.randint(8, model.config.audio_offset, (2, 9), generator=torch.Generator().manual_seed(0))
     stock = model.language_model.generate(ids, do_sample=False, max_new_tokens=6, eos_token_id=None)
     assert torch.equal(model.generate(ids, do_sample=False, max_new_tokens=6, eos_token_id=None), stock)
-    grown = ids
-    for _ in range(6):
-        grown = torch.cat([grown, model(input_ids=grown).logits[:, -1:].argmax(-1)], dim=1)
-    assert torch.equal(grown, stock)
+    assert torch.equal(greedy_ids(model, ids, LogitsProcessorList(), 6, end=-1), stock)
+
+
+def test_a_row_that_has_ended_waits_for_the_others():
+    model, _ = tiny_speech_lm()
+    ids = torch.randint(8, model.config.audio_offset, (3, 9), generator=torch.Generator().manual_seed(0))
+    free = greedy_ids(model, ids, LogitsProcessorList(), 6, end=-1)
+    end = int(free[1, 11])
+    stock = model.generate(ids, do_sample=False, max_new_tokens=6, eos_token_id=end, pad_token_id=end)
+    assert torch.equal(greedy_ids(model, ids, LogitsProcessorList(), 6, end), stock)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
