@@ -238,21 +238,9 @@ def load_voice(
         ValueError: If there is no such model, or its codec is missing or another one.
         OSError: If it cannot be read.
     """
-    from speech_tokenizers.coding.loading import find_checkpoint, load
-    from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
-    from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
-    from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
+    from speech_tokenizers.coding.speech_lm_loading import load_speech_lm
 
-    checkpoint = find_checkpoint(name_or_path)
-    model = SpeechLMForConditionalGeneration.from_pretrained(checkpoint).eval()
-    processor = SpeechLMProcessor.from_pretrained(checkpoint)
-    try:
-        model.codec  # noqa: B018
-    except ValueError:  # none is attached yet
-        own = Path(checkpoint, "codec")
-        model.attach_codec(as_speech_codec(*load(own if own.is_dir() else model.config.codec_name)))
+    model, processor = load_speech_lm(name_or_path)
     model.to(device)
     model.codec.to(device)
-    if processor.codec is None:
-        processor.attach_codec(model.codec)
     return Voice(model, processor, Path(name_or_path).name, options or {}, seed)

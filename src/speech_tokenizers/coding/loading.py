@@ -159,6 +159,8 @@ def load(name_or_path: str | Path | None = None, dtype: Any = None, **kwargs: An
     place = {name: kwargs[name] for name in _PLACE if name in kwargs}
     checkpoint = find_checkpoint(name_or_path, **place)
     config = load_config(checkpoint, **place)
+    if config.model_type == "speech_tokenizers_speech_lm":
+        raise ValueError(f"{checkpoint} is a speech language model; load it by `load_speech_lm`.")
     _check_architecture(checkpoint, config, place)
     feature_extractor = _load_feature_extractor(checkpoint, config, place)
     dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype

@@ -42,11 +42,13 @@ class LevelCodec:
 class WordProcessor:
     """Pieces are words, of one id each, or phones of these names, of which `pieces` may give others."""
 
-    def speech_pieces(self, text: str, pieces: list[str] | None = None) -> tuple[list[str], list[list[int]]]:
-        labels = text.split() if pieces is None else pieces
+    def speech_pieces(self, text: str) -> tuple[list[str], list[list[int]]]:
+        return text.split(), self.piece_ids(text.split())
+
+    def piece_ids(self, labels: list[str]) -> list[list[int]]:
         if unknown := [label for label in labels if label not in WORDS]:
             raise ValueError(f"no pronunciation of {', '.join(unknown)}")
-        return labels, [[WORDS.index(label)] for label in labels]
+        return [[WORDS.index(label)] for label in labels]
 
 
 class LevelModel(nn.Module):
@@ -83,7 +85,7 @@ class LevelModel(nn.Module):
         self.options.append((options, int(torch.randint(1000, (), generator=generator)), durations, pieces))
         if self.breaks_on in text.split():
             raise RuntimeError("the cache is full")
-        asked, _ = processor.speech_pieces(text, *([] if pieces is None else pieces))
+        asked = processor.speech_pieces(text)[0] if pieces is None else pieces[0]
         frames = [20] * len(asked) if durations is None else durations[0]
         if len(frames) != len(asked):
             raise ValueError(f"`durations` must have {len(asked)} entries")

@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a voice is asked to speak, and how its time is taken."""
 
-import shutil
-import sys
 import types
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from speech_tokenizers.coding.loading import load
 from speech_tokenizers.evaluation.speech_lm import synthesis
 from speech_tokenizers.evaluation.speech_lm.sentences import read_sentences
-from speech_tokenizers.evaluation.speech_lm.synthesis import SynthesisItem, load_voice
+from speech_tokenizers.evaluation.speech_lm.synthesis import SynthesisItem
 from speech_tokenizers.evaluation.speech_lm.systems import Synthesis
 
 
@@ -157,63 +153,3 @@ def test_frames_with_a_code_outside_its_codebook_are_counted(make_voice, make_ro
     facts = Synthesis(voice).speak(first).facts
     assert (facts["num_frames"], facts["invalid_frames"]) == (40, 20)
     assert Synthesis(make_voice()).speak(first).facts["invalid_frames"] == 0
-
-
-class SavedModel(nn.Module):
-    """A model that is loaded without its codec, as speech language models are."""
-
-    def __init__(self, codec_name):
-        super().__init__()
-        self.head, self.attached = nn.Linear(1, 1), None
-        fields = {"layout": "flat", "text_alignment": "none", "num_codebooks": 2, "codebook_size": 32}
-        fields |= {"frame_rate": 400.0, "sampling_rate": 16000, "codec_name": codec_name}
-        self.config = types.SimpleNamespace(**fields, to_dict=lambda: fields)
-
-    @property
-    def codec(self):
-        if self.attached is None:
-            raise ValueError("No codec is attached.")
-        return self.attached
-
-    def attach_codec(self, codec):
-        self.attached = codec
-
-
-@pytest.fixture
-def saved_voice(monkeypatch, tmp_path):
-    """Function: a folder whose model names a codec, and a processor that has none."""
-
-    def save(codec_name):
-        folder = tmp_path / "voice"
-        folder.mkdir()
-        (folder / "config.json").write_text("{}")
-        model = types.SimpleNamespace(from_pretrained=lambda path: SavedModel(codec_name))
-        processor = types.SimpleNamespace(codec=None, speech_pieces=None)
-        processor.attach_codec = lambda codec: setattr(processor, "codec", codec)
-        loader = types.SimpleNamespace(from_pretrained=lambda path: processor)
-        base = "speech_tokenizers.modeling."
-        fakes = {"modeling_speech_lm": {"SpeechLMForConditionalGeneration": model}}
-        fakes["processing_speech_lm"] = {"SpeechLMProcessor": loader}
-        for name, members in fakes.items():
-            monkeypatch.setitem(sys.modules, base + name, types.SimpleNamespace(**members))
-        return folder
-
-    return save
-
-
-def test_a_voice_is_loaded_with_the_codec_that_it_names(saved_voice, tiny_checkpoint):
-    folder = saved_voice(str(tiny_checkpoint))
-    voice = load_voice(str(folder), options={"top_k": 3}, seed=4)
-    codec, _ = load(tiny_checkpoint)
-    assert voice.codec.fingerprint() == codec.fingerprint()
-    assert voice.processor.codec is voice.codec
-    assert (voice.name, voice.options, voice.seed, voice.model.training) == ("voice", {"top_k": 3}, 4, False)
-    codes = np.random.default_rng(0).integers(0, 32, (2, 7))
-    expected = codec.decode(audio_codes=torch.from_numpy(codes)[None]).audio_values.reshape(-1)
-    assert np.array_equal(voice.decode(codes), expected.detach().numpy())
-
-
-def test_a_codec_in_the_folder_comes_before_the_one_that_is_named(saved_voice, tiny_checkpoint):
-    folder = saved_voice("no-such-codec")
-    shutil.copytree(tiny_checkpoint, folder / "codec")
-    assert load_voice(str(folder)).codec.fingerprint() == load(tiny_checkpoint)[0].fingerprint()
