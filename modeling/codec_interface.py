@@ -310,6 +310,18 @@ class SpeechCodec(FramedModel):
         return decoded.audio_values
 
 
+def is_speech_codec(model: Any) -> bool:
+    """
+    Whether a model is a [`SpeechCodec`], of this file or of a copy of it.
+
+    A codec that was loaded with its own code has that copy's class as its base, not the one here.
+    """
+    return any(
+        base.__name__ == SpeechCodec.__name__ and base.__module__.split(".")[-1] == __name__.split(".")[-1]
+        for base in type(model).__mro__
+    )
+
+
 def pad_waveforms(waveforms: Sequence[Any]) -> dict[str, torch.Tensor]:
     """
     Recordings as a batch with zeros on the right: `input_values` (batch, 1, num_samples) in float32, `padding_mask`
@@ -350,4 +362,4 @@ def tensor_fingerprint(tensors: Iterable[torch.Tensor]) -> str:
     return "" if is_empty else digest.hexdigest()[:16]
 
 
-__all__ = ["FramedModel", "SpeechCodec", "SpeechStream"]
+__all__ = ["FramedModel", "SpeechCodec", "SpeechStream", "is_speech_codec"]

@@ -14,12 +14,12 @@ import shutil
 import tempfile
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import CommitInfo, HfApi
 from safetensors import safe_open
-from transformers import FeatureExtractionMixin, PreTrainedModel
+from transformers import FeatureExtractionMixin, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
@@ -30,9 +30,17 @@ _USE = re.compile(r"(?ms)^## Use\n.*?(?=^## |^<details><summary>(?!More code)|\Z
 _PICTURE = re.compile(r"!\[[^\]]*\]\(([\w.-]+)\)")
 
 
+class _Exported(NamedTuple):
+    # A class that a saved file names for auto classes, perhaps in a part of the file.
+    file: str
+    part: str | None
+    auto_classes: tuple[str, ...]
+    exported_class: type
+
+
 def save_pretrained_with_code(
     model: PreTrainedModel,
-    feature_extractor: FeatureExtractionMixin | None,
+    feature_extractor: FeatureExtractionMixin | ProcessorMixin | None,
     folder: str | PathLike,
     *,
     card: bool | str | PathLike = True,
@@ -43,12 +51,15 @@ def save_pretrained_with_code(
     Save weights, config and preprocessor as `save_pretrained` does, and beside them the code of their classes and a
     model card.
 
-    `AutoConfig`, `AutoModel`, `AutoFeatureExtractor` and, for a codec, `AutoModelForAudioTokenization` load the folder
-    with `trust_remote_code=True`. The objects may themselves come from such a repository.
+    `AutoConfig`, `AutoModel` and `AutoFeatureExtractor` or `AutoProcessor` load the folder with
+    `trust_remote_code=True`; `AutoModelForAudioTokenization` loads a codec, and `AutoModelForTextToWaveform` a speech
+    language model. The codec of a speech language model has a folder of its own: save it with its code too. The
+    objects may themselves come from such a repository.
 
     Args:
         model (`PreTrainedModel`): Model to save.
-        feature_extractor (`FeatureExtractionMixin` or `None`): The model's feature extractor.
+        feature_extractor (`FeatureExtractionMixin`, `ProcessorMixin` or `None`): The model's feature extractor, or its
+            processor with all that belongs to it: tokenizer, feature extractor, template, lexicon.
         folder (`str` or `PathLike`): Folder to write; created if absent.
         card (`bool`, `str` or `PathLike`, *optional*, defaults to `True`): Whether to write a card, `README.md`. It is
             the card of the folder that the model was loaded from, pictures included, if the weights are still those.
@@ -62,30 +73,22 @@ def save_pretrained_with_code(
         `list[Path]`: The code files that were written.
 
     Raises:
-        ValueError: If the code could not be loaded from a flat folder; see [`find_code_files`].
+        ValueError: If the code could not be loaded from a flat folder; see [`find_code_files`]. If a processor's
+            tokenizer is not a class of transformers.
         OSError: If there is no such card.
     """
     folder = Path(folder)
     own_card = Path(card) if isinstance(card, str | PathLike) else _card_of(model) if card else None
     text = None if own_card is None else own_card.read_text(encoding="utf-8")
-    auto_classes = ["AutoModel"]
-    if isinstance(model, PreTrainedAudioTokenizerBase):
-        auto_classes.append("AutoModelForAudioTokenization")
-    config_auto_map = {"AutoConfig": class_reference(type(model.config))}
-    config_auto_map.update(dict.fromkeys(auto_classes, class_reference(type(model))))
-    exported_classes = [type(model.config), type(model)]
-    if feature_extractor is not None:
-        exported_classes.append(type(feature_extractor))
-        preprocessor_auto_map = {"AutoFeatureExtractor": class_reference(type(feature_extractor))}
-    code_files = find_code_files(exported_classes)
+    exports = _exports(model, feature_extractor)
+    code_files = find_code_files([export.exported_class for export in exports])
 
     # The map is written into the saved files, not set on the live objects: a later plain `save_pretrained` of the same
     # model would otherwise point to code that it does not write.
     model.save_pretrained(folder)
-    set_auto_map(folder / "config.json", config_auto_map)
     if feature_extractor is not None:
         feature_extractor.save_pretrained(folder)
-        set_auto_map(folder / "preprocessor_config.json", preprocessor_auto_map)
+    _write_auto_maps(folder, exports)
     name = repo_id or f"USER/{folder.resolve().name}"
     if text is not None and own_card is not None:
         for picture in {own_card.with_name(found) for found in _PICTURE.findall(text)}:
@@ -100,7 +103,7 @@ def save_pretrained_with_code(
 
 def push_to_hub_with_code(
     model: PreTrainedModel,
-    feature_extractor: FeatureExtractionMixin | None,
+    feature_extractor: FeatureExtractionMixin | ProcessorMixin | None,
     repo_id: str,
     *,
     commit_message: str = "Upload model, feature extractor and code",
@@ -118,7 +121,7 @@ def push_to_hub_with_code(
 
     Args:
         model (`PreTrainedModel`): Model to push.
-        feature_extractor (`FeatureExtractionMixin` or `None`): The model's feature extractor.
+        feature_extractor: See [`save_pretrained_with_code`].
         repo_id (`str`): Name of the repository, `namespace/name`; created if absent.
         commit_message (`str`, *optional*): Title of the commit.
         private (`bool`, *optional*): Visibility of a repository that is created. Defaults to the namespace's setting.
@@ -147,6 +150,58 @@ def push_to_hub_with_code(
         )
 
 
+def _exports(model: PreTrainedModel, preprocessor: Any) -> list[_Exported]:
+    # What each saved file has to name. transformers finds its own classes without that.
+    exports = [
+        _Exported("config.json", None, ("AutoConfig",), type(model.config)),
+        _Exported("config.json", None, _auto_classes(model), type(model)),
+    ]
+    if isinstance(preprocessor, ProcessorMixin):
+        file = "processor_config.json"
+        exports.append(_Exported(file, None, ("AutoProcessor",), type(preprocessor)))
+        for name in preprocessor.get_attributes():
+            part = getattr(preprocessor, name)
+            if isinstance(part, FeatureExtractionMixin):
+                exports.append(_Exported(file, name, ("AutoFeatureExtractor",), type(part)))
+            elif isinstance(part, PreTrainedTokenizerBase):
+                if not _is_of_transformers(type(part)):
+                    raise ValueError(
+                        f"The processor's `{name}` is a `{type(part).__name__}`, whose code cannot travel; use a"
+                        " tokenizer class of transformers, such as `PreTrainedTokenizerFast`."
+                    )
+                # Its file names no code, also where the processor itself comes from a repository with code.
+                exports.append(_Exported("tokenizer_config.json", None, (), type(part)))
+    elif preprocessor is not None:
+        exports.append(_Exported("preprocessor_config.json", None, ("AutoFeatureExtractor",), type(preprocessor)))
+    return [
+        export._replace(auto_classes=()) if _is_of_transformers(export.exported_class) else export
+        for export in exports
+    ]
+
+
+def _auto_classes(model: PreTrainedModel) -> tuple[str, ...]:
+    # The auto classes of transformers that load such a model.
+    found = ["AutoModel"]
+    if isinstance(model, PreTrainedAudioTokenizerBase):
+        found.append("AutoModelForAudioTokenization")
+    if model.can_generate() and "audio" in getattr(model, "output_modalities", ()):
+        found.append("AutoModelForTextToWaveform")
+    return tuple(found)
+
+
+def _write_auto_maps(folder: Path, exports: list[_Exported]) -> None:
+    maps: dict[tuple[str, str | None], dict[str, str]] = {}
+    for file, part, auto_classes, exported_class in exports:
+        names = dict.fromkeys(auto_classes, class_reference(exported_class))
+        maps.setdefault((file, part), {}).update(names)
+    for (file, part), auto_map in maps.items():
+        set_auto_map(folder / file, auto_map, part)
+
+
+def _is_of_transformers(some_class: type) -> bool:
+    return some_class.__module__.split(".")[0] == "transformers"
+
+
 def _card_of(model: PreTrainedModel) -> Path | None:
     # The card of the folder that the model comes from, if it is still a card of these weights.
     folder = Path(model.name_or_path or "")
@@ -169,34 +224,63 @@ def _with_use(card: str, use: str) -> str:
     return f"{card.rstrip()}\n\n{use}"
 
 
-def _use(model: Any, feature_extractor: Any, name: str) -> str:
+def _use(model: Any, preprocessor: Any, name: str) -> str:
     # The part of a card that shows how the repository is loaded.
-    kind = None if feature_extractor is None else getattr(model, "kind", None)
+    kind = None if preprocessor is None else getattr(model, "kind", None)
+    is_processor = isinstance(preprocessor, ProcessorMixin)
+    variable = "processor" if is_processor else "feature_extractor"
+    loader = "AutoProcessor" if is_processor else "AutoFeatureExtractor"
+    loaders = ["AutoModel"] if preprocessor is None else sorted(["AutoModel", loader])
     lines = [
         *["import torch"] * (kind is not None),
-        f"from transformers import {'AutoFeatureExtractor, ' * (feature_extractor is not None)}AutoModel",
+        f"from transformers import {', '.join(loaders)}",
         "",
         f'model = AutoModel.from_pretrained("{name}", trust_remote_code=True)',
     ]
-    if feature_extractor is not None:
-        lines.append(f'feature_extractor = AutoFeatureExtractor.from_pretrained("{name}", trust_remote_code=True)')
+    if preprocessor is not None:
+        lines.append(f'{variable} = {loader}.from_pretrained("{name}", trust_remote_code=True)')
     if kind is not None:
-        tokens, shape = "audio_codes", "num_quantizers, num_frames"
-        if kind == "latents":
-            tokens, shape = "latents", "num_frames, dim"
-        rate = model.sampling_rate
-        lines += [
-            f"# speech: mono floats in [-1, 1] at {rate} Hz, (num_samples,)",
-            f'inputs = feature_extractor(speech, sampling_rate={rate}, return_tensors="pt")',
-            "with torch.no_grad():",
-            f"    {tokens} = model.encode(**inputs).{tokens}  # (1, {shape})",
-        ]
-        if kind in model.decodable_kinds:
-            lines.append(
-                f"    decoded = model.decode({tokens}, num_samples=len(speech)).audio_values  # (1, 1, samples)"
-            )
+        lines += _coding(model, kind)
+    elif is_processor and _speaks(model):
+        lines += _speaking(model, name)
     code = "\n".join(lines)
     return f"## Use\n\n```python\n{code}\n```\n\nThe code comes along; no other package is needed.\n"
+
+
+def _coding(model: Any, kind: str) -> list[str]:
+    # What one does with a codec.
+    tokens, shape = "audio_codes", "num_quantizers, num_frames"
+    if kind == "latents":
+        tokens, shape = "latents", "num_frames, dim"
+    rate = model.sampling_rate
+    lines = [
+        f"# speech: mono floats in [-1, 1] at {rate} Hz, (num_samples,)",
+        f'inputs = feature_extractor(speech, sampling_rate={rate}, return_tensors="pt")',
+        "with torch.no_grad():",
+        f"    {tokens} = model.encode(**inputs).{tokens}  # (1, {shape})",
+    ]
+    if kind in model.decodable_kinds:
+        lines.append(f"    decoded = model.decode({tokens}, num_samples=len(speech)).audio_values  # (1, 1, samples)")
+    return lines
+
+
+def _speaking(model: Any, name: str) -> list[str]:
+    # What one does with a speech language model.
+    codec = model.config.codec_name or "CODEC"
+    codec = codec if "/" in codec else f"{name.split('/')[0]}/{codec}"
+    return [
+        "# the codec has a repository of its own",
+        f'processor.attach_codec(AutoModel.from_pretrained("{codec}", trust_remote_code=True))',
+        "model.attach_codec(processor.codec)",
+        "",
+        f"# text: what to say; speech: mono floats in [-1, 1] at {model.config.sampling_rate} Hz, (1, 1, samples)",
+        "speech = model.generate_speech(text, processor).audio_values",
+    ]
+
+
+def _speaks(model: Any) -> bool:
+    # Whether it is a speech language model. Its class may be a copy that travelled.
+    return hasattr(model, "generate_speech")
 
 
 def _short_card(model: Any, name: str, licence: str | None) -> str:
@@ -209,6 +293,16 @@ def _short_card(model: Any, name: str, licence: str | None) -> str:
             facts[-1] += f" of {model.latent_dim} numbers."
         decodes = kind in model.decodable_kinds
         facts.append("It turns them back into speech." if decodes else "It does not turn them back into speech.")
+    if _speaks(model):
+        config = model.config
+        facts.append(
+            f"It says texts: a `{config.text_config.model_type}` that writes speech as {config.frame_rate:g} frames a"
+            f" second of {config.num_codebooks} codes."
+        )
+        facts.append(
+            f"The codes are those of the codec `{config.codec_name or 'CODEC'}`, of fingerprint"
+            f" `{config.codec_fingerprint}`."
+        )
     origin = model.name_or_path
     if origin:
         facts.append(f"It comes from `{Path(origin).name}`; numbers that were measured there do not hold for it.")
@@ -220,6 +314,8 @@ def _short_card(model: Any, name: str, licence: str | None) -> str:
         data.append(f"license: {licence}")
     if kind is not None and kind in model.decodable_kinds:
         data.append("pipeline_tag: audio-to-audio")
+    if _speaks(model):
+        data.append("pipeline_tag: text-to-speech")
     data += ["tags:", *(f"- {tag}" for tag in ("speech", *["audio-tokenizer"] * (kind is not None)))]
     body = "\n".join(facts)
     header = "\n".join(data)
@@ -231,7 +327,8 @@ def find_code_files(exported_classes: list[type]) -> dict[str, Path]:
     Find the files that define classes, and the siblings that those import, at any depth.
 
     Args:
-        exported_classes (`list[type]`): Classes that a repository will name in its `auto_map`.
+        exported_classes (`list[type]`): Classes that a repository will name in its `auto_map`. Those of transformers
+            itself are left out.
 
     Returns:
         `dict[str, Path]`: Present path of each file, by the name that it will have in the flat folder.
@@ -245,6 +342,8 @@ def find_code_files(exported_classes: list[type]) -> dict[str, Path]:
     code_files: dict[str, Path] = {}
     waiting = []
     for exported_class in exported_classes:
+        if _is_of_transformers(exported_class):
+            continue
         reference = class_reference(exported_class)
         if "Tokenizer" in reference:
             raise ValueError(
@@ -324,7 +423,13 @@ def class_reference(exported_class: type) -> str:
     return f"{exported_class.__module__.split('.')[-1]}.{exported_class.__name__}"
 
 
-def set_auto_map(path: Path, auto_map: dict[str, str]) -> None:
+def set_auto_map(path: Path, auto_map: dict[str, str], part: str | None = None) -> None:
+    """Write a map into a saved file, or into a part of it; an empty map leaves the file without one."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    content["auto_map"] = auto_map
+    target = content if part is None else content[part]
+    if target.get("auto_map", {}) == auto_map:
+        return
+    target.pop("auto_map", None)
+    if auto_map:
+        target["auto_map"] = auto_map
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

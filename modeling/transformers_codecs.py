@@ -13,7 +13,14 @@ from torch import nn
 from transformers import AutoFeatureExtractor
 from transformers.utils import ModelOutput
 
-from .codec_interface import SpeechCodec, SpeechStream, TokenKind, pad_waveforms, tensor_fingerprint
+from .codec_interface import (
+    SpeechCodec,
+    SpeechStream,
+    TokenKind,
+    is_speech_codec,
+    pad_waveforms,
+    tensor_fingerprint,
+)
 from .input_checks import (
     check_codes,
     check_encoded,
@@ -44,7 +51,7 @@ def as_speech_codec(model: Any, feature_extractor: Any = None) -> Any:
     Raises:
         ValueError: If the model turns no speech into tokens.
     """
-    if isinstance(model, SpeechCodec):
+    if is_speech_codec(model):
         return model
     return TransformersCodec(model, feature_extractor)
 
