@@ -14,7 +14,9 @@ import soundfile
 from speech_tokenizers import (
     DEFAULT_CHECKPOINT,
     list_checkpoints,
+    list_voices,
     load_audio,
+    load_speech_lm,
 )
 from speech_tokenizers.cli import _build_parser, _join_command, main
 from speech_tokenizers.training.common.recipe_files import recipe_names
@@ -239,7 +241,7 @@ def test_the_checkpoint_it_names_is_here():
 
 
 def test_nothing_is_left_to_fill_in():
-    assert CARDS.keys() == set(list_checkpoints())
+    assert CARDS.keys() == {*list_checkpoints(), *list_voices()}
     for text in [*PAGES.values(), *CARDS.values()]:
         assert "@@" not in text
         assert "More information needed" not in text
@@ -248,7 +250,8 @@ def test_nothing_is_left_to_fill_in():
 @pytest.mark.parametrize("name", CARDS)
 def test_a_card_begins_with_what_a_reader_needs_and_folds_the_rest(name):
     _, front, text = CARDS[name].split("---\n", 2)
-    order = [f"# {name}\n", "Converts 16 kHz", "Licence:", "| --- |", "## When to use it", "## Use\n", "<details>"]
+    purpose = "Says English text" if name in list_voices() else "Converts 16 kHz"
+    order = [f"# {name}\n", purpose, "Licence:", "| --- |", "## When to use it", "## Use\n", "<details>"]
     places = [text.index(part) for part in order]
     assert places == sorted(places)
     assert len(re.findall(r"(?m)^\|", text.split("## When to use it")[0])) <= 2 + 5  # header, rule, rows
@@ -273,3 +276,17 @@ def test_a_checkpoint_is_a_complete_repository(name):
     for file in ("README.md", "config.json", "preprocessor_config.json", "model.safetensors"):
         assert (folder / file).is_file()
     assert (folder / "model.safetensors").stat().st_size <= 15e6
+
+
+@pytest.mark.parametrize("name", list_voices())
+def test_a_voice_is_a_complete_repository_and_says_a_sentence(name):
+    folder = ROOT / "model_cards" / name
+    for file in ("README.md", "config.json", "processor_config.json", "pronunciations.txt.gz", "recipe.yaml"):
+        assert (folder / file).is_file()
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 15e6
+    model, processor = load_speech_lm(name)
+    said = model.generate_speech("he was here this morning", processor, temperature=0.0)
+    assert said.ended.all()
+    assert [word for word, _, _ in said.word_times[0]] == ["he", "was", "here", "this", "morning"]
+    # Twelve letters a second, give or take a half.
+    assert 1.0 < said.audio_values.shape[-1] / model.config.sampling_rate < 3.0

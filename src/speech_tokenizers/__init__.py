@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         DEFAULT_CHECKPOINT,
         find_checkpoint,
         list_checkpoints,
+        list_voices,
         load,
         store_in_half,
     )
@@ -89,6 +90,7 @@ _MODULES = {
     "DEFAULT_CHECKPOINT": "coding.loading",
     "find_checkpoint": "coding.loading",
     "list_checkpoints": "coding.loading",
+    "list_voices": "coding.loading",
     "load": "coding.loading",
     "store_in_half": "coding.loading",
     "load_speech_lm": "coding.speech_lm_loading",

@@ -16,7 +16,7 @@ from speech_tokenizers import (
     load_codes,
 )
 from speech_tokenizers.cli import main
-from speech_tokenizers.demo.command import measure
+from speech_tokenizers.demo.command import SENTENCE, measure
 from speech_tokenizers.demo.spectrograms import spectrogram
 from speech_tokenizers.demo.units import draw_units
 from speech_tokenizers.processing.unit_exports import load_unit_lines
@@ -101,7 +101,7 @@ def test_a_run_is_drawn_where_it_is_and_as_long_as_it_lasts(tmp_path):
 @pytest.mark.skipif(not list_checkpoints(), reason="this tree carries no checkpoint")
 def test_the_default_checkpoints_are_intelligible_and_use_many_units(tmp_path, capsys):
     assert main(["demo", "-o", str(tmp_path)]) == 0
-    codec, units = capsys.readouterr().out.split("\n\n")
+    codec, units, voice = capsys.readouterr().out.split("\n\n")
     scores = dict(line.split(maxsplit=1) for line in codec.splitlines())
     assert float(scores["STOI"].split()[0]) > 0.8
     facts = dict(line.split(maxsplit=1) for line in units.splitlines() if not line.startswith("in runs"))
@@ -109,3 +109,9 @@ def test_the_default_checkpoints_are_intelligible_and_use_many_units(tmp_path, c
     [line] = load_unit_lines(tmp_path / "units.jsonl")
     assert len(np.unique(line.units)) > 40
     assert len(load_audio(tmp_path / "units.wav", 16000)) == len(load_audio(tmp_path / "decoded.wav", 16000))
+    facts = dict(line.split(maxsplit=1) for line in voice.splitlines())
+    assert SENTENCE in facts["voice"]
+    assert facts["words"].startswith("The 0.")
+    said = load_audio(tmp_path / "voice.wav", 16000)
+    assert 2 < len(said) / 16000 < 5
+    assert np.sqrt(np.mean(np.square(said))) > 0.01

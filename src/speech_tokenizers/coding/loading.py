@@ -21,12 +21,21 @@ _REPOSITORY = ("revision", "token", "cache_dir", "local_files_only")
 
 
 def list_checkpoints() -> list[str]:
-    """Names of the checkpoints that this installation has."""
-    return sorted(_checkpoint_folders())
+    """Names of the checkpoints that this installation has and [`load`] loads."""
+    return sorted(_checkpoint_folders().keys() - {*list_voices()})
+
+
+def list_voices() -> list[str]:
+    """Names of the voices that this installation has, which [`load_speech_lm`] loads."""
+    released = released_checkpoints()
+    return sorted(name for name in _checkpoint_folders() if released.get(name, {}).get("is_voice", False))
 
 
 def released_checkpoints() -> dict[str, dict[str, Any]]:
-    """All released checkpoints by name: their `family`, and whether the wheel has them `embedded`."""
+    """
+    All released checkpoints by name: their `family`, whether the wheel has them `embedded`, and `is_voice` of those
+    that speak text.
+    """
     index = resources.files("speech_tokenizers.model_cards").joinpath("released.json")
     return json.loads(index.read_text(encoding="utf-8"))
 

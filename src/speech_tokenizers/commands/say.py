@@ -23,7 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", default=None, help="name, folder or Hub id of a speech language model")
     parser.add_argument("--codec", default=None, help="name or folder of its codec, where it is not found by its name")
-    parser.add_argument("--temperature", type=float, default=0.7, help="0 always says the same")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=None,
+        help="temperature of the draws; 0 takes the likeliest code (default: 0 with an alignment, else 0.8)",
+    )
     parser.add_argument("--top-k", type=int, default=None, metavar="K", help="draw from the K likeliest codes")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
     parser.add_argument("--times", action="store_true", help="print when each word is said, as JSON lines")
@@ -55,11 +60,14 @@ def run(args: argparse.Namespace) -> int:
     # All texts are looked at before the first is said.
     for number, text in enumerate(texts, 1):
         _check(text, number, model, processor)
+    temperature = args.temperature
+    if temperature is None:
+        temperature = 0.8 if model.config.text_alignment == "none" else 0.0
     cut = 0
     for number, text in enumerate(texts, 1):
         generator = torch.Generator(model.device).manual_seed(args.seed)
         said = model.generate_speech(
-            text, processor, temperature=args.temperature, top_k=args.top_k, generators=[generator]
+            text, processor, temperature=temperature, top_k=args.top_k, generators=[generator]
         )
         path = args.output / f"{number:04d}.wav" if is_folder else args.output
         _write(path, said, model.config.sampling_rate)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Encode and decode a recording, say how well and how fast, and draw what happened; then draw its units:
-`speech-tokenizers demo`.
+Encode and decode a recording, say how well and how fast, and draw what happened; then draw its units; then let a voice
+say a sentence: `speech-tokenizers demo`.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from speech_tokenizers.processing.latent_files import AudioLatents
 
 
 MIN_SECONDS = 0.5
+SENTENCE = "The train left the station at the break of day."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,8 +55,45 @@ def run(args: argparse.Namespace) -> int:
             model = as_speech_codec(*load(name))
             show = show_units if model.num_quantizers == 1 else show_codec
             facts = show(model, name, audio_path, args.output)
-            print("\n" * min(number, 1) + "\n".join(f"{fact:<10}  {value}" for fact, value in facts.items()))
+            print_facts(facts, is_first=number == 0)
+    if args.model is None and args.audio is None:
+        print_facts(show_voice(args.output))
     return 0
+
+
+def print_facts(facts: dict[str, str], is_first: bool = False) -> None:
+    """Print facts by name, below those before."""
+    print("\n" * (not is_first) + "\n".join(f"{fact:<10}  {value}" for fact, value in facts.items()))
+
+
+def show_voice(output: Path) -> dict[str, str]:
+    """
+    Write `voice.wav`, a sentence that the released voice says.
+
+    Args:
+        output (`Path`): Folder for the result.
+
+    Returns:
+        `dict[str, str]`: Facts by name; where the voice is not installed, what brings it.
+    """
+    from speech_tokenizers.coding.loading import list_voices
+    from speech_tokenizers.coding.speech_lm_loading import DEFAULT_VOICE, load_speech_lm
+    from speech_tokenizers.processing.audio_files import AudioWriter
+
+    if DEFAULT_VOICE not in list_voices():
+        return {"voice": f"{DEFAULT_VOICE} is not installed; `pip install speech-tokenizers-checkpoints` brings it"}
+    model, processor = load_speech_lm(DEFAULT_VOICE)
+    said = model.generate_speech(SENTENCE, processor, temperature=0.0)
+    path = output / "voice.wav"
+    with AudioWriter(path, model.config.sampling_rate) as writer:
+        writer.write(said.audio_values[0, 0].numpy())
+    seconds = said.audio_values.shape[-1] / model.config.sampling_rate
+    return {
+        "voice": f"{DEFAULT_VOICE}: {SENTENCE}",
+        "speaking": speed(said.seconds, seconds),
+        "words": ", ".join(f"{word} {start:.2f}" for word, start, _ in said.word_times[0]) + " s",
+        "written": str(path),
+    }
 
 
 def show_codec(model: Any, name: str, audio_path: Path, output: Path) -> dict[str, str]:
