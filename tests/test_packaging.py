@@ -16,10 +16,13 @@ from pathlib import Path
 import pytest
 
 import speech_tokenizers
+from speech_tokenizers.coding.loading import released_checkpoints
 
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+EMBEDDED = sorted(name for name, facts in released_checkpoints().items() if facts["embedded"])
+OTHERS = sorted(released_checkpoints().keys() - {*EMBEDDED})
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +96,7 @@ def test_an_installed_wheel_loads_a_codec_and_runs_the_command(clean_python, tmp
     )
     lines = run(clean_python, "-c", program, str(tiny_checkpoint), cwd=tmp_path).splitlines()
     assert lines[0] == "RVQCodecModel RVQCodecFeatureExtractor"
-    assert lines[1].split() == speech_tokenizers.list_checkpoints()
+    assert lines[1].split() == EMBEDDED
     path = write_audio(tmp_path / "a.wav")
     command = ["-m", "speech_tokenizers", "reconstruct", str(path), "-o", "b.wav", "--model", str(tiny_checkpoint)]
     run(clean_python, *command, cwd=tmp_path)
@@ -114,7 +117,8 @@ def test_the_wheel_holds_the_code_and_its_data_and_nothing_else(distributions):
         assert needed in names
     recipes = [path.name for path in (ROOT / "training/recipes").glob("*.yaml")]
     assert {f"speech_tokenizers/training/recipes/{name}" for name in recipes} <= set(names)
-    for checkpoint in speech_tokenizers.list_checkpoints():
+    assert not [name for name in names if any(f"/{other}/" in name for other in OTHERS)]
+    for checkpoint in EMBEDDED:
         files = [path for path in (ROOT / "model_cards" / checkpoint).rglob("*") if path.is_file()]
         expected = {f"speech_tokenizers/{path.relative_to(ROOT)}" for path in files}
         assert expected <= set(names)
@@ -144,32 +148,25 @@ def test_checkpoints_are_small_and_each_is_in_one_distribution():
         assert {pattern.removesuffix("/**") for pattern in patterns if pattern.endswith("/**")} == names
 
 
-def test_what_the_wheel_does_not_embed_comes_with_the_second_distribution(distributions, tmp_path, tiny_checkpoint):
-    source = tmp_path / "source"
-    shutil.copytree(distributions["unpacked"], source)
-    cards = source / "model_cards"
-    shutil.copytree(tiny_checkpoint, cards / "sixth")
-    index = json.loads((cards / "released.json").read_text())
-    (cards / "released.json").write_text(json.dumps(index | {"sixth": {"family": "RVQ codec", "embedded": False}}))
-    project = (cards / "pyproject.toml").read_text()
-    (cards / "pyproject.toml").write_text(project.replace('_checkpoints" = []', '_checkpoints" = ["sixth/**"]'))
-    build(source, "wheel", tmp_path)
+def test_what_the_wheel_does_not_embed_comes_with_the_second_distribution(distributions, tmp_path):
+    cards = tmp_path / "model_cards"
+    shutil.copytree(distributions["unpacked"] / "model_cards", cards)
     build(cards, "wheel", tmp_path)
-    (main,) = tmp_path.glob("speech_tokenizers-*.whl")
     (others,) = tmp_path.glob("speech_tokenizers_checkpoints-*.whl")
-    assert not [name for name in zipfile.ZipFile(main).namelist() if "/sixth/" in name]
     held = [name for name in zipfile.ZipFile(others).namelist() if ".dist-info/" not in name]
-    assert {name.split("/")[1] for name in held} == {"__init__.py", "sixth"}
+    assert {name.split("/")[1] for name in held} == {"__init__.py", *OTHERS}
 
-    program = "import speech_tokenizers\ntry: print(type(speech_tokenizers.load('sixth')[0]).__name__)\n"
+    (name, *_) = OTHERS
+    program = f"import speech_tokenizers\ntry: print(type(speech_tokenizers.load({name!r})[0]).__name__)\n"
     program += "except ValueError as error: print(error)"
-    python = make_python(tmp_path, main)
+    python = make_python(tmp_path, distributions["wheel"])
     told = run(python, "-c", program, cwd=tmp_path)
     assert "`pip install speech-tokenizers-checkpoints` brings it" in told
-    assert "speech-tokenizers-checkpoints: sixth" in run(python, "-m", "speech_tokenizers", "info", cwd=tmp_path)
+    listed = f"speech-tokenizers-checkpoints: {', '.join(OTHERS)}"
+    assert listed in run(python, "-m", "speech_tokenizers", "info", cwd=tmp_path)
     install(python, others)
     assert run(python, "-c", program, cwd=tmp_path).split() == ["RVQCodecModel"]
-    assert "  sixth\n" in run(python, "-m", "speech_tokenizers", "info", cwd=tmp_path)
+    assert f"  {name}\n" in run(python, "-m", "speech_tokenizers", "info", cwd=tmp_path)
 
 
 def test_the_sdist_can_be_tested(distributions):

@@ -16,7 +16,7 @@ from speech_tokenizers import (
     list_checkpoints,
     load_audio,
 )
-from speech_tokenizers.cli import _build_parser, _join_command
+from speech_tokenizers.cli import _build_parser, _join_command, main
 from speech_tokenizers.training.common.recipe_files import recipe_names
 
 
@@ -83,6 +83,12 @@ def check_interface(names, folder):
     assert names["codec"].family == "EncodecModel"
 
 
+def check_speech_language_models(names, folder):
+    assert names["trainer"].state.global_step == 4
+    assert 0 < names["said"].audio_values.shape[-1] <= 50 * 320
+    assert (folder / "my-voice" / "model.safetensors").is_file()
+
+
 CHECKS = {
     "README.md": check_readme,
     "docs/interface.md": check_interface,
@@ -90,7 +96,20 @@ CHECKS = {
     "docs/units.md": check_units,
     "docs/continuous_tokens.md": check_continuous_tokens,
     "docs/training.md": check_training,
+    "docs/speech_language_models.md": check_speech_language_models,
 }
+
+
+def make_rows(folder):
+    """The rows that the page's command makes."""
+    lines = [{"file_name": f"{name}.wav", "text": text} for name, text in (("a", "one"), ("b", "two"), ("c", "three"))]
+    metadata = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "recordings" / "metadata.jsonl").write_text(metadata, encoding="utf-8")
+    (command,) = [line for line in blocks(PAGES["docs/speech_language_models.md"], "bash")[0].splitlines() if line]
+    assert main(shlex.split(command)[1:]) == 0
+
+
+SETUPS = {"docs/speech_language_models.md": make_rows}
 
 
 def test_every_page_with_python_is_checked():
@@ -99,6 +118,7 @@ def test_every_page_with_python_is_checked():
 
 @pytest.mark.parametrize("page", CHECKS)
 def test_python_blocks_run(folder, page):
+    SETUPS.get(page, lambda folder: None)(folder)
     names = {}
     for block in blocks(PAGES[page], "python"):
         exec(compile(block, page, "exec"), names)

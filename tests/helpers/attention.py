@@ -26,6 +26,8 @@ class AttentionTests:
         eager, sdpa = self._outputs("eager"), self._outputs("sdpa")
         assert eager.keys() == sdpa.keys()
         for name, expected in eager.items():
+            if not isinstance(expected, torch.Tensor):
+                continue  # a cache
             if expected.is_floating_point():
                 assert expected.abs().max() > 0, name
                 torch.testing.assert_close(sdpa[name], expected, atol=1e-5, rtol=1e-4, msg=name)

@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from speech_tokenizers.coding.command_options import add_device_argument
 
     parser.add_argument(
-        "text", metavar="TEXT", help="what to say; `-` reads standard input, a text a line; `@FILE` a file of lines"
+        "text", metavar="TEXT", help="text to say; `-` reads standard input, a text a line; `@FILE` a file of lines"
     )
     parser.add_argument(
         "-o",
