@@ -19,7 +19,12 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 	.modeling.configuration_speech_encoder_ctc .modeling.modeling_speech_encoder_ctc \
 	.modeling.configuration_cst .modeling.modeling_cst \
 	.processing.unit_sequences .processing.unit_vocabulary .processing.unit_bpe .processing.unit_exports \
-	.processing.phonemization .processing.feature_extraction_kmeans_units .processing.feature_extraction_cst)
+	.processing.phonemization .processing.feature_extraction_kmeans_units .processing.feature_extraction_cst \
+	.modeling.configuration_speech_lm .modeling.modeling_speech_lm .modeling.processing_speech_lm \
+	.modeling.speech_lm_clips .modeling.speech_lm_generation .modeling.speech_lm_grids .modeling.speech_lm_ids \
+	.modeling.speech_lm_layouts .modeling.speech_lm_requests .modeling.speech_lm_sequences .modeling.speech_lm_tasks \
+	.modeling.speech_lm_text .modeling.audio_logits .modeling.pronunciations \
+	.processing.speech_row_format .processing.speech_rows .coding.row_coding .coding.speech_lm_loading)
 # On a few shared cores, tiny models are faster on one thread than on several that wait for each other.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false

@@ -59,10 +59,9 @@ MISSING_MODULES = {
     # is, in tests/modeling/test_compile_export.py.
     "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
     "generation/__init__.py": "",
-    # Without tests. transformers' own run `generate` (greedy search, sampling, beams, caches, assistants), which is
-    # not tested here. No model of ours has `generate` yet: `LatentLanguageModel` draws vectors by `stream`, which
-    # tests/modeling/test_continuous_heads.py tests. `test_generation_tester_mixin_inheritance` fails for the first
-    # model that has it; that one needs transformers' own file, from its repository, in place of this one.
+    # Without tests. transformers' own run `generate` (greedy search, sampling, beams, caches, assistants). In their
+    # place stands test_speech_lm_generate.py, for the one model that has `generate`.
+    # (`LatentLanguageModel` draws vectors by `stream`, which tests/modeling/test_continuous_heads.py tests.)
     "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
     "utils/__init__.py": "",
     # Fields every `PreTrainedConfig` has, each with a value other than its default.
@@ -97,6 +96,11 @@ class NeverApplies(NamedTuple):
     reason: str
     tests: tuple[str, ...]
     concerns: Callable[[type, Any], bool] = lambda model, tests: True
+
+
+def _reads_ids(model: type) -> bool:
+    # Whether it is a language model, which reads ids and tells the states of its layers.
+    return model.main_input_name == "input_ids"
 
 
 NEVER_APPLY = (
@@ -147,6 +151,7 @@ NEVER_APPLY = (
             "test_hidden_states_output",
             "test_retain_grad_hidden_states_attentions",
         ),
+        lambda model, tests: not _reads_ids(model),
     ),
     NeverApplies(
         "Without this claim transformers refuses Flash Attention.",
@@ -158,9 +163,43 @@ NEVER_APPLY = (
         (
             "test_enable_input_require_grads_with_gradient_checkpointing",
             "test_inputs_embeds*",
-            "test_model_rope_scaling_from_config_*",
             "test_resize_*",
         ),
+        lambda model, tests: not _reads_ids(model),
+    ),
+    NeverApplies(
+        "No output is named `last_hidden_state`, as in a model of transformers without a head.",
+        ("test_model_rope_scaling_from_config_*",),
+    ),
+    NeverApplies(
+        "`forward` of a language model has no argument `output_attentions` of its own; `test_attention_outputs` asks"
+        " by the configuration. Positions are no table of the model's own. DeepSpeed is not installed.",
+        (
+            "test_eager_matches_sdpa_inference_*_output_attentions",
+            "test_resize_*_with_deepspeed*",
+            "test_resize_position_vector_embeddings",
+        ),
+    ),
+    NeverApplies(
+        "GPT-2 and OPT have no rotated positions, and no plan for several devices.",
+        ("test_model_rope_*", "test_tied_head_has_a_tp_plan_entry", "test_tp_plan_matches_params"),
+        lambda model, tests: getattr(tests, "kind", None) in ("gpt2", "opt"),
+    ),
+    NeverApplies(
+        "Gemma 3 has two kinds of rotated positions; transformers tests them among the tests of that model.",
+        ("test_model_rope_scaling_frequencies",),
+        lambda model, tests: getattr(tests, "kind", None) == "gemma3_text",
+    ),
+    NeverApplies(
+        "GPT-2 draws some weights a second time. For classes outside of it, transformers leaves that out where it"
+        " draws weights that a file lacks; such a file is refused here.",
+        ("test_can_init_all_missing_weights",),
+        lambda model, tests: getattr(tests, "kind", None) == "gpt2",
+    ),
+    NeverApplies(
+        "The source distribution has no tests of `generate`; test_speech_lm_generate.py stands in their place.",
+        ("test_generation_tester_mixin_inheritance",),
+        lambda model, tests: _reads_ids(model),
     ),
     NeverApplies(
         "No part of the model is a language model of transformers.",
@@ -173,7 +212,7 @@ NEVER_APPLY = (
         lambda model, tests: "text_config" not in model.config_class.sub_configs,
     ),
     NeverApplies(
-        "No model predicts tokens of a text.",
+        "No model is among the causal language models or the encoders with decoders of transformers.",
         ("test_causal_lm_loss_honors_shift_labels", "test_encoder_decoder_loss_no_double_shift"),
     ),
     NeverApplies(
@@ -199,10 +238,13 @@ NEVER_APPLY = (
             "test_can_load_with_global_device_set",
             "test_cpu_offload",
             "test_disk_offload_*",
+            "test_flash_attention_*",
+            "test_flash_attn_*",
             "test_flex_attention_*",
             "test_kernels_can_load_without_crashing",
             "test_model_parallelism",
             "test_sdpa_can_compile_dynamic",
+            "test_sdpa_can_dispatch_on_flash",
             "test_torch_compile_for_training",
         ),
     ),
