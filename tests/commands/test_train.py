@@ -63,7 +63,10 @@ def test_a_recipe_without_the_key_is_for_a_codec_unless_the_command_says_otherwi
     ("arguments", "message"),
     [
         (["rvq_codec_16khz_4kbps", "trainer=dc-spin"], "`dc-spin` is unknown; did you mean `dc_spin`?"),
-        (["unit_comparison_16khz_cpu"], "`unit_study` is unknown; known are codec, hubert, ctc, dc_spin, latent_lm, speech_lm."),
+        (
+            ["unit_comparison_16khz_cpu"],
+            "`unit_study` is unknown; known are codec, hubert, ctc, dc_spin, latent_lm, speech_lm.",
+        ),
         (["rvq_codec_16khz_4kbps", "trainer=[codec]"], "`['codec']` is unknown"),
     ],
 )
