@@ -91,6 +91,7 @@ class SpeechLMForConditionalGeneration(SpeechGeneration, CheckedLoading, PreTrai
     # As `Trainer` counts the targets of a loss that shifts: without position 0.
     loss_type = "ForCausalLM"
     accepts_loss_kwargs = True
+    # The wrapper has no attention of its own; the language model inside refuses what it has not.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(self, config: SpeechLMConfig):

@@ -21,6 +21,7 @@ from .speech_lm_text import (
     AUDIO,
     AUDIO_END,
     AUDIO_START,
+    TEMPLATE_VERSION,
     phone_token,
     prompt_template,
 )
@@ -196,6 +197,7 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
             "audio_offset": ids.audio_offset,
             "piece_offset": ids.piece_offset,
             "piece_labels": list(self.piece_labels),
+            "template_version": TEMPLATE_VERSION,
         }
 
     def check_model(self, model: Any) -> None:

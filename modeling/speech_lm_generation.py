@@ -92,8 +92,8 @@ class SpeechGeneration:
             text (`str` or sequence of `str`): What to say.
             processor ([`SpeechLMProcessor`]): The model's processor.
             temperature (`float`, *optional*, defaults to 1.0): Temperature of the draws; 0 takes the likeliest code.
-            top_k (`int`, *optional*): Draw from so many of the likeliest ids.
-            top_p (`float`, *optional*): Draw from the likeliest ids whose probabilities sum to it.
+            top_k (`int`, *optional*): Draw from so many of the likeliest ids; needs a temperature above 0.
+            top_p (`float`, *optional*): Draw from the likeliest ids whose probabilities sum to it; likewise.
             repetition_window (`int`, *optional*, defaults to 0): Frames back in which a code of a codebook may occur
                 `repetition_limit` times; 0 for no limit.
             repetition_limit (`int`, *optional*, defaults to 3): See `repetition_window`.
@@ -101,9 +101,11 @@ class SpeechGeneration:
                 given in place of the model's own.
             pieces (sequence of sequences of `str`, *optional*): Phones of each text, where they are not to be looked
                 up.
-            min_frames (`int`, *optional*, defaults to 1): Fewest frames of a text.
+            min_frames (`int`, *optional*, defaults to 1): Fewest frames of a text; only without an alignment, where
+                the pieces decide.
             max_frames (`int`, *optional*): Most frames of a text. Defaults to what training measured.
             generators (sequence of `torch.Generator`, *optional*): One a text. Defaults to PyTorch's global one.
+                Nothing is drawn with a temperature of 0.
             decode (`bool`, *optional*, defaults to `True`): Whether the codes are made audible.
 
         Raises:
@@ -113,6 +115,10 @@ class SpeechGeneration:
         begun = time.perf_counter()
         check_number(temperature, "temperature", 0.0)
         check_whole_number(min_frames, "min_frames", 1)
+        if not temperature and (top_k is not None or top_p is not None):
+            raise ValueError("`top_k` and `top_p` choose what is drawn from; give a `temperature` above 0 with them.")
+        if min_frames > 1 and self.config.text_alignment != "none":  # type: ignore[attr-defined]
+            raise ValueError("`min_frames` needs a model without a `text_alignment`; give `durations` instead.")
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
             raise ValueError("`text` is empty; pass at least one text.")
@@ -125,7 +131,9 @@ class SpeechGeneration:
         if temperature:
             processors.append(RowSampling(temperature, top_k, top_p, None if generators is None else list(generators)))
         config = self.config  # type: ignore[attr-defined]
-        sequences = self._write(inputs, processors, limit)
+        sequences = greedy_ids(
+            self, **inputs, processors=processors, max_new_tokens=limit, end=config.audio_end_token_id
+        )
         said = [
             self._said(row, request)
             for row, request in zip(sequences[:, inputs["input_ids"].shape[1] :], requests, strict=True)
@@ -138,23 +146,6 @@ class SpeechGeneration:
         length = float(output["audio_codes_mask"].sum()) / config.frame_rate
         output["realtime_factor"] = output["seconds"] / length if length else float("inf")
         return SpeechOutput(**output)
-
-    def _write(self, inputs: dict[str, torch.Tensor], processors: LogitsProcessorList, limit: int) -> torch.LongTensor:
-        # The prompts and what the model writes. Rows that need no padding go without what `generate` does at each
-        # step besides, which takes a fifth of the time of a small model.
-        end = self.config.audio_end_token_id  # type: ignore[attr-defined]
-        if bool(inputs["attention_mask"].all()):
-            return greedy_ids(self, inputs["input_ids"], processors, limit, end)
-        return self.generate(  # type: ignore[attr-defined]
-            **inputs,
-            logits_processor=processors,
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=limit,
-            eos_token_id=end,
-            repetition_penalty=1.0,
-            use_cache=True,
-        )
 
     def _requests(
         self,
@@ -303,14 +294,20 @@ class SpeechGeneration:
 
 
 def greedy_ids(
-    model: Any, input_ids: torch.Tensor, processors: LogitsProcessorList, max_new_tokens: int, end: int
+    model: Any,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    processors: LogitsProcessorList,
+    max_new_tokens: int,
+    end: int,
 ) -> torch.LongTensor:
     """
-    What `generate` writes greedily to rows without padding.
+    What `generate` writes greedily, without the settings of a generation configuration and in less time a step.
 
     Args:
         model (`PreTrainedModel`): A causal language model.
-        input_ids (`torch.LongTensor` of shape `(batch, num_positions)`): The prompts.
+        input_ids (`torch.LongTensor` of shape `(batch, num_positions)`): The prompts, padded on the left.
+        attention_mask (`torch.LongTensor` of shape `(batch, num_positions)`): 1 for real positions.
         processors (`LogitsProcessorList`): What changes the scores before the best is taken.
         max_new_tokens (`int`): Most ids that are written.
         end (`int`): Id behind which a row is filled with itself.
@@ -322,8 +319,18 @@ def greedy_ids(
     ids = torch.cat([input_ids, input_ids.new_full((batch_size, max_new_tokens), end)], dim=1)
     is_going = torch.ones(batch_size, dtype=torch.bool, device=ids.device)
     read, past = input_ids, None
+    # A mask costs time, so that rows without padding have none.
+    is_padded = not bool(attention_mask.all())
+    mask = torch.cat([attention_mask, attention_mask.new_ones(batch_size, max_new_tokens)], dim=1)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
     for place in range(length, length + max_new_tokens):
-        outputs = model(input_ids=read, past_key_values=past, use_cache=True, logits_to_keep=1)
+        padding = {}
+        if is_padded:
+            padding = {
+                "attention_mask": mask[:, :place],
+                "position_ids": positions[:, place - read.shape[1] : place],
+            }
+        outputs = model(input_ids=read, past_key_values=past, use_cache=True, logits_to_keep=1, **padding)
         past = outputs.past_key_values
         scores = processors(ids[:, :place], outputs.logits[:, -1].float())
         written = torch.where(is_going, scores.argmax(-1), end)

@@ -87,7 +87,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{results['num_sentences']} sentences, {results['seconds'] / 60:.1f} minutes as recorded; {results['date']}.",
         f"{results['model']} speaks {results['num_codebooks']} codebooks of {results['codec']}, layout "
-        f"{results['layout']}, text alignment {results['text_alignment']}; {chosen}, the rest as the model has it.",
+        f"{results['layout']}, text alignment {results['text_alignment']}; {chosen}, the rest as by default.",
         "Values over all sentences, with 95 % bootstrap intervals over sentences.",
         "WER and CER: errors per word and character of the text, in what a recogniser hears. Read them beside those "
         "of the ceilings: the recordings, the codec's decoding of their codes at the same number of codebooks, and "

@@ -48,16 +48,44 @@ def test_custom_loop_equals_stock_greedy(kind):
     ids = torch.randint(8, model.config.audio_offset, (2, 9), generator=torch.Generator().manual_seed(0))
     stock = model.language_model.generate(ids, do_sample=False, max_new_tokens=6, eos_token_id=None)
     assert torch.equal(model.generate(ids, do_sample=False, max_new_tokens=6, eos_token_id=None), stock)
-    assert torch.equal(greedy_ids(model, ids, LogitsProcessorList(), 6, end=-1), stock)
+    assert torch.equal(greedy_ids(model, ids, torch.ones_like(ids), LogitsProcessorList(), 6, end=-1), stock)
+
+
+@pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
+def test_custom_loop_on_padded_rows_equals_stock_greedy(kind):
+    model, _ = tiny_speech_lm(kind)
+    ids = torch.randint(8, model.config.audio_offset, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    stock = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=6, eos_token_id=None)
+    assert torch.equal(greedy_ids(model, ids, mask, LogitsProcessorList(), 6, end=-1), stock)
+    alone = greedy_ids(model, ids[1:, 4:], mask[1:, 4:], LogitsProcessorList(), 6, end=-1)
+    assert torch.equal(alone[0, 5:], stock[1, 9:])
+
+
+def test_arguments_that_would_have_no_effect_are_refused():
+    model, processor = tiny_speech_lm(text_alignment="phone")
+    for options in ({"top_k": 3}, {"top_p": 0.9}):
+        with pytest.raises(ValueError, match="a `temperature` above 0"):
+            model.generate_speech("hi", processor, temperature=0, **options)
+    with pytest.raises(ValueError, match="without a `text_alignment`"):
+        model.generate_speech("hi", processor, min_frames=4)
+
+
+def test_prompts_of_another_version_are_refused():
+    model, processor = tiny_speech_lm()
+    model.config.template_version = 0
+    with pytest.raises(ValueError, match="template_version"):
+        model.generate_speech("hi", processor)
 
 
 def test_a_row_that_has_ended_waits_for_the_others():
     model, _ = tiny_speech_lm()
     ids = torch.randint(8, model.config.audio_offset, (3, 9), generator=torch.Generator().manual_seed(0))
-    free = greedy_ids(model, ids, LogitsProcessorList(), 6, end=-1)
+    free = greedy_ids(model, ids, torch.ones_like(ids), LogitsProcessorList(), 6, end=-1)
     end = int(free[1, 11])
     stock = model.generate(ids, do_sample=False, max_new_tokens=6, eos_token_id=end, pad_token_id=end)
-    assert torch.equal(greedy_ids(model, ids, LogitsProcessorList(), 6, end), stock)
+    assert torch.equal(greedy_ids(model, ids, torch.ones_like(ids), LogitsProcessorList(), 6, end), stock)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

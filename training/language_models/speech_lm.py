@@ -134,13 +134,14 @@ class SpeechLMTrainer(RecipeTrainer):
 
     def __init__(self, *args: Any, recipe: SpeechLMArguments, held_out: SpeechLMItems | None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.recipe, self.held_out, self._measured = recipe, held_out, 0
+        self.recipe, self.held_out = recipe, held_out
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the losses of held-out rows, where it is time for them."""
-        due = self.state.global_step // self.recipe.eval_steps
-        if self.held_out is not None and "loss" in logs and due > self._measured:
-            self._measured = due
+        # From the step alone, so that a resumed training measures where an uninterrupted one does.
+        step, before = self.state.global_step, max(0, self.state.global_step - self.args.logging_steps)
+        is_due = step // self.recipe.eval_steps > before // self.recipe.eval_steps
+        if self.held_out is not None and "loss" in logs and is_due:
             model = self.accelerator.unwrap_model(self.model)
             model.eval()
             found = held_out_losses(model, self.held_out, self.recipe)

@@ -77,17 +77,10 @@ class SpeechLMCollator:
         if not possible:
             lacks = ", ".join(f"{name} needs `{column}`" for name, column in missing.items())
             raise ValueError(f"Row {row.get('id')!r} serves no task: {lacks}; leave it out, or add a task.")
-        if len(possible) == 1:
-            return possible[0]
         place = row.get("place", row.get("id"))
-        if place is None:
+        if len(possible) > 1 and place is None:
             raise ValueError("A row has neither `place` nor `id`, by which its task is drawn; give it one.")
-        left = _uniform(self.seed, self.epoch, place) * sum(wanted[name] for name in possible)
-        for name in possible:
-            left -= wanted[name]
-            if left < 0:
-                return name
-        return possible[-1]  # by rounding alone
+        return drawn_task({name: wanted[name] for name in possible}, self.seed, self.epoch, place)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
@@ -119,10 +112,26 @@ class SpeechLMCollator:
         return batch
 
 
+def drawn_task(weights: Mapping[str, float], *facts: object) -> str:
+    """
+    One of several tasks, drawn by their weights and from facts alone, such as a seed, an epoch and a row's place.
+
+    Args:
+        weights (`Mapping[str, float]`): Weight of each task that is possible; at least one, none negative.
+        facts: What the draw depends on.
+    """
+    left = _uniform(*facts) * sum(weights.values())
+    for name, weight in weights.items():
+        left -= weight
+        if left < 0:
+            return name
+    return next(reversed(weights))  # by rounding alone
+
+
 def _uniform(*facts: object) -> float:
     # In [0, 1), from the facts alone: the same in every process and after every restart.
     digest = hashlib.blake2b("\0".join(map(str, facts)).encode(), digest_size=7).digest()
     return (int.from_bytes(digest, "big") >> 3) / 2**53
 
 
-__all__ = ["SpeechLMCollator"]
+__all__ = ["SpeechLMCollator", "drawn_task"]

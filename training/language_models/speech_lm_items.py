@@ -16,6 +16,7 @@ from speech_tokenizers.modeling.speech_lm_sequences import pad_sequences
 from speech_tokenizers.modeling.speech_lm_tasks import TASKS
 from speech_tokenizers.training.common.processes import process_state
 from speech_tokenizers.training.common.recipe_files import check_names
+from speech_tokenizers.training.language_models.speech_lm_collator import drawn_task
 
 
 class SpeechLMItems(torch.utils.data.Dataset):
@@ -53,7 +54,7 @@ class SpeechLMItems(torch.utils.data.Dataset):
         check_names(tasks, TASKS, "`tasks`")
         self.rows, self.processor, self.seed = rows, processor, seed
         self.tasks = list(tasks)
-        self.weights = np.array([tasks[name] for name in self.tasks], dtype=np.float64)
+        self.weights = dict(tasks)
         self.lengths = np.zeros(len(rows), dtype=np.int64)
         self.usable = np.zeros((len(rows), len(self.tasks)), dtype=bool)
         is_shown = process_state().is_main_process
@@ -84,10 +85,10 @@ class SpeechLMItems(torch.utils.data.Dataset):
     def task_of(self, index: int) -> int:
         """Number of the task of an item; see `tasks`."""
         epoch, item = divmod(index, len(self))
-        weights = self.weights * self.usable[item]
-        if len(weights) == 1:
-            return 0
-        return int(np.random.default_rng((self.seed, epoch, item)).choice(len(weights), p=weights / weights.sum()))
+        possible = {
+            name: self.weights[name] for name, usable in zip(self.tasks, self.usable[item], strict=True) if usable
+        }
+        return self.tasks.index(drawn_task(possible, self.seed, epoch, item))
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """`input_ids` and `labels`, `(num_positions,)`, and `tasks`, the number of the task."""

@@ -128,9 +128,10 @@ def test_a_trained_voice_is_loaded_by_its_folder_and_speaks(recipe, corpus, tmp_
     assert "FAULT" not in capsys.readouterr().out
 
 
-def test_resuming_equals_going_through(recipe, tmp_path, monkeypatch):
-    # With dropout, whose random numbers are part of what goes on.
-    train_speech_lm(arguments(recipe("whole")))
+def test_resuming_equals_going_through(recipe, corpus, tmp_path, monkeypatch):
+    # With dropout, whose random numbers are part of what goes on, and with measurements at step 3 alone.
+    changes = [f"data.eval={corpus / 'rows'}", "eval_steps=3"]
+    train_speech_lm(arguments(recipe("whole"), *changes))
 
     class Killed(Exception):
         pass
@@ -145,21 +146,19 @@ def test_resuming_equals_going_through(recipe, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(speech_lm.SpeechLMTrainer, "compute_loss", dies)
         with pytest.raises(Killed):
-            train_speech_lm(arguments(recipe("parts")))
+            train_speech_lm(arguments(recipe("parts"), *changes))
     torch.rand(7)
-    train_speech_lm(arguments(recipe("parts")))
+    train_speech_lm(arguments(recipe("parts"), *changes))
     assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
+    assert ["held_out_audio_loss" in entry for entry in losses_of(tmp_path / "whole")] == [False, False, True, False]
     whole, parts = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
 
-def test_accumulation_equals_one_batch(recipe, tmp_path):
+def test_accumulation_equals_one_batch(corpus):
     # Batches of different lengths, so of different numbers of targets.
-    sizes = ["language_model.attention_dropout=0.0", "max_steps=3"]
-    train_speech_lm(arguments(recipe("one", batch_positions=2000), *sizes))
-    args = arguments(recipe("parts", batch_positions=2000), *sizes)
     codec = tiny_codec()
-    rows = read_speech_rows(args.data.train, codec=codec)
+    rows = read_speech_rows(corpus / "rows", codec=codec)
     processor = tiny_processor(codec, "phone")
     model, _ = tiny_speech_lm(text_alignment="phone")
     items = SpeechLMItems(rows, processor)
