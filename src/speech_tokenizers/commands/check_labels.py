@@ -15,18 +15,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATA",
         help="rows of `encode-rows`, or a dataset with `input_ids` and `labels` (a folder of `save_to_disk`, Parquet)",
     )
-    parser.add_argument("--task", default="tts", help="task in which rows are read (default: tts)")
+    parser.add_argument("--task", default="tts", help="task in which rows of `encode-rows` are read (default: tts)")
     parser.add_argument("--limit", type=int, default=8, metavar="N", help="rows to look at (default: 8)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code: 0 without a fault, 1 with one."""
+    from transformers.utils import logging
+
     from speech_tokenizers.coding.speech_lm_loading import load_any_causal_lm
     from speech_tokenizers.commands.frame import UsageError
     from speech_tokenizers.training.language_models.label_checks import check_labels
 
     if args.limit < 1:
         raise UsageError(f"--limit must be at least 1, but is {args.limit}")
+    logging.disable_progress_bar()
     model, processor = load_any_causal_lm(args.model)
     rows, ends = _rows(Path(args.data), processor, args.task, args.limit)
     report = check_labels(model, rows, ends)
@@ -40,6 +43,8 @@ def _rows(path: Path, processor, task: str, limit: int) -> tuple[list, list[int]
     from speech_tokenizers.commands.frame import UsageError
     from speech_tokenizers.processing.speech_rows import read_speech_rows
 
+    if not path.exists():
+        raise UsageError(f"{path} is not there; name rows of `encode-rows` or a saved dataset")
     if (path / "dataset_dict.json").is_file():
         raise UsageError(f"{path} holds several splits; name the folder of one")
     if (path / "state.json").is_file():

@@ -40,9 +40,10 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     import torch
+    from transformers.utils import logging
 
     from speech_tokenizers.coding.command_options import choose_device
-    from speech_tokenizers.coding.speech_lm_loading import load_speech_lm
+    from speech_tokenizers.coding.speech_lm_loading import DEFAULT_VOICE, load_speech_lm
     from speech_tokenizers.commands.frame import UsageError, say
 
     texts = list(_texts(args.text))
@@ -53,8 +54,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--output {args.output} names a file, but there are {len(texts)} texts; name a folder")
     if args.top_k is not None and args.top_k < 1:
         raise UsageError(f"--top-k must be at least 1, but is {args.top_k}")
-    from speech_tokenizers.coding.speech_lm_loading import DEFAULT_VOICE
-
+    logging.disable_progress_bar()
     model, processor = load_speech_lm(args.model or DEFAULT_VOICE, args.codec)
     model.to(choose_device(args.device))
     # All texts are looked at before the first is said.
@@ -75,7 +75,10 @@ def run(args: argparse.Namespace) -> int:
             cut += 1
             say(f"{path}: speech did not end by itself and was cut")
         if args.times:
-            words = [{"word": word, "start": start, "end": end} for word, start, end in said.word_times[0]]
+            words = [
+                {"word": word, "start": round(start, 3), "end": round(end, 3)}
+                for word, start, end in said.word_times[0]
+            ]
             print(json.dumps({"file_name": path.name, "text": text, "words": words}, ensure_ascii=False))
         else:
             print(f"{path}: {said.audio_mask.sum() / model.config.sampling_rate:.2f} s in {said.seconds:.2f} s")

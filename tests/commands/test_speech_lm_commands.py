@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `say` and `check-labels` refuse, in one line each and before anything is written."""
+
+import numpy as np
+import pytest
+import soundfile
+
+from helpers.tiny_speaking_lm import tiny_codec, tiny_speech_lm
+from speech_tokenizers.cli import main
+from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
+
+
+@pytest.fixture(scope="module")
+def voice(tmp_path_factory):
+    """A saved voice of random weights with its codec."""
+    folder = tmp_path_factory.mktemp("voice")
+    model, processor = tiny_speech_lm(text_alignment="phone")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    codec = tiny_codec()
+    codec.save_pretrained(folder / "codec")
+    RVQCodecFeatureExtractor(sampling_rate=codec.sampling_rate).save_pretrained(folder / "codec")
+    return folder
+
+
+def test_each_line_of_a_file_becomes_a_recording(voice, tmp_path):
+    (tmp_path / "lines.txt").write_text("hi tim\n\ndie\n", encoding="utf-8")
+    command = ["say", f"@{tmp_path / 'lines.txt'}", "-o", str(tmp_path / "out"), "--model", str(voice)]
+    assert main(command) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0001.wav", "0002.wav"]
+    assert all(len(soundfile.read(path)[0]) > 0 for path in (tmp_path / "out").iterdir())
+
+
+def test_the_same_seed_says_the_same_and_another_one_does_not(voice, tmp_path):
+    said = []
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        path = tmp_path / f"{name}.wav"
+        options = ["--model", str(voice), "--temperature", "1", "--seed", seed]
+        assert main(["say", "hi tim", "-o", str(path), *options]) == 0
+        said.append(soundfile.read(path)[0])
+    assert np.array_equal(said[0], said[1])
+    assert len(said[0]) != len(said[2]) or not np.array_equal(said[0], said[2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["zebra"], "text 1: "),
+        (["hi", "--top-k", "3"], "a `temperature` above 0"),
+        (["hi", "--top-k", "0"], "--top-k must be at least 1"),
+        (["@missing.txt"], "missing.txt"),
+    ],
+    ids=["unknown word", "no draw", "top-k", "no file"],
+)
+def test_what_cannot_be_said_is_told_and_nothing_is_written(voice, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["say", *arguments, "-o", "said.wav", "--model", str(voice)]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_of_rows_that_are_not_there_are_not_checked(voice, capsys):
+    assert main(["check-labels", str(voice), "no-such-rows"]) == 2
+    assert "no-such-rows is not there" in capsys.readouterr().err
