@@ -65,7 +65,17 @@ def _run(args: argparse.Namespace, chosen: str | None) -> int:
     if args.verbose:
         say(trace.rstrip())
     say(f"speech-tokenizers {chosen}: error: {reason}")
+    _leave_others(code)
     return code
+
+
+def _leave_others(code: int) -> None:
+    # A process that failed among several is still joined to them: what joins them may abort it while Python ends, and
+    # to undo it would wait for them. Does nothing in a process that is alone.
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        _flush_streams()
+        os._exit(code)
 
 
 def _complete(words: list[str]) -> None:
