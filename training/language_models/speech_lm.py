@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from speech_tokenizers.coding.loading import load
-from speech_tokenizers.modeling.model_names import find_model
+from speech_tokenizers.coding.loading import find_checkpoint, load, load_config
+from speech_tokenizers.coding.speech_lm_loading import SPEECH_LM, load_speech_lm
 from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
 from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
 from speech_tokenizers.modeling.pronunciations import PronunciationLexicon
@@ -55,7 +55,7 @@ class SpeechRowsArguments:
             language model's context.
         max_eval_rows (`int`): Most held-out rows that are measured.
         pronunciations (`str`, *optional*): Lexicon that comes with the model, by which it says texts; needed for
-            `text_alignment: phone`.
+            `text_alignment: phone`, unless the model that learns on has one.
     """
 
     train: str
@@ -78,13 +78,16 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
     Args:
         data ([`SpeechRowsArguments`]): The rows.
         codec (`str`): Name, folder or Hub id of the codec whose codes they hold.
-        language_model (`str` or `dict`): Folder or Hub id of a causal language model that learns on; or the
+        language_model (`str` or `dict`): Name, folder or Hub id of a speech language model, which learns on with its
+            own processor; or of another causal language model, which learns the codes as new words; or the
             configuration of one that begins at random, with its `model_type`, whose vocabulary is that of
             [`build_speech_vocabulary`].
-        num_codebooks (`int`, *optional*): First codebooks that are used. Defaults to those of the rows.
+        num_codebooks (`int`, *optional*): First codebooks that are used. Defaults to those of the speech language
+            model that learns on, and else to those of the rows.
         text_alignment (`str`): See [`SpeechLMConfig`].
         tasks (`dict`): Weight of each task in the mixture; see [`TASKS`].
-        init (`str`): How the new rows begin; see [`SpeechLMForConditionalGeneration.init_audio_rows`].
+        init (`str`): How the rows of new words begin; see [`SpeechLMForConditionalGeneration.init_audio_rows`]. A
+            speech language model has them already.
         text_loss_weight, audio_loss_weight (`float`): See [`SpeechLMConfig`].
         batch_positions (`int`): Positions of a micro-batch of one process, with padding.
         eval_steps (`int`): Steps between measurements of the held-out rows; the next entry of the log has them.
@@ -115,11 +118,6 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
         check_not_negative(self, "text_loss_weight", "audio_loss_weight")
         if not self.tasks or any(weight <= 0 for weight in self.tasks.values()):
             raise ValueError("`tasks` must name at least one task, each with a positive weight.")
-        if self.text_alignment == "phone" and self.data.pronunciations is None:
-            raise ValueError(
-                "`text_alignment: phone` needs `data.pronunciations`, the lexicon by which texts are said; a corpus of"
-                " `make-tts-corpus` has one."
-            )
 
 
 class SpeechLMTrainer(RecipeTrainer):
@@ -177,55 +175,80 @@ class SpeechLMTrainer(RecipeTrainer):
         return found
 
 
-def build_processor(args: SpeechLMArguments, codec: Any, feature_extractor: Any, rows: Any) -> SpeechLMProcessor:
+def build_voice(
+    args: SpeechLMArguments, codec: Any, feature_extractor: Any, rows: Any
+) -> tuple[SpeechLMForConditionalGeneration, SpeechLMProcessor]:
     """
-    The processor of a recipe's model.
+    The model of a recipe before its first step, in float32, and its processor.
 
     Args:
         args ([`SpeechLMArguments`]): The recipe.
         codec ([`SpeechCodec`]): The codec.
         feature_extractor: The codec's feature extractor.
         rows (`datasets.Dataset`): The rows to learn from, whose phones become pieces.
+
+    Raises:
+        ValueError: If the recipe asks a speech language model for what it was not made for.
     """
-    if isinstance(args.language_model, str):
-        tokenizer = AutoTokenizer.from_pretrained(find_model(args.language_model, argument="language_model"))
+    weights = {"text_loss_weight": args.text_loss_weight, "audio_loss_weight": args.audio_loss_weight}
+    lm: Any = args.language_model
+    folder = find_checkpoint(lm, argument="language_model") if isinstance(lm, str) else None
+    if folder is not None and load_config(folder).model_type == SPEECH_LM:
+        model, processor = load_speech_lm(folder, codec, dtype=torch.float32)
+        _check_learns_on(args, model)
+        for name, weight in weights.items():
+            setattr(model.config, name, weight)
+        tokenizer = processor.tokenizer
     else:
-        tokenizer = build_speech_vocabulary()
-    labels: list[str] = []
-    if args.text_alignment == "phone":
-        labels = sorted({phone["label"] for phones in rows["phones"] for phone in phones or ()})
-        if not labels:
-            raise ValueError(f"{args.data.train}: the rows have no `phones`, which `text_alignment: phone` needs.")
-    processor = SpeechLMProcessor.from_tokenizer(
-        tokenizer,
-        codec,
-        feature_extractor,
-        text_alignment=args.text_alignment,
-        piece_labels=labels,
-        num_codebooks=args.num_codebooks or int(rows[0]["num_quantizers"]),
-        codec_name=args.codec,
-    )
+        tokenizer = build_speech_vocabulary() if folder is None else AutoTokenizer.from_pretrained(folder)
+        processor = SpeechLMProcessor.from_tokenizer(
+            tokenizer,
+            codec,
+            feature_extractor,
+            text_alignment=args.text_alignment,
+            piece_labels=_piece_labels(args, rows),
+            num_codebooks=args.num_codebooks or int(rows[0]["num_quantizers"]),
+            codec_name=args.codec,
+        )
+        set_seed(args.seed)
+        if folder is None:
+            ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+            sizes = {"vocab_size": processor.vocab_size_needed, **ends, **lm}
+            lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(**sizes))
+        else:
+            # Published weights are often of half precision, in which small steps of an optimiser vanish.
+            lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model = SpeechLMForConditionalGeneration.from_causal_lm(
+            lm, codec, processor, init=args.init, seed=args.seed, **weights
+        )
     if args.data.pronunciations is not None:
         processor.attach_pronouncer(PronunciationLexicon.from_file(args.data.pronunciations))
-    return processor
+    return model, processor
 
 
-def build_model(args: SpeechLMArguments, codec: Any, processor: SpeechLMProcessor) -> SpeechLMForConditionalGeneration:
-    """The model of a recipe, before its first step."""
-    set_seed(args.seed)
-    if isinstance(args.language_model, str):
-        lm: Any = AutoModelForCausalLM.from_pretrained(find_model(args.language_model, argument="language_model"))
-    else:
-        from transformers import AutoConfig
+def _piece_labels(args: SpeechLMArguments, rows: Any) -> list[str]:
+    if args.text_alignment != "phone":
+        return []
+    if args.data.pronunciations is None:
+        raise ValueError(
+            "`text_alignment: phone` needs `data.pronunciations`, the lexicon by which texts are said; a corpus of"
+            " `make-tts-corpus` has one."
+        )
+    labels = sorted({phone["label"] for phones in rows["phones"] for phone in phones or ()})
+    if not labels:
+        raise ValueError(f"{args.data.train}: the rows have no `phones`, which `text_alignment: phone` needs.")
+    return labels
 
-        tokenizer = processor.tokenizer
-        ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-        sizes = {"vocab_size": processor.vocab_size_needed, **ends, **args.language_model}
-        lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(**sizes))
-    weights = {"text_loss_weight": args.text_loss_weight, "audio_loss_weight": args.audio_loss_weight}
-    return SpeechLMForConditionalGeneration.from_causal_lm(
-        lm, codec, processor, init=args.init, seed=args.seed, **weights
-    )
+
+def _check_learns_on(args: SpeechLMArguments, model: SpeechLMForConditionalGeneration) -> None:
+    asked = {"text_alignment": args.text_alignment, "num_codebooks": args.num_codebooks}
+    for name, value in asked.items():
+        has = getattr(model.config, name)
+        if value is not None and value != has:
+            raise ValueError(
+                f"The recipe asks for `{name}: {value}`, but {args.language_model} was made with {has}; write"
+                f" `{name}: {has}`, or begin with another language model."
+            )
 
 
 def train_speech_lm(args: SpeechLMArguments) -> dict[str, Any]:
@@ -252,10 +275,10 @@ def train_speech_lm(args: SpeechLMArguments) -> dict[str, Any]:
     RunRecord(output, args, inputs, finished).check()
     codec, feature_extractor = load(args.codec)
     codec = as_speech_codec(codec, feature_extractor)
-    rows = read_speech_rows(args.data.train, codec=codec)
-    processor = build_processor(args, codec, feature_extractor, rows)
     if not finished:
-        _train(args, codec, processor, rows, output, inputs)
+        rows = read_speech_rows(args.data.train, codec=codec)
+        model, processor = build_voice(args, codec, feature_extractor, rows)
+        _train(args, codec, model, processor, rows, output, inputs)
     processes.wait_for_everyone()
     if (fault := file_fault(result_file)) is not None:
         raise ValueError(f"{result_file} {fault}; delete it to measure anew.")
@@ -263,9 +286,14 @@ def train_speech_lm(args: SpeechLMArguments) -> dict[str, Any]:
 
 
 def _train(
-    args: SpeechLMArguments, codec: Any, processor: SpeechLMProcessor, rows: Any, output: Path, inputs: dict[str, Any]
+    args: SpeechLMArguments,
+    codec: Any,
+    model: SpeechLMForConditionalGeneration,
+    processor: SpeechLMProcessor,
+    rows: Any,
+    output: Path,
+    inputs: dict[str, Any],
 ) -> None:
-    model = build_model(args, codec, processor)
     longest = args.data.max_length or getattr(model.config.text_config, "max_position_embeddings", None)
     items = SpeechLMItems(rows, processor, args.tasks, seed=args.seed, max_length=longest)
     held_out = None
@@ -278,8 +306,8 @@ def _train(
             f"`batch_positions` ({args.batch_positions}) must hold the longest row, of {int(items.lengths.max())}"
             " positions."
         )
-    if args.text_alignment == "phone":
-        model.set_piece_frames(piece_frames(rows, processor))
+    if processor.text_alignment == "phone":
+        model.set_piece_frames(piece_frames(rows, processor, known=model.config.piece_frames))
     model.config.frames_per_character = frames_per_character(rows)
     claim_output(args, inputs)
     trainer = SpeechLMTrainer(

@@ -109,7 +109,12 @@ def pad_items(processor: SpeechLMProcessor) -> Callable[[Sequence[dict[str, torc
     return collate
 
 
-def piece_frames(rows: Any, processor: SpeechLMProcessor, share: float = 0.001) -> list[list[int]]:
+def piece_frames(
+    rows: Any,
+    processor: SpeechLMProcessor,
+    share: float = 0.001,
+    known: Sequence[Sequence[int]] | None = None,
+) -> list[list[int]]:
     """
     Fewest and most frames that each label takes, but for a share of its occurrences at either end.
 
@@ -117,6 +122,8 @@ def piece_frames(rows: Any, processor: SpeechLMProcessor, share: float = 0.001) 
         rows (`datasets.Dataset`): Rows with `phones`.
         processor ([`SpeechLMProcessor`]): The processor, for its labels and frame rate.
         share (`float`, *optional*, defaults to 0.001): Share that is left out.
+        known (sequence of pairs, *optional*): Limits of rows that a model has learnt before, which are widened only:
+            it still says a label that the new rows lack.
     """
     frames: dict[str, list[int]] = {label: [] for label in processor.piece_labels}
     for row in rows.select_columns(["phones", "num_frames"]):
@@ -127,9 +134,12 @@ def piece_frames(rows: Any, processor: SpeechLMProcessor, share: float = 0.001) 
         for phone, count in zip(phones, np.diff(ends.numpy(), prepend=0), strict=True):
             frames[phone["label"]].append(int(count))
     limits = []
-    for counts in frames.values():
-        fewest, most = np.quantile(counts or [1], [share, 1 - share])
-        limits.append([max(1, int(np.floor(fewest))), max(1, int(np.ceil(most)))])
+    for counts, before in zip(frames.values(), known or [()] * len(frames), strict=True):
+        ends = [*before]
+        if counts or not ends:
+            fewest, most = np.quantile(counts or [1], [share, 1 - share])
+            ends += [max(1, int(np.floor(fewest))), max(1, int(np.ceil(most)))]
+        limits.append([min(ends), max(ends)])
     return limits
 
 

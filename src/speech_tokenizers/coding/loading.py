@@ -53,13 +53,14 @@ def _checkpoint_folders() -> dict[str, Any]:
     }
 
 
-def find_checkpoint(name_or_path: str | Path | None = None, **place: Any) -> str:
+def find_checkpoint(name_or_path: str | Path | None = None, *, argument: str = "name_or_path", **place: Any) -> str:
     """
     Turn the name of a checkpoint into what `from_pretrained` takes.
 
     Args:
         name_or_path (`str` or `Path`, *optional*): A name of [`list_checkpoints`], a local folder, or the id of a Hub
             repository (`namespace/name`), in this order. Defaults to `DEFAULT_CHECKPOINT`.
+        argument (`str`, *optional*, defaults to `"name_or_path"`): Name of the argument or option, for messages.
         place: Arguments of `from_pretrained` that say where a repository is, such as `revision`.
 
     Returns:
@@ -81,21 +82,23 @@ def find_checkpoint(name_or_path: str | Path | None = None, **place: Any) -> str
             known = ", ".join(folders) or "none"
             meant = difflib.get_close_matches(name, folders, n=1)
             raise ValueError(
-                f"`name_or_path` is {name!r}, but there is no such file or folder, nor a repository of that name,"
+                f"`{argument}` is {name!r}, but there is no such file or folder, nor a repository of that name,"
                 f" which would be `namespace/name`; the checkpoints of this installation are {known}"
                 + (f"; did you mean {meant[0]}" if meant else "")
                 + "."
             )
     from speech_tokenizers.modeling.model_names import find_model
 
-    found = find_model(name, known=folders, **{key: place[key] for key in _REPOSITORY if key in place})
+    found = find_model(
+        name, argument=argument, known=folders, **{key: place[key] for key in _REPOSITORY if key in place}
+    )
     folder = Path(found, place.get("subfolder") or "")
     if os.path.isdir(found) and not (folder / "config.json").is_file():
         why = ""
         if (folder / "trainer_state.json").is_file():
             why = " It is a checkpoint of a training that had no codes yet, or that an older version saved."
         raise ValueError(
-            f"`name_or_path` is the folder {name}, which has no config.json; name a saved model's folder.{why}"
+            f"`{argument}` is the folder {name}, which has no config.json; name a saved model's folder.{why}"
         )
     return found
 

@@ -2,6 +2,7 @@
 """Training of speech language models: what is learnt, mixed, measured and said, and that a kill changes nothing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,15 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 
 from helpers.processes import run_ranks
 from helpers.tiny_speaking_lm import LEXICON, tiny_codec, tiny_processor, tiny_row, tiny_speech_lm
 from speech_tokenizers.cli import main
+from speech_tokenizers.coding.loading import load
 from speech_tokenizers.coding.speech_lm_loading import load_speech_lm
 from speech_tokenizers.modeling.pronunciations import PronunciationLexicon
+from speech_tokenizers.modeling.speech_lm_text import build_speech_vocabulary
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 from speech_tokenizers.processing.speech_row_format import RowsFacts
 from speech_tokenizers.processing.speech_rows import SpeechRowsWriter, read_speech_rows
@@ -246,6 +249,51 @@ def test_wrong_recipes_are_refused(recipe, corpus, capsys, changes, message):
         changes = {**changes, "data": {**changes["data"], "train": str(corpus / "rows")}}
     assert main(["train", str(recipe(**changes))]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_voice_learns_on_with_its_own_processor(recipe, corpus, tmp_path):
+    """It begins in float32 where it ended, keeps its lexicon, and still allows what the new rows lack."""
+    train_speech_lm(load_recipe(str(recipe("first")), [], SpeechLMArguments))
+    first, _ = load_speech_lm(tmp_path / "first" / "final")
+    first.config.piece_frames[0] = [1, 60]
+    first.half().save_pretrained(tmp_path / "voice")
+    for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json", "pronunciations.txt.gz"):
+        shutil.copy(tmp_path / "first" / "final" / name, tmp_path / "voice" / name)
+    path = recipe("second", language_model=str(tmp_path / "voice"), data={"train": str(corpus / "rows")}, max_steps=1)
+    args = load_recipe(str(path), [], SpeechLMArguments)
+    codec, extractor = load(args.codec)
+    rows = read_speech_rows(args.data.train, codec=codec)
+    model, processor = speech_lm.build_voice(args, codec, extractor, rows)
+    for name, value in model.state_dict().items():
+        assert value.dtype == torch.float32 or not value.is_floating_point(), name
+        assert torch.equal(value, first.state_dict()[name].to(value.dtype)), name
+    assert processor.speech_ids == first.config.speech_ids
+    train_speech_lm(args)
+    second, processor = load_speech_lm(tmp_path / "second" / "final")
+    assert second.config.piece_frames[0] == [1, 60]
+    assert second.generate_speech("hi tim", processor, temperature=0.0).word_times
+
+
+@pytest.mark.parametrize("changes", [{"text_alignment": "none"}, {"num_codebooks": 1}], ids=["alignment", "codebooks"])
+def test_a_voice_that_learns_on_keeps_its_form(recipe, tmp_path, capsys, changes):
+    train_speech_lm(load_recipe(str(recipe("first", max_steps=1)), [], SpeechLMArguments))
+    capsys.readouterr()
+    name = next(iter(changes))
+    assert main(["train", str(recipe("second", language_model=str(tmp_path / "first" / "final"), **changes))]) == 2
+    assert f"asks for `{name}: " in capsys.readouterr().err
+
+
+def test_published_weights_of_half_precision_learn_in_float32(recipe, tmp_path):
+    """Steps of an optimiser vanish in float16, and its moments overflow."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    config = AutoConfig.for_model("llama", vocab_size=len(build_speech_vocabulary()), **sizes)
+    AutoModelForCausalLM.from_config(config).half().save_pretrained(tmp_path / "half")
+    build_speech_vocabulary().save_pretrained(tmp_path / "half")
+    args = load_recipe(str(recipe(language_model=str(tmp_path / "half"))), [], SpeechLMArguments)
+    codec, extractor = load(args.codec)
+    rows = read_speech_rows(args.data.train, codec=codec)
+    model, _ = speech_lm.build_voice(args, codec, extractor, rows)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 def test_rows_of_another_codec_are_refused(recipe, corpus, tmp_path, capsys):
