@@ -40,14 +40,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--codebooks", type=count, help="number of codebooks, the first ones; default: the codec's")
     parser.add_argument("--codebook-size", type=count, help="entries a codebook of a codec that is not named")
     parser.add_argument(
-        "--lm", metavar="CONFIG", required=True, help="language model: a JSON file, a folder or a Hub id; no weights"
+        "--lm",
+        metavar="CONFIG",
+        required=True,
+        help="language model: a JSON file, a folder, a released voice or a Hub id; no weights. A speech language model"
+        " knows its codec's sizes",
     )
     parser.add_argument("--layout", choices=LAYOUTS, default="flat", help="layout of the speech (default: flat)")
     parser.add_argument(
         "--text-alignment",
         choices=ALIGNMENTS,
-        default="none",
-        help="pieces of the text that stand before their frames (default: none)",
+        help="pieces of the text that stand before their frames (default: none, or that of a speech language model)",
     )
     parser.add_argument("--phones", type=count, default=41, help="phones that have an id of their own (default: 41)")
     parser.add_argument(
@@ -79,11 +82,15 @@ def run(args: argparse.Namespace) -> int:
     for name in ("hours", "epochs", "device_tflops"):
         if (value := getattr(args, name)) is not None and not 0 < value < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} must be positive and finite, but is {value:g}.")
-    speech = speech_sizes(args.model, args.frame_rate, args.codebooks, args.codebook_size, args.layout)
-    config, speaks_already = text_config(read_language_model_config(args.lm))
+    config, own = text_config(read_language_model_config(args.lm))
+    if own is None:
+        speech = speech_sizes(args.model, args.frame_rate, args.codebooks, args.codebook_size, args.layout)
+    else:
+        speech = own_sizes(own, args)
+    args.text_alignment = args.text_alignment or (own.text_alignment if own is not None else "none")
     num_pieces = args.phones if args.text_alignment == "phone" else 0
     rows = config.get_text_config(decoder=True).vocab_size
-    if not speaks_already:
+    if own is None:
         rows = vocabulary_size(rows, speech, args.layout, num_pieces)
     model = count_language_model(empty_language_model(config, rows))
     clip = clip_positions(args.seconds, speech, args.layout, args.text_alignment, args.text_ids)
@@ -134,10 +141,28 @@ def speech_sizes(
     return SpeechSizes(frame_rate, num_codebooks, codebook_size)
 
 
-def text_config(config: Any) -> "tuple[PreTrainedConfig, bool]":
-    """The configuration of the language model, and whether it lies within that of a speech language model already."""
+def text_config(config: Any) -> "tuple[PreTrainedConfig, Any]":
+    """The configuration of the language model, and that of the speech language model around it, if there is one."""
     is_inner = hasattr(config, "text_config") and hasattr(config, "layout")
-    return (config.text_config, True) if is_inner else (config, False)
+    return (config.text_config, config) if is_inner else (config, None)
+
+
+def own_sizes(config: Any, args: argparse.Namespace) -> SpeechSizes:
+    """
+    The sizes of a speech language model.
+
+    Raises:
+        ValueError: If the options ask for others.
+    """
+    given = ("model", "frame_rate", "codebooks", "codebook_size")
+    others = [name for name in given if getattr(args, name) is not None]
+    others += [
+        name for name in ("layout", "text_alignment") if getattr(args, name) not in (None, getattr(config, name))
+    ]
+    if others:
+        named = ", ".join("--" + name.replace("_", "-") for name in others)
+        raise ValueError(f"--lm {args.lm} is a speech language model, which has sizes of its own; leave out {named}.")
+    return SpeechSizes(config.frame_rate, config.num_codebooks, config.codebook_size)
 
 
 def check_context(

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from speech_tokenizers.coding.loading import find_checkpoint
 from speech_tokenizers.evaluation.speech_lm.budget import LanguageModelSizes
-from speech_tokenizers.modeling.model_names import find_model
 
 
 # Kinds of layers whose cache grows with the sequence, or stops growing at a window.
@@ -21,14 +21,14 @@ def read_language_model_config(name_or_path: str) -> PreTrainedConfig:
     The configuration of a language model; no weights are read.
 
     Args:
-        name_or_path (`str`): A JSON file, a folder that has a `config.json`, or a Hub id.
+        name_or_path (`str`): A JSON file, a folder that has a `config.json`, a released voice, or a Hub id.
 
     Raises:
         ValueError: If there is none, or it is damaged or of a kind that transformers does not know.
     """
     path = Path(name_or_path).expanduser()
     is_file = path.exists() and not path.is_dir()  # a pipe, too
-    where = str(path) if is_file else find_model(name_or_path, argument="--lm")
+    where = str(path) if is_file else find_checkpoint(name_or_path, argument="--lm")
     try:
         return AutoConfig.from_pretrained(where)
     except (TypeError, ValueError, LookupError, AttributeError, OSError) as error:

@@ -245,6 +245,17 @@ def test_the_command_takes_the_sizes_of_a_codec(estimate, tiny_checkpoint):
     assert lines["positions a second"] == "1200"
 
 
+def test_a_released_voice_knows_its_own_sizes(capsys):
+    assert main(["estimate", "--lm", "tts-slt-16khz", "--seconds", "1"]) == 0
+    lines = capsys.readouterr().out
+    assert "50 frames/s, 2 codebooks of 1,024, layout flat" in lines
+    assert "positions a second          112\n" in lines  # 2 codes a frame and 12 phones a second
+    assert "4,494,720" in lines
+    for option, value in (("--codebooks", "4"), ("--text-alignment", "none"), ("--model", "rvq-codec-16khz-4kbps")):
+        assert main(["estimate", "--lm", "tts-slt-16khz", "--seconds", "1", option, value]) == 2
+        assert f"leave out {option}" in capsys.readouterr().err
+
+
 def test_a_clip_beyond_the_context_is_warned_of_where_positions_are_computed(estimate):
     code, lines, warned = estimate(LLAMA, *SIZES_GIVEN, "--seconds", "2")
     assert code == 0
