@@ -109,7 +109,7 @@ class SpeechLMForConditionalGeneration(SpeechGeneration, CheckedLoading, PreTrai
         *,
         init: str = "codebook",
         seed: int = 0,
-        dtype: Any = None,
+        dtype: Any = torch.float32,
         **fields: Any,
     ) -> Self:
         """
@@ -124,14 +124,15 @@ class SpeechLMForConditionalGeneration(SpeechGeneration, CheckedLoading, PreTrai
             init (`str`, *optional*, defaults to `"codebook"`): How the rows of the codes begin; see
                 [`~SpeechLMForConditionalGeneration.init_audio_rows`].
             seed (`int`, *optional*, defaults to 0): Seed of the new rows.
-            dtype (*optional*): Type of the weights, where `lm` is loaded here.
+            dtype (*optional*): Type of the weights, where `lm` is loaded here. Defaults to `torch.float32`, as small
+                steps of a training vanish in half precision, of which published weights often are.
             fields: Further fields of [`SpeechLMConfig`], such as `audio_loss_weight`.
 
         Raises:
             ValueError: If the processor belongs to another vocabulary or codec.
         """
         if isinstance(lm, str):
-            lm = AutoModelForCausalLM.from_pretrained(lm, **({} if dtype is None else {"dtype": dtype}))
+            lm = AutoModelForCausalLM.from_pretrained(lm, dtype=dtype)
         old_rows = lm.get_input_embeddings().weight.shape[0]
         ids = processor.speech_ids
         first_new = min(ids.audio_start, ids.audio_end, ids.piece_offset if ids.num_pieces else ids.audio_start)

@@ -236,8 +236,8 @@ class PronunciationLexicon:
         if unknown:
             listed = list(dict.fromkeys(reversed(unknown)))
             raise PronunciationError(
-                f"`text` has words without a pronunciation: {_quoted(listed)}. Add each by `.add(word, phones)`, or"
-                " write it otherwise.",
+                f"`text` has words without a pronunciation: {_quoted(listed)}. Write them otherwise, add"
+                " each as a line `word phone phone ...` to `pronunciations.txt.gz`, or call `.add(word, phones)`.",
                 listed,
             )
         items.append(PronouncedWord("", (PAUSE,)))

@@ -213,23 +213,30 @@ class SpeechGeneration:
     def _limit(self, requests: Sequence[_Request], prompt_length: int, max_frames: int | None) -> int:
         # The most ids that are written: those of the frames and pieces, and the end.
         config = self.config  # type: ignore[attr-defined]
+        context = getattr(config.text_config, "max_position_embeddings", None)
+        if max_frames is not None:
+            check_whole_number(max_frames, "max_frames", 1)
         limits = []
         for request in requests:
-            frames = sum(request.most) if request.pieces else self._most_frames(request.text)
+            most = sum(request.most) if request.pieces else self._most_frames(request.text)
+            usual = max(sum(request.fewest), self._usual_frames(request.text))
             if max_frames is not None:
-                frames = min(frames, check_whole_number(max_frames, "max_frames", 1))
-            limits.append(frames * config.num_codebooks + sum(len(piece) for piece in request.pieces) + 1)
-        context = getattr(config.text_config, "max_position_embeddings", None)
-        if context is None:
-            return max(limits)
-        room = context - prompt_length
-        fewest = max(sum(len(piece) for piece in request.pieces) for request in requests) + config.num_codebooks + 1
-        if room < fewest:
-            raise ValueError(
-                f"The prompt takes {prompt_length} of the model's {context} positions, which leaves {max(room, 0)} for"
-                f" speech that needs at least {fewest}; say the text in parts."
-            )
-        return min(max(limits), room)
+                most, usual = min(most, max_frames), min(usual, max_frames)
+            others = sum(len(piece) for piece in request.pieces) + 1
+            limits.append(most * config.num_codebooks + others)
+            # Speech that does not fit is refused, not cut.
+            needed = max(1, min(usual, most)) * config.num_codebooks + others
+            if context is not None and prompt_length + needed > context:
+                raise ValueError(
+                    f"The text {_beginning(request.text)!r} takes about {prompt_length + needed} positions, its prompt"
+                    f" {prompt_length} of them, but the model has {context}; say it in parts, such as sentences."
+                )
+        return max(limits) if context is None else min(max(limits), context - prompt_length)
+
+    def _usual_frames(self, text: str) -> int:
+        # By its letters; 0 without statistics.
+        known = self.config.frames_per_character  # type: ignore[attr-defined]
+        return round(known[0] * (len(text) + 1)) if known else 0
 
     def _logits_processors(
         self, requests: Sequence[_Request], min_frames: int, window: int, limit: int
@@ -340,6 +347,10 @@ def greedy_ids(
             return ids[:, : place + 1]
         read = written[:, None]
     return ids
+
+
+def _beginning(text: str, num_characters: int = 40) -> str:
+    return text if len(text) <= num_characters else text[: num_characters - 3] + "..."
 
 
 def _word_times(request: _Request, times: torch.Tensor) -> list[tuple[str, float, float]]:

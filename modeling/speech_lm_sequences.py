@@ -137,6 +137,7 @@ class SequenceWriter:
         if unknown:
             raise ValueError(
                 f"{name} has the phone {unknown[0]!r}, which is not among `piece_labels`: {', '.join(self.piece_ids)}."
+                " Phones are those of the lexicon that the model says texts by, in its own spelling."
             )
         return [[self.piece_ids[label]] for label in labels]
 

@@ -13,8 +13,17 @@ from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFe
 @pytest.fixture(scope="module")
 def voice(tmp_path_factory):
     """A saved voice of random weights with its codec."""
-    folder = tmp_path_factory.mktemp("voice")
-    model, processor = tiny_speech_lm(text_alignment="phone")
+    return saved_voice(tmp_path_factory.mktemp("voice"), "phone")
+
+
+@pytest.fixture(scope="module")
+def voice_without_alignment(tmp_path_factory):
+    return saved_voice(tmp_path_factory.mktemp("prefix"), "none")
+
+
+def saved_voice(folder, text_alignment):
+    model, processor = tiny_speech_lm(text_alignment=text_alignment)
+    model.config.frames_per_character = [3.0, 4.0]
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     codec = tiny_codec()
@@ -31,6 +40,18 @@ def test_each_line_of_a_file_becomes_a_recording(voice, tmp_path):
     assert all(len(soundfile.read(path)[0]) > 0 for path in (tmp_path / "out").iterdir())
 
 
+def test_a_file_of_one_line_becomes_an_audio_file(voice, tmp_path):
+    (tmp_path / "line.txt").write_text("hi tim\n", encoding="utf-8")
+    assert main(["say", f"@{tmp_path / 'line.txt'}", "-o", str(tmp_path / "a.wav"), "--model", str(voice)]) == 0
+    assert len(soundfile.read(tmp_path / "a.wav")[0]) > 0
+
+
+def test_times_are_refused_where_nobody_knows_them(voice_without_alignment, tmp_path, capsys):
+    command = ["say", "hi", "-o", str(tmp_path / "a.wav"), "--model", str(voice_without_alignment), "--times"]
+    assert main(command) == 2
+    assert "--times needs a model with a `text_alignment`" in capsys.readouterr().err
+
+
 def test_the_same_seed_says_the_same_and_another_one_does_not(voice, tmp_path):
     said = []
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
@@ -45,15 +66,20 @@ def test_the_same_seed_says_the_same_and_another_one_does_not(voice, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["zebra"], "text 1: "),
+        (["zebra"], "the text: "),
+        (["@lines.txt"], "line 3: "),
+        (["hi " * 600], "say it in parts"),
         (["hi", "--top-k", "3"], "a `temperature` above 0"),
         (["hi", "--top-k", "0"], "--top-k must be at least 1"),
         (["@missing.txt"], "missing.txt"),
     ],
-    ids=["unknown word", "no draw", "top-k", "no file"],
+    ids=["unknown word", "unknown word of a file", "too long", "no draw", "top-k", "no file"],
 )
 def test_what_cannot_be_said_is_told_and_nothing_is_written(voice, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
+    lines = tmp_path.with_name(tmp_path.name + "-lines.txt")
+    lines.write_text("\n\nzebra\n", encoding="utf-8")
+    arguments = [f"@{lines}" if argument == "@lines.txt" else argument for argument in arguments]
     assert main(["say", *arguments, "-o", "said.wav", "--model", str(voice)]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -301,7 +301,7 @@ def test_a_text_that_cannot_be_said_is_told(text, message):
 
 def test_a_prompt_beyond_the_context_is_told():
     model, processor = tiny_speech_lm(text_alignment="phone", max_position_embeddings=24)
-    with pytest.raises(ValueError, match="of the model's 24 positions"):
+    with pytest.raises(ValueError, match="but the model has 24; say it in parts"):
         model.generate_speech("hi tim die lime hi tim die lime", processor)
 
 

@@ -72,7 +72,11 @@ class SpeechLMItems(torch.utils.data.Dataset):
 
     def _check(self, index: int, row: Mapping[str, Any], max_length: int | None) -> None:
         if not self.usable[index].any():
-            raise ValueError(f"Row {row['id']!r} can be used for none of the tasks {', '.join(self.tasks)}.")
+            lacks = ", ".join(f"{name} needs `{self.processor.missing_column(row, name)}`" for name in self.tasks)
+            raise ValueError(
+                f"Row {row['id']!r} can be used for none of the tasks: {lacks}. `encode-rows` takes texts from the"
+                " metadata, and times of words and phones from there or by `--times`."
+            )
         if max_length is not None and self.lengths[index] > max_length:
             raise ValueError(
                 f"Row {row['id']!r} takes {self.lengths[index]} positions, but at most {max_length} are allowed. Leave"

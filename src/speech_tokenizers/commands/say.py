@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         required=True,
-        help="audio file to write; for several lines a folder, which gets 0001.wav, 0002.wav, ...",
+        help="audio file to write; for several texts a folder, which gets 0001.wav, 0002.wav, ...",
     )
     parser.add_argument("--model", default=None, help="name, folder or Hub id of a speech language model")
     parser.add_argument("--codec", default=None, help="name or folder of its codec, where it is not found by its name")
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     texts = list(_texts(args.text))
     if not texts:
         raise UsageError(f"{args.text}: there is no text to say")
-    is_folder = len(texts) > 1 or args.text.startswith("@") or args.output.is_dir()
+    is_folder = len(texts) > 1 or args.output.is_dir() or (args.text.startswith("@") and not args.output.suffix)
     if is_folder and args.output.suffix and not args.output.is_dir():
         raise UsageError(f"--output {args.output} names a file, but there are {len(texts)} texts; name a folder")
     if args.top_k is not None and args.top_k < 1:
@@ -57,14 +57,16 @@ def run(args: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     model, processor = load_speech_lm(args.model or DEFAULT_VOICE, args.codec)
     model.to(choose_device(args.device))
+    if args.times and model.config.text_alignment == "none":
+        raise UsageError("--times needs a model with a `text_alignment`; this one does not know when words are said")
     # All texts are looked at before the first is said.
-    for number, text in enumerate(texts, 1):
-        _check(text, number, model, processor)
+    for place, text in texts:
+        _check(text, place, model, processor)
     temperature = args.temperature
     if temperature is None:
         temperature = 0.8 if model.config.text_alignment == "none" else 0.0
     cut = 0
-    for number, text in enumerate(texts, 1):
+    for number, (_, text) in enumerate(texts, 1):
         generator = torch.Generator(model.device).manual_seed(args.seed)
         said = model.generate_speech(
             text, processor, temperature=temperature, top_k=args.top_k, generators=[generator]
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         _write(path, said, model.config.sampling_rate)
         if not said.ended[0]:
             cut += 1
-            say(f"{path}: speech did not end by itself and was cut")
+            say(f"{path}: speech did not end by itself and was cut; train longer, or say the text in parts")
         if args.times:
             words = [
                 {"word": word, "start": round(start, 3), "end": round(end, 3)}
@@ -85,18 +87,23 @@ def run(args: argparse.Namespace) -> int:
     return 1 if cut else 0
 
 
-def _texts(argument: str) -> Iterator[str]:
+def _texts(argument: str) -> Iterator[tuple[str, str]]:
+    # Each text with the name by which messages call it.
     from speech_tokenizers.processing.metadata_files import read_text_lines
 
     if argument == "-":
-        yield from (line.strip() for line in sys.stdin if line.strip())
+        lines: Iterator[tuple[int, str]] = enumerate(sys.stdin, 1)
     elif argument.startswith("@"):
-        yield from (line.strip() for _, line in read_text_lines(argument[1:]) if line.strip())
+        lines = iter(read_text_lines(argument[1:]))
     else:
-        yield argument
+        yield "the text", argument
+        return
+    for number, line in lines:
+        if line.strip():
+            yield f"line {number}", line.strip()
 
 
-def _check(text: str, number: int, model, processor) -> None:
+def _check(text: str, place: str, model, processor) -> None:
     from speech_tokenizers.commands.frame import UsageError
 
     try:
@@ -105,7 +112,7 @@ def _check(text: str, number: int, model, processor) -> None:
         else:
             processor.speech_pieces(text)
     except ValueError as error:
-        raise UsageError(f"text {number}: {error}") from error
+        raise UsageError(f"{place}: {error}") from error
 
 
 def _write(path: Path, said, sampling_rate: int) -> None:

@@ -17,6 +17,7 @@ from helpers.tiny_speaking_lm import LEXICON, tiny_codec, tiny_processor, tiny_r
 from speech_tokenizers.cli import main
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.coding.speech_lm_loading import load_speech_lm
+from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
 from speech_tokenizers.modeling.pronunciations import PronunciationLexicon
 from speech_tokenizers.modeling.speech_lm_text import build_speech_vocabulary
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
@@ -294,6 +295,16 @@ def test_published_weights_of_half_precision_learn_in_float32(recipe, tmp_path):
     rows = read_speech_rows(args.data.train, codec=codec)
     model, _ = speech_lm.build_voice(args, codec, extractor, rows)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    processor = tiny_processor(codec)
+    by_name = SpeechLMForConditionalGeneration.from_causal_lm(str(tmp_path / "half"), codec, processor)
+    assert {parameter.dtype for parameter in by_name.parameters()} == {torch.float32}
+
+
+def test_rows_without_times_are_told_where_times_come_from():
+    rows = [{**tiny_row("hi", 0), "phones": None, "words": None}]
+    _, processor = tiny_speech_lm(text_alignment="phone")
+    with pytest.raises(ValueError, match="tts needs `phones`.*--times"):
+        SpeechLMItems(rows, processor)
 
 
 def test_rows_of_another_codec_are_refused(recipe, corpus, tmp_path, capsys):
