@@ -3,6 +3,8 @@
 """Any causal language model of transformers, with the codes of a codec as further words of its vocabulary."""
 
 import copy
+import functools
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ from .transformers_codecs import as_speech_codec
 
 # Rows of the vocabulary are a multiple of it, as servers like to split them.
 _ROWS_MULTIPLE = 64
+# Tables of words are padded beyond their tokenizer by a few hundred rows; more is another tokenizer.
+_LEAST_SHARE = 0.9
 _IGNORED = -100
 
 
@@ -142,6 +146,12 @@ class SpeechLMForConditionalGeneration(SpeechGeneration, CheckedLoading, PreTrai
                 " between would have none. Make the processor with this model's own tokenizer."
             )
         needed = processor.vocab_size_needed
+        is_made_for_it = needed <= old_rows < needed + _ROWS_MULTIPLE
+        if ids.audio_offset < _LEAST_SHARE * old_rows and not is_made_for_it:
+            raise ValueError(
+                f"The processor's tokenizer knows {ids.audio_offset} words, the language model {old_rows}: it is that"
+                " of another model. Make the processor with this model's own tokenizer."
+            )
         if needed > old_rows:
             lm.resize_token_embeddings(needed, pad_to_multiple_of=_ROWS_MULTIPLE, mean_resizing=False)
         config = SpeechLMConfig(
@@ -311,6 +321,9 @@ class SpeechLMForConditionalGeneration(SpeechGeneration, CheckedLoading, PreTrai
         """
         if labels is not None:
             check_labels_stand_at_their_positions(input_ids, labels)
+            self._check_length(labels.shape[1])
+        if position_ids is None and past_key_values is None:
+            position_ids = self._positions(attention_mask)
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
         outputs = self.language_model(
@@ -331,6 +344,24 @@ class SpeechLMForConditionalGeneration(SpeechGeneration, CheckedLoading, PreTrai
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _check_length(self, num_positions: int) -> None:
+        context = getattr(self.config.text_config, "max_position_embeddings", None)
+        if context is not None and num_positions > context:
+            raise ValueError(
+                f"A batch has {num_positions} positions, but the language model has {context}. Pass `max_length` to"
+                " the collator, which names the row."
+            )
+
+    def _positions(self, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        # Not all language models count from the first real position by themselves.
+        if attention_mask is None or attention_mask.ndim != 2 or not self._takes_positions:
+            return None
+        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+    @functools.cached_property
+    def _takes_positions(self) -> bool:
+        return "position_ids" in inspect.signature(self.language_model.forward).parameters
 
     def _losses(
         self, logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None

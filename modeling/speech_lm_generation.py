@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 
 from .audio_logits import AudioOnly, GuidedText, MinFrames, RowSampling, WindowedRepetition
 from .input_checks import check_number, check_whole_number
+from .speech_lm_ids import SpeechIds
 from .speech_lm_layouts import AlignedCodes, split_pieces
 
 
@@ -124,19 +125,30 @@ class SpeechGeneration:
             raise ValueError("`text` is empty; pass at least one text.")
         codec = self.codec if decode else None  # type: ignore[attr-defined]
         processor.check_model(self)
-        requests = self._requests(texts, processor, pieces, durations)
-        inputs = self._prompts(requests, processor)
-        limit = self._limit(requests, inputs["input_ids"].shape[1], max_frames)
+        if max_frames is not None and max_frames < min_frames:
+            raise ValueError(f"`max_frames` is {max_frames}, but `min_frames` is {min_frames}.")
+        if generators is not None and len(generators) != len(texts):
+            raise ValueError(f"`generators` must have one a text ({len(texts)}), but has {len(generators)}.")
+        if self.training:  # type: ignore[attr-defined]
+            raise ValueError("The model is in training mode, in which dropout changes what it says; call `.eval()`.")
+        requests, inputs, limits = self._prepared(texts, processor, pieces, durations, max_frames)
         processors = self._logits_processors(requests, min_frames, repetition_window, repetition_limit)
         if temperature:
             processors.append(RowSampling(temperature, top_k, top_p, None if generators is None else list(generators)))
         config = self.config  # type: ignore[attr-defined]
-        sequences = greedy_ids(
-            self, **inputs, processors=processors, max_new_tokens=limit, end=config.audio_end_token_id
+        sequences, lengths = greedy_ids(
+            self,
+            **inputs,
+            processors=processors,
+            max_new_tokens=limits[0],
+            end=config.audio_end_token_id,
+            codes=config.speech_ids,
+            max_codes=limits[1],
         )
+        written = sequences[:, inputs["input_ids"].shape[1] :]
         said = [
-            self._said(row, request)
-            for row, request in zip(sequences[:, inputs["input_ids"].shape[1] :], requests, strict=True)
+            self._said(row[:length], request)
+            for row, length, request in zip(written, lengths.tolist(), requests, strict=True)
         ]
         output = self._output(said, requests)
         output["sequences"] = sequences
@@ -146,6 +158,29 @@ class SpeechGeneration:
         length = float(output["audio_codes_mask"].sum()) / config.frame_rate
         output["realtime_factor"] = output["seconds"] / length if length else float("inf")
         return SpeechOutput(**output)
+
+    def check_text(self, text: str, processor: Any) -> None:
+        """
+        Refuse a text that [`generate_speech`] would refuse, without saying it.
+
+        Raises:
+            ValueError: As there.
+        """
+        processor.check_model(self)
+        self._prepared([text], processor, None, None, None)
+
+    def _prepared(
+        self,
+        texts: Sequence[str],
+        processor: Any,
+        pieces: Sequence[Sequence[str]] | None,
+        durations: Sequence[Sequence[int]] | None,
+        max_frames: int | None,
+    ) -> tuple[list[_Request], dict[str, torch.Tensor], tuple[list[int], list[int]]]:
+        # What is asked, the prompts, and the limits of `_limits`.
+        requests = self._requests(texts, processor, pieces, durations)
+        inputs = self._prompts(requests, processor)
+        return requests, inputs, self._limits(requests, inputs["attention_mask"].sum(-1).tolist(), max_frames)
 
     def _requests(
         self,
@@ -171,6 +206,8 @@ class SpeechGeneration:
                     request.words = processor.words_of_pieces(text)
                 else:
                     request.labels = list(pieces[number])
+                    if not request.labels:
+                        raise ValueError(f"`pieces` of {text!r} is empty; give at least one.")
                     request.pieces = processor.piece_ids(request.labels)
                 self._set_durations(request, None if durations is None else durations[number])
             requests.append(request)
@@ -207,31 +244,36 @@ class SpeechGeneration:
             processor.speech_prompt(request.text, request.labels if is_phones else None) for request in requests
         ]
         inputs = processor(text=prompts, padding_side="left", return_tensors="pt")
+        _check_known(requests, inputs["input_ids"], processor.tokenizer)
         device = self.device  # type: ignore[attr-defined]
         return {name: inputs[name].to(device) for name in ("input_ids", "attention_mask")}
 
-    def _limit(self, requests: Sequence[_Request], prompt_length: int, max_frames: int | None) -> int:
-        # The most ids that are written: those of the frames and pieces, and the end.
+    def _limits(
+        self, requests: Sequence[_Request], prompt_lengths: Sequence[int], max_frames: int | None
+    ) -> tuple[list[int], list[int]]:
+        # The most ids and the most codes that each row writes; of its own text and prompt, whatever stands beside it.
         config = self.config  # type: ignore[attr-defined]
         context = getattr(config.text_config, "max_position_embeddings", None)
         if max_frames is not None:
             check_whole_number(max_frames, "max_frames", 1)
-        limits = []
-        for request in requests:
+        limits, codes = [], []
+        for request, prompt_length in zip(requests, prompt_lengths, strict=True):
             most = sum(request.most) if request.pieces else self._most_frames(request.text)
             usual = max(sum(request.fewest), self._usual_frames(request.text))
             if max_frames is not None:
                 most, usual = min(most, max_frames), min(usual, max_frames)
             others = sum(len(piece) for piece in request.pieces) + 1
-            limits.append(most * config.num_codebooks + others)
             # Speech that does not fit is refused, not cut.
-            needed = max(1, min(usual, most)) * config.num_codebooks + others
-            if context is not None and prompt_length + needed > context:
+            needed = prompt_length + max(1, min(usual, most)) * config.num_codebooks + others
+            if context is not None and needed > context:
                 raise ValueError(
-                    f"The text {_beginning(request.text)!r} takes about {prompt_length + needed} positions, its prompt"
-                    f" {prompt_length} of them, but the model has {context}; say it in parts, such as sentences."
+                    f"The text {_beginning(request.text)!r} takes about {needed} positions, its prompt {prompt_length}"
+                    f" of them, but the model has {context}; say it in parts, such as sentences."
                 )
-        return max(limits) if context is None else min(max(limits), context - prompt_length)
+            limit = most * config.num_codebooks + others
+            limits.append(limit if context is None else min(limit, context - prompt_length))
+            codes.append(most * config.num_codebooks)
+        return limits, codes
 
     def _usual_frames(self, text: str) -> int:
         # By its letters; 0 without statistics.
@@ -242,7 +284,7 @@ class SpeechGeneration:
         self, requests: Sequence[_Request], min_frames: int, window: int, limit: int
     ) -> LogitsProcessorList:
         ids = self.config.speech_ids  # type: ignore[attr-defined]
-        if requests[0].pieces:
+        if self.config.text_alignment != "none":  # type: ignore[attr-defined]
             processors = [
                 GuidedText(
                     ids,
@@ -291,10 +333,8 @@ class SpeechGeneration:
             output["audio_mask"] = torch.zeros(len(mask), 0, dtype=torch.long)
             return
         place = {"device": codec.device} if getattr(codec, "device", None) is not None else {}
-        decoded = codec.decode(
-            audio_codes=output["audio_codes"].to(**place), audio_codes_mask=mask.to(**place), return_dict=True
-        )
-        values = decoded.audio_values.float().cpu()
+        decoded = codec.decode(audio_codes=output["audio_codes"].to(**place), audio_codes_mask=mask.to(**place))
+        values = (decoded[0] if isinstance(decoded, tuple) else decoded.audio_values).float().cpu()
         lengths = mask.sum(-1) * round(codec.sampling_rate / codec.frame_rate)
         output["audio_mask"] = (torch.arange(values.shape[-1]) < lengths[:, None]).long()
         output["audio_values"] = values * output["audio_mask"][:, None]
@@ -305,9 +345,11 @@ def greedy_ids(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     processors: LogitsProcessorList,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     end: int,
-) -> torch.LongTensor:
+    codes: SpeechIds | None = None,
+    max_codes: Sequence[int] | None = None,
+) -> tuple[torch.LongTensor, torch.LongTensor]:
     """
     What `generate` writes greedily, without the settings of a generation configuration and in less time a step.
 
@@ -316,21 +358,30 @@ def greedy_ids(
         input_ids (`torch.LongTensor` of shape `(batch, num_positions)`): The prompts, padded on the left.
         attention_mask (`torch.LongTensor` of shape `(batch, num_positions)`): 1 for real positions.
         processors (`LogitsProcessorList`): What changes the scores before the best is taken.
-        max_new_tokens (`int`): Most ids that are written.
+        max_new_tokens (`int` or sequence of `int`): Most ids that are written, of all rows or of each.
         end (`int`): Id behind which a row is filled with itself.
+        codes (`SpeechIds`, *optional*): Ids of speech, for `max_codes`.
+        max_codes (sequence of `int`, *optional*): Most codes of each row. A row that has them may only end; else it is
+            cut there.
 
     Returns:
-        `torch.LongTensor` of shape `(batch, num_positions + num_written)`: Prompts and what follows.
+        `tuple`: Prompts and what follows, of shape `(batch, num_positions + num_written)`; and how many ids each row
+        wrote, its end included, of shape `(batch,)`. A row without `end` in these was cut.
     """
     batch_size, length = input_ids.shape
-    ids = torch.cat([input_ids, input_ids.new_full((batch_size, max_new_tokens), end)], dim=1)
-    is_going = torch.ones(batch_size, dtype=torch.bool, device=ids.device)
+    device = input_ids.device
+    most = torch.as_tensor(max_new_tokens, device=device).expand(batch_size)
+    most_codes = None if max_codes is None else torch.as_tensor(max_codes, device=device)
+    longest = int(most.max())
+    ids = torch.cat([input_ids, input_ids.new_full((batch_size, longest), end)], dim=1)
+    is_going = most > 0
+    lengths, num_codes = torch.zeros_like(most), torch.zeros_like(most)
     read, past = input_ids, None
     # A mask costs time, so that rows without padding have none.
     is_padded = not bool(attention_mask.all())
-    mask = torch.cat([attention_mask, attention_mask.new_ones(batch_size, max_new_tokens)], dim=1)
+    mask = torch.cat([attention_mask, attention_mask.new_ones(batch_size, longest)], dim=1)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    for place in range(length, length + max_new_tokens):
+    for place in range(length, length + longest):
         padding = {}
         if is_padded:
             padding = {
@@ -340,13 +391,31 @@ def greedy_ids(
         outputs = model(input_ids=read, past_key_values=past, use_cache=True, logits_to_keep=1, **padding)
         past = outputs.past_key_values
         scores = processors(ids[:, :place], outputs.logits[:, -1].float())
-        written = torch.where(is_going, scores.argmax(-1), end)
+        written = scores.argmax(-1)
+        if codes is not None and most_codes is not None:
+            is_going = is_going & ((num_codes < most_codes) | (written == end))
+            num_codes = num_codes + codes.is_unit(written)
+        written = torch.where(is_going, written, end)
         ids[:, place] = written
-        is_going = is_going & (written != end)
+        lengths = lengths + is_going
+        is_going = is_going & (written != end) & (lengths < most)
         if not bool(is_going.any()):
-            return ids[:, : place + 1]
+            return ids[:, : place + 1], lengths
         read = written[:, None]
-    return ids
+    return ids, lengths
+
+
+def _check_known(requests: Sequence[_Request], ids: torch.Tensor, tokenizer: Any) -> None:
+    # Phones are looked up; letters and words that a vocabulary lacks would be said as if they were not there.
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
+        return
+    for request, row in zip(requests, ids, strict=True):
+        if bool((row == unknown).any()) or any(unknown in piece for piece in request.pieces):
+            raise ValueError(
+                f"The text {_beginning(request.text)!r} has characters or words that the model's vocabulary lacks;"
+                " write them otherwise."
+            )
 
 
 def _beginning(text: str, num_characters: int = 40) -> str:

@@ -223,6 +223,8 @@ def marked_conversation(
     """
     marked = []
     for message in messages:
+        if isinstance(message.get("role"), str):
+            message = {**message, "role": mark(message["role"])}
         content = message.get("content") or ""
         if isinstance(content, str):
             marked.append({**message, "content": mark(content)})

@@ -52,6 +52,8 @@ def folder(tmp_path, monkeypatch):
 def check_readme(names, folder):
     assert names["decoded"].audio_values.shape[-1] == 65280  # the longest recording, in whole frames
     assert (folder / "my-codec-with-code" / "modeling_rvq_codec.py").is_file()
+    assert names["trainer"].state.global_step == 4
+    assert 0 < names["said"].audio_values.shape[-1] <= 50 * 320
 
 
 def check_codecs(names, folder):
@@ -111,7 +113,7 @@ def make_rows(folder):
     assert main(shlex.split(command)[1:]) == 0
 
 
-SETUPS = {"docs/speech_language_models.md": make_rows}
+SETUPS = {"README.md": make_rows, "docs/speech_language_models.md": make_rows}
 
 
 def test_every_page_with_python_is_checked():

@@ -69,18 +69,22 @@ def test_the_same_seed_says_the_same_and_another_one_does_not(voice, tmp_path):
         (["zebra"], "the text: "),
         (["@lines.txt"], "line 3: "),
         (["hi " * 600], "say it in parts"),
+        (["@long.txt"], "line 2: The text"),
         (["hi", "--top-k", "3"], "a `temperature` above 0"),
         (["hi", "--top-k", "0"], "--top-k must be at least 1"),
         (["@missing.txt"], "missing.txt"),
     ],
-    ids=["unknown word", "unknown word of a file", "too long", "no draw", "top-k", "no file"],
+    ids=["unknown word", "unknown word of a file", "too long", "too long in a file", "no draw", "top-k", "no file"],
 )
 def test_what_cannot_be_said_is_told_and_nothing_is_written(voice, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     lines = tmp_path.with_name(tmp_path.name + "-lines.txt")
     lines.write_text("\n\nzebra\n", encoding="utf-8")
-    arguments = [f"@{lines}" if argument == "@lines.txt" else argument for argument in arguments]
-    assert main(["say", *arguments, "-o", "said.wav", "--model", str(voice)]) == 2
+    long = lines.with_name(lines.name + "-long.txt")
+    long.write_text("hi\n" + "hi " * 600 + "\n", encoding="utf-8")
+    files = {"@lines.txt": f"@{lines}", "@long.txt": f"@{long}"}
+    arguments = [files.get(argument, argument) for argument in arguments]
+    assert main(["say", *arguments, "-o", "said", "--model", str(voice)]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

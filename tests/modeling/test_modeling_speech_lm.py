@@ -9,7 +9,10 @@ from transformers import AutoModel, LogitsProcessorList
 
 from helpers.tiny_speaking_lm import ARCHITECTURES, tiny_codec, tiny_lm, tiny_processor, tiny_row, tiny_speech_lm
 from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
+from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
 from speech_tokenizers.modeling.speech_lm_generation import greedy_ids
+from speech_tokenizers.modeling.speech_lm_sequences import pad_sequences
+from speech_tokenizers.modeling.speech_lm_text import build_speech_vocabulary
 
 
 def batch_of(processor, rows, side="right"):
@@ -48,7 +51,7 @@ def test_custom_loop_equals_stock_greedy(kind):
     ids = torch.randint(8, model.config.audio_offset, (2, 9), generator=torch.Generator().manual_seed(0))
     stock = model.language_model.generate(ids, do_sample=False, max_new_tokens=6, eos_token_id=None)
     assert torch.equal(model.generate(ids, do_sample=False, max_new_tokens=6, eos_token_id=None), stock)
-    assert torch.equal(greedy_ids(model, ids, torch.ones_like(ids), LogitsProcessorList(), 6, end=-1), stock)
+    assert torch.equal(greedy_ids(model, ids, torch.ones_like(ids), LogitsProcessorList(), 6, end=-1)[0], stock)
 
 
 @pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
@@ -58,8 +61,8 @@ def test_custom_loop_on_padded_rows_equals_stock_greedy(kind):
     mask = torch.ones_like(ids)
     mask[1, :4] = 0
     stock = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=6, eos_token_id=None)
-    assert torch.equal(greedy_ids(model, ids, mask, LogitsProcessorList(), 6, end=-1), stock)
-    alone = greedy_ids(model, ids[1:, 4:], mask[1:, 4:], LogitsProcessorList(), 6, end=-1)
+    assert torch.equal(greedy_ids(model, ids, mask, LogitsProcessorList(), 6, end=-1)[0], stock)
+    alone = greedy_ids(model, ids[1:, 4:], mask[1:, 4:], LogitsProcessorList(), 6, end=-1)[0]
     assert torch.equal(alone[0, 5:], stock[1, 9:])
 
 
@@ -82,10 +85,10 @@ def test_prompts_of_another_version_are_refused():
 def test_a_row_that_has_ended_waits_for_the_others():
     model, _ = tiny_speech_lm()
     ids = torch.randint(8, model.config.audio_offset, (3, 9), generator=torch.Generator().manual_seed(0))
-    free = greedy_ids(model, ids, torch.ones_like(ids), LogitsProcessorList(), 6, end=-1)
+    free = greedy_ids(model, ids, torch.ones_like(ids), LogitsProcessorList(), 6, end=-1)[0]
     end = int(free[1, 11])
     stock = model.generate(ids, do_sample=False, max_new_tokens=6, eos_token_id=end, pad_token_id=end)
-    assert torch.equal(greedy_ids(model, ids, torch.ones_like(ids), LogitsProcessorList(), 6, end), stock)
+    assert torch.equal(greedy_ids(model, ids, torch.ones_like(ids), LogitsProcessorList(), 6, end)[0], stock)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -212,6 +215,8 @@ def test_a_processor_of_another_vocabulary_is_refused():
     processor = tiny_processor(codec)
     with pytest.raises(ValueError, match="rows"):
         SpeechLMForConditionalGeneration.from_causal_lm(tiny_lm(vocab_size=8), codec, processor)
+    with pytest.raises(ValueError, match="it is that of another model"):
+        SpeechLMForConditionalGeneration.from_causal_lm(tiny_lm(vocab_size=340), codec, processor)
 
 
 def train(model, batch, steps=150, rate=1e-2):
@@ -305,8 +310,77 @@ def test_a_prompt_beyond_the_context_is_told():
         model.generate_speech("hi tim die lime hi tim die lime", processor)
 
 
+@pytest.mark.parametrize("alignment", ["none", "phone"])
+def test_limits_are_those_of_each_text_and_count_frames(alignment):
+    model, processor = tiny_speech_lm(text_alignment=alignment)
+    model.config.frames_per_character = [1.0, 2.0]
+    texts = ["die", "hi tim lime die hi tim", "tim"]
+    for max_frames in (None, 4):
+        spoken = model.generate_speech(texts, processor, temperature=0, max_frames=max_frames)
+        for number, text in enumerate(texts):
+            alone = model.generate_speech(text, processor, temperature=0, max_frames=max_frames)
+            length = alone.audio_codes.shape[-1]
+            assert max_frames is None or length <= max_frames
+            assert int(spoken.audio_codes_mask[number].sum()) == length
+            assert torch.equal(spoken.audio_codes[number, :, :length], alone.audio_codes[0])
+            assert spoken.ended[number] == alone.ended[0]
+
+
 def test_a_cut_text_has_not_ended():
     model, processor = tiny_speech_lm()
-    spoken = model.generate_speech("hi", processor, max_frames=3, min_frames=3, temperature=0)
-    assert int(spoken.audio_codes_mask.sum()) <= 3
-    assert spoken.ended.tolist() == [bool((spoken.sequences == model.config.audio_end_token_id).any())]
+    spoken = model.generate_speech(["hi", "die"], processor, max_frames=3, min_frames=3, temperature=0)
+    assert spoken.audio_codes_mask.sum(-1).tolist() == [3, 3]
+    assert spoken.ended.tolist() == [False, False]
+
+
+def test_arguments_that_cannot_be_kept_are_refused():
+    model, processor = tiny_speech_lm(text_alignment="phone")
+    with pytest.raises(ValueError, match="`pieces` of 'hi' is empty"):
+        model.generate_speech(["die", "hi"], processor, pieces=[["d", "ay"], []])
+    with pytest.raises(ValueError, match="one a text \\(2\\), but has 1"):
+        model.generate_speech(["die", "hi"], processor, generators=[torch.Generator()])
+    with pytest.raises(ValueError, match="training mode"):
+        model.train().generate_speech("hi", processor)
+    model, processor = tiny_speech_lm()
+    with pytest.raises(ValueError, match="`max_frames` is 5, but `min_frames` is 50"):
+        model.generate_speech("hi", processor, min_frames=50, max_frames=5)
+
+
+@pytest.mark.parametrize("alignment", ["none", "word"])
+def test_letters_that_the_vocabulary_lacks_are_told(alignment):
+    model, processor = tiny_speech_lm(text_alignment=alignment)
+    with pytest.raises(ValueError, match="'hi €5' has characters or words that the model's vocabulary lacks"):
+        model.generate_speech("hi €5", processor)
+
+
+@pytest.mark.parametrize("kind", ["encodec", "dac", "mimi"])
+def test_a_codec_of_transformers_speaks(kind, make_transformers_codec):
+    codec, extractor = make_transformers_codec(kind)
+    processor = SpeechLMProcessor.from_tokenizer(
+        build_speech_vocabulary(), codec, extractor, num_codebooks=2, codec_name=kind
+    )
+    model = SpeechLMForConditionalGeneration.from_causal_lm(
+        tiny_lm(vocab_size=processor.audio_offset), processor.codec, processor
+    )
+    spoken = model.generate_speech(["hi tim", "die"], processor, max_frames=6, min_frames=4, temperature=0)
+    alone = model.generate_speech("die", processor, max_frames=6, min_frames=4, temperature=0)
+    length = int(alone.audio_mask.sum())
+    assert length > 0
+    torch.testing.assert_close(spoken.audio_values[1, :, :length], alone.audio_values[0, :, :length])
+
+
+@pytest.mark.parametrize("kind", list(ARCHITECTURES))
+def test_losses_do_not_depend_on_the_side_of_the_padding(kind):
+    model, processor = tiny_speech_lm(kind)
+    items = [processor.row_inputs(tiny_row("hi tim")), processor.row_inputs(tiny_row("die", 1, 5))]
+    found = []
+    for side in ("left", "right"):
+        inputs = [item["input_ids"] for item in items], [item["labels"] for item in items]
+        found.append(model(**pad_sequences(*inputs, processor.pad_token_id, side)).loss)
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_beyond_the_context_is_refused_in_training():
+    model, processor = tiny_speech_lm(max_position_embeddings=24)
+    with pytest.raises(ValueError, match="positions, but the language model has 24"):
+        model(**batch_of(processor, [tiny_row("hi tim")]))

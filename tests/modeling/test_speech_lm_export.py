@@ -26,7 +26,7 @@ from transformers import (
 
 from helpers.fake_hub import FakeHub
 from helpers.strangers import run_without_this_package
-from helpers.tiny_speaking_lm import tiny_lm, tiny_speech_lm
+from helpers.tiny_speaking_lm import ARCHITECTURES, tiny_lm, tiny_speech_lm
 from speech_tokenizers.modeling.audio_logits import AudioOnly, GuidedText
 from speech_tokenizers.modeling.configuration_speech_lm import SpeechLMConfig
 from speech_tokenizers.modeling.hub_export import save_pretrained_with_code
@@ -110,6 +110,38 @@ def exported(folder: Path, alignment: str) -> tuple[SpeechLMForConditionalGenera
     assert {path.name for path in written} == FILES
     save_pretrained_with_code(model.codec, RVQCodecFeatureExtractor(sampling_rate=800), folder / "codec")
     return model, processor
+
+
+# Each model scores the same ids.
+SCORER = """
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModel
+
+    torch.set_num_threads(1)
+    for folder in map(Path, sys.argv[1:]):
+        model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+        assert type(model).__module__.startswith("transformers_modules."), type(model)
+        is_tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+        assert is_tied == ("untied" not in folder.name)
+        ids = torch.arange(1, 25).reshape(2, 12)
+        save_file({"logits": model(input_ids=ids).logits.contiguous()}, folder / "logits.safetensors")
+    assert not any(name.split(".")[0] == "speech_tokenizers" for name in sys.modules)
+"""
+
+
+def test_every_architecture_scores_the_same_without_this_package(tmp_path):
+    expected = {}
+    for kind in ARCHITECTURES:
+        for tied in (True, False):
+            folder = tmp_path / f"{kind}-{'tied' if tied else 'untied'}"
+            model, processor = tiny_speech_lm(kind, tied=tied)
+            save_pretrained_with_code(model, processor, folder)
+            with torch.no_grad():
+                expected[folder] = model(input_ids=torch.arange(1, 25).reshape(2, 12)).logits
+    run_without_this_package(SCORER, tmp_path, *map(str, expected))
+    for folder, logits in expected.items():
+        assert torch.equal(load_file(folder / "logits.safetensors")["logits"], logits), folder.name
 
 
 @pytest.fixture(scope="module")

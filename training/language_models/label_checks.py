@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from speech_tokenizers.modeling.speech_lm_ids import SpeechIds
+
 
 _IGNORED = -100
 # Changes of a loss or score below it are rounding.
@@ -32,8 +34,10 @@ class LabelReport:
         last_read (`int`, *optional*): k, where the loss of the label at t moves with the ids up to t + k and with none
             behind; -1 is right for a model that shifts. `None` if not one id moves it.
         future_moves_scores (`bool`): Whether scores move with an id behind their position: the model is not causal.
-        first_masked_end (`int`, *optional*): Number of the first row in which no end is a target.
+        first_masked_end (`int`, *optional*): Number of the first row that has no end among its targets, or one that is
+            masked.
         ends (`list[int]`): Ids that count as ends.
+        masked_codebooks (`list[int]`): Codebooks of which codes stand behind the first target, but none is one.
         faults (`list[str]`): What is wrong, a sentence each; empty if nothing is.
     """
 
@@ -44,6 +48,7 @@ class LabelReport:
     future_moves_scores: bool
     first_masked_end: int | None
     ends: list[int]
+    masked_codebooks: list[int] = dataclasses.field(default_factory=list)
     faults: list[str] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
@@ -61,7 +66,11 @@ class LabelReport:
 
 @torch.no_grad()
 def check_labels(
-    model: Any, rows: Sequence[Mapping[str, torch.Tensor]], ends: Sequence[int] = (), num_positions: int = 4
+    model: Any,
+    rows: Sequence[Mapping[str, torch.Tensor]],
+    ends: Sequence[int] = (),
+    num_positions: int = 4,
+    codes: SpeechIds | None = None,
 ) -> LabelReport:
     """
     Perturb ids of rows, one at a time, and look which scores and losses move.
@@ -70,8 +79,10 @@ def check_labels(
         model (`nn.Module`): A causal language model as `Trainer` trains it: called with `input_ids` and `labels`, it
             returns `loss` and `logits`. Its mode is put to evaluation.
         rows (sequence of mappings): `input_ids` and `labels`, each `(num_positions,)`, as the model learns from them.
-        ends (sequence of `int`, *optional*): Ids of which each row must learn those that it has. Defaults to none.
+        ends (sequence of `int`, *optional*): Ids that end a row. Each row must learn those that it has, and at least
+            one. Defaults to none, and then ends are not looked at.
         num_positions (`int`, *optional*, defaults to 4): Targets of each row that are looked at, spread over it.
+        codes (`SpeechIds`, *optional*): Ids of speech, so that codebooks of which nothing is learnt are found.
 
     Raises:
         ValueError: If there is no row, no row has a target, or the model itself refuses labels.
@@ -81,6 +92,7 @@ def check_labels(
     model.eval()
     device = next(model.parameters()).device
     num_targets, offsets, last_read, future_moves, masked_end = 0, None, None, False, None
+    there, learnt = set[int](), set[int]()
     for number, row in enumerate(rows):
         ids, labels = (torch.as_tensor(row[name]).long().reshape(-1) for name in ("input_ids", "labels"))
         if len(ids) != len(labels):
@@ -90,6 +102,9 @@ def check_labels(
         offsets = _offsets(ids, labels) if offsets is None else offsets & _offsets(ids, labels)
         if masked_end is None and not _ends_are_learnt(ids, labels, ends):
             masked_end = number
+        if codes is not None and len(targets):
+            there |= _codebooks(ids[int(targets[0]) :], codes)
+            learnt |= _codebooks(labels[targets], codes)
         chosen = targets[torch.linspace(0, len(targets) - 1, min(len(targets), num_positions)).long()]
         # As training does it: a model may itself refuse labels that do not fit.
         model(input_ids=ids[None].to(device), labels=labels[None].to(device))
@@ -102,6 +117,8 @@ def check_labels(
         raise ValueError("Not one row has a target: all labels are -100.")
     offset = min(offsets, key=abs) if offsets else None
     report = LabelReport(len(rows), num_targets, offset, last_read, future_moves, masked_end, list(ends))
+    # Of speech that is only heard, no code is a target.
+    report.masked_codebooks = sorted(there - learnt) if learnt else []
     report.faults = _faults(report)
     return report
 
@@ -124,7 +141,16 @@ def _ends_are_learnt(ids: torch.Tensor, labels: torch.Tensor, ends: Sequence[int
     if not len(last_target):
         return False
     tail = set(labels[int(last_target[0]) :].tolist())
-    return all(end in tail for end in ends if bool((ids[int(last_target[0]) :] == end).any()))
+    is_learnt = [end in tail for end in ends]
+    there = [bool((ids[int(last_target[0]) :] == end).any()) for end in ends]
+    return (not ends or any(is_learnt)) and all(
+        good for good, is_there in zip(is_learnt, there, strict=True) if is_there
+    )
+
+
+def _codebooks(ids: torch.Tensor, codes: SpeechIds) -> set[int]:
+    units = ids[codes.is_unit(ids)]
+    return set(((units - codes.audio_offset) // codes.codebook_size).tolist())
 
 
 def _reads(model: Any, ids: torch.Tensor, labels: torch.Tensor, position: int) -> tuple[int | None, bool]:
@@ -171,8 +197,12 @@ def _faults(report: LabelReport) -> list[str]:
             faults.append("A target's own id is read before it is predicted: its condition leaks.")
     if report.first_masked_end is not None:
         faults.append(
-            f"Row {report.first_masked_end} ends with an id of {report.ends} that is no target: the model never learns"
-            " to stop. Keep its label."
+            f"Row {report.first_masked_end} has an end of {report.ends} that is no target, or none at all: the model"
+            " never learns to stop. Let each row end with it, and keep its label."
+        )
+    if report.masked_codebooks:
+        faults.append(
+            f"No code of the codebooks {report.masked_codebooks} is a target, though others are: they are not learnt."
         )
     return faults
 

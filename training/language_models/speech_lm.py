@@ -208,7 +208,8 @@ def build_voice(
             text_alignment=args.text_alignment,
             piece_labels=_piece_labels(args, rows),
             num_codebooks=args.num_codebooks or int(rows[0]["num_quantizers"]),
-            codec_name=args.codec,
+            # So that a voice is found from any folder.
+            codec_name=str(Path(args.codec).resolve()) if Path(args.codec).is_dir() else args.codec,
         )
         set_seed(args.seed)
         if folder is None:
@@ -308,7 +309,7 @@ def _train(
         )
     if processor.text_alignment == "phone":
         model.set_piece_frames(piece_frames(rows, processor, known=model.config.piece_frames))
-    model.config.frames_per_character = frames_per_character(rows)
+    model.config.frames_per_character = frames_per_character(rows, of_words=processor.text_alignment == "word")
     claim_output(args, inputs)
     trainer = SpeechLMTrainer(
         model,

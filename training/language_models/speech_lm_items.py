@@ -147,16 +147,32 @@ def piece_frames(
     return limits
 
 
-def frames_per_character(rows: Any, share: float = 0.001) -> list[float] | None:
-    """Mean number of frames of a character of text, and the one that only a share of the rows exceeds."""
-    ratios = [
-        row["num_frames"] / (len(row["text"]) + 1)
-        for row in rows.select_columns(["text", "num_frames"])
-        if row["text"]
-    ]
+def frames_per_character(rows: Any, of_words: bool = False, share: float = 0.001) -> list[float] | None:
+    """
+    Mean number of frames of a character of text, and the one that only a share of the texts exceeds.
+
+    Args:
+        rows (`datasets.Dataset`): Rows.
+        of_words (`bool`, *optional*, defaults to `False`): Whether the second number is that of single words, which
+            vary more, for `text_alignment: word`.
+        share (`float`, *optional*, defaults to 0.001): Share of texts, or words, that exceed it.
+    """
+    ratios, by_word = [], []
+    for row in rows.select_columns(["text", "num_frames", "seconds", *(["words"] if of_words else [])]):
+        if not row["text"]:
+            continue
+        ratios.append(row["num_frames"] / (len(row["text"]) + 1))
+        if of_words:
+            # A word lasts until the next one: a pause behind it is its own.
+            ends = [0.0, *(word["end"] for word in row["words"] or ())]
+            rate = row["num_frames"] / row["seconds"]
+            by_word += [
+                (after - before) * rate / (len(word["word"]) + 1)
+                for word, before, after in zip(row["words"] or (), ends[:-1], ends[1:], strict=True)
+            ]
     if not ratios:
         return None
-    return [float(np.mean(ratios)), float(np.quantile(ratios, 1 - share))]
+    return [float(np.mean(ratios)), float(np.quantile(by_word or ratios, 1 - share))]
 
 
 def rows_fingerprint(path: str) -> str:

@@ -31,13 +31,14 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--limit must be at least 1, but is {args.limit}")
     logging.disable_progress_bar()
     model, processor = load_any_causal_lm(args.model)
-    rows, ends = _rows(Path(args.data), processor, args.task, args.limit)
-    report = check_labels(model, rows, ends)
+    rows = _rows(Path(args.data), processor, args.task, args.limit)
+    codes = None if processor is None else processor.speech_ids
+    report = check_labels(model, rows, _ends(model, processor, rows), codes=codes)
     print(report)
     return 1 if report.faults else 0
 
 
-def _rows(path: Path, processor, task: str, limit: int) -> tuple[list, list[int]]:
+def _rows(path: Path, processor, task: str, limit: int) -> list:
     import datasets
 
     from speech_tokenizers.commands.frame import UsageError
@@ -55,12 +56,23 @@ def _rows(path: Path, processor, task: str, limit: int) -> tuple[list, list[int]
             raise UsageError(f"{path} holds no Parquet files and is no saved dataset")
         rows = datasets.Dataset.from_parquet(files)
     if {"input_ids", "labels"} <= set(rows.column_names):
-        return [rows[index] for index in range(min(limit, len(rows)))], []
+        return [rows[index] for index in range(min(limit, len(rows)))]
     if processor is None:
         raise UsageError(f"{path} has no `input_ids` and `labels`, and the model has no processor that makes them")
     rows = read_speech_rows(path)
-    ids = processor.speech_ids
-    ends = [ids.audio_end] if task == "tts" else []
-    if processor.tokenizer.eos_token_id is not None:
-        ends.append(processor.tokenizer.eos_token_id)
-    return [processor.row_inputs(rows[index], task) for index in range(min(limit, len(rows)))], ends
+    return [processor.row_inputs(rows[index], task) for index in range(min(limit, len(rows)))]
+
+
+def _ends(model, processor, rows: list) -> list[int]:
+    import torch
+
+    # Speech that is said has an end of its own; that of the text comes after it.
+    end = model.config.get_text_config(decoder=True).eos_token_id if processor is None else None
+    ends = [] if end is None else [end] if isinstance(end, int) else list(end)
+    if processor is not None:
+        ids = processor.speech_ids
+        if any(bool(ids.is_unit(torch.as_tensor(row["labels"])).any()) for row in rows):
+            ends.append(ids.audio_end)
+        if processor.tokenizer.eos_token_id is not None:
+            ends.append(processor.tokenizer.eos_token_id)
+    return ends

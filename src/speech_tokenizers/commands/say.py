@@ -107,10 +107,7 @@ def _check(text: str, place: str, model, processor) -> None:
     from speech_tokenizers.commands.frame import UsageError
 
     try:
-        if model.config.text_alignment == "none":
-            processor.speech_prompt(text)
-        else:
-            processor.speech_pieces(text)
+        model.check_text(text, processor)
     except ValueError as error:
         raise UsageError(f"{place}: {error}") from error
 

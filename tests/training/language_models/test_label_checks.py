@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`check-labels` finds each of the faults that public projects had, and none where there is none."""
 
+import datasets
 import pytest
 import torch
 from torch import nn
 
 from helpers.tiny_speaking_lm import tiny_lm, tiny_row, tiny_speech_lm
+from speech_tokenizers.cli import main
+from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 from speech_tokenizers.training.language_models.label_checks import check_labels
 
 
@@ -97,6 +100,46 @@ def test_an_end_that_is_masked_is_found(masked):
     report = check_labels(tiny_lm(), rows, ends=[5, 2])
     assert report.first_masked_end == 1
     assert "never learns" in report.faults[0]
+
+
+def test_a_row_without_an_end_is_found():
+    rows = [{name: values[:-2] for name, values in row.items()} for row in rows_of()]
+    report = check_labels(tiny_lm(), rows, ends=[5, 2])
+    assert report.first_masked_end == 0
+
+
+def test_a_codebook_of_which_nothing_is_learnt_is_found():
+    model, processor = tiny_speech_lm()
+    row = processor.row_inputs(tiny_row("hi tim"))
+    ids = processor.speech_ids
+    assert check_labels(model, [row], codes=ids).faults == []
+    row["labels"][ids.is_unit(row["labels"]) & (row["labels"] >= ids.audio_offset + ids.codebook_size)] = -100
+    report = check_labels(model, [row], codes=ids)
+    assert report.masked_codebooks == [1]
+    assert "codebooks [1]" in report.faults[0]
+
+
+@pytest.mark.parametrize("is_ours", [True, False], ids=["speech language model", "any language model"])
+def test_the_command_finds_masked_ends_in_a_dataset(tmp_path, capsys, is_ours):
+    if is_ours:
+        model, processor = tiny_speech_lm()
+        processor.save_pretrained(tmp_path / "lm")
+        codec = model.codec
+        codec.save_pretrained(tmp_path / "lm" / "codec")
+        RVQCodecFeatureExtractor(sampling_rate=codec.sampling_rate).save_pretrained(tmp_path / "lm" / "codec")
+        rows = [processor.row_inputs(tiny_row("hi tim"))]
+        ends = [processor.speech_ids.audio_end, processor.tokenizer.eos_token_id]
+    else:
+        model, rows, ends = tiny_lm(), rows_of(), [2]
+    model.save_pretrained(tmp_path / "lm")
+    for is_masked in (False, True):
+        if is_masked:
+            for row in rows:
+                row["labels"][torch.isin(row["labels"], torch.tensor(ends))] = -100
+        data = [{name: row[name].tolist() for name in ("input_ids", "labels")} for row in rows]
+        datasets.Dataset.from_list(data).save_to_disk(tmp_path / f"data-{is_masked}")
+        assert main(["check-labels", str(tmp_path / "lm"), str(tmp_path / f"data-{is_masked}")]) == int(is_masked)
+        assert ("never learns to stop" in capsys.readouterr().out) == is_masked
 
 
 def test_targets_of_another_sequence_are_found():

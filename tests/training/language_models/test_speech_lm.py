@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -28,7 +29,12 @@ from speech_tokenizers.training.common.reporting import read_log
 from speech_tokenizers.training.language_models import speech_lm
 from speech_tokenizers.training.language_models.speech_lm import SpeechLMArguments, train_speech_lm
 from speech_tokenizers.training.language_models.speech_lm_collator import SpeechLMCollator
-from speech_tokenizers.training.language_models.speech_lm_items import SpeechLMItems, pad_items, piece_frames
+from speech_tokenizers.training.language_models.speech_lm_items import (
+    SpeechLMItems,
+    frames_per_character,
+    pad_items,
+    piece_frames,
+)
 
 
 TEXTS = ["hi tim", "die", "lime hi", "tim", "hi lime die", "lime"]
@@ -298,6 +304,23 @@ def test_published_weights_of_half_precision_learn_in_float32(recipe, tmp_path):
     processor = tiny_processor(codec)
     by_name = SpeechLMForConditionalGeneration.from_causal_lm(str(tmp_path / "half"), codec, processor)
     assert {parameter.dtype for parameter in by_name.parameters()} == {torch.float32}
+
+
+def test_a_voice_finds_its_codec_from_any_folder(recipe, corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(corpus)
+    train_speech_lm(load_recipe(str(recipe(codec="codec", max_steps=1)), [], SpeechLMArguments))
+    monkeypatch.chdir(tmp_path)
+    model, _ = load_speech_lm(tmp_path / "run" / "final")
+    assert model.codec.fingerprint() == tiny_codec().fingerprint()
+
+
+def test_a_word_may_last_as_long_as_one_did():
+    """The row as a whole has 2.5 frames a character; the word `a` alone has 20."""
+    words = [{"word": "a", "start": 0.0, "end": 0.8}, {"word": "hi", "start": 0.8, "end": 1.2}]
+    row = {"text": "a hi and more than these", "num_frames": 60, "seconds": 1.2, "words": words}
+    rows = datasets.Dataset.from_list([row] * 20)
+    assert frames_per_character(rows)[1] == pytest.approx(60 / 25)
+    assert frames_per_character(rows, of_words=True) == pytest.approx([60 / 25, 20.0])
 
 
 def test_rows_without_times_are_told_where_times_come_from():
