@@ -70,6 +70,10 @@ class GuidedText(LogitsProcessor):
     frames of the last piece, `audio_end` takes the place of the next piece. So nothing is skipped or said twice, and
     with `max_frames` the speech ends whatever the model gives.
 
+    The next piece gets the probability of all ids that are no units: that a piece is over is one question, and which
+    one comes next is another, which the text has answered. (A model that does not know the text's order yet spreads
+    that probability over many pieces, and would hold each sound for too long.)
+
     Outside of a clip it allows what [`AudioOnly`] does.
 
     Args:
@@ -136,7 +140,13 @@ class GuidedText(LogitsProcessor):
         )
         legal = units_mask(_tensor(first, scores), vocab_size, self.ids)
         may_go_on = is_whole & (frames >= least)
-        legal.scatter_(1, _tensor(next_id[:, None], scores), _tensor(may_go_on[:, None], scores))
+        place = _tensor(next_id[:, None], scores)
+        legal.scatter_(1, place, _tensor(may_go_on[:, None], scores))
+        others = scores.float().clone()
+        others[:, self.ids.audio_offset : self.ids.audio_stop] = -torch.inf
+        moved = others.logsumexp(1, keepdim=True).to(scores.dtype)
+        is_open = _tensor(clips.is_open[:, None], scores)
+        scores = scores.scatter(1, place, torch.where(is_open, moved, scores.gather(1, place)))
         return _only(legal, scores, clips, self.ids, "GuidedText")
 
 

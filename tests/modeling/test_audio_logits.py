@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whatever a model gives, what is generated can be decoded, says the text once and in order, and ends."""
 
+import math
 import random
 
 import pytest
@@ -163,7 +164,9 @@ def test_scores_of_legal_ids_and_the_given_tensors_stay_as_they_are():
     ]:
         after = processor(rows, scores)
         if getattr(processor, "penalty", None) is None:
-            assert bool(((after == scores) | (after == -INF)).all())
+            same = (after == scores) | (after == -INF)
+            # But for the next piece, which stands for all that is no unit.
+            assert same.logical_not().nonzero().tolist() == ([[0, 13]] if isinstance(processor, GuidedText) else [])
         assert not torch.equal(after, scores)
         assert torch.equal(rows, kept_rows)
         assert torch.equal(scores, kept_scores)
@@ -230,14 +233,14 @@ def test_each_step_allows_units_in_turn_and_exactly_the_next_piece():
         ([12, 22, 27, 13, 14, 22, 27, 22, 27], {END}),
     ]
     for said, expected in steps:
-        legal = guide(torch.tensor([[13, START, *said]]), torch.zeros(1, vocab_size(ids)))[0] == 0
+        legal = guide(torch.tensor([[13, START, *said]]), torch.zeros(1, vocab_size(ids)))[0].isfinite()
         assert set(legal.nonzero()[:, 0].tolist()) == expected
 
 
 def test_without_a_limit_a_piece_lasts_as_long_as_the_model_likes():
     ids = ids_with(1)
     scores = torch.zeros(1, vocab_size(ids))
-    legal = GuidedText(ids, [[[12], [13]]])(torch.tensor([[START, 12, *[22] * 500]]), scores)[0] == 0
+    legal = GuidedText(ids, [[[12], [13]]])(torch.tensor([[START, 12, *[22] * 500]]), scores)[0].isfinite()
     assert set(legal.nonzero()[:, 0].tolist()) == {22, 23, 24, 25, 26, 13}
 
 
@@ -247,7 +250,18 @@ def test_a_row_that_has_ended_is_guided_no_more():
     scores = GuidedText(ids, [[[12]], [[12], [13]]])(rows, torch.zeros(2, vocab_size(ids)))
     assert scores[0, PAD] == 0
     assert scores[0, EOS] == 0
-    assert set((scores[1] == 0).nonzero()[:, 0].tolist()) == {22, 23, 24, 25, 26, 13}
+    assert set(scores[1].isfinite().nonzero()[:, 0].tolist()) == {22, 23, 24, 25, 26, 13}
+
+
+def test_the_next_piece_stands_for_all_that_is_no_unit():
+    """A model that is sure that a piece is over, but not which one follows, goes on to the one of the text."""
+    ids = ids_with(1)
+    scores = torch.full((1, vocab_size(ids)), -INF)
+    scores[0, [12, 13, 14, END]] = math.log(0.15)
+    scores[0, 24] = math.log(0.4)
+    after = GuidedText(ids, [[[12], [13]]])(torch.tensor([[START, 12, 22]]), scores)
+    assert float(after[0, 13].exp()) == pytest.approx(0.6)
+    assert int(after.argmax()) == 13
 
 
 def test_guiding_takes_what_another_processor_leaves():
