@@ -125,7 +125,7 @@ class SpeechGeneration:
             raise ValueError("`text` is empty; pass at least one text.")
         codec = self.codec if decode else None  # type: ignore[attr-defined]
         processor.check_model(self)
-        if max_frames is not None and max_frames < min_frames:
+        if max_frames is not None and check_whole_number(max_frames, "max_frames", 1) < min_frames:
             raise ValueError(f"`max_frames` is {max_frames}, but `min_frames` is {min_frames}.")
         if generators is not None and len(generators) != len(texts):
             raise ValueError(f"`generators` must have one a text ({len(texts)}), but has {len(generators)}.")
@@ -254,8 +254,6 @@ class SpeechGeneration:
         # The most ids and the most codes that each row writes; of its own text and prompt, whatever stands beside it.
         config = self.config  # type: ignore[attr-defined]
         context = getattr(config.text_config, "max_position_embeddings", None)
-        if max_frames is not None:
-            check_whole_number(max_frames, "max_frames", 1)
         limits, codes = [], []
         for request, prompt_length in zip(requests, prompt_lengths, strict=True):
             most = sum(request.most) if request.pieces else self._most_frames(request.text)

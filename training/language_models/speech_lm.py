@@ -175,7 +175,7 @@ class SpeechLMTrainer(RecipeTrainer):
         return found
 
 
-def build_voice(
+def build_speech_lm(
     args: SpeechLMArguments, codec: Any, feature_extractor: Any, rows: Any
 ) -> tuple[SpeechLMForConditionalGeneration, SpeechLMProcessor]:
     """
@@ -190,40 +190,50 @@ def build_voice(
     Raises:
         ValueError: If the recipe asks a speech language model for what it was not made for.
     """
-    weights = {"text_loss_weight": args.text_loss_weight, "audio_loss_weight": args.audio_loss_weight}
-    lm: Any = args.language_model
+    lm = args.language_model
     folder = find_checkpoint(lm, argument="language_model") if isinstance(lm, str) else None
     if folder is not None and load_config(folder).model_type == SPEECH_LM:
         model, processor = load_speech_lm(folder, codec, dtype=torch.float32)
         _check_learns_on(args, model)
-        for name, weight in weights.items():
-            setattr(model.config, name, weight)
-        tokenizer = processor.tokenizer
+        model.config.text_loss_weight = args.text_loss_weight
+        model.config.audio_loss_weight = args.audio_loss_weight
     else:
-        tokenizer = build_speech_vocabulary() if folder is None else AutoTokenizer.from_pretrained(folder)
-        processor = SpeechLMProcessor.from_tokenizer(
-            tokenizer,
-            codec,
-            feature_extractor,
-            text_alignment=args.text_alignment,
-            piece_labels=_piece_labels(args, rows),
-            num_codebooks=args.num_codebooks or int(rows[0]["num_quantizers"]),
-            # So that a voice is found from any folder.
-            codec_name=str(Path(args.codec).resolve()) if Path(args.codec).is_dir() else args.codec,
-        )
-        set_seed(args.seed)
-        if folder is None:
-            ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-            sizes = {"vocab_size": processor.vocab_size_needed, **ends, **lm}
-            lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(**sizes))
-        else:
-            # Published weights are often of half precision, in which small steps of an optimiser vanish.
-            lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        model = SpeechLMForConditionalGeneration.from_causal_lm(
-            lm, codec, processor, init=args.init, seed=args.seed, **weights
-        )
+        model, processor = _with_new_words(args, folder, codec, feature_extractor, rows)
     if args.data.pronunciations is not None:
         processor.attach_pronouncer(PronunciationLexicon.from_file(args.data.pronunciations))
+    return model, processor
+
+
+def _with_new_words(
+    args: SpeechLMArguments, folder: str | None, codec: Any, feature_extractor: Any, rows: Any
+) -> tuple[SpeechLMForConditionalGeneration, SpeechLMProcessor]:
+    # Of a language model in a folder, or of one that begins at random.
+    tokenizer = build_speech_vocabulary() if folder is None else AutoTokenizer.from_pretrained(folder)
+    processor = SpeechLMProcessor.from_tokenizer(
+        tokenizer,
+        codec,
+        feature_extractor,
+        text_alignment=args.text_alignment,
+        piece_labels=_piece_labels(args, rows),
+        num_codebooks=args.num_codebooks or int(rows[0]["num_quantizers"]),
+        # So that it is found from any folder.
+        codec_name=str(Path(args.codec).resolve()) if Path(args.codec).is_dir() else args.codec,
+    )
+    set_seed(args.seed)
+    lm: Any = folder
+    if folder is None:
+        ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        sizes = {"vocab_size": processor.vocab_size_needed, **ends, **dict(args.language_model)}
+        lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(**sizes))
+    model = SpeechLMForConditionalGeneration.from_causal_lm(
+        lm,
+        codec,
+        processor,
+        init=args.init,
+        seed=args.seed,
+        text_loss_weight=args.text_loss_weight,
+        audio_loss_weight=args.audio_loss_weight,
+    )
     return model, processor
 
 
@@ -278,7 +288,7 @@ def train_speech_lm(args: SpeechLMArguments) -> dict[str, Any]:
     codec = as_speech_codec(codec, feature_extractor)
     if not finished:
         rows = read_speech_rows(args.data.train, codec=codec)
-        model, processor = build_voice(args, codec, feature_extractor, rows)
+        model, processor = build_speech_lm(args, codec, feature_extractor, rows)
         _train(args, codec, model, processor, rows, output, inputs)
     processes.wait_for_everyone()
     if (fault := file_fault(result_file)) is not None:
@@ -309,7 +319,7 @@ def _train(
         )
     if processor.text_alignment == "phone":
         model.set_piece_frames(piece_frames(rows, processor, known=model.config.piece_frames))
-    model.config.frames_per_character = frames_per_character(rows, of_words=processor.text_alignment == "word")
+    model.config.frames_per_character = frames_per_character(rows, processor)
     claim_output(args, inputs)
     trainer = SpeechLMTrainer(
         model,

@@ -147,32 +147,30 @@ def piece_frames(
     return limits
 
 
-def frames_per_character(rows: Any, of_words: bool = False, share: float = 0.001) -> list[float] | None:
+def frames_per_character(rows: Any, processor: SpeechLMProcessor, share: float = 0.001) -> list[float] | None:
     """
     Mean number of frames of a character of text, and the one that only a share of the texts exceeds.
 
+    With `text_alignment: word` the second number is that of single words, which vary more than texts.
+
     Args:
         rows (`datasets.Dataset`): Rows.
-        of_words (`bool`, *optional*, defaults to `False`): Whether the second number is that of single words, which
-            vary more, for `text_alignment: word`.
+        processor ([`SpeechLMProcessor`]): The processor, for its alignment and frame rate.
         share (`float`, *optional*, defaults to 0.001): Share of texts, or words, that exceed it.
     """
-    ratios, by_word = [], []
-    for row in rows.select_columns(["text", "num_frames", "seconds", *(["words"] if of_words else [])]):
+    of_words = processor.text_alignment == "word"
+    of_texts, of_pieces = [], []
+    for row in rows.select_columns(["text", "num_frames", *(["words"] if of_words else [])]):
         if not row["text"]:
             continue
-        ratios.append(row["num_frames"] / (len(row["text"]) + 1))
-        if of_words:
-            # A word lasts until the next one: a pause behind it is its own.
-            ends = [0.0, *(word["end"] for word in row["words"] or ())]
-            rate = row["num_frames"] / row["seconds"]
-            by_word += [
-                (after - before) * rate / (len(word["word"]) + 1)
-                for word, before, after in zip(row["words"] or (), ends[:-1], ends[1:], strict=True)
-            ]
-    if not ratios:
+        of_texts.append(row["num_frames"] / (len(row["text"]) + 1))
+        if words := of_words and row["words"]:
+            ends = piece_ends([word["end"] for word in words], processor.frame_rate, row["num_frames"])
+            counts = np.diff(ends.numpy(), prepend=0)
+            of_pieces += [count / (len(word["word"]) + 1) for word, count in zip(words, counts, strict=True)]
+    if not of_texts:
         return None
-    return [float(np.mean(ratios)), float(np.quantile(by_word or ratios, 1 - share))]
+    return [float(np.mean(of_texts)), float(np.quantile(of_pieces or of_texts, 1 - share))]
 
 
 def rows_fingerprint(path: str) -> str:

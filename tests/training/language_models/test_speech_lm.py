@@ -270,7 +270,7 @@ def test_a_voice_learns_on_with_its_own_processor(recipe, corpus, tmp_path):
     args = load_recipe(str(path), [], SpeechLMArguments)
     codec, extractor = load(args.codec)
     rows = read_speech_rows(args.data.train, codec=codec)
-    model, processor = speech_lm.build_voice(args, codec, extractor, rows)
+    model, processor = speech_lm.build_speech_lm(args, codec, extractor, rows)
     for name, value in model.state_dict().items():
         assert value.dtype == torch.float32 or not value.is_floating_point(), name
         assert torch.equal(value, first.state_dict()[name].to(value.dtype)), name
@@ -299,7 +299,7 @@ def test_published_weights_of_half_precision_learn_in_float32(recipe, tmp_path):
     args = load_recipe(str(recipe(language_model=str(tmp_path / "half"))), [], SpeechLMArguments)
     codec, extractor = load(args.codec)
     rows = read_speech_rows(args.data.train, codec=codec)
-    model, _ = speech_lm.build_voice(args, codec, extractor, rows)
+    model, _ = speech_lm.build_speech_lm(args, codec, extractor, rows)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     processor = tiny_processor(codec)
     by_name = SpeechLMForConditionalGeneration.from_causal_lm(str(tmp_path / "half"), codec, processor)
@@ -317,10 +317,11 @@ def test_a_voice_finds_its_codec_from_any_folder(recipe, corpus, tmp_path, monke
 def test_a_word_may_last_as_long_as_one_did():
     """The row as a whole has 2.5 frames a character; the word `a` alone has 20."""
     words = [{"word": "a", "start": 0.0, "end": 0.8}, {"word": "hi", "start": 0.8, "end": 1.2}]
-    row = {"text": "a hi and more than these", "num_frames": 60, "seconds": 1.2, "words": words}
+    row = {"text": "a hi and more than these", "num_frames": 60, "words": words}
     rows = datasets.Dataset.from_list([row] * 20)
-    assert frames_per_character(rows)[1] == pytest.approx(60 / 25)
-    assert frames_per_character(rows, of_words=True) == pytest.approx([60 / 25, 20.0])
+    by_text, by_word = (tiny_processor(tiny_codec(), text_alignment=name) for name in ("none", "word"))
+    assert frames_per_character(rows, by_text)[1] == pytest.approx(60 / 25)
+    assert frames_per_character(rows, by_word) == pytest.approx([60 / 25, 20.0])
 
 
 def test_rows_without_times_are_told_where_times_come_from():
