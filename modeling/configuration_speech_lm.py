@@ -8,10 +8,11 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .speech_lm_ids import SpeechIds
+from .continuous_heads import HEADS
+from .speech_lm_ids import SpeechIds, checked_delays
+from .speech_lm_layouts import LAYOUTS
 
 
-LAYOUTS = ("flat",)
 TEXT_ALIGNMENTS = ("none", "word", "phone")
 
 
@@ -21,14 +22,15 @@ class SpeechLMConfig(PreTrainedConfig):
     Configuration of a [`SpeechLMForConditionalGeneration`].
 
     The vocabulary of the language model goes on behind its own names with `<|audio_start|>`, `<|audio_end|>`,
-    `<|audio|>`, the pieces of an alignment by phones, and one row for each code of each codebook: code `c` of codebook
-    `q` is the id `audio_offset + q * codebook_size + c`.
+    `<|audio|>`, the pieces of an alignment by phones, and, in the flat layout, one row for each code of each codebook:
+    code `c` of codebook `q` is the id `audio_offset + q * codebook_size + c`.
 
     Args:
         text_config (`PreTrainedConfig` or `dict`, *optional*): Configuration of the causal language model, whose
             `vocab_size` counts all rows. Defaults to a Llama of four layers of 256.
-        layout (`str`, defaults to `"flat"`): How codes lie in the sequence. `"flat"`: one after another, frame by
-            frame.
+        layout (`str`, defaults to `"flat"`): How audio lies in the sequence. `"flat"`: one code after another, frame
+            by frame. `"delay"`: a column of codes a position, each codebook later by its delay. `"continuous"`: a
+            latent vector a position.
         text_alignment (`str`, defaults to `"none"`): Where the text to be spoken stands: only before the audio
             (`"none"`), or also within it, each word (`"word"`) or phone (`"phone"`) before its frames.
         num_codebooks (`int`, defaults to 1): Number of the codec's first codebooks that are read and written.
@@ -48,7 +50,21 @@ class SpeechLMConfig(PreTrainedConfig):
         frames_per_character (`list` of two `float`, *optional*): Mean and largest number of frames that a character of
             text takes, as training measured them. They limit how long generation may take without phones.
         text_loss_weight, audio_loss_weight (`float`, default to 1.0): Weights of targets that are text, pieces and
-            marks, and of targets that are codes.
+            marks, and of targets that are codes or latents.
+        delays (`list[int]`, *optional*): Columns by which each codebook is late in the delay layout. Defaults to 0, 1,
+            2 and so on.
+        codebook_weights (`list[float]`, *optional*): Weight of each codebook's targets in the delay layout, beside
+            `audio_loss_weight`. Defaults to 1 for each.
+        latent_dim (`int`, defaults to 0): Dimension of the latents of the continuous layout.
+        head (`str`, defaults to `"flow"`): What draws latents: `"mse"`, `"gaussian"`, `"flow"` or `"energy"`; see
+            [`build_head`].
+        head_options (`dict`): Arguments of the head's class.
+        input_noise_std (`float`, defaults to 0.0): Standard deviation of the noise on the latents that the model reads
+            in training.
+        stop_loss_weight (`float`, defaults to 1.0): Weight of the loss of the head that says where a clip ends.
+        stop_pos_weight (`float`, defaults to 1.0): Weight of an end against a frame in that loss.
+        condition_dropout (`float`, defaults to 0.0): Share of rows whose text the training hid, so that generation can
+            be guided away from what the model says without it.
         template_version (`int`, defaults to 1): Version of the prompts; see [`SpeechLMProcessor`].
     """
 
@@ -74,13 +90,22 @@ class SpeechLMConfig(PreTrainedConfig):
     frames_per_character: list[float] | None = None
     text_loss_weight: float | int = 1.0
     audio_loss_weight: float | int = 1.0
+    delays: list[int] | None = None
+    codebook_weights: list[float] | None = None
+    latent_dim: int = 0
+    head: str = "flow"
+    head_options: dict[str, Any] = field(default_factory=dict)
+    input_noise_std: float | int = 0.0
+    stop_loss_weight: float | int = 1.0
+    stop_pos_weight: float | int = 1.0
+    condition_dropout: float | int = 0.0
     template_version: int = 1
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any):
         if self.text_config is None:
             sizes = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 688}
-            rows = 64 * -(-(self.audio_offset + self.num_codebooks * self.codebook_size) // 64)
+            rows = 64 * -(-self.rows_needed // 64)
             self.text_config = AutoConfig.for_model(
                 "llama", vocab_size=rows, bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes
             )
@@ -93,17 +118,51 @@ class SpeechLMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @property
+    def rows_needed(self) -> int:
+        """Fewest rows of the vocabulary."""
+        units = self.num_codebooks * self.codebook_size if self.layout == "flat" else 0
+        return self.audio_offset + units
+
+    @property
     def speech_ids(self) -> SpeechIds:
-        """Where audio lies in the vocabulary."""
+        """Where audio lies in `input_ids`: the codes, or `<|audio|>` alone for each frame."""
+        if self.layout == "flat":
+            return self._ids_with(self.audio_offset, self.num_codebooks, self.codebook_size)
+        return self._ids_with(self.audio_token_id, 1, 1)
+
+    @property
+    def written_ids(self) -> SpeechIds:
+        """
+        What is chosen from in generation: the ids, and in the delay layout the first codebook's codes behind all rows
+        of the vocabulary, in the continuous layout one further id for a frame.
+        """
+        if self.layout == "flat":
+            return self.speech_ids
+        rows = self.text_config.vocab_size  # type: ignore[union-attr]
+        return self._ids_with(rows, 1, self.codebook_size if self.layout == "delay" else 1)
+
+    def _ids_with(self, audio_offset: int, num_codebooks: int, codebook_size: int) -> SpeechIds:
         return SpeechIds(
             audio_start=self.audio_start_token_id,
             audio_end=self.audio_end_token_id,
-            audio_offset=self.audio_offset,
-            num_codebooks=self.num_codebooks,
-            codebook_size=self.codebook_size,
+            audio_offset=audio_offset,
+            num_codebooks=num_codebooks,
+            codebook_size=codebook_size,
             piece_offset=self.piece_offset,
             num_pieces=len(self.piece_labels),
         )
+
+    @property
+    def codebook_delays(self) -> list[int]:
+        """Columns by which each codebook is late; none outside of the delay layout."""
+        if self.layout != "delay":
+            return [0]
+        return list(range(self.num_codebooks)) if self.delays is None else list(self.delays)
+
+    @property
+    def positions_per_frame(self) -> int:
+        """Positions that a frame takes."""
+        return self.num_codebooks if self.layout == "flat" else 1
 
     def validate_architecture(self):
         """Raises `ValueError` where fields contradict each other."""
@@ -115,22 +174,51 @@ class SpeechLMConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
         if self.frame_rate <= 0:
             raise ValueError(f"`frame_rate` must be positive, but got {self.frame_rate}.")
-        for name in ("text_loss_weight", "audio_loss_weight"):
+        for name in (
+            "text_loss_weight",
+            "audio_loss_weight",
+            "input_noise_std",
+            "stop_loss_weight",
+            "stop_pos_weight",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, but got {getattr(self, name)}.")
         if self.text_alignment == "phone" and not self.piece_labels:
             raise ValueError("`text_alignment='phone'` needs the labels of the phones, `piece_labels`.")
-        rows, needed = self.text_config.vocab_size, self.audio_offset + self.num_codebooks * self.codebook_size  # type: ignore[union-attr]
-        if rows < needed:
+        rows = self.text_config.vocab_size  # type: ignore[union-attr]
+        if rows < self.rows_needed:
             raise ValueError(
-                f"`text_config.vocab_size` is {rows}, but {self.num_codebooks} x {self.codebook_size} codes behind"
-                f" `audio_offset` {self.audio_offset} need {needed} rows; `from_causal_lm` adds them."
+                f"`text_config.vocab_size` is {rows}, but {self.rows_needed} rows are needed, up to the last code;"
+                " `from_causal_lm` adds them."
             )
         if self.piece_frames and len(self.piece_frames) != len(self.piece_labels):
             raise ValueError(
                 f"`piece_frames` must have a pair for each of the {len(self.piece_labels)} labels, but has"
                 f" {len(self.piece_frames)}."
             )
+        self._check_layout()
+
+    def _check_layout(self) -> None:
+        if self.layout == "delay":
+            checked_delays(self.codebook_delays, self.num_codebooks)
+            if self.delays is not None and self.codebook_delays[0] != 0:
+                raise ValueError(
+                    f"The first codebook must not be late, since it ends clips, but `delays` is {self.delays}."
+                )
+            if self.codebook_weights is not None and len(self.codebook_weights) != self.num_codebooks:
+                raise ValueError(
+                    f"`codebook_weights` must have one for each of {self.num_codebooks} codebooks, but has"
+                    f" {len(self.codebook_weights)}."
+                )
+        if self.layout == "continuous":
+            if self.latent_dim < 1:
+                raise ValueError(
+                    f"`latent_dim` must be at least 1 with `layout='continuous'`, but is {self.latent_dim}."
+                )
+            if self.head not in HEADS:
+                raise ValueError(f"`head` must be one of {', '.join(HEADS)}, but is {self.head!r}.")
+        if not 0 <= self.condition_dropout < 1:
+            raise ValueError(f"`condition_dropout` must be at least 0 and below 1, but is {self.condition_dropout}.")
 
 
 __all__ = ["SpeechLMConfig"]

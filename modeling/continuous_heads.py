@@ -9,6 +9,7 @@ draws a token. `hidden` at position t is what stands *before* token t, so that i
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -164,7 +165,7 @@ class ContinuousHead(nn.Module):
         temperature: float = 1.0,
         steps: int | None = None,
         cfg_scale: float = 1.0,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         unconditional: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
@@ -177,7 +178,8 @@ class ContinuousHead(nn.Module):
             steps (`int`, *optional*): Number of steps of a head that needs several; others take one.
             cfg_scale (`float`, defaults to 1.0): Strength s of the guidance u + s (c - u), where c is what the head
                 makes of the state and u what it makes of none; 1 is no guidance.
-            generator (`torch.Generator`, *optional*): Generator of the noise. Defaults to PyTorch's global one.
+            generator (`torch.Generator` or a sequence of them, *optional*): Generator of the noise, or one for each
+                item of the batch, so that an item is what it is alone. Defaults to PyTorch's global one.
             unconditional (`torch.Tensor` of the shape of `hidden`, *optional*): States that u is made of, such as
                 those of a language model without its text. Defaults to zeros, as `condition_dropout` teaches them.
 
@@ -193,8 +195,12 @@ class ContinuousHead(nn.Module):
         if cfg_scale != 1:
             none = torch.zeros_like(hidden) if unconditional is None else unconditional
             hidden = torch.stack([hidden, none.expand_as(hidden)])  # each of the two is computed with the same noise
-        device = hidden.device if generator is None else generator.device
-        noise = torch.randn((*shape, self.noise_dim), generator=generator, device=device).to(hidden)
+        if isinstance(generator, Sequence):
+            noise = torch.stack([_noise((*shape[1:], self.noise_dim), one, one.device) for one in generator])
+        else:
+            device = hidden.device if generator is None else generator.device
+            noise = _noise((*shape, self.noise_dim), generator, device)
+        noise = noise.to(hidden)
         return self._sample(hidden, math.sqrt(temperature) * noise, steps, cfg_scale).to(hidden.dtype)
 
     @property
@@ -462,9 +468,9 @@ def build_head(kind: str, width: int, dim: int, **options) -> ContinuousHead:
     return HEADS[kind](width, dim, **options)
 
 
-class LatentInput(nn.Module):
+class LatentEmbedding(nn.Module):
     """
-    Continuous tokens as inputs of a language model, each of which is to predict the token after it.
+    Continuous tokens as inputs of a language model.
 
     Args:
         dim (`int`): Dimension of a token.
@@ -478,8 +484,27 @@ class LatentInput(nn.Module):
         if noise_std < 0:
             raise ValueError(f"`noise_std` must not be negative, but got {noise_std}.")
         self.dim, self.noise_std = dim, noise_std
-        self.begin = nn.Parameter(torch.empty(dim))
         self.projection = HeadLinear(dim, width)
+
+    def embed(self, latents: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """(batch, num_frames, dim) -> (batch, num_frames, width), none of them shifted."""
+        if self.training and self.noise_std > 0:
+            noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+            latents = latents + (self.noise_std * noise).to(latents.dtype)
+        return self.projection(latents.to(self.projection.weight.dtype))
+
+
+class LatentInput(LatentEmbedding):
+    """
+    A [`LatentEmbedding`] with a vector before the first token, so that each position is to predict the next token.
+
+    Args:
+        dim, width (`int`), noise_std (`float`): See [`LatentEmbedding`].
+    """
+
+    def __init__(self, dim: int, width: int, noise_std: float = 0.0):
+        super().__init__(dim, width, noise_std)
+        self.begin = nn.Parameter(torch.empty(dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -489,13 +514,6 @@ class LatentInput(nn.Module):
     def first(self, batch_size: int) -> torch.Tensor:
         """What stands before the first token, (batch_size, 1, width)."""
         return self.projection(self.begin.expand(batch_size, 1, -1))
-
-    def embed(self, latents: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """(batch, num_frames, dim) -> (batch, num_frames, width), none of them shifted."""
-        if self.training and self.noise_std > 0:
-            noise = torch.randn(latents.shape, generator=generator, device=latents.device)
-            latents = latents + (self.noise_std * noise).to(latents.dtype)
-        return self.projection(latents.to(self.begin.dtype))
 
     def forward(self, latents: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """
@@ -555,6 +573,10 @@ def init_head_weights(module: nn.Module) -> bool:
         module.reset_parameters()
         return True
     return False
+
+
+def _noise(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+    return torch.randn(shape, generator=generator, device=device)
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -13,10 +13,11 @@ from transformers import AddedToken, BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
-from .speech_lm_clips import as_clips, clip_codes, decode_codes, encode_waveforms
-from .speech_lm_layouts import IGNORED, SpeechIds, flat_to_codes
+from .speech_lm_clips import as_clips, clip_codes, clip_latents, decode_codes, dequantized, encode_waveforms
+from .speech_lm_ids import checked_delays
+from .speech_lm_layouts import LAYOUTS, SpeechIds, flat_to_codes
 from .speech_lm_requests import Attached, SpeechLMRequests, vocabulary_size
-from .speech_lm_sequences import pad_sequences
+from .speech_lm_sequences import WrittenClip, pad_sequences
 from .speech_lm_text import (
     AUDIO,
     AUDIO_END,
@@ -37,14 +38,16 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
     Turn texts, recordings, codes, and rows of a corpus into the ids of a [`SpeechLMForConditionalGeneration`].
 
     A clip is written as `<|audio_start|>`, the ids of its codes frame by frame, and `<|audio_end|>`. Codes have no
-    names: their ids follow from `audio_offset`, which is the size of the vocabulary of text. An answer ends with the
-    base's own end of sequence. [`~SpeechLMProcessor.from_tokenizer`] makes a processor for a language model.
+    names: their ids follow from `audio_offset`, which is the size of the vocabulary of text. Other layouts than the
+    flat one write `<|audio|>` for each frame, and give the frames beside the ids. An answer ends with the base's own
+    end of sequence. [`~SpeechLMProcessor.from_tokenizer`] makes a processor for a language model.
 
     Args:
         feature_extractor (`SequenceFeatureExtractor`): Feature extractor of the codec.
         tokenizer (`PreTrainedTokenizerBase`): Tokenizer with the marks of audio, and the phones if there are any.
         chat_template (`str`, *optional*): Jinja template of prompts. Defaults to [`prompt_template`].
-        layout (`str`, *optional*, defaults to `"flat"`): How codes are laid out; `"flat"` is the only one at present.
+        layout (`str`, *optional*, defaults to `"flat"`): How audio is laid out: `"flat"`, `"delay"` or
+            `"continuous"`; see [`SpeechLMConfig`].
         text_alignment (`str`, *optional*, defaults to `"none"`): What stands before its frames in speech that says a
             text: `"none"`, each `"word"`, or each `"phone"`.
         num_codebooks (`int`): Number of codebooks that the language model reads and writes, Q.
@@ -56,6 +59,9 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         piece_labels (sequence of `str`): Labels of the phones; their tokens have ids in this order.
         audio_offset (`int`): Id of code 0 of the first codebook.
         max_length (`int`, *optional*): Most positions of a sequence; longer ones are refused.
+        delays (sequence of `int`, *optional*): Columns by which each codebook is late, in the delay layout. Defaults
+            to 0, 1, 2 and so on.
+        latent_dim (`int`, *optional*, defaults to 0): Numbers of a frame, in the continuous layout.
 
     Raises:
         ValueError: If a field makes no sense, or the tokenizer lacks a token or has grown past `audio_offset`.
@@ -77,9 +83,15 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         piece_labels: Sequence[str] = (),
         audio_offset: int = 0,
         max_length: int | None = None,
+        delays: Sequence[int] | None = None,
+        latent_dim: int = 0,
     ):
-        if layout != "flat":
-            raise ValueError(f"`layout` must be 'flat', but is {layout!r}; the others come in a later version.")
+        if layout not in LAYOUTS:
+            raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, but is {layout!r}.")
+        if delays is not None:
+            checked_delays(delays, num_codebooks)
+        if (layout == "continuous") != (latent_dim > 0):
+            raise ValueError(f"`latent_dim` belongs to `layout='continuous'`, but with {layout!r} it is {latent_dim}.")
         if text_alignment not in _ALIGNMENTS:
             raise ValueError(f"`text_alignment` must be one of {', '.join(_ALIGNMENTS)}, but is {text_alignment!r}.")
         if (text_alignment == "phone") != bool(piece_labels) or len(set(piece_labels)) < len(piece_labels):
@@ -95,6 +107,7 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         self.frame_rate, self.sampling_rate = float(frame_rate), int(sampling_rate)
         self.codec_name, self.codec_fingerprint = codec_name, codec_fingerprint
         self.piece_labels, self.audio_offset, self.max_length = list(piece_labels), int(audio_offset), max_length
+        self.delays, self.latent_dim = None if delays is None else [int(late) for late in delays], int(latent_dim)
         self.audio_token, self.audio_token_id = AUDIO, self._token_id(AUDIO)
         piece_ids = {label: self._token_id(phone_token(label)) for label in self.piece_labels}
         first = min(piece_ids.values(), default=0)
@@ -104,9 +117,11 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         self._ids = SpeechIds(
             self._token_id(AUDIO_START),
             self._token_id(AUDIO_END),
-            self.audio_offset,
-            self.num_codebooks,
-            self.codebook_size,
+            *(
+                (self.audio_offset, self.num_codebooks, self.codebook_size)
+                if layout == "flat"
+                else (self.audio_token_id, 1, 1)
+            ),
             first,
             len(piece_ids),
         )
@@ -124,6 +139,8 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         num_codebooks: int | None = None,
         codec_name: str | None = None,
         max_length: int | None = None,
+        layout: str | None = None,
+        delays: Sequence[int] | None = None,
     ) -> "SpeechLMProcessor":
         """
         The processor of a language model that is to read and write a codec's codes.
@@ -138,16 +155,24 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
             codec_name (`str`, *optional*): Name by which the codec is found again. Defaults to the name of its folder,
                 or its Hub id.
             max_length (`int`, *optional*): Most positions of a sequence.
+            layout (`str`, *optional*): See [`SpeechLMProcessor`]. Defaults to `"flat"`, or to `"continuous"` for a
+                codec without codebooks.
+            delays (sequence of `int`, *optional*): See [`SpeechLMProcessor`].
 
         Raises:
-            ValueError: If the codec has no codebooks or not so many, or the tokenizer has no end of sequence.
+            ValueError: If the layout needs codebooks that the codec has not, or the tokenizer has no end of sequence.
         """
         codec = as_speech_codec(codec, feature_extractor)
-        if codec.kind != "codes":
-            raise ValueError(
-                f"A {codec.family} gives latents, which have no ids; the continuous layout comes in a later version."
-            )
-        used = codec.num_quantizers if num_codebooks is None else codec.check_num_quantizers(num_codebooks)
+        layout = layout or ("flat" if codec.kind == "codes" else "continuous")
+        if layout == "continuous":
+            if num_codebooks is not None:
+                raise ValueError("`num_codebooks` chooses among codebooks, of which latents have none; leave it out.")
+            sizes = {"num_codebooks": 1, "codebook_size": 1, "latent_dim": codec.latent_dim}
+        elif codec.kind != "codes":
+            raise ValueError(f"A {codec.family} gives latents; they need `layout='continuous'`, not {layout!r}.")
+        else:
+            used = codec.num_quantizers if num_codebooks is None else codec.check_num_quantizers(num_codebooks)
+            sizes = {"num_codebooks": used, "codebook_size": codec.codebook_size}
         if tokenizer.eos_token_id is None:
             raise ValueError("The tokenizer has no `eos_token`, with which answers end; set one.")
         tokenizer = copy.deepcopy(tokenizer)
@@ -163,8 +188,9 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
             feature_extractor,
             tokenizer,
             text_alignment=text_alignment,
-            num_codebooks=used,
-            codebook_size=codec.codebook_size,
+            layout=layout,
+            delays=delays,
+            **sizes,
             frame_rate=codec.frame_rate,
             sampling_rate=codec.sampling_rate,
             codec_name=codec_name,
@@ -181,12 +207,13 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
     @property
     def vocab_size_needed(self) -> int:
         """Fewest rows of the language model's embeddings."""
-        return self._ids.audio_stop
+        return self._ids.audio_stop if self.layout == "flat" else self.audio_offset
 
     def model_fields(self) -> dict[str, Any]:
         """The fields of [`SpeechLMConfig`] that the processor decides."""
         ids = self.speech_ids
         names = ("layout", "text_alignment", "num_codebooks", "codebook_size", "frame_rate", "sampling_rate")
+        names += ("delays", "latent_dim")  # type: ignore[assignment]
         return {
             **{name: getattr(self, name) for name in names},
             "codec_name": self.codec_name or None,
@@ -194,7 +221,7 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
             "audio_start_token_id": ids.audio_start,
             "audio_end_token_id": ids.audio_end,
             "audio_token_id": self.audio_token_id,
-            "audio_offset": ids.audio_offset,
+            "audio_offset": self.audio_offset,
             "piece_offset": ids.piece_offset,
             "piece_labels": list(self.piece_labels),
             "template_version": TEMPLATE_VERSION,
@@ -242,7 +269,8 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Names of what the model is given."""
-        return ["input_ids", "attention_mask"]
+        frames = {"flat": [], "delay": ["audio_codes"], "continuous": ["audio_latents", "audio_mask"]}
+        return ["input_ids", "attention_mask", *frames[self.layout]]
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
@@ -302,7 +330,8 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
                 the clip. More codebooks than needed are left out.
             audio_pieces (*optional*): Pieces of clips that are aligned, as rows have them: a list of `{"word", "end"}`
                 or `{"label", "end"}` a clip, or `None` for one that is not aligned.
-            audio_latents (*optional*): Not taken yet.
+            audio_latents (*optional*): In the continuous layout latents of clips, `(num_frames, latent_dim)` each, or
+                `None` where another has the clip. There `audio_codes` mean the latents that they stand for.
             output_labels (`bool`, *optional*, defaults to `False`): Whether to give `labels`: -100 in the prompt and
                 in padding, and in an `<|audio_start|>` that begins an answer.
             padding_side (`str`, *optional*): `"right"` or `"left"`. Defaults to the tokenizer's.
@@ -310,14 +339,15 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
             sampling_rate (`int`, *optional*): Rate of the waveforms in Hz, to be checked.
 
         Returns:
-            `BatchFeature`: `input_ids`, `attention_mask` and perhaps `labels`, `(batch, num_positions)`.
+            `BatchFeature`: `input_ids`, `attention_mask` and perhaps `labels`, `(batch, num_positions)`. Beside the
+            flat layout, the frames as [`SpeechLMForConditionalGeneration`] takes them, and its shape of labels.
 
         Raises:
             ValueError: If the clips are not as many as their places, no codec is attached for waveforms, a sequence
                 is too long, or a codec, rate, code or piece is not that of this processor.
         """
-        if audio_latents is not None:
-            raise ValueError("`audio_latents` cannot be laid out yet: the continuous layout comes in a later version.")
+        if audio_latents is not None and self.layout != "continuous":
+            raise ValueError(f"`audio_latents` need `layout='continuous'`, but the processor's is {self.layout!r}.")
         if text is None:
             raise ValueError("`text` is missing; '<|audio|>' alone stands for a clip without text.")
         prompts = [text] if isinstance(text, str) else list(text)
@@ -328,28 +358,30 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         if output_labels and text_target is None:
             raise ValueError("`output_labels` needs `text_target`: the answers, which are what is learnt.")
 
-        clips = self._clip_ids(audio, audio_codes, audio_pieces, sampling_rate)
+        clips = self._clips(audio, audio_codes, audio_pieces, audio_latents, sampling_rate)
         left = iter(clips)
-        rows, labels = [], []
-        for place, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-            ids, num_given = self._writer.sequence(prompt, target, left, f"Row {place} of `text`")
-            rows.append(ids)
-            labels.append([IGNORED] * num_given + ids[num_given:])
+        rows = [
+            self._writer.sequence(prompt, target, left, f"Row {place} of `text`")
+            for place, (prompt, target) in enumerate(zip(prompts, targets, strict=True))
+        ]
         unused = len(list(left))
         if unused:
             raise ValueError(f"There are {len(clips)} clips, but places {AUDIO} for {len(clips) - unused} of them.")
+        if not output_labels:
+            rows = [{name: part for name, part in row.items() if name != "labels"} for row in rows]
         if return_tensors is None:
-            batch: dict[str, Any] = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
-            return BatchFeature({**batch, "labels": labels} if output_labels else batch)
+            rows = [{"attention_mask": torch.ones_like(row["input_ids"]), **row} for row in rows]
+            return BatchFeature({name: [row[name].tolist() for row in rows] for name in rows[0]})
         if return_tensors != "pt":
             raise ValueError(f"`return_tensors` must be 'pt' or None, but is {return_tensors!r}.")
         side = self.tokenizer.padding_side if padding_side is None else padding_side
-        return BatchFeature(pad_sequences(rows, labels if output_labels else None, self.pad_token_id, side))
+        return BatchFeature(pad_sequences(rows, self.pad_token_id, side))
 
     def decode(self, ids: Any, skip_special_tokens: bool = True, **kwargs: Any) -> Any:  # type: ignore[override]
         """
         The waveform of the last clip in a sequence, `(num_samples,)`, if there is one and a codec is attached; else
-        the text, in which `<|audio|>` stands for each clip. Codes that are in no whole frame are left out.
+        the text, in which `<|audio|>` stands for each clip. Codes that are in no whole frame are left out. Beside the
+        flat layout ids hold no codes, so that it is always the text.
 
         Args:
             ids (`torch.Tensor` of shape `(num_positions,)`, or a list): A sequence; several give a list.
@@ -360,7 +392,7 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         if sequence.dim() == 2:
             return [self.decode(row, skip_special_tokens, **kwargs) for row in sequence]
         is_unit = self.speech_ids.is_unit(sequence)
-        if self.codec is not None and bool(is_unit.any()):
+        if self.layout == "flat" and self.codec is not None and bool(is_unit.any()):
             starts = (sequence == self._ids.audio_start).nonzero()[:, 0].tolist()
             begun = [start for start in starts if bool(is_unit[start:].any())]
             codes = flat_to_codes(sequence[begun[-1] if begun else 0 :], self._ids).audio_codes
@@ -398,16 +430,25 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
             )
         return found
 
-    def _clip_ids(self, audio: Any, audio_codes: Any, audio_pieces: Any, sampling_rate: int | None) -> list[list[int]]:
-        clips = as_clips(audio, audio_codes, audio_pieces)
-        recordings = [waveform for waveform, _, _ in clips if waveform is not None]
-        encoded = iter(encode_waveforms(self.codec, self.feature_extractor, recordings, sampling_rate))
-        ids = []
-        for place, (waveform, codes, pieces) in enumerate(clips):
+    def _clips(
+        self, audio: Any, audio_codes: Any, audio_pieces: Any, audio_latents: Any, sampling_rate: int | None
+    ) -> list[WrittenClip]:
+        clips = as_clips(audio, audio_codes, audio_pieces, audio_latents)
+        recordings = [waveform for waveform, *_ in clips if waveform is not None]
+        kind = "latents" if self.layout == "continuous" else "codes"
+        encoded = iter(encode_waveforms(self.codec, self.feature_extractor, recordings, sampling_rate, kind))
+        written = []
+        for place, (waveform, codes, latents, pieces) in enumerate(clips):
             name = f"Clip {place}"
-            codes = clip_codes(codes if waveform is None else next(encoded), name, self.speech_ids)
-            ids.append(self._writer.clip(codes, pieces, name))
-        return ids
+            if self.layout == "continuous":
+                if codes is not None:
+                    latents = dequantized(self.codec, codes, name)
+                values = clip_latents(next(encoded) if waveform is not None else latents, name, self.latent_dim)
+            else:
+                codes = codes if waveform is None else next(encoded)
+                values = clip_codes(codes, name, self.num_codebooks, self.codebook_size)
+            written.append(self._writer.clip(values, pieces, name))
+        return written
 
 
 __all__ = ["SpeechLMProcessor"]

@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from transformers.audio_utils import load_audio
 
-from .speech_lm_layouts import SpeechIds
 
-
-def clip_codes(audio_codes: Any, name: str, ids: SpeechIds) -> torch.Tensor:
+def clip_codes(audio_codes: Any, name: str, num_codebooks: int, codebook_size: int) -> torch.Tensor:
     """
     Codes of one clip, with the codebooks that the language model has.
 
@@ -21,10 +19,11 @@ def clip_codes(audio_codes: Any, name: str, ids: SpeechIds) -> torch.Tensor:
         audio_codes (`torch.Tensor`, `np.ndarray` or nested lists of shape `(num_codebooks, num_frames)`): Codes, of
             any integer type. More codebooks than needed are left out.
         name (`str`): Name of the clip, for messages.
-        ids (`SpeechIds`): Ids of the vocabulary.
+        num_codebooks (`int`): Codebooks that the language model has.
+        codebook_size (`int`): Codes of a codebook.
 
     Returns:
-        `torch.LongTensor` of shape `(ids.num_codebooks, num_frames)`: The codes.
+        `torch.LongTensor` of shape `(num_codebooks, num_frames)`: The codes.
 
     Raises:
         TypeError: If they are no integers.
@@ -41,35 +40,110 @@ def clip_codes(audio_codes: Any, name: str, ids: SpeechIds) -> torch.Tensor:
             f"{name}: `audio_codes` must have shape (num_codebooks, num_frames) with at least one frame, but has"
             f" {codes.shape}."
         )
-    if len(codes) < ids.num_codebooks:
+    if len(codes) < num_codebooks:
         raise ValueError(
-            f"{name}: `audio_codes` has {len(codes)} codebooks, but the language model needs {ids.num_codebooks};"
+            f"{name}: `audio_codes` has {len(codes)} codebooks, but the language model needs {num_codebooks};"
             " encode with at least as many."
         )
-    codes = codes[: ids.num_codebooks].astype(np.int64)
-    if codes.min() < 0 or codes.max() >= ids.codebook_size:
+    codes = codes[:num_codebooks].astype(np.int64)
+    if codes.min() < 0 or codes.max() >= codebook_size:
         raise ValueError(
-            f"{name}: `audio_codes` must lie between 0 and {ids.codebook_size - 1}, but reach from {codes.min()} to"
+            f"{name}: `audio_codes` must lie between 0 and {codebook_size - 1}, but reach from {codes.min()} to"
             f" {codes.max()}; they are of another codec, or padded."
         )
     return torch.from_numpy(codes)
 
 
-def row_codes(row: Mapping[str, Any], name: str, codec_fingerprint: str, ids: SpeechIds) -> torch.Tensor:
+def clip_latents(audio_latents: Any, name: str, latent_dim: int) -> torch.Tensor:
     """
-    Codes of a row of a corpus, `(ids.num_codebooks, num_frames)`, long.
+    Latents of one clip.
+
+    Args:
+        audio_latents (`torch.Tensor`, `np.ndarray` or nested lists of shape `(num_frames, latent_dim)`): Latents.
+        name (`str`): Name of the clip, for messages.
+        latent_dim (`int`): Numbers of a frame.
+
+    Returns:
+        `torch.FloatTensor` of shape `(num_frames, latent_dim)`: The latents in float32.
+
+    Raises:
+        TypeError: If they are no numbers of floating point.
+        ValueError: If their shape is wrong, there is no frame, or one is not finite.
+    """
+    if isinstance(audio_latents, torch.Tensor):
+        audio_latents = audio_latents.detach().float().cpu().numpy()
+    latents = np.asarray(audio_latents)
+    if latents.dtype.kind != "f":
+        raise TypeError(f"{name}: `audio_latents` must be of floating point, but are {latents.dtype}.")
+    if latents.ndim != 2 or latents.shape[1] != latent_dim or not len(latents):
+        raise ValueError(
+            f"{name}: `audio_latents` must have shape (num_frames, {latent_dim}) with at least one frame, but have"
+            f" {latents.shape}."
+        )
+    if not np.isfinite(latents).all():
+        raise ValueError(f"{name}: `audio_latents` must be finite, but hold numbers that are not.")
+    return torch.from_numpy(latents.astype(np.float32))
+
+
+def row_codes(
+    row: Mapping[str, Any], name: str, codec_fingerprint: str, num_codebooks: int, codebook_size: int
+) -> torch.Tensor:
+    """
+    Codes of a row of a corpus, `(num_codebooks, num_frames)`, long.
 
     Args:
         row (`Mapping`): Row with `audio_codes` (row-major, codebook by codebook), `num_quantizers`, `num_frames` and
             `codec_fingerprint`.
         name (`str`): Name of the row, for messages.
         codec_fingerprint (`str`): Fingerprint of the language model's codec.
-        ids (`SpeechIds`): Ids of the vocabulary.
+        num_codebooks (`int`): Codebooks that the language model has.
+        codebook_size (`int`): Codes of a codebook.
 
     Raises:
         ValueError: If the row is of another codec or does not say of which, its numbers contradict each other, or its
             codes are not what the language model reads.
     """
+    values = _row_values(row, name, codec_fingerprint, "audio_codes", ("num_quantizers", "num_frames"))
+    return clip_codes(values, name, num_codebooks, codebook_size)
+
+
+def row_latents(
+    row: Mapping[str, Any], name: str, codec: Any, codec_fingerprint: str, latent_dim: int
+) -> torch.Tensor:
+    """
+    Latents of a row of a corpus, `(num_frames, latent_dim)`, float32; those of a row of codes are what these stand
+    for.
+
+    Args:
+        row (`Mapping`): Row with `audio_latents` (row-major, frame by frame), `latent_dim`, `num_frames` and
+            `codec_fingerprint`; or a row of codes, see [`row_codes`].
+        name (`str`): Name of the row, for messages.
+        codec ([`SpeechCodec`] or `None`): The codec that is attached, which rows of codes need.
+        codec_fingerprint (`str`): Fingerprint of the language model's codec.
+        latent_dim (`int`): Numbers of a frame.
+
+    Raises:
+        ValueError: As [`row_codes`]; or if no codec is attached that a row of codes needs.
+    """
+    if row.get("audio_latents") is not None:
+        values = _row_values(row, name, codec_fingerprint, "audio_latents", ("num_frames", "latent_dim"))
+        return clip_latents(values.astype(np.float32), name, latent_dim)
+    codes = _row_values(row, name, codec_fingerprint, "audio_codes", ("num_quantizers", "num_frames"))
+    return clip_latents(dequantized(codec, codes, name), name, latent_dim)
+
+
+def dequantized(codec: Any, audio_codes: Any, name: str) -> torch.Tensor:
+    """The latents `(num_frames, latent_dim)` that the codes `(num_quantizers, num_frames)` of a clip stand for."""
+    if codec is None:
+        raise ValueError(f"{name} has codes, which only the codec turns into latents; call `attach_codec` first.")
+    codes = torch.as_tensor(np.asarray(audio_codes).astype(np.int64))
+    with torch.no_grad():
+        return codec.dequantize(codes[None].to(codec.device))[0].float().cpu()
+
+
+def _row_values(
+    row: Mapping[str, Any], name: str, codec_fingerprint: str, column: str, sizes: tuple[str, str]
+) -> np.ndarray:
     found = row.get("codec_fingerprint")
     if found != codec_fingerprint:
         origin = f"of the codec {row.get('codec')!r}, fingerprint {found}" if found else "of an unknown codec"
@@ -77,40 +151,36 @@ def row_codes(row: Mapping[str, Any], name: str, codec_fingerprint: str, ids: Sp
             f"{name} is {origin}, but the language model needs fingerprint {codec_fingerprint}; encode the recordings"
             " anew with its codec."
         )
-    shape = tuple(int(row[field]) for field in ("num_quantizers", "num_frames"))
-    codes = np.asarray(row["audio_codes"])
-    if codes.size != shape[0] * shape[1]:
+    shape = tuple(int(row[field]) for field in sizes)
+    values = np.asarray(row[column])
+    if values.size != shape[0] * shape[1]:
         raise ValueError(
-            f"{name} has {codes.size} codes, but `num_quantizers` {shape[0]} times `num_frames` {shape[1]} are"
-            f" {shape[0] * shape[1]}; it is damaged."
+            f"{name} has {values.size} numbers in `{column}`, but `{sizes[0]}` {shape[0]}"
+            f" times `{sizes[1]}` {shape[1]} are {shape[0] * shape[1]}; it is damaged."
         )
-    return clip_codes(codes.reshape(shape), name, ids)
+    return values.reshape(shape)
 
 
-def as_clips(audio: Any, audio_codes: Any, audio_pieces: Any) -> list[tuple[Any, Any, Any]]:
+def as_clips(
+    audio: Any, audio_codes: Any, audio_pieces: Any, audio_latents: Any = None
+) -> list[tuple[Any, Any, Any, Any]]:
     """
-    The clips of a call, each as a waveform or `None`, codes or `None`, and pieces or `None`.
+    The clips of a call, each as a waveform or `None`, codes or `None`, latents or `None`, and pieces or `None`.
 
     Args:
         audio: One waveform, path or `{"array", "sampling_rate"}`, or a list of them, with `None` for clips of codes.
         audio_codes: Codes `(num_codebooks, num_frames)`, or a list of them, with `None` where there is a waveform.
         audio_pieces: Pieces of one clip, or a list with those of each.
+        audio_latents: Latents `(num_frames, latent_dim)`, or a list of them, with `None` likewise.
 
     Raises:
         ValueError: If they are not as many, or a clip is given twice or not at all.
     """
     given = {
-        "audio": None if audio is None else [audio] if _is_one_waveform(audio) else list(audio),
-        "audio_codes": None
-        if audio_codes is None
-        else [audio_codes]
-        if _is_one_code(audio_codes)
-        else list(audio_codes),
-        "audio_pieces": None
-        if audio_pieces is None
-        else [audio_pieces]
-        if _is_one_text(audio_pieces)
-        else list(audio_pieces),
+        "audio": _listed(audio, _is_one_waveform),
+        "audio_codes": _listed(audio_codes, _is_one_matrix),
+        "audio_latents": _listed(audio_latents, _is_one_matrix),
+        "audio_pieces": _listed(audio_pieces, _is_one_text),
     }
     counts = {name: len(clips) for name, clips in given.items() if clips is not None}
     if len(set(counts.values())) > 1:
@@ -120,24 +190,35 @@ def as_clips(audio: Any, audio_codes: Any, audio_pieces: Any) -> list[tuple[Any,
         )
     total = max(counts.values(), default=0)
     clips = list(zip(*(clips or [None] * total for clips in given.values()), strict=True))
-    for place, (waveform, codes, _) in enumerate(clips):
-        if (waveform is None) == (codes is None):
-            state = "both" if codes is not None else "neither"
-            raise ValueError(f"Clip {place} must be given by `audio` or by `audio_codes`, but is by {state}.")
+    for place, clip in enumerate(clips):
+        if (count := sum(part is not None for part in clip[:3])) != 1:
+            raise ValueError(
+                f"Clip {place} must be given by one of `audio`, `audio_codes` and `audio_latents`, but is by"
+                f" {('neither', 'one', 'both')[count] if count < 3 else 'all'}."
+            )
     return clips
 
 
+def _listed(given: Any, is_one: Any) -> list[Any] | None:
+    return None if given is None else [given] if is_one(given) else list(given)
+
+
 def encode_waveforms(
-    codec: Any, feature_extractor: Any, recordings: Sequence[Any], sampling_rate: int | None = None
+    codec: Any,
+    feature_extractor: Any,
+    recordings: Sequence[Any],
+    sampling_rate: int | None = None,
+    kind: str = "codes",
 ) -> list[torch.Tensor]:
     """
-    Codes of recordings, `(num_quantizers, num_frames)` each.
+    Codes of recordings, `(num_quantizers, num_frames)` each, or latents, `(num_frames, latent_dim)` each.
 
     Args:
         codec (`SpeechCodec` or `None`): The codec that is attached.
         feature_extractor (`SequenceFeatureExtractor`): Its feature extractor.
         recordings (sequence): Waveforms, paths or `{"array", "sampling_rate"}`.
         sampling_rate (`int`, *optional*): Rate of the waveforms in Hz.
+        kind (`str`, *optional*, defaults to `"codes"`): `"codes"` or `"latents"`.
 
     Raises:
         ValueError: If no codec is attached, it is in training mode, a rate is not the codec's, or a waveform is not
@@ -158,6 +239,8 @@ def encode_waveforms(
     with torch.no_grad():
         encoded = codec.encode(**{name: value.to(codec.device) for name, value in features.items()})
     masks = encoded.audio_codes_mask.bool()
+    if kind == "latents":
+        return [latents[mask].cpu() for latents, mask in zip(encoded.latents, masks, strict=True)]
     return [codes[:, mask].cpu() for codes, mask in zip(encoded.audio_codes, masks, strict=True)]
 
 
@@ -202,15 +285,24 @@ def _is_one_waveform(audio: Any) -> bool:
     return len(audio) > 0 and isinstance(audio[0], float | int)
 
 
-def _is_one_code(audio_codes: Any) -> bool:
-    if isinstance(audio_codes, np.ndarray | torch.Tensor):
-        return audio_codes.ndim == 2
-    # Codebooks of a nested list hold numbers; clips hold codebooks.
-    return any(isinstance(row, Sequence) and len(row) > 0 and isinstance(row[0], int) for row in audio_codes)
+def _is_one_matrix(given: Any) -> bool:
+    if isinstance(given, np.ndarray | torch.Tensor):
+        return given.ndim == 2
+    # Rows of a nested list hold numbers; clips hold rows.
+    return any(isinstance(row, Sequence) and len(row) > 0 and isinstance(row[0], int | float) for row in given)
 
 
 def _is_one_text(audio_pieces: Any) -> bool:
     return len(audio_pieces) > 0 and isinstance(audio_pieces[0], Mapping)
 
 
-__all__ = ["as_clips", "clip_codes", "decode_codes", "encode_waveforms", "row_codes"]
+__all__ = [
+    "as_clips",
+    "clip_codes",
+    "clip_latents",
+    "decode_codes",
+    "dequantized",
+    "encode_waveforms",
+    "row_codes",
+    "row_latents",
+]

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessorList
 from transformers.utils import ModelOutput
 
 from .audio_logits import AudioOnly, GuidedText, MinFrames, RowSampling, WindowedRepetition
+from .continuous_heads import check_draw
 from .input_checks import check_number, check_whole_number
-from .speech_lm_ids import SpeechIds
-from .speech_lm_layouts import AlignedCodes, split_pieces
+from .speech_lm_layouts import AlignedCodes, from_delay_grid, split_pieces
+from .speech_lm_writers import DelayWriter, FlatWriter, LatentWriter, write_ids
 
 
 @dataclass
@@ -23,14 +25,18 @@ class SpeechOutput(ModelOutput):
     Args:
         audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): Speech in [-1, 1]; 0 behind an end.
         audio_mask (`torch.LongTensor` of shape `(batch, num_samples)`): 1 before an item's end.
-        audio_codes (`torch.LongTensor` of shape `(batch, num_codebooks, num_frames)`): Codes; 0 behind an end.
+        audio_codes (`torch.LongTensor` of shape `(batch, num_codebooks, num_frames)`): Codes; 0 behind an end. The
+            continuous layout has none.
+        audio_latents (`torch.FloatTensor` of shape `(batch, num_frames, latent_dim)`): In the continuous layout the
+            latents; 0 behind an end.
         audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): 1 before an item's end.
         ended (`torch.BoolTensor` of shape `(batch,)`): Whether the model itself wrote the end; else a limit cut it.
         num_dropped (`torch.LongTensor` of shape `(batch,)`): Ids that made no whole frame.
         pieces (`list` of `list[str]`): Words or phones that were said, in order; empty without an alignment.
         piece_times (`list` of `torch.Tensor` of shape `(num_pieces, 2)`): Their starts and ends, in seconds.
         word_times (`list` of `list` of `tuple`): Words with their starts and ends, in seconds.
-        sequences (`torch.LongTensor` of shape `(batch, num_positions)`): All ids, the prompt included.
+        sequences (`torch.LongTensor` of shape `(batch, num_positions)`): All ids, the prompt included; `<|audio|>` for
+            each frame beside the flat layout.
         seconds (`float`): Time that all of it took, in seconds.
         realtime_factor (`float`): That time over the length of all speech.
     """
@@ -38,6 +44,7 @@ class SpeechOutput(ModelOutput):
     audio_values: torch.FloatTensor | None = None
     audio_mask: torch.LongTensor | None = None
     audio_codes: torch.LongTensor | None = None
+    audio_latents: torch.FloatTensor | None = None
     audio_codes_mask: torch.LongTensor | None = None
     ended: torch.BoolTensor | None = None
     num_dropped: torch.LongTensor | None = None
@@ -79,6 +86,8 @@ class SpeechGeneration:
         min_frames: int = 1,
         max_frames: int | None = None,
         generators: Sequence[torch.Generator] | None = None,
+        cfg_scale: float = 1.0,
+        head_steps: int | None = None,
         decode: bool = True,
     ) -> SpeechOutput:
         """
@@ -107,6 +116,9 @@ class SpeechGeneration:
             max_frames (`int`, *optional*): Most frames of a text. Defaults to what training measured.
             generators (sequence of `torch.Generator`, *optional*): One a text. Defaults to PyTorch's global one.
                 Nothing is drawn with a temperature of 0.
+            cfg_scale (`float`, *optional*, defaults to 1.0): In the continuous layout, strength of the guidance away
+                from what the model says without the text; needs a model that was trained with `condition_dropout`.
+            head_steps (`int`, *optional*): In the continuous layout, steps of a head that needs several.
             decode (`bool`, *optional*, defaults to `True`): Whether the codes are made audible.
 
         Raises:
@@ -131,33 +143,59 @@ class SpeechGeneration:
             raise ValueError(f"`generators` must have one a text ({len(texts)}), but has {len(generators)}.")
         if self.training:  # type: ignore[attr-defined]
             raise ValueError("The model is in training mode, in which dropout changes what it says; call `.eval()`.")
+        self._check_guidance(cfg_scale, head_steps)
         requests, inputs, limits = self._prepared(texts, processor, pieces, durations, max_frames)
         processors = self._logits_processors(requests, min_frames, repetition_window, repetition_limit)
+        sampling = None
         if temperature:
-            processors.append(RowSampling(temperature, top_k, top_p, None if generators is None else list(generators)))
+            sampling = RowSampling(temperature, top_k, top_p, None if generators is None else list(generators))
+            processors.append(sampling)
         config = self.config  # type: ignore[attr-defined]
-        sequences, lengths = greedy_ids(
+        writer = FlatWriter()
+        if config.layout == "delay":
+            writer = DelayWriter(self, sampling)
+        elif config.layout == "continuous":
+            writer = LatentWriter(self, temperature, head_steps, cfg_scale, generators)
+        for writing in write_ids(  # noqa: B007
             self,
-            **inputs,
-            processors=processors,
-            max_new_tokens=limits[0],
-            end=config.audio_end_token_id,
-            codes=config.speech_ids,
+            inputs,
+            writer,
+            processors,
+            limits[0],
+            [config.audio_end_token_id],
+            codes=config.written_ids,
             max_codes=limits[1],
-        )
-        written = sequences[:, inputs["input_ids"].shape[1] :]
+        ):
+            pass
+        written = writing.ids[:, inputs["input_ids"].shape[1] :]
         said = [
             self._said(row[:length], request)
-            for row, length, request in zip(written, lengths.tolist(), requests, strict=True)
+            for row, length, request in zip(written, writing.lengths.tolist(), requests, strict=True)
         ]
-        output = self._output(said, requests)
-        output["sequences"] = sequences
+        output = self._output(said, requests, writer)
+        output["sequences"] = writing.ids
+        if isinstance(writer, DelayWriter | LatentWriter):
+            output["sequences"] = torch.cat([inputs["input_ids"], torch.stack(writer.ids_read, dim=1)], dim=1)
         if codec is not None:
             self._sound(output, codec)
         output["seconds"] = time.perf_counter() - begun
         length = float(output["audio_codes_mask"].sum()) / config.frame_rate
         output["realtime_factor"] = output["seconds"] / length if length else float("inf")
         return SpeechOutput(**output)
+
+    def _check_guidance(self, cfg_scale: float, head_steps: int | None) -> None:
+        check_draw(1.0, head_steps, cfg_scale)
+        config = self.config  # type: ignore[attr-defined]
+        if config.layout != "continuous":
+            if cfg_scale != 1 or head_steps is not None:
+                raise ValueError(
+                    f"`cfg_scale` and `head_steps` belong to the continuous layout; this model's is {config.layout!r}."
+                )
+        elif cfg_scale != 1 and not config.condition_dropout:
+            raise ValueError(
+                f"`cfg_scale` is {cfg_scale}, but this model never learnt to speak without its text; train it with"
+                " `condition_dropout` above 0."
+            )
 
     def check_text(self, text: str, processor: Any) -> None:
         """
@@ -262,15 +300,16 @@ class SpeechGeneration:
                 most, usual = min(most, max_frames), min(usual, max_frames)
             others = sum(len(piece) for piece in request.pieces) + 1
             # Speech that does not fit is refused, not cut.
-            needed = prompt_length + max(1, min(usual, most)) * config.num_codebooks + others
+            others += max(config.codebook_delays)
+            needed = prompt_length + max(1, min(usual, most)) * config.positions_per_frame + others
             if context is not None and needed > context:
                 raise ValueError(
                     f"The text {_beginning(request.text)!r} takes about {needed} positions, its prompt {prompt_length}"
                     f" of them, but the model has {context}; say it in parts, such as sentences."
                 )
-            limit = most * config.num_codebooks + others
+            limit = most * config.positions_per_frame + others
             limits.append(limit if context is None else min(limit, context - prompt_length))
-            codes.append(most * config.num_codebooks)
+            codes.append(most * config.positions_per_frame)
         return limits, codes
 
     def _usual_frames(self, text: str) -> int:
@@ -281,7 +320,7 @@ class SpeechGeneration:
     def _logits_processors(
         self, requests: Sequence[_Request], min_frames: int, window: int, limit: int
     ) -> LogitsProcessorList:
-        ids = self.config.speech_ids  # type: ignore[attr-defined]
+        ids = self.config.written_ids  # type: ignore[attr-defined]
         if self.config.text_alignment != "none":  # type: ignore[attr-defined]
             processors = [
                 GuidedText(
@@ -304,18 +343,29 @@ class SpeechGeneration:
         ends = (row == config.audio_end_token_id).nonzero()
         ended = len(ends) > 0
         row = row[: int(ends[0])] if ended else row
-        return split_pieces(row.cpu(), config.speech_ids, request.pieces or None), ended
+        return split_pieces(row.cpu(), config.written_ids, request.pieces or None), ended
 
-    def _output(self, said: Sequence[tuple[AlignedCodes, bool]], requests: Sequence[_Request]) -> dict[str, Any]:
+    def _output(
+        self, said: Sequence[tuple[AlignedCodes, bool]], requests: Sequence[_Request], writer: FlatWriter
+    ) -> dict[str, Any]:
         config = self.config  # type: ignore[attr-defined]
-        lengths = torch.tensor([aligned.audio_codes.shape[1] for aligned, _ in said])
+        frames: dict[str, torch.Tensor] = {}
+        if isinstance(writer, LatentWriter):
+            clips = [writer.clip(row) for row in range(len(said))]
+            lengths = torch.tensor([len(clip) for clip in clips])
+            frames["audio_latents"] = pad_sequence(clips, batch_first=True)
+        else:
+            clips = [aligned.audio_codes for aligned, _ in said]
+            if isinstance(writer, DelayWriter):
+                grids = [writer.grid(row)[None] for row in range(len(said))]
+                clips = [from_delay_grid(grid, config.codebook_delays, config.codebook_size)[0][0] for grid in grids]
+            lengths = torch.tensor([clip.shape[1] for clip in clips])
+            codes = [clip.T for clip in clips]
+            frames["audio_codes"] = pad_sequence(codes, batch_first=True).transpose(1, 2).contiguous()
         num_frames = int(lengths.max())
-        codes = torch.zeros(len(said), config.num_codebooks, num_frames, dtype=torch.long)
-        for target, (aligned, _) in zip(codes, said, strict=True):
-            target[:, : aligned.audio_codes.shape[1]] = aligned.audio_codes
         times = [torch.stack([aligned.starts, aligned.ends], dim=-1) / config.frame_rate for aligned, _ in said]
         return {
-            "audio_codes": codes,
+            **frames,
             "audio_codes_mask": (torch.arange(num_frames) < lengths[:, None]).long(),
             "ended": torch.tensor([ended for _, ended in said]),
             "num_dropped": torch.tensor([int(aligned.num_dropped) for aligned, _ in said]),
@@ -331,76 +381,13 @@ class SpeechGeneration:
             output["audio_mask"] = torch.zeros(len(mask), 0, dtype=torch.long)
             return
         place = {"device": codec.device} if getattr(codec, "device", None) is not None else {}
-        decoded = codec.decode(audio_codes=output["audio_codes"].to(**place), audio_codes_mask=mask.to(**place))
+        name = "latents" if "audio_latents" in output else "audio_codes"
+        tokens = output["audio_latents" if name == "latents" else name].to(**place)
+        decoded = codec.decode(**{name: tokens}, audio_codes_mask=mask.to(**place))
         values = (decoded[0] if isinstance(decoded, tuple) else decoded.audio_values).float().cpu()
         lengths = mask.sum(-1) * round(codec.sampling_rate / codec.frame_rate)
         output["audio_mask"] = (torch.arange(values.shape[-1]) < lengths[:, None]).long()
         output["audio_values"] = values * output["audio_mask"][:, None]
-
-
-def greedy_ids(
-    model: Any,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    processors: LogitsProcessorList,
-    max_new_tokens: int | Sequence[int],
-    end: int,
-    codes: SpeechIds | None = None,
-    max_codes: Sequence[int] | None = None,
-) -> tuple[torch.LongTensor, torch.LongTensor]:
-    """
-    What `generate` writes greedily, without the settings of a generation configuration and in less time a step.
-
-    Args:
-        model (`PreTrainedModel`): A causal language model.
-        input_ids (`torch.LongTensor` of shape `(batch, num_positions)`): The prompts, padded on the left.
-        attention_mask (`torch.LongTensor` of shape `(batch, num_positions)`): 1 for real positions.
-        processors (`LogitsProcessorList`): What changes the scores before the best is taken.
-        max_new_tokens (`int` or sequence of `int`): Most ids that are written, of all rows or of each.
-        end (`int`): Id behind which a row is filled with itself.
-        codes (`SpeechIds`, *optional*): Ids of speech, for `max_codes`.
-        max_codes (sequence of `int`, *optional*): Most codes of each row. A row that has them may only end; else it is
-            cut there.
-
-    Returns:
-        `tuple`: Prompts and what follows, of shape `(batch, num_positions + num_written)`; and how many ids each row
-        wrote, its end included, of shape `(batch,)`. A row without `end` in these was cut.
-    """
-    batch_size, length = input_ids.shape
-    device = input_ids.device
-    most = torch.as_tensor(max_new_tokens, device=device).expand(batch_size)
-    most_codes = None if max_codes is None else torch.as_tensor(max_codes, device=device)
-    longest = int(most.max())
-    ids = torch.cat([input_ids, input_ids.new_full((batch_size, longest), end)], dim=1)
-    is_going = most > 0
-    lengths, num_codes = torch.zeros_like(most), torch.zeros_like(most)
-    read, past = input_ids, None
-    # A mask costs time, so that rows without padding have none.
-    is_padded = not bool(attention_mask.all())
-    mask = torch.cat([attention_mask, attention_mask.new_ones(batch_size, longest)], dim=1)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    for place in range(length, length + longest):
-        padding = {}
-        if is_padded:
-            padding = {
-                "attention_mask": mask[:, :place],
-                "position_ids": positions[:, place - read.shape[1] : place],
-            }
-        outputs = model(input_ids=read, past_key_values=past, use_cache=True, logits_to_keep=1, **padding)
-        past = outputs.past_key_values
-        scores = processors(ids[:, :place], outputs.logits[:, -1].float())
-        written = scores.argmax(-1)
-        if codes is not None and most_codes is not None:
-            is_going = is_going & ((num_codes < most_codes) | (written == end))
-            num_codes = num_codes + codes.is_unit(written)
-        written = torch.where(is_going, written, end)
-        ids[:, place] = written
-        lengths = lengths + is_going
-        is_going = is_going & (written != end) & (lengths < most)
-        if not bool(is_going.any()):
-            return ids[:, : place + 1], lengths
-        read = written[:, None]
-    return ids, lengths
 
 
 def _check_known(requests: Sequence[_Request], ids: torch.Tensor, tokenizer: Any) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers.processing_utils import ProcessorMixin
 
-from .speech_lm_clips import row_codes
-from .speech_lm_layouts import IGNORED, SpeechIds
+from .speech_lm_clips import row_codes, row_latents
+from .speech_lm_layouts import SpeechIds
 from .speech_lm_sequences import PIECE_COLUMNS, SequenceWriter
 from .speech_lm_tasks import SPEECH_COLUMN, Task, find_task
 from .speech_lm_text import (
@@ -45,6 +45,11 @@ class SpeechLMRequests:
     max_length: int | None
     codec_fingerprint: str
     audio_offset: int
+    layout: str
+    num_codebooks: int
+    codebook_size: int
+    latent_dim: int
+    delays: list[int] | None
     _ids: SpeechIds
     _piece_ids: dict[str, int]
     _attached: Attached
@@ -165,13 +170,15 @@ class SpeechLMRequests:
 
         Args:
             row (`Mapping`): Row of the Parquet rows, with `id`, `text`, `audio_codes`, `num_quantizers`, `num_frames`,
-                `codec_fingerprint`, and the columns of the task. More codebooks than needed are left out.
+                `codec_fingerprint`, and the columns of the task. More codebooks than needed are left out. The
+                continuous layout takes `audio_latents` and `latent_dim`, or the latents that the codes stand for.
             task (`str` or `Task`, *optional*, defaults to `"tts"`): What the model is asked to do.
 
         Returns:
-            `dict` of `torch.LongTensor` of shape `(num_positions,)`: `input_ids`, and `labels`, which stand at their
-            own positions and are -100 in the prompt. In speech all behind `<|audio_start|>` is a target, with
-            `<|audio_end|>` and the end of sequence.
+            `dict` of `torch.Tensor`: `input_ids` of shape `(num_positions,)`, and `labels`, which stand at their own
+            positions and are -100 in the prompt. In speech all behind `<|audio_start|>` is a target, with
+            `<|audio_end|>` and the end of sequence. Other layouts than the flat one have frames, too; see
+            [`SequenceWriter.sequence`].
 
         Raises:
             ValueError: If a column is missing, the row is of another codec or too long, or its codes or pieces are not
@@ -198,11 +205,7 @@ class SpeechLMRequests:
             target = self.as_plain_text(checked_text(row[task.target], f"{name}: `{task.target}`"))
         clips = [] if heard is None else [self._writer.clip(heard, None, name)]
         clips += [] if said is None else [self._writer.clip(said, pieces, name)]
-        ids, num_given = self._writer.sequence(prompt, target, iter(clips), name)
-        input_ids = torch.tensor(ids)
-        labels_of_ids = input_ids.clone()
-        labels_of_ids[:num_given] = IGNORED
-        return {"input_ids": input_ids, "labels": labels_of_ids}
+        return self._writer.sequence(prompt, target, iter(clips), name)
 
     def apply_chat_template(  # type: ignore[override]
         self,
@@ -294,9 +297,20 @@ class SpeechLMRequests:
                 self._piece_ids,
                 self.frame_rate,
                 self.max_length,
+                self.layout,
+                self.codebook_size,
+                self.codebook_delays,
+                self.latent_dim,
             )
             kept = self._attached.writer = (state, writer)
         return kept[1]
+
+    @property
+    def codebook_delays(self) -> list[int]:
+        """Columns by which each codebook is late; none outside of the delay layout."""
+        if self.layout != "delay":
+            return [0]
+        return list(range(self.num_codebooks)) if self.delays is None else list(self.delays)
 
     def _check_vocabulary(self) -> None:
         size = vocabulary_size(self.tokenizer)
@@ -323,16 +337,21 @@ class SpeechLMRequests:
         return self._render(task, {"type": "text", "text": "".join(map(phone_token, labels or []))})
 
     def _clips_of_row(self, row: Mapping[str, Any], task: Task, name: str) -> tuple[Any, Any]:
-        # The codes that are heard and those that are said, or `None`.
+        # The frames that are heard and those that are said, or `None`.
         if SPEECH_COLUMN not in task.columns:
             return None, None
-        codes = row_codes(row, name, self.codec_fingerprint, self.speech_ids)
+        if self.layout == "continuous":
+            frames = row_latents(row, name, self._attached.codec, self.codec_fingerprint, self.latent_dim)
+            axis = 0
+        else:
+            frames = row_codes(row, name, self.codec_fingerprint, self.num_codebooks, self.codebook_size)
+            axis = 1
         if task.source != task.target:
-            return (codes, None) if task.source == SPEECH_COLUMN else (None, codes)
-        middle = codes.shape[1] // 2
+            return (frames, None) if task.source == SPEECH_COLUMN else (None, frames)
+        middle = frames.shape[axis] // 2
         if middle == 0:
             raise ValueError(f"{name} has one frame, but the task {task.name!r} needs two; leave it out.")
-        return codes[:, :middle], codes[:, middle:]
+        return frames.narrow(axis, 0, middle), frames.narrow(axis, middle, frames.shape[axis] - middle)
 
 
 def vocabulary_size(tokenizer: Any) -> int:

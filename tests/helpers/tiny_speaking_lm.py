@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speech language models, and codecs for them, that are small enough for a test."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -48,7 +49,9 @@ def tiny_codec(num_quantizers: int = 2, codebook_size: int = 16) -> RVQCodecMode
     return RVQCodecModel(config).eval()
 
 
-def tiny_processor(codec: Any, text_alignment: str = "none", num_codebooks: int | None = None) -> SpeechLMProcessor:
+def tiny_processor(
+    codec: Any, text_alignment: str = "none", num_codebooks: int | None = None, layout: str | None = None
+) -> SpeechLMProcessor:
     """A processor with letters as its names and, for phones, a lexicon of four words."""
     processor = SpeechLMProcessor.from_tokenizer(
         build_speech_vocabulary(),
@@ -58,6 +61,7 @@ def tiny_processor(codec: Any, text_alignment: str = "none", num_codebooks: int 
         piece_labels=PHONES if text_alignment == "phone" else (),
         num_codebooks=num_codebooks,
         codec_name="tiny-codec",
+        layout=layout,
     )
     if text_alignment == "phone":
         lexicon = PronunciationLexicon()
@@ -80,13 +84,16 @@ def tiny_speech_lm(
     text_alignment: str = "none",
     tied: bool = True,
     num_codebooks: int | None = None,
+    layout: str = "flat",
+    fields: Mapping[str, Any] | None = None,
+    num_quantizers: int = 2,
     **changes: Any,
 ) -> tuple[SpeechLMForConditionalGeneration, SpeechLMProcessor]:
     """A speech language model around a [`tiny_lm`], and its processor; both have the codec."""
-    codec = tiny_codec()
-    processor = tiny_processor(codec, text_alignment, num_codebooks)
+    codec = tiny_codec(num_quantizers)
+    processor = tiny_processor(codec, text_alignment, num_codebooks, layout)
     lm = tiny_lm(kind, vocab_size=processor.audio_offset, tied=tied, **changes)
-    return SpeechLMForConditionalGeneration.from_causal_lm(lm, codec, processor), processor
+    return SpeechLMForConditionalGeneration.from_causal_lm(lm, codec, processor, **(fields or {})), processor
 
 
 def tiny_row(text: str = "hi", seed: int = 0, num_frames: int = 7, codec: Any = None) -> dict[str, Any]:

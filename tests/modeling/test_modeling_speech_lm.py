@@ -10,9 +10,15 @@ from transformers import AutoModel, LogitsProcessorList
 from helpers.tiny_speaking_lm import ARCHITECTURES, tiny_codec, tiny_lm, tiny_processor, tiny_row, tiny_speech_lm
 from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
 from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
-from speech_tokenizers.modeling.speech_lm_generation import greedy_ids
 from speech_tokenizers.modeling.speech_lm_sequences import pad_sequences
 from speech_tokenizers.modeling.speech_lm_text import build_speech_vocabulary
+from speech_tokenizers.modeling.speech_lm_writers import FlatWriter, write_ids
+
+
+def greedy_ids(model, ids, mask, end):
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    *_, writing = write_ids(model, inputs, FlatWriter(), LogitsProcessorList(), 6, [end])
+    return writing.ids
 
 
 def batch_of(processor, rows, side="right"):
@@ -51,7 +57,7 @@ def test_custom_loop_equals_stock_greedy(kind):
     ids = torch.randint(8, model.config.audio_offset, (2, 9), generator=torch.Generator().manual_seed(0))
     stock = model.language_model.generate(ids, do_sample=False, max_new_tokens=6, eos_token_id=None)
     assert torch.equal(model.generate(ids, do_sample=False, max_new_tokens=6, eos_token_id=None), stock)
-    assert torch.equal(greedy_ids(model, ids, torch.ones_like(ids), LogitsProcessorList(), 6, end=-1)[0], stock)
+    assert torch.equal(greedy_ids(model, ids, torch.ones_like(ids), -1), stock)
 
 
 @pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
@@ -61,8 +67,8 @@ def test_custom_loop_on_padded_rows_equals_stock_greedy(kind):
     mask = torch.ones_like(ids)
     mask[1, :4] = 0
     stock = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=6, eos_token_id=None)
-    assert torch.equal(greedy_ids(model, ids, mask, LogitsProcessorList(), 6, end=-1)[0], stock)
-    alone = greedy_ids(model, ids[1:, 4:], mask[1:, 4:], LogitsProcessorList(), 6, end=-1)[0]
+    assert torch.equal(greedy_ids(model, ids, mask, -1), stock)
+    alone = greedy_ids(model, ids[1:, 4:], mask[1:, 4:], -1)
     assert torch.equal(alone[0, 5:], stock[1, 9:])
 
 
@@ -85,10 +91,10 @@ def test_prompts_of_another_version_are_refused():
 def test_a_row_that_has_ended_waits_for_the_others():
     model, _ = tiny_speech_lm()
     ids = torch.randint(8, model.config.audio_offset, (3, 9), generator=torch.Generator().manual_seed(0))
-    free = greedy_ids(model, ids, torch.ones_like(ids), LogitsProcessorList(), 6, end=-1)[0]
+    free = greedy_ids(model, ids, torch.ones_like(ids), -1)
     end = int(free[1, 11])
     stock = model.generate(ids, do_sample=False, max_new_tokens=6, eos_token_id=end, pad_token_id=end)
-    assert torch.equal(greedy_ids(model, ids, torch.ones_like(ids), LogitsProcessorList(), 6, end)[0], stock)
+    assert torch.equal(greedy_ids(model, ids, torch.ones_like(ids), end), stock)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -375,8 +381,7 @@ def test_losses_do_not_depend_on_the_side_of_the_padding(kind):
     items = [processor.row_inputs(tiny_row("hi tim")), processor.row_inputs(tiny_row("die", 1, 5))]
     found = []
     for side in ("left", "right"):
-        inputs = [item["input_ids"] for item in items], [item["labels"] for item in items]
-        found.append(model(**pad_sequences(*inputs, processor.pad_token_id, side)).loss)
+        found.append(model(**pad_sequences(items, processor.pad_token_id, side)).loss)
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
 
 

@@ -89,6 +89,7 @@ class SpeechLMCollator:
 
         Returns:
             `dict` of `torch.LongTensor` of shape `(batch, num_positions)`: `input_ids`, `attention_mask`, `labels`.
+            Beside the flat layout the frames, too; see [`SpeechLMForConditionalGeneration`].
 
         Raises:
             ValueError: If there is no row, a row is too long, or it is not what the processor takes.
@@ -100,8 +101,7 @@ class SpeechLMCollator:
         for row, sequence in zip(rows, sequences, strict=True):
             check_length(len(sequence["input_ids"]), self.max_length, f"Row {row.get('id')!r}")
         batch = pad_sequences(
-            [sequence["input_ids"] for sequence in sequences],
-            [sequence["labels"] for sequence in sequences],
+            sequences,
             self.processor.pad_token_id,
             "right",
             self.pad_to_multiple_of,

@@ -95,19 +95,18 @@ class SpeechLMItems(torch.utils.data.Dataset):
         return self.tasks.index(drawn_task(possible, self.seed, epoch, item))
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """`input_ids` and `labels`, `(num_positions,)`, and `tasks`, the number of the task."""
+        """What [`SpeechLMProcessor.row_inputs`] gives, and `tasks`, the number of the task."""
         task = self.task_of(index)
         inputs = self.processor.row_inputs(self.rows[index % len(self)], self.tasks[task])
-        return {"input_ids": inputs["input_ids"], "labels": inputs["labels"], "tasks": torch.tensor(task)}
+        return {**inputs, "tasks": torch.tensor(task)}
 
 
 def pad_items(processor: SpeechLMProcessor) -> Callable[[Sequence[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
     """A function that makes a batch of [`SpeechLMItems`], padded on the right."""
 
     def collate(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        batch = pad_sequences(
-            [item["input_ids"] for item in items], [item["labels"] for item in items], processor.pad_token_id, "right"
-        )
+        parts = [{name: part for name, part in item.items() if name != "tasks"} for item in items]
+        batch = pad_sequences(parts, processor.pad_token_id, "right")
         return {**batch, "tasks": torch.stack([item["tasks"] for item in items])}
 
     return collate

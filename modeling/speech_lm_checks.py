@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The speech-tokenizers authors.
+"""What a speech language model refuses: labels that do not fit, frames in the wrong place, and other codecs."""
+
+from typing import Any
+
+import torch
+
+from .speech_lm_ids import IGNORED
+
+
+def check_labels_stand_at_their_positions(
+    input_ids: torch.Tensor | None, labels: torch.Tensor, audio_codes: torch.Tensor | None = None
+) -> None:
+    """
+    Refuse labels that are not the ids, or the codes, at their own positions.
+
+    Labels that were shifted by hand are shifted again by the loss, and the model learns to skip a token. (Five public
+    projects have that fault.)
+
+    Args:
+        input_ids (`torch.Tensor` of shape `(batch, num_positions)`, *optional*): The ids.
+        labels (`torch.Tensor` of shape `(batch, num_positions)` or `(batch, 1 + num_codebooks, num_positions)`):
+            Labels of ids and, in the delay layout, of the columns.
+        audio_codes (`torch.Tensor` of shape `(batch, num_codebooks, num_positions)`, *optional*): The columns.
+
+    Raises:
+        ValueError: If a shape differs, or a label is another than what stands at its position.
+    """
+    if labels.dim() == 3:
+        if audio_codes is not None:
+            _check_equal(audio_codes, labels[:, 1:], "audio_codes", "code")
+        labels = labels[:, 0]
+    if input_ids is not None:
+        _check_equal(input_ids, labels, "input_ids", "id")
+
+
+def _check_equal(there: torch.Tensor, labels: torch.Tensor, name: str, kind: str) -> None:
+    if labels.shape != there.shape:
+        raise ValueError(
+            f"`labels` must have the shape of `{name}`, {tuple(there.shape)}, but has {tuple(labels.shape)}."
+        )
+    if torch.compiler.is_compiling():
+        return
+    differs = (labels != IGNORED) & (labels != there)
+    if not bool(differs.any()):
+        return
+    place = tuple(int(value) for value in differs.nonzero()[0])
+    shifted = labels[..., :-1] == there[..., 1:]
+    hint = ""
+    if bool((shifted | (labels[..., :-1] == IGNORED)).all()):
+        hint = " They look shifted by hand by one: the model shifts them itself."
+    where = f"row {place[0]} has label" + (f" of codebook {place[1]}" if len(place) == 3 else "")
+    raise ValueError(
+        f"`labels` must be the {kind}s at their own positions, or -100, but {where} {int(labels[place])} at position"
+        f" {place[-1]}, where the {kind} is {int(there[place])}.{hint}"
+    )
+
+
+def check_frames_stand_at_their_places(
+    input_ids: torch.Tensor | None, is_frame: torch.Tensor, audio_token_id: int
+) -> None:
+    """
+    Refuse frames where the ids say that there is none, and the reverse.
+
+    Args:
+        input_ids (`torch.Tensor` of shape `(batch, num_positions)`, *optional*): The ids.
+        is_frame (`torch.Tensor` of shape `(batch, num_positions)`): Where frames are given.
+        audio_token_id (`int`): Id of `<|audio|>`.
+
+    Raises:
+        ValueError: If a shape differs, or a position has one without the other.
+    """
+    if input_ids is None:
+        return
+    if is_frame.shape != input_ids.shape:
+        raise ValueError(
+            f"Frames must have the positions of `input_ids`, {tuple(input_ids.shape)}, but have"
+            f" {tuple(is_frame.shape)}."
+        )
+    if torch.compiler.is_compiling():
+        return
+    differs = (input_ids == audio_token_id) != is_frame
+    if bool(differs.any()):
+        row, position = (int(value) for value in differs.nonzero()[0])
+        lacks = "no frame is given" if not bool(is_frame[row, position]) else "the id is another"
+        raise ValueError(
+            f"A frame must be given where `input_ids` hold `<|audio|>` ({audio_token_id}) and nowhere else, but at"
+            f" position {position} of row {row} {lacks}."
+        )
+
+
+def check_codec(codec: Any, config: Any) -> None:
+    """
+    Check that a codec is the one that a model or a processor was made for.
+
+    Args:
+        codec ([`SpeechCodec`]): The codec.
+        config: Object with the fields `layout`, `num_codebooks`, `codebook_size`, `latent_dim`, `codec_name` and
+            `codec_fingerprint`.
+
+    Raises:
+        ValueError: If it is another one.
+    """
+    if config.layout == "continuous":
+        if codec.latent_dim != config.latent_dim:
+            raise ValueError(
+                f"The codec has frames of {codec.latent_dim} numbers, but {config.latent_dim} are needed."
+            )
+    elif codec.kind != "codes":
+        raise ValueError(
+            f"A {codec.family} gives continuous tokens, but the layout {config.layout!r} needs codes; make the model"
+            " with `layout='continuous'`."
+        )
+    elif codec.num_quantizers < config.num_codebooks or codec.codebook_size != config.codebook_size:
+        raise ValueError(
+            f"The codec has {codec.num_quantizers} codebooks of {codec.codebook_size} codes, but"
+            f" {config.num_codebooks} of {config.codebook_size} are needed."
+        )
+    fingerprint = codec.fingerprint()
+    if config.codec_fingerprint and fingerprint != config.codec_fingerprint:
+        raise ValueError(
+            f"The codec's fingerprint is {fingerprint}, but {config.codec_fingerprint}"
+            f"{f' ({config.codec_name})' if config.codec_name else ''} is needed: its codes would mean other sounds."
+        )
+
+
+__all__ = ["check_codec", "check_frames_stand_at_their_places", "check_labels_stand_at_their_positions"]

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The speech-tokenizers authors.
+"""
+What a speech language model has beside its words: the inputs and outputs of whole frames of audio.
+
+In the delay and the continuous layout the ids hold `<|audio|>` where a frame stands. The frame itself is a column of
+codes ([`CodeFrames`]) or a latent vector ([`LatentFrames`]).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+from .continuous_heads import LatentEmbedding, StopHead, build_head
+from .latent_bottleneck import LatentStatistics
+from .speech_lm_ids import IGNORED
+from .speech_lm_layouts import next_targets
+
+
+class CodeFrames(nn.Module):
+    """
+    Columns of the delay grid: each codebook has a table of its codes, BOS and EOS.
+
+    A column is read as the sum of its rows, and written by one matrix for all codebooks. (MusicGen,
+    https://huggingface.co/papers/2306.05284)
+
+    Args:
+        num_codebooks (`int`): Number of codebooks, Q.
+        codebook_size (`int`): Codes of a codebook, K.
+        input_size (`int`): Dimension of the language model's inputs.
+        state_size (`int`): Dimension of the states that its output table reads.
+    """
+
+    def __init__(self, num_codebooks: int, codebook_size: int, input_size: int, state_size: int):
+        super().__init__()
+        self.num_codebooks, self.num_rows = num_codebooks, codebook_size + 2
+        self.embedding = nn.Embedding(num_codebooks * self.num_rows, input_size)
+        self.head = nn.Linear(state_size, num_codebooks * self.num_rows, bias=False)
+
+    def embed(self, audio_codes: torch.Tensor) -> torch.Tensor:
+        """(batch, num_codebooks, num_positions), -1 for none -> (batch, num_positions, input_size)."""
+        first = self.num_rows * torch.arange(self.num_codebooks, device=audio_codes.device)
+        return self.embedding(audio_codes.clamp(min=0) + first[:, None]).sum(1)
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """(..., state_size) -> (..., num_codebooks, codebook_size + 2): the scores of the next column."""
+        return self.head(states).unflatten(-1, (self.num_codebooks, self.num_rows))
+
+    def entropies(self, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """
+        Cross entropies of the codes that stand at each position.
+
+        Args:
+            states (`torch.Tensor` of shape `(batch, num_positions, state_size)`): States at all positions.
+            labels (`torch.Tensor` of shape `(batch, num_codebooks, num_positions)`): Codes at their own positions, or
+                -100.
+
+        Returns:
+            `torch.Tensor` of the shape of `labels`, float32: In nats, each at the position of its label; else 0.
+        """
+        targets = next_targets(labels)
+        is_column = (targets != IGNORED).any(1)  # (B, T)
+        wanted = targets.transpose(1, 2)[is_column]  # (N, Q)
+        scores = self.logits(states[is_column]).float()  # (N, Q, K + 2)
+        found = F.cross_entropy(scores.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none")
+        told = scores.new_zeros(labels.shape[0], labels.shape[2], labels.shape[1])
+        told[:, 1:][is_column[:, :-1]] = found.view_as(wanted)
+        return told.transpose(1, 2)
+
+
+class LatentFrames(nn.Module):
+    """
+    Continuous tokens: what reads them, draws the next one, and says where they end.
+
+    Latents come and go on their own scale. Inside they have zero mean and unit variance, by `statistics`, which a
+    training measures once and which then stay.
+
+    Args:
+        config ([`SpeechLMConfig`]): Kind of the head, weights and sizes.
+        input_size (`int`): Dimension of the language model's inputs.
+        state_size (`int`): Dimension of the states that its output table reads.
+    """
+
+    def __init__(self, config: Any, input_size: int, state_size: int):
+        super().__init__()
+        self.statistics = LatentStatistics(config.latent_dim, 1, 0.5)
+        self.statistics.frozen = True
+        self.input = LatentEmbedding(config.latent_dim, input_size, float(config.input_noise_std))
+        self.head = build_head(config.head, state_size, config.latent_dim, **config.head_options)
+        self.stop_head = StopHead(state_size, float(config.stop_pos_weight))
+
+    def set_statistics(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+        """Mean and variance, each `(latent_dim,)`, of the latents of the training speech."""
+        self.statistics.mean.copy_(mean)
+        self.statistics.variance.copy_(variance)
+        self.statistics.num_updates.fill_(1)
+
+    def embed(self, audio_latents: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """(batch, num_positions, latent_dim) -> (batch, num_positions, input_size)."""
+        return self.input.embed(self.statistics.normalize(audio_latents), generator)
+
+    def losses(
+        self,
+        states: torch.Tensor,
+        audio_latents: torch.Tensor,
+        labels: torch.Tensor,
+        generator: torch.Generator | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The mean loss of the head over frames, and that of the stop head over frames and ends; 0 of none.
+
+        Args:
+            states (`torch.Tensor` of shape `(batch, num_positions, state_size)`): States at all positions.
+            audio_latents (`torch.Tensor` of shape `(batch, num_positions, latent_dim)`): Latents at their positions.
+            labels (`torch.Tensor` of shape `(batch, num_positions)`): At their own positions, 0 for a frame to learn,
+                1 for an end, -100 for others.
+            generator (`torch.Generator`, *optional*): Generator of the noise.
+        """
+        targets = next_targets(labels)
+        normal = self.statistics.normalize(audio_latents)
+        # Frames side by side, as the head reads them; other positions may lie between.
+        before = [row[wanted] for row, wanted in zip(states, targets == 0, strict=True)]
+        frames = [row[1:][wanted] for row, wanted in zip(normal, targets[:, :-1] == 0, strict=True)]
+        hidden, wanted = pad_sequence(before, batch_first=True), pad_sequence(frames, batch_first=True)
+        lengths = torch.tensor([len(row) for row in frames], device=states.device)
+        mask = torch.arange(hidden.shape[1], device=states.device) < lengths[:, None]
+        prediction = self.head.loss(hidden, wanted, mask.long(), generator) if hidden.shape[1] else states.sum() * 0.0
+        return prediction, self.stop_head.loss(states, targets == 1, targets != IGNORED)
+
+
+__all__ = ["CodeFrames", "LatentFrames"]
