@@ -32,6 +32,7 @@ from .speech_lm_frames import CodeFrames, LatentFrames
 from .speech_lm_generation import SpeechGeneration
 from .speech_lm_layouts import next_targets
 from .speech_lm_vocabulary import AudioVocabulary
+from .speech_lm_writers import generate_frames
 from .transformers_codecs import as_speech_codec
 
 
@@ -417,6 +418,15 @@ class SpeechLMForConditionalGeneration(
             loss = loss + config.stop_loss_weight * (marks != _IGNORED).sum() * stop
             found |= {"audio_loss": prediction.detach(), "stop_loss": stop.detach(), "target_losses": at_target}
         return {"loss": loss / number, **found}
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        transformers' `generate`. Beside the flat layout it writes frames, too: with `return_dict_in_generate` it gives
+        a [`WrittenFrames`], else the ids alone. [`~SpeechLMForConditionalGeneration.generate_speech`] is for speech.
+        """
+        if self.frames is not None:
+            kwargs.setdefault("custom_generate", generate_frames)
+        return super().generate(*args, **kwargs)
 
     @torch.no_grad()
     def score(

@@ -8,15 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessorList
 from transformers.utils import ModelOutput
 
 from .audio_logits import AudioOnly, GuidedText, MinFrames, RowSampling, WindowedRepetition
 from .continuous_heads import check_draw
 from .input_checks import check_number, check_whole_number
-from .speech_lm_layouts import AlignedCodes, from_delay_grid, split_pieces
-from .speech_lm_writers import DelayWriter, FlatWriter, LatentWriter, write_ids
+from .speech_lm_layouts import AlignedCodes, split_pieces
+from .speech_lm_writers import DelayWriter, FlatWriter, LatentWriter, padded, write_ids
 
 
 @dataclass
@@ -349,24 +348,14 @@ class SpeechGeneration:
         self, said: Sequence[tuple[AlignedCodes, bool]], requests: Sequence[_Request], writer: FlatWriter
     ) -> dict[str, Any]:
         config = self.config  # type: ignore[attr-defined]
-        frames: dict[str, torch.Tensor] = {}
-        if isinstance(writer, LatentWriter):
-            clips = [writer.clip(row) for row in range(len(said))]
-            lengths = torch.tensor([len(clip) for clip in clips])
-            frames["audio_latents"] = pad_sequence(clips, batch_first=True)
+        if isinstance(writer, DelayWriter | LatentWriter):
+            frames = writer.clips(len(said))
         else:
-            clips = [aligned.audio_codes for aligned, _ in said]
-            if isinstance(writer, DelayWriter):
-                grids = [writer.grid(row)[None] for row in range(len(said))]
-                clips = [from_delay_grid(grid, config.codebook_delays, config.codebook_size)[0][0] for grid in grids]
-            lengths = torch.tensor([clip.shape[1] for clip in clips])
-            codes = [clip.T for clip in clips]
-            frames["audio_codes"] = pad_sequence(codes, batch_first=True).transpose(1, 2).contiguous()
-        num_frames = int(lengths.max())
+            codes, mask = padded([aligned.audio_codes.T for aligned, _ in said])
+            frames = {"audio_codes": codes.transpose(1, 2).contiguous(), "audio_codes_mask": mask}
         times = [torch.stack([aligned.starts, aligned.ends], dim=-1) / config.frame_rate for aligned, _ in said]
         return {
             **frames,
-            "audio_codes_mask": (torch.arange(num_frames) < lengths[:, None]).long(),
             "ended": torch.tensor([ended for _, ended in said]),
             "num_dropped": torch.tensor([int(aligned.num_dropped) for aligned, _ in said]),
             "pieces": [request.labels[: len(time)] for request, time in zip(requests, times, strict=True)],

@@ -15,9 +15,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import LogitsProcessorList
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import EosTokenCriteria, MaxLengthCriteria
+from transformers.utils import ModelOutput
 
 from .audio_logits import RowSampling
+from .speech_lm_grids import from_delay_grid
 from .speech_lm_ids import SpeechIds
 
 
@@ -156,12 +160,22 @@ class DelayWriter(FrameWriter):
             scores = drawn.view(scores.shape)
         return scores.argmax(-1)
 
-    def grid(self, row: int) -> torch.Tensor:
-        """The columns of a row, `(num_codebooks, num_columns)`."""
-        if not self.columns:
-            return torch.zeros(len(self.late), 0, dtype=torch.long)
-        columns = torch.stack([column[row] for column in self.columns], dim=1)
-        return columns[:, columns[0] >= 0].cpu()
+    def clips(self, batch_size: int) -> dict[str, torch.Tensor]:
+        """
+        What was written: `audio_codes` (batch, num_codebooks, num_frames), long, 0 behind a row's own frames, and
+        `audio_codes_mask` (batch, num_frames); on the CPU.
+        """
+        clips = []
+        columns = (
+            torch.stack(self.columns, dim=2).cpu()
+            if self.columns
+            else self.late.new_zeros(batch_size, len(self.late), 0)
+        )
+        for row in columns:
+            grid = row[:, row[0] >= 0]
+            clips.append(from_delay_grid(grid[None], self.late.tolist(), self.size)[0][0].T)
+        codes, mask = padded(clips)
+        return {"audio_codes": codes.transpose(1, 2).contiguous(), "audio_codes_mask": mask}
 
 
 class LatentWriter(FrameWriter):
@@ -217,10 +231,27 @@ class LatentWriter(FrameWriter):
     def is_hidden(self, ids: torch.Tensor) -> torch.Tensor:
         return is_text(ids, self.model.config) & ~self.ids.is_unit(ids)
 
-    def clip(self, row: int) -> torch.Tensor:
-        """The latents of a row, `(num_frames, latent_dim)`."""
-        found = [latents[row] for latents, mask in zip(self.latents, self.masks, strict=True) if bool(mask[row])]
-        return torch.stack(found).cpu() if found else torch.zeros(0, self.model.config.latent_dim)
+    def clips(self, batch_size: int) -> dict[str, torch.Tensor]:
+        """
+        What was written: `audio_latents` (batch, num_frames, latent_dim), 0 behind a row's own frames, and
+        `audio_codes_mask` (batch, num_frames); on the CPU.
+        """
+        dim = self.model.config.latent_dim
+        if not self.latents:
+            return {
+                "audio_latents": torch.zeros(batch_size, 0, dim),
+                "audio_codes_mask": torch.zeros(batch_size, 0).long(),
+            }
+        latents, masks = torch.stack(self.latents, dim=1).cpu(), torch.stack(self.masks, dim=1).cpu()
+        found, mask = padded([row[is_frame] for row, is_frame in zip(latents, masks, strict=True)])
+        return {"audio_latents": found, "audio_codes_mask": mask}
+
+
+def padded(clips: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clips (num_frames, n) as a batch (batch, num_frames, n), 0 behind each, and their mask (batch, num_frames)."""
+    batch = pad_sequence(list(clips), batch_first=True)
+    lengths = torch.tensor([len(clip) for clip in clips])
+    return batch, (torch.arange(batch.shape[1]) < lengths[:, None]).long()
 
 
 def is_text(input_ids: torch.Tensor, config: Any) -> torch.Tensor:
@@ -338,4 +369,100 @@ def _time(name: str, part: torch.Tensor, place: slice) -> torch.Tensor:
     return part[:, place] if name == "audio_latents" else part[..., place]
 
 
-__all__ = ["DelayWriter", "FlatWriter", "FrameWriter", "LatentWriter", "Writing", "is_text", "write_ids"]
+@dataclass
+class WrittenFrames(ModelOutput):
+    """
+    What `generate` gives beside the flat layout, with `return_dict_in_generate`.
+
+    Args:
+        sequences (`torch.LongTensor` of shape `(batch, num_positions)`): All ids, with `<|audio|>` for each frame.
+        audio_codes (`torch.LongTensor` of shape `(batch, num_codebooks, num_frames)`): In the delay layout the codes
+            that were written; 0 behind a row's own frames.
+        audio_latents (`torch.FloatTensor` of shape `(batch, num_frames, latent_dim)`): In the continuous layout the
+            latents, likewise.
+        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): 1 for a row's own frames.
+    """
+
+    sequences: torch.LongTensor | None = None
+    audio_codes: torch.LongTensor | None = None
+    audio_latents: torch.FloatTensor | None = None
+    audio_codes_mask: torch.LongTensor | None = None
+
+
+def generate_frames(
+    model: Any,
+    input_ids: torch.LongTensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    generators: Sequence[torch.Generator] | None = None,
+    cfg_scale: float = 1.0,
+    head_steps: int | None = None,
+    **model_kwargs: Any,
+) -> torch.LongTensor | WrittenFrames:
+    """
+    The loop of `generate` for the layouts with frames: what transformers' `custom_generate` calls.
+
+    Args:
+        model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs: As transformers gives
+            them. Logits processors see the scores of `config.written_ids`.
+        generators (sequence of `torch.Generator`, *optional*): One for each row, so that it is what it is alone.
+        cfg_scale (`float`), head_steps (`int`, *optional*): See [`SpeechGeneration.generate_speech`].
+
+    Raises:
+        ValueError: If a search over beams or a stopping criterion is asked for that this loop does not know.
+    """
+    if generation_config.num_beams is not None and generation_config.num_beams > 1:
+        raise ValueError(
+            f"Frames are not searched over beams; leave `num_beams` out, which is {generation_config.num_beams}."
+        )
+    for criterion in stopping_criteria:
+        if not isinstance(criterion, MaxLengthCriteria | EosTokenCriteria):
+            raise ValueError(f"{type(criterion).__name__} does not stop frames; limit them by `max_new_tokens`.")
+    processors = LogitsProcessorList(logits_processor)
+    sampling = None
+    if generation_config.do_sample:
+        sampling = RowSampling(1.0, generators=generators)
+        processors.append(sampling)
+    config = model.config
+    writer: DelayWriter | LatentWriter
+    if config.layout == "delay":
+        others = sampling and RowSampling(
+            generation_config.temperature or 1.0,
+            generation_config.top_k or None,
+            generation_config.top_p,
+            generators,
+        )
+        writer = DelayWriter(model, others)
+    else:
+        temperature = float(generation_config.temperature or 1.0) if generation_config.do_sample else 0.0
+        writer = LatentWriter(model, temperature, head_steps, cfg_scale, generators)
+    ends = generation_config.eos_token_id
+    stops = {config.audio_end_token_id: None} | dict.fromkeys([ends] if isinstance(ends, int) else ends or [])
+    inputs = {
+        name: model_kwargs[name] for name in ("audio_codes", "audio_latents", "audio_mask") if name in model_kwargs
+    }
+    mask = model_kwargs.get("attention_mask")
+    inputs |= {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids) if mask is None else mask}
+    most = int(generation_config.max_length) - input_ids.shape[1]
+    past = model_kwargs.get("past_key_values")
+    for _ in write_ids(model, inputs, writer, processors, most, list(stops), past_key_values=past):
+        pass
+    read = [] if not writer.ids_read else [torch.stack(writer.ids_read, dim=1)]
+    sequences = torch.cat([input_ids, *read], dim=1)
+    if not generation_config.return_dict_in_generate:
+        return sequences
+    return WrittenFrames(sequences=sequences, **writer.clips(len(input_ids)))
+
+
+__all__ = [
+    "DelayWriter",
+    "FlatWriter",
+    "FrameWriter",
+    "LatentWriter",
+    "Writing",
+    "WrittenFrames",
+    "generate_frames",
+    "is_text",
+    "write_ids",
+]
