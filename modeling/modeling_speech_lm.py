@@ -214,8 +214,9 @@ class SpeechLMForConditionalGeneration(
             input_ids (`torch.LongTensor` of shape `(batch, num_positions)`, *optional*): Text and codes as ids. In the
                 delay and the continuous layout `<|audio|>` where a frame stands.
             attention_mask (`torch.Tensor` of shape `(batch, num_positions)`, *optional*): 1 for real positions.
-            position_ids, past_key_values, inputs_embeds, use_cache, logits_to_keep, kwargs: As the language model
-                takes them.
+            position_ids, past_key_values, use_cache, logits_to_keep, kwargs: As the language model takes them.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, num_positions, input_size)`, *optional*): What is read
+                in place of ids and frames, as [`~SpeechLMForConditionalGeneration.embed_inputs`] gives it.
             audio_codes (`torch.LongTensor` of shape `(batch, num_codebooks, num_positions)`, *optional*): In the delay
                 layout the columns, as [`to_delay_grid`] makes them; -1 where there is none.
             audio_latents (`torch.FloatTensor` of shape `(batch, num_positions, latent_dim)`, *optional*): In the
@@ -245,10 +246,10 @@ class SpeechLMForConditionalGeneration(
             position_ids = self._positions(attention_mask)
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
-        frames = self._given_frames(input_ids, audio_codes, audio_latents, audio_mask)
-        if frames is not None:
-            words = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-            inputs_embeds = self._with_frames(words, *frames, generator)
+        if inputs_embeds is None and self.frames is not None:
+            inputs_embeds = self.embed_inputs(input_ids, audio_codes, audio_latents, audio_mask, generator)
+        elif self.frames is None:
+            self._given_frames(input_ids, audio_codes, audio_latents, audio_mask)
         with self._states_before_words() as states:
             outputs = self.language_model(
                 input_ids=input_ids if inputs_embeds is None else None,
@@ -287,6 +288,35 @@ class SpeechLMForConditionalGeneration(
         check_labels_stand_at_their_positions(input_ids, labels, audio_codes)
         self._check_length(labels.shape[-1])
 
+    def embed_inputs(
+        self,
+        input_ids: torch.LongTensor,
+        audio_codes: torch.LongTensor | None = None,
+        audio_latents: torch.FloatTensor | None = None,
+        audio_mask: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> torch.FloatTensor:
+        """
+        What the language model reads, `(batch, num_positions, input_size)`: words, and frames in their places.
+
+        Args:
+            input_ids, audio_codes, audio_latents, audio_mask, generator: See
+                [`~SpeechLMForConditionalGeneration.forward`].
+
+        Raises:
+            ValueError: As there.
+        """
+        words = self.get_input_embeddings()(input_ids)
+        frames = self._given_frames(input_ids, audio_codes, audio_latents, audio_mask)
+        if frames is None:
+            return words
+        given, is_frame = frames
+        if isinstance(self.frames, CodeFrames):
+            embedded = self.frames.embed(given)
+        else:
+            embedded = self.frames.embed(given.masked_fill(~is_frame[..., None], 0.0), generator)
+        return torch.where(is_frame[..., None], embedded.to(words.dtype), words)
+
     def _given_frames(
         self,
         input_ids: torch.Tensor | None,
@@ -322,15 +352,6 @@ class SpeechLMForConditionalGeneration(
         check_frames_stand_at_their_places(input_ids, is_frame, marker)
         given = audio_codes if audio_codes is not None else audio_latents
         return given, is_frame
-
-    def _with_frames(
-        self, words: torch.Tensor, given: torch.Tensor, is_frame: torch.Tensor, generator: torch.Generator | None
-    ) -> torch.Tensor:
-        if isinstance(self.frames, CodeFrames):
-            embedded = self.frames.embed(given)
-        else:
-            embedded = self.frames.embed(given.masked_fill(~is_frame[..., None], 0.0), generator)
-        return torch.where(is_frame[..., None], embedded.to(words.dtype), words)
 
     @contextmanager
     def _states_before_words(self) -> Iterator[Callable[[], torch.Tensor]]:

@@ -162,6 +162,8 @@ class SpeechLMRequests:
         needed = list(task.columns)
         if task.speaks_its_text and self.text_alignment != "none":
             needed.append(PIECE_COLUMNS[self.text_alignment][0])
+        if self.layout == "continuous" and SPEECH_COLUMN in needed and not _is_missing(row.get("audio_latents")):
+            needed.remove(SPEECH_COLUMN)  # a row of latents
         return next((name for name in needed if _is_missing(row.get(name))), None)
 
     def row_inputs(self, row: Mapping[str, Any], task: str | Task = "tts") -> dict[str, torch.Tensor]:
@@ -336,16 +338,24 @@ class SpeechLMRequests:
         self._writer.ids_of_pieces(labels or [], name)  # refuses unknown ones
         return self._render(task, {"type": "text", "text": "".join(map(phone_token, labels or []))})
 
+    def row_frames(self, row: Mapping[str, Any]) -> torch.Tensor:
+        """
+        The frames of a row of a corpus, as the model has them: codes `(num_codebooks, num_frames)`, or latents
+        `(num_frames, latent_dim)`.
+
+        Raises:
+            ValueError: If the row is of another codec, or does not hold what the model reads.
+        """
+        name = f"Row {row.get('id')!r}"
+        if self.layout == "continuous":
+            return row_latents(row, name, self._attached.codec, self.codec_fingerprint, self.latent_dim)
+        return row_codes(row, name, self.codec_fingerprint, self.num_codebooks, self.codebook_size)
+
     def _clips_of_row(self, row: Mapping[str, Any], task: Task, name: str) -> tuple[Any, Any]:
         # The frames that are heard and those that are said, or `None`.
         if SPEECH_COLUMN not in task.columns:
             return None, None
-        if self.layout == "continuous":
-            frames = row_latents(row, name, self._attached.codec, self.codec_fingerprint, self.latent_dim)
-            axis = 0
-        else:
-            frames = row_codes(row, name, self.codec_fingerprint, self.num_codebooks, self.codebook_size)
-            axis = 1
+        frames, axis = self.row_frames(row), 0 if self.layout == "continuous" else 1
         if task.source != task.target:
             return (frames, None) if task.source == SPEECH_COLUMN else (None, frames)
         middle = frames.shape[axis] // 2

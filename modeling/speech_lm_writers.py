@@ -229,7 +229,7 @@ class LatentWriter(FrameWriter):
         }
 
     def is_hidden(self, ids: torch.Tensor) -> torch.Tensor:
-        return is_text(ids, self.model.config) & ~self.ids.is_unit(ids)
+        return is_text(ids, self.model.config.speech_ids) & ~self.ids.is_unit(ids)
 
     def clips(self, batch_size: int) -> dict[str, torch.Tensor]:
         """
@@ -254,9 +254,8 @@ def padded(clips: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     return batch, (torch.arange(batch.shape[1]) < lengths[:, None]).long()
 
 
-def is_text(input_ids: torch.Tensor, config: Any) -> torch.Tensor:
+def is_text(input_ids: torch.Tensor, ids: SpeechIds) -> torch.Tensor:
     """Which ids are neither frames nor the marks around clips, of the shape of `input_ids`."""
-    ids = config.speech_ids
     return ~ids.is_unit(input_ids) & (input_ids != ids.audio_start) & (input_ids != ids.audio_end)
 
 

@@ -35,7 +35,7 @@ class LabelReport:
             behind; -1 is right for a model that shifts. `None` if not one id moves it.
         future_moves_scores (`bool`): Whether scores move with an id behind their position: the model is not causal.
         first_masked_end (`int`, *optional*): Number of the first row that has no end among its targets, or one that is
-            masked.
+            masked; in the delay layout the end of any codebook counts.
         ends (`list[int]`): Ids that count as ends.
         masked_codebooks (`list[int]`): Codebooks of which codes stand behind the first target, but none is one.
         faults (`list[str]`): What is wrong, a sentence each; empty if nothing is.
@@ -73,12 +73,13 @@ def check_labels(
     codes: SpeechIds | None = None,
 ) -> LabelReport:
     """
-    Perturb ids of rows, one at a time, and look which scores and losses move.
+    Perturb ids and frames of rows, one at a time, and look which scores and losses move.
 
     Args:
         model (`nn.Module`): A causal language model as `Trainer` trains it: called with `input_ids` and `labels`, it
             returns `loss` and `logits`. Its mode is put to evaluation.
-        rows (sequence of mappings): `input_ids` and `labels`, each `(num_positions,)`, as the model learns from them.
+        rows (sequence of mappings): `input_ids` and `labels`, each `(num_positions,)`, as the model learns from them;
+            or what [`SpeechLMProcessor.row_inputs`] gives for another layout.
         ends (sequence of `int`, *optional*): Ids that end a row. Each row must learn those that it has, and at least
             one. Defaults to none, and then ends are not looked at.
         num_positions (`int`, *optional*, defaults to 4): Targets of each row that are looked at, spread over it.
@@ -90,26 +91,22 @@ def check_labels(
     if not rows:
         raise ValueError("There are no rows to look at.")
     model.eval()
-    device = next(model.parameters()).device
     num_targets, offsets, last_read, future_moves, masked_end = 0, None, None, False, None
     there, learnt = set[int](), set[int]()
     for number, row in enumerate(rows):
-        ids, labels = (torch.as_tensor(row[name]).long().reshape(-1) for name in ("input_ids", "labels"))
-        if len(ids) != len(labels):
-            raise ValueError(f"Row {number} has {len(ids)} ids but {len(labels)} labels.")
-        targets = (labels != _IGNORED).nonzero().flatten()
-        num_targets += len(targets)
-        offsets = _offsets(ids, labels) if offsets is None else offsets & _offsets(ids, labels)
-        if masked_end is None and not _ends_are_learnt(ids, labels, ends):
+        looked = _Row(model, row, number)
+        num_targets += len(looked.targets)
+        offsets = looked.offsets() if offsets is None else offsets & looked.offsets()
+        if masked_end is None and not looked.ends_are_learnt(ends):
             masked_end = number
-        if codes is not None and len(targets):
-            there |= _codebooks(ids[int(targets[0]) :], codes)
-            learnt |= _codebooks(labels[targets], codes)
-        chosen = targets[torch.linspace(0, len(targets) - 1, min(len(targets), num_positions)).long()]
+        if codes is not None and len(looked.targets):
+            there |= looked.codebooks(codes, learnt=False)
+            learnt |= looked.codebooks(codes, learnt=True)
+        spread = torch.linspace(0, len(looked.targets) - 1, min(len(looked.targets), num_positions)).long()
         # As training does it: a model may itself refuse labels that do not fit.
-        model(input_ids=ids[None].to(device), labels=labels[None].to(device))
-        for position in chosen.tolist():
-            read, moves = _reads(model, ids.to(device), labels.to(device), position)
+        model(**looked.batch)
+        for target in looked.targets[spread]:
+            read, moves = looked.reads(*target.tolist())
             future_moves = future_moves or moves
             if read is not None:
                 last_read = read if last_read is None else max(last_read, read)
@@ -123,58 +120,124 @@ def check_labels(
     return report
 
 
-def _offsets(ids: torch.Tensor, labels: torch.Tensor) -> set[int]:
-    # All k from -2 to 2 for which every label at t that can be compared is the id at t + k.
-    found: set[int] = set()
-    for offset in range(-2, 3):
-        first, last = max(0, -offset), min(len(ids), len(ids) - offset)
-        there, here = ids[first + offset : last + offset], labels[first:last]
-        compared = here != _IGNORED
-        if bool(compared.any()) and bool((there == here)[compared].all()):
-            found.add(offset)
-    return found
+class _Row:
+    """
+    A row that is looked at.
 
+    Attributes:
+        batch (`dict` of `torch.Tensor`): The row as a batch of one, on the model's device.
+        labels (`torch.LongTensor` of shape `(num_kinds, num_positions)`): Its labels: of the ids, and of frames.
+        standing (`torch.LongTensor` of the same shape): What stands there, as its label should say it.
+        targets (`torch.LongTensor` of shape `(num_targets, 2)`): Kind and position of each label that is a target, by
+            position.
+    """
 
-def _ends_are_learnt(ids: torch.Tensor, labels: torch.Tensor, ends: Sequence[int]) -> bool:
-    # By their values, since where labels stand is another question. Of several equal ends the last one counts.
-    last_target = (labels != _IGNORED).nonzero().flatten()
-    if not len(last_target):
-        return False
-    tail = set(labels[int(last_target[0]) :].tolist())
-    is_learnt = [end in tail for end in ends]
-    there = [bool((ids[int(last_target[0]) :] == end).any()) for end in ends]
-    return (not ends or any(is_learnt)) and all(
-        good for good, is_there in zip(is_learnt, there, strict=True) if is_there
-    )
+    def __init__(self, model: Any, row: Mapping[str, Any], number: int):
+        self.model = model
+        device = next(model.parameters()).device
+        parts = {name: torch.as_tensor(value) for name, value in row.items()}
+        self.ids, labels = parts["input_ids"].long().reshape(-1), parts["labels"].long()
+        if labels.shape[-1] != len(self.ids):
+            raise ValueError(f"Row {number} has {len(self.ids)} ids but {labels.shape[-1]} labels.")
+        self.labels = labels.reshape(-1, len(self.ids))
+        self.batch = {name: value[None].to(device) for name, value in parts.items()}
+        self.batch |= {"input_ids": self.ids[None].to(device), "labels": labels[None].to(device)}
+        self.columns = parts.get("audio_codes")
+        self.is_continuous = "audio_latents" in parts
+        self.standing = self.ids[None]
+        if self.columns is not None:
+            self.standing = torch.cat([self.standing, self.columns.long()])
+        elif self.is_continuous:
+            marks = torch.full_like(self.ids, -1)
+            marks[self.ids == model.config.audio_token_id] = 0
+            marks[self.ids == model.config.audio_end_token_id] = 1
+            self.standing = torch.stack([self.ids, marks])
+        by_position = (self.labels != _IGNORED).T.nonzero()
+        self.targets = by_position.flip(1)
 
+    def offsets(self) -> set[int]:
+        """All k from -2 to 2 for which every label at t that can be compared is what stands at t + k."""
+        found: set[int] = set()
+        length = len(self.ids)
+        for offset in range(-2, 3):
+            first, last = max(0, -offset), min(length, length - offset)
+            there, here = self.standing[:, first + offset : last + offset], self.labels[:, first:last]
+            compared = here != _IGNORED
+            if bool(compared.any()) and bool((there == here)[compared].all()):
+                found.add(offset)
+        return found
 
-def _codebooks(ids: torch.Tensor, codes: SpeechIds) -> set[int]:
-    units = ids[codes.is_unit(ids)]
-    return set(((units - codes.audio_offset) // codes.codebook_size).tolist())
+    def ends_are_learnt(self, ends: Sequence[int]) -> bool:
+        """Whether each of the ends that stand behind the first target is one, and at least one does."""
+        # By their values, since where labels stand is another question. Of several equal ends the last one counts.
+        if not len(self.targets):
+            return False
+        first = int(self.targets[0, 1])
+        tail = set(self.labels[0, first:].tolist())
+        if self.is_continuous and bool((self.labels[1] == 1).any()):
+            tail.add(self.model.config.audio_end_token_id)
+        is_learnt = [end in tail for end in ends]
+        there = [bool((self.ids[first:] == end).any()) for end in ends]
+        found = (not ends or any(is_learnt)) and all(
+            good for good, is_there in zip(is_learnt, there, strict=True) if is_there
+        )
+        if self.columns is not None and ends:
+            eos = self.model.config.codebook_size + 1
+            ended, told = (self.standing[1:, first:] == eos).any(1), (self.labels[1:] == eos).any(1)
+            found = found and bool((told | ~ended).all())
+        return found
 
+    def codebooks(self, codes: SpeechIds, learnt: bool) -> set[int]:
+        """Codebooks of which codes are targets, or stand behind the first target."""
+        first = int(self.targets[0, 1])
+        if self.columns is not None:
+            values = self.labels[1:] if learnt else self.standing[1:, first:]
+            is_code = (values >= 0) & (values < self.model.config.codebook_size)
+            return set(is_code.any(1).nonzero()[:, 0].tolist())
+        values = self.labels[0][self.labels[0] != _IGNORED] if learnt else self.ids[first:]
+        units = values[codes.is_unit(values)]
+        return set(((units - codes.audio_offset) // codes.codebook_size).tolist())
 
-def _reads(model: Any, ids: torch.Tensor, labels: torch.Tensor, position: int) -> tuple[int | None, bool]:
-    # How far the loss of the label at a position reads, relative to it; whether earlier scores move with later ids.
-    alone = torch.full_like(labels, _IGNORED)
-    alone[position] = labels[position]
-    table = model.get_input_embeddings()
-    before = _told(model, table(ids), alone)
-    farthest, moves = None, False
-    for place in range(max(0, position - 3), min(len(ids), position + 3)):
-        changed = ids.clone()
-        changed[place] = (changed[place] + 1 + table.weight.shape[0] // 2) % table.weight.shape[0]
-        after = _told(model, table(changed), alone)
-        if abs(float(after[0] - before[0])) > _TOLERANCE * max(1.0, abs(float(before[0]))):
-            farthest = place - position
-        # What lies before the change must not know of it.
-        moves = moves or not torch.allclose(after[1][:place], before[1][:place], atol=_TOLERANCE, rtol=_TOLERANCE)
-    return farthest, moves
+    def reads(self, kind: int, position: int) -> tuple[int | None, bool]:
+        """How far the loss of a target reads, relative to it; whether earlier scores move with what stands later."""
+        alone = torch.full_like(self.labels, _IGNORED)
+        alone[kind, position] = self.labels[kind, position]
+        before = self._told(self._embedded(None), alone)
+        farthest, moves = None, False
+        for place in range(max(0, position - 3), min(len(self.ids), position + 3)):
+            after = self._told(self._embedded(place), alone)
+            if abs(float(after[0] - before[0])) > _TOLERANCE * max(1.0, abs(float(before[0]))):
+                farthest = place - position
+            # What lies before the change must not know of it.
+            moves = moves or not torch.allclose(after[1][:place], before[1][:place], atol=_TOLERANCE, rtol=_TOLERANCE)
+        return farthest, moves
 
+    def _embedded(self, changed: int | None) -> torch.Tensor:
+        # What is read, with another id or frame in one place.
+        batch = {name: value.clone() for name, value in self.batch.items() if name not in ("labels", "attention_mask")}
+        table = self.model.get_input_embeddings()
+        if changed is not None:
+            if self.columns is not None and int(batch["audio_codes"][0, 0, changed]) >= 0:
+                column = batch["audio_codes"][0, :, changed]
+                batch["audio_codes"][0, :, changed] = (column + 1) % self.model.config.codebook_size
+            elif self.is_continuous and bool(batch["audio_mask"][0, changed]):
+                batch["audio_latents"][0, changed] += 1.0
+            else:
+                # Any other word, but not one that stands for a frame.
+                marker = getattr(getattr(self.model, "config", None), "audio_token_id", -1)
+                rows = table.weight.shape[0]
+                word = (int(batch["input_ids"][0, changed]) + 1 + rows // 2) % rows
+                batch["input_ids"][0, changed] = word if word != marker or len(batch) == 1 else (word + 1) % rows
+        if len(batch) == 1:
+            return table(batch["input_ids"])
+        return self.model.embed_inputs(**batch)
 
-def _told(model: Any, embedded: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    # By embeddings, so that an id can change and its label stay, which a model may refuse of ids.
-    outputs = model(inputs_embeds=embedded[None], labels=labels[None])
-    return outputs.loss.detach().double().cpu(), outputs.logits[0].detach().float()
+    def _told(self, embedded: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # By embeddings, so that what is read can change and its label stay, which a model may refuse of ids.
+        labels = labels.view(self.batch["labels"].shape).to(embedded.device)
+        given = {"audio_latents": self.batch["audio_latents"]} if self.is_continuous else {}
+        outputs = self.model(inputs_embeds=embedded, labels=labels, **given)
+        return outputs.loss.detach().double().cpu(), outputs.logits[0].detach().float()
 
 
 def _faults(report: LabelReport) -> list[str]:

@@ -7,6 +7,8 @@ After an interruption, the same command continues at the newest checkpoint, with
 
 import dataclasses
 import json
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,9 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_se
 
 from speech_tokenizers.coding.loading import find_checkpoint, load, load_config
 from speech_tokenizers.coding.speech_lm_loading import SPEECH_LM, load_speech_lm
+from speech_tokenizers.modeling.continuous_heads import build_head
 from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
 from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
 from speech_tokenizers.modeling.pronunciations import PronunciationLexicon
+from speech_tokenizers.modeling.speech_lm_frames import LatentFrames
 from speech_tokenizers.modeling.speech_lm_text import build_speech_vocabulary
 from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 from speech_tokenizers.processing.speech_rows import read_speech_rows
@@ -37,6 +41,7 @@ from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_
 from speech_tokenizers.training.language_models.speech_lm_items import (
     SpeechLMItems,
     frames_per_character,
+    latent_moments,
     pad_items,
     piece_frames,
     rows_fingerprint,
@@ -69,6 +74,34 @@ class SpeechRowsArguments:
 
 
 @dataclasses.dataclass(kw_only=True)
+class LatentArguments:
+    """
+    How a speech language model learns continuous tokens; see [`SpeechLMConfig`] for all fields.
+
+    Args:
+        head (`str`), head_options (`dict`): The head that draws latents.
+        input_noise_std (`float`): Standard deviation of the noise on the latents that are read, against their own of
+            1.
+        stop_loss_weight (`float`), stop_pos_weight (`float`): Weights of the ends.
+        condition_dropout (`float`): Share of spoken rows whose text is hidden, for guidance in generation.
+    """
+
+    head: str = "flow"
+    head_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    input_noise_std: float = 0.0
+    stop_loss_weight: float = 1.0
+    stop_pos_weight: float = 1.0
+    condition_dropout: float = 0.0
+
+    def __post_init__(self):
+        with torch.device("meta"):
+            build_head(self.head, 8, 8, **self.head_options)  # wrong ones are found before anything is read
+        check_not_negative(self, "input_noise_std", "stop_loss_weight", "stop_pos_weight", "condition_dropout")
+        if self.condition_dropout >= 1:
+            raise ValueError(f"`latents.condition_dropout` must be below 1, but is {self.condition_dropout}.")
+
+
+@dataclasses.dataclass(kw_only=True)
 class SpeechLMArguments(RunArguments, ScheduleArguments):
     """
     A training of a speech language model. The learning rate rises to its peak and falls as a cosine.
@@ -84,6 +117,11 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
             [`build_speech_vocabulary`].
         num_codebooks (`int`, *optional*): First codebooks that are used. Defaults to those of the speech language
             model that learns on, and else to those of the rows.
+        layout (`str`, *optional*): How audio lies in the sequence; see [`SpeechLMConfig`]. Defaults to that of the
+            speech language model that learns on, and else to `"flat"`, or to `"continuous"` for rows of latents.
+        delays (`list[int]`, *optional*), codebook_weights (`list[float]`, *optional*): Of the delay layout; see
+            [`SpeechLMConfig`].
+        latents ([`LatentArguments`]): What the continuous layout has.
         text_alignment (`str`): See [`SpeechLMConfig`].
         tasks (`dict`): Weight of each task in the mixture; see [`TASKS`].
         init (`str`): How the rows of new words begin; see [`SpeechLMForConditionalGeneration.init_audio_rows`]. A
@@ -100,6 +138,10 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
     codec: str
     language_model: str | dict[str, Any]
     num_codebooks: int | None = None
+    layout: str | None = None
+    delays: list[int] | None = None
+    codebook_weights: list[float] | None = None
+    latents: LatentArguments = dataclasses.field(default_factory=LatentArguments)
     text_alignment: str = "none"
     tasks: dict[str, float] = dataclasses.field(default_factory=lambda: {"tts": 1.0})
     init: str = "codebook"
@@ -156,22 +198,32 @@ class SpeechLMTrainer(RecipeTrainer):
     def measures(
         self, outputs: Any, inputs: dict[str, torch.Tensor]
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor | int | None]]:
-        """Means over targets of each kind, codebook and task, in nats, and the speed."""
-        is_target = inputs["labels"] != -100
-        is_target[:, 0] = False
+        """Means over targets of each kind and task, in nats but for heads of latents, and the speed."""
+        labels, losses = inputs["labels"], outputs["target_losses"]
+        is_target = labels != -100
+        is_target[..., 0] = False
         config = self.accelerator.unwrap_model(self.model).config
-        is_code = config.speech_ids.is_unit(inputs["labels"]) & is_target
-        losses = outputs["target_losses"]
-        found: dict[str, tuple[torch.Tensor, torch.Tensor | int | None]] = {
-            "text_loss": ((losses * ~is_code).sum(), (is_target & ~is_code).sum()),
-            "audio_loss": ((losses * is_code).sum(), is_code.sum()),
-        }
+        found: dict[str, tuple[torch.Tensor, torch.Tensor | int | None]] = {}
+        if config.layout == "flat":
+            is_code = config.speech_ids.is_unit(labels) & is_target
+            found["text_loss"] = (losses * ~is_code).sum(), (is_target & ~is_code).sum()
+            found["audio_loss"] = (losses * is_code).sum(), is_code.sum()
+        elif config.layout == "delay":
+            found["text_loss"] = losses[:, 0].sum(), is_target[:, 0].sum()
+            found["audio_loss"] = losses[:, 1:].sum(), is_target[:, 1:].sum()
+            losses, is_target = losses.sum(1), is_target.sum(1)
+        else:
+            found["text_loss"] = losses.sum(), is_target[:, 0].sum()
+            num_frames, num_marks = (labels[:, 1] == 0).sum(), is_target[:, 1].sum()
+            found["audio_loss"] = outputs["audio_loss"] * num_frames, num_frames
+            found["stop_loss"] = outputs["stop_loss"] * num_marks, num_marks
+            is_target = is_target[:, 0]
         names = self.train_dataset.tasks
         if self._tasks is not None and len(names) > 1:
             for number, name in enumerate(names):
-                chosen = (self._tasks == number)[:, None] & is_target
-                found[f"{name}_loss"] = ((losses * chosen).sum(), chosen.sum())
-        found["positions_per_second"] = (inputs["attention_mask"].sum(), None)
+                chosen = (self._tasks == number)[:, None]
+                found[f"{name}_loss"] = (losses * chosen).sum(), (is_target * chosen).sum()
+        found["positions_per_second"] = inputs["attention_mask"].sum(), None
         return found
 
 
@@ -209,13 +261,16 @@ def _with_new_words(
 ) -> tuple[SpeechLMForConditionalGeneration, SpeechLMProcessor]:
     # Of a language model in a folder, or of one that begins at random.
     tokenizer = build_speech_vocabulary() if folder is None else AutoTokenizer.from_pretrained(folder)
+    layout = args.layout or ("continuous" if "audio_latents" in rows.column_names else "flat")
     processor = SpeechLMProcessor.from_tokenizer(
         tokenizer,
         codec,
         feature_extractor,
         text_alignment=args.text_alignment,
         piece_labels=_piece_labels(args, rows),
-        num_codebooks=args.num_codebooks or int(rows[0]["num_quantizers"]),
+        num_codebooks=None if layout == "continuous" else args.num_codebooks or int(rows[0]["num_quantizers"]),
+        layout=layout,
+        delays=args.delays,
         # So that it is found from any folder.
         codec_name=str(Path(args.codec).resolve()) if Path(args.codec).is_dir() else args.codec,
     )
@@ -233,6 +288,8 @@ def _with_new_words(
         seed=args.seed,
         text_loss_weight=args.text_loss_weight,
         audio_loss_weight=args.audio_loss_weight,
+        codebook_weights=args.codebook_weights,
+        **(dataclasses.asdict(args.latents) if layout == "continuous" else {}),
     )
     return model, processor
 
@@ -252,7 +309,8 @@ def _piece_labels(args: SpeechLMArguments, rows: Any) -> list[str]:
 
 
 def _check_learns_on(args: SpeechLMArguments, model: SpeechLMForConditionalGeneration) -> None:
-    asked = {"text_alignment": args.text_alignment, "num_codebooks": args.num_codebooks}
+    asked = {"text_alignment": args.text_alignment, "num_codebooks": args.num_codebooks, "layout": args.layout}
+    asked["delays"] = args.delays
     for name, value in asked.items():
         has = getattr(model.config, name)
         if value is not None and value != has:
@@ -306,7 +364,15 @@ def _train(
     inputs: dict[str, Any],
 ) -> None:
     longest = args.data.max_length or getattr(model.config.text_config, "max_position_embeddings", None)
-    items = SpeechLMItems(rows, processor, args.tasks, seed=args.seed, max_length=longest)
+    config = model.config
+    hidden = config.condition_dropout
+    items = SpeechLMItems(rows, processor, args.tasks, args.seed, max_length=longest, condition_dropout=hidden)
+    rank = None
+    if isinstance(model.frames, LatentFrames):
+        mean, covariance = latent_moments(rows, processor)
+        rank = float(covariance.trace() ** 2 / covariance.square().sum())
+        if not bool(model.frames.statistics.num_updates):  # a model that learns on has them
+            model.frames.set_statistics(mean, covariance.diagonal())
     held_out = None
     if args.data.eval is not None:
         held_out = SpeechLMItems(
@@ -331,12 +397,15 @@ def _train(
         held_out=held_out,
     )
     curves = ["loss", "text_loss", "audio_loss", *(["held_out_audio_loss"] if held_out is not None else [])]
+    if rank is not None:
+        print(f"effective rank of the latents: {rank:.1f} of {config.latent_dim}", file=sys.stderr)
     train_until_done(trainer, output, curves)
     if not trainer.is_world_process_zero():
         return
     model.eval()
     results: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
     results |= {"positions_of_training_rows": int(items.lengths.sum()), "training_rows": len(rows)}
+    results |= {} if rank is None else {"effective_rank_of_latents": rank}
     if held_out is not None:
         results |= held_out_losses(model, held_out, args)
     with whole_folder(output / "final") as final:
@@ -349,28 +418,54 @@ def _train(
 def held_out_losses(
     model: SpeechLMForConditionalGeneration, items: SpeechLMItems, args: SpeechLMArguments
 ) -> dict[str, Any]:
-    """Mean losses over the targets of held-out rows, in nats: of text and pieces, of codes, of each codebook."""
-    collate = pad_items(items.processor)
-    ids = model.config.speech_ids
-    size, num_codebooks = model.config.codebook_size, model.config.num_codebooks
-    totals = torch.zeros(num_codebooks + 1, dtype=torch.float64)
-    counts = torch.zeros_like(totals)
+    """
+    Mean losses over the targets of held-out rows, in nats: of text and pieces, of codes, of each codebook; and in the
+    continuous layout of the head and of ends.
+    """
+    collate, config = pad_items(items.processor), model.config
+    sums: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     chosen = sorted(range(min(len(items), args.data.max_eval_rows)), key=lambda index: items.lengths[index])
     size_of_batch = max(1, args.batch_positions // max(1, int(items.lengths.max())))
     for first in range(0, len(chosen), size_of_batch):
         batch = collate([items[index] for index in chosen[first : first + size_of_batch]])
         batch = {name: value.to(model.device) for name, value in batch.items() if name != "tasks"}
-        losses, labels = model(**batch).target_losses[:, 1:].double().cpu(), batch["labels"][:, 1:].cpu()
-        kinds = torch.where(ids.is_unit(labels), (labels - ids.audio_offset) // size, num_codebooks)
-        wanted = labels != -100
-        totals.index_add_(0, kinds[wanted], losses[wanted])
-        counts.index_add_(0, kinds[wanted], torch.ones_like(losses[wanted]))
-    means = totals / counts.clamp(min=1)
+        outputs, labels = model(**batch), batch["labels"][..., 1:].cpu()
+        losses = outputs.target_losses[..., 1:].double().cpu()
+        kinds = _kinds_of_targets(labels, config)
+        for name, is_kind in kinds.items():
+            counts[name] += int(is_kind.sum())
+            if name in ("audio", "stop") and config.layout == "continuous":
+                sums[name] += float(outputs[f"{name}_loss"]) * int(is_kind.sum())
+            else:
+                sums[name] += float(losses[is_kind if losses.dim() == is_kind.dim() else is_kind[:, 0]].sum())
+    means = {name: sums[name] / max(1, count) for name, count in counts.items()}
+    codebooks = [name for name in means if isinstance(name, int)]
+    found: dict[str, Any] = {"held_out_rows": len(chosen)}
+    found |= {f"held_out_{name}_loss": mean for name, mean in means.items() if name not in codebooks}
+    if codebooks:
+        total = sum(counts[name] for name in codebooks)
+        found["held_out_audio_loss"] = sum(sums[name] for name in codebooks) / max(1, total)
+        found["held_out_codebook_losses"] = [means[name] for name in codebooks]
+    return found
+
+
+def _kinds_of_targets(labels: torch.Tensor, config: Any) -> dict[Any, torch.Tensor]:
+    # Masks of the shape of the labels, by the names of kinds, or the numbers of codebooks.
+    is_target = labels != -100
+    if config.layout == "flat":
+        is_code = config.speech_ids.is_unit(labels) & is_target
+        codebook = (labels - config.audio_offset) // config.codebook_size
+        masks = {number: is_code & (codebook == number) for number in range(config.num_codebooks)}
+        return {"text": is_target & ~is_code, **masks}
+    rows = torch.arange(labels.shape[1])[:, None]
+    if config.layout == "delay":
+        masks = {number: is_target & (rows == number + 1) for number in range(config.num_codebooks)}
+        return {"text": is_target & (rows == 0), **masks}
     return {
-        "held_out_rows": len(chosen),
-        "held_out_text_loss": float(means[-1]),
-        "held_out_audio_loss": float(totals[:-1].sum() / counts[:-1].sum().clamp(min=1)),
-        "held_out_codebook_losses": [float(value) for value in means[:-1]],
+        "text": is_target & (rows == 0),
+        "audio": is_target & (rows == 1) & (labels == 0),
+        "stop": is_target & (rows == 1),
     }
 
 

@@ -120,7 +120,7 @@ def drawn_task(weights: Mapping[str, float], *facts: object) -> str:
         weights (`Mapping[str, float]`): Weight of each task that is possible; at least one, none negative.
         facts: What the draw depends on.
     """
-    left = _uniform(*facts) * sum(weights.values())
+    left = drawn_share(*facts) * sum(weights.values())
     for name, weight in weights.items():
         left -= weight
         if left < 0:
@@ -128,10 +128,10 @@ def drawn_task(weights: Mapping[str, float], *facts: object) -> str:
     return next(reversed(weights))  # by rounding alone
 
 
-def _uniform(*facts: object) -> float:
-    # In [0, 1), from the facts alone: the same in every process and after every restart.
+def drawn_share(*facts: object) -> float:
+    """A number in [0, 1) that is drawn from facts alone: the same in every process and after every restart."""
     digest = hashlib.blake2b("\0".join(map(str, facts)).encode(), digest_size=7).digest()
     return (int.from_bytes(digest, "big") >> 3) / 2**53
 
 
-__all__ = ["SpeechLMCollator", "drawn_task"]
+__all__ = ["SpeechLMCollator", "drawn_share", "drawn_task"]

@@ -14,9 +14,10 @@ from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
 from speech_tokenizers.modeling.speech_lm_layouts import piece_ends
 from speech_tokenizers.modeling.speech_lm_sequences import pad_sequences
 from speech_tokenizers.modeling.speech_lm_tasks import TASKS
+from speech_tokenizers.modeling.speech_lm_writers import is_text
 from speech_tokenizers.training.common.processes import process_state
 from speech_tokenizers.training.common.recipe_files import check_names
-from speech_tokenizers.training.language_models.speech_lm_collator import drawn_task
+from speech_tokenizers.training.language_models.speech_lm_collator import drawn_share, drawn_task
 
 
 class SpeechLMItems(torch.utils.data.Dataset):
@@ -33,6 +34,8 @@ class SpeechLMItems(torch.utils.data.Dataset):
             not drawn for it.
         seed (`int`, *optional*, defaults to 0): Seed of the draws.
         max_length (`int`, *optional*): Most positions of a row.
+        condition_dropout (`float`, *optional*, defaults to 0.0): Share of spoken rows whose text is hidden, drawn anew
+            each epoch.
 
     Attributes:
         lengths (`np.ndarray` of shape `(len(items),)`): Positions of each row, with the task in which it is longest.
@@ -49,8 +52,10 @@ class SpeechLMItems(torch.utils.data.Dataset):
         tasks: Mapping[str, float] | None = None,
         seed: int = 0,
         max_length: int | None = None,
+        condition_dropout: float = 0.0,
     ):
         tasks = {"tts": 1.0} if tasks is None else tasks
+        self.condition_dropout = condition_dropout
         check_names(tasks, TASKS, "`tasks`")
         self.rows, self.processor, self.seed = rows, processor, seed
         self.tasks = list(tasks)
@@ -98,7 +103,32 @@ class SpeechLMItems(torch.utils.data.Dataset):
         """What [`SpeechLMProcessor.row_inputs`] gives, and `tasks`, the number of the task."""
         task = self.task_of(index)
         inputs = self.processor.row_inputs(self.rows[index % len(self)], self.tasks[task])
+        if (
+            self.condition_dropout
+            and drawn_share("text", self.seed, *divmod(index, len(self))) < self.condition_dropout
+        ):
+            inputs = without_text(inputs, self.processor)
         return {**inputs, "tasks": torch.tensor(task)}
+
+
+def without_text(inputs: dict[str, torch.Tensor], processor: SpeechLMProcessor) -> dict[str, torch.Tensor]:
+    """
+    A sequence whose text is not seen, so that its frames are learnt from those before alone; a sequence that says no
+    frames stays as it is.
+
+    Args:
+        inputs (`dict` of `torch.Tensor`): What [`SpeechLMProcessor.row_inputs`] gives.
+        processor ([`SpeechLMProcessor`]): The processor, of a layout with frames.
+
+    Returns:
+        `dict` of `torch.Tensor`: The sequence with an `attention_mask`, and without labels of text.
+    """
+    labels = inputs["labels"].clone()
+    if labels.dim() == 1 or not bool((labels[1:] != -100).any()):
+        return inputs
+    labels[0] = -100
+    seen = ~is_text(inputs["input_ids"], processor.speech_ids)
+    return {**inputs, "labels": labels, "attention_mask": seen.long()}
 
 
 def pad_items(processor: SpeechLMProcessor) -> Callable[[Sequence[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
@@ -170,6 +200,24 @@ def frames_per_character(rows: Any, processor: SpeechLMProcessor, share: float =
     if not of_texts:
         return None
     return [float(np.mean(of_texts)), float(np.quantile(of_pieces or of_texts, 1 - share))]
+
+
+def latent_moments(rows: Any, processor: SpeechLMProcessor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Mean `(latent_dim,)` and covariance `(latent_dim, latent_dim)` of the latents of all rows, float64.
+
+    Args:
+        rows (`datasets.Dataset`): Rows of latents, or of codes that stand for some.
+        processor ([`SpeechLMProcessor`]): The processor, of the continuous layout.
+    """
+    dim = processor.latent_dim
+    total, products = torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64)
+    count = 0
+    for row in rows:
+        latents = processor.row_frames(row).double()
+        total, products, count = total + latents.sum(0), products + latents.T @ latents, count + len(latents)
+    mean = total / max(1, count)
+    return mean, products / max(1, count) - torch.outer(mean, mean)
 
 
 def rows_fingerprint(path: str) -> str:

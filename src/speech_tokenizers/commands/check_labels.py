@@ -71,8 +71,13 @@ def _ends(model, processor, rows: list) -> list[int]:
     ends = [] if end is None else [end] if isinstance(end, int) else list(end)
     if processor is not None:
         ids = processor.speech_ids
-        if any(bool(ids.is_unit(torch.as_tensor(row["labels"])).any()) for row in rows):
+        if any(_says_speech(torch.as_tensor(row["labels"]), ids) for row in rows):
             ends.append(ids.audio_end)
         if processor.tokenizer.eos_token_id is not None:
             ends.append(processor.tokenizer.eos_token_id)
     return ends
+
+
+def _says_speech(labels, ids) -> bool:
+    # Beside the flat layout, frames have labels of their own.
+    return bool((labels[1:] != -100).any()) if labels.dim() == 2 else bool(ids.is_unit(labels).any())

@@ -12,6 +12,9 @@ from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFe
 from speech_tokenizers.training.language_models.label_checks import check_labels
 
 
+SMALL_HEAD = {"head": "mse"}
+
+
 def rows_of(seed=0, lengths=(12, 9)):
     generator = torch.Generator().manual_seed(seed)
     rows = []
@@ -52,11 +55,42 @@ def test_sound_data_have_no_fault():
     assert report.num_targets == 17
 
 
+@pytest.mark.parametrize("layout", ["flat", "delay", "continuous"])
 @pytest.mark.parametrize("alignment", ["none", "word", "phone"])
-def test_our_own_rows_and_models_have_no_fault(alignment):
-    model, processor = tiny_speech_lm(text_alignment=alignment)
+def test_our_own_rows_and_models_have_no_fault(alignment, layout):
+    model, processor = tiny_speech_lm(text_alignment=alignment, layout=layout, fields=SMALL_HEAD)
     rows = [processor.row_inputs(tiny_row("hi tim")), processor.row_inputs(tiny_row("die", 1, 5))]
-    assert check_labels(model, rows, ends=[processor.speech_ids.audio_end, 2]).faults == []
+    report = check_labels(model, rows, ends=[processor.speech_ids.audio_end, 2], codes=processor.speech_ids)
+    assert report.faults == []
+    assert (report.label_offset, report.last_read) == (0, -1)
+
+
+@pytest.mark.parametrize("layout", ["delay", "continuous"])
+def test_faults_of_frames_are_found(layout):
+    model, processor = tiny_speech_lm(layout=layout, fields=SMALL_HEAD)
+    ends, row = [processor.speech_ids.audio_end, 2], processor.row_inputs(tiny_row("hi tim"))
+    masked = {**row, "labels": row["labels"].clone()}
+    masked["labels"][1][masked["labels"][1] == (17 if layout == "delay" else 1)] = -100
+    report = check_labels(model, [masked], ends)
+    assert report.first_masked_end == 0
+    assert "never learns to stop" in report.faults[0]
+    if layout == "delay":
+        masked["labels"][2] = -100
+        report = check_labels(model, [masked], codes=processor.speech_ids)
+        assert report.masked_codebooks == [1]
+
+    class Leaking(type(model.frames)):
+        # Each frame's states are those that have read it.
+        def entropies(self, states, labels):
+            return super().entropies(states.roll(-1, 1), labels)
+
+        def losses(self, states, *others):
+            return super().losses(states.roll(-1, 1), *others)
+
+    model.frames.__class__ = Leaking
+    report = check_labels(model, [row], ends, num_positions=30)
+    assert report.last_read == 0
+    assert any("leaks" in fault for fault in report.faults)
 
 
 def test_labels_that_are_shifted_twice_are_found():

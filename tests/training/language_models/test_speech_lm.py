@@ -38,6 +38,7 @@ from speech_tokenizers.training.language_models.speech_lm_items import (
 
 
 TEXTS = ["hi tim", "die", "lime hi", "tim", "hi lime die", "lime"]
+LATENTS = {"head": "mse", "condition_dropout": 0.2, "input_noise_std": 0.05}
 PROGRAM = Path(__file__).with_name("train_speech_lm_recipe.py")
 
 
@@ -116,12 +117,19 @@ def losses_of(folder):
     ]
 
 
-def test_a_trained_voice_is_loaded_by_its_folder_and_speaks(recipe, corpus, tmp_path, capsys):
-    path = recipe(max_steps=60, learning_rate=2e-2)
+@pytest.mark.parametrize("layout", ["flat", "delay", "continuous"])
+def test_a_trained_voice_is_loaded_by_its_folder_and_speaks(recipe, corpus, tmp_path, capsys, layout):
+    path = recipe(max_steps=60, learning_rate=2e-2, layout=layout, latents=LATENTS)
     results = train_speech_lm(arguments(path, f"data.eval={corpus / 'rows'}"))
     assert results["held_out_rows"] == len(TEXTS)
-    assert results["held_out_audio_loss"] < 0.5 * np.log(16)
-    assert results["held_out_audio_loss"] == pytest.approx(np.mean(results["held_out_codebook_losses"]), rel=1e-5)
+    if layout == "continuous":
+        assert results["held_out_audio_loss"] < 0.95  # of a variance of 1
+        assert results["held_out_stop_loss"] < 0.3
+        assert 1 < results["effective_rank_of_latents"] < 8
+    else:
+        assert results["held_out_audio_loss"] < 0.5 * np.log(16)
+        mean = np.mean(results["held_out_codebook_losses"])
+        assert results["held_out_audio_loss"] == pytest.approx(mean, rel=1e-5)
     log = read_log(tmp_path / "run" / "training_log.jsonl")
     assert log[-1]["loss"] < 0.5 * log[0]["loss"]
     model, processor = load_speech_lm(tmp_path / "run" / "final")
@@ -138,10 +146,12 @@ def test_a_trained_voice_is_loaded_by_its_folder_and_speaks(recipe, corpus, tmp_
     assert "FAULT" not in capsys.readouterr().out
 
 
-def test_resuming_equals_going_through(recipe, corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize("layout", ["flat", "delay", "continuous"])
+def test_resuming_equals_going_through(recipe, corpus, tmp_path, monkeypatch, layout):
     # With dropout, whose random numbers are part of what goes on, and with measurements at step 3 alone.
     changes = [f"data.eval={corpus / 'rows'}", "eval_steps=3"]
-    train_speech_lm(arguments(recipe("whole"), *changes))
+    frames = {"layout": layout, "latents": LATENTS | {"head": "flow", "head_options": {"num_layers": 1}}}
+    train_speech_lm(arguments(recipe("whole", **frames), *changes))
 
     class Killed(Exception):
         pass
@@ -156,25 +166,26 @@ def test_resuming_equals_going_through(recipe, corpus, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(speech_lm.SpeechLMTrainer, "compute_loss", dies)
         with pytest.raises(Killed):
-            train_speech_lm(arguments(recipe("parts"), *changes))
+            train_speech_lm(arguments(recipe("parts", **frames), *changes))
     torch.rand(7)
-    train_speech_lm(arguments(recipe("parts"), *changes))
+    train_speech_lm(arguments(recipe("parts", **frames), *changes))
     assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
     assert ["held_out_audio_loss" in entry for entry in losses_of(tmp_path / "whole")] == [False, False, True, False]
     whole, parts = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
 
-def test_accumulation_equals_one_batch(corpus):
+@pytest.mark.parametrize("layout", ["flat", "delay", "continuous"])
+def test_accumulation_equals_one_batch(corpus, layout):
     # Batches of different lengths, so of different numbers of targets.
     codec = tiny_codec()
     rows = read_speech_rows(corpus / "rows", codec=codec)
-    processor = tiny_processor(codec, "phone")
-    model, _ = tiny_speech_lm(text_alignment="phone")
+    processor = tiny_processor(codec, "phone", layout=layout)
+    model, _ = tiny_speech_lm(text_alignment="phone", layout=layout, fields={"head": "mse"})
     items = SpeechLMItems(rows, processor)
     collate = pad_items(processor)
     whole = {name: value for name, value in collate([items[n] for n in range(6)]).items() if name != "tasks"}
-    number = int((whole["labels"][:, 1:] != -100).sum())
+    number = int((whole["labels"][..., 1:] != -100).sum())
     model(**whole).loss.backward()
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
@@ -186,13 +197,41 @@ def test_accumulation_equals_one_batch(corpus):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(recipe, tmp_path):
+@pytest.mark.parametrize("layout", ["flat", "delay", "continuous"])
+def test_two_processes_equal_one(recipe, tmp_path, layout):
     changes = ["language_model.attention_dropout=0.0", "batch_positions=100", "max_steps=3"]
+    changes += [f"layout={layout}", "latents={head: mse}"]
     train_speech_lm(arguments(recipe("alone"), *changes, "gradient_accumulation_steps=2"))
     run_ranks(PROGRAM, recipe("two"), *changes)
     alone, two = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("alone", "two"))
     for name, value in alone.items():
         torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_hidden_text_is_neither_seen_nor_learnt(corpus):
+    codec = tiny_codec()
+    rows = read_speech_rows(corpus / "rows", codec=codec)
+    processor = tiny_processor(codec, "phone", layout="continuous")
+    items = SpeechLMItems(rows, processor, condition_dropout=0.5)
+    drawn = [items[index] for index in range(6 * 40)]
+    hidden = [item for item in drawn if "attention_mask" in item]
+    assert 0.4 < len(hidden) / len(drawn) < 0.6
+    assert [("attention_mask" in items[index]) for index in range(240)] == ["attention_mask" in item for item in drawn]
+    ids = processor.speech_ids
+    for item in hidden[:6]:
+        is_audio = ids.is_unit(item["input_ids"]) | torch.isin(item["input_ids"], torch.tensor([43, 44]))
+        assert torch.equal(item["attention_mask"].bool(), is_audio)
+        assert (item["labels"][0] == -100).all()
+        assert (item["labels"][1] == 0).sum() == ids.is_unit(item["input_ids"]).sum()
+    assert (ids.audio_start, ids.audio_end) == (43, 44)
+    # What is learnt does not depend on the text then.
+    model, _ = tiny_speech_lm(text_alignment="phone", layout="continuous", fields={"head": "mse"})
+    batch = pad_items(processor)([hidden[0]])
+    del batch["tasks"]
+    first = model(**batch)
+    is_hidden = batch["attention_mask"] == 0
+    other = {**batch, "input_ids": torch.where(is_hidden, 50, batch["input_ids"])}
+    torch.testing.assert_close(model(**other).audio_loss, first.audio_loss, atol=1e-6, rtol=1e-6)
 
 
 def test_tasks_are_mixed_as_asked_and_told_apart(recipe, corpus, tmp_path):
