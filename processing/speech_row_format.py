@@ -259,7 +259,7 @@ def facts_in(said: Mapping[str, Any]) -> RowsFacts:
     Raises:
         KeyError, ValueError: If it lacks some, or they contradict each other.
     """
-    of_kind = {name: said.get(name) for name in ("num_quantizers", "codebook_size", "latent_dim")}
+    of_kind: dict[str, Any] = {name: said.get(name) for name in ("num_quantizers", "codebook_size", "latent_dim")}
     of_kind["kind"] = said.get("kind", "codes")
     others = [field.name for field in dataclasses.fields(RowsFacts) if field.name not in of_kind]
     return RowsFacts(**{name: said[name] for name in others}, **of_kind)

@@ -234,8 +234,8 @@ class RowCoding:
             num_frames = tokens.shape[1]
         if not num_frames:
             return _set_aside(fields["id"], "is too short for a frame.")
-        if self.facts.kind == "latents" and (reason := unstorable_latent(tokens)):
-            return _set_aside(fields["id"], reason)
+        if self.facts.kind == "latents" and (fault := unstorable_latent(tokens)) is not None:
+            return _set_aside(fields["id"], fault)
         return {**fields, self.facts.column: tokens, "seconds": seconds}
 
 
