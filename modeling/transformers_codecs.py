@@ -188,17 +188,14 @@ class TransformersCodec(SpeechCodec):
     @cached_property
     def latent_dim(self) -> int:  # type: ignore[override]
         """See [`SpeechCodec.latent_dim`]; of what the model gives for silence."""
-        latents = self._encoded_silence.get("latents")
-        return (self.dequantize(self._encoded_silence["audio_codes"]) if latents is None else latents).shape[-1]
-
-    @property
-    def gives_latents(self) -> bool:
-        """See [`SpeechCodec.gives_latents`]; what the model gives for silence tells."""
-        return self._encoded_silence.get("latents") is not None
+        encoded = self.encode(torch.zeros(1, 1, self.sampling_rate, device=self.device))
+        latents = encoded.get("latents")
+        return (self.dequantize(encoded["audio_codes"]) if latents is None else latents).shape[-1]
 
     @cached_property
-    def _encoded_silence(self) -> ModelOutput:
-        return self.encode(torch.zeros(1, 1, self.sampling_rate, device=self.device))
+    def gives_latents(self) -> bool:  # type: ignore[override]
+        """See [`SpeechCodec.gives_latents`]; what the model gives for silence tells."""
+        return "latents" in self.encode(torch.zeros(1, 1, self.sampling_rate, device=self.device))
 
     def get_encoded_length(self, num_samples: int) -> int:
         """Frames for a number of samples."""
