@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kind",
         choices=("codes", "latents"),
-        help="what the rows hold; latents are continuous tokens, a codec's frames before quantization or an encoder's"
-        " features, in float16; default: the model's own kind",
+        help="content of the rows: codes, or latents in float16 (continuous tokens, a codec's frames before"
+        " quantization, an encoder's features); default: the model's own kind",
     )
     parser.add_argument(
         "--times",
