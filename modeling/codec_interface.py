@@ -253,6 +253,16 @@ class SpeechCodec(FramedModel):
             raise ValueError(f"A {name} decodes no {kind}.")
         return kind
 
+    @property
+    def gives_latents(self) -> bool:
+        """Whether `encode` gives `latents`, be it that `decode` takes them or not."""
+        return True
+
+    def check_gives_latents(self) -> None:
+        """Raises `ValueError` if `encode` gives no latents."""
+        if not self.gives_latents:
+            raise ValueError(f"A {self.family} tells no latents, only codes.")
+
     def check_num_quantizers(self, num_quantizers: int | None) -> int | None:
         """The number of codebooks that is asked for. Raises `ValueError` if the model has not so many."""
         if num_quantizers is None:

@@ -192,6 +192,11 @@ class TransformersCodec(SpeechCodec):
         latents = encoded.get("latents")
         return (self.dequantize(encoded["audio_codes"]) if latents is None else latents).shape[-1]
 
+    @cached_property
+    def gives_latents(self) -> bool:  # type: ignore[override]
+        """See [`SpeechCodec.gives_latents`]; what the model gives for silence tells."""
+        return "latents" in self.encode(torch.zeros(1, 1, self.sampling_rate, device=self.device))
+
     def get_encoded_length(self, num_samples: int) -> int:
         """Frames for a number of samples."""
         silence = torch.zeros(1, 1, num_samples, device=self.device)
@@ -280,11 +285,7 @@ class TransformersCodec(SpeechCodec):
         if (audio_codes := native.get("audio_codes")) is not None:
             # EnCodec's are (num_chunks, batch, num_quantizers, num_frames).
             output["audio_codes"] = torch.cat(list(audio_codes), dim=-1) if audio_codes.dim() == 4 else audio_codes
-        latents = native.get("latents")
-        if latents is None and frames:
-            # Channels first; EnCodec's long recordings come in chunks. Newer versions of Mimi give an object.
-            found = [output if torch.is_tensor(output) else output.latents for output in frames]
-            latents = torch.cat(found, dim=-1).transpose(1, 2)
+        latents = _latents(native, frames)
         if latents is not None:
             check_encoded(latents)
             output["latents"] = latents
@@ -505,6 +506,16 @@ def _drop_stale_tables(model: nn.Module) -> None:
             continue
         if (table.dtype, table.device) != (source.dtype, source.device):
             module._embed = None
+
+
+def _latents(native: Any, frames: list[Any]) -> torch.Tensor | None:
+    # What the model tells, or else what its encoder gave.
+    latents = native.get("latents")
+    if latents is None and frames:
+        # Channels first; EnCodec's long recordings come in chunks. Newer versions of Mimi give an object.
+        found = [output if torch.is_tensor(output) else output.latents for output in frames]
+        latents = torch.cat(found, dim=-1).transpose(1, 2)
+    return latents
 
 
 def _waveform(decoded: Any) -> torch.Tensor:

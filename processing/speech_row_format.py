@@ -15,7 +15,10 @@ from .file_errors import FileError
 
 
 ROWS_FORMAT = "speech-tokenizers speech rows"
-ROWS_VERSION = 1
+# Rows of codes are as they were before there were rows of latents, which a reader of that time refuses by the version.
+ROWS_VERSIONS = {"codes": 1, "latents": 2}
+# What rows of one kind have, and those of the other lack.
+_FACTS_OF_KIND = {"codes": ("num_quantizers", "codebook_size"), "latents": ("kind", "latent_dim")}
 # What stands in a shard's metadata, as JSON.
 METADATA_KEY = b"speech_rows"
 _SHARD_NAME = re.compile(r"rows-(\d{5,})\.parquet")
@@ -28,55 +31,104 @@ class SpeechRowsError(FileError):
 @dataclasses.dataclass(frozen=True)
 class RowsFacts:
     """
-    What made the codes of rows.
+    What made the codes or latents of rows.
 
     Args:
         codec (`str`): Name of the codec, as [`speech_tokenizers.load`] takes it.
         codec_fingerprint (`str`): [`SpeechCodec.fingerprint`], which decides how codes are read.
         encoder_fingerprint (`str`): [`SpeechCodec.encoder_fingerprint`], which decides what codes are given.
-        num_quantizers (`int`): Number of codebooks in the rows.
-        codebook_size (`int`): Number of entries of a codebook; all codes are below it.
+        num_quantizers (`int`, *optional*): Number of codebooks in the rows; `None` for latents.
+        codebook_size (`int`, *optional*): Number of entries of a codebook, below which all codes are; `None` for
+            latents.
         frame_rate (`float`): Frames per second, in Hz.
         sampling_rate (`int`): Sampling rate of the codec, in Hz.
+        kind (`str`, *optional*, defaults to `"codes"`): What the rows hold: `"codes"` or `"latents"`.
+        latent_dim (`int`, *optional*): Numbers of a latent; `None` for codes.
+
+    Raises:
+        ValueError: If a kind lacks what it has, or has what it lacks.
     """
 
     codec: str
     codec_fingerprint: str
     encoder_fingerprint: str
-    num_quantizers: int
-    codebook_size: int
+    num_quantizers: int | None
+    codebook_size: int | None
     frame_rate: float
     sampling_rate: int
+    kind: str = "codes"
+    latent_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ROWS_VERSIONS:
+            raise ValueError(f"`kind` must be 'codes' or 'latents', but got {self.kind!r}.")
+        for name in ("num_quantizers", "codebook_size", "latent_dim"):
+            value, is_needed = getattr(self, name), name in _FACTS_OF_KIND[self.kind]
+            if is_needed and (not isinstance(value, int) or value < 1):
+                raise ValueError(
+                    f"`{name}` of rows of {self.kind} must be a positive whole number, but got {value!r}."
+                )
+            if not is_needed and value is not None:
+                raise ValueError(f"`{name}` must be left out of rows of {self.kind}, but got {value!r}.")
 
     @classmethod
-    def of_codec(cls, codec: Any, name: str, num_quantizers: int | None = None) -> "RowsFacts":
+    def of_codec(
+        cls, codec: Any, name: str, num_quantizers: int | None = None, kind: str | None = None
+    ) -> "RowsFacts":
         """
         Args:
-            codec ([`SpeechCodec`]): Codec with codebooks.
+            codec ([`SpeechCodec`]): Codec, units or continuous tokens.
             name (`str`): Name of the codec.
             num_quantizers (`int`, *optional*): Number of first codebooks to keep. Defaults to all.
+            kind (`str`, *optional*): What the rows hold: `"codes"` or `"latents"`. Defaults to the codec's `kind`.
 
         Raises:
-            ValueError: If it has no codebooks, not so many, or such as are not decided yet.
+            ValueError: If it gives nothing of that kind, has not so many codebooks, or such as are not decided yet.
         """
-        codec.check_kind("codes")
+        kind = codec.kind if kind is None else kind
+        if kind == "latents":
+            codec.check_gives_latents()
+            if num_quantizers is not None:
+                raise ValueError("`num_quantizers` chooses among codebooks, of which latents have none; leave it out.")
+        else:
+            codec.check_kind(kind)
         fingerprint = codec.fingerprint()
         if not fingerprint:
-            raise ValueError(f"{name} has no codebooks yet, such as a model before its training; train it first.")
+            lacking = "codebooks" if codec.kind == "codes" else "statistics of its latents"
+            raise ValueError(f"{name} has no {lacking} yet, such as a model before its training; train it first.")
+        of_kind: dict[str, Any] = {"num_quantizers": None, "codebook_size": None, "latent_dim": codec.latent_dim}
+        if kind == "codes":
+            chosen = codec.check_num_quantizers(num_quantizers) or codec.num_quantizers
+            of_kind = {"num_quantizers": chosen, "codebook_size": codec.codebook_size}
         return cls(
             codec=name,
             codec_fingerprint=fingerprint,
             encoder_fingerprint=codec.encoder_fingerprint(),
-            num_quantizers=codec.check_num_quantizers(num_quantizers) or codec.num_quantizers,
-            codebook_size=codec.codebook_size,
             frame_rate=float(codec.frame_rate),
             sampling_rate=codec.sampling_rate,
+            kind=kind,
+            **of_kind,
         )
+
+    @property
+    def column(self) -> str:
+        """Column of the codes or latents."""
+        return f"audio_{self.kind}"
+
+    @property
+    def format_version(self) -> int:
+        """Version of the format in which rows of this kind are written."""
+        return ROWS_VERSIONS[self.kind]
 
     @property
     def command(self) -> str:
         """Command that makes rows like these."""
-        return encoding_command(self.codec, self.num_quantizers)
+        return encoding_command(self.codec, self.num_quantizers, self.kind)
+
+    def said(self) -> dict[str, Any]:
+        """What a shard says of them; see [`facts_in`], which reads it."""
+        (other,) = set(_FACTS_OF_KIND) - {self.kind}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in _FACTS_OF_KIND[other]}
 
     def difference(self, other: "RowsFacts", with_name: bool = True) -> str | None:
         """
@@ -87,15 +139,17 @@ class RowsFacts:
             with_name (`bool`, *optional*, defaults to `True`): Whether the name of the codec counts. One codec may
                 have several, such as a name and a folder.
         """
-        for name, here in dataclasses.asdict(self).items():
+        # With another kind, all that follows from it differs too.
+        for name, here in {"kind": self.kind, **dataclasses.asdict(self)}.items():
             if (there := getattr(other, name)) != here and (with_name or name != "codec"):
                 return f"{name}={there} instead of {name}={here}"
         return None
 
 
-def encoding_command(codec: str = "CODEC", num_quantizers: int | None = None) -> str:
+def encoding_command(codec: str = "CODEC", num_quantizers: int | None = None, kind: str = "codes") -> str:
     """The command that encodes a corpus by a codec of that name."""
     chosen = "" if num_quantizers is None else f" --num-quantizers {num_quantizers}"
+    chosen += "" if kind == "codes" else f" --kind {kind}"
     return f"speech-tokenizers encode-rows DATA -o NEW_FOLDER --model {codec}{chosen}"
 
 
@@ -107,19 +161,24 @@ def rows_schema(facts: RowsFacts, others: Iterable[pyarrow.Field] = ()) -> pyarr
     The columns of rows.
 
     Args:
-        facts ([`RowsFacts`]): What makes the codes. They take 16 bits each, or 32 where a codebook needs them.
+        facts ([`RowsFacts`]): What makes the codes or latents. Codes take 16 bits each, or 32 where a codebook needs
+            them. Latents are in float16.
         others (iterable of `pyarrow.Field`): Further columns.
 
     Raises:
         ValueError: If one of these has the name of a column that rows have.
     """
-    code = pyarrow.uint16() if facts.codebook_size <= 1 << 16 else pyarrow.uint32()
+    if facts.kind == "latents":
+        token, size = pyarrow.float16(), "latent_dim"
+    else:
+        assert facts.codebook_size is not None
+        token, size = pyarrow.uint16() if facts.codebook_size <= 1 << 16 else pyarrow.uint32(), "num_quantizers"
     schema = pyarrow.schema(
         [
             ("id", pyarrow.string()),
             ("text", pyarrow.string()),
-            ("audio_codes", pyarrow.list_(code)),
-            ("num_quantizers", pyarrow.int32()),
+            (facts.column, pyarrow.list_(token)),
+            (size, pyarrow.int32()),
             ("num_frames", pyarrow.int32()),
             ("seconds", pyarrow.float64()),
             ("speaker", pyarrow.string()),
@@ -168,9 +227,13 @@ def read_shard_metadata(path: Path) -> dict[str, Any]:
         raise SpeechRowsError(path, f"is no whole Parquet file ({error}); copy or encode it anew.") from error
     content = (footer.metadata or {}).get(METADATA_KEY)
     if content is None:
-        raise SpeechRowsError(path, f"is Parquet, but no rows of codes; {ENCODE_ANEW}.")
+        raise SpeechRowsError(path, f"is Parquet, but no rows of codes or latents; {ENCODE_ANEW}.")
     said = json.loads(content)
     check_format(path, said)
+    try:
+        facts_in(said)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SpeechRowsError(path, f"contradicts itself ({error}); {ENCODE_ANEW}.") from error
     return said
 
 
@@ -178,14 +241,25 @@ def check_format(path: Path, said: Mapping[str, Any]) -> None:
     """Raises [`SpeechRowsError`] if a file says that it is of another format, or of another version of it."""
     if said.get("format") != ROWS_FORMAT:
         raise SpeechRowsError(path, f"is not what `encode-rows` writes; {ENCODE_ANEW}.")
-    if said["format_version"] != ROWS_VERSION:
+    kind = said.get("kind", "codes")
+    if kind not in ROWS_VERSIONS:
+        raise SpeechRowsError(path, f"holds {kind!r}, of which this package knows nothing; update it.")
+    if said["format_version"] != (known := ROWS_VERSIONS[kind]):
         raise SpeechRowsError(
             path,
-            f"has version {said['format_version']} of the format, but this package reads {ROWS_VERSION}; update the"
-            f" package, or {ENCODE_ANEW}.",
+            f"has version {said['format_version']} of the format, but this package reads {known} for rows of {kind};"
+            f" update the package, or {ENCODE_ANEW}.",
         )
 
 
 def facts_in(said: Mapping[str, Any]) -> RowsFacts:
-    """The facts among what a shard, or a whole folder, says of itself."""
-    return RowsFacts(**{field.name: said[field.name] for field in dataclasses.fields(RowsFacts)})
+    """
+    The facts among what a shard, or a whole folder, says of itself.
+
+    Raises:
+        KeyError, ValueError: If it lacks some, or they contradict each other.
+    """
+    of_kind: dict[str, Any] = {name: said.get(name) for name in ("num_quantizers", "codebook_size", "latent_dim")}
+    of_kind["kind"] = said.get("kind", "codes")
+    others = [field.name for field in dataclasses.fields(RowsFacts) if field.name not in of_kind]
+    return RowsFacts(**{name: said[name] for name in others}, **of_kind)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Encoded corpora as Parquet, a row a recording: what is said, by whom, when, and the codes of a codec.
+Encoded corpora as Parquet, a row a recording: what is said, by whom, when, and the codes or latents of a codec.
 
 No row holds ids of a language model, so that one encoded corpus serves every model, layout and template. A row has
 
 - `id`, `text`, `speaker`, `language` (text, or null where it is unknown);
 - `audio_codes`, the codes of `(num_quantizers, num_frames)` row by row, with `num_quantizers`, `num_frames` and
-  `seconds`;
+  `seconds`; or `audio_latents`, the latents of `(num_frames, latent_dim)` frame by frame in float16 (relative error
+  2^-11 at most, from 6.1e-5 on), with `latent_dim`, `num_frames` and `seconds`;
 - `words`, a list of `{word, start, end}`, and `phones`, a list of `{label, start, end}`, in seconds, or null;
 - `codec`, `codec_fingerprint`, `encoder_fingerprint`, and the other columns of the corpus.
 
@@ -36,7 +37,6 @@ from .speech_row_format import (
     ENCODE_ANEW,
     METADATA_KEY,
     ROWS_FORMAT,
-    ROWS_VERSION,
     RowsFacts,
     SpeechRowsError,
     check_format,
@@ -53,6 +53,8 @@ from .whole_files import LinesFile, WholeFile, beside, check_folder_is_writable,
 INFO_NAME = "dataset_info.json"
 ROWS_PER_SHARD = 1000
 _LOCK_NAME = ".writing"
+# Of float16; a latent beyond it would become infinite.
+LARGEST_LATENT = 65504.0
 # What a killed process leaves of a `WholeFile`.
 _TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _ANEW = "choose another folder, or pass --overwrite to make the rows anew"
@@ -88,7 +90,7 @@ class SpeechRowsWriter:
 
     Args:
         folder (`str` or `Path`): Folder to write or to continue. Missing folders are created.
-        facts ([`RowsFacts`]): What makes the codes.
+        facts ([`RowsFacts`]): What makes the codes or latents.
         rows_per_shard (`int`, *optional*, defaults to 1000): Number of recordings in a shard.
         others (iterable of `pyarrow.Field`, *optional*): Columns besides those of [`rows_schema`].
         overwrite (`bool`, *optional*, defaults to `False`): Whether to remove the rows that are there.
@@ -216,8 +218,8 @@ class SpeechRowsWriter:
         filled = [self._filled(rows[position]) for position in present]
         said = {
             "format": ROWS_FORMAT,
-            "format_version": ROWS_VERSION,
-            **dataclasses.asdict(self.facts),
+            "format_version": self.facts.format_version,
+            **self.facts.said(),
             "rows_per_shard": self.rows_per_shard,
             "num_rows": len(filled),
             "seconds": sum(row["seconds"] for row in filled),
@@ -232,11 +234,17 @@ class SpeechRowsWriter:
         return self._written[number]
 
     def _filled(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        made_by = ("codec", "codec_fingerprint", "encoder_fingerprint", "num_quantizers")
+        made_by = ("codec", "codec_fingerprint", "encoder_fingerprint", "num_quantizers", "latent_dim")
         filled = {name: row.get(name) for name in self.schema.names}
-        filled |= {name: getattr(self.facts, name) for name in made_by}
+        filled |= {name: getattr(self.facts, name) for name in made_by if name in filled}
         if unknown := sorted(set(row) - set(filled)):
             raise ValueError(f"`rows` has columns {unknown}, which were not announced; pass them as `others`.")
+        tokens, num_frames = self._latents(row) if self.facts.kind == "latents" else self._codes(row)
+        return {**filled, self.facts.column: tokens, "num_frames": num_frames}
+
+    def _codes(self, row: Mapping[str, Any]) -> tuple[np.ndarray, int]:
+        # Row by row, and the number of frames.
+        assert self.facts.codebook_size is not None
         codes = np.asarray(row["audio_codes"])
         if codes.ndim != 2 or len(codes) != self.facts.num_quantizers or not codes.shape[1]:
             expected = f"({self.facts.num_quantizers}, num_frames)"
@@ -246,13 +254,24 @@ class SpeechRowsWriter:
                 f"`audio_codes` of {row['id']!r} must lie between 0 and {self.facts.codebook_size - 1}, but range from"
                 f" {codes.min()} to {codes.max()}."
             )
-        return {**filled, "audio_codes": codes.reshape(-1), "num_frames": codes.shape[1]}
+        return codes.reshape(-1), codes.shape[1]
+
+    def _latents(self, row: Mapping[str, Any]) -> tuple[np.ndarray, int]:
+        # Frame by frame, and the number of frames.
+        latents = np.asarray(row["audio_latents"])
+        if latents.ndim != 2 or latents.shape[1] != self.facts.latent_dim or not len(latents):
+            expected = f"(num_frames, {self.facts.latent_dim})"
+            raise ValueError(f"`audio_latents` of {row['id']!r} must have shape {expected}, but got {latents.shape}.")
+        if reason := unstorable_latent(latents):
+            raise ValueError(f"`audio_latents`: {row['id']!r} {reason} Leave the recording out.")
+        return latents.reshape(-1), len(latents)
 
     def _write_table(self, number: int, rows: list[dict[str, Any]], said: Mapping[str, Any]) -> None:
         schema = self.schema.with_metadata({METADATA_KEY: json.dumps(said, ensure_ascii=False).encode()})
-        code = schema.field("audio_codes").type.value_type.to_pandas_dtype()
+        column = self.facts.column
+        token = schema.field(column).type.value_type.to_pandas_dtype()
         columns: dict[str, Any] = {name: [row[name] for row in rows] for name in schema.names}
-        columns["audio_codes"] = [codes.astype(code) for codes in columns["audio_codes"]]
+        columns[column] = [tokens.astype(token) for tokens in columns[column]]
         try:
             table = pyarrow.table(columns, schema=schema)
         except (pyarrow.ArrowException, TypeError) as error:
@@ -283,8 +302,8 @@ class SpeechRowsWriter:
             set_aside_path(self.folder).unlink(missing_ok=True)
         info = {
             "format": ROWS_FORMAT,
-            "format_version": ROWS_VERSION,
-            **dataclasses.asdict(self.facts),
+            "format_version": self.facts.format_version,
+            **self.facts.said(),
             "rows_per_shard": self.rows_per_shard,
             "num_rows": sum(shard.num_rows for _, shard in written),
             "num_set_aside": len(set_aside),
@@ -319,7 +338,7 @@ def _shard_of(said: Mapping[str, Any], is_kept: bool = False) -> WrittenShard:
 
 def read_rows_facts(folder_or_files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> RowsFacts:
     """
-    What made the codes of rows; see [`read_speech_rows`], which takes and refuses the same.
+    What made the codes or latents of rows; see [`read_speech_rows`], which takes and refuses the same.
 
     Raises:
         SpeechRowsError: If the rows are not whole, or of several codecs.
@@ -331,24 +350,33 @@ def read_speech_rows(
     folder_or_files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     codec: Any = None,
     columns: Sequence[str] | None = None,
+    kind: str | None = None,
 ) -> datasets.Dataset:
     """
     Rows as a dataset. `datasets` writes them once into its cache, from where they are mapped into memory.
 
     Args:
         folder_or_files (`str`, `Path` or a sequence of these): A folder that [`SpeechRowsWriter`] finished, or shards.
-        codec ([`SpeechCodec`] or `str`, *optional*): Codec that is to read the codes, or its fingerprint. Where its
-            encoder differs from that of the rows, the codes are read as before, and a word is said on standard error.
+        codec ([`SpeechCodec`] or `str`, *optional*): Codec that is to read the rows, or its fingerprint. Where its
+            encoder differs from that of the rows, they are read as before, and a word is said on standard error.
+            Latents that the codec does not decode, such as those of units, mean nothing without their encoder, and
+            are refused then.
         columns (sequence of `str`, *optional*): Columns to read. Defaults to all. [`row_audio_codes`] needs
-            `audio_codes`, `num_quantizers` and `num_frames`.
+            `audio_codes`, `num_quantizers` and `num_frames`; [`row_audio_latents`] needs `audio_latents`, `latent_dim`
+            and `num_frames`.
+        kind (`str`, *optional*): What is needed: `"codes"` or `"latents"`. Defaults to what the rows hold.
 
     Raises:
-        SpeechRowsError: If there are no rows, a shard is missing, damaged or of another codec than the first, or
-            the codec reads codes otherwise.
+        SpeechRowsError: If there are no rows, a shard is missing, damaged or of another codec than the first, the
+            codec reads them otherwise, or they are of another kind.
         TypeError: If `codec` has no fingerprint.
         ValueError: If there is no such column.
     """
     paths, facts = _checked_shards(folder_or_files)
+    if kind is not None and kind != facts.kind:
+        raise SpeechRowsError(
+            paths[0].parent, f"holds {facts.kind}, but {kind} are needed; {_of_kind(kind, facts.codec)}."
+        )
     if codec is not None:
         _check_codec(paths[0].parent, facts, codec)
     known = pyarrow.parquet.read_schema(paths[0]).names
@@ -442,15 +470,17 @@ def _check_codec(place: Path, facts: RowsFacts, codec: Any) -> None:
         name = getattr(getattr(codec, "config", None), "name_or_path", "") or "CODEC"
         raise SpeechRowsError(
             place,
-            f"holds codes of {facts.codec!r} (fingerprint {facts.codec_fingerprint}), which this codec (fingerprint"
-            f" {known}) would read as noise; encode the recordings anew by it:"
-            f" {encoding_command(name, facts.num_quantizers)}",
+            f"holds {facts.kind} of {facts.codec!r} (fingerprint {facts.codec_fingerprint}), which this codec"
+            f" (fingerprint {known}) would read as noise; encode the recordings anew by it:"
+            f" {encoding_command(name, facts.num_quantizers, facts.kind)}",
         )
     encoder = "" if isinstance(codec, str) else codec.encoder_fingerprint()
     if encoder and encoder != facts.encoder_fingerprint:
+        told = f"another encoder gave these {facts.kind} (fingerprint {facts.encoder_fingerprint}, here {encoder})"
+        if facts.kind == "latents" and "latents" not in codec.decodable_kinds:
+            raise SpeechRowsError(place, f"{told}, without which they mean nothing; {ENCODE_ANEW}.")
         print(
-            f"{place}: another encoder gave these codes (fingerprint {facts.encoder_fingerprint}, here {encoder});"
-            " they are read as before, but this codec would give others",
+            f"{place}: {told}; they are read as before, but this codec would give others",
             file=sys.stderr,
         )
 
@@ -468,8 +498,7 @@ def row_audio_codes(row: Mapping[str, Any]) -> np.ndarray:
     Raises:
         ValueError: If one of these is missing, or the numbers do not fit.
     """
-    if lacking := [name for name in ("audio_codes", "num_quantizers", "num_frames") if name not in row]:
-        raise ValueError(f"`row` lacks {', '.join(map(repr, lacking))}; read these columns too.")
+    _check_columns(row, "codes", "num_quantizers")
     codes = np.asarray(row["audio_codes"], dtype=np.int64)
     shape = int(row["num_quantizers"]), int(row["num_frames"])
     if codes.ndim != 1 or len(codes) != shape[0] * shape[1]:
@@ -480,6 +509,57 @@ def row_audio_codes(row: Mapping[str, Any]) -> np.ndarray:
     return codes.reshape(shape)
 
 
+def row_audio_latents(row: Mapping[str, Any]) -> np.ndarray:
+    """
+    The latents of a row.
+
+    Args:
+        row (mapping): Row with `audio_latents`, `latent_dim` and `num_frames`.
+
+    Returns:
+        `np.ndarray` of shape `(num_frames, latent_dim)`, float32 with the values of float16.
+
+    Raises:
+        ValueError: If one of these is missing, the numbers do not fit, or one is not finite.
+    """
+    _check_columns(row, "latents", "latent_dim")
+    latents = np.asarray(row["audio_latents"], dtype=np.float32)
+    shape = int(row["num_frames"]), int(row["latent_dim"])
+    if latents.ndim != 1 or len(latents) != shape[0] * shape[1]:
+        raise ValueError(
+            f"`audio_latents` of {row.get('id')!r} has {latents.size} numbers, but {shape[0]} frames of {shape[1]}"
+            " were expected; encode the recording anew."
+        )
+    if not np.isfinite(latents).all():
+        raise ValueError(f"`audio_latents` of {row.get('id')!r} are not all finite; encode the recording anew.")
+    return latents.reshape(shape)
+
+
+def unstorable_latent(latents: np.ndarray) -> str | None:
+    """Why rows cannot hold latents `(num_frames, latent_dim)`, or `None` where they can."""
+    if (np.abs(latents) <= LARGEST_LATENT).all():  # false for what is no number, too
+        return None
+    largest = float(np.abs(latents).max())
+    return f"has a latent of {largest:g}, but the float16 of rows ends at {LARGEST_LATENT:.0f}."
+
+
+def _check_columns(row: Mapping[str, Any], kind: str, size: str) -> None:
+    other = "latents" if kind == "codes" else "codes"
+    if f"audio_{kind}" not in row and f"audio_{other}" in row:
+        raise ValueError(
+            f"`row` {row.get('id')!r} holds {other}, but {kind} are needed; {_of_kind(kind, row.get('codec'))}."
+        )
+    if lacking := [name for name in (f"audio_{kind}", size, "num_frames") if name not in row]:
+        raise ValueError(f"`row` lacks {', '.join(map(repr, lacking))}; read these columns too.")
+
+
+def _of_kind(kind: str, codec: str | None) -> str:
+    # What to do where rows of the other kind are given. A model of latents has perhaps no codes.
+    name = "CODEC" if codec is None or kind == "codes" else codec
+    by = " by a codec with codebooks" if kind == "codes" else ""
+    return f"encode the corpus into rows of {kind}{by}: {encoding_command(name, kind=kind)}"
+
+
 __all__ = [
     "RowsFacts",
     "SpeechRowsError",
@@ -488,6 +568,8 @@ __all__ = [
     "read_rows_facts",
     "read_speech_rows",
     "row_audio_codes",
+    "row_audio_latents",
     "rows_schema",
     "set_aside_path",
+    "unstorable_latent",
 ]

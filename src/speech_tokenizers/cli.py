@@ -206,7 +206,10 @@ _GROUPS = {
         "units-bpe": ("learn to merge frequent units", "commands.units_bpe"),
         "fit-units": ("cluster the frames of a speech encoder", "training.units.units_fitting"),
         "align": ("find when words are spoken", "commands.align"),
-        "encode-rows": ("turn a corpus into rows of codes, for speech language models", "commands.encode_rows"),
+        "encode-rows": (
+            "turn a corpus into rows of codes or latents, for speech language models",
+            "commands.encode_rows",
+        ),
     },
     "train": {
         "train": ("train what a recipe describes: a codec, units, an encoder, a language model", "commands.train"),

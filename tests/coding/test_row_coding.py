@@ -203,7 +203,7 @@ def test_a_codec_that_cannot_give_such_rows_is_refused(codec, corpus, make_cst):
     with pytest.raises(ValueError, match="`num_quantizers`"):
         RowCoding(*codec, "tiny", fields, num_quantizers=5)
     with pytest.raises(ValueError, match="A CSTModel has no codebooks"):
-        RowCoding(*make_cst(), "cst", fields)
+        RowCoding(*make_cst(), "cst", fields, kind="codes")
     with pytest.raises(ValueError, match="`model` is in training mode, in which codes are random"):
         RowCoding(codec[0].train(), codec[1], "tiny", fields)
 

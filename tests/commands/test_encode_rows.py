@@ -12,7 +12,12 @@ import torch
 
 from helpers.processes import start
 from speech_tokenizers import load, load_audio
-from speech_tokenizers.processing.speech_rows import read_speech_rows, row_audio_codes, set_aside_path
+from speech_tokenizers.processing.speech_rows import (
+    read_speech_rows,
+    row_audio_codes,
+    row_audio_latents,
+    set_aside_path,
+)
 
 
 # Runs the command for each case, in a fork that kills itself at the n-th time that something happens; prints how each
@@ -149,18 +154,25 @@ def undisturbed(run, words_of, tmp_path):
 
 
 def test_a_run_that_is_killed_anywhere_and_started_again_leaves_the_same_bytes(
-    run, words_of, tmp_path, undisturbed, tiny_checkpoint
+    run, words_of, tmp_path, tiny_checkpoint
 ):
-    folders = {place: tmp_path / f"rows-{number}" for number, place in enumerate(PLACES)}
+    undisturbed = {}
+    for kind in ("codes", "latents"):
+        assert run(*words_of(tmp_path / kind, "--kind", kind))[0] == 1
+        undisturbed[kind] = contents(tmp_path / kind)
+    # Latents differ in what they hold, and not in how they are written.
+    places = [("codes", *place) for place in PLACES] + [("latents", *place) for place in PLACES[1:4:2]]
+    cases = [(*place, words_of(tmp_path / f"rows-{at}", "--kind", kind)) for at, (kind, *place) in enumerate(places)]
     (tmp_path / "killed.py").write_text(KILLED)
-    (tmp_path / "cases.json").write_text(json.dumps([[*place, words_of(folders[place])] for place in PLACES]))
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
     process = start(tmp_path / "killed.py", tmp_path / "cases.json", tiny_checkpoint)
     output, _ = process.communicate(timeout=250)
-    assert output.splitlines()[-1] == f"ends {[-signal.SIGKILL] * len(PLACES)}", output
-    for place, folder in folders.items():
-        assert contents(folder).keys() != undisturbed.keys(), place  # the lock, at least
-        assert run(*words_of(folder))[0] == 1, place
-        assert contents(folder) == undisturbed, place
+    assert output.splitlines()[-1] == f"ends {[-signal.SIGKILL] * len(places)}", output
+    for at, ((kind, *place), (*_, words)) in enumerate(zip(places, cases, strict=True)):
+        folder = tmp_path / f"rows-{at}"
+        assert contents(folder).keys() != undisturbed[kind].keys(), place  # the lock, at least
+        assert run(*words)[0] == 1, place
+        assert contents(folder) == undisturbed[kind], place
 
 
 def test_a_stopped_run_goes_on_where_it_stopped(run, words_of, tmp_path, undisturbed, monkeypatch):
@@ -186,9 +198,11 @@ def test_a_stopped_run_goes_on_where_it_stopped(run, words_of, tmp_path, undistu
     assert contents(tmp_path / "rows") == undisturbed
 
 
-def test_rows_do_not_depend_on_the_length_of_a_batch(run, words_of, tmp_path, undisturbed):
-    assert run(*words_of(tmp_path / "rows", "--batch-seconds", 0.3))[0] == 1
-    assert contents(tmp_path / "rows") == undisturbed
+@pytest.mark.parametrize("kind", ["codes", "latents"])
+def test_rows_do_not_depend_on_the_length_of_a_batch(run, words_of, tmp_path, kind):
+    for folder, seconds in (("whole", 60), ("rows", 0.3)):
+        assert run(*words_of(tmp_path / folder, "--kind", kind, "--batch-seconds", seconds))[0] == 1
+    assert contents(tmp_path / "rows") == contents(tmp_path / "whole")
 
 
 def test_rows_of_another_codec_are_not_continued(run, words_of, tmp_path, undisturbed, other_checkpoint):
@@ -199,6 +213,9 @@ def test_rows_of_another_codec_are_not_continued(run, words_of, tmp_path, undist
     code, errors = run(*words_of(folder, "--num-quantizers", 2))
     assert code == 2
     assert "was made with num_quantizers=4 instead of num_quantizers=2" in errors[-1]
+    code, errors = run(*words_of(folder, "--kind", "latents"))
+    assert code == 2
+    assert "was made with kind=codes instead of kind=latents; choose another folder" in errors[-1]
     assert contents(folder) == undisturbed
     assert run(*words_of(folder, "--model", other_checkpoint, "--overwrite"))[0] == 1
     read_speech_rows(folder, load(other_checkpoint)[0])
@@ -230,6 +247,7 @@ def test_a_split_is_chosen_by_the_metadata(run, words_of, tmp_path):
     ("more", "message"),
     [
         (["--num-quantizers", 9], "--num-quantizers: `num_quantizers`"),
+        (["--num-quantizers", 2, "--kind", "latents"], "--num-quantizers: `num_quantizers` chooses among codebooks"),
         (["--text-column", "Text"], "there is no column 'Text' of texts"),
         (["--split", "eval", "--filter", "split=eval"], "--split and --filter split=... say the same"),
         (["--batch-seconds", 0], "--batch-seconds must be positive"),
@@ -249,10 +267,18 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_continuous_tokens_are_refused(run, words_of, tmp_path, make_cst):
+def test_continuous_tokens_give_latents_without_a_word_and_no_codes(run, words_of, tmp_path, make_cst):
     model, feature_extractor = make_cst()
-    model.save_pretrained(tmp_path / "cst")
-    feature_extractor.save_pretrained(tmp_path / "cst")
-    code, errors = run(*words_of(tmp_path / "rows", "--model", tmp_path / "cst"))
+    words = words_of(tmp_path / "rows", "--model", tmp_path / "cst", "--split", "eval")
+    for updates, ending in ((0, "has no statistics of its latents yet"), (1, "2 of 2 files written")):
+        model.statistics.num_updates.fill_(updates)
+        model.save_pretrained(tmp_path / "cst")
+        feature_extractor.save_pretrained(tmp_path / "cst")
+        code, errors = run(*words)
+        assert ending in errors[-1]
+        assert code == (0 if updates else 2)
+    rows = read_speech_rows(tmp_path / "rows", model, kind="latents")
+    assert [row_audio_latents(row).shape for row in rows] == [(12, 6), (8, 6)]
+    code, errors = run(*words, "--kind", "codes", "--overwrite")
     assert code == 2
-    assert "--model: A CSTModel has no codebooks" in errors[-1]
+    assert "--kind: A CSTModel has no codebooks" in errors[-1]

@@ -345,7 +345,7 @@ def train_speech_lm(args: SpeechLMArguments) -> dict[str, Any]:
     codec, feature_extractor = load(args.codec)
     codec = as_speech_codec(codec, feature_extractor)
     if not finished:
-        rows = read_speech_rows(args.data.train, codec=codec)
+        rows = read_speech_rows(args.data.train, codec=codec, kind="codes")
         model, processor = build_speech_lm(args, codec, feature_extractor, rows)
         _train(args, codec, model, processor, rows, output, inputs)
     processes.wait_for_everyone()
@@ -376,7 +376,11 @@ def _train(
     held_out = None
     if args.data.eval is not None:
         held_out = SpeechLMItems(
-            read_speech_rows(args.data.eval, codec=codec), processor, args.tasks, seed=args.seed, max_length=longest
+            read_speech_rows(args.data.eval, codec=codec, kind="codes"),
+            processor,
+            args.tasks,
+            seed=args.seed,
+            max_length=longest,
         )
     if int(items.lengths.max()) > args.batch_positions:
         raise ValueError(

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many recordings to codes, in batches of about equal length."""
+"""Many recordings to codes, in batches of about equal length, or to latents."""
 
 import collections
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 # Decoded and padded before the encoder asks for them.
 _BATCHES_AHEAD = 2
+# Latents of recordings up to this length are those of the whole recording, bit for bit.
+_WHOLE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,10 @@ class EncodedRecording:
         name (`str`): Path of the recording, or the `file_name` of its row.
         num_samples (`int`): Length of the recording at the model's rate, in samples.
         audio_codes (`np.ndarray` of shape `(num_quantizers, num_frames)`, *optional*): Codes, int64; if de-duplicated,
-            those of runs. `None` if the recording failed.
+            those of runs. `None` if the recording failed, or latents alone were asked for.
         durations (`np.ndarray` of shape `(num_units,)`, *optional*): Frames that each run lasts.
-        latents (`torch.Tensor` of shape `(num_frames, dim)`, *optional*): The frames that were coded, on the CPU.
+        latents (`torch.Tensor` of shape `(num_frames, dim)`, *optional*): The frames that were coded, or continuous
+            tokens, in float32 on the CPU.
         reason (`str`, *optional*): Reason why the recording failed, in one line.
     """
 
@@ -58,6 +62,7 @@ def encode_recordings(
     with_latents: bool = False,
     in_order: bool = True,
     num_threads: int = 2,
+    kind: str = "codes",
 ) -> Iterator[EncodedRecording]:
     """
     Encode recordings in batches, while threads decode those that come next.
@@ -66,30 +71,37 @@ def encode_recordings(
     `longest_exact_stream`, are read in blocks and encoded by [`SpeechCodec.encode_stream`]. The codes do not depend on
     `batch_seconds`. Memory holds some batches, and the codes that wait for their turn.
 
+    Latents are numbers, the last bits of which would depend on the other recordings of a batch. So with
+    `kind="latents"` each recording is encoded alone, and gives what `encode` gives it. Longer ones than a minute go
+    through a stream where `decode` takes the latents, up to rounding. Units longer than `longest_exact_stream` have no
+    latents, and fail.
+
     Args:
-        model: A [`SpeechCodec`] with codebooks or a codec of transformers, in evaluation mode.
+        model: A [`SpeechCodec`] or a codec of transformers, in evaluation mode.
         feature_extractor: The model's feature extractor.
         recordings (sequence): Paths; waveforms (`np.ndarray` of shape `(num_samples,)`) at the model's rate; or rows
             with undecoded `audio`, such as the dataset that [`load_recordings`] returns.
         batch_seconds (`float`, *optional*, defaults to 60.0): Length of the audio in a batch, with its padding, in
-            seconds.
+            seconds. Of codes alone.
         deduplicate (`bool`, *optional*, defaults to `False`): Whether to merge runs of equal frames.
         with_latents (`bool`, *optional*, defaults to `False`): Whether to give the frames that were coded as well.
             Recordings that need windows fail then.
         in_order (`bool`, *optional*, defaults to `True`): Whether to give the results in the order of `recordings`;
             else they are given as they come.
         num_threads (`int`, *optional*, defaults to 2): Number of threads that decode audio.
+        kind (`str`, *optional*, defaults to `"codes"`): What to give: `"codes"`, or `"latents"` in their place.
 
     Returns:
         `Iterator[EncodedRecording]`: One result for each recording. A recording that cannot be read or encoded has a
             `reason`.
 
     Raises:
-        ValueError: If `batch_seconds` is not positive.
+        ValueError: If `batch_seconds` is not positive, the model gives nothing of that kind, or latents are to be
+            de-duplicated.
     """
     if batch_seconds <= 0:
         raise ValueError(f"`batch_seconds` must be positive, but got {batch_seconds}.")
-    coding = _Coding(model, feature_extractor, recordings, deduplicate, with_latents)
+    coding = _Coding(model, feature_extractor, recordings, deduplicate, with_latents, kind)
     results = coding.run(int(batch_seconds * feature_extractor.sampling_rate), num_threads)
     return _in_order(results) if in_order else results
 
@@ -97,11 +109,19 @@ def encode_recordings(
 class _Coding:
     # One call of `encode_recordings`. Recordings are known by their index, waveforms are `(num_samples,)`.
 
-    def __init__(self, model: Any, feature_extractor: Any, recordings: Any, deduplicate: bool, with_latents: bool):
+    def __init__(
+        self, model: Any, feature_extractor: Any, recordings: Any, deduplicate: bool, with_latents: bool, kind: str
+    ):
         from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 
         self.model = as_speech_codec(model, feature_extractor)
-        self.model.check_kind("codes")
+        if kind == "latents":
+            self.model.check_gives_latents()
+            if deduplicate:
+                raise ValueError("`deduplicate` merges equal codes, of which latents have none; leave it out.")
+        else:
+            self.model.check_kind(kind)
+        self.kind = kind
         self.feature_extractor = feature_extractor
         self.recordings = recordings
         self.deduplicate = deduplicate
@@ -126,12 +146,18 @@ class _Coding:
             # does not decide which recordings go through windows; other models do not mind.
             exact = self.model.longest_exact_stream
             self.limit = samples_per_batch if exact is None else exact
+            if self.kind == "latents" and exact is None:
+                can_stream = "latents" in self.model.decodable_kinds
+                self.limit = _WHOLE_SECONDS * self.sampling_rate if can_stream else sys.maxsize
             for index in longest_first:
                 if lengths[index] > self.limit:
                     yield self._encode_in_windows(index)
 
             short = [index for index in longest_first if lengths[index] <= self.limit]
-            batches = (self._read_batch(batch, pool) for batch in pack_by_length(lengths, short, samples_per_batch))
+            packed = pack_by_length(lengths, short, samples_per_batch)
+            if self.kind == "latents":
+                packed = [[index] for index in short]
+            batches = (self._read_batch(batch, pool) for batch in packed)
             # The results of a batch are fetched when the next one is under way, lest a GPU waits for us.
             pending: list[tuple[dict[int, np.ndarray], Any]] = []
             for waveforms, inputs, failed in _ahead(batches):
@@ -218,17 +244,30 @@ class _Coding:
                 yield from (self._failed(index, outputs) for index in waveforms)
                 continue
             masks = outputs.audio_codes_mask.bool().cpu()
+            if self.kind == "latents":
+                yield from self._latents(waveforms, outputs.latents.float().cpu(), masks)
+                continue
             codes = outputs.audio_codes.cpu()
             for row, (index, samples) in enumerate(waveforms.items()):
                 latents = outputs.latents[row].cpu()[masks[row]] if self.with_latents else None
                 yield self._encoded(index, len(samples), codes[row][:, masks[row]], latents)
+
+    def _latents(
+        self, waveforms: "dict[int, np.ndarray]", latents: "torch.Tensor", masks: "torch.Tensor"
+    ) -> Iterator[EncodedRecording]:
+        for row, (index, samples) in enumerate(waveforms.items()):
+            if latents.shape[1] != masks.shape[1]:
+                what = f"has {latents.shape[1]} latents and {masks.shape[1]} frames of codes, which do not fit."
+                yield self._failed(index, ValueError(what))
+            else:
+                yield self._encoded(index, len(samples), None, latents[row][masks[row]])
 
     def _encode_in_windows(self, index: int, samples: "np.ndarray | None" = None) -> EncodedRecording:
         import torch
 
         from speech_tokenizers.coding.file_coding import encode_blocks
 
-        if self.with_latents:
+        if self.with_latents or (self.kind == "latents" and self.model.longest_exact_stream is not None):
             remedy = "raise `batch_seconds`" if self.model.longest_exact_stream is None else "cut it"
             seconds = self.limit / self.sampling_rate
             return self._failed(
@@ -249,16 +288,20 @@ class _Coding:
                 yield torch.from_numpy(block)
 
         try:
-            codes = torch.cat(list(encode_blocks(self.model, _ahead(chunks()), kind="codes")), dim=-1)
+            tokens = list(encode_blocks(self.model, _ahead(chunks()), kind=self.kind))
         except (ValueError, RuntimeError, MemoryError) as error:
             return self._failed(index, error)
-        return self._encoded(index, num_samples, codes, None)
+        if self.kind == "latents":
+            return self._encoded(index, num_samples, None, torch.cat(tokens).float())
+        return self._encoded(index, num_samples, torch.cat(tokens, dim=-1), None)
 
     def _encoded(
-        self, index: int, num_samples: int, audio_codes: "torch.Tensor", latents: "torch.Tensor | None"
+        self, index: int, num_samples: int, audio_codes: "torch.Tensor | None", latents: "torch.Tensor | None"
     ) -> EncodedRecording:
         from speech_tokenizers.processing.unit_sequences import deduplicate
 
+        if audio_codes is None:
+            return EncodedRecording(index, self._name(index), num_samples, latents=latents)
         codes, durations = audio_codes.numpy(), None
         if self.deduplicate:
             codes, durations = deduplicate(codes)

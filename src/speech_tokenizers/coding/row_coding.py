@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A corpus to rows of codes, for language models: recordings with what is known of them, and their codes."""
+"""A corpus to rows, for language models: recordings with what is known of them, and their codes or latents."""
 
 import hashlib
 import json
@@ -139,15 +139,18 @@ class RowCoding:
     The step from recordings to rows. It knows no files and no order of work, so that any engine can run it.
 
     Args:
-        model ([`SpeechCodec`] or `PreTrainedModel`): Codec with codebooks, in evaluation mode.
+        model ([`SpeechCodec`] or `PreTrainedModel`): Codec, units or continuous tokens, in evaluation mode.
         feature_extractor: The model's feature extractor.
         codec_name (`str`): Name of the model, by which it is found again.
         fields ([`RowFields`]): What is known of the recordings.
         num_quantizers (`int`, *optional*): Number of first codebooks to keep. Defaults to all.
         batch_seconds (`float`, *optional*, defaults to 60.0): See [`encode_recordings`].
+        kind (`str`, *optional*): What the rows hold: `"codes"`, or `"latents"` for continuous tokens, a codec's frames
+            before quantization or an encoder's features. Defaults to the model's `kind`.
 
     Raises:
-        ValueError: If the model has no codebooks, not so many, or is in training mode, where codes are random.
+        ValueError: If the model gives nothing of that kind, has not so many codebooks, or is in training mode, where
+            codes are random.
     """
 
     model: Any
@@ -156,6 +159,7 @@ class RowCoding:
     fields: RowFields
     num_quantizers: int | None = None
     batch_seconds: float = 60.0
+    kind: str | None = None
 
     def __post_init__(self) -> None:
         if getattr(self.model, "training", False):
@@ -164,13 +168,15 @@ class RowCoding:
 
     @cached_property
     def facts(self) -> "RowsFacts":
-        """What makes the codes."""
+        """What makes the codes or latents."""
         from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
         from speech_tokenizers.processing.speech_rows import RowsFacts
 
         model = as_speech_codec(self.model, self.feature_extractor)
-        model.encode_stream("codes", self.num_quantizers)  # refuses codebooks that cannot be chosen
-        return RowsFacts.of_codec(model, self.codec_name, self.num_quantizers)
+        kind = model.kind if self.kind is None else self.kind
+        if kind == "codes":
+            model.encode_stream("codes", self.num_quantizers)  # refuses codebooks that cannot be chosen
+        return RowsFacts.of_codec(model, self.codec_name, self.num_quantizers, kind)
 
     def __call__(
         self, recordings: "datasets.Dataset", on_recording: Callable[[], object] | None = None
@@ -182,7 +188,8 @@ class RowCoding:
 
         Returns:
             list of `dict`: For each recording, in order, its fields with `audio_codes` (`np.ndarray` of shape
-                `(num_quantizers, num_frames)`) and `seconds`, or `{"name", "reason"}` where it cannot be a row.
+                `(num_quantizers, num_frames)`) or `audio_latents` (`np.ndarray` of shape `(num_frames, latent_dim)`,
+                float32) and `seconds`, or `{"name", "reason"}` where it cannot be a row.
         """
         found: list[dict[str, Any]] = []
         for row in _without_audio(recordings):
@@ -192,7 +199,12 @@ class RowCoding:
                 found.append(_set_aside(row[self.fields.id_column], str(error)))
         usable = [index for index, fields in enumerate(found) if "reason" not in fields]
         results = encode_recordings(
-            self.model, self.feature_extractor, recordings.select(usable), self.batch_seconds, in_order=False
+            self.model,
+            self.feature_extractor,
+            recordings.select(usable),
+            self.batch_seconds,
+            in_order=False,
+            kind=self.facts.kind,
         )
         for result in results if usable else ():
             index = usable[result.index]
@@ -202,18 +214,29 @@ class RowCoding:
         return found
 
     def _row(self, fields: dict[str, Any], result: EncodedRecording) -> dict[str, Any]:
-        if result.audio_codes is None:
-            return _set_aside(fields["id"], result.reason or "")
+        from speech_tokenizers.processing.speech_rows import unstorable_latent
+
+        if result.reason is not None:
+            return _set_aside(fields["id"], result.reason)
         seconds = result.num_samples / self.facts.sampling_rate
         for column in _TIMED:
             if fields[column] and (end := fields[column][-1]["end"]) > seconds + _SECONDS_AFTER_END:
                 reason = f"`{column}` end at {end:g} s, but the recording at {seconds:.3f} s; align it anew."
                 return _set_aside(fields["id"], reason)
-        # Codebooks come coarse to fine, so that the first of all are those that would be given alone.
-        codes = result.audio_codes[: self.facts.num_quantizers]
-        if not codes.shape[1]:
+        if self.facts.kind == "latents":
+            assert result.latents is not None
+            tokens = result.latents.numpy()
+            num_frames = len(tokens)
+        else:
+            assert result.audio_codes is not None
+            # Codebooks come coarse to fine, so that the first of all are those that would be given alone.
+            tokens = result.audio_codes[: self.facts.num_quantizers]
+            num_frames = tokens.shape[1]
+        if not num_frames:
             return _set_aside(fields["id"], "is too short for a frame.")
-        return {**fields, "audio_codes": codes, "seconds": seconds}
+        if self.facts.kind == "latents" and (fault := unstorable_latent(tokens)) is not None:
+            return _set_aside(fields["id"], fault)
+        return {**fields, self.facts.column: tokens, "seconds": seconds}
 
 
 def encode_speech_rows(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`speech-tokenizers encode-rows`: a corpus to Parquet rows of codes, which speech language models learn from."""
+"""`speech-tokenizers encode-rows`: a corpus to Parquet rows of codes or latents, for speech language models."""
 
 import argparse
 import os
@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", metavar="CODEC", required=True, help="checkpoint name, folder or Hub id")
     add_num_quantizers_argument(parser)
+    parser.add_argument(
+        "--kind",
+        choices=("codes", "latents"),
+        help="content of the rows: codes, or latents in float16 (continuous tokens, a codec's frames before"
+        " quantization, an encoder's features); default: the model's own kind",
+    )
     parser.add_argument(
         "--times",
         metavar="FILE",
@@ -72,10 +78,17 @@ def run(args: argparse.Namespace) -> int:
     model, feature_extractor = load_model(args.model, args.device)
     try:
         coding = RowCoding(
-            model, feature_extractor, _lasting_name(args.model), fields, args.num_quantizers, args.batch_seconds
+            model,
+            feature_extractor,
+            _lasting_name(args.model),
+            fields,
+            args.num_quantizers,
+            args.batch_seconds,
+            args.kind,
         )
     except ValueError as error:
-        option = "--model" if args.num_quantizers is None else "--num-quantizers"
+        option = "--model" if args.kind is None else "--kind"
+        option = option if args.num_quantizers is None else "--num-quantizers"
         raise UsageError(f"{option}: {error}") from error
     if not args.quiet:
         for told in fields.told:
