@@ -151,6 +151,9 @@ def _row_values(
             f"{name} is {origin}, but the language model needs fingerprint {codec_fingerprint}; encode the recordings"
             " anew with its codec."
         )
+    if row.get(column) is None:
+        other = "latents" if row.get("audio_latents") is not None else "no codes"
+        raise ValueError(f"{name} holds {other}, but `{column}` are needed; encode the recordings for this layout.")
     shape = tuple(int(row[field]) for field in sizes)
     values = np.asarray(row[column])
     if values.size != shape[0] * shape[1]:

@@ -271,7 +271,7 @@ def behaviour_counts(sentences: Sequence[Sentence], records: Sequence[dict[str, 
         if "ended" in facts:
             found["ended"].counts[name] = (100.0 * facts["ended"], 1.0)
             found["invalid_frames"].counts[name] = (100.0 * facts["invalid_frames"], facts["num_frames"])
-            codes = facts["num_frames"] * len(sentence.audio_codes) + facts["dropped_codes"]
+            codes = facts["num_frames"] * sentence.codes_per_frame + facts["dropped_codes"]
             found["dropped_codes"].counts[name] = (100.0 * facts["dropped_codes"], codes)
         if "pieces" in facts:
             for kind in ("skipped_pieces", "added_pieces"):
@@ -383,7 +383,14 @@ def compare(args: argparse.Namespace) -> int:
     options = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
     voice = load_voice(args.model, args.device, options, args.seed)
     sentences = read_sentences(
-        args.rows, voice.num_codebooks, voice.text_alignment, voice.codec, args.recordings, args.split, args.limit
+        args.rows,
+        voice.num_codebooks,
+        voice.text_alignment,
+        voice.codec,
+        args.recordings,
+        args.split,
+        args.limit,
+        voice.model.config.latent_dim,
     )
     comparison = SynthesisComparison(sentences, metrics, recognizers, args.output, args.language)
     settings = {"threads": args.threads, "device": args.device, "seed": args.seed, "dnsmos_windows": DNSMOS_WINDOWS}

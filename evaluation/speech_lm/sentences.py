@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from speech_tokenizers.evaluation.clips import Clip, check_limit
+from speech_tokenizers.modeling.speech_lm_clips import row_latents
 from speech_tokenizers.modeling.speech_lm_layouts import piece_ends
 from speech_tokenizers.processing.audio_files import AUDIO_SUFFIXES
 from speech_tokenizers.processing.speech_rows import read_speech_rows, row_audio_codes
@@ -24,21 +25,24 @@ class Sentence:
 
     Args:
         clip ([`Clip`]): Its name, which is the row's id, its text, and the hash of all that the row says.
-        audio_codes (`np.ndarray` of shape `(num_codebooks, num_frames)`): Codes of its recording.
+        frames (`np.ndarray` of shape `(num_codebooks, num_frames)`): Codes of its recording; or its latents,
+            `(latent_dim, num_frames)`.
         seconds (`float`): Length of its recording.
         pieces (`tuple` of `str`): Phones or words of the recording; empty where they are not needed.
         piece_end_seconds (`tuple` of `float`): End of each in the recording.
         recording (`Path`, *optional*): Path of the recording, where there is one.
         recording_key (`str`, *optional*): Hash of the recording's bytes.
+        codes_per_frame (`int`): Codes that make up a frame; 1 for latents.
     """
 
     clip: Clip
-    audio_codes: np.ndarray
+    frames: np.ndarray
     seconds: float
     pieces: tuple[str, ...] = ()
     piece_end_seconds: tuple[float, ...] = ()
     recording: Path | None = None
     recording_key: str | None = None
+    codes_per_frame: int = 1
 
     @property
     def text(self) -> str:
@@ -57,7 +61,7 @@ class Sentence:
         """
         if not self.pieces:
             raise ValueError("the row has no times of its pieces")
-        ends = piece_ends(list(self.piece_end_seconds), frame_rate, self.audio_codes.shape[1]).tolist()
+        ends = piece_ends(list(self.piece_end_seconds), frame_rate, self.frames.shape[1]).tolist()
         return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
@@ -73,6 +77,7 @@ def read_sentences(
     recordings: Path | None = None,
     split: str | None = None,
     limit: int | None = None,
+    latent_dim: int = 0,
 ) -> list[Sentence]:
     """
     Args:
@@ -84,6 +89,7 @@ def read_sentences(
         recordings (`Path`, *optional*): Folder of the recordings, which rows name by `file_name` or by their id.
         split (`str`, *optional*): Value of the column `split` of the rows to take. Needed where there are several.
         limit (`int`, *optional*): Largest number of sentences, the first ones, that are taken.
+        latent_dim (`int`, *optional*): Dimension of the latents that the model speaks in place of codes.
 
     Raises:
         ValueError: If there is no row to speak, rows of several splits are mixed, two rows have one id, codebooks are
@@ -97,7 +103,11 @@ def read_sentences(
     sentences = []
     for number in with_text[:limit]:
         row = table[number]
-        sentences.append(_sentence(row, row_audio_codes(row), num_codebooks, text_alignment, recordings))
+        if latent_dim:
+            frames = row_latents(row, f"row {row['id']!r}", codec, row["codec_fingerprint"], latent_dim).T.numpy()
+        else:
+            frames = _first_codebooks(row, num_codebooks)
+        sentences.append(_sentence(row, frames, 1 if latent_dim else num_codebooks, text_alignment, recordings))
     if not sentences:
         raise ValueError(f"{rows}: has no row with a text to speak.")
     names = [sentence.clip.name for sentence in sentences]
@@ -123,29 +133,34 @@ def _of_split(table: Any, split: str | None, rows: Path) -> Any:
     return table.select(chosen)
 
 
-def _sentence(
-    row: Mapping[str, Any], audio_codes: np.ndarray, num_codebooks: int, text_alignment: str, recordings: Path | None
-) -> Sentence:
+def _first_codebooks(row: Mapping[str, Any], num_codebooks: int) -> np.ndarray:
+    audio_codes = row_audio_codes(row)
     if len(audio_codes) < num_codebooks:
         raise ValueError(
             f"row {row['id']!r} has {len(audio_codes)} codebooks, but the model speaks {num_codebooks}; encode the"
             f" recordings anew with --num-quantizers {num_codebooks} or more."
         )
-    codes = np.ascontiguousarray(audio_codes[:num_codebooks])
+    return np.ascontiguousarray(audio_codes[:num_codebooks])
+
+
+def _sentence(
+    row: Mapping[str, Any], frames: np.ndarray, codes_per_frame: int, text_alignment: str, recordings: Path | None
+) -> Sentence:
     column, field = _COLUMNS.get(text_alignment, ("", ""))
     pieces = row.get(column) or []
     labels, ends = tuple(piece[field] for piece in pieces), tuple(float(piece["end"]) for piece in pieces)
     digest = hashlib.sha256(json.dumps([row["id"], row["text"], labels, ends]).encode())
-    digest.update(codes.astype("<i8").tobytes())
+    digest.update(frames.astype("<i8" if frames.dtype.kind in "iu" else "<f4").tobytes())
     recording = None if recordings is None else find_recording(row, recordings)
     return Sentence(
         clip=Clip(row["id"], recording or Path(row["id"]), digest.hexdigest()[:16], row["text"]),
-        audio_codes=codes,
+        frames=frames,
         seconds=float(row["seconds"]),
         pieces=labels,
         piece_end_seconds=ends,
         recording=recording,
         recording_key=None if recording is None else hashlib.sha256(recording.read_bytes()).hexdigest()[:16],
+        codes_per_frame=codes_per_frame,
     )
 
 

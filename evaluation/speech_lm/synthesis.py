@@ -48,7 +48,8 @@ class SynthesisResult:
 
     Args:
         audio_values (`np.ndarray` of shape `(num_samples,)`): Speech at the voice's `sampling_rate`.
-        audio_codes (`np.ndarray` of shape `(num_codebooks, num_frames)`): Its codes.
+        frames (`np.ndarray` of shape `(num_codebooks, num_frames)`): Its codes; or its latents, `(latent_dim,
+            num_frames)`.
         ended (`bool`): Whether the model ended by itself.
         said, asked (`list` of `int`, *optional*): Ids of the pieces that stand among the codes, and of those that were
             asked for; `None` where the model speaks by no pieces.
@@ -60,7 +61,7 @@ class SynthesisResult:
     """
 
     audio_values: np.ndarray
-    audio_codes: np.ndarray
+    frames: np.ndarray
     ended: bool
     said: list[int] | None
     asked: list[int] | None
@@ -106,16 +107,20 @@ class Voice:
         self.key = f"{self.name}-{model_fingerprint(self.model, codec=self.codec_key, **settings)}"
 
     @torch.inference_mode()
-    def decode(self, audio_codes: np.ndarray) -> np.ndarray:
+    def decode(self, frames: np.ndarray) -> np.ndarray:
         """
         Args:
-            audio_codes (`np.ndarray` of shape `(num_codebooks, num_frames)`): Codes.
+            frames (`np.ndarray` of shape `(num_codebooks, num_frames)` or `(latent_dim, num_frames)`): Codes, or
+                latents in the continuous layout.
 
         Returns:
             `np.ndarray` of shape `(num_samples,)` at `sampling_rate`.
         """
-        codes = torch.from_numpy(np.ascontiguousarray(audio_codes)).to(self.device)[None]
-        values = self.codec.decode(audio_codes=codes).audio_values
+        tokens = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device)[None]
+        if self.layout == "continuous":
+            values = self.codec.decode(latents=tokens.transpose(1, 2)).audio_values
+        else:
+            values = self.codec.decode(audio_codes=tokens).audio_values
         self._synchronize()
         return values.reshape(-1).float().cpu().numpy()
 
@@ -148,17 +153,18 @@ class Voice:
                 [item.text], processor=self.processor, generators=[generator], **given, **self.options
             )
             self._synchronize()
-        codes = output.audio_codes[0][:, output.audio_codes_mask[0].bool()].cpu().numpy()
+        said = output.audio_latents.transpose(1, 2) if self.layout == "continuous" else output.audio_codes
+        frames = said[0][:, output.audio_codes_mask[0].bool()].cpu().numpy()
         written = self._written(output.sequences[0])
         is_code = self.model.config.speech_ids.is_unit(written)
         first, reason = None, None
         try:
-            first = self._first_audio(is_code.tolist(), codes, [moment - started for moment in times])
+            first = self._first_audio(is_code.tolist(), frames, [moment - started for moment in times])
         except _NoTime as error:
             reason = str(error)
         return SynthesisResult(
             audio_values=output.audio_values[0, 0][output.audio_mask[0].bool()].float().cpu().numpy(),
-            audio_codes=codes,
+            frames=frames,
             ended=bool(output.ended[0]),
             said=None if asked is None else written[~is_code].tolist(),
             asked=asked,

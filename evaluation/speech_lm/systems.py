@@ -67,7 +67,8 @@ class Resynthesis:
 
     def __init__(self, voice: Voice):
         self.voice = voice
-        self.name = f"codec ({voice.num_codebooks} codebook{'s' if voice.num_codebooks != 1 else ''})"
+        codebooks = f"{voice.num_codebooks} codebook{'s' if voice.num_codebooks != 1 else ''}"
+        self.name = f"codec ({'latents' if voice.layout == 'continuous' else codebooks})"
         self.key = f"codec-{voice.codec_key}"
 
     def clip_key(self, sentence: Sentence) -> str:
@@ -75,8 +76,8 @@ class Resynthesis:
         return sentence.clip.key
 
     def speak(self, sentence: Sentence) -> SpokenSentence:
-        """The codes of the row, decoded."""
-        return SpokenSentence(self.voice.decode(sentence.audio_codes), self.voice.sampling_rate)
+        """The frames of the row, decoded."""
+        return SpokenSentence(self.voice.decode(sentence.frames), self.voice.sampling_rate)
 
 
 class Synthesis:
@@ -115,11 +116,14 @@ class Synthesis:
         return SpokenSentence(result.audio_values, self.voice.sampling_rate, self._facts(result))
 
     def _facts(self, result: SynthesisResult) -> dict[str, Any]:
-        codes = result.audio_codes
+        frames = result.frames
+        is_wrong = ~np.isfinite(frames)
+        if self.voice.layout != "continuous":
+            is_wrong = (frames < 0) | (frames >= self.voice.codebook_size)
         facts: dict[str, Any] = {
             "ended": result.ended,
-            "num_frames": int(codes.shape[1]),
-            "invalid_frames": int(((codes < 0) | (codes >= self.voice.codebook_size)).any(axis=0).sum()),
+            "num_frames": int(frames.shape[1]),
+            "invalid_frames": int(is_wrong.any(axis=0).sum()),
             "dropped_codes": result.num_dropped,
             "wall_seconds": result.seconds,
             "cpu_seconds": result.cpu_seconds,

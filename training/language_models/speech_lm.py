@@ -345,7 +345,7 @@ def train_speech_lm(args: SpeechLMArguments) -> dict[str, Any]:
     codec, feature_extractor = load(args.codec)
     codec = as_speech_codec(codec, feature_extractor)
     if not finished:
-        rows = read_speech_rows(args.data.train, codec=codec, kind="codes")
+        rows = read_speech_rows(args.data.train, codec=codec)
         model, processor = build_speech_lm(args, codec, feature_extractor, rows)
         _train(args, codec, model, processor, rows, output, inputs)
     processes.wait_for_everyone()
@@ -376,7 +376,7 @@ def _train(
     held_out = None
     if args.data.eval is not None:
         held_out = SpeechLMItems(
-            read_speech_rows(args.data.eval, codec=codec, kind="codes"),
+            read_speech_rows(args.data.eval, codec=codec),
             processor,
             args.tasks,
             seed=args.seed,

@@ -14,7 +14,7 @@ def test_sentences_have_what_the_rows_say(make_rows):
     rows, recordings = make_rows()
     first, second, *_ = read_sentences(rows, 1, "word", CODEC, recordings)
     assert (first.text, first.clip.name, first.pieces) == ("alpha bravo", "s0.wav", ("alpha", "bravo"))
-    assert np.array_equal(first.audio_codes, [[1] * 10 + [2] * 11])
+    assert np.array_equal(first.frames, [[1] * 10 + [2] * 11])
     assert first.seconds == 0.21
     assert first.durations(100.0) == [10, 11]
     assert second.durations(100.0) == [10, 11, 12]

@@ -15,8 +15,8 @@ from speech_tokenizers.evaluation.speech_lm.systems import Synthesis
 
 def test_a_text_is_spoken_with_its_codes_pieces_and_end(make_voice):
     (result,) = make_voice().synthesize([SynthesisItem("alpha echo")])
-    assert np.array_equal(result.audio_codes, [[1] * 20 + [5] * 20] * 2)
-    assert np.allclose(result.audio_values, np.repeat(result.audio_codes[0] / 10, 160))
+    assert np.array_equal(result.frames, [[1] * 20 + [5] * 20] * 2)
+    assert np.allclose(result.audio_values, np.repeat(result.frames[0] / 10, 160))
     assert (result.ended, result.said, result.asked, result.num_dropped) == (True, [1, 5], [1, 5], 0)
     assert make_voice(alignment="none").synthesize([SynthesisItem("alpha echo")])[0].said is None
 
@@ -24,7 +24,7 @@ def test_a_text_is_spoken_with_its_codes_pieces_and_end(make_voice):
 def test_durations_and_options_reach_the_model(make_voice):
     voice = make_voice({"temperature": 0.7, "top_k": 5})
     (result,) = voice.synthesize([SynthesisItem("alpha echo", durations=[3, 4])])
-    assert result.audio_codes.shape == (2, 7)
+    assert result.frames.shape == (2, 7)
     ((options, _, durations, pieces),) = voice.model.options
     assert (options, durations, pieces) == ({"temperature": 0.7, "top_k": 5}, [[3, 4]], None)
 
