@@ -244,6 +244,10 @@ _GROUPS = {
             "train k-means, Spin and DC-Spin units on one encoder and compare them",
             "training.studies.unit_study",
         ),
+        "compare-lm-tokens": (
+            "train one small language model on several kinds of tokens and compare what they say",
+            "training.studies.lm_token_study",
+        ),
         "compare-heads": (
             "compare heads of continuous tokens on a distribution that is known",
             "training.language_models.head_comparison",

@@ -7,6 +7,7 @@ After an interruption, the same command continues at the newest checkpoint, with
 
 import dataclasses
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -128,6 +129,8 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
             speech language model has them already.
         text_loss_weight, audio_loss_weight (`float`): See [`SpeechLMConfig`].
         batch_positions (`int`): Positions of a micro-batch of one process, with padding.
+        batch_seconds (`float`, *optional*): Speech of a micro-batch, in seconds, from which `batch_positions` follows
+            by what the rows take on average; for comparisons of layouts, which take different numbers of positions.
         eval_steps (`int`): Steps between measurements of the held-out rows; the next entry of the log has them.
         kwargs: See [`RunArguments`] and [`ScheduleArguments`].
     """
@@ -148,6 +151,7 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
     text_loss_weight: float = 1.0
     audio_loss_weight: float = 1.0
     batch_positions: int = 4096
+    batch_seconds: float | None = None
     eval_steps: int = 500
     max_steps: int = 2000
     learning_rate: float = 1e-3
@@ -156,7 +160,7 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
     def __post_init__(self):
         ScheduleArguments.__post_init__(self)
         RunArguments.__post_init__(self)
-        check_positive(self, "batch_positions", "eval_steps")
+        check_positive(self, "batch_positions", "eval_steps", *(["batch_seconds"] if self.batch_seconds else []))
         check_not_negative(self, "text_loss_weight", "audio_loss_weight")
         if not self.tasks or any(weight <= 0 for weight in self.tasks.values()):
             raise ValueError("`tasks` must name at least one task, each with a positive weight.")
@@ -382,10 +386,14 @@ def _train(
             seed=args.seed,
             max_length=longest,
         )
-    if int(items.lengths.max()) > args.batch_positions:
+    positions_per_second = float(items.lengths.sum() / sum(rows["seconds"]))
+    batch_positions = args.batch_positions
+    if args.batch_seconds is not None:
+        batch_positions = math.ceil(args.batch_seconds * positions_per_second)
+    if int(items.lengths.max()) > batch_positions:
         raise ValueError(
-            f"`batch_positions` ({args.batch_positions}) must hold the longest row, of {int(items.lengths.max())}"
-            " positions."
+            f"A micro-batch of {batch_positions} positions must hold the longest row, of {int(items.lengths.max())}:"
+            " raise `batch_positions`, or `batch_seconds` if it is given."
         )
     if processor.text_alignment == "phone":
         model.set_piece_frames(piece_frames(rows, processor, known=model.config.piece_frames))
@@ -394,7 +402,7 @@ def _train(
     trainer = SpeechLMTrainer(
         model,
         args.training_arguments(output, args, lr_scheduler_type="cosine"),
-        batch_length=args.batch_positions,
+        batch_length=batch_positions,
         train_dataset=items,
         data_collator=pad_items(processor),
         recipe=args,
@@ -409,6 +417,7 @@ def _train(
     model.eval()
     results: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
     results |= {"positions_of_training_rows": int(items.lengths.sum()), "training_rows": len(rows)}
+    results["positions_per_second"] = positions_per_second
     results |= {} if rank is None else {"effective_rank_of_latents": rank}
     if held_out is not None:
         results |= held_out_losses(model, held_out, args)
@@ -424,7 +433,7 @@ def held_out_losses(
 ) -> dict[str, Any]:
     """
     Mean losses over the targets of held-out rows, in nats: of text and pieces, of codes, of each codebook; and in the
-    continuous layout of the head and of ends.
+    continuous layout of the head and of ends. What is a likelihood is told in bits a second of speech, too.
     """
     collate, config = pad_items(items.processor), model.config
     sums: Counter[str] = Counter()
@@ -446,10 +455,13 @@ def held_out_losses(
     means = {name: sums[name] / max(1, count) for name, count in counts.items()}
     codebooks = [name for name in means if isinstance(name, int)]
     found: dict[str, Any] = {"held_out_rows": len(chosen)}
+    seconds = math.log(2) * sum(items.rows["seconds"][index] for index in chosen)
+    found["held_out_text_bits_per_second"] = sums["text"] / seconds
     found |= {f"held_out_{name}_loss": mean for name, mean in means.items() if name not in codebooks}
     if codebooks:
         total = sum(counts[name] for name in codebooks)
         found["held_out_audio_loss"] = sum(sums[name] for name in codebooks) / max(1, total)
+        found["held_out_audio_bits_per_second"] = sum(sums[name] for name in codebooks) / seconds
         found["held_out_codebook_losses"] = [means[name] for name in codebooks]
     return found
 

@@ -10,15 +10,16 @@ interruption, the same command continues.
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from speech_tokenizers.processing.termination import interruption
 from speech_tokenizers.processing.whole_files import whole_folder
 from speech_tokenizers.training.common.child_process import run_command
 from speech_tokenizers.training.common.recipe_files import check_positive, check_seed, load_recipe
+from speech_tokenizers.training.studies.stages import Stage, StageArguments, as_options, run_stage, training_command
 
 
 # Units that swapped prediction learns, by name, with their differences from the recipe of `dc_spin`.
@@ -43,20 +44,6 @@ class StudyDataArguments:
     eval_filter: dict[str, str | list[str]] = field(default_factory=dict)
     labels: str | None = None
     cache_dir: str | None = None
-
-
-@dataclass
-class StageArguments:
-    """
-    One kind of training.
-
-    Args:
-        recipe (`str`): Recipe of `speech-tokenizers train`.
-        overrides (`dict`): Settings that differ from the recipe, by dotted keys.
-    """
-
-    recipe: str
-    overrides: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -128,21 +115,6 @@ def compared_units(args: UnitStudyArguments) -> list[str]:
     return [name for name in names if name not in args.skip]
 
 
-class Stage(NamedTuple):
-    """
-    A command of `speech-tokenizers`.
-
-    Args:
-        title (`str`): Title that says what it does.
-        arguments (`list[str]`): The command and its arguments.
-        done (`Path`): File that exists once it is finished.
-    """
-
-    title: str
-    arguments: list[str]
-    done: Path
-
-
 def stages(args: UnitStudyArguments) -> Iterator[Stage]:
     """All trainings of a study, in order."""
     output, data = Path(args.output_dir), args.data
@@ -158,7 +130,7 @@ def stages(args: UnitStudyArguments) -> Iterator[Stage]:
             settings = {"encoder": args.encoder, "output_dir": str(folder), "finetuning.seed": args.seed}
             yield Stage(
                 "stage II",
-                _training(args.finetuning, shared | settings),
+                training_command(args.finetuning, shared | settings),
                 Path(folder) / "trainer_state.json",  # what is written last
             )
         for name in of_encoder:
@@ -181,7 +153,7 @@ def stages(args: UnitStudyArguments) -> Iterator[Stage]:
                     "seed": args.seed,
                 }
                 stage = StageArguments(args.dc_spin.recipe, {**args.dc_spin.overrides, **args.variants[quantizer]})
-                arguments = _training(stage, shared | settings)
+                arguments = training_command(stage, shared | settings)
             yield Stage(f"units {name}", arguments, units / "config.json")
             if args.vocoder is not None:
                 folder_of_vocoder = output / "vocoders" / name
@@ -193,7 +165,7 @@ def stages(args: UnitStudyArguments) -> Iterator[Stage]:
                 }
                 yield Stage(
                     f"vocoder {name}",
-                    _training(args.vocoder, shared | settings),
+                    training_command(args.vocoder, shared | settings),
                     folder_of_vocoder / "final" / "config.json",
                 )
 
@@ -212,26 +184,8 @@ def units_folder(args: UnitStudyArguments, name: str) -> Path:
     return folder if name.partition("-")[2] == "kmeans" else folder / "final"
 
 
-def as_options(options: Mapping[str, Any]) -> list[str]:
-    """Settings as a command line has them: `{"max_epochs": 30, "layers": [4]}` is `--max-epochs 30 --layers 4`."""
-    line = []
-    for name, value in options.items():
-        if value is None or value is False or value == []:
-            continue
-        line.append(f"--{name.replace('_', '-')}")
-        if value is not True:
-            line += [str(item) for item in (value if isinstance(value, list) else [value])]
-    return line
-
-
 def _values(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _training(stage: StageArguments, settings: Mapping[str, Any]) -> list[str]:
-    # JSON is YAML, and keeps a path's colons and blanks. What the study says of a stage comes last but one.
-    given = {**settings, **stage.overrides}
-    return ["train", stage.recipe, *(f"{key}={json.dumps(value)}" for key, value in given.items())]
 
 
 def spoken_units(args: UnitStudyArguments, name: str) -> Path:
@@ -275,10 +229,7 @@ def compare_units(args: UnitStudyArguments) -> int:
     inputs |= {f"data.{part}": recordings_named(args.data, part, ["text"]) for part in ("train", "eval")}
     RunRecord(output, args, inputs, allowed=("evaluation", "quantizers", "skip"), finished=("",)).keep()
     for stage in stages(args):
-        if stage.done.is_file():
-            continue
-        print(f"{stage.title}: speech-tokenizers {' '.join(stage.arguments)}", file=sys.stderr)
-        _run(stage)
+        run_stage(stage)
     options = {
         "systems": [f"{name}={spoken_units(args, name)}" for name in compared_units(args)],
         "data": args.data.eval,
@@ -291,16 +242,6 @@ def compare_units(args: UnitStudyArguments) -> int:
     if finished.stopped_by:
         raise interruption(finished.stopped_by)
     return finished.returncode
-
-
-def _run(stage: Stage) -> None:
-    finished = run_command(stage.arguments)
-    if finished.stopped_by:
-        raise interruption(finished.stopped_by)
-    if finished.returncode or not stage.done.is_file():
-        raise ChildProcessError(
-            f"{stage.title} ended with code {finished.returncode}; its words are above. The same command goes on."
-        )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -71,6 +71,7 @@ class LevelModel(nn.Module):
             "frame_rate": FRAME_RATE,
             "sampling_rate": 16000,
             "codec_name": "levels",
+            "latent_dim": 0,
         }
         told = {**fields, "misread": self.misread, "ends": ends}
         fields["speech_ids"] = IDS

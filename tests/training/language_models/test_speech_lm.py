@@ -283,12 +283,13 @@ def test_plain_trainer_counts_the_targets_of_accumulated_batches(corpus, tmp_pat
     [
         ({"tasks": {}}, "`tasks` must name at least one"),
         ({"tasks": {"sing": 1.0}}, "sing"),
-        ({"batch_positions": 20}, "`batch_positions` (20) must hold the longest row"),
+        ({"batch_positions": 20}, "A micro-batch of 20 positions must hold the longest row"),
+        ({"batch_seconds": 0.2}, "must hold the longest row"),
         ({"data": {"train": "ROWS", "max_length": 20}, "text_alignment": "none"}, "'row-0' takes"),
         ({"data": {"train": "ROWS"}}, "needs `data.pronunciations`"),
         ({"num_codebooks": 3}, "num_quantizers"),
     ],
-    ids=["no task", "unknown task", "batch", "long row", "no lexicon", "codebooks"],
+    ids=["no task", "unknown task", "batch", "seconds", "long row", "no lexicon", "codebooks"],
 )
 def test_wrong_recipes_are_refused(recipe, corpus, capsys, changes, message):
     if changes.get("data", {}).get("train") == "ROWS":

@@ -10,8 +10,10 @@ from speech_tokenizers.processing.termination import Terminated
 from speech_tokenizers.training.common import run_record
 from speech_tokenizers.training.common.child_process import Finished
 from speech_tokenizers.training.common.recipe_files import load_recipe, trainer_name
+from speech_tokenizers.training.studies import stages as study_stages
 from speech_tokenizers.training.studies import unit_study
-from speech_tokenizers.training.studies.unit_study import UnitStudyArguments, as_options, compare_units, stages
+from speech_tokenizers.training.studies.stages import as_options
+from speech_tokenizers.training.studies.unit_study import UnitStudyArguments, compare_units, stages
 from speech_tokenizers.training.units.dc_spin_trainer import DCSpinTrainingArguments
 
 
@@ -41,7 +43,8 @@ def commands(monkeypatch):
         return Finished(0, 1.0, 1.0, 0)
 
     run_command.stages = []
-    monkeypatch.setattr(unit_study, "run_command", run_command)
+    for module in (unit_study, study_stages):
+        monkeypatch.setattr(module, "run_command", run_command)
     monkeypatch.setattr(run_record, "recordings_named", lambda *args: {"names": [], "audio": [], "columns": {}})
     monkeypatch.setattr(unit_study, "spoken_units", lambda args, name: Path("spoken") / name)
     run_command.commands, run_command.outcomes = run, outcomes

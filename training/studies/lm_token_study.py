@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+`speech-tokenizers compare-lm-tokens`: the same small language model, trained on the same sentences for as many steps,
+over several kinds of speech tokens and layouts, and what it then says.
+
+Each training and each measuring runs in a process of its own. A finished step is not done again: after an
+interruption, the same command continues.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from speech_tokenizers.processing.whole_files import write_whole
+from speech_tokenizers.training.common.recipe_files import check_positive, check_seed, load_recipe
+from speech_tokenizers.training.studies.stages import Stage, StageArguments, as_options, run_stage, training_command
+
+
+@dataclass
+class TokenRows:
+    """
+    Rows of one codec, which `encode-rows` wrote of the same recordings as the others'.
+
+    Args:
+        codec (`str`): Name, folder or Hub id of the codec.
+        train (`str`): Folder of the rows to learn from.
+        eval (`str`): Folder of the rows whose losses are measured.
+        test (`str`): Folder of the rows whose texts are spoken.
+    """
+
+    codec: str
+    train: str
+    eval: str
+    test: str
+
+
+@dataclass
+class TokenArm:
+    """
+    A kind of tokens in a layout.
+
+    Args:
+        rows (`str`): Name of its rows in `rows`.
+        overrides (`dict`): Settings of the training that differ, such as `layout`, by dotted keys.
+        evaluation (`dict`): Options of `evaluate speech-lm` that differ, such as `temperature`.
+    """
+
+    rows: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class LMTokenStudyArguments:
+    """
+    A comparison of tokens for language models.
+
+    Args:
+        output_dir (`str`): Folder for the trainings, what they say, and `results.md` and `results.json`.
+        rows (`dict` of [`TokenRows`]): Rows of each codec, by a name.
+        arms (`dict` of [`TokenArm`]): What is compared, by its name.
+        training ([`StageArguments`]): Training of all arms.
+        pronunciations (`str`, *optional*): Lexicon of the texts.
+        batch_seconds (`float`): Speech of a step, in seconds, the same for all arms; their numbers of positions
+            differ.
+        evaluation (`dict`): Options of `speech-tokenizers evaluate speech-lm`, such as `recognizer`.
+        chosen (`list[str]`, *optional*): Names of the arms to train now. Defaults to all; arms that were trained
+            before stay in the table.
+        seed (`int`): Seed of all trainings.
+    """
+
+    trainer: ClassVar[str] = "lm_token_study"
+
+    output_dir: str
+    rows: dict[str, Any]
+    arms: dict[str, Any]
+    training: StageArguments
+    pronunciations: str | None = None
+    batch_seconds: float = 20.0
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    chosen: list[str] | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        check_positive(self, "batch_seconds")
+        check_seed(self.seed)
+        try:
+            self.rows = {
+                name: given if isinstance(given, TokenRows) else TokenRows(**given)
+                for name, given in self.rows.items()
+            }
+            self.arms = {
+                name: given if isinstance(given, TokenArm) else TokenArm(**given) for name, given in self.arms.items()
+            }
+        except TypeError as error:
+            raise ValueError(f"`rows` need codec, train, eval and test, and `arms` need rows: {error}.") from None
+        if not self.arms:
+            raise ValueError("`arms` must name at least one.")
+        for name, arm in self.arms.items():
+            if arm.rows not in self.rows:
+                raise ValueError(f"`arms.{name}.rows` must be among {', '.join(self.rows)}, but is {arm.rows!r}.")
+        if unknown := [name for name in self.chosen or () if name not in self.arms]:
+            raise ValueError(f"`chosen` must be among {', '.join(self.arms)}, but got {unknown[0]!r}.")
+
+
+def arm_folder(args: LMTokenStudyArguments, name: str) -> Path:
+    """Folder of an arm: `training/` and `speech/`."""
+    return Path(args.output_dir) / name
+
+
+def stages(args: LMTokenStudyArguments) -> Iterator[Stage]:
+    """Training and measuring of each arm, arm by arm, so that a study that is cut short has whole rows."""
+    for name in args.chosen or args.arms:
+        arm, folder = args.arms[name], arm_folder(args, name)
+        rows = args.rows[arm.rows]
+        settings = {
+            "output_dir": str(folder / "training"),
+            "codec": rows.codec,
+            "data.train": rows.train,
+            "data.eval": rows.eval,
+            "data.pronunciations": args.pronunciations,
+            "batch_seconds": args.batch_seconds,
+            "seed": args.seed,
+        }
+        overrides = {**args.training.overrides, **arm.overrides}
+        command = training_command(StageArguments(args.training.recipe, overrides), settings)
+        yield Stage(f"training {name}", command, folder / "training" / "results.json")
+        options = {
+            "rows": rows.test,
+            "output": folder / "speech",
+            "seed": args.seed,
+            "metrics": [],
+            **args.evaluation,
+            **arm.evaluation,
+        }
+        given = ["evaluate", "speech-lm", str(folder / "training" / "final"), *_options(options)]
+        yield Stage(f"speech {name}", given, folder / "speech" / "results.json")
+
+
+def _options(options: Mapping[str, Any]) -> list[str]:
+    # An empty list is a choice of none, which a command has to be told.
+    line = as_options(options)
+    return [*line, *(f"--{name}" for name, value in options.items() if value == [])]
+
+
+def compare_lm_tokens(args: LMTokenStudyArguments) -> str:
+    """
+    Train what is not trained yet, measure, and write the table.
+
+    Returns:
+        `str`: The table of all arms that are finished, in Markdown.
+
+    Raises:
+        ValueError: If the output folder belongs to another study.
+        ChildProcessError: If a step failed. Its output is above.
+        KeyboardInterrupt: If a step was told to stop.
+    """
+    # Imported here, since it takes seconds, for which the help need not wait.
+    from speech_tokenizers.training.common.run_record import RunRecord
+    from speech_tokenizers.training.language_models.speech_lm_items import rows_fingerprint
+
+    output = Path(args.output_dir)
+    inputs = {
+        f"rows.{name}.{part}": rows_fingerprint(getattr(rows, part))
+        for name, rows in args.rows.items()
+        for part in ("train", "eval", "test")
+    }
+    # Each arm has a record of its own; further ones may join.
+    RunRecord(output, args, inputs, allowed=("arms", "rows", "chosen", "evaluation"), finished=("",)).keep()
+    for stage in stages(args):
+        run_stage(stage)
+    found = {name: arm_results(args, name) for name in args.arms}
+    results = {name: result for name, result in found.items() if result is not None}
+    table = results_table(results)
+    write_whole(output / "results.json", json.dumps(results, indent=2))
+    write_whole(output / "results.md", table + "\n")
+    return table
+
+
+def arm_results(args: LMTokenStudyArguments, name: str) -> dict[str, Any] | None:
+    """What the table says of an arm, as plain values; `None` if it is not finished."""
+    folder = arm_folder(args, name)
+    files = [folder / part / "results.json" for part in ("training", "speech")]
+    if not all(file.is_file() for file in files):
+        return None
+    trained, spoken = (json.loads(file.read_text("utf-8")) for file in files)
+    config = json.loads((folder / "training" / "final" / "config.json").read_text("utf-8"))
+    systems = {system["system"]: system for system in spoken["systems"]}
+    model = spoken["systems"][-1]
+    ceiling = next((system for title, system in systems.items() if title.startswith("codec (")), None)
+    rates = [score for score in model["scores"] if score.startswith("wer[")]
+    return {
+        "layout": config["layout"],
+        "nominal_bits_per_second": nominal_bits_per_second(config),
+        "speech_seconds": spoken["seconds"],
+        "num_sentences": spoken["num_sentences"],
+        "parameters": trained["parameters"],
+        "positions_per_second": trained["positions_per_second"],
+        **{key: trained.get(key) for key in _HELD_OUT},
+        "wer": {rate: model["scores"][rate] for rate in rates},
+        "wer_of_codec": {rate: ceiling["scores"].get(rate) for rate in rates} if ceiling else {},
+        "ended": model["scores"].get("ended"),
+        "real_time_factor": model["scores"].get("real_time_factor_cpu"),
+    }
+
+
+_HELD_OUT = ("held_out_audio_loss", "held_out_audio_bits_per_second", "held_out_text_bits_per_second")
+
+
+def nominal_bits_per_second(config: Mapping[str, Any]) -> float | None:
+    """Bits that a second of speech takes if all codes are alike; `None` for latents, which have no such number."""
+    if config["layout"] == "continuous":
+        return None
+    return config["frame_rate"] * config["num_codebooks"] * math.log2(config["codebook_size"])
+
+
+def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The results by arm as a table in Markdown."""
+    rates = list(dict.fromkeys(rate for result in results.values() for rate in result["wer"]))
+    names = [rate.removeprefix("wer[").removesuffix("]") for rate in rates]
+    lines = [
+        "| tokens | layout | positions/s | bits/s | held-out bits/s | text bits/s |"
+        + "".join(f" WER % ({name}) | of the codec |" for name in names)
+        + " ended % | RTF | parameters |",
+        "|---" * (9 + 2 * len(names)) + "|",
+    ]
+    for name, result in results.items():
+        cells = [name, result["layout"], _cell(result["positions_per_second"], 1)]
+        cells += [_cell(result[key], 0) for key in ("nominal_bits_per_second", "held_out_audio_bits_per_second")]
+        cells.append(_cell(result["held_out_text_bits_per_second"], 1))
+        for rate in rates:
+            cells += [_score(result["wer"].get(rate), 1), _score(result["wer_of_codec"].get(rate), 1)]
+        cells += [_score(result["ended"], 0), _score(result["real_time_factor"], 2)]
+        cells.append(f"{result['parameters'] / 1e6:.2f} M")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _score(score: Mapping[str, Any] | None, digits: int) -> str:
+    if score is None:
+        return "–"
+    told = f"{score['value']:.{digits}f}"
+    if digits == 1:
+        told += f" [{score['low']:.{digits}f}, {score['high']:.{digits}f}]"
+    return told
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `speech-tokenizers compare-lm-tokens`."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe of this installation")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that differ from the recipe")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `speech-tokenizers compare-lm-tokens`; returns the exit code."""
+    try:
+        print(compare_lm_tokens(load_recipe(args.recipe, args.overrides, LMTokenStudyArguments)))
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        raise
+    return 0
