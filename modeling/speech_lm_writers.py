@@ -59,7 +59,7 @@ class FlatWriter:
         return {"input_ids": written[:, None]}
 
     def is_hidden(self, ids: torch.Tensor) -> torch.Tensor:
-        """Which ids the second branch does not see, of the shape of `ids`."""
+        """Which ids the second branch does not see, of the shape of `ids`; it reads the start of a clip there."""
         return torch.zeros_like(ids, dtype=torch.bool)
 
 
@@ -341,6 +341,11 @@ def write_ids(
                 "position_ids": positions[:, place - read["input_ids"].shape[1] :],
             }
         repeated = {name: torch.cat([part] * len(branches)) for name, part in read.items()}
+        if len(branches) > 1:
+            # What stands there is also known to the state that tells the next frame.
+            ids_read = read["input_ids"]
+            without = ids_read.masked_fill(writer.is_hidden(ids_read), writer.start)
+            repeated["input_ids"] = torch.cat([ids_read, without])
         outputs = model(**repeated, past_key_values=past, use_cache=True, logits_to_keep=1, **padding)
         past = outputs.past_key_values
         scores = writer.scores(outputs, is_open)

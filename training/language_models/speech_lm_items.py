@@ -121,14 +121,17 @@ def without_text(inputs: dict[str, torch.Tensor], processor: SpeechLMProcessor) 
         processor ([`SpeechLMProcessor`]): The processor, of a layout with frames.
 
     Returns:
-        `dict` of `torch.Tensor`: The sequence with an `attention_mask`, and without labels of text.
+        `dict` of `torch.Tensor`: The sequence with an `attention_mask`, without labels of text, and with the start of
+        a clip in the place of text, since the state there tells the next frame.
     """
     labels = inputs["labels"].clone()
     if labels.dim() == 1 or not bool((labels[1:] != -100).any()):
         return inputs
     labels[0] = -100
-    seen = ~is_text(inputs["input_ids"], processor.speech_ids)
-    return {**inputs, "labels": labels, "attention_mask": seen.long()}
+    ids = processor.speech_ids
+    is_hidden = is_text(inputs["input_ids"], ids)
+    input_ids = inputs["input_ids"].masked_fill(is_hidden, ids.audio_start)
+    return {**inputs, "input_ids": input_ids, "labels": labels, "attention_mask": (~is_hidden).long()}
 
 
 def pad_items(processor: SpeechLMProcessor) -> Callable[[Sequence[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
