@@ -212,8 +212,7 @@ def sequence_length(
         num_frames (`int`): Frames of the clip.
         num_codebooks (`int`): Number of codebooks; the continuous layout has none and leaves this out of account.
         layout (`str`): `"flat"`, `"delay"` or `"continuous"`.
-        num_piece_ids (`int`): Ids of all pieces that stand between the frames, in the flat layout. In the other
-            layouts pieces stand beside the frames and take no position.
+        num_piece_ids (`int`): Ids of all pieces that stand between the frames.
         delays (`Sequence[int]`, *optional*): Columns by which each codebook is late, in the delay layout. Defaults to
             0, 1, 2 and so on.
 
@@ -229,9 +228,9 @@ def sequence_length(
         return 2 + num_frames * num_codebooks + num_piece_ids
     if layout == "delay":
         late = checked_delays(range(num_codebooks) if delays is None else delays, num_codebooks)
-        return 2 + num_frames + max(late) + 1
+        return 2 + num_frames + max(late) + 1 + num_piece_ids
     if layout == "continuous":
-        return 2 + num_frames
+        return 2 + num_frames + num_piece_ids
     raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, but is {layout!r}.")
 
 

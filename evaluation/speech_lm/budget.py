@@ -144,9 +144,8 @@ def positions_a_second(
 ) -> float:
     """Positions that each further second of speech adds while it is spoken: without the prompt and the marks."""
     rate = IDS_A_SECOND[text_alignment] if ids_a_second is None else ids_a_second
-    if layout == "flat":
-        return speech.frame_rate * speech.num_codebooks + (rate if text_alignment != "none" else 0.0)
-    return speech.frame_rate
+    frames = speech.frame_rate * (speech.num_codebooks if layout == "flat" else 1)
+    return frames + (rate if text_alignment != "none" else 0.0)
 
 
 def vocabulary_size(base: int, speech: SpeechSizes, layout: Layout, num_pieces: int = 0) -> int:

@@ -15,7 +15,13 @@ from speech_tokenizers.modeling.configuration_speech_lm import SpeechLMConfig
 from speech_tokenizers.modeling.modeling_latent_lm import LatentLanguageModel
 from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
 from speech_tokenizers.modeling.speech_lm_frames import CodeFrames, LatentFrames
-from speech_tokenizers.modeling.speech_lm_layouts import delay_labels, from_delay_grid, to_continuous, to_delay_grid
+from speech_tokenizers.modeling.speech_lm_layouts import (
+    delay_labels,
+    from_delay_grid,
+    sequence_length,
+    to_continuous,
+    to_delay_grid,
+)
 from speech_tokenizers.modeling.speech_lm_sequences import pad_sequences
 from speech_tokenizers.modeling.speech_lm_writers import DelayWriter, write_ids
 
@@ -236,6 +242,18 @@ def no_end(end):
         return scores.index_fill(1, torch.tensor([end]), -torch.inf)
 
     return forbid
+
+
+@pytest.mark.parametrize("alignment", ["none", "phone"])
+@pytest.mark.parametrize("kind", ["delay", "mse"])
+def test_sequences_are_as_long_as_is_told(kind, alignment):
+    _, processor = speaking(kind, alignment)
+    row = rows_of(processor)[0]
+    ids = processor.row_inputs(row)["input_ids"]
+    speech = ids[int((ids == processor.speech_ids.audio_start).nonzero()[-1]) : -1]
+    pieces = len(row["phones"]) if alignment == "phone" else 0
+    told = sequence_length(row["num_frames"], processor.num_codebooks, processor.layout, pieces)
+    assert len(speech) == told
 
 
 # --- Learning ---

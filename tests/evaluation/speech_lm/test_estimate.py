@@ -68,7 +68,7 @@ def real(config):
         ("flat", "word", 40, 1040),
         ("flat", "phone", 120, 1120),
         ("delay", "none", 40, 502),  # the second codebook is a frame late, and each has an end
-        ("delay", "phone", 120, 502),  # pieces are a channel beside the grid
+        ("delay", "phone", 120, 622),  # the pieces stand before their columns
         ("continuous", "none", 40, 500),
     ],
 )
@@ -81,7 +81,8 @@ def test_a_second_adds_what_the_layout_says():
     assert positions_a_second(CODEC, "flat") == 100
     assert positions_a_second(CODEC, "flat", "phone") == 112
     assert positions_a_second(CODEC, "flat", "phone", 9.5) == 109.5
-    assert positions_a_second(CODEC, "delay", "phone") == positions_a_second(CODEC, "continuous") == 50
+    assert positions_a_second(CODEC, "delay", "phone") == 62
+    assert positions_a_second(CODEC, "continuous") == 50
 
 
 def test_part_of_a_frame_is_a_frame_and_a_whole_number_stays_one():
