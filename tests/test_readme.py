@@ -93,6 +93,12 @@ def check_speech_language_models(names, folder):
     assert (folder / "my-voice" / "model.safetensors").is_file()
 
 
+def check_speech_lm_layouts(names, folder):
+    assert names["model"].config.layout == "continuous"
+    assert names["said"].audio_latents.shape[::2] == (1, 32)
+    assert names["said"].audio_values.shape[-1] == 640 * names["said"].audio_latents.shape[1]
+
+
 CHECKS = {
     "README.md": check_readme,
     "docs/interface.md": check_interface,
@@ -101,6 +107,7 @@ CHECKS = {
     "docs/continuous_tokens.md": check_continuous_tokens,
     "docs/training.md": check_training,
     "docs/speech_language_models.md": check_speech_language_models,
+    "docs/speech_lm_layouts.md": check_speech_lm_layouts,
 }
 
 
