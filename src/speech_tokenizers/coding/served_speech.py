@@ -26,8 +26,9 @@ from speech_tokenizers.processing.whole_files import write_whole
 
 SPEECH_FILE = "speech.json"
 _FORMAT, _VERSION = "speech-tokenizers speech", 1
-_UNIT = re.compile(r"<\|a(\d{1,9})_(\d{1,9})\|>")
-_NAMES = re.compile(rf"{_UNIT.pattern}|{re.escape(AUDIO_START)}|{re.escape(AUDIO_END)}")
+# Not `<a0_17>`: what looks like that is a control token to llama.cpp's converter, and left out of texts.
+UNIT_NAME = re.compile(r"<a(\d{1,9})_(\d{1,9})>")
+_NAMES = re.compile(rf"{UNIT_NAME.pattern}|{re.escape(AUDIO_START)}|{re.escape(AUDIO_END)}")
 
 
 class SpeechFileError(FileError):
@@ -35,8 +36,8 @@ class SpeechFileError(FileError):
 
 
 def unit_name(codebook: int, code: int) -> str:
-    """The name that a code has in the vocabulary of an exported model, such as `<|a0_17|>`."""
-    return f"<|a{codebook}_{code}|>"
+    """The name that a code has in the vocabulary of an exported model, such as `<a0_17>`."""
+    return f"<a{codebook}_{code}>"
 
 
 @dataclass(frozen=True)
@@ -286,6 +287,7 @@ def _read_json(path: Path) -> Any:
 
 __all__ = [
     "SPEECH_FILE",
+    "UNIT_NAME",
     "ServedSpeech",
     "SpeechFileError",
     "codes_from_ids",

@@ -14,7 +14,13 @@ from typing import Any
 
 import torch
 
-from speech_tokenizers.coding.served_speech import SPEECH_FILE, ServedSpeech, SpeechFileError, read_served_speech
+from speech_tokenizers.coding.served_speech import (
+    SPEECH_FILE,
+    UNIT_NAME,
+    ServedSpeech,
+    SpeechFileError,
+    read_served_speech,
+)
 from speech_tokenizers.conversion.speech_grammar import GRAMMAR_FILE, REGEX_FILE, speech_grammar, speech_regex
 from speech_tokenizers.modeling.speech_lm_text import AUDIO_END, AUDIO_START
 
@@ -366,8 +372,7 @@ def _check_speech(found: _Folder) -> Iterator[ExportDefect]:
             f"{SPEECH_FILE} says that codes have the ids {speech.audio_offset} to {speech.speech_ids.audio_stop - 1},"
             f" but the model has {rows} rows.",
         )
-    named = sum(name.startswith("<|a") and name.endswith("|>") and "_" in name for name in found.added)
-    named -= sum(name in (AUDIO_START, AUDIO_END) for name in found.added)
+    named = sum(UNIT_NAME.fullmatch(name) is not None for name in found.added)
     if found.added and named != len(speech.unit_names()):
         yield ExportDefect(
             "speech_json",

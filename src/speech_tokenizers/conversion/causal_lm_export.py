@@ -27,7 +27,7 @@ def export_causal_lm(
     Write a flat speech language model as an ordinary causal language model.
 
     The folder needs no code of ours: transformers, vLLM, SGLang and llama.cpp's converter know its class by name. Each
-    code is a word of the vocabulary, such as `<|a0_17|>` for code 17 of the first codebook, with the id that it had.
+    code is a word of the vocabulary, such as `<a0_17>` for code 17 of the first codebook, with the id that it had.
     Beside the model lie what servers ignore: `speech.json`, `grammar.gbnf`, `regex.txt`, and a README with the exact
     prompt. [`check_export`] has looked at the folder before it appears.
 

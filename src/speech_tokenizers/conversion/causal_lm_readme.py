@@ -31,7 +31,7 @@ of users: they would be read as tokens.
 
 | | |
 |---|---|
-| Code `c` of codebook `q` | `<|a{{q}}_{{c}}|>`, id {offset} + {size} q + c, for q < {num_codebooks} and c < {size} |
+| Code `c` of codebook `q` | `<a{{q}}_{{c}}>`, id {offset} + {size} q + c, for q < {num_codebooks} and c < {size} |
 | Order | frame by frame, {frame_rate:g} a second; {num_codebooks} codes a frame |
 | Stop at the ids | {stops} |
 | Sampling | {sampling} |

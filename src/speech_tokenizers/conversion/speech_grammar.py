@@ -48,7 +48,7 @@ def speech_regex(speech: ServedSpeech) -> str:
         speech ([`ServedSpeech`]): What the model's `speech.json` says.
     """
     alternatives = "|".join("".join(_digits(*pair) for pair in pairs) for pairs in numbers_below(speech.codebook_size))
-    frame = "".join(rf"<\|a{q}_({alternatives})\|>" for q in range(speech.num_codebooks))
+    frame = "".join(f"<a{q}_({alternatives})>" for q in range(speech.num_codebooks))
     piece = ""
     if speech.text_alignment == "phone":
         piece = f"({'|'.join(map(re.escape, speech.phone_names()))})?"
@@ -68,7 +68,7 @@ def speech_grammar(speech: ServedSpeech) -> str:
     piece = {"none": "", "phone": "phone? ", "word": "word? "}[speech.text_alignment]
     rules = [f"root ::= ({piece}frame)+ {_quoted(AUDIO_END)}" if piece else f"root ::= frame+ {_quoted(AUDIO_END)}"]
     rules.append("frame ::= " + " ".join(f"a{q}" for q in codebooks))
-    rules += [f'a{q} ::= "<|a{q}_" code "|>"' for q in codebooks]
+    rules += [f'a{q} ::= "<a{q}_" code ">"' for q in codebooks]
     alternatives = (" ".join(_digits(*pair) for pair in pairs) for pairs in numbers_below(speech.codebook_size))
     rules.append("code ::= " + " | ".join(alternatives))
     if speech.text_alignment == "phone":
