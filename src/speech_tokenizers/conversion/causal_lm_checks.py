@@ -29,6 +29,7 @@ WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 # Parts of names of weights that belong to an adapter, to our wrapper or to a codec.
 _FOREIGN = ("lora_", ".base_layer.", "modules_to_save", "trainable_tokens", "codebook", "quantizer")
 _CODEC_FILES = ("codec", "preprocessor_config.json", "processor_config.json")
+_SENTENCE = "Hello there, it's 5 o'clock!  NAÏVE\n"
 _LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself allows
 
 
@@ -310,6 +311,36 @@ def _check_vocabulary(found: _Folder) -> Iterator[ExportDefect]:
         yield ExportDefect("template", "There is no chat_template.jinja, without which servers refuse conversations.")
 
 
+def _check_reading(found: _Folder) -> Iterator[ExportDefect]:
+    # `AutoTokenizer` has classes of its own for some types of models, whatever the files say.
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    from speech_tokenizers.modeling.checked_loading import quiet_report
+
+    if found.speech is None or any(defect.name in ("config", "tokenizer") for defect in found.broken):
+        return
+    phones = "".join(found.speech.phone_names()[:3])
+    text = found.speech.prompt.replace("{text}", _SENTENCE).replace("{phones}", phones)
+    text += "".join(found.speech.unit_names()[-2:])
+    try:
+        with quiet_report():
+            tokenizer = AutoTokenizer.from_pretrained(found.path, local_files_only=True)
+            read = tokenizer.encode(text, add_special_tokens=False)
+        written = Tokenizer.from_file(str(found.path / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    except Exception as error:  # noqa: BLE001 - files of other projects fail in all ways
+        reason = " ".join(str(error).split())[:300]
+        yield ExportDefect("tokenizer", f"The tokenizer cannot be loaded ({reason}).")
+        return
+    if read != written:
+        yield ExportDefect(
+            "tokenizer_class",
+            f"`AutoTokenizer` makes a {type(tokenizer).__name__} of the files, which reads texts otherwise than"
+            f" tokenizer.json says: models of the type {found.config.get('model_type')!r} need a vocabulary of that"
+            " class. Train on another type of model, or with the base's own vocabulary.",
+        )
+
+
 def _check_ends(found: _Folder) -> Iterator[ExportDefect]:
     end = found.config.get("eos_token_id")
     if found.config and (not isinstance(end, int) or isinstance(end, bool)):
@@ -412,6 +443,7 @@ _CHECKS: list[Callable[[_Folder], Iterator[ExportDefect]]] = [
     _check_tables,
     _check_tensors,
     _check_vocabulary,
+    _check_reading,
     _check_ends,
     _check_units,
     _check_speech,

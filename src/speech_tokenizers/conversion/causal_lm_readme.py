@@ -24,8 +24,9 @@ Give exactly this, as a text without further special tokens{bos_note}:
 {prompt}
 ```
 
-{what_to_say} It is the JSON string `prompt` in `{speech_file}`. Remove names of tokens, such as `{unit}`, from texts
-of users: they would be read as tokens.
+{what_to_say}
+It is the JSON string `prompt` in `{speech_file}`. Remove names of tokens, such as `{unit}`, from
+texts of users: they would be read as tokens.
 
 ## Answer
 
@@ -37,8 +38,8 @@ of users: they would be read as tokens.
 | Sampling | {sampling} |
 | Length | {ids_per_second:g} ids a second of speech |
 
-`{grammar}` (llama.cpp) and `{regex}` (structured output of vLLM and SGLang) allow whole frames alone, and then
-`{end}`. {unconstrained}
+`{grammar}` (llama.cpp) and `{regex}` (structured output of vLLM and SGLang) allow whole frames alone, and the
+end behind one. {unconstrained}
 {aligned}
 ## Servers
 
@@ -91,7 +92,7 @@ def export_readme(speech: ServedSpeech, tokenizer: Any, name: str) -> str:
     if speech.text_alignment == "phone":
         what = f"`{{phones}}` are the names of the phones in order, such as `{''.join(phones[:3])}`."
         what += f" Where there is a `{PRONUNCIATIONS_FILE}`, it has the phones of words."
-        root = " ".join(f'"{phone}" frame+' for phone in phones[:2]) + f' "{AUDIO_END}"'
+        root = " ".join(f'"{phone}" frame+' for phone in phones[:2]) + f' "{AUDIO_END}"?'
         aligned = _ALIGNED.format(grammar=GRAMMAR_FILE, root=root)
     elif speech.text_alignment == "word":
         what += " Words stand before their frames in the answer."
@@ -120,7 +121,6 @@ def export_readme(speech: ServedSpeech, tokenizer: Any, name: str) -> str:
         ids_per_second=per_second,
         grammar=GRAMMAR_FILE,
         regex=REGEX_FILE,
-        end=AUDIO_END,
         unconstrained=unconstrained,
         aligned=aligned,
         max_tokens=round(20 * per_second),

@@ -40,9 +40,10 @@ def _digits(low: int, high: int) -> str:
 
 def speech_regex(speech: ServedSpeech) -> str:
     """
-    A regular expression for the text of a clip behind `<|audio_start|>`: whole frames and `<|audio_end|>`.
+    A regular expression for the text of a clip behind `<|audio_start|>`: whole frames, and then `<|audio_end|>`.
 
-    In a model that aligns its text, a phone or a word may stand before each frame.
+    In a model that aligns its text, a phone or a word may stand before each frame. The end need not be there: a server
+    that knows it as an id to stop at, as vLLM does, allows it where the text is complete, and never as text.
 
     Args:
         speech ([`ServedSpeech`]): What the model's `speech.json` says.
@@ -54,7 +55,7 @@ def speech_regex(speech: ServedSpeech) -> str:
         piece = f"({'|'.join(map(re.escape, speech.phone_names()))})?"
     elif speech.text_alignment == "word":
         piece = "([^<]+)?"
-    return f"({piece}{frame})+{re.escape(AUDIO_END)}"
+    return f"({piece}{frame})+({re.escape(AUDIO_END)})?"
 
 
 def speech_grammar(speech: ServedSpeech) -> str:
@@ -66,7 +67,7 @@ def speech_grammar(speech: ServedSpeech) -> str:
     """
     codebooks = range(speech.num_codebooks)
     piece = {"none": "", "phone": "phone? ", "word": "word? "}[speech.text_alignment]
-    rules = [f"root ::= ({piece}frame)+ {_quoted(AUDIO_END)}" if piece else f"root ::= frame+ {_quoted(AUDIO_END)}"]
+    rules = [f"root ::= ({piece}frame)+ {_quoted(AUDIO_END)}?"]
     rules.append("frame ::= " + " ".join(f"a{q}" for q in codebooks))
     rules += [f'a{q} ::= "<a{q}_" code ">"' for q in codebooks]
     alternatives = (" ".join(_digits(*pair) for pair in pairs) for pairs in numbers_below(speech.codebook_size))
