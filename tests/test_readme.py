@@ -93,6 +93,13 @@ def check_speech_language_models(names, folder):
     assert (folder / "my-voice" / "model.safetensors").is_file()
 
 
+def check_serving(names, folder):
+    assert names["num_dropped"] == 0
+    assert names["answer"][-1] == names["model"].config.audio_end_token_id  # it ended by itself
+    assert names["audio"].shape[-1] == 320 * names["codes"].shape[1] > 16000 // 2
+    assert (folder / "voice-served" / "speech.json").is_file()
+
+
 CHECKS = {
     "README.md": check_readme,
     "docs/interface.md": check_interface,
@@ -101,6 +108,7 @@ CHECKS = {
     "docs/continuous_tokens.md": check_continuous_tokens,
     "docs/training.md": check_training,
     "docs/speech_language_models.md": check_speech_language_models,
+    "docs/serving.md": check_serving,
 }
 
 

@@ -12,13 +12,13 @@ from speech_tokenizers.modeling.speech_lm_text import AUDIO_END
 _README = """\
 # {name}
 
-An ordinary causal language model that says text as the codes of the codec `{codec}` (fingerprint
-`{fingerprint}`). No code beside transformers, vLLM, SGLang or llama.cpp is needed to load it.
+An ordinary causal language model that says text as the codes of the codec `{codec}`
+(fingerprint `{fingerprint}`). No code beside transformers, vLLM, SGLang or llama.cpp is needed to load it.
 `speech-tokenizers export-lm` wrote it.
 
 ## Prompt
 
-Give exactly this, as a text without further special tokens{bos_note}:
+Give exactly this, as a text to which no special tokens are added{bos_note}:
 
 ```
 {prompt}
@@ -38,8 +38,8 @@ texts of users: they would be read as tokens.
 | Sampling | {sampling} |
 | Length | {ids_per_second:g} ids a second of speech |
 
-`{grammar}` (llama.cpp) and `{regex}` (structured output of vLLM and SGLang) allow whole frames alone, and the
-end behind one. {unconstrained}
+`{grammar}` (llama.cpp) and `{regex}` (structured output of vLLM and SGLang) allow whole frames
+alone, and the end behind one. {unconstrained}
 {aligned}
 ## Servers
 
@@ -55,6 +55,8 @@ python convert_hf_to_gguf.py {name} --outfile {name}.gguf
 llama-server -m {name}.gguf --grammar-file {name}/{grammar}
 ```
 
+The converter knows the vocabularies of published models only.
+
 ## Audio
 
 Write the ids of the answer into `answer.json`, as a list, or its text into `answer.txt`.
@@ -65,8 +67,8 @@ speech-tokenizers decode answer.json --speech {name}/{speech_file} -o answer.wav
 """
 
 _ALIGNED = """
-Phones stand before their frames, each once and in the order of the prompt. Where the text is known, a grammar of its
-own makes sure of that; replace the first line of `{grammar}`:
+Phones stand before their frames, each once and in the order of the prompt. For one text, a grammar
+with its phones makes sure of that; replace the first line of `{grammar}`:
 
 ```
 root ::= {root}
@@ -86,18 +88,18 @@ def export_readme(speech: ServedSpeech, tokenizer: Any, name: str) -> str:
     bos, is_aligned = tokenizer.bos_token, speech.text_alignment != "none"
     bos_note = ""
     if bos and speech.prompt.startswith(bos):
-        bos_note = f" (or leave out `{bos}`, where the server itself puts it first, as llama.cpp does)"
+        bos_note = f"\n(where the server itself puts `{bos}` first, as llama.cpp does, leave that out)"
     what = "`{text}` is what is to be said."
     phones, aligned = speech.phone_names(), ""
     if speech.text_alignment == "phone":
         what = f"`{{phones}}` are the names of the phones in order, such as `{''.join(phones[:3])}`."
-        what += f" Where there is a `{PRONUNCIATIONS_FILE}`, it has the phones of words."
+        what += f"\nWhere there is a `{PRONUNCIATIONS_FILE}`, it has the phones of words."
         root = " ".join(f'"{phone}" frame+' for phone in phones[:2]) + f' "{AUDIO_END}"?'
         aligned = _ALIGNED.format(grammar=GRAMMAR_FILE, root=root)
     elif speech.text_alignment == "word":
         what += " Words stand before their frames in the answer."
     ids = speech.speech_ids
-    unconstrained = "With one codebook, a list of the allowed ids does the same: all codes and that end."
+    unconstrained = "A list of allowed ids does the same: all codes and the end."
     if speech.num_codebooks > 1:
         unconstrained = "Without them, `decode` leaves out codes that make no whole frame, and tells their number."
     per_second = speech.frame_rate * speech.num_codebooks
