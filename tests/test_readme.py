@@ -99,6 +99,13 @@ def check_speech_lm_layouts(names, folder):
     assert names["said"].audio_values.shape[-1] == 640 * names["said"].audio_latents.shape[1]
 
 
+def check_serving(names, folder):
+    assert names["num_dropped"] == 0
+    assert names["answer"][-1] == names["model"].config.audio_end_token_id  # it ended by itself
+    assert names["audio"].shape[-1] == 320 * names["codes"].shape[1] > 16000 // 2
+    assert (folder / "voice-served" / "speech.json").is_file()
+
+
 CHECKS = {
     "README.md": check_readme,
     "docs/interface.md": check_interface,
@@ -108,6 +115,7 @@ CHECKS = {
     "docs/training.md": check_training,
     "docs/speech_language_models.md": check_speech_language_models,
     "docs/speech_lm_layouts.md": check_speech_lm_layouts,
+    "docs/serving.md": check_serving,
 }
 
 

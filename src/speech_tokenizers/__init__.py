@@ -22,7 +22,10 @@ if TYPE_CHECKING:
         load,
         store_in_half,
     )
+    from speech_tokenizers.coding.served_speech import codes_from_ids, read_served_speech
     from speech_tokenizers.coding.speech_lm_loading import load_speech_lm
+    from speech_tokenizers.conversion.causal_lm_checks import ExportDefect, check_export
+    from speech_tokenizers.conversion.causal_lm_export import export_causal_lm
     from speech_tokenizers.conversion.foreign_files import CheckpointError
     from speech_tokenizers.conversion.speechtokenizer import convert_checkpoint
     from speech_tokenizers.conversion.spin import convert_spin
@@ -94,6 +97,11 @@ _MODULES = {
     "load": "coding.loading",
     "store_in_half": "coding.loading",
     "load_speech_lm": "coding.speech_lm_loading",
+    "codes_from_ids": "coding.served_speech",
+    "read_served_speech": "coding.served_speech",
+    "ExportDefect": "conversion.causal_lm_checks",
+    "check_export": "conversion.causal_lm_checks",
+    "export_causal_lm": "conversion.causal_lm_export",
     "decode_file": "coding.file_coding",
     "encode_file": "coding.file_coding",
     "reconstruct_file": "coding.file_coding",

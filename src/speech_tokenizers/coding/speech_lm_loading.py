@@ -28,6 +28,29 @@ def load_speech_lm(name_or_path: str | Path, codec: Any = None, **kwargs: Any) -
         ValueError: If there is no such model, it is another kind of model, its codec is not to be found, or the codec
             that was found is another one.
     """
+    model, processor, checkpoint = _without_codec(name_or_path, **kwargs)
+    codec = _codec(model.config, Path(checkpoint)) if codec is None else codec
+    if isinstance(codec, str | Path):
+        codec = load(codec)[0]
+    model.attach_codec(codec)
+    processor.attach_codec(model.codec)
+    return model, processor
+
+
+def load_speech_lm_without_codec(name_or_path: str | Path, **kwargs: Any) -> tuple[Any, Any]:
+    """
+    Load a speech language model and its processor without their codec, for what needs no audio.
+
+    Args:
+        name_or_path, kwargs: See [`load_speech_lm`].
+
+    Raises:
+        ValueError: If there is no such model, or it is another kind of model.
+    """
+    return _without_codec(name_or_path, **kwargs)[:2]
+
+
+def _without_codec(name_or_path: str | Path, **kwargs: Any) -> tuple[Any, Any, str]:
     from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
     from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
 
@@ -39,13 +62,7 @@ def load_speech_lm(name_or_path: str | Path, codec: Any = None, **kwargs: Any) -
             " makes with a recipe of the trainer `speech_lm`."
         )
     model = SpeechLMForConditionalGeneration.from_pretrained(checkpoint, **kwargs).eval()
-    processor = SpeechLMProcessor.from_pretrained(checkpoint)
-    codec = _codec(config, Path(checkpoint)) if codec is None else codec
-    if isinstance(codec, str | Path):
-        codec = load(codec)[0]
-    model.attach_codec(codec)
-    processor.attach_codec(model.codec)
-    return model, processor
+    return model, SpeechLMProcessor.from_pretrained(checkpoint), checkpoint
 
 
 def _codec(config: Any, folder: Path) -> Any:
@@ -76,4 +93,4 @@ def load_any_causal_lm(name_or_path: str | Path) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(checkpoint).eval(), None
 
 
-__all__ = ["load_any_causal_lm", "load_speech_lm"]
+__all__ = ["load_any_causal_lm", "load_speech_lm", "load_speech_lm_without_codec"]

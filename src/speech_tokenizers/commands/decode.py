@@ -15,7 +15,7 @@ from speech_tokenizers.commands.file_jobs import (
     plan,
     work,
 )
-from speech_tokenizers.commands.frame import UsageError, load_model
+from speech_tokenizers.commands.frame import UsageError, load_model, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_argument(parser, "the codec to use instead of the one that the codes name")
     add_format_argument(parser)
+    parser.add_argument(
+        "--speech",
+        metavar="FILE",
+        type=Path,
+        default=None,
+        help="the speech.json of an exported language model: inputs are answers of a server, a JSON list of ids"
+        " (.json) or text with the names of codes (.txt)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,13 +43,16 @@ def run(args: argparse.Namespace) -> int:
     from speech_tokenizers.processing.code_files import CODE_FILE_SUFFIX, CodeFileError
     from speech_tokenizers.processing.latent_files import load_encoded
 
-    planned = plan(args, "decode", (CODE_FILE_SUFFIX,), (".wav", ".flac", ".ogg", ".opus"), f".{args.format}")
+    reader, suffixes = load_encoded, (CODE_FILE_SUFFIX,)
+    if args.speech is not None:
+        reader, suffixes = _answer_reader(args.speech), (".json", ".txt")
+    planned = plan(args, "decode", suffixes, (".wav", ".flac", ".ogg", ".opus"), f".{args.format}")
     models: dict[str, Any] = {}  # by name, or why it cannot be loaded
     if args.model is not None:
         models[args.model], _ = load_model(args.model, args.device)
 
     def model_for(source: Path) -> Any:
-        name = args.model or load_encoded(source).model_name
+        name = args.model or reader(source).model_name
         if name not in models:
             try:
                 models[name], _ = load_model(name, args.device)
@@ -61,9 +72,27 @@ def run(args: argparse.Namespace) -> int:
             facts[id(model)] = model_facts(model)
         return facts[id(model)]
 
-    check_kept_outputs(planned, audio_provenance, lambda source: provenance(load_encoded(source), facts_for(source)))
+    check_kept_outputs(planned, audio_provenance, lambda source: provenance(reader(source), facts_for(source)))
 
     def decode(source: Path, target: Path, on_progress: Callable[[float], object]) -> None:
-        decode_file(model_for(source), source, target, on_progress, facts_for(source))
+        encoded = source if args.speech is None else reader(source)
+        decode_file(model_for(source), encoded, target, on_progress, facts_for(source))
 
-    return work(planned, decode, lambda source: load_encoded(source).seconds)
+    return work(planned, decode, lambda source: reader(source).seconds)
+
+
+def _answer_reader(path: Path) -> Callable[[Path], Any]:
+    # Reads an answer, and tells once what is left out of it.
+    from speech_tokenizers.coding.served_speech import read_answer, read_served_speech
+
+    speech = read_served_speech(path)
+    told: set[Path] = set()
+
+    def read(source: Path) -> Any:
+        codes, num_dropped = read_answer(source, speech)
+        if num_dropped and source not in told:
+            told.add(source)
+            say(f"{source}: {num_dropped} codes are in no whole frame and are left out")
+        return codes
+
+    return read
