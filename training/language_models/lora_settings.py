@@ -39,13 +39,10 @@ class LoraArguments:
             MissingPackageError: If `peft` is not installed.
         """
         self.require()
-        from peft import get_peft_model
+        from speech_tokenizers.training.language_models.speech_lm_adapters import add_adapter
 
-        from speech_tokenizers.training.language_models.speech_lm_adapters import lora_config
-
-        config = lora_config(model, self.r, self.alpha, self.dropout)
         set_seed(seed)
-        return get_peft_model(model, config)
+        return add_adapter(model, self.r, self.alpha, self.dropout)
 
     def require(self) -> None:
         """Raises `MissingPackageError` if `peft` is not installed."""

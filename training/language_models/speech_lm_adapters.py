@@ -35,6 +35,7 @@ from peft import (  # noqa: E402 - above, its absence is told with what to do
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.utils.other import TrainableTokensWrapper  # noqa: E402
 
 
 # Modules of audio that a model of some layout has. They are small, and new with the model, so they are trained whole.
@@ -112,6 +113,36 @@ def lora_config(
         "modules_to_save": audio_modules(model) or None,
     }
     return SpeechLoraConfig(**(settings | kwargs), speech_lm=speech_facts(model))
+
+
+def add_adapter(
+    model: SpeechLMForConditionalGeneration, r: int = 16, alpha: int = 32, dropout: float = 0.0, **kwargs: Any
+) -> PeftModel:
+    """
+    Put a new adapter on a speech language model: `peft.get_peft_model` by [`lora_config`].
+
+    `trl.SFTTrainer` takes what this returns. (With a `peft_config` it would ask the output table for a bias, which
+    `peft` hides.)
+
+    Args:
+        model ([`SpeechLMForConditionalGeneration`]): The model, which is changed.
+        r, alpha, dropout, kwargs: See [`lora_config`].
+
+    Returns:
+        `peft.PeftModel`: The model with the adapter, which computes what it did before.
+
+    Raises:
+        TypeError, ValueError: See [`lora_config`].
+    """
+    return _wrapped(model, lora_config(model, r, alpha, dropout, **kwargs))
+
+
+def _wrapped(model: SpeechLMForConditionalGeneration, config: SpeechLoraConfig) -> PeftModel:
+    learner = get_peft_model(model, config)
+    output = model.get_output_embeddings()
+    if isinstance(output, TrainableTokensWrapper):
+        output.bias = None  # `lora_config` has seen to it
+    return learner
 
 
 def check_base(model: Any) -> None:
@@ -284,7 +315,7 @@ def load_adapter(base: Any, folder: str | Path, is_trainable: bool = False) -> P
     stored = load_file(folder / WEIGHTS_FILE)
     config.inference_mode = not is_trainable
     config.base_model_name_or_path = None  # the base is given
-    model = get_peft_model(base, config)
+    model = _wrapped(base, config)
     try:
         _check_tensors(folder, stored, get_peft_model_state_dict(model, save_embedding_layers=False))
     except ValueError:
@@ -367,6 +398,7 @@ def merge_adapter(model: PeftModel) -> SpeechLMForConditionalGeneration:
 
 __all__ = [
     "SpeechLoraConfig",
+    "add_adapter",
     "load_adapter",
     "lora_config",
     "merge_adapter",

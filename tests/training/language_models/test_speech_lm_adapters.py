@@ -19,6 +19,7 @@ from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditional
 from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 from speech_tokenizers.training.language_models.speech_lm_adapters import (
+    add_adapter,
     load_adapter,
     lora_config,
     merge_adapter,
@@ -52,7 +53,7 @@ def adapted(kind="llama", tied=True, **kwargs):
     """A model whose adapter has learnt four steps, and its processor."""
     model, processor = tiny_speech_lm(kind, "phone", tied=tied)
     torch.manual_seed(0)
-    return train(get_peft_model(model, lora_config(model, r=4, **kwargs)), processor), processor
+    return train(add_adapter(model, r=4, **kwargs), processor), processor
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +93,10 @@ def test_both_tables_learn_and_all_else_of_them_stays(kind, tied):
 @pytest.mark.parametrize(("kind", "tied"), KINDS)
 def test_attention_and_mlp_of_every_block_get_an_adapter_and_nothing_else(kind, tied):
     model, _ = tiny_speech_lm(kind, tied=tied)
-    adapted = get_peft_model(model, lora_config(model, r=2))
-    names = [name for name, module in adapted.named_modules() if isinstance(module, LoraLayer)]
+    learner = add_adapter(model, r=2)
+    names = [name for name, module in learner.named_modules() if isinstance(module, LoraLayer)]
     assert len(names) == 2 * LINEAR[kind]
-    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    trained = [name for name, parameter in learner.named_parameters() if parameter.requires_grad]
     assert len(trained) == 2 * len(names) + (1 if tied else 2)
     assert sum("trainable_tokens" in name for name in trained) == (1 if tied else 2)
 
@@ -205,11 +206,9 @@ def other_codec():
 
 
 def with_codec(codec):
-    processor = SpeechLMProcessor.from_tokenizer(
-        tiny_processor(tiny_codec()).tokenizer, codec, RVQCodecFeatureExtractor(sampling_rate=800),
-        text_alignment="phone", piece_labels=tiny_speech_lm(text_alignment="phone")[1].piece_labels,
-    )  # fmt: skip
-    return SpeechLMForConditionalGeneration.from_causal_lm(tiny_lm(vocab_size=60), codec, processor)
+    processor = tiny_processor(codec, "phone")
+    lm = tiny_lm(vocab_size=processor.audio_offset)
+    return SpeechLMForConditionalGeneration.from_causal_lm(lm, codec, processor)
 
 
 def with_other_weights():
@@ -309,7 +308,7 @@ def test_a_base_by_its_folder_gets_its_codec(tmp_path):
     model.config.codec_name = str(tmp_path / "codec")
     model.save_pretrained(tmp_path / "base")
     processor.save_pretrained(tmp_path / "base")
-    learner = train(get_peft_model(model, lora_config(model, r=4)), processor)
+    learner = train(add_adapter(model, r=4), processor)
     save_adapter(learner, tmp_path / "adapter")
     loaded = load_adapter(str(tmp_path / "base"), tmp_path / "adapter")
     torch.testing.assert_close(logits_of(loaded, processor), logits_of(learner, processor))
@@ -360,18 +359,18 @@ def test_what_a_plain_trainer_saves_is_loaded(tmp_path):
     torch.testing.assert_close(logits_of(loaded, processor), logits_of(learner.eval(), processor))
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("kind", "changes"), [("llama", {}), ("opt", {"dropout": 0.0})], ids=["llama", "opt"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("with_lora", [True, False], ids=["lora", "whole"])
-def test_trl_learns_the_same_from_flat_rows(tmp_path, monkeypatch, kind, tied, with_lora):
+def test_trl_learns_the_same_from_flat_rows(tmp_path, monkeypatch, kind, changes, tied, with_lora):
     """The targets, the losses and the weights after two steps are those of a plain `Trainer`."""
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     trl = pytest.importorskip("trl")
-    model, processor = tiny_speech_lm(kind, "phone", tied=tied)
+    model, processor = tiny_speech_lm(kind, "phone", tied=tied, **changes)
     learners = []
     for learner in (model, copy.deepcopy(model)):
         torch.manual_seed(0)
-        learners.append(get_peft_model(learner, lora_config(learner, r=4)) if with_lora else learner)
+        learners.append(add_adapter(learner, r=4) if with_lora else learner)
     plain = trainer_of(Trainer, TrainingArguments, tmp_path, learners[0], processor)
     skipped = {"dataset_kwargs": {"skip_prepare_dataset": True}}
     options = {"settings": skipped, "processing_class": processor.tokenizer}
