@@ -336,7 +336,8 @@ def _read_config(folder: Path) -> SpeechLoraConfig:
     known = {entry.name for entry in fields(SpeechLoraConfig) if entry.init}
     if unknown := sorted(set(read) - known):
         raise ModelFilesError(
-            folder / CONFIG_FILE, f"has fields that this version of `peft` does not know ({', '.join(unknown)}); update it."
+            folder / CONFIG_FILE,
+            f"has fields that this version of `peft` does not know ({', '.join(unknown)}); update it.",
         )
     if not (folder / WEIGHTS_FILE).is_file():
         raise ModelFilesError(
@@ -352,7 +353,9 @@ def _check_facts(folder: Path, trained_on: dict[str, Any], given: dict[str, Any]
         return
     listed = "; ".join(f"`{name}` was {trained_on.get(name)!r} and is {given[name]!r}" for name in differing)
     if "codec_fingerprint" in differing:
-        advice = f"Its codes are those of the codec {trained_on.get('codec_name') or 'that trained it'}; load that one's."
+        advice = (
+            f"Its codes are those of the codec {trained_on.get('codec_name') or 'that trained it'}; load that one's."
+        )
     elif differing == ["weights"]:
         advice = (
             f"It was trained on {trained_on.get('language_model')}, whose weights are others; load that one, in float32"

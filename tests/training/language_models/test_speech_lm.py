@@ -351,9 +351,9 @@ def test_the_recipe_of_the_package_is_a_small_model():
     assert args.language_model["num_hidden_layers"] == 3
 
 
-def published_lm(folder):
+def published_lm(folder, attention_dropout=0.1):
     """Folder of a language model with its own tokenizer, as a hub has it."""
-    lm = tiny_lm(vocab_size=len(build_speech_vocabulary()), attention_dropout=0.1)
+    lm = tiny_lm(vocab_size=len(build_speech_vocabulary()), attention_dropout=attention_dropout)
     lm.save_pretrained(folder)
     build_speech_vocabulary().save_pretrained(folder)
     return lm
@@ -425,7 +425,7 @@ def test_resuming_an_adapter_equals_going_through(recipe, corpus, tmp_path, monk
 
 @pytest.mark.slow
 def test_two_processes_train_an_adapter_as_one_does(recipe, corpus, tmp_path):
-    published_lm(tmp_path / "lm")
+    published_lm(tmp_path / "lm", attention_dropout=0.0)
     lora = {**LORA, "lora": {"r": 4}}
     data = {"train": str(corpus / "rows")}
     settings = {"language_model": str(tmp_path / "lm"), "data": data, "batch_positions": 100, "max_steps": 3, **lora}
