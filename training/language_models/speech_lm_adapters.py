@@ -39,10 +39,7 @@ from peft.utils.other import TrainableTokensWrapper  # noqa: E402
 
 
 # Modules of audio that a model of some layout has. They are small, and new with the model, so they are trained whole.
-AUDIO_MODULES = (
-    *("audio_embed", "audio_head"),
-    *("latent_input", "audio_latent_head", "head", "stop_head", "projector"),
-)
+AUDIO_MODULES = ("frames", "audio_embed", "audio_head", "latent_input", "head", "stop_head", "projector")
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 # Numbers of each tensor that tell one language model from another.
 _SAMPLED = 256
@@ -198,13 +195,23 @@ def audio_modules(model: nn.Module) -> list[str]:
     """
     Names of the modules of audio that a model has, as `peft` finds exactly them.
 
+    Of a module without tensors of its own these are its parts: `peft` puts another module in the place of each, and a
+    model may ask of which class its modules are.
+
     Raises:
-        ValueError: If one has weights of its own and a name in which another module's ends.
+        ValueError: If one has tensors of its own and a name in which another module's ends.
     """
-    return [
-        part for name in AUDIO_MODULES if isinstance(getattr(model, name, None), nn.Module)
-        for part in _found_exactly(model, name)
-    ]  # fmt: skip
+    found = []
+    for name in AUDIO_MODULES:
+        module = getattr(model, name, None)
+        if isinstance(module, nn.Module):
+            parts = [name] if _own_tensors(module) else [f"{name}.{child}" for child, _ in module.named_children()]
+            found += [exact for part in parts for exact in _found_exactly(model, part)]
+    return found
+
+
+def _own_tensors(module: nn.Module) -> bool:
+    return any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
 
 
 def _found_exactly(model: nn.Module, name: str) -> list[str]:
@@ -212,8 +219,8 @@ def _found_exactly(model: nn.Module, name: str) -> list[str]:
     module = model.get_submodule(name)
     is_alone = [other for other, _ in model.named_modules() if other.endswith(name)] == [name]
     if is_alone and not isinstance(module, nn.ModuleList | nn.ModuleDict):
-        return [name] if list(module.parameters()) else []
-    if list(module.parameters(recurse=False)):
+        return [name] if module.state_dict() else []
+    if _own_tensors(module):
         raise ValueError(f"`peft` cannot tell {name}, which has weights, from a module whose name ends so; rename it.")
     return [part for child, _ in module.named_children() for part in _found_exactly(model, f"{name}.{child}")]
 
@@ -232,7 +239,8 @@ def speech_facts(model: SpeechLMForConditionalGeneration) -> dict[str, Any]:
     config = model.config
     names = ("layout", "text_alignment", "num_codebooks", "codebook_size", "codec_name", "codec_fingerprint")
     ids = ("audio_start_token_id", "audio_end_token_id", "audio_token_id", "audio_offset", "piece_offset")
-    facts = {name: getattr(config, name) for name in (*names, *ids)}
+    of_layouts = ("delays", "latent_dim", "head", "head_options")
+    facts = {name: getattr(config, name) for name in (*names, *ids, *of_layouts) if hasattr(config, name)}
     return {
         "rows": model.get_input_embeddings().weight.shape[0],
         **facts,
@@ -353,13 +361,12 @@ def _check_facts(folder: Path, trained_on: dict[str, Any], given: dict[str, Any]
         return
     listed = "; ".join(f"`{name}` was {trained_on.get(name)!r} and is {given[name]!r}" for name in differing)
     if "codec_fingerprint" in differing:
-        advice = (
-            f"Its codes are those of the codec {trained_on.get('codec_name') or 'that trained it'}; load that one's."
-        )
+        codec = trained_on.get("codec_name") or "the codec that it was trained with"
+        advice = f"Load the model that reads and writes the codes of {codec}."
     elif differing == ["weights"]:
         advice = (
-            f"It was trained on {trained_on.get('language_model')}, whose weights are others; load that one, in float32"
-            " or bfloat16."
+            f"It was trained on {trained_on.get('language_model')}, whose weights are others; load that one, in"
+            " float32 or bfloat16."
         )
     else:
         advice = _HOW_TO_ENLARGE

@@ -137,26 +137,46 @@ def test_a_published_model_speaks_by_an_adapter_and_its_processor(saved, tmp_pat
     assert model.generate_speech("hi tim", processor, max_frames=20).audio_values.shape[-1] > 0
 
 
-def test_modules_of_audio_are_trained_whole():
-    """`head` is an end of `lm_head`, which has an adapter of its own for the new rows alone."""
-    model, processor = tiny_speech_lm(tied=False)
-    model.audio_embed, model.head = nn.Embedding(8, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-    model.projector = nn.ModuleList([nn.Linear(2, 2)])
+class Frames(nn.Module):
+    """Modules of audio, as layouts have them, with a buffer that a training measures."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(8, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        self.statistics = nn.BatchNorm1d(4, affine=False)
+
+
+def test_modules_of_audio_are_trained_whole(tmp_path):
+    """And saved with what was measured. The model still finds the class of what holds them."""
+    model, _ = tiny_speech_lm(tied=False)
+    base = copy.deepcopy(model)
+    model.frames, model.projector, model.head = (
+        Frames(),
+        nn.ModuleList([nn.Linear(2, 2)]),
+        nn.Sequential(nn.Linear(2, 2)),
+    )
+    base.frames, base.projector, base.head = Frames(), nn.ModuleList([nn.Linear(2, 2)]), nn.Sequential(nn.Linear(2, 2))
+    model.frames.statistics.running_mean.fill_(5.0)
     config = lora_config(model)
-    assert config.modules_to_save == ["audio_embed", "head.0", "head.1", "projector.0"]
+    parts = ["frames.embedding", "frames.head", "frames.statistics", "projector.0"]
+    assert config.modules_to_save == parts
     learner = get_peft_model(model, config)
-    for name in ("audio_embed", "head.0", "head.1", "projector.0"):
+    for name in parts:
         assert all(part.requires_grad for part in model.get_submodule(name).modules_to_save.parameters())
         assert not [part for part in model.get_submodule(name).modules() if isinstance(part, LoraLayer)]
+    assert isinstance(model.frames, Frames)
     assert not model.language_model.lm_head.token_adapter.base_layer.weight.requires_grad
     with torch.no_grad():
-        model.head[0].modules_to_save["default"].weight.fill_(3.0)
-    merged = merge_adapter(learner)
-    assert type(merged.head[0]) is nn.Linear
-    assert (merged.head[0].weight == 3.0).all()
+        model.frames.head.modules_to_save["default"][0].weight.fill_(3.0)
+    save_adapter(learner, tmp_path / "adapter")
+    for merged in (merge_adapter(load_adapter(base, tmp_path / "adapter")), merge_adapter(learner)):
+        assert type(merged.frames.head) is nn.Sequential
+        assert (merged.frames.head[0].weight == 3.0).all()
+        assert (merged.frames.statistics.running_mean == 5.0).all()
 
 
 def test_a_module_that_peft_cannot_tell_from_another_is_refused():
+    """`peft` looks at ends of names: `head` is one of `lm_head`, which would be trained whole."""
     model, _ = tiny_speech_lm()
     model.head = nn.Linear(4, 2)
     with pytest.raises(ValueError, match="cannot tell head.*rename"):
@@ -224,7 +244,7 @@ def with_other_weights():
     [
         (lambda: tiny_speech_lm("llama", "none")[0], "`text_alignment` was 'phone' and is 'none'.*Enlarge"),
         (lambda: tiny_speech_lm("llama", "phone", num_codebooks=1)[0], "`num_codebooks` was 2 and is 1.*Enlarge"),
-        (lambda: with_codec(other_codec()), "`codec_fingerprint` was .*codec tiny-codec; load that one"),
+        (lambda: with_codec(other_codec()), "`codec_fingerprint` was .*the codes of tiny-codec"),
         (with_other_weights, r"\(`weights` was .*trained on llama, whose weights are others"),
         (lambda: adapted()[0], "has an adapter already"),
         (lambda: adapted()[0].get_base_model(), "has an adapter already"),
