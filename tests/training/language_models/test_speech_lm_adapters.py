@@ -150,12 +150,8 @@ def test_modules_of_audio_are_trained_whole(tmp_path):
     """And saved with what was measured. The model still finds the class of what holds them."""
     model, _ = tiny_speech_lm(tied=False)
     base = copy.deepcopy(model)
-    model.frames, model.projector, model.head = (
-        Frames(),
-        nn.ModuleList([nn.Linear(2, 2)]),
-        nn.Sequential(nn.Linear(2, 2)),
-    )
-    base.frames, base.projector, base.head = Frames(), nn.ModuleList([nn.Linear(2, 2)]), nn.Sequential(nn.Linear(2, 2))
+    for part in (model, base):
+        part.frames, part.projector = Frames(), nn.ModuleList([nn.Linear(2, 2)])
     model.frames.statistics.running_mean.fill_(5.0)
     config = lora_config(model)
     parts = ["frames.embedding", "frames.head", "frames.statistics", "projector.0"]
