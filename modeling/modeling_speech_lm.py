@@ -118,6 +118,8 @@ class SpeechLMForConditionalGeneration(
     _keep_in_fp32_modules_strict = ["statistics"]
     # The wrapper has no attention of its own; the language model inside refuses what it has not.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+    # None of its own; `peft` looks for those of the language model only where a mapping says so.
+    _tied_weights_keys: dict[str, str] = {}
 
     def __init__(self, config: SpeechLMConfig):
         super().__init__(config)
@@ -188,6 +190,11 @@ class SpeechLMForConditionalGeneration(
     def get_decoder(self) -> nn.Module:
         """The language model without its output table."""
         return self.language_model.get_decoder()
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The same, by the name under which trainers that multiply by the output table themselves ask for it."""
+        return self.get_decoder()
 
     @can_return_tuple
     def forward(

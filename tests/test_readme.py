@@ -106,6 +106,14 @@ def check_serving(names, folder):
     assert (folder / "voice-served" / "speech.json").is_file()
 
 
+def check_adapters(names, folder):
+    assert names["trainer"].state.global_step == 4
+    assert (folder / "my-adapter" / "adapter_model.safetensors").is_file()
+    assert (folder / "my-voice" / "model.safetensors").is_file()
+    table = names["merged"].get_input_embeddings().weight
+    assert names["base"].get_input_embeddings().weight.shape == table.shape
+
+
 CHECKS = {
     "README.md": check_readme,
     "docs/interface.md": check_interface,
@@ -116,6 +124,7 @@ CHECKS = {
     "docs/speech_language_models.md": check_speech_language_models,
     "docs/speech_lm_layouts.md": check_speech_lm_layouts,
     "docs/serving.md": check_serving,
+    "docs/adapters.md": check_adapters,
 }
 
 
@@ -128,7 +137,7 @@ def make_rows(folder):
     assert main(shlex.split(command)[1:]) == 0
 
 
-SETUPS = {"README.md": make_rows, "docs/speech_language_models.md": make_rows}
+SETUPS = dict.fromkeys(("README.md", "docs/speech_language_models.md", "docs/adapters.md"), make_rows)
 
 
 def test_every_page_with_python_is_checked():

@@ -39,6 +39,7 @@ from speech_tokenizers.training.common.recipe_trainer import (
     train_until_done,
 )
 from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_of
+from speech_tokenizers.training.language_models.lora_settings import LoraArguments
 from speech_tokenizers.training.language_models.speech_lm_items import (
     SpeechLMItems,
     frames_per_character,
@@ -107,7 +108,8 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
     """
     A training of a speech language model. The learning rate rises to its peak and falls as a cosine.
 
-    The folder gets `final` (model, processor and lexicon), `results.json`, `training_log.jsonl` and its picture.
+    The folder gets `final` (model, processor and lexicon), `results.json`, `training_log.jsonl` and its picture. With
+    `lora` it also gets `adapter`, what was learnt alone; `final` has it in its weights.
 
     Args:
         data ([`SpeechRowsArguments`]): The rows.
@@ -127,6 +129,7 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
         tasks (`dict`): Weight of each task in the mixture; see [`TASKS`].
         init (`str`): How the rows of new words begin; see [`SpeechLMForConditionalGeneration.init_audio_rows`]. A
             speech language model has them already.
+        lora ([`LoraArguments`], *optional*): The adapter that is trained in place of all weights.
         text_loss_weight, audio_loss_weight (`float`): See [`SpeechLMConfig`].
         batch_positions (`int`): Positions of a micro-batch of one process, with padding.
         batch_seconds (`float`, *optional*): Speech of a micro-batch, in seconds, from which `batch_positions` follows
@@ -148,6 +151,7 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
     text_alignment: str = "none"
     tasks: dict[str, float] = dataclasses.field(default_factory=lambda: {"tts": 1.0})
     init: str = "codebook"
+    lora: LoraArguments | None = None
     text_loss_weight: float = 1.0
     audio_loss_weight: float = 1.0
     batch_positions: int = 4096
@@ -337,6 +341,8 @@ def train_speech_lm(args: SpeechLMArguments) -> dict[str, Any]:
     Raises:
         ValueError: If the output folder belongs to another recipe, the rows to another codec, or a row is too long.
     """
+    if args.lora is not None:
+        args.lora.require()
     output, processes = Path(args.output_dir), process_state()
     inputs: dict[str, Any] = {"codec": fingerprint_of(args.codec), "data.train": rows_fingerprint(args.data.train)}
     if isinstance(args.language_model, str):
@@ -399,8 +405,9 @@ def _train(
         model.set_piece_frames(piece_frames(rows, processor, known=model.config.piece_frames))
     model.config.frames_per_character = frames_per_character(rows, processor)
     claim_output(args, inputs)
+    learner: Any = model if args.lora is None else args.lora.add_to(model, args.seed)
     trainer = SpeechLMTrainer(
-        model,
+        learner,
         args.training_arguments(output, args, lr_scheduler_type="cosine"),
         batch_length=batch_positions,
         train_dataset=items,
@@ -414,8 +421,15 @@ def _train(
     train_until_done(trainer, output, curves)
     if not trainer.is_world_process_zero():
         return
+    results: dict[str, Any] = {}
+    if args.lora is not None:
+        from speech_tokenizers.training.language_models.speech_lm_adapters import merge_adapter, save_adapter
+
+        results["trained_parameters"] = learner.get_nb_trainable_parameters()[0]
+        save_adapter(learner, output / "adapter", processor)
+        model = merge_adapter(learner)
     model.eval()
-    results: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+    results = {"parameters": sum(parameter.numel() for parameter in model.parameters()), **results}
     results |= {"positions_of_training_rows": int(items.lengths.sum()), "training_rows": len(rows)}
     results["positions_per_second"] = positions_per_second
     results |= {} if rank is None else {"effective_rank_of_latents": rank}

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of speech language models: what is learnt, mixed, measured and said, and that a kill changes nothing."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 
 from helpers.processes import run_ranks
-from helpers.tiny_speaking_lm import LEXICON, tiny_codec, tiny_processor, tiny_row, tiny_speech_lm
+from helpers.tiny_speaking_lm import LEXICON, tiny_codec, tiny_lm, tiny_processor, tiny_row, tiny_speech_lm
 from speech_tokenizers.cli import main
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.coding.speech_lm_loading import load_speech_lm
@@ -28,6 +29,7 @@ from speech_tokenizers.training.common.recipe_files import load_recipe
 from speech_tokenizers.training.common.reporting import read_log
 from speech_tokenizers.training.language_models import speech_lm
 from speech_tokenizers.training.language_models.speech_lm import SpeechLMArguments, train_speech_lm
+from speech_tokenizers.training.language_models.speech_lm_adapters import load_adapter
 from speech_tokenizers.training.language_models.speech_lm_collator import SpeechLMCollator
 from speech_tokenizers.training.language_models.speech_lm_items import (
     SpeechLMItems,
@@ -379,3 +381,123 @@ def test_the_recipe_of_the_package_is_a_small_model():
     args = load_recipe("speech_lm_tts_16khz", ["data.train=x", "data.pronunciations=x.txt.gz"], SpeechLMArguments)
     assert args.text_alignment == "phone"
     assert args.language_model["num_hidden_layers"] == 3
+
+
+def published_lm(folder, attention_dropout=0.1):
+    """Folder of a language model with its own tokenizer, as a hub has it."""
+    lm = tiny_lm(vocab_size=len(build_speech_vocabulary()), attention_dropout=attention_dropout)
+    lm.save_pretrained(folder)
+    build_speech_vocabulary().save_pretrained(folder)
+    return lm
+
+
+LORA = {"lora": {"r": 4, "alpha": 8, "dropout": 0.1}, "text_alignment": "none"}
+
+
+def test_a_published_model_learns_by_lora_alone(recipe, corpus, tmp_path, capsys):
+    """What is no adapter and no new row stays as it was; `final` is an ordinary voice and equals the adapter."""
+    before = published_lm(tmp_path / "lm")
+    path = recipe(language_model=str(tmp_path / "lm"), data={"train": str(corpus / "rows")}, max_steps=30, **LORA)
+    results = train_speech_lm(arguments(path, f"data.eval={corpus / 'rows'}"))
+    log = read_log(tmp_path / "run" / "training_log.jsonl")
+    assert log[-1]["loss"] < 0.9 * log[0]["loss"]
+    assert 0 < results["trained_parameters"] < 0.3 * results["parameters"]
+    final, processor = load_speech_lm(tmp_path / "run" / "final")
+    codec, _ = load(str(corpus / "codec"))
+    base = SpeechLMForConditionalGeneration.from_causal_lm(str(tmp_path / "lm"), codec, processor)
+    adapted = load_adapter(base, tmp_path / "run" / "adapter")
+    batch = SpeechLMCollator(processor)(list(read_speech_rows(corpus / "rows", codec=codec)))
+    with torch.no_grad():
+        torch.testing.assert_close(final(**batch).logits, adapted(**batch).logits, atol=1e-5, rtol=1e-5)
+    held_out = float(adapted(**batch).audio_loss.detach())
+    assert results["held_out_audio_loss"] == pytest.approx(held_out, rel=1e-3)
+    num_words = len(build_speech_vocabulary())
+    table = final.get_input_embeddings().weight
+    assert torch.equal(table[:num_words], before.get_input_embeddings().weight)
+    norms = {name: value for name, value in final.language_model.named_parameters() if "norm" in name}
+    assert norms
+    assert all(torch.equal(value, before.get_parameter(name)) for name, value in norms.items())
+    capsys.readouterr()
+    command = ["say", "Hi, Tim.", "-o", str(tmp_path / "said.wav"), "--model", str(tmp_path / "run" / "final")]
+    assert main(command) == 0
+    assert (tmp_path / "said.wav").is_file()
+    files = {file.name for file in (tmp_path / "run" / "adapter").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "processor_config.json"} <= files
+
+
+def test_resuming_an_adapter_equals_going_through(recipe, corpus, tmp_path, monkeypatch):
+    published_lm(tmp_path / "lm")
+    changes = {"language_model": str(tmp_path / "lm"), "data": {"train": str(corpus / "rows")}, **LORA}
+    train_speech_lm(arguments(recipe("whole", **changes)))
+
+    class Killed(Exception):
+        pass
+
+    compute_loss = speech_lm.SpeechLMTrainer.compute_loss
+
+    def dies(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise Killed
+        return compute_loss(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(speech_lm.SpeechLMTrainer, "compute_loss", dies)
+        with pytest.raises(Killed):
+            train_speech_lm(arguments(recipe("parts", **changes)))
+    torch.rand(7)
+    (checkpoint,) = (tmp_path / "parts" / "checkpoints").glob("checkpoint-*")
+    assert not (checkpoint / "model.safetensors").exists()
+    train_speech_lm(arguments(recipe("parts", **changes)))
+    assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
+    for name in ("final/model.safetensors", "adapter/adapter_model.safetensors"):
+        whole, parts = (load_file(tmp_path / folder / name) for folder in ("whole", "parts"))
+        assert whole.keys() == parts.keys()
+        assert all(torch.equal(value, parts[key]) for key, value in whole.items())
+
+
+@pytest.mark.slow
+def test_two_processes_train_an_adapter_as_one_does(recipe, corpus, tmp_path):
+    published_lm(tmp_path / "lm", attention_dropout=0.0)
+    lora = {**LORA, "lora": {"r": 4}}
+    data = {"train": str(corpus / "rows")}
+    settings = {"language_model": str(tmp_path / "lm"), "data": data, "batch_positions": 100, "max_steps": 3, **lora}
+    train_speech_lm(arguments(recipe("alone", **settings), "gradient_accumulation_steps=2"))
+    run_ranks(PROGRAM, recipe("two", **settings))
+    alone, two = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("alone", "two"))
+    for name, value in alone.items():
+        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_a_voice_learns_on_by_lora(recipe, corpus, tmp_path):
+    train_speech_lm(arguments(recipe("first", max_steps=1)))
+    changes = {**LORA, "text_alignment": "phone", "data": {"train": str(corpus / "rows")}}
+    train_speech_lm(arguments(recipe("second", language_model=str(tmp_path / "first" / "final"), **changes)))
+    second, processor = load_speech_lm(tmp_path / "second" / "final")
+    assert second.generate_speech("hi tim", processor, temperature=0.0).word_times
+    base, _ = load_speech_lm(tmp_path / "first" / "final")
+    load_adapter(base, tmp_path / "second" / "adapter")
+
+
+def test_without_peft_a_recipe_with_lora_says_what_to_install(recipe, tmp_path, monkeypatch, capsys):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else find_spec(name))
+    assert main(["train", str(recipe(**LORA))]) == 2
+    assert "pip install 'speech-tokenizers[speech-lm]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [({"r": 0}, "`lora.r` must be positive"), ({"dropout": 1.0}, "`lora.dropout`"), ({"rank": 4}, "`lora.rank`")],
+    ids=["r", "dropout", "name"],
+)
+def test_wrong_settings_of_lora_are_refused(recipe, capsys, lora, message):
+    assert main(["train", str(recipe(lora=lora))]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_recipe_with_lora_names_a_published_model():
+    args = load_recipe("speech_lm_lora", ["data.train=x"], SpeechLMArguments)
+    assert args.language_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert args.lora is not None
+    assert args.lora.r == 16
