@@ -137,38 +137,40 @@ def test_a_published_model_speaks_by_an_adapter_and_its_processor(saved, tmp_pat
     assert model.generate_speech("hi tim", processor, max_frames=20).audio_values.shape[-1] > 0
 
 
-class Frames(nn.Module):
-    """Modules of audio, as layouts have them, with a buffer that a training measures."""
-
-    def __init__(self):
-        super().__init__()
-        self.embedding, self.head = nn.Embedding(8, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-        self.statistics = nn.BatchNorm1d(4, affine=False)
-
-
-def test_modules_of_audio_are_trained_whole(tmp_path):
-    """And saved with what was measured. The model still finds the class of what holds them."""
-    model, _ = tiny_speech_lm(tied=False)
+@pytest.mark.parametrize(
+    ("layout", "head", "parts"),
+    [
+        ("delay", "mse", ["embedding", "head"]),
+        ("continuous", "mse", ["statistics", "input", "head", "stop_head"]),
+        ("continuous", "flow", ["statistics", "input", "head", "stop_head"]),
+    ],
+)
+def test_modules_of_audio_are_trained_whole(tmp_path, layout, head, parts):
+    """And saved with what was measured; an adapter that is loaded or merged gives the same losses."""
+    fields = {"head": head, "head_options": {"num_layers": 1, "hidden_size": 16}} if layout == "continuous" else {}
+    model, processor = tiny_speech_lm(tied=False, layout=layout, fields=fields)
     base = copy.deepcopy(model)
-    for part in (model, base):
-        part.frames, part.projector = Frames(), nn.ModuleList([nn.Linear(2, 2)])
-    model.frames.statistics.running_mean.fill_(5.0)
-    config = lora_config(model)
-    parts = ["frames.embedding", "frames.head", "frames.statistics", "projector.0"]
-    assert config.modules_to_save == parts
-    learner = get_peft_model(model, config)
-    for name in parts:
-        assert all(part.requires_grad for part in model.get_submodule(name).modules_to_save.parameters())
-        assert not [part for part in model.get_submodule(name).modules() if isinstance(part, LoraLayer)]
-    assert isinstance(model.frames, Frames)
-    assert not model.language_model.lm_head.token_adapter.base_layer.weight.requires_grad
-    with torch.no_grad():
-        model.frames.head.modules_to_save["default"][0].weight.fill_(3.0)
-    save_adapter(learner, tmp_path / "adapter")
-    for merged in (merge_adapter(load_adapter(base, tmp_path / "adapter")), merge_adapter(learner)):
-        assert type(merged.frames.head) is nn.Sequential
-        assert (merged.frames.head[0].weight == 3.0).all()
-        assert (merged.frames.statistics.running_mean == 5.0).all()
+    if layout == "continuous":
+        model.frames.set_statistics(torch.ones(8), torch.full((8,), 4.0))
+    learner = add_adapter(model, r=4)
+    assert sorted(lora_config(base).modules_to_save) == sorted(f"frames.{part}" for part in parts)
+    train(learner, processor)
+    for part in parts:
+        assert not [module for module in model.frames.get_submodule(part).modules() if isinstance(module, LoraLayer)]
+    for name, weight in base.frames.named_parameters():
+        part, _, rest = name.partition(".")
+        learnt = model.frames.get_submodule(part).modules_to_save["default"].get_parameter(rest)
+        assert not torch.equal(learnt, weight)
+    batch = make_batch(processor)
+    expected = learner(**batch).loss
+    save_adapter(learner, tmp_path / "adapter", processor)
+    loaded = load_adapter(base, tmp_path / "adapter").eval()
+    assert torch.equal(loaded(**batch).loss, expected)
+    merged = merge_adapter(learner)
+    torch.testing.assert_close(merged(**batch).loss, expected, atol=1e-5, rtol=1e-5)
+    if layout == "continuous":
+        assert (merged.frames.statistics.mean == 1.0).all()
+    assert merged.generate_speech("hi", processor, max_frames=4).audio_values.shape[-1] <= 4 * 16
 
 
 def test_a_module_that_peft_cannot_tell_from_another_is_refused():
