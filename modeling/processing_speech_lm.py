@@ -26,6 +26,7 @@ from .speech_lm_text import (
     phone_token,
     prompt_template,
 )
+from .speech_lm_unit_coding import DEFAULT_MAX_DURATION, UnitCoding
 from .transformers_codecs import as_speech_codec
 
 
@@ -62,6 +63,10 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         delays (sequence of `int`, *optional*): Columns by which each codebook is late, in the delay layout. Defaults
             to 0, 1, 2 and so on.
         latent_dim (`int`, *optional*, defaults to 0): Numbers of a frame, in the continuous layout.
+        unit_coding (`str`, *optional*, defaults to `"frames"`): What stands for the codec's codes: those of each frame
+            (`"frames"`), runs of equal units with durations (`"runs"`), or runs merged to tokens (`"bpe"`); see
+            [`UnitCoding`]. Runs have two codebooks, whatever the codec has.
+        num_units, max_duration (`int`, *optional*), unit_merges (sequence of `str`, *optional*): See [`UnitCoding`].
 
     Raises:
         ValueError: If a field makes no sense, or the tokenizer lacks a token or has grown past `audio_offset`.
@@ -85,6 +90,10 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         max_length: int | None = None,
         delays: Sequence[int] | None = None,
         latent_dim: int = 0,
+        unit_coding: str = "frames",
+        num_units: int = 0,
+        max_duration: int = 0,
+        unit_merges: Sequence[str] = (),
     ):
         if layout not in LAYOUTS:
             raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, but is {layout!r}.")
@@ -108,6 +117,9 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         self.codec_name, self.codec_fingerprint = codec_name, codec_fingerprint
         self.piece_labels, self.audio_offset, self.max_length = list(piece_labels), int(audio_offset), max_length
         self.delays, self.latent_dim = None if delays is None else [int(late) for late in delays], int(latent_dim)
+        self.unit_coding, self.num_units, self.max_duration = unit_coding, int(num_units), int(max_duration)
+        self.unit_merges = list(unit_merges)
+        self.coding.codec_sizes(self.num_codebooks, self.codebook_size)
         self.audio_token, self.audio_token_id = AUDIO, self._token_id(AUDIO)
         piece_ids = {label: self._token_id(phone_token(label)) for label in self.piece_labels}
         first = min(piece_ids.values(), default=0)
@@ -141,6 +153,9 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         max_length: int | None = None,
         layout: str | None = None,
         delays: Sequence[int] | None = None,
+        unit_coding: str = "frames",
+        unit_bpe: Any = None,
+        max_duration: int | None = None,
     ) -> "SpeechLMProcessor":
         """
         The processor of a language model that is to read and write a codec's codes.
@@ -158,9 +173,13 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
             layout (`str`, *optional*): See [`SpeechLMProcessor`]. Defaults to `"flat"`, or to `"continuous"` for a
                 codec without codebooks.
             delays (sequence of `int`, *optional*): See [`SpeechLMProcessor`].
+            unit_coding (`str`, *optional*, defaults to `"frames"`): See [`SpeechLMProcessor`].
+            unit_bpe ([`UnitBPE`], *optional*): For `unit_coding="bpe"`, what was learnt from the codec's units.
+            max_duration (`int`, *optional*): Most frames of a run. Defaults to 32 with runs.
 
         Raises:
-            ValueError: If the layout needs codebooks that the codec has not, or the tokenizer has no end of sequence.
+            ValueError: If the layout needs codebooks that the codec has not, the coding does not fit the codec, or
+                the tokenizer has no end of sequence.
         """
         codec = as_speech_codec(codec, feature_extractor)
         layout = layout or ("flat" if codec.kind == "codes" else "continuous")
@@ -173,6 +192,18 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         else:
             used = codec.num_quantizers if num_codebooks is None else codec.check_num_quantizers(num_codebooks)
             sizes = {"num_codebooks": used, "codebook_size": codec.codebook_size}
+        num_units = codec.codebook_size if unit_coding != "frames" and codec.kind == "codes" else 0
+        if max_duration is None:
+            max_duration = 0 if unit_coding == "frames" else DEFAULT_MAX_DURATION
+        if unit_bpe is not None and unit_bpe.codebook_size != codec.codebook_size:
+            raise ValueError(
+                f"`unit_bpe` merges {unit_bpe.codebook_size} units, but the codec has {codec.codebook_size}."
+            )
+        merges = [] if unit_bpe is None else list(unit_bpe.merges)
+        coding = UnitCoding(unit_coding, num_units, max_duration, merges)
+        sizes["num_codebooks"], sizes["codebook_size"] = coding.model_sizes(
+            sizes["num_codebooks"], sizes["codebook_size"]
+        )
         if tokenizer.eos_token_id is None:
             raise ValueError("The tokenizer has no `eos_token`, with which answers end; set one.")
         tokenizer = copy.deepcopy(tokenizer)
@@ -191,6 +222,10 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
             layout=layout,
             delays=delays,
             **sizes,
+            unit_coding=unit_coding,
+            num_units=num_units,
+            max_duration=max_duration,
+            unit_merges=merges,
             frame_rate=codec.frame_rate,
             sampling_rate=codec.sampling_rate,
             codec_name=codec_name,
@@ -214,6 +249,7 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         ids = self.speech_ids
         names = ("layout", "text_alignment", "num_codebooks", "codebook_size", "frame_rate", "sampling_rate")
         names += ("delays", "latent_dim")  # type: ignore[assignment]
+        names += ("unit_coding", "num_units", "max_duration", "unit_merges")  # type: ignore[assignment]
         return {
             **{name: getattr(self, name) for name in names},
             "codec_name": self.codec_name or None,
@@ -237,8 +273,9 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         for name, value in self.model_fields().items():
             found = getattr(model.config, name)
             if name != "codec_name" and found != value:
+                told = ("others", "its own") if name == "unit_merges" else (repr(found), repr(value))
                 raise ValueError(
-                    f"The model has `{name}` {found!r}, but the processor {value!r}: they do not belong together. Load"
+                    f"The model has `{name}` {told[0]}, but the processor {told[1]}: they do not belong together. Load"
                     " both from one folder."
                 )
 
@@ -396,7 +433,7 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
             starts = (sequence == self._ids.audio_start).nonzero()[:, 0].tolist()
             begun = [start for start in starts if bool(is_unit[start:].any())]
             codes = flat_to_codes(sequence[begun[-1] if begun else 0 :], self._ids).audio_codes
-            return decode_codes(self.codec, codes)
+            return decode_codes(self.codec, self.coding.decode(codes))
         parts: list[str] = []
         text: list[int] = []
         was_unit = False
@@ -446,7 +483,7 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
                 values = clip_latents(next(encoded) if waveform is not None else latents, name, self.latent_dim)
             else:
                 codes = codes if waveform is None else next(encoded)
-                values = clip_codes(codes, name, self.num_codebooks, self.codebook_size)
+                values = clip_codes(codes, name, *self.codec_sizes)
             written.append(self._writer.clip(values, pieces, name))
         return written
 

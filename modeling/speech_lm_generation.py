@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.utils import ModelOutput
 
 from .audio_logits import AudioOnly, GuidedText, MinFrames, RowSampling, WindowedRepetition
 from .continuous_heads import check_draw
 from .input_checks import check_number, check_whole_number
 from .speech_lm_layouts import AlignedCodes, from_delay_grid, split_pieces
+from .speech_lm_unit_coding import UnitCoding
 from .speech_lm_writers import DelayWriter, FlatWriter, LatentWriter, write_ids
 
 
@@ -172,7 +173,7 @@ class SpeechGeneration:
             self._said(row[:length], request)
             for row, length, request in zip(written, writing.lengths.tolist(), requests, strict=True)
         ]
-        output = self._output(said, requests, writer)
+        output = self._output(said, requests, writer, config.coding)
         output["sequences"] = writing.ids
         if isinstance(writer, DelayWriter | LatentWriter):
             output["sequences"] = torch.cat([inputs["input_ids"], torch.stack(writer.ids_read, dim=1)], dim=1)
@@ -233,6 +234,8 @@ class SpeechGeneration:
                 continue
             if config.text_alignment == "none":
                 raise ValueError(f"`{name}` needs a model with a `text_alignment`; this one has none.")
+            if name == "durations" and config.unit_coding != "frames":
+                raise ValueError("`durations` needs a model of frames; this one writes runs, which last as they do.")
             if len(given) != len(texts):
                 raise ValueError(f"`{name}` must have an entry a text ({len(texts)}), but has {len(given)}.")
         requests = []
@@ -334,8 +337,11 @@ class SpeechGeneration:
             processors = [AudioOnly(ids)]
             if min_frames > 0:
                 processors.append(MinFrames(ids, min_frames))
+        coding = self.config.coding  # type: ignore[attr-defined]
+        if unused := coding.unused_ids(ids):
+            processors.insert(0, SuppressTokensLogitsProcessor(unused, device=str(self.device)))  # type: ignore[attr-defined]
         if window:
-            processors.append(WindowedRepetition(ids, window, limit))
+            processors.append(WindowedRepetition(ids, window, limit, num_codebooks=1 if coding.sizes else None))
         return LogitsProcessorList(processors)
 
     def _said(self, row: torch.Tensor, request: _Request) -> tuple[AlignedCodes, bool]:
@@ -346,10 +352,15 @@ class SpeechGeneration:
         return split_pieces(row.cpu(), config.written_ids, request.pieces or None), ended
 
     def _output(
-        self, said: Sequence[tuple[AlignedCodes, bool]], requests: Sequence[_Request], writer: FlatWriter
+        self,
+        said: Sequence[tuple[AlignedCodes, bool]],
+        requests: Sequence[_Request],
+        writer: FlatWriter,
+        coding: UnitCoding,
     ) -> dict[str, Any]:
         config = self.config  # type: ignore[attr-defined]
         frames: dict[str, torch.Tensor] = {}
+        times = [torch.stack([aligned.starts, aligned.ends], dim=-1) for aligned, _ in said]
         if isinstance(writer, LatentWriter):
             clips = [writer.clip(row) for row in range(len(said))]
             lengths = torch.tensor([len(clip) for clip in clips])
@@ -359,11 +370,12 @@ class SpeechGeneration:
             if isinstance(writer, DelayWriter):
                 grids = [writer.grid(row)[None] for row in range(len(said))]
                 clips = [from_delay_grid(grid, config.codebook_delays, config.codebook_size)[0][0] for grid in grids]
-            lengths = torch.tensor([clip.shape[1] for clip in clips])
-            codes = [clip.T for clip in clips]
+            times = [coding.frames_of_runs(clip, time) for clip, time in zip(clips, times, strict=True)]
+            codes = [coding.decode(clip).T for clip in clips]
+            lengths = torch.tensor([len(clip) for clip in codes])
             frames["audio_codes"] = pad_sequence(codes, batch_first=True).transpose(1, 2).contiguous()
         num_frames = int(lengths.max())
-        times = [torch.stack([aligned.starts, aligned.ends], dim=-1) / config.frame_rate for aligned, _ in said]
+        times = [time / config.frame_rate for time in times]
         return {
             **frames,
             "audio_codes_mask": (torch.arange(num_frames) < lengths[:, None]).long(),
