@@ -26,7 +26,7 @@ from .speech_lm_text import (
     phone_token,
     prompt_template,
 )
-from .speech_lm_unit_coding import DEFAULT_MAX_DURATION, UnitCoding
+from .speech_lm_unit_coding import CODING_FIELDS, DEFAULT_MAX_DURATION, UnitCoding, check_has_codes
 from .transformers_codecs import as_speech_codec
 
 
@@ -64,9 +64,10 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
             to 0, 1, 2 and so on.
         latent_dim (`int`, *optional*, defaults to 0): Numbers of a frame, in the continuous layout.
         unit_coding (`str`, *optional*, defaults to `"frames"`): What stands for the codec's codes: those of each frame
-            (`"frames"`), runs of equal units with durations (`"runs"`), or runs merged to tokens (`"bpe"`); see
-            [`UnitCoding`]. Runs have two codebooks, whatever the codec has.
-        num_units, max_duration (`int`, *optional*), unit_merges (sequence of `str`, *optional*): See [`UnitCoding`].
+            (`"frames"`), of runs of equal units (`"units"`), these with durations (`"runs"`), or such runs merged to
+            tokens (`"bpe"`); see [`UnitCoding`]. Durations are a second codebook.
+        num_units, max_duration (`int`, *optional*), unit_merges (sequence of `str`, *optional*), unit_durations
+            (sequence of `float`, *optional*): See [`UnitCoding`].
 
     Raises:
         ValueError: If a field makes no sense, or the tokenizer lacks a token or has grown past `audio_offset`.
@@ -94,9 +95,11 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         num_units: int = 0,
         max_duration: int = 0,
         unit_merges: Sequence[str] = (),
+        unit_durations: Sequence[float] = (),
     ):
         if layout not in LAYOUTS:
             raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, but is {layout!r}.")
+        check_has_codes(unit_coding, layout)
         if delays is not None:
             checked_delays(delays, num_codebooks)
         if (layout == "continuous") != (latent_dim > 0):
@@ -118,7 +121,7 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         self.piece_labels, self.audio_offset, self.max_length = list(piece_labels), int(audio_offset), max_length
         self.delays, self.latent_dim = None if delays is None else [int(late) for late in delays], int(latent_dim)
         self.unit_coding, self.num_units, self.max_duration = unit_coding, int(num_units), int(max_duration)
-        self.unit_merges = list(unit_merges)
+        self.unit_merges, self.unit_durations = list(unit_merges), [float(value) for value in unit_durations]
         self.coding.codec_sizes(self.num_codebooks, self.codebook_size)
         self.audio_token, self.audio_token_id = AUDIO, self._token_id(AUDIO)
         piece_ids = {label: self._token_id(phone_token(label)) for label in self.piece_labels}
@@ -156,6 +159,7 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         unit_coding: str = "frames",
         unit_bpe: Any = None,
         max_duration: int | None = None,
+        unit_durations: Sequence[float] = (),
     ) -> "SpeechLMProcessor":
         """
         The processor of a language model that is to read and write a codec's codes.
@@ -175,7 +179,9 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
             delays (sequence of `int`, *optional*): See [`SpeechLMProcessor`].
             unit_coding (`str`, *optional*, defaults to `"frames"`): See [`SpeechLMProcessor`].
             unit_bpe ([`UnitBPE`], *optional*): For `unit_coding="bpe"`, what was learnt from the codec's units.
-            max_duration (`int`, *optional*): Most frames of a run. Defaults to 32 with runs.
+            max_duration (`int`, *optional*): Most frames of a run. Defaults to 32 where durations are written.
+            unit_durations (sequence of `float`, *optional*): Mean duration of each unit in frames; see
+                [`UnitCoding`], and [`unit_durations`] which measures them.
 
         Raises:
             ValueError: If the layout needs codebooks that the codec has not, the coding does not fit the codec, or
@@ -183,6 +189,7 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         """
         codec = as_speech_codec(codec, feature_extractor)
         layout = layout or ("flat" if codec.kind == "codes" else "continuous")
+        check_has_codes(unit_coding, layout)
         if layout == "continuous":
             if num_codebooks is not None:
                 raise ValueError("`num_codebooks` chooses among codebooks, of which latents have none; leave it out.")
@@ -194,13 +201,13 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
             sizes = {"num_codebooks": used, "codebook_size": codec.codebook_size}
         num_units = codec.codebook_size if unit_coding != "frames" and codec.kind == "codes" else 0
         if max_duration is None:
-            max_duration = 0 if unit_coding == "frames" else DEFAULT_MAX_DURATION
+            max_duration = DEFAULT_MAX_DURATION if unit_coding in ("runs", "bpe") else 0
         if unit_bpe is not None and unit_bpe.codebook_size != codec.codebook_size:
             raise ValueError(
                 f"`unit_bpe` merges {unit_bpe.codebook_size} units, but the codec has {codec.codebook_size}."
             )
         merges = [] if unit_bpe is None else list(unit_bpe.merges)
-        coding = UnitCoding(unit_coding, num_units, max_duration, merges)
+        coding = UnitCoding(unit_coding, num_units, max_duration, merges, unit_durations)
         sizes["num_codebooks"], sizes["codebook_size"] = coding.model_sizes(
             sizes["num_codebooks"], sizes["codebook_size"]
         )
@@ -226,6 +233,7 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
             num_units=num_units,
             max_duration=max_duration,
             unit_merges=merges,
+            unit_durations=unit_durations,
             frame_rate=codec.frame_rate,
             sampling_rate=codec.sampling_rate,
             codec_name=codec_name,
@@ -249,7 +257,7 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         ids = self.speech_ids
         names = ("layout", "text_alignment", "num_codebooks", "codebook_size", "frame_rate", "sampling_rate")
         names += ("delays", "latent_dim")  # type: ignore[assignment]
-        names += ("unit_coding", "num_units", "max_duration", "unit_merges")  # type: ignore[assignment]
+        names += CODING_FIELDS  # type: ignore[assignment]
         return {
             **{name: getattr(self, name) for name in names},
             "codec_name": self.codec_name or None,
@@ -273,7 +281,9 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         for name, value in self.model_fields().items():
             found = getattr(model.config, name)
             if name != "codec_name" and found != value:
-                told = ("others", "its own") if name == "unit_merges" else (repr(found), repr(value))
+                told = (
+                    ("others", "its own") if name in ("unit_merges", "unit_durations") else (repr(found), repr(value))
+                )
                 raise ValueError(
                     f"The model has `{name}` {told[0]}, but the processor {told[1]}: they do not belong together. Load"
                     " both from one folder."

@@ -55,6 +55,7 @@ class SpeechLMRequests:
     num_units: int
     max_duration: int
     unit_merges: list[str]
+    unit_durations: list[float]
     _ids: SpeechIds
     _piece_ids: dict[str, int]
     _attached: Attached

@@ -3,6 +3,7 @@
 """How a speech language model reads and writes units: frame by frame, or as runs of equal frames with durations."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from .speech_lm_ids import SpeechIds, check_code_range, check_integers
+from .speech_lm_layouts import piece_ends
 from .unit_runs import deduplicate_codes, expand_codes
 
 
-UNIT_CODINGS = ("frames", "runs", "bpe")
+UNIT_CODINGS = ("frames", "units", "runs", "bpe")
+# Fields of a configuration or processor, in the order of the arguments of `UnitCoding`.
+CODING_FIELDS = ("unit_coding", "num_units", "max_duration", "unit_merges", "unit_durations")
 # Of runs of the released units at 50 Hz, fewer than 0.1 % are longer.
 DEFAULT_MAX_DURATION = 32
 # Units are spelt as characters of Unicode's private-use plane 15 where they are merged.
@@ -27,52 +31,72 @@ class UnitCoding:
 
     `"frames"` leaves codes as they are. `"runs"` merges neighbouring frames of equal units into runs: codebook 0 of a
     run is its unit, codebook 1 its duration. `"bpe"` merges frequent sequences of runs further into tokens, as
-    [`UnitBPE`] has learnt them; codebook 1 is the duration of the token, the sum of those of its units.
+    [`UnitBPE`] has learnt them; codebook 1 is the duration of the token, the sum of those of its units. `"units"` are
+    runs whose durations are dropped: one codebook alone.
 
     A duration of `d` frames is the code `d - 1`. A run of more than `max_duration` frames becomes several runs of one
     unit, and a token of more becomes its single units, so that no frame is lost.
 
     Decoding inverts `"runs"` exactly. Of `"bpe"` the order of the units, and the frames of each token, are exact. The
-    units of a token share its frames as evenly as they can, the earlier ones get what is left over, and each has at
-    least one frame. So boundaries within a token are approximate.
+    units of a token share its frames in proportion to `unit_durations`, each at least one; so boundaries within a
+    token are approximate. Of `"units"` the order alone is exact: each lasts as long as `unit_durations` says, rounded.
 
     Runs are decoded one by one: the frames of the first runs of a clip do not depend on those that follow.
 
     Args:
-        kind (`str`, *optional*, defaults to `"frames"`): `"frames"`, `"runs"` or `"bpe"`.
+        kind (`str`, *optional*, defaults to `"frames"`): `"frames"`, `"units"`, `"runs"` or `"bpe"`.
         num_units (`int`, *optional*, defaults to 0): Units of the codec; 0 with `"frames"`, which takes any codes.
-        max_duration (`int`, *optional*, defaults to 0): Most frames of a run; 0 with `"frames"`.
+        max_duration (`int`, *optional*, defaults to 0): Most frames of a run; 0 where durations are not written.
         merges (sequence of `str`, *optional*): With `"bpe"` the merges in their order, as [`UnitBPE`] gives them: two
             numbers of tokens with a space between. Tokens below `num_units` are units; each merge makes the next one,
             unless an earlier one has made the same sequence of units.
+        unit_durations (sequence of `float`, *optional*): Mean duration of each unit in frames; needed for `"units"`.
+            With `"bpe"` it defaults to equal ones.
 
     Raises:
         ValueError: If the kind is unknown, a number does not belong to it, or the merges are not in order.
     """
 
-    def __init__(self, kind: str = "frames", num_units: int = 0, max_duration: int = 0, merges: Sequence[str] = ()):
+    def __init__(
+        self,
+        kind: str = "frames",
+        num_units: int = 0,
+        max_duration: int = 0,
+        merges: Sequence[str] = (),
+        unit_durations: Sequence[float] = (),
+    ):
         if kind not in UNIT_CODINGS:
             raise ValueError(f"`unit_coding` must be one of {', '.join(UNIT_CODINGS)}, but is {kind!r}.")
-        if kind == "frames":
-            if num_units or max_duration or merges:
-                raise ValueError(
-                    "`num_units`, `max_duration` and `unit_merges` belong to runs of units; leave them out with"
-                    " `unit_coding='frames'`."
-                )
-        elif not 1 <= num_units <= _MOST_UNITS or max_duration < 1:
+        has_durations = kind in ("runs", "bpe")
+        if (kind == "frames") != (num_units == 0) or not 0 <= num_units <= _MOST_UNITS:
             raise ValueError(
-                f"`unit_coding={kind!r}` needs `num_units` between 1 and {_MOST_UNITS} and a `max_duration` of at"
-                f" least 1 frame, but they are {num_units} and {max_duration}."
+                f"`num_units` must be 0 with `unit_coding='frames'` and else lie between 1 and {_MOST_UNITS}, but with"
+                f" {kind!r} it is {num_units}."
+            )
+        if has_durations != (max_duration != 0) or max_duration < 0:
+            raise ValueError(
+                "`max_duration` must be at least 1 frame with `unit_coding` 'runs' and 'bpe', and 0 with others, but"
+                f" with {kind!r} it is {max_duration}."
             )
         if (kind == "bpe") != bool(merges):
             raise ValueError(
                 f"`unit_merges` must hold the merges of a `UnitBPE` with `unit_coding='bpe'`, and be empty with"
                 f" others, but with {kind!r} there are {len(merges)}."
             )
+        if unit_durations or kind == "units":
+            is_wanted = kind in ("units", "bpe") and len(unit_durations) == num_units
+            if not is_wanted or not all(1 <= duration < float("inf") for duration in unit_durations):
+                raise ValueError(
+                    "`unit_durations` must hold a mean duration of at least 1 frame for each unit with `unit_coding`"
+                    f" 'units', may do so with 'bpe', and must be empty with others, but with {kind!r} and"
+                    f" {num_units} units they are {len(unit_durations)}, from {min(unit_durations, default=None)} on."
+                )
         self.kind, self.num_units, self.max_duration = kind, num_units, max_duration
+        self.unit_durations = list(unit_durations) or [1.0] * num_units
         self.tokens = [(unit,) for unit in range(num_units)]
         self._tokenizer = self._with_merges(merges) if merges else None
         self._sizes = torch.tensor([len(token) for token in self.tokens])
+        self._spreads: dict[tuple[int, int], list[int]] = {}
 
     def _with_merges(self, merges: Sequence[str]) -> Tokenizer:
         # The units of each token go to `tokens`.
@@ -102,8 +126,8 @@ class UnitCoding:
 
     @property
     def sizes(self) -> list[int]:
-        """Codes that are used of each codebook of a run: tokens, and durations. Frames have none of their own."""
-        return [] if self.kind == "frames" else [len(self.tokens), self.max_duration]
+        """Codes of each codebook of a run: tokens, and durations if there are any. Frames have none of their own."""
+        return [size for size in (len(self.tokens), self.max_duration) if size]
 
     def model_sizes(self, num_codebooks: int, codebook_size: int) -> tuple[int, int]:
         """
@@ -119,7 +143,7 @@ class UnitCoding:
                 f"`unit_coding={self.kind!r}` needs one codebook of {self.num_units} units, but there are"
                 f" {num_codebooks} of {codebook_size}; choose the first by `num_codebooks=1`."
             )
-        return 2, max(self.sizes)
+        return len(self.sizes), max(self.sizes)
 
     def codec_sizes(self, num_codebooks: int, codebook_size: int) -> tuple[int, int]:
         """
@@ -130,10 +154,11 @@ class UnitCoding:
         """
         if self.kind == "frames":
             return num_codebooks, codebook_size
-        if (num_codebooks, codebook_size) != (2, max(self.sizes)):
+        if (num_codebooks, codebook_size) != (len(self.sizes), max(self.sizes)):
             raise ValueError(
-                f"`unit_coding={self.kind!r}` needs 2 codebooks of {max(self.sizes)}, for {len(self.tokens)} tokens"
-                f" and {self.max_duration} durations, but there are {num_codebooks} of {codebook_size}."
+                f"`unit_coding={self.kind!r}` needs {len(self.sizes)} codebooks of {max(self.sizes)}, for"
+                f" {len(self.tokens)} tokens and {self.max_duration} durations, but there are {num_codebooks} of"
+                f" {codebook_size}."
             )
         return 1, self.num_units
 
@@ -181,8 +206,8 @@ class UnitCoding:
                 [`piece_ends`] gives them.
 
         Returns:
-            `tuple`: The runs, long, of shape `(2, num_runs)`: unit or token, and duration less one. And `ends` in
-            runs, or `None`.
+            `tuple`: The runs, long, of shape `(2, num_runs)`: unit or token, and duration less one; or of shape
+            `(1, num_runs)` without durations. And `ends` in runs, or `None`.
 
         Raises:
             TypeError: If the codes are no integers.
@@ -209,12 +234,13 @@ class UnitCoding:
         runs = torch.cat([merged[0], durations])  # unit, piece, duration
         if self._tokenizer is not None:
             runs = self._merged(runs)
-        parts = (runs[2] + self.max_duration - 1) // self.max_duration
-        runs = runs.repeat_interleave(parts, dim=1)
-        is_last = torch.zeros(runs.shape[1], dtype=torch.bool)
-        is_last[parts.cumsum(0) - 1] = True
-        rest = (runs[2] - 1) % self.max_duration + 1
-        coded = torch.stack([runs[0], torch.where(is_last, rest, self.max_duration) - 1])
+        if self.max_duration:
+            parts = (runs[2] + self.max_duration - 1) // self.max_duration
+            runs = runs.repeat_interleave(parts, dim=1)
+            is_last = torch.zeros(runs.shape[1], dtype=torch.bool)
+            is_last[parts.cumsum(0) - 1] = True
+            runs[2] = torch.where(is_last, (runs[2] - 1) % self.max_duration + 1, self.max_duration)
+        coded = torch.stack([runs[0], runs[2] - 1])[: len(self.sizes)]
         return coded, None if ends is None else torch.bincount(runs[1], minlength=len(stops)).cumsum(0)
 
     def _merged(self, runs: torch.Tensor) -> torch.Tensor:
@@ -239,7 +265,8 @@ class UnitCoding:
         The codes `(1, num_frames)` of runs; with `"frames"` what is given.
 
         Args:
-            runs (`torch.Tensor` of shape `(2, num_runs)`): Units or tokens, and durations less one.
+            runs (`torch.Tensor` of shape `(2, num_runs)`): Units or tokens, and durations less one; or of shape
+                `(1, num_runs)` without durations.
 
         Raises:
             TypeError: If the runs are no integers.
@@ -253,18 +280,26 @@ class UnitCoding:
         units, frames = [], []
         for number, duration in zip(runs[0].tolist(), durations.tolist(), strict=True):
             token = self.tokens[number]
-            each, left = divmod(duration, len(token))
             units += token
-            frames += [each + (place < left) for place in range(len(token))]
+            frames += self._spread(number, duration)
         spread = torch.tensor([units, frames], dtype=torch.long, device=runs.device)
         return expand_codes(spread[None, :1], spread[1:])[0][0]
+
+    def _spread(self, number: int, duration: int) -> list[int]:
+        # The frames of each unit of a token.
+        found = self._spreads.get((number, duration))
+        if found is None:
+            weights = torch.tensor([self.unit_durations[unit] for unit in self.tokens[number]], dtype=torch.float64)
+            ends = piece_ends(weights.cumsum(0) * (duration / weights.sum()), 1.0, duration)
+            found = self._spreads[number, duration] = ends.diff(prepend=ends.new_zeros(1)).tolist()
+        return found
 
     def frames_of_runs(self, runs: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """
         The frames at which runs begin; with `"frames"` the positions themselves.
 
         Args:
-            runs (`torch.Tensor` of shape `(2, num_runs)`): Units or tokens, and durations less one.
+            runs (`torch.Tensor` of shape `(2, num_runs)` or `(1, num_runs)`): As `decode` takes them.
             positions (`torch.Tensor`): Numbers of runs, from 0 to `num_runs`, which stands for the end.
 
         Returns:
@@ -278,14 +313,17 @@ class UnitCoding:
     def _durations(self, runs: torch.Tensor) -> torch.Tensor:
         # In frames, (num_runs,): at least one for each unit of a token.
         check_integers(runs, "runs")
-        if runs.dim() != 2 or len(runs) != 2:
-            raise ValueError(f"`runs` must have shape (2, num_runs), but has {tuple(runs.shape)}.")
-        for row, size, name in zip(runs, self.sizes, ("token", "duration"), strict=True):
+        if runs.dim() != 2 or len(runs) != len(self.sizes):
+            raise ValueError(f"`runs` must have shape ({len(self.sizes)}, num_runs), but has {tuple(runs.shape)}.")
+        for row, size, name in zip(runs, self.sizes, ("token", "duration"), strict=False):
             if row.numel() and not 0 <= int(row.min()) <= int(row.max()) < size:
                 raise ValueError(
                     f"`runs` has a {name} between {int(row.min())} and {int(row.max())}, but must lie between 0 and"
                     f" {size - 1}; the language model wrote what no clip has."
                 )
+        if len(runs) == 1:
+            lasting = torch.tensor([math.floor(duration + 0.5) for duration in self.unit_durations])
+            return lasting.to(runs.device)[runs[0].long()]
         return torch.maximum(runs[1].long() + 1, self._sizes.to(runs.device)[runs[0].long()])
 
 
@@ -293,17 +331,34 @@ FRAMES = UnitCoding()
 
 
 @functools.lru_cache(maxsize=16)
-def _cached(kind: str, num_units: int, max_duration: int, merges: tuple[str, ...]) -> UnitCoding:
-    return UnitCoding(kind, num_units, max_duration, merges)
+def _cached(
+    kind: str, num_units: int, max_duration: int, merges: tuple[str, ...], unit_durations: tuple[float, ...]
+) -> UnitCoding:
+    return UnitCoding(kind, num_units, max_duration, merges, unit_durations)
+
+
+def check_has_codes(unit_coding: str, layout: str) -> None:
+    """Refuse, by a `ValueError`, units in the continuous layout."""
+    if unit_coding != "frames" and layout == "continuous":
+        raise ValueError(f"`unit_coding={unit_coding!r}` needs codes, which `layout='continuous'` has not.")
 
 
 def unit_coding_of(fields: Any) -> UnitCoding:
-    """The coding of a configuration or processor: by its `unit_coding`, `num_units`, `max_duration`, `unit_merges`."""
-    return _cached(fields.unit_coding, fields.num_units, fields.max_duration, tuple(fields.unit_merges))
+    """The coding that the fields `CODING_FIELDS` of a configuration or a processor name."""
+    kind, num_units, max_duration, merges, unit_durations = (getattr(fields, name) for name in CODING_FIELDS)
+    return _cached(kind, num_units, max_duration, tuple(merges), tuple(unit_durations))
 
 
 def _spelling(units: Sequence[int]) -> str:
     return "".join(chr(_FIRST_CHARACTER + unit) for unit in units)
 
 
-__all__ = ["DEFAULT_MAX_DURATION", "FRAMES", "UNIT_CODINGS", "UnitCoding", "unit_coding_of"]
+__all__ = [
+    "CODING_FIELDS",
+    "DEFAULT_MAX_DURATION",
+    "FRAMES",
+    "UNIT_CODINGS",
+    "UnitCoding",
+    "check_has_codes",
+    "unit_coding_of",
+]

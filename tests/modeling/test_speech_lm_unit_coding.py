@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Units as runs with durations, and merged to tokens: what is exact, what is stated, and what a speech LM does with it."""
+"""Units as runs with durations, and merged to tokens: what is exact, and what a speech language model does with it."""
 
 import json
 
@@ -16,10 +16,15 @@ from speech_tokenizers.modeling.speech_lm_text import build_speech_vocabulary
 from speech_tokenizers.modeling.speech_lm_unit_coding import UnitCoding
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 from speech_tokenizers.processing.unit_bpe import train_unit_bpe
-from speech_tokenizers.training.language_models.speech_lm_items import frames_per_character, piece_frames
+from speech_tokenizers.training.language_models.speech_lm_items import (
+    frames_per_character,
+    piece_frames,
+    unit_durations,
+)
 
 
 NUM_UNITS, MAX_DURATION = 16, 5
+DURATIONS = [1.0, 1.4, 1.5, 2.6, *[2.0] * 12]
 
 
 def random_units(seed: int, num_units: int = NUM_UNITS) -> np.ndarray:
@@ -46,6 +51,7 @@ def codings(bpe):
     return {
         "runs": UnitCoding("runs", NUM_UNITS, MAX_DURATION),
         "bpe": UnitCoding("bpe", NUM_UNITS, MAX_DURATION, bpe.merges),
+        "units": UnitCoding("units", NUM_UNITS, unit_durations=DURATIONS),
     }
 
 
@@ -87,10 +93,8 @@ def test_tokens_keep_units_lengths_and_pieces(codings, aligned):
         for start, stop in zip(bounds, bounds[1:], strict=False):
             before, after = codes[0, start:stop], decoded[0, start:stop]
             assert torch.equal(torch.unique_consecutive(before), torch.unique_consecutive(after))
-            # As even as can be, longer ones first.
             counts = torch.unique_consecutive(after, return_counts=True)[1]
-            assert counts.max() - counts.min() <= 1
-            assert bool((counts.diff() <= 0).all())
+            assert counts.max() - counts.min() <= 1  # as even as can be
         if ends is not None:
             assert torch.equal(coding.frames_of_runs(tokens, token_ends), ends)
     assert merged > 50
@@ -123,7 +127,32 @@ def test_each_unit_of_a_token_lasts_a_frame(codings):
     assert codings["bpe"].frames_of_runs(runs, torch.tensor([0, 1, 2])).tolist() == [0, 3, 5]
 
 
-@pytest.mark.parametrize("kind", ["runs", "bpe"])
+def test_units_of_a_token_share_its_frames_by_their_usual_durations(bpe):
+    number, (first, second) = next(
+        (number, token)
+        for number, token in enumerate(UnitCoding("bpe", NUM_UNITS, 50, bpe.merges).tokens)
+        if len(token) == 2
+    )
+    durations = [1.0] * NUM_UNITS
+    durations[second] = 3.0
+    coding = UnitCoding("bpe", NUM_UNITS, 50, bpe.merges, durations)
+    for total, counts in ((2, [1, 1]), (4, [1, 3]), (8, [2, 6]), (1, [1, 1])):
+        decoded = coding.decode(torch.tensor([[number], [total - 1]]))[0].tolist()
+        assert decoded == [first] * counts[0] + [second] * counts[1]
+
+
+def test_units_without_durations_keep_their_order(codings):
+    coding = codings["units"]
+    runs, ends = coding.encode(torch.tensor([[1, 1, 1, 2, 3, 3, 0]]), torch.tensor([2, 7]))
+    assert runs.tolist() == [[1, 1, 2, 3, 0]]
+    assert ends.tolist() == [1, 5]
+    assert coding.decode(runs).tolist() == [[1, 1, 2, 2, 3, 3, 3, 0]]
+    assert coding.frames_of_runs(runs, ends).tolist() == [1, 8]
+    for units in CLIPS:
+        assert coding.encode(torch.tensor([units]))[0].tolist() == [torch.tensor(units).unique_consecutive().tolist()]
+
+
+@pytest.mark.parametrize("kind", ["units", "runs", "bpe"])
 def test_runs_decode_one_by_one(codings, kind):
     coding = codings[kind]
     runs = coding.encode(torch.tensor([CLIPS[-1]]))[0]
@@ -144,10 +173,14 @@ def test_frames_are_left_as_they_are():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (("words", 4, 4), "must be one of frames, runs, bpe"),
-        (("frames", 4), "leave them out"),
-        (("runs", 0, 4), "`num_units` between 1"),
-        (("runs", 4, 0), "`max_duration` of at least 1"),
+        (("words", 4, 4), "must be one of frames, units, runs, bpe"),
+        (("frames", 4), "`num_units` must be 0"),
+        (("runs", 0, 4), "`num_units` must be 0"),
+        (("runs", 4, 0), "`max_duration` must be at least 1"),
+        (("units", 4, 3), "`max_duration` must be at least 1"),
+        (("units", 4), "`unit_durations` must hold a mean duration"),
+        (("units", 4, 0, [], [1.0, 2.0, 0.9, 1.0]), "`unit_durations` .* from 0.9 on"),
+        (("runs", 4, 4, [], [1.0] * 4), "`unit_durations` .* empty with others"),
         (("runs", 4, 4, ["0 1"]), "be empty with others"),
         (("bpe", 4, 4), "must hold the merges"),
         (("bpe", 4, 4, ["0 4"]), "Merge 0 .* there before it"),
@@ -187,7 +220,9 @@ def test_bad_clips_are_refused(codings):
 
 def make(kind, bpe, text_alignment="none", layout="flat", **changes):
     codec = tiny_codec(1, NUM_UNITS)
-    fields = {} if kind == "frames" else {"max_duration": MAX_DURATION, **changes}
+    fields = {"max_duration": MAX_DURATION, **changes} if kind in ("runs", "bpe") else changes
+    if kind in ("units", "bpe"):
+        fields["unit_durations"] = DURATIONS
     processor = SpeechLMProcessor.from_tokenizer(
         build_speech_vocabulary(),
         codec,
@@ -217,7 +252,7 @@ def row_of_units(units, **fields):
 UNITS = [1] * 9 + [2, 2, 3] + [5] * 6 + [0, 4, 0, 4, 4, 4]  # 24 frames of 4 phones
 
 
-@pytest.mark.parametrize("kind", ["frames", "runs", "bpe"])
+@pytest.mark.parametrize("kind", ["frames", "units", "runs", "bpe"])
 @pytest.mark.parametrize("text_alignment", ["none", "word", "phone"])
 def test_rows_are_written_and_read_back(bpe, kind, text_alignment):
     _, processor = make(kind, bpe, text_alignment)
@@ -228,7 +263,7 @@ def test_rows_are_written_and_read_back(bpe, kind, text_alignment):
     runs = (inputs["input_ids"][is_unit] - ids.audio_offset).view(-1, ids.num_codebooks).T
     runs = runs - ids.codebook_size * torch.arange(ids.num_codebooks)[:, None]
     decoded = processor.coding.decode(runs)[0].tolist()
-    assert decoded == UNITS if kind != "bpe" else len(decoded) == len(UNITS)
+    assert decoded == UNITS if kind in ("frames", "runs") else kind == "units" or len(decoded) == len(UNITS)
     if text_alignment == "phone":
         # Each phone stands before the runs of its own frames, 6 of them.
         piece = (inputs["input_ids"] * ids.is_piece(inputs["input_ids"])).tolist()
@@ -239,7 +274,7 @@ def test_rows_are_written_and_read_back(bpe, kind, text_alignment):
         counts = processor.frame_counts(row, row["phones"])
         assert sum(counts) == runs.shape[1]
         ends = processor.coding.frames_of_runs(runs, torch.tensor(counts).cumsum(0))
-        assert ends.tolist() == [6, 12, 18, 24]
+        assert kind == "units" or ends.tolist() == [6, 12, 18, 24]
 
 
 def test_limits_are_counted_in_what_stands_in_the_sequence(bpe):
@@ -253,12 +288,13 @@ def test_limits_are_counted_in_what_stands_in_the_sequence(bpe):
     assert limits[0]["hh"] == limits[0]["pau"] == [6, 6]
     assert limits[1]["hh"] == [3, 3]
     assert limits[1]["pau"] == [2, 4]
+    assert unit_durations(rows, 6) == [1.0, 9.0, 2.0, 1.0, 2.0, 6.0]
     assert frames_per_character(rows, frames) == [8, 8]
     assert frames_per_character(rows, runs) == pytest.approx([10 / 3, 10 / 3])
 
 
 @pytest.mark.parametrize("layout", ["flat", "delay"])
-@pytest.mark.parametrize("kind", ["runs", "bpe"])
+@pytest.mark.parametrize("kind", ["units", "runs", "bpe"])
 @pytest.mark.parametrize("text_alignment", ["none", "phone"])
 def test_speech_is_decoded_to_frames(bpe, kind, text_alignment, layout):
     model, processor = make(kind, bpe, text_alignment, layout)
@@ -316,7 +352,7 @@ def test_rows_of_tokens_begin_at_the_mean_of_their_units(codings):
         assert torch.allclose(vector, vectors[0, list(token)].mean(0), atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["runs", "bpe"])
+@pytest.mark.parametrize("kind", ["units", "runs", "bpe"])
 def test_the_coding_travels_with_model_and_processor(bpe, tmp_path, kind):
     model, processor = make(kind, bpe, "phone")
     model.save_pretrained(tmp_path)
@@ -356,9 +392,9 @@ def test_a_coding_needs_one_codebook_of_its_units(bpe):
     assert processor(unit_coding="runs", num_codebooks=1).num_codebooks == 2
     with pytest.raises(ValueError, match="merges 8 units, but the codec has 16"):
         processor(unit_coding="bpe", num_codebooks=1, unit_bpe=train_unit_bpe([np.array([0, 1, 0, 1, 0, 1])], 8, 11))
-    with pytest.raises(ValueError, match="leave them out"):
+    with pytest.raises(ValueError, match="`max_duration` must"):
         processor(max_duration=4)
-    with pytest.raises(ValueError, match="`num_units`"):
+    with pytest.raises(ValueError, match="needs codes"):
         processor(unit_coding="runs", layout="continuous")
 
 

@@ -41,6 +41,7 @@ from speech_tokenizers.training.language_models.speech_lm_items import (
     pad_items,
     piece_frames,
     rows_fingerprint,
+    unit_durations,
 )
 
 
@@ -86,8 +87,8 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
         num_codebooks (`int`, *optional*): First codebooks that are used. Defaults to those of the speech language
             model that learns on, and else to those of the rows.
         text_alignment (`str`): See [`SpeechLMConfig`].
-        unit_coding (`str`, *optional*): `"frames"`, `"runs"` or `"bpe"`; see [`UnitCoding`]. Defaults to that of the
-            speech language model that learns on, and else to `"frames"`.
+        unit_coding (`str`, *optional*): `"frames"`, `"units"`, `"runs"` or `"bpe"`; see [`UnitCoding`]. Defaults to
+            that of the speech language model that learns on, and else to `"frames"`.
         unit_bpe (`str`, *optional*): For `unit_coding: bpe`, the folder that `units-bpe` wrote.
         max_duration (`int`, *optional*): Most frames of a run; see [`~SpeechLMProcessor.from_tokenizer`].
         tasks (`dict`): Weight of each task in the mixture; see [`TASKS`].
@@ -227,6 +228,7 @@ def _with_new_words(
         unit_coding=args.unit_coding or "frames",
         unit_bpe=None if args.unit_bpe is None else UnitBPE.from_pretrained(args.unit_bpe),
         max_duration=args.max_duration,
+        unit_durations=unit_durations(rows, codec.codebook_size) if args.unit_coding in ("units", "bpe") else (),
         # So that it is found from any folder.
         codec_name=str(Path(args.codec).resolve()) if Path(args.codec).is_dir() else args.codec,
     )

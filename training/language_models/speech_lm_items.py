@@ -13,6 +13,7 @@ from tqdm import tqdm
 from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
 from speech_tokenizers.modeling.speech_lm_sequences import pad_sequences
 from speech_tokenizers.modeling.speech_lm_tasks import TASKS
+from speech_tokenizers.processing.unit_sequences import deduplicate
 from speech_tokenizers.training.common.processes import process_state
 from speech_tokenizers.training.common.recipe_files import check_names
 from speech_tokenizers.training.language_models.speech_lm_collator import drawn_task
@@ -167,6 +168,22 @@ def frames_per_character(rows: Any, processor: SpeechLMProcessor, share: float =
     if not of_texts:
         return None
     return [float(np.mean(of_texts)), float(np.quantile(of_pieces or of_texts, 1 - share))]
+
+
+def unit_durations(rows: Any, num_units: int) -> list[float]:
+    """
+    Mean duration of each unit, in frames, over runs of equal frames; 1 for a unit that does not occur.
+
+    Args:
+        rows (`datasets.Dataset`): Rows with `audio_codes`, whose first codebook holds units.
+        num_units (`int`): Number of units.
+    """
+    frames, runs = np.zeros(num_units), np.zeros(num_units)
+    for row in rows.select_columns(["audio_codes", "num_frames"]):
+        units, lasting = deduplicate(np.asarray(row["audio_codes"][: row["num_frames"]]))
+        np.add.at(frames, units, lasting)
+        np.add.at(runs, units, 1)
+    return [round(float(value), 3) for value in np.where(runs > 0, frames, 1) / np.maximum(runs, 1)]
 
 
 def rows_fingerprint(path: str) -> str:
