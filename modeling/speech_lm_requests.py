@@ -348,8 +348,8 @@ class SpeechLMRequests:
     @property
     def count_columns(self) -> list[str]:
         """The columns of a row that `frame_counts` reads."""
-        codes = ["audio_codes", "num_quantizers", "codec_fingerprint"]
-        return ["id", "num_frames", *([] if self.unit_coding == "frames" else codes)]
+        codes = ["id", "audio_codes", "num_quantizers", "codec", "codec_fingerprint"]
+        return ["num_frames", *([] if self.unit_coding == "frames" else codes)]
 
     @property
     def codebook_delays(self) -> list[int]:

@@ -93,7 +93,7 @@ class UnitCoding:
                 )
         self.kind, self.num_units, self.max_duration = kind, num_units, max_duration
         self.unit_durations = list(unit_durations) or [1.0] * num_units
-        self.tokens = [(unit,) for unit in range(num_units)]
+        self.tokens: list[tuple[int, ...]] = [(unit,) for unit in range(num_units)]
         self._tokenizer = self._with_merges(merges) if merges else None
         self._sizes = torch.tensor([len(token) for token in self.tokens])
         self._spreads: dict[tuple[int, int], list[int]] = {}
