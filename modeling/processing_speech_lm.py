@@ -26,7 +26,7 @@ from .speech_lm_text import (
     phone_token,
     prompt_template,
 )
-from .speech_lm_unit_coding import CODING_FIELDS, DEFAULT_MAX_DURATION, UnitCoding, check_has_codes
+from .speech_lm_unit_coding import CODING_FIELDS, check_has_codes, coding_fields
 from .transformers_codecs import as_speech_codec
 
 
@@ -199,18 +199,7 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         else:
             used = codec.num_quantizers if num_codebooks is None else codec.check_num_quantizers(num_codebooks)
             sizes = {"num_codebooks": used, "codebook_size": codec.codebook_size}
-        num_units = codec.codebook_size if unit_coding != "frames" and codec.kind == "codes" else 0
-        if max_duration is None:
-            max_duration = DEFAULT_MAX_DURATION if unit_coding in ("runs", "bpe") else 0
-        if unit_bpe is not None and unit_bpe.codebook_size != codec.codebook_size:
-            raise ValueError(
-                f"`unit_bpe` merges {unit_bpe.codebook_size} units, but the codec has {codec.codebook_size}."
-            )
-        merges = [] if unit_bpe is None else list(unit_bpe.merges)
-        coding = UnitCoding(unit_coding, num_units, max_duration, merges, unit_durations)
-        sizes["num_codebooks"], sizes["codebook_size"] = coding.model_sizes(
-            sizes["num_codebooks"], sizes["codebook_size"]
-        )
+        sizes |= coding_fields(unit_coding, sizes, unit_bpe, max_duration, unit_durations)
         if tokenizer.eos_token_id is None:
             raise ValueError("The tokenizer has no `eos_token`, with which answers end; set one.")
         tokenizer = copy.deepcopy(tokenizer)
@@ -229,11 +218,6 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
             layout=layout,
             delays=delays,
             **sizes,
-            unit_coding=unit_coding,
-            num_units=num_units,
-            max_duration=max_duration,
-            unit_merges=merges,
-            unit_durations=unit_durations,
             frame_rate=codec.frame_rate,
             sampling_rate=codec.sampling_rate,
             codec_name=codec_name,

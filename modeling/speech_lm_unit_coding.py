@@ -4,7 +4,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -343,6 +343,36 @@ def check_has_codes(unit_coding: str, layout: str) -> None:
         raise ValueError(f"`unit_coding={unit_coding!r}` needs codes, which `layout='continuous'` has not.")
 
 
+def coding_fields(
+    unit_coding: str,
+    codec_sizes: Mapping[str, int],
+    unit_bpe: Any = None,
+    max_duration: int | None = None,
+    unit_durations: Sequence[float] = (),
+) -> dict[str, Any]:
+    """
+    The fields `CODING_FIELDS`, and `num_codebooks` and `codebook_size` of the language model.
+
+    Args:
+        unit_coding (`str`), unit_bpe ([`UnitBPE`], *optional*), max_duration (`int`, *optional*), unit_durations
+            (sequence of `float`): See [`SpeechLMProcessor.from_tokenizer`].
+        codec_sizes (`Mapping`): `num_codebooks` and `codebook_size` of the codec.
+
+    Raises:
+        ValueError: If they do not belong together.
+    """
+    num_codebooks, codebook_size = codec_sizes["num_codebooks"], codec_sizes["codebook_size"]
+    if unit_bpe is not None and unit_bpe.codebook_size != codebook_size:
+        raise ValueError(f"`unit_bpe` merges {unit_bpe.codebook_size} units, but the codec has {codebook_size}.")
+    if max_duration is None:
+        max_duration = DEFAULT_MAX_DURATION if unit_coding in ("runs", "bpe") else 0
+    num_units = 0 if unit_coding == "frames" else codebook_size
+    merges = [] if unit_bpe is None else list(unit_bpe.merges)
+    values = (unit_coding, num_units, max_duration, merges, list(unit_durations))
+    sizes = UnitCoding(*values).model_sizes(num_codebooks, codebook_size)
+    return {**dict(zip(CODING_FIELDS, values, strict=True)), "num_codebooks": sizes[0], "codebook_size": sizes[1]}
+
+
 def unit_coding_of(fields: Any) -> UnitCoding:
     """The coding that the fields `CODING_FIELDS` of a configuration or a processor name."""
     kind, num_units, max_duration, merges, unit_durations = (getattr(fields, name) for name in CODING_FIELDS)
@@ -360,5 +390,6 @@ __all__ = [
     "UNIT_CODINGS",
     "UnitCoding",
     "check_has_codes",
+    "coding_fields",
     "unit_coding_of",
 ]

@@ -296,6 +296,8 @@ def train_speech_lm(args: SpeechLMArguments) -> dict[str, Any]:
     inputs: dict[str, Any] = {"codec": fingerprint_of(args.codec), "data.train": rows_fingerprint(args.data.train)}
     if isinstance(args.language_model, str):
         inputs["language_model"] = fingerprint_of(args.language_model)
+    if args.unit_bpe is not None:
+        inputs["unit_bpe"] = fingerprint_of(args.unit_bpe)
     if args.data.eval is not None:
         inputs["data.eval"] = rows_fingerprint(args.data.eval)
     result_file = output / "results.json"
