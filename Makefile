@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/installed
 TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.speechtokenizer .coding.loading .cli .coding.file_coding .demo.command \
 	.modeling.configuration_rvq_codec .modeling.modeling_rvq_codec .modeling.configuration_dm_codec \
 	.modeling.modeling_dm_codec .modeling.codec_interface .modeling.transformers_codecs .modeling.codec_streaming \
-	.modeling.unit_streaming .modeling.hub_export \
+	.modeling.unit_streaming .modeling.speech_lm_unit_coding .modeling.hub_export \
 	.processing.audio_files .processing.code_files .processing.latent_files .processing.feature_extraction_rvq_codec \
 	.processing.feature_extraction_dm_codec \
 	.coding.recording_coding .commands.units_bpe .modeling.configuration_units .modeling.unit_model \

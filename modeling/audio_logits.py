@@ -162,13 +162,21 @@ class WindowedRepetition(LogitsProcessor):
         window (`int`): Frames that count.
         limit (`int`, *optional*): A code that occurs so many times in the window is not allowed.
         penalty (`float`, *optional*): Number that is taken from the score of a code for each time that it occurs.
+        num_codebooks (`int`, *optional*): First codebooks that count. Defaults to all.
 
     Raises:
         ValueError: If both or none of `limit` and `penalty` are given, a number is too small, or all codes of a
             codebook could reach the limit. In a call, if no id is left in a row.
     """
 
-    def __init__(self, ids: SpeechIds, window: int, limit: int | None = None, penalty: float | None = None):
+    def __init__(
+        self,
+        ids: SpeechIds,
+        window: int,
+        limit: int | None = None,
+        penalty: float | None = None,
+        num_codebooks: int | None = None,
+    ):
         if window < 1:
             raise ValueError(f"`window` must be at least 1 frame, but is {window}.")
         if (limit is None) == (penalty is None):
@@ -181,12 +189,15 @@ class WindowedRepetition(LogitsProcessor):
         if penalty is not None and not 0 < penalty < float("inf"):
             raise ValueError(f"`penalty` must be a number above 0, but is {penalty}.")
         self.ids, self.window, self.limit, self.penalty = ids, window, limit, penalty
+        counted = ids.num_codebooks if num_codebooks is None else num_codebooks
+        self.stop = ids.audio_offset + counted * ids.codebook_size
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         clips = _last_clips(input_ids, self.ids)
         before = clips.is_unit.cumsum(1)  # units up to here, (R, N)
         is_recent = before > (clips.num_units - self.window * self.ids.num_codebooks)[:, None]
         is_counted = _tensor(clips.is_unit & is_recent & clips.is_open[:, None], scores)
+        is_counted &= input_ids.to(scores.device) < self.stop
         occurrences = torch.zeros_like(scores, dtype=torch.float32)
         occurrences.scatter_add_(1, input_ids.to(scores.device) * is_counted, is_counted.float())
         if self.limit is None:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from .continuous_heads import HEADS
 from .speech_lm_ids import SpeechIds, checked_delays
 from .speech_lm_layouts import LAYOUTS
+from .speech_lm_unit_coding import UnitCoding, check_has_codes, unit_coding_of
 
 
 TEXT_ALIGNMENTS = ("none", "word", "phone")
@@ -63,6 +64,11 @@ class SpeechLMConfig(PreTrainedConfig):
             in training.
         stop_loss_weight (`float`, defaults to 1.0): Weight of the loss of the head that says where a clip ends.
         stop_pos_weight (`float`, defaults to 1.0): Weight of an end against a frame in that loss.
+        unit_coding (`str`, defaults to `"frames"`): What stands in the sequence: the codes of each frame (`"frames"`),
+            or runs of equal units (`"units"`, with durations `"runs"`, merged to tokens `"bpe"`); see [`UnitCoding`].
+            Numbers of frames in this configuration are then numbers of runs.
+        num_units, max_duration (`int`, default to 0), unit_merges (`list[str]`), unit_durations (`list[float]`): See
+            [`UnitCoding`].
         condition_dropout (`float`, defaults to 0.0): Share of rows whose text the training hid, so that generation can
             be guided away from what the model says without it.
         template_version (`int`, defaults to 1): Version of the prompts; see [`SpeechLMProcessor`].
@@ -98,6 +104,11 @@ class SpeechLMConfig(PreTrainedConfig):
     input_noise_std: float | int = 0.0
     stop_loss_weight: float | int = 1.0
     stop_pos_weight: float | int = 1.0
+    unit_coding: str = "frames"
+    num_units: int = 0
+    max_duration: int = 0
+    unit_merges: list[str] = field(default_factory=list)
+    unit_durations: list[float] = field(default_factory=list)
     condition_dropout: float | int = 0.0
     template_version: int = 1
     initializer_range: float = 0.02
@@ -153,6 +164,11 @@ class SpeechLMConfig(PreTrainedConfig):
         )
 
     @property
+    def coding(self) -> UnitCoding:
+        """What stands in the sequence for the codec's codes."""
+        return unit_coding_of(self)
+
+    @property
     def codebook_delays(self) -> list[int]:
         """Columns by which each codebook is late; none outside of the delay layout."""
         if self.layout != "delay":
@@ -199,6 +215,8 @@ class SpeechLMConfig(PreTrainedConfig):
         self._check_layout()
 
     def _check_layout(self) -> None:
+        check_has_codes(self.unit_coding, self.layout)
+        self.coding.codec_sizes(self.num_codebooks, self.codebook_size)
         if self.layout == "delay":
             checked_delays(self.codebook_delays, self.num_codebooks)
             if self.delays is not None and self.codebook_delays[0] != 0:

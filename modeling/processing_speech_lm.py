@@ -26,6 +26,7 @@ from .speech_lm_text import (
     phone_token,
     prompt_template,
 )
+from .speech_lm_unit_coding import CODING_FIELDS, check_has_codes, coding_fields
 from .transformers_codecs import as_speech_codec
 
 
@@ -62,6 +63,11 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         delays (sequence of `int`, *optional*): Columns by which each codebook is late, in the delay layout. Defaults
             to 0, 1, 2 and so on.
         latent_dim (`int`, *optional*, defaults to 0): Numbers of a frame, in the continuous layout.
+        unit_coding (`str`, *optional*, defaults to `"frames"`): What stands for the codec's codes: those of each frame
+            (`"frames"`), of runs of equal units (`"units"`), these with durations (`"runs"`), or such runs merged to
+            tokens (`"bpe"`); see [`UnitCoding`]. Durations are a second codebook.
+        num_units, max_duration (`int`, *optional*), unit_merges (sequence of `str`, *optional*), unit_durations
+            (sequence of `float`, *optional*): See [`UnitCoding`].
 
     Raises:
         ValueError: If a field makes no sense, or the tokenizer lacks a token or has grown past `audio_offset`.
@@ -85,9 +91,15 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         max_length: int | None = None,
         delays: Sequence[int] | None = None,
         latent_dim: int = 0,
+        unit_coding: str = "frames",
+        num_units: int = 0,
+        max_duration: int = 0,
+        unit_merges: Sequence[str] = (),
+        unit_durations: Sequence[float] = (),
     ):
         if layout not in LAYOUTS:
             raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, but is {layout!r}.")
+        check_has_codes(unit_coding, layout)
         if delays is not None:
             checked_delays(delays, num_codebooks)
         if (layout == "continuous") != (latent_dim > 0):
@@ -108,6 +120,9 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         self.codec_name, self.codec_fingerprint = codec_name, codec_fingerprint
         self.piece_labels, self.audio_offset, self.max_length = list(piece_labels), int(audio_offset), max_length
         self.delays, self.latent_dim = None if delays is None else [int(late) for late in delays], int(latent_dim)
+        self.unit_coding, self.num_units, self.max_duration = unit_coding, int(num_units), int(max_duration)
+        self.unit_merges, self.unit_durations = list(unit_merges), [float(value) for value in unit_durations]
+        self.coding.codec_sizes(self.num_codebooks, self.codebook_size)
         self.audio_token, self.audio_token_id = AUDIO, self._token_id(AUDIO)
         piece_ids = {label: self._token_id(phone_token(label)) for label in self.piece_labels}
         first = min(piece_ids.values(), default=0)
@@ -141,6 +156,10 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         max_length: int | None = None,
         layout: str | None = None,
         delays: Sequence[int] | None = None,
+        unit_coding: str = "frames",
+        unit_bpe: Any = None,
+        max_duration: int | None = None,
+        unit_durations: Sequence[float] = (),
     ) -> "SpeechLMProcessor":
         """
         The processor of a language model that is to read and write a codec's codes.
@@ -158,12 +177,19 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
             layout (`str`, *optional*): See [`SpeechLMProcessor`]. Defaults to `"flat"`, or to `"continuous"` for a
                 codec without codebooks.
             delays (sequence of `int`, *optional*): See [`SpeechLMProcessor`].
+            unit_coding (`str`, *optional*, defaults to `"frames"`): See [`SpeechLMProcessor`].
+            unit_bpe ([`UnitBPE`], *optional*): For `unit_coding="bpe"`, what was learnt from the codec's units.
+            max_duration (`int`, *optional*): Most frames of a run. Defaults to 32 where durations are written.
+            unit_durations (sequence of `float`, *optional*): Mean duration of each unit in frames; see
+                [`UnitCoding`], and [`unit_durations`] which measures them.
 
         Raises:
-            ValueError: If the layout needs codebooks that the codec has not, or the tokenizer has no end of sequence.
+            ValueError: If the layout needs codebooks that the codec has not, the coding does not fit the codec, or
+                the tokenizer has no end of sequence.
         """
         codec = as_speech_codec(codec, feature_extractor)
         layout = layout or ("flat" if codec.kind == "codes" else "continuous")
+        check_has_codes(unit_coding, layout)
         if layout == "continuous":
             if num_codebooks is not None:
                 raise ValueError("`num_codebooks` chooses among codebooks, of which latents have none; leave it out.")
@@ -173,6 +199,7 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         else:
             used = codec.num_quantizers if num_codebooks is None else codec.check_num_quantizers(num_codebooks)
             sizes = {"num_codebooks": used, "codebook_size": codec.codebook_size}
+        sizes |= coding_fields(unit_coding, sizes, unit_bpe, max_duration, unit_durations)
         if tokenizer.eos_token_id is None:
             raise ValueError("The tokenizer has no `eos_token`, with which answers end; set one.")
         tokenizer = copy.deepcopy(tokenizer)
@@ -214,6 +241,7 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         ids = self.speech_ids
         names = ("layout", "text_alignment", "num_codebooks", "codebook_size", "frame_rate", "sampling_rate")
         names += ("delays", "latent_dim")  # type: ignore[assignment]
+        names += CODING_FIELDS  # type: ignore[assignment]
         return {
             **{name: getattr(self, name) for name in names},
             "codec_name": self.codec_name or None,
@@ -237,8 +265,11 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         for name, value in self.model_fields().items():
             found = getattr(model.config, name)
             if name != "codec_name" and found != value:
+                told = (
+                    ("others", "its own") if name in ("unit_merges", "unit_durations") else (repr(found), repr(value))
+                )
                 raise ValueError(
-                    f"The model has `{name}` {found!r}, but the processor {value!r}: they do not belong together. Load"
+                    f"The model has `{name}` {told[0]}, but the processor {told[1]}: they do not belong together. Load"
                     " both from one folder."
                 )
 
@@ -396,7 +427,7 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
             starts = (sequence == self._ids.audio_start).nonzero()[:, 0].tolist()
             begun = [start for start in starts if bool(is_unit[start:].any())]
             codes = flat_to_codes(sequence[begun[-1] if begun else 0 :], self._ids).audio_codes
-            return decode_codes(self.codec, codes)
+            return decode_codes(self.codec, self.coding.decode(codes))
         parts: list[str] = []
         text: list[int] = []
         was_unit = False
@@ -446,7 +477,7 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
                 values = clip_latents(next(encoded) if waveform is not None else latents, name, self.latent_dim)
             else:
                 codes = codes if waveform is None else next(encoded)
-                values = clip_codes(codes, name, self.num_codebooks, self.codebook_size)
+                values = clip_codes(codes, name, *self.codec_sizes)
             written.append(self._writer.clip(values, pieces, name))
         return written
 

@@ -96,8 +96,7 @@ def check_codec(codec: Any, config: Any) -> None:
 
     Args:
         codec ([`SpeechCodec`]): The codec.
-        config: Object with the fields `layout`, `num_codebooks`, `codebook_size`, `latent_dim`, `codec_name` and
-            `codec_fingerprint`.
+        config ([`SpeechLMConfig`]): What the model reads and writes.
 
     Raises:
         ValueError: If it is another one.
@@ -112,11 +111,13 @@ def check_codec(codec: Any, config: Any) -> None:
             f"A {codec.family} gives continuous tokens, but the layout {config.layout!r} needs codes; make the model"
             " with `layout='continuous'`."
         )
-    elif codec.num_quantizers < config.num_codebooks or codec.codebook_size != config.codebook_size:
-        raise ValueError(
-            f"The codec has {codec.num_quantizers} codebooks of {codec.codebook_size} codes, but"
-            f" {config.num_codebooks} of {config.codebook_size} are needed."
-        )
+    else:
+        num_codebooks, codebook_size = config.coding.codec_sizes(config.num_codebooks, config.codebook_size)
+        if codec.num_quantizers < num_codebooks or codec.codebook_size != codebook_size:
+            raise ValueError(
+                f"The codec has {codec.num_quantizers} codebooks of {codec.codebook_size} codes, but"
+                f" {num_codebooks} of {codebook_size} are needed."
+            )
     fingerprint = codec.fingerprint()
     if config.codec_fingerprint and fingerprint != config.codec_fingerprint:
         raise ValueError(

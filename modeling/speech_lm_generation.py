@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.utils import ModelOutput
 
 from .audio_logits import AudioOnly, GuidedText, MinFrames, RowSampling, WindowedRepetition
 from .continuous_heads import check_draw
 from .input_checks import check_number, check_whole_number
 from .speech_lm_layouts import AlignedCodes, split_pieces
+from .speech_lm_unit_coding import UnitCoding
 from .speech_lm_writers import DelayWriter, FlatWriter, LatentWriter, padded, write_ids
 
 
@@ -171,7 +172,7 @@ class SpeechGeneration:
             self._said(row[:length], request)
             for row, length, request in zip(written, writing.lengths.tolist(), requests, strict=True)
         ]
-        output = self._output(said, requests, writer)
+        output = self._output(said, requests, writer, config.coding)
         output["sequences"] = writing.ids
         if isinstance(writer, DelayWriter | LatentWriter):
             output["sequences"] = torch.cat([inputs["input_ids"], torch.stack(writer.ids_read, dim=1)], dim=1)
@@ -232,6 +233,8 @@ class SpeechGeneration:
                 continue
             if config.text_alignment == "none":
                 raise ValueError(f"`{name}` needs a model with a `text_alignment`; this one has none.")
+            if name == "durations" and config.unit_coding != "frames":
+                raise ValueError("`durations` needs a model of frames; this one writes runs, which last as they do.")
             if len(given) != len(texts):
                 raise ValueError(f"`{name}` must have an entry a text ({len(texts)}), but has {len(given)}.")
         requests = []
@@ -333,8 +336,11 @@ class SpeechGeneration:
             processors = [AudioOnly(ids)]
             if min_frames > 0:
                 processors.append(MinFrames(ids, min_frames))
+        coding = self.config.coding  # type: ignore[attr-defined]
+        if unused := coding.unused_ids(ids):
+            processors.insert(0, SuppressTokensLogitsProcessor(unused, device=str(self.device)))  # type: ignore[attr-defined]
         if window:
-            processors.append(WindowedRepetition(ids, window, limit))
+            processors.append(WindowedRepetition(ids, window, limit, num_codebooks=1 if coding.sizes else None))
         return LogitsProcessorList(processors)
 
     def _said(self, row: torch.Tensor, request: _Request) -> tuple[AlignedCodes, bool]:
@@ -345,15 +351,26 @@ class SpeechGeneration:
         return split_pieces(row.cpu(), config.written_ids, request.pieces or None), ended
 
     def _output(
-        self, said: Sequence[tuple[AlignedCodes, bool]], requests: Sequence[_Request], writer: FlatWriter
+        self,
+        said: Sequence[tuple[AlignedCodes, bool]],
+        requests: Sequence[_Request],
+        writer: FlatWriter,
+        coding: UnitCoding,
     ) -> dict[str, Any]:
         config = self.config  # type: ignore[attr-defined]
-        if isinstance(writer, DelayWriter | LatentWriter):
+        times = [torch.stack([aligned.starts, aligned.ends], dim=-1) for aligned, _ in said]
+        if isinstance(writer, LatentWriter):
             frames = writer.clips(len(said))
         else:
-            codes, mask = padded([aligned.audio_codes.T for aligned, _ in said])
+            clips = [aligned.audio_codes for aligned, _ in said]
+            if isinstance(writer, DelayWriter):
+                columns = writer.clips(len(said))
+                masks = columns["audio_codes_mask"].bool()
+                clips = [codes[:, mask] for codes, mask in zip(columns["audio_codes"], masks, strict=True)]
+            times = [coding.frames_of_runs(clip, time) for clip, time in zip(clips, times, strict=True)]
+            codes, mask = padded([coding.decode(clip).T for clip in clips])
             frames = {"audio_codes": codes.transpose(1, 2).contiguous(), "audio_codes_mask": mask}
-        times = [torch.stack([aligned.starts, aligned.ends], dim=-1) / config.frame_rate for aligned, _ in said]
+        times = [time / config.frame_rate for time in times]
         return {
             **frames,
             "ended": torch.tensor([ended for _, ended in said]),

@@ -21,6 +21,7 @@ from .speech_lm_text import (
     phone_token,
     spoken_words,
 )
+from .speech_lm_unit_coding import UnitCoding, unit_coding_of
 
 
 class Attached:
@@ -50,6 +51,11 @@ class SpeechLMRequests:
     codebook_size: int
     latent_dim: int
     delays: list[int] | None
+    unit_coding: str
+    num_units: int
+    max_duration: int
+    unit_merges: list[str]
+    unit_durations: list[float]
     _ids: SpeechIds
     _piece_ids: dict[str, int]
     _attached: Attached
@@ -303,9 +309,49 @@ class SpeechLMRequests:
                 self.codebook_size,
                 self.codebook_delays,
                 self.latent_dim,
+                self.coding,
             )
             kept = self._attached.writer = (state, writer)
         return kept[1]
+
+    @property
+    def coding(self) -> UnitCoding:
+        """What stands in the sequence for the codec's codes."""
+        return unit_coding_of(self)
+
+    @property
+    def codec_sizes(self) -> tuple[int, int]:
+        """Codebooks of the codec that are used, and their size; those of the model differ where it has runs."""
+        return self.coding.codec_sizes(self.num_codebooks, self.codebook_size)
+
+    def frame_counts(self, row: Mapping[str, Any], pieces: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+        """
+        How many frames, or with a `unit_coding` runs, a row has in the sequence.
+
+        Args:
+            row (`Mapping`): Row of a corpus, with the columns of `count_columns`.
+            pieces (sequence of `Mapping`, *optional*): Words or phones with their `end` in seconds.
+
+        Returns:
+            `list[int]`: That of each piece, or of the row as a whole.
+
+        Raises:
+            ValueError: As [`~SpeechLMProcessor.row_inputs`].
+        """
+        name = f"Row {row.get('id')!r}"
+        if self.unit_coding == "frames":
+            codes = torch.zeros(1, int(row["num_frames"]), dtype=torch.long)
+        else:
+            codes = row_codes(row, name, self.codec_fingerprint, *self.codec_sizes)
+        if pieces is None:
+            return [self.coding.encode(codes)[0].shape[1]]
+        return self._writer.lengths(codes, pieces, name)
+
+    @property
+    def count_columns(self) -> list[str]:
+        """The columns of a row that `frame_counts` reads."""
+        codes = ["id", "audio_codes", "num_quantizers", "codec", "codec_fingerprint"]
+        return ["num_frames", *([] if self.unit_coding == "frames" else codes)]
 
     @property
     def codebook_delays(self) -> list[int]:
@@ -349,7 +395,7 @@ class SpeechLMRequests:
         name = f"Row {row.get('id')!r}"
         if self.layout == "continuous":
             return row_latents(row, name, self._attached.codec, self.codec_fingerprint, self.latent_dim)
-        return row_codes(row, name, self.codec_fingerprint, self.num_codebooks, self.codebook_size)
+        return row_codes(row, name, self.codec_fingerprint, *self.codec_sizes)
 
     def _clips_of_row(self, row: Mapping[str, Any], task: Task, name: str) -> tuple[Any, Any]:
         # The frames that are heard and those that are said, or `None`.

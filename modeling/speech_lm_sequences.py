@@ -18,6 +18,7 @@ from .speech_lm_layouts import (
     to_delay_grid,
 )
 from .speech_lm_text import AUDIO, ControlTokens, spoken_words
+from .speech_lm_unit_coding import FRAMES, UnitCoding
 
 
 # Where rows keep the times of their pieces, and the field with the piece itself, by the alignment.
@@ -57,6 +58,7 @@ class SequenceWriter:
         codebook_size (`int`): Codes of a codebook.
         delays (sequence of `int`): Columns by which each codebook is late, in the delay layout.
         latent_dim (`int`): Numbers of a frame, in the continuous layout.
+        coding ([`UnitCoding`]): What stands in the sequence for the codes of a clip.
     """
 
     def __init__(
@@ -72,11 +74,12 @@ class SequenceWriter:
         codebook_size: int = 1,
         delays: Sequence[int] = (0,),
         latent_dim: int = 1,
+        coding: UnitCoding = FRAMES,
     ):
         self.tokenizer, self.ids, self.text_alignment = tokenizer, ids, text_alignment
         self.piece_ids, self.frame_rate, self.max_length = piece_ids, frame_rate, max_length
         self.layout, self.codebook_size = layout, codebook_size
-        self.delays, self.latent_dim = list(delays), latent_dim
+        self.delays, self.latent_dim, self.coding = list(delays), latent_dim, coding
         self.control = ControlTokens(tokenizer, template)
         self._audio_id = tokenizer.convert_tokens_to_ids(AUDIO)
 
@@ -175,6 +178,11 @@ class SequenceWriter:
             ValueError: If the processor aligns nothing, a phone is unknown, or the times do not fit the clip.
         """
         frames: torch.Tensor | None = None
+        piece_ids, ends = [], None
+        if pieces is not None:
+            piece_ids = self.ids_of_pieces(self.labels(pieces, name), name)
+            ends = self._ends(pieces, len(values) if self.layout == "continuous" else values.shape[1], name)
+        values, ends = self.coding.encode(values, ends)
         num_frames = len(values) if self.layout == "continuous" else values.shape[1]
         num_columns, codes = num_frames, values
         if self.layout == "delay":
@@ -185,21 +193,28 @@ class SequenceWriter:
             frames = values
         if frames is not None:
             codes = torch.zeros(1, num_columns, dtype=torch.long)
-        if pieces is None:
+        if ends is None:
             ids = codes_to_flat(codes, self.ids).tolist()
             return WrittenClip(ids, frames, [frames is None] * len(ids))
-        piece_ids = self.ids_of_pieces(self.labels(pieces, name), name)
-        try:
-            ends = piece_ends([float(piece["end"]) for piece in pieces], self.frame_rate, num_frames)
-            if frames is not None and len(ends):
-                ends[-1] = num_columns  # what is late belongs to the last piece
-            ids = align_pieces(piece_ids, ends, codes, self.ids).tolist()
-        except (ValueError, KeyError, TypeError) as error:
-            what = f"`{error.args[0]}` is missing" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{name}: the times of the pieces do not fit its {num_frames} frames. {what}") from None
+        if frames is not None:
+            ends[-1] = num_columns  # what is late belongs to the last piece
+        ids = align_pieces(piece_ids, ends, codes, self.ids).tolist()
         # Columns behind the end of the first codebook follow by themselves.
         late = num_columns - num_frames - 1 if self.layout == "delay" else 0
         return WrittenClip(ids, frames, [True] * (len(ids) - late) + [False] * late)
+
+    def lengths(self, values: torch.Tensor, pieces: Sequence[Mapping[str, Any]], name: str) -> list[int]:
+        """Frames, or runs, of each piece of a clip of codes; see `clip`."""
+        ends = self.coding.encode(values, self._ends(pieces, values.shape[1], name))[1]
+        return ends.diff(prepend=ends.new_zeros(1)).tolist()  # type: ignore[union-attr]
+
+    def _ends(self, pieces: Sequence[Mapping[str, Any]], num_frames: int, name: str) -> torch.Tensor:
+        # In frames of the codec.
+        try:
+            return piece_ends([float(piece["end"]) for piece in pieces], self.frame_rate, num_frames)
+        except (ValueError, KeyError, TypeError) as error:
+            what = f"`{error.args[0]}` is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{name}: the times of the pieces do not fit its {num_frames} frames. {what}") from None
 
     def labels(self, pieces: Sequence[Mapping[str, Any]], name: str) -> list[str]:
         """The words or phones among the pieces of a row; raises `ValueError` where a piece holds none."""

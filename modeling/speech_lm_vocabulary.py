@@ -108,7 +108,8 @@ class AudioVocabulary:
         With the mean and the standard deviation, dimension by dimension, of the rows that were there before, a row is
 
         - `"codebook"`: the code's vector in the codec, standardised over its codebook, through a random map that keeps
-          distances, so that codes that sound alike begin alike;
+          distances, so that codes that sound alike begin alike; a token of several units has the mean of theirs, and
+          durations are drawn at random;
         - `"normal"`: drawn at random;
         - `"mean"`: the mean.
 
@@ -168,16 +169,21 @@ class AudioVocabulary:
                 self.frames.statistics.float()
 
     def _mapped_codebooks(self, dim: int, generator: torch.Generator) -> torch.Tensor:
-        # (num_codebooks, codebook_size, dim), of unit variance: the codebooks through one random map each.
+        # (num_codebooks, codebook_size, dim), of unit variance: the codebooks through one random map each. Codes that
+        # have no vectors, as durations, are drawn at random.
+        config = self.config
         mapped = []
-        for vectors in self.codec.codebook_vectors()[: self.config.num_codebooks].cpu():
+        for vectors in config.coding.token_vectors(self.codec.codebook_vectors().cpu())[: config.num_codebooks]:
             deviation = vectors.std(0)
             vectors = (vectors - vectors.mean(0)) / deviation.clamp(min=1e-6 * float(deviation.max()) + 1e-12)
             size = vectors.shape[1]
             # Orthonormal columns or rows, whichever there are fewer of.
             basis = torch.linalg.qr(torch.randn(max(size, dim), min(size, dim), generator=generator))[0]
             mapped.append(vectors @ (basis if size >= dim else basis.T) * math.sqrt(dim / min(size, dim)))
-        return torch.stack(mapped)
+        rows = torch.randn(config.num_codebooks, config.codebook_size, dim, generator=generator)
+        for row, vectors in zip(rows, mapped, strict=False):
+            row[: len(vectors)] = vectors
+        return rows
 
 
 __all__ = ["AudioVocabulary"]

@@ -120,6 +120,7 @@ class DelayWriter(FrameWriter):
         super().__init__(model)
         self.size, self.sampling = model.config.codebook_size, sampling
         self.late = torch.tensor(model.config.codebook_delays, device=model.device)
+        self.is_unused = model.config.coding.is_unused(model.config.num_codebooks, self.size).to(model.device)
         self.num_late = int(self.late.max())
         self.columns: list[torch.Tensor] = []
         # Columns of each row, and the one in which its first codebook ended.
@@ -154,7 +155,7 @@ class DelayWriter(FrameWriter):
 
     def _others(self) -> torch.Tensor:
         # Codes of the codebooks behind the first, (batch, num_codebooks - 1).
-        scores = self._logits[:, 1:, : self.size]
+        scores = self._logits[:, 1:, : self.size].masked_fill(self.is_unused[1:], -torch.inf)
         if self.sampling is not None and scores.shape[1]:
             drawn = self.sampling(None, scores.flatten(0, 1))  # type: ignore[arg-type]
             scores = drawn.view(scores.shape)

@@ -5,6 +5,7 @@ Byte-pair encoding of units: frequent sequences of units become one id, and thei
 (Ren et al., "Speech Pre-training with Acoustic Piece": https://huggingface.co/papers/2204.03240)
 """
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -71,6 +72,16 @@ class UnitBPE:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, which `AutoTokenizer` reads too."""
         self.tokenizer.save_pretrained(folder)
+
+    @property
+    def merges(self) -> list[str]:
+        """
+        The merges in their order, each as the two tokens that it joins, such as `"12 105"`. Tokens are the ids less
+        the two special ones, so that those below `codebook_size` are the units.
+        """
+        number = {name: index - 2 for name, index in self.tokenizer.get_vocab().items()}
+        merges = json.loads(self.tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+        return [f"{number[left]} {number[right]}" for left, right in merges]
 
     def encode(self, units: np.ndarray, durations: np.ndarray | None = None) -> tuple[np.ndarray, list[np.ndarray]]:
         """

@@ -303,7 +303,7 @@ def speaking_systems(voice: Voice, has_recordings: bool) -> Iterator[SpeakingSys
     if has_recordings:
         yield Recordings()
     yield Resynthesis(voice)
-    if voice.text_alignment != "none":
+    if voice.text_alignment != "none" and voice.model.config.unit_coding == "frames":
         yield Synthesis(voice, with_true_durations=True)
     yield Synthesis(voice)
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from speech_tokenizers.evaluation.codec_systems import model_fingerprint
 from speech_tokenizers.evaluation.stopwatch import Stopwatch
+from speech_tokenizers.modeling.speech_lm_layouts import flat_to_codes
 
 
 # Seconds of speech that a listener is given first.
@@ -99,7 +100,7 @@ class Voice:
         self.codec = self.model.codec
         config = self.model.config
         self.layout, self.text_alignment = config.layout, config.text_alignment
-        self.num_codebooks, self.codebook_size = config.num_codebooks, config.codebook_size
+        self.num_codebooks, self.codebook_size = config.coding.codec_sizes(config.num_codebooks, config.codebook_size)
         self.frame_rate, self.sampling_rate = float(config.frame_rate), int(config.sampling_rate)
         self.device = next(self.model.parameters()).device
         settings = {**self.options, "seed": self.seed, "device": self.device.type}
@@ -159,7 +160,7 @@ class Voice:
         is_code = self.model.config.speech_ids.is_unit(written)
         first, reason = None, None
         try:
-            first = self._first_audio(is_code.tolist(), frames, [moment - started for moment in times])
+            first = self._first_audio(written, frames, [moment - started for moment in times])
         except _NoTime as error:
             reason = str(error)
         return SynthesisResult(
@@ -192,17 +193,21 @@ class Voice:
         ends = (written == ids.audio_end).nonzero()
         return written[: int(ends[0])] if len(ends) else written
 
-    def _first_audio(self, is_code: Sequence[bool], codes: np.ndarray, times: Sequence[float]) -> float:
-        # `is_code` says which ids of the speech are codes, and `times` when each forward pass ended. What one of them
-        # chose is known at the end of the next.
+    def _first_audio(self, written: torch.Tensor, codes: np.ndarray, times: Sequence[float]) -> float:
+        # `written` are the ids of the speech, and `times` when each forward pass ended. What one of them chose is
+        # known at the end of the next.
         if self.layout != "flat":
             raise _NoTime(f"it is measured in the flat layout only, and this is {self.layout}")
         num_frames = min(codes.shape[1], math.ceil(FIRST_AUDIO_SECONDS * self.frame_rate))
         if not num_frames:
             raise _NoTime("nothing was said")
-        if not len(is_code) <= len(times) <= len(is_code) + 1:  # one more for the end
-            raise _NoTime(f"{len(times)} steps chose {len(is_code)} ids, so that a step is not an id")
-        last = int(np.flatnonzero(is_code)[num_frames * self.num_codebooks - 1])
+        if not len(written) <= len(times) <= len(written) + 1:  # one more for the end
+            raise _NoTime(f"{len(times)} steps chose {len(written)} ids, so that a step is not an id")
+        config, ids = self.model.config, self.model.config.speech_ids
+        runs = flat_to_codes(written.cpu(), ids).audio_codes
+        begins = config.coding.frames_of_runs(runs, torch.arange(runs.shape[1] + 1))
+        num_codes = int(torch.searchsorted(begins, num_frames)) * config.num_codebooks
+        last = int(ids.is_unit(written).nonzero()[num_codes - 1])
         with Stopwatch() as decoding:
             self.decode(codes[:, :num_frames])
         return times[min(last + 1, len(times) - 1)] + decoding.seconds

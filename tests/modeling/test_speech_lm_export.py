@@ -68,9 +68,11 @@ FILES = {
     "speech_lm_sequences.py",
     "speech_lm_tasks.py",
     "speech_lm_text.py",
+    "speech_lm_unit_coding.py",
     "speech_lm_vocabulary.py",
     "speech_lm_writers.py",
     "transformers_codecs.py",
+    "unit_runs.py",
     "vector_quantization.py",
     "waveform_rows.py",
 }

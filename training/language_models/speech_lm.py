@@ -27,6 +27,7 @@ from speech_tokenizers.modeling.speech_lm_frames import LatentFrames
 from speech_tokenizers.modeling.speech_lm_text import build_speech_vocabulary
 from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 from speech_tokenizers.processing.speech_rows import read_speech_rows
+from speech_tokenizers.processing.unit_bpe import UnitBPE
 from speech_tokenizers.processing.whole_files import whole_folder, write_whole
 from speech_tokenizers.training.common.checkpoint_faults import file_fault
 from speech_tokenizers.training.common.processes import process_state
@@ -47,6 +48,7 @@ from speech_tokenizers.training.language_models.speech_lm_items import (
     pad_items,
     piece_frames,
     rows_fingerprint,
+    unit_durations,
 )
 
 
@@ -126,6 +128,10 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
             [`SpeechLMConfig`].
         latents ([`LatentArguments`]): What the continuous layout has.
         text_alignment (`str`): See [`SpeechLMConfig`].
+        unit_coding (`str`, *optional*): `"frames"`, `"units"`, `"runs"` or `"bpe"`; see [`UnitCoding`]. Defaults to
+            that of the speech language model that learns on, and else to `"frames"`.
+        unit_bpe (`str`, *optional*): For `unit_coding: bpe`, the folder that `units-bpe` wrote.
+        max_duration (`int`, *optional*): Most frames of a run; see [`~SpeechLMProcessor.from_tokenizer`].
         tasks (`dict`): Weight of each task in the mixture; see [`TASKS`].
         init (`str`): How the rows of new words begin; see [`SpeechLMForConditionalGeneration.init_audio_rows`]. A
             speech language model has them already.
@@ -149,6 +155,9 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
     codebook_weights: list[float] | None = None
     latents: LatentArguments = dataclasses.field(default_factory=LatentArguments)
     text_alignment: str = "none"
+    unit_coding: str | None = None
+    unit_bpe: str | None = None
+    max_duration: int | None = None
     tasks: dict[str, float] = dataclasses.field(default_factory=lambda: {"tts": 1.0})
     init: str = "codebook"
     lora: LoraArguments | None = None
@@ -279,6 +288,10 @@ def _with_new_words(
         num_codebooks=None if layout == "continuous" else args.num_codebooks or int(rows[0]["num_quantizers"]),
         layout=layout,
         delays=args.delays,
+        unit_coding=args.unit_coding or "frames",
+        unit_bpe=None if args.unit_bpe is None else UnitBPE.from_pretrained(args.unit_bpe),
+        max_duration=args.max_duration,
+        unit_durations=unit_durations(rows, codec.codebook_size) if args.unit_coding in ("units", "bpe") else (),
         # So that it is found from any folder.
         codec_name=str(Path(args.codec).resolve()) if Path(args.codec).is_dir() else args.codec,
     )
@@ -317,15 +330,19 @@ def _piece_labels(args: SpeechLMArguments, rows: Any) -> list[str]:
 
 
 def _check_learns_on(args: SpeechLMArguments, model: SpeechLMForConditionalGeneration) -> None:
-    asked = {"text_alignment": args.text_alignment, "num_codebooks": args.num_codebooks, "layout": args.layout}
-    asked["delays"] = args.delays
-    for name, value in asked.items():
-        has = getattr(model.config, name)
+    config = model.config
+    names = ("text_alignment", "layout", "delays", "unit_coding", "max_duration")
+    own = {name: getattr(config, name) for name in names}
+    own["num_codebooks"] = config.coding.codec_sizes(config.num_codebooks, config.codebook_size)[0]
+    for name, has in own.items():
+        value = getattr(args, name)
         if value is not None and value != has:
             raise ValueError(
                 f"The recipe asks for `{name}: {value}`, but {args.language_model} was made with {has}; write"
                 f" `{name}: {has}`, or begin with another language model."
             )
+    if args.unit_bpe is not None and list(UnitBPE.from_pretrained(args.unit_bpe).merges) != config.unit_merges:
+        raise ValueError(f"{args.language_model} was made with other merges than `unit_bpe`; leave it out.")
 
 
 def train_speech_lm(args: SpeechLMArguments) -> dict[str, Any]:
@@ -347,6 +364,8 @@ def train_speech_lm(args: SpeechLMArguments) -> dict[str, Any]:
     inputs: dict[str, Any] = {"codec": fingerprint_of(args.codec), "data.train": rows_fingerprint(args.data.train)}
     if isinstance(args.language_model, str):
         inputs["language_model"] = fingerprint_of(args.language_model)
+    if args.unit_bpe is not None:
+        inputs["unit_bpe"] = fingerprint_of(args.unit_bpe)
     if args.data.eval is not None:
         inputs["data.eval"] = rows_fingerprint(args.data.eval)
     result_file = output / "results.json"

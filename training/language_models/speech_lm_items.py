@@ -11,10 +11,10 @@ import torch
 from tqdm import tqdm
 
 from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
-from speech_tokenizers.modeling.speech_lm_layouts import piece_ends
 from speech_tokenizers.modeling.speech_lm_sequences import pad_sequences
 from speech_tokenizers.modeling.speech_lm_tasks import TASKS
 from speech_tokenizers.modeling.speech_lm_writers import is_text
+from speech_tokenizers.processing.unit_sequences import deduplicate
 from speech_tokenizers.training.common.processes import process_state
 from speech_tokenizers.training.common.recipe_files import check_names
 from speech_tokenizers.training.language_models.speech_lm_collator import drawn_share, drawn_task
@@ -152,7 +152,7 @@ def piece_frames(
     known: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
     """
-    Fewest and most frames that each label takes, but for a share of its occurrences at either end.
+    Fewest and most frames, or runs, that each label takes, but for a share of its occurrences at either end.
 
     Args:
         rows (`datasets.Dataset`): Rows with `phones`.
@@ -162,13 +162,12 @@ def piece_frames(
             it still says a label that the new rows lack.
     """
     frames: dict[str, list[int]] = {label: [] for label in processor.piece_labels}
-    for row in rows.select_columns(["phones", "num_frames"]):
+    for row in rows.select_columns(["phones", *processor.count_columns]):
         phones = row["phones"] or ()
         if not phones:
             continue
-        ends = piece_ends([phone["end"] for phone in phones], processor.frame_rate, row["num_frames"])
-        for phone, count in zip(phones, np.diff(ends.numpy(), prepend=0), strict=True):
-            frames[phone["label"]].append(int(count))
+        for phone, count in zip(phones, processor.frame_counts(row, phones), strict=True):
+            frames[phone["label"]].append(count)
     limits = []
     for counts, before in zip(frames.values(), known or [()] * len(frames), strict=True):
         ends = [*before]
@@ -181,7 +180,7 @@ def piece_frames(
 
 def frames_per_character(rows: Any, processor: SpeechLMProcessor, share: float = 0.001) -> list[float] | None:
     """
-    Mean number of frames of a character of text, and the one that only a share of the texts exceeds.
+    Mean number of frames, or runs, of a character of text, and the one that only a share of the texts exceeds.
 
     With `text_alignment: word` the second number is that of single words, which vary more than texts.
 
@@ -192,13 +191,12 @@ def frames_per_character(rows: Any, processor: SpeechLMProcessor, share: float =
     """
     of_words = processor.text_alignment == "word"
     of_texts, of_pieces = [], []
-    for row in rows.select_columns(["text", "num_frames", *(["words"] if of_words else [])]):
+    for row in rows.select_columns(["text", *processor.count_columns, *(["words"] if of_words else [])]):
         if not row["text"]:
             continue
-        of_texts.append(row["num_frames"] / (len(row["text"]) + 1))
+        of_texts.append(processor.frame_counts(row)[0] / (len(row["text"]) + 1))
         if words := of_words and row["words"]:
-            ends = piece_ends([word["end"] for word in words], processor.frame_rate, row["num_frames"])
-            counts = np.diff(ends.numpy(), prepend=0)
+            counts = processor.frame_counts(row, words)
             of_pieces += [count / (len(word["word"]) + 1) for word, count in zip(words, counts, strict=True)]
     if not of_texts:
         return None
@@ -221,6 +219,22 @@ def latent_moments(rows: Any, processor: SpeechLMProcessor) -> tuple[torch.Tenso
         total, products, count = total + latents.sum(0), products + latents.T @ latents, count + len(latents)
     mean = total / max(1, count)
     return mean, products / max(1, count) - torch.outer(mean, mean)
+
+
+def unit_durations(rows: Any, num_units: int) -> list[float]:
+    """
+    Mean duration of each unit, in frames, over runs of equal frames; 1 for a unit that does not occur.
+
+    Args:
+        rows (`datasets.Dataset`): Rows with `audio_codes`, whose first codebook holds units.
+        num_units (`int`): Number of units.
+    """
+    frames, runs = np.zeros(num_units), np.zeros(num_units)
+    for row in rows.select_columns(["audio_codes", "num_frames"]):
+        units, lasting = deduplicate(np.asarray(row["audio_codes"][: row["num_frames"]]))
+        np.add.at(frames, units, lasting)
+        np.add.at(runs, units, 1)
+    return [round(float(value), 3) for value in np.where(runs > 0, frames, 1) / np.maximum(runs, 1)]
 
 
 def rows_fingerprint(path: str) -> str:

@@ -25,6 +25,7 @@ from speech_tokenizers.modeling.speech_lm_text import build_speech_vocabulary
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 from speech_tokenizers.processing.speech_row_format import RowsFacts
 from speech_tokenizers.processing.speech_rows import SpeechRowsWriter, read_speech_rows
+from speech_tokenizers.processing.unit_bpe import train_unit_bpe
 from speech_tokenizers.training.common.recipe_files import load_recipe
 from speech_tokenizers.training.common.reporting import read_log
 from speech_tokenizers.training.language_models import speech_lm
@@ -105,6 +106,30 @@ def recipe(tmp_path, corpus):
         return path
 
     return write
+
+
+@pytest.mark.parametrize("unit_coding", ["units", "runs", "bpe"])
+def test_a_recipe_learns_units_as_runs(recipe, corpus, tmp_path, unit_coding):
+    rows = read_speech_rows(str(corpus / "rows"))
+    merges = train_unit_bpe([codes_of(row)[0] for row in rows], 16, 22)
+    merges.save_pretrained(tmp_path / "merges")
+    changes = {"unit_bpe": str(tmp_path / "merges")} if unit_coding == "bpe" else {}
+    path = recipe(unit_coding=unit_coding, num_codebooks=1, max_steps=2, **changes)
+    results = train_speech_lm(arguments(path))
+    model, processor = load_speech_lm(str(tmp_path / "run/final"))
+    assert model.config.unit_coding == unit_coding
+    assert bool(model.config.unit_merges) == (unit_coding == "bpe")
+    assert bool(model.config.unit_durations) == (unit_coding != "runs")
+    assert model.config.piece_frames == piece_frames(rows, processor)
+    lengths = [len(processor.row_inputs(row)["input_ids"]) for row in rows]
+    assert results["positions_of_training_rows"] == sum(lengths)
+    said = model.generate_speech("hi tim", processor, generators=[torch.Generator().manual_seed(0)])
+    assert said.ended.tolist() == [True]
+    assert float(said.piece_times[0][-1, 1]) * 50 == pytest.approx(said.audio_codes.shape[2])
+    if unit_coding == "bpe":
+        train_unit_bpe([codes_of(rows[0])[0]], 16, 19).save_pretrained(tmp_path / "merges")
+        with pytest.raises(ValueError, match="unit_bpe"):
+            train_speech_lm(arguments(path))
 
 
 def arguments(path, *overrides) -> SpeechLMArguments:
