@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 
 from helpers.tiny_speaking_lm import PHONES, tiny_codec, tiny_lm, tiny_row
+from speech_tokenizers.evaluation.speech_lm.synthesis import SynthesisItem, Voice
 from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
 from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
 from speech_tokenizers.modeling.pronunciations import PronunciationLexicon
@@ -402,3 +403,15 @@ def test_durations_cannot_be_given_in_frames(bpe):
     model, processor = make("runs", bpe, "phone")
     with pytest.raises(ValueError, match="writes runs"):
         model.generate_speech("hi", processor, durations=[[3] * 4])
+
+
+@pytest.mark.parametrize("kind", ["frames", "units", "runs", "bpe"])
+def test_a_voice_of_runs_is_measured(bpe, kind):
+    model, processor = make(kind, bpe, "phone")
+    voice = Voice(model, processor, "runs", {"max_frames": 30})
+    (result,) = voice.synthesize([SynthesisItem("hi tim", "a")])
+    assert voice.num_codebooks == 1
+    assert voice.codebook_size == NUM_UNITS
+    assert result.said == result.asked[: len(result.said)]
+    assert 0 < result.first_audio_seconds < result.seconds + 1
+    assert voice.decode(result.audio_codes) == pytest.approx(result.audio_values, abs=1e-5)

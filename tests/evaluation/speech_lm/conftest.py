@@ -13,6 +13,7 @@ from torch import nn
 
 from speech_tokenizers.evaluation.speech_lm.synthesis import Voice
 from speech_tokenizers.modeling.speech_lm_layouts import SpeechIds, flat_to_codes
+from speech_tokenizers.modeling.speech_lm_unit_coding import UnitCoding
 from speech_tokenizers.processing.speech_row_format import RowsFacts
 from speech_tokenizers.processing.speech_rows import SpeechRowsWriter
 
@@ -74,7 +75,7 @@ class LevelModel(nn.Module):
             "latent_dim": 0,
         }
         told = {**fields, "misread": self.misread, "ends": ends}
-        fields["speech_ids"] = IDS
+        fields |= {"speech_ids": IDS, "unit_coding": "frames", "coding": UnitCoding()}
         self.config = types.SimpleNamespace(**fields, to_dict=lambda: told)
 
     def get_output_embeddings(self) -> nn.Module:
