@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="write nothing, and find in an exported folder what would break a server",
     )
-    parser.add_argument("--codec", metavar="NAME", default=None, help="with --check: the codec that the codes are of")
+    parser.add_argument("--codec", metavar="NAME", default=None, help="codec whose codes --check expects")
 
 
 def run(args: argparse.Namespace) -> int:
