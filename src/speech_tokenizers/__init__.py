@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from speech_tokenizers.modeling.pronunciations import PronunciationError, PronunciationLexicon
     from speech_tokenizers.modeling.speech_lm_generation import SpeechOutput
     from speech_tokenizers.modeling.speech_lm_ids import SpeechIds
+    from speech_tokenizers.modeling.speech_lm_streamer import AudioStreamer
+    from speech_tokenizers.modeling.speech_lm_streaming import SpeechChunk
     from speech_tokenizers.modeling.speech_lm_text import build_speech_vocabulary
     from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
     from speech_tokenizers.modeling.unit_streaming import UnitStream
@@ -145,6 +147,8 @@ _MODULES = {
     "PronunciationLexicon": "modeling.pronunciations",
     "SpeechOutput": "modeling.speech_lm_generation",
     "SpeechIds": "modeling.speech_lm_ids",
+    "AudioStreamer": "modeling.speech_lm_streamer",
+    "SpeechChunk": "modeling.speech_lm_streaming",
     "as_speech_codec": "modeling.transformers_codecs",
     "UnitStream": "modeling.unit_streaming",
     "WindowedEncoder": "modeling.windowed_encoding",
