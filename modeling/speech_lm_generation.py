@@ -3,7 +3,7 @@
 """How a speech language model speaks: requests in, ids by `generate`, audio out."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 
 from .speech_lm_plans import SaidRow, SpeechPlan, SpeechSettings, Utterance
 from .speech_lm_streaming import SpeechChunk, check_chunks, look_ahead_seconds, stream_texts
+from .speech_lm_voices import Voice, make_voice
 
 
 @dataclass
@@ -73,6 +74,7 @@ class SpeechGeneration:
         generators: Sequence[torch.Generator] | None = None,
         cfg_scale: float = 1.0,
         head_steps: int | None = None,
+        voice: Voice | Sequence[Voice | None] | None = None,
         decode: bool = True,
     ) -> SpeechOutput:
         """
@@ -104,6 +106,9 @@ class SpeechGeneration:
             cfg_scale (`float`, *optional*, defaults to 1.0): In the continuous layout, strength of the guidance away
                 from what the model says without the text; needs a model that was trained with `condition_dropout`.
             head_steps (`int`, *optional*): In the continuous layout, steps of a head that needs several.
+            voice ([`Voice`], or sequence of these and `None`, *optional*): Example of speech that stands before each
+                text, for all texts or one for each. A single text uses its cache, if it has one; several texts read
+                their examples anew.
             decode (`bool`, *optional*, defaults to `True`): Whether the codes are made audible.
 
         Raises:
@@ -124,6 +129,7 @@ class SpeechGeneration:
             generators=generators,
             cfg_scale=cfg_scale,
             head_steps=head_steps,
+            voice=voice,
         )
         codec = self.codec if decode else None  # type: ignore[attr-defined]
         plan = SpeechPlan(self, processor, [text] if isinstance(text, str) else list(text), settings)
@@ -181,6 +187,41 @@ class SpeechGeneration:
         sizes = (chunk_frames, first_chunk_frames)
         return stream_texts(self, processor, text, settings, sizes, self.codec)  # type: ignore[attr-defined]
 
+    def make_voice(
+        self,
+        text: str,
+        processor: Any,
+        *,
+        audio: Any = None,
+        audio_codes: Any = None,
+        audio_latents: Any = None,
+        audio_pieces: Sequence[Mapping[str, Any]] | None = None,
+        sampling_rate: int | None = None,
+        cache: bool = False,
+    ) -> Voice:
+        """
+        A voice, of a recording and its text: an example that stands before what is to be said, as an earlier turn.
+
+        A model imitates it as far as it was trained on such turns.
+
+        Args:
+            text (`str`): What is said in the recording.
+            processor ([`SpeechLMProcessor`]): The model's processor.
+            audio, audio_codes, audio_latents (*optional*): The recording, its codes or its latents: one of them, as
+                the processor takes it.
+            audio_pieces (sequence of `Mapping`, *optional*): Words or phones of the recording with their ends in
+                seconds, as rows have them. A model with a `text_alignment` learnt speech with these.
+            sampling_rate (`int`, *optional*): Rate of a waveform in Hz, to be checked.
+            cache (`bool`, *optional*, defaults to `False`): Whether to keep what the model remembers of the example,
+                so that a text that is said in this voice need not read it.
+
+        Raises:
+            ValueError: If the recording or the text is empty or not what the processor takes, the example is too long
+                for the model's context, or the model remembers more than keys and values.
+        """
+        clip = {"audio": audio, "audio_codes": audio_codes, "audio_latents": audio_latents}
+        return make_voice(self, text, processor, {**clip, "audio_pieces": audio_pieces}, sampling_rate, cache)
+
     @property
     def look_ahead_seconds(self) -> float:
         """
@@ -190,14 +231,14 @@ class SpeechGeneration:
         """
         return look_ahead_seconds(self.codec, self.config)  # type: ignore[attr-defined]
 
-    def check_text(self, text: str, processor: Any) -> None:
+    def check_text(self, text: str, processor: Any, voice: Voice | None = None) -> None:
         """
-        Refuse a text that [`generate_speech`] would refuse, without saying it.
+        Refuse a text, or a voice, that [`generate_speech`] would refuse, without saying it.
 
         Raises:
             ValueError: As there.
         """
-        SpeechPlan(self, processor, [text], SpeechSettings())
+        SpeechPlan(self, processor, [text], SpeechSettings(voice=voice))
 
 
 def _output(rows: Sequence[SaidRow], plan: SpeechPlan) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from .audio_logits import AudioOnly, GuidedText, MinFrames, RowSampling, Windowe
 from .continuous_heads import check_draw
 from .input_checks import check_number, check_whole_number
 from .speech_lm_layouts import AlignedCodes, from_delay_grid, split_pieces
+from .speech_lm_voices import Voice, one_voice_a_text
 from .speech_lm_writers import DelayWriter, FlatWriter, LatentWriter, Writing, write_ids
 
 
@@ -54,6 +55,7 @@ class SpeechSettings:
     generators: Sequence[torch.Generator] | None = None
     cfg_scale: float = 1.0
     head_steps: int | None = None
+    voice: Voice | Sequence[Voice | None] | None = None
 
     def check(self, model: Any) -> None:
         """
@@ -143,6 +145,10 @@ class SpeechPlan:
         settings.check_count(len(texts))
         self.model, self.config, self.settings = model, model.config, settings
         self.utterances = self._utterances(texts, processor)
+        self.voices = one_voice_a_text(settings.voice, len(texts))
+        for voice in self.voices:
+            if voice is not None:
+                voice.check(model)
         self.inputs = self._inputs(processor)
         self.limits, self.code_limits = self._limits(self.inputs["attention_mask"].sum(-1).tolist())
 
@@ -171,6 +177,7 @@ class SpeechPlan:
             [config.audio_end_token_id],
             codes=config.written_ids,
             max_codes=self.code_limits,
+            past_key_values=self._past(),
         )
         return writer, steps
 
@@ -240,12 +247,30 @@ class SpeechPlan:
     def _inputs(self, processor: Any) -> dict[str, torch.Tensor]:
         is_phones = self.config.text_alignment == "phone"
         prompts = [
-            processor.speech_prompt(utterance.text, utterance.labels if is_phones else None)
-            for utterance in self.utterances
+            processor.speech_prompt(utterance.text, utterance.labels if is_phones else None, voice)
+            for utterance, voice in zip(self.utterances, self.voices, strict=True)
         ]
-        inputs = processor(text=prompts, padding_side="left", return_tensors="pt")
+        clips = [voice.clip() for voice in self.voices if voice is not None]
+        parts = ("audio_codes", "audio_latents", "audio_pieces")
+        given = {name: [clip.get(name) for clip in clips] for name in parts if any(name in clip for clip in clips)}
+        inputs = processor(text=prompts, **given, padding_side="left", return_tensors="pt")
         self._check_known(inputs["input_ids"], processor.tokenizer)
-        return {name: inputs[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
+        names = list(inputs) if clips else ["input_ids", "attention_mask"]
+        return {name: inputs[name].to(self.model.device) for name in names}
+
+    def _past(self) -> Any:
+        # What the model remembers of the voice. Several rows read their voices anew, as does guidance, which hides
+        # their texts.
+        voice = self.voices[0]
+        if len(self.voices) > 1 or voice is None or voice.past is None or self.settings.cfg_scale != 1:
+            return None
+        ids = voice.input_ids
+        if not torch.equal(self.inputs["input_ids"][0, : len(ids)].cpu(), ids):
+            raise ValueError(
+                "The voice has a cache of other ids than this processor writes for it; make the voice anew with this"
+                " model and processor, or use `voice.without_cache()`."
+            )
+        return voice.cache(self.model.device)
 
     def _check_known(self, ids: torch.Tensor, tokenizer: Any) -> None:
         # Phones are looked up; letters and words that a vocabulary lacks would be said as if they were not there.

@@ -132,3 +132,22 @@ def test_outputs_that_cannot_be_streamed_are_told(voice, tmp_path, monkeypatch, 
     assert main(["say", "hi", *arguments, "--model", str(voice)]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_voice_is_made_and_spoken_in(voice_without_alignment, tmp_path, capsys):
+    soundfile.write(tmp_path / "tim.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 300), 800)
+    model, path = ["--model", str(voice_without_alignment)], tmp_path / "tim.safetensors"
+    said = ["say", "hi", "-o", str(tmp_path / "a.wav"), "--temperature", "0", *model]
+    making = ["make-voice", str(tmp_path / "tim.wav"), "--text", "tim", "-o", str(path), *model]
+    main(said)
+    spoken = [(tmp_path / "a.wav").read_bytes()]
+    for options in ([], ["--cache"]):
+        assert main([*making, *options]) == 0
+        main([*said, "--voice", str(path)])
+        spoken.append((tmp_path / "a.wav").read_bytes())
+    assert spoken[1] == spoken[2] != spoken[0]
+    path.write_bytes(path.read_bytes()[:-4])
+    assert main([*said, "--voice", str(path)]) == 2
+    assert "was cut short" in capsys.readouterr().err
+    assert main(["make-voice", str(tmp_path / "tim.wav"), "--text", " ", "-o", str(path), *model]) == 2
+    assert main(["make-voice", str(tmp_path / "tom.wav"), "--text", "tom", "-o", str(path), *model]) == 2

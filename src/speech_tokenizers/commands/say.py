@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top-k", type=int, default=None, metavar="K", help="draw from the K likeliest codes")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    parser.add_argument("--voice", type=Path, default=None, metavar="FILE", help="voice that `make-voice` made")
     parser.add_argument("--times", action="store_true", help="print when each word is said, as JSON lines")
     parser.add_argument(
         "--stream",
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from speech_tokenizers.coding.command_options import choose_device
     from speech_tokenizers.coding.speech_lm_loading import DEFAULT_VOICE, load_speech_lm
     from speech_tokenizers.commands.frame import UsageError
+    from speech_tokenizers.modeling.speech_lm_voices import Voice
 
     arriving = args.stream and args.text == "-"
     texts = [] if arriving else list(_texts(args.text))
@@ -62,15 +64,18 @@ def run(args: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     model, processor = load_speech_lm(args.model or DEFAULT_VOICE, args.codec)
     model.to(choose_device(args.device))
+    options: dict[str, Any] = {"top_k": args.top_k}
+    if args.voice is not None:
+        options["voice"] = Voice.load(args.voice)
     if args.times and model.config.text_alignment == "none":
         raise UsageError("--times needs a model with a `text_alignment`; this one does not know when words are said")
     # All texts are looked at before the first is said.
     for place, text in texts:
-        _check(text, place, model, processor)
+        _check(text, place, model, processor, options.get("voice"))
     temperature = args.temperature
     if temperature is None:
         temperature = 0.8 if model.config.text_alignment == "none" else 0.0
-    options: dict[str, Any] = {"temperature": temperature, "top_k": args.top_k}
+    options["temperature"] = temperature
     if args.stream:
         options["generators"] = [torch.Generator(model.device).manual_seed(args.seed)]
         lines = sys.stdin if arriving else [f"{text}\n" for _, text in texts]
@@ -119,11 +124,11 @@ def _texts(argument: str) -> Iterator[tuple[str, str]]:
             yield f"line {number}", line.strip()
 
 
-def _check(text: str, place: str, model, processor) -> None:
+def _check(text: str, place: str, model, processor, voice) -> None:
     from speech_tokenizers.commands.frame import UsageError
 
     try:
-        model.check_text(text, processor)
+        model.check_text(text, processor, voice)
     except ValueError as error:
         raise UsageError(f"{place}: {error}") from error
 
