@@ -23,6 +23,8 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 	.modeling.configuration_speech_lm .modeling.modeling_speech_lm .modeling.processing_speech_lm \
 	.modeling.speech_lm_clips .modeling.speech_lm_generation .modeling.speech_lm_grids .modeling.speech_lm_ids \
 	.modeling.speech_lm_layouts .modeling.speech_lm_requests .modeling.speech_lm_sequences .modeling.speech_lm_tasks \
+	.modeling.speech_lm_alarms .modeling.speech_lm_plans .modeling.speech_lm_streamer \
+	.modeling.speech_lm_streaming .modeling.speech_lm_voices \
 	.modeling.speech_lm_text .modeling.audio_logits .modeling.pronunciations \
 	.processing.speech_row_format .processing.speech_rows .coding.row_coding .coding.speech_lm_loading)
 # On a few shared cores, tiny models are faster on one thread than on several that wait for each other.

@@ -28,6 +28,9 @@ class SpeechOutput(ModelOutput):
             latents; 0 behind an end.
         audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): 1 before an item's end.
         ended (`torch.BoolTensor` of shape `(batch,)`): Whether the model itself wrote the end; else a limit cut it.
+        tries (`torch.LongTensor` of shape `(batch,)`): How often each text was said; this is the last time.
+        alarms (`list` of `list[str]`): What seemed wrong with each try of each text that failed; if they are as many
+            as `tries`, the last one failed, too.
         num_dropped (`torch.LongTensor` of shape `(batch,)`): Ids that made no whole frame.
         pieces (`list` of `list[str]`): Words or phones that were said, in order; empty without an alignment.
         piece_times (`list` of `torch.Tensor` of shape `(num_pieces, 2)`): Their starts and ends, in seconds.
@@ -44,6 +47,8 @@ class SpeechOutput(ModelOutput):
     audio_latents: torch.FloatTensor | None = None
     audio_codes_mask: torch.LongTensor | None = None
     ended: torch.BoolTensor | None = None
+    tries: torch.LongTensor | None = None
+    alarms: list[list[str]] | None = None
     num_dropped: torch.LongTensor | None = None
     pieces: list[list[str]] | None = None
     piece_times: list[torch.Tensor] | None = None
@@ -75,6 +80,7 @@ class SpeechGeneration:
         cfg_scale: float = 1.0,
         head_steps: int | None = None,
         voice: Voice | Sequence[Voice | None] | None = None,
+        retries: int = 0,
         decode: bool = True,
     ) -> SpeechOutput:
         """
@@ -109,6 +115,10 @@ class SpeechGeneration:
             voice ([`Voice`], or sequence of these and `None`, *optional*): Example of speech that stands before each
                 text, for all texts or one for each. A single text uses its cache, if it has one; several texts read
                 their examples anew.
+            retries (`int`, *optional*, defaults to 0): How often a text whose speech seems wrong is said again, by
+                another seed: one that did not end, is far shorter than texts of training, or repeats its frames for a
+                second. With `generators`, the seed follows from the state of the text's generator and the number of
+                the try. What was wrong is told in `alarms`, with and without `retries`.
             decode (`bool`, *optional*, defaults to `True`): Whether the codes are made audible.
 
         Raises:
@@ -130,14 +140,12 @@ class SpeechGeneration:
             cfg_scale=cfg_scale,
             head_steps=head_steps,
             voice=voice,
+            retries=retries,
         )
         codec = self.codec if decode else None  # type: ignore[attr-defined]
         plan = SpeechPlan(self, processor, [text] if isinstance(text, str) else list(text), settings)
-        writer, steps = plan.write()
-        for writing in steps:  # noqa: B007
-            pass
-        rows = plan.said(writer, writing)
-        output = _output(rows, plan)
+        rows, alarms, tries = plan.say()
+        output = {**_output(rows, plan), "alarms": alarms, "tries": torch.tensor(tries)}
         if codec is not None:
             _sound(output, codec)
         output["seconds"] = time.perf_counter() - begun
@@ -171,8 +179,9 @@ class SpeechGeneration:
             processor ([`SpeechLMProcessor`]): The model's processor.
             chunk_frames (`int`, *optional*, defaults to 10): Frames of a chunk.
             first_chunk_frames (`int`, *optional*, defaults to 3): Frames of the first chunk of each sentence.
-            options: Further arguments of [`~SpeechGeneration.generate_speech`] but `decode`. What has an entry a text
-                has one here: `generators` for all sentences, `durations` and `pieces` for a text that is no iterable.
+            options: Further arguments of [`~SpeechGeneration.generate_speech`] but `decode` and `retries`. What has an
+                entry a text has one here: `generators` for all sentences, `durations` and `pieces` for a text that is
+                no iterable.
 
         Returns:
             Iterator of [`SpeechChunk`].
@@ -183,6 +192,8 @@ class SpeechGeneration:
         """
         settings = SpeechSettings(**options)
         settings.check(self)
+        if settings.retries:
+            raise ValueError("What was heard cannot be said again; leave out `retries`, or use `generate_speech`.")
         check_chunks(chunk_frames, first_chunk_frames)
         sizes = (chunk_frames, first_chunk_frames)
         return stream_texts(self, processor, text, settings, sizes, self.codec)  # type: ignore[attr-defined]

@@ -2,9 +2,10 @@
 # Copyright 2026 The speech-tokenizers authors.
 """What a speech language model is about to say: texts, settings and prompts, checked before the first id is chosen."""
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from transformers import LogitsProcessorList
 from .audio_logits import AudioOnly, GuidedText, MinFrames, RowSampling, WindowedRepetition
 from .continuous_heads import check_draw
 from .input_checks import check_number, check_whole_number
+from .speech_lm_alarms import alarm_of, generators_again
 from .speech_lm_layouts import AlignedCodes, from_delay_grid, split_pieces
 from .speech_lm_voices import Voice, one_voice_a_text
-from .speech_lm_writers import DelayWriter, FlatWriter, LatentWriter, Writing, write_ids
+from .speech_lm_writers import DelayWriter, FlatWriter, LatentWriter, Writing, at_times, write_ids
 
 
 @dataclass
@@ -56,6 +58,7 @@ class SpeechSettings:
     cfg_scale: float = 1.0
     head_steps: int | None = None
     voice: Voice | Sequence[Voice | None] | None = None
+    retries: int = 0
 
     def check(self, model: Any) -> None:
         """
@@ -67,6 +70,11 @@ class SpeechSettings:
         check_whole_number(self.min_frames, "min_frames", 1)
         if not self.temperature and (self.top_k is not None or self.top_p is not None):
             raise ValueError("`top_k` and `top_p` choose what is drawn from; give a `temperature` above 0 with them.")
+        if check_whole_number(self.retries, "retries", 0) and not self.temperature:
+            raise ValueError(
+                f"`retries` is {self.retries}, but with `temperature=0` every try says the same; give a temperature"
+                " above 0, or no `retries`."
+            )
         if self.min_frames > 1 and config.text_alignment != "none":
             raise ValueError("`min_frames` needs a model without a `text_alignment`; give `durations` instead.")
         if self.max_frames is not None and check_whole_number(self.max_frames, "max_frames", 1) < self.min_frames:
@@ -111,12 +119,14 @@ class SaidRow:
         frames (`torch.Tensor`): Codes `(num_codebooks, num_frames)`, or latents `(num_frames, latent_dim)`.
         ended (`bool`): Whether the model wrote the end.
         ids (`torch.LongTensor` of shape `(num_written,)`): The ids behind the prompt, as the model read them.
+        alarm (`str`, *optional*): What seems to be wrong with it.
     """
 
     aligned: AlignedCodes
     frames: torch.Tensor
     ended: bool
     ids: torch.Tensor
+    alarm: str | None = None
 
     @property
     def num_frames(self) -> int:
@@ -189,6 +199,7 @@ class SpeechPlan:
         read = chosen
         if isinstance(writer, DelayWriter | LatentWriter):
             read = torch.stack(writer.ids_read, dim=1).cpu()
+        judges_length = self.settings.pieces is None and self.settings.durations is None
         rows = []
         for place, utterance in enumerate(self.utterances):
             ids = chosen[place, : int(writing.lengths[place])]
@@ -202,8 +213,51 @@ class SpeechPlan:
                 frames = from_delay_grid(grid, config.codebook_delays, config.codebook_size)[0][0]
             elif isinstance(writer, LatentWriter):
                 frames = writer.clip(place)
-            rows.append(SaidRow(aligned, frames, len(ends) > 0, read[place]))
+            row = SaidRow(aligned, frames, len(ends) > 0, read[place])
+            row.alarm = alarm_of(row.frames, row.ended, utterance.text, self.model, judges_length)
+            rows.append(row)
         return rows
+
+    def say(self) -> tuple[list[SaidRow], list[list[str]], list[int]]:
+        """
+        Write all rows, and those that fail once more, at most `retries` times.
+
+        Returns:
+            `tuple`: What each row said in its last try, what was wrong with each try that failed, and the numbers of
+            tries.
+        """
+        generators, retries = self.settings.generators, self.settings.retries
+        states = [generator.get_state() for generator in generators or ()] if retries else []
+        rows = self._say_once()
+        tries = [1] * len(rows)
+        alarms: list[list[str]] = [[row.alarm] if row.alarm else [] for row in rows]
+        for attempt in range(1, retries + 1):
+            failed = [place for place, row in enumerate(rows) if row.alarm]
+            if not failed:
+                break
+            drawn = None if generators is None else generators_again(generators, states, failed, attempt)
+            for place, row in zip(failed, self._of_rows(failed, drawn)._say_once(), strict=True):
+                rows[place] = row
+                tries[place] += 1
+                alarms[place] += [row.alarm] if row.alarm else []
+        return rows, alarms, tries
+
+    def _say_once(self) -> list[SaidRow]:
+        writer, steps = self.write()
+        for writing in steps:  # noqa: B007
+            pass
+        return self.said(writer, writing)
+
+    def _of_rows(self, rows: Sequence[int], generators: Sequence[torch.Generator] | None) -> "SpeechPlan":
+        # The same for some of the rows, without the padding that only others needed.
+        plan = copy.copy(self)
+        plan.settings = replace(self.settings, generators=generators)
+        for name in ("utterances", "voices", "limits", "code_limits"):
+            setattr(plan, name, [getattr(self, name)[row] for row in rows])
+        first = int(self.inputs["attention_mask"][rows].argmax(1).min())
+        kept = slice(first, None)
+        plan.inputs = {name: at_times(name, part[rows], kept) for name, part in self.inputs.items()}
+        return plan
 
     # --- Texts, prompts and limits ---
 

@@ -31,6 +31,7 @@ class SpeechChunk:
         seconds (`float`): Time from the text's arrival to that of the chunk, in seconds.
         is_last (`bool`): Whether it ends its text.
         ended (`bool`, *optional*): In the last chunk, whether the model itself wrote the end; else a limit cut it.
+        alarm (`str`, *optional*): In the last chunk, what seems to be wrong with the text's speech.
     """
 
     audio_values: torch.Tensor
@@ -39,6 +40,7 @@ class SpeechChunk:
     seconds: float
     is_last: bool = False
     ended: bool | None = None
+    alarm: str | None = None
 
 
 def look_ahead_seconds(codec: Any, config: Any) -> float:
@@ -203,7 +205,7 @@ def _stream(plans: Iterable[SpeechPlan], codec: Any, sizes: tuple[int, int]) -> 
         values = decoder.finish()
         (row,) = plan.said(writer, writing)
         start, seconds = num_samples / codec.sampling_rate, time.perf_counter() - plan.begun
-        yield SpeechChunk(values, text, start, seconds, is_last=True, ended=row.ended)
+        yield SpeechChunk(values, text, start, seconds, is_last=True, ended=row.ended, alarm=row.alarm)
         num_samples += values.shape[-1]
 
 

@@ -93,6 +93,14 @@ def check_speech_language_models(names, folder):
     assert (folder / "my-voice" / "model.safetensors").is_file()
 
 
+def check_speaking(names, folder):
+    assert sum(part.shape[-1] for part in names["audio"]) > 16000
+    assert names["heard"].shape[-1] > 0
+    assert (folder / "hi.safetensors").is_file()
+    assert names["several"].ended.all()
+    assert names["again"].tries.shape == (1,)
+
+
 CHECKS = {
     "README.md": check_readme,
     "docs/interface.md": check_interface,
@@ -101,6 +109,7 @@ CHECKS = {
     "docs/continuous_tokens.md": check_continuous_tokens,
     "docs/training.md": check_training,
     "docs/speech_language_models.md": check_speech_language_models,
+    "docs/speaking.md": check_speaking,
 }
 
 

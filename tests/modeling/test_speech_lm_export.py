@@ -53,6 +53,7 @@ FILES = {
     "recording_stream.py",
     "resampling.py",
     "sampling_rates.py",
+    "speech_lm_alarms.py",
     "speech_lm_clips.py",
     "speech_lm_generation.py",
     "speech_lm_grids.py",

@@ -35,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, default=None, metavar="K", help="draw from the K likeliest codes")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
     parser.add_argument("--voice", type=Path, default=None, metavar="FILE", help="voice that `make-voice` made")
+    parser.add_argument(
+        "--retries",
+        type=int,
+        default=0,
+        metavar="N",
+        help="say a text again, at most N times, that did not end, is far too short or repeats itself",
+    )
     parser.add_argument("--times", action="store_true", help="print when each word is said, as JSON lines")
     parser.add_argument(
         "--stream",
@@ -59,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     if not texts and not arriving:
         raise UsageError(f"{args.text}: there is no text to say")
     is_folder = _is_folder(args, len(texts))
+    if args.retries < 0:
+        raise UsageError(f"--retries must be at least 0, but is {args.retries}")
     if args.top_k is not None and args.top_k < 1:
         raise UsageError(f"--top-k must be at least 1, but is {args.top_k}")
     logging.disable_progress_bar()
@@ -75,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     temperature = args.temperature
     if temperature is None:
         temperature = 0.8 if model.config.text_alignment == "none" else 0.0
+    if args.retries and not temperature:
+        raise UsageError("--retries need a --temperature above 0; without one, every try says the same")
     options["temperature"] = temperature
     if args.stream:
         options["generators"] = [torch.Generator(model.device).manual_seed(args.seed)]
@@ -84,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     cut = 0
     for number, (_, text) in enumerate(texts, 1):
         options["generators"] = [torch.Generator(model.device).manual_seed(args.seed)]
-        said = model.generate_speech(text, processor, **options)
+        said = model.generate_speech(text, processor, retries=args.retries, **options)
         path = args.output / f"{number:04d}.wav" if is_folder else args.output
         _write(path, said, model.config.sampling_rate)
         cut += _told(path, text, said, model.config.sampling_rate, args.times)
@@ -97,6 +108,8 @@ def _is_folder(args: argparse.Namespace, num_texts: int) -> bool:
     if args.stream:
         if args.times:
             raise UsageError("--times are known once a text is said; leave out --stream")
+        if args.retries:
+            raise UsageError("--retries: what was heard cannot be said again; leave out --stream")
         if args.output.is_dir():
             raise UsageError(f"--output {args.output} is a folder, but --stream writes one file; name a file, or `-`")
         return False
@@ -148,6 +161,8 @@ def _told(path: Path, text: str, said, sampling_rate: int, times: bool) -> bool:
 
     from speech_tokenizers.commands.frame import say
 
+    for number, alarm in enumerate(said.alarms[0], 1):
+        say(f"{path}: try {number} of {said.tries[0]}: {alarm}")
     if not said.ended[0]:
         say(f"{path}: speech did not end by itself and was cut; train longer, or say the text in parts")
     if times:
@@ -190,9 +205,9 @@ def _stream(output: Path, model, processor, text: str | Iterable[str], options: 
             writer.write(chunk.audio_values[0, 0].numpy())
             num_samples += chunk.audio_values.shape[-1]
             first = chunk.seconds if first is None else first
-            if chunk.is_last and not chunk.ended:
-                cut += 1
-                say(f"{chunk.text}: speech did not end by itself and was cut; train longer, or say it in parts")
+            if chunk.alarm:
+                say(f"{chunk.text}: {chunk.alarm}")
+            cut += chunk.is_last and not chunk.ended
     spent = time.perf_counter() - begun
     told = f"{output}: {num_samples / rate:.2f} s in {spent:.2f} s, first audio after {first:.2f} s"
     told = f"{told}, look-ahead {model.look_ahead_seconds:.2f} s"
