@@ -23,7 +23,10 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 	.modeling.configuration_speech_lm .modeling.modeling_speech_lm .modeling.processing_speech_lm \
 	.modeling.speech_lm_clips .modeling.speech_lm_generation .modeling.speech_lm_grids .modeling.speech_lm_ids \
 	.modeling.speech_lm_layouts .modeling.speech_lm_requests .modeling.speech_lm_sequences .modeling.speech_lm_tasks \
-	.modeling.speech_lm_text .modeling.audio_logits .modeling.pronunciations \
+	.modeling.speech_lm_alarms .modeling.speech_lm_plans .modeling.speech_lm_streamer \
+	.modeling.speech_lm_streaming .modeling.speech_lm_voices \
+	.modeling.speech_lm_text .modeling.speech_lm_checks .modeling.speech_lm_frames .modeling.speech_lm_making \
+	.modeling.speech_lm_row_frames .modeling.speech_lm_vocabulary .modeling.speech_lm_writers .modeling.audio_logits .modeling.pronunciations \
 	.processing.speech_row_format .processing.speech_rows .coding.row_coding .coding.speech_lm_loading .coding.served_speech \
 	.conversion.causal_lm_checks .conversion.causal_lm_export .conversion.causal_lm_readme .conversion.speech_grammar \
 	.training.language_models.lora_settings .training.language_models.speech_lm_adapters)

@@ -143,6 +143,11 @@ class SpeechCodec(FramedModel):
         return False
 
     @property
+    def decode_look_ahead(self) -> int | None:
+        """Frames behind a frame that a stream needs to decode it; `None` where it waits for the end."""
+        return None
+
+    @property
     def longest_exact_stream(self) -> int | None:
         """Most samples for which `encode_stream` gives the tokens of `encode`; `None` where it gives them always."""
         return None
@@ -164,7 +169,9 @@ class SpeechCodec(FramedModel):
         """
         raise NotImplementedError
 
-    def decode_stream(self, kind: TokenKind | None = None, num_samples: int | None = None) -> SpeechStream:
+    def decode_stream(
+        self, kind: TokenKind | None = None, num_samples: int | None = None, eager: bool = False
+    ) -> SpeechStream:
         """
         A stream that decodes.
 
@@ -173,6 +180,9 @@ class SpeechCodec(FramedModel):
                 model's.
             num_samples (`int`, *optional*): Length of the recording, where it is known. Units need it to fill the end
                 that their frames leave out; other streams give whole frames in any case.
+            eager (`bool`, *optional*, defaults to `False`): Whether to answer each call with all that is settled,
+                `decode_look_ahead` frames late, and not in windows. A decoder with look-ahead then decodes that and
+                the past anew in each call.
 
         Raises:
             ValueError: If the model decodes no tokens of that kind.

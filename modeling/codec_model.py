@@ -112,18 +112,25 @@ class CodecPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, Pre
         """See [`SpeechCodec.encode_stream`]. The tokens are those of the whole recording."""
         return self._stream(self.check_kind(kind), num_quantizers)
 
-    def decode_stream(self, kind: TokenKind | None = None, num_samples: int | None = None) -> SpeechStream:
+    @property
+    def decode_look_ahead(self) -> int:
+        """See [`SpeechCodec.decode_look_ahead`]."""
+        return 0 if self.is_streamable else self.decoder_context[1]
+
+    def decode_stream(
+        self, kind: TokenKind | None = None, num_samples: int | None = None, eager: bool = False
+    ) -> SpeechStream:
         """See [`SpeechCodec.decode_stream`]. The samples are those of all tokens at once, in whole frames."""
         if num_samples is not None:
             check_num_samples(num_samples, 1, 1)
-        return self._stream(self.check_kind(kind, decode=True))
+        return self._stream(self.check_kind(kind, decode=True), eager=eager)
 
-    def _stream(self, kind: TokenKind, num_quantizers: int | None = None) -> SpeechStream:
+    def _stream(self, kind: TokenKind, num_quantizers: int | None = None, eager: bool = False) -> SpeechStream:
         if kind == "codes":
-            return CodecStream(self, num_quantizers)
+            return CodecStream(self, num_quantizers, eager=eager)
         if num_quantizers is not None:
             raise ValueError("`num_quantizers` chooses among codebooks, of which latents have none; leave it out.")
-        return LatentStream(self)
+        return LatentStream(self, eager=eager)
 
     def get_encoded_length(self, num_samples):
         """Frames for a number of samples (integer or integer tensor): the quotient by `hop_length`, rounded up."""

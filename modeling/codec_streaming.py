@@ -22,6 +22,8 @@ class CodecStream(RecordingStream):
         num_quantizers (`int`, *optional*): Number of first codebooks to use. Defaults to all.
         window_seconds (`float`, defaults to 4.0): Longest stretch that is coded at once, in seconds; it bounds the
             memory.
+        eager (`bool`, *optional*, defaults to `False`): Whether a codec with look-ahead answers, in place of full
+            windows, each call with the frames whose context has arrived.
 
     Raises:
         ValueError: If the model is in training mode, has not so many codebooks, or the window is not positive.
@@ -37,8 +39,9 @@ class CodecStream(RecordingStream):
 
     model_attribute = "encoder_context"
 
-    def __init__(self, model, num_quantizers: int | None = None, window_seconds: float = 4.0):
+    def __init__(self, model, num_quantizers: int | None = None, window_seconds: float = 4.0, eager: bool = False):
         super().__init__(model)
+        self.eager = eager
         model.check_kind(self.tokens)
         self.num_quantizers = model.check_num_quantizers(num_quantizers)
         check_seconds(window_seconds, "window_seconds", above_zero=True)
@@ -47,12 +50,12 @@ class CodecStream(RecordingStream):
     def _new_encoder(self) -> StreamState:
         model = self.model
         context, hop = model.encoder_context, model.hop_length
-        return _Windows(self._encode_frames, context, self.window, hop, 1, model.is_streamable)
+        return _Windows(self._encode_frames, context, self.window, hop, 1, model.is_streamable, self.eager)
 
     def _new_decoder(self) -> StreamState:
         model = self.model
         context, hop = model.decoder_context, model.hop_length
-        return _Windows(self._decode_frames, context, self.window, 1, hop, model.is_streamable)
+        return _Windows(self._decode_frames, context, self.window, 1, hop, model.is_streamable, self.eager)
 
     def _encode_frames(self, input_values, cache):
         return self.model.encode(
@@ -69,14 +72,13 @@ class LatentStream(CodecStream):
 
     Args:
         model ([`CSTModel`]): The model, in `eval()` mode. A codec's latents before quantization are streamed likewise.
-        window_seconds (`float`, defaults to 4.0): Longest stretch that is coded at once, in seconds; it bounds the
-            memory.
+        window_seconds (`float`, defaults to 4.0), eager (`bool`, *optional*): See [`CodecStream`].
     """
 
     tokens = "latents"
 
-    def __init__(self, model, window_seconds: float = 4.0):
-        super().__init__(model, window_seconds=window_seconds)
+    def __init__(self, model, window_seconds: float = 4.0, eager: bool = False):
+        super().__init__(model, window_seconds=window_seconds, eager=eager)
 
     def _encode_frames(self, input_values, cache):
         return self.model.encode(input_values, padding_cache=cache, return_dict=True).latents.transpose(1, 2)
@@ -96,10 +98,20 @@ class _Windows(StreamState):
         window: Frames per call.
         input_hop, output_hop: Steps per frame on either side.
         streamable: Whether the function carries its own past in a cache, so that no context is needed.
+        eager: Whether frames are answered once their context is there, and not in full windows.
     """
 
-    def __init__(self, function, context, window: int, input_hop: int, output_hop: int, streamable: bool):
-        self.function, self.window = function, window
+    def __init__(
+        self,
+        function,
+        context,
+        window: int,
+        input_hop: int,
+        output_hop: int,
+        streamable: bool,
+        eager: bool = False,
+    ):
+        self.function, self.window, self.eager = function, window, eager or streamable
         self.input_hop, self.output_hop = input_hop, output_hop
         self.cache = StreamingCache() if streamable else None
         left, right = (0, 0) if streamable else context
@@ -121,7 +133,7 @@ class _Windows(StreamState):
         while True:
             ready = self.pending.shape[-1] // self.input_hop - self.done - self.right
             # A stream answers at once; windows wait until they are full.
-            count = min(ready, self.window) if self.cache is not None or ready >= self.window else 0
+            count = min(ready, self.window) if self.eager or ready >= self.window else 0
             if count <= 0:
                 break
             results.append(self._run(count, (self.done + count + self.right) * self.input_hop))

@@ -4,7 +4,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,6 @@ from .checked_loading import CheckedLoading
 from .codec_interface import SpeechCodec
 from .configuration_speech_lm import SpeechLMConfig
 from .continuous_heads import init_head_weights
-from .input_checks import check_whole_number
 from .latent_bottleneck import LatentStatistics
 from .speech_lm_checks import (
     check_codec,
@@ -478,20 +477,6 @@ class SpeechLMForConditionalGeneration(
         outputs = self(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
         is_target = labels[..., 1:] != _IGNORED
         return -outputs.target_losses.flatten(1).sum(-1), is_target.flatten(1).sum(-1)
-
-    def set_piece_frames(self, piece_frames: Sequence[Sequence[int]]) -> None:
-        """
-        Fewest and most frames of each label that generation allows.
-
-        Raises:
-            ValueError: If there is not one pair a label, or a pair is not in order.
-        """
-        if len(piece_frames) != len(self.config.piece_labels):
-            raise ValueError(f"There are {len(self.config.piece_labels)} labels, but {len(piece_frames)} pairs.")
-        for label, (fewest, most) in zip(self.config.piece_labels, piece_frames, strict=True):
-            check_whole_number(fewest, f"fewest frames of {label}", 1)
-            check_whole_number(most, f"most frames of {label}", fewest)
-        self.config.piece_frames = [[int(fewest), int(most)] for fewest, most in piece_frames]
 
 
 def _mean_where(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -2,21 +2,21 @@
 # Copyright 2026 The speech-tokenizers authors.
 """Processor of speech language models: texts, recordings, codes and rows of a corpus to ids on one time axis."""
 
-import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AddedToken, BatchFeature
+from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
 from .speech_lm_clips import as_clips, clip_codes, clip_latents, decode_codes, dequantized, encode_waveforms
 from .speech_lm_ids import checked_delays
 from .speech_lm_layouts import LAYOUTS, SpeechIds, flat_to_codes
-from .speech_lm_requests import Attached, SpeechLMRequests, vocabulary_size
+from .speech_lm_making import ProcessorMaking
+from .speech_lm_requests import Attached, SpeechLMRequests
 from .speech_lm_sequences import WrittenClip, pad_sequences
 from .speech_lm_text import (
     AUDIO,
@@ -26,7 +26,7 @@ from .speech_lm_text import (
     phone_token,
     prompt_template,
 )
-from .speech_lm_unit_coding import CODING_FIELDS, check_has_codes, coding_fields
+from .speech_lm_unit_coding import CODING_FIELDS, check_has_codes
 from .transformers_codecs import as_speech_codec
 
 
@@ -34,7 +34,7 @@ PRONUNCIATIONS_FILE = "pronunciations.txt.gz"
 _ALIGNMENTS = ("none", "word", "phone")
 
 
-class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
+class SpeechLMProcessor(ProcessorMaking, SpeechLMRequests, ProcessorMixin):
     """
     Turn texts, recordings, codes, and rows of a corpus into the ids of a [`SpeechLMForConditionalGeneration`].
 
@@ -142,92 +142,6 @@ class SpeechLMProcessor(SpeechLMRequests, ProcessorMixin):
         )
         self._attached = Attached()
         self._check_vocabulary()
-
-    @classmethod
-    def from_tokenizer(
-        cls,
-        tokenizer: Any,
-        codec: Any,
-        feature_extractor: Any,
-        text_alignment: str = "none",
-        piece_labels: Sequence[str] = (),
-        num_codebooks: int | None = None,
-        codec_name: str | None = None,
-        max_length: int | None = None,
-        layout: str | None = None,
-        delays: Sequence[int] | None = None,
-        unit_coding: str = "frames",
-        unit_bpe: Any = None,
-        max_duration: int | None = None,
-        unit_durations: Sequence[float] = (),
-    ) -> "SpeechLMProcessor":
-        """
-        The processor of a language model that is to read and write a codec's codes.
-
-        Args:
-            tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the language model; a copy gets the tokens of audio.
-            codec (`PreTrainedModel`): Codec of this package or of transformers, in evaluation mode.
-            feature_extractor (`SequenceFeatureExtractor`): The codec's feature extractor.
-            text_alignment (`str`, *optional*, defaults to `"none"`): See [`SpeechLMProcessor`].
-            piece_labels (sequence of `str`, *optional*): Labels of the phones, for `text_alignment="phone"`.
-            num_codebooks (`int`, *optional*): Number of first codebooks that are used. Defaults to all.
-            codec_name (`str`, *optional*): Name by which the codec is found again. Defaults to the name of its folder,
-                or its Hub id.
-            max_length (`int`, *optional*): Most positions of a sequence.
-            layout (`str`, *optional*): See [`SpeechLMProcessor`]. Defaults to `"flat"`, or to `"continuous"` for a
-                codec without codebooks.
-            delays (sequence of `int`, *optional*): See [`SpeechLMProcessor`].
-            unit_coding (`str`, *optional*, defaults to `"frames"`): See [`SpeechLMProcessor`].
-            unit_bpe ([`UnitBPE`], *optional*): For `unit_coding="bpe"`, what was learnt from the codec's units.
-            max_duration (`int`, *optional*): Most frames of a run. Defaults to 32 where durations are written.
-            unit_durations (sequence of `float`, *optional*): Mean duration of each unit in frames; see
-                [`UnitCoding`], and [`unit_durations`] which measures them.
-
-        Raises:
-            ValueError: If the layout needs codebooks that the codec has not, the coding does not fit the codec, or
-                the tokenizer has no end of sequence.
-        """
-        codec = as_speech_codec(codec, feature_extractor)
-        layout = layout or ("flat" if codec.kind == "codes" else "continuous")
-        check_has_codes(unit_coding, layout)
-        if layout == "continuous":
-            if num_codebooks is not None:
-                raise ValueError("`num_codebooks` chooses among codebooks, of which latents have none; leave it out.")
-            sizes = {"num_codebooks": 1, "codebook_size": 1, "latent_dim": codec.latent_dim}
-        elif codec.kind != "codes":
-            raise ValueError(f"A {codec.family} gives latents; they need `layout='continuous'`, not {layout!r}.")
-        else:
-            used = codec.num_quantizers if num_codebooks is None else codec.check_num_quantizers(num_codebooks)
-            sizes = {"num_codebooks": used, "codebook_size": codec.codebook_size}
-        sizes |= coding_fields(unit_coding, sizes, unit_bpe, max_duration, unit_durations)
-        if tokenizer.eos_token_id is None:
-            raise ValueError("The tokenizer has no `eos_token`, with which answers end; set one.")
-        tokenizer = copy.deepcopy(tokenizer)
-        names = [AUDIO_START, AUDIO_END, AUDIO]
-        tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
-        phones = [phone_token(label) for label in piece_labels]
-        tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in phones])
-        tokenizer.chat_template = prompt_template(tokenizer)
-        if codec_name is None:
-            origin = str(codec.name_or_path or "")
-            codec_name = Path(origin).name if os.path.isdir(origin) else origin
-        processor = cls(
-            feature_extractor,
-            tokenizer,
-            text_alignment=text_alignment,
-            layout=layout,
-            delays=delays,
-            **sizes,
-            frame_rate=codec.frame_rate,
-            sampling_rate=codec.sampling_rate,
-            codec_name=codec_name,
-            codec_fingerprint=codec.fingerprint(),
-            piece_labels=piece_labels,
-            audio_offset=vocabulary_size(tokenizer),
-            max_length=max_length,
-        )
-        processor.attach_codec(codec)
-        return processor
 
     # --- What is attached, and what follows from the fields ---
 

@@ -3,20 +3,17 @@
 """How a speech language model speaks: requests in, ids by `generate`, audio out."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
+from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import ModelOutput
 
-from .audio_logits import AudioOnly, GuidedText, MinFrames, RowSampling, WindowedRepetition
-from .continuous_heads import check_draw
-from .input_checks import check_number, check_whole_number
-from .speech_lm_layouts import AlignedCodes, split_pieces
-from .speech_lm_unit_coding import UnitCoding
-from .speech_lm_writers import DelayWriter, FlatWriter, LatentWriter, padded, write_ids
+from .speech_lm_plans import SaidRow, SpeechPlan, SpeechSettings, Utterance
+from .speech_lm_streaming import SpeechChunk, check_chunks, look_ahead_seconds, stream_texts
+from .speech_lm_voices import Voice, make_voice
 
 
 @dataclass
@@ -31,6 +28,9 @@ class SpeechOutput(ModelOutput):
             latents; 0 behind an end.
         audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): 1 before an item's end.
         ended (`torch.BoolTensor` of shape `(batch,)`): Whether the model itself wrote the end; else a limit cut it.
+        tries (`torch.LongTensor` of shape `(batch,)`): How often each text was said; this is the last time.
+        alarms (`list` of `list[str]`): What seemed wrong with each try of each text that failed; if they are as many
+            as `tries`, the last one failed, too.
         num_dropped (`torch.LongTensor` of shape `(batch,)`): Ids that made no whole frame.
         pieces (`list` of `list[str]`): Words or phones that were said, in order; empty without an alignment.
         piece_times (`list` of `torch.Tensor` of shape `(num_pieces, 2)`): Their starts and ends, in seconds.
@@ -47,6 +47,8 @@ class SpeechOutput(ModelOutput):
     audio_latents: torch.FloatTensor | None = None
     audio_codes_mask: torch.LongTensor | None = None
     ended: torch.BoolTensor | None = None
+    tries: torch.LongTensor | None = None
+    alarms: list[list[str]] | None = None
     num_dropped: torch.LongTensor | None = None
     pieces: list[list[str]] | None = None
     piece_times: list[torch.Tensor] | None = None
@@ -54,17 +56,6 @@ class SpeechOutput(ModelOutput):
     sequences: torch.LongTensor | None = None
     seconds: float | None = None
     realtime_factor: float | None = None
-
-
-@dataclass
-class _Request:
-    # What is asked of one row.
-    text: str
-    labels: list[str] = field(default_factory=list)
-    pieces: list[list[int]] = field(default_factory=list)
-    words: list[tuple[str, int]] = field(default_factory=list)  # each with the number of its pieces
-    fewest: list[int] = field(default_factory=list)
-    most: list[int] = field(default_factory=list)
 
 
 class SpeechGeneration:
@@ -88,6 +79,8 @@ class SpeechGeneration:
         generators: Sequence[torch.Generator] | None = None,
         cfg_scale: float = 1.0,
         head_steps: int | None = None,
+        voice: Voice | Sequence[Voice | None] | None = None,
+        retries: int = 0,
         decode: bool = True,
     ) -> SpeechOutput:
         """
@@ -119,6 +112,13 @@ class SpeechGeneration:
             cfg_scale (`float`, *optional*, defaults to 1.0): In the continuous layout, strength of the guidance away
                 from what the model says without the text; needs a model that was trained with `condition_dropout`.
             head_steps (`int`, *optional*): In the continuous layout, steps of a head that needs several.
+            voice ([`Voice`], or sequence of these and `None`, *optional*): Example of speech that stands before each
+                text, for all texts or one for each. A single text uses its cache, if it has one; several texts read
+                their examples anew.
+            retries (`int`, *optional*, defaults to 0): How often a text whose speech seems wrong is said again, by
+                another seed: one that did not end, is far shorter than texts of training, or repeats its frames for a
+                second. With `generators`, the seed follows from the state of the text's generator and the number of
+                the try. What was wrong is told in `alarms`, with and without `retries`.
             decode (`bool`, *optional*, defaults to `True`): Whether the codes are made audible.
 
         Raises:
@@ -126,297 +126,178 @@ class SpeechGeneration:
                 context, a number is out of its range, or no codec is attached.
         """
         begun = time.perf_counter()
-        check_number(temperature, "temperature", 0.0)
-        check_whole_number(min_frames, "min_frames", 1)
-        if not temperature and (top_k is not None or top_p is not None):
-            raise ValueError("`top_k` and `top_p` choose what is drawn from; give a `temperature` above 0 with them.")
-        if min_frames > 1 and self.config.text_alignment != "none":  # type: ignore[attr-defined]
-            raise ValueError("`min_frames` needs a model without a `text_alignment`; give `durations` instead.")
-        texts = [text] if isinstance(text, str) else list(text)
-        if not texts:
-            raise ValueError("`text` is empty; pass at least one text.")
+        settings = SpeechSettings(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_window=repetition_window,
+            repetition_limit=repetition_limit,
+            durations=durations,
+            pieces=pieces,
+            min_frames=min_frames,
+            max_frames=max_frames,
+            generators=generators,
+            cfg_scale=cfg_scale,
+            head_steps=head_steps,
+            voice=voice,
+            retries=retries,
+        )
         codec = self.codec if decode else None  # type: ignore[attr-defined]
-        processor.check_model(self)
-        if max_frames is not None and check_whole_number(max_frames, "max_frames", 1) < min_frames:
-            raise ValueError(f"`max_frames` is {max_frames}, but `min_frames` is {min_frames}.")
-        if generators is not None and len(generators) != len(texts):
-            raise ValueError(f"`generators` must have one a text ({len(texts)}), but has {len(generators)}.")
-        if self.training:  # type: ignore[attr-defined]
-            raise ValueError("The model is in training mode, in which dropout changes what it says; call `.eval()`.")
-        self._check_guidance(cfg_scale, head_steps)
-        requests, inputs, limits = self._prepared(texts, processor, pieces, durations, max_frames)
-        processors = self._logits_processors(requests, min_frames, repetition_window, repetition_limit)
-        sampling = None
-        if temperature:
-            sampling = RowSampling(temperature, top_k, top_p, None if generators is None else list(generators))
-            processors.append(sampling)
-        config = self.config  # type: ignore[attr-defined]
-        writer = FlatWriter()
-        if config.layout == "delay":
-            writer = DelayWriter(self, sampling)
-        elif config.layout == "continuous":
-            writer = LatentWriter(self, temperature, head_steps, cfg_scale, generators)
-        for writing in write_ids(  # noqa: B007
-            self,
-            inputs,
-            writer,
-            processors,
-            limits[0],
-            [config.audio_end_token_id],
-            codes=config.written_ids,
-            max_codes=limits[1],
-        ):
-            pass
-        written = writing.ids[:, inputs["input_ids"].shape[1] :]
-        said = [
-            self._said(row[:length], request)
-            for row, length, request in zip(written, writing.lengths.tolist(), requests, strict=True)
-        ]
-        output = self._output(said, requests, writer, config.coding)
-        output["sequences"] = writing.ids
-        if isinstance(writer, DelayWriter | LatentWriter):
-            output["sequences"] = torch.cat([inputs["input_ids"], torch.stack(writer.ids_read, dim=1)], dim=1)
+        plan = SpeechPlan(self, processor, [text] if isinstance(text, str) else list(text), settings)
+        rows, alarms, tries = plan.say()
+        output = {**_output(rows, plan), "alarms": alarms, "tries": torch.tensor(tries)}
         if codec is not None:
-            self._sound(output, codec)
+            _sound(output, codec)
         output["seconds"] = time.perf_counter() - begun
-        length = float(output["audio_codes_mask"].sum()) / config.frame_rate
+        length = float(output["audio_codes_mask"].sum()) / plan.config.frame_rate
         output["realtime_factor"] = output["seconds"] / length if length else float("inf")
         return SpeechOutput(**output)
 
-    def _check_guidance(self, cfg_scale: float, head_steps: int | None) -> None:
-        check_draw(1.0, head_steps, cfg_scale)
-        config = self.config  # type: ignore[attr-defined]
-        if config.layout != "continuous":
-            if cfg_scale != 1 or head_steps is not None:
-                raise ValueError(
-                    f"`cfg_scale` and `head_steps` belong to the continuous layout; this model's is {config.layout!r}."
-                )
-        elif cfg_scale != 1 and not config.condition_dropout:
-            raise ValueError(
-                f"`cfg_scale` is {cfg_scale}, but this model never learnt to speak without its text; train it with"
-                " `condition_dropout` above 0."
-            )
-
-    def check_text(self, text: str, processor: Any) -> None:
+    def stream_speech(
+        self,
+        text: str | Iterable[str],
+        processor: Any,
+        chunk_frames: int = 10,
+        first_chunk_frames: int = 3,
+        **options: Any,
+    ) -> Iterator[SpeechChunk]:
         """
-        Refuse a text that [`generate_speech`] would refuse, without saying it.
+        Say a text, and give its audio while the model still writes.
+
+        The model writes the same ids as in [`~SpeechGeneration.generate_speech`], and the chunks joined are the same
+        audio, to 1e-5. Where the codec is causal, a frame sounds at once. Other codecs need the frames behind it
+        first, so that audio comes `look_ahead_seconds` later; see there.
+
+        A text that arrives in pieces is said sentence by sentence, each once it is complete: at a line break, or at
+        `.`, `!`, `?`, `…` or `。`, with closing quotes and brackets behind it, once white space follows. What has
+        neither letters nor digits goes with the next sentence. The last piece needs no mark at its end. Each sentence
+        is a request of its own.
+
+        Args:
+            text (`str` or iterable of `str`): What to say: a text, which is said as a whole, or pieces of one, which
+                are joined as they are.
+            processor ([`SpeechLMProcessor`]): The model's processor.
+            chunk_frames (`int`, *optional*, defaults to 10): Frames of a chunk.
+            first_chunk_frames (`int`, *optional*, defaults to 3): Frames of the first chunk of each sentence.
+            options: Further arguments of [`~SpeechGeneration.generate_speech`] but `decode` and `retries`. What has an
+                entry a text has one here: `generators` for all sentences, `durations` and `pieces` for a text that is
+                no iterable.
+
+        Returns:
+            Iterator of [`SpeechChunk`].
+
+        Raises:
+            TypeError: If there is no such option.
+            ValueError: As `generate_speech`; of a sentence that is still to come, once it is there.
+        """
+        settings = SpeechSettings(**options)
+        settings.check(self)
+        if settings.retries:
+            raise ValueError("What was heard cannot be said again; leave out `retries`, or use `generate_speech`.")
+        check_chunks(chunk_frames, first_chunk_frames)
+        sizes = (chunk_frames, first_chunk_frames)
+        return stream_texts(self, processor, text, settings, sizes, self.codec)  # type: ignore[attr-defined]
+
+    def make_voice(
+        self,
+        text: str,
+        processor: Any,
+        *,
+        audio: Any = None,
+        audio_codes: Any = None,
+        audio_latents: Any = None,
+        audio_pieces: Sequence[Mapping[str, Any]] | None = None,
+        sampling_rate: int | None = None,
+        cache: bool = False,
+    ) -> Voice:
+        """
+        A voice, of a recording and its text: an example that stands before what is to be said, as an earlier turn.
+
+        A model imitates it as far as it was trained on such turns.
+
+        Args:
+            text (`str`): What is said in the recording.
+            processor ([`SpeechLMProcessor`]): The model's processor.
+            audio, audio_codes, audio_latents (*optional*): The recording, its codes or its latents: one of them, as
+                the processor takes it.
+            audio_pieces (sequence of `Mapping`, *optional*): Words or phones of the recording with their ends in
+                seconds, as rows have them. A model with a `text_alignment` learnt speech with these.
+            sampling_rate (`int`, *optional*): Rate of a waveform in Hz, to be checked.
+            cache (`bool`, *optional*, defaults to `False`): Whether to keep what the model remembers of the example,
+                so that a text that is said in this voice need not read it.
+
+        Raises:
+            ValueError: If the recording or the text is empty or not what the processor takes, the example is too long
+                for the model's context, or the model remembers more than keys and values.
+        """
+        clip = {"audio": audio, "audio_codes": audio_codes, "audio_latents": audio_latents}
+        return make_voice(self, text, processor, {**clip, "audio_pieces": audio_pieces}, sampling_rate, cache)
+
+    @property
+    def look_ahead_seconds(self) -> float:
+        """
+        Seconds of speech that [`~SpeechGeneration.stream_speech`] writes before it can give the audio of a frame, in
+        addition to the frames of the chunk: what the codec's decoder needs behind a frame, and what the codebooks of
+        the delay layout are late. Infinity where the codec decodes the whole at once.
+        """
+        return look_ahead_seconds(self.codec, self.config)  # type: ignore[attr-defined]
+
+    def check_text(self, text: str, processor: Any, voice: Voice | None = None) -> None:
+        """
+        Refuse a text, or a voice, that [`generate_speech`] would refuse, without saying it.
 
         Raises:
             ValueError: As there.
         """
-        processor.check_model(self)
-        self._prepared([text], processor, None, None, None)
-
-    def _prepared(
-        self,
-        texts: Sequence[str],
-        processor: Any,
-        pieces: Sequence[Sequence[str]] | None,
-        durations: Sequence[Sequence[int]] | None,
-        max_frames: int | None,
-    ) -> tuple[list[_Request], dict[str, torch.Tensor], tuple[list[int], list[int]]]:
-        # What is asked, the prompts, and the limits of `_limits`.
-        requests = self._requests(texts, processor, pieces, durations)
-        inputs = self._prompts(requests, processor)
-        return requests, inputs, self._limits(requests, inputs["attention_mask"].sum(-1).tolist(), max_frames)
-
-    def _requests(
-        self,
-        texts: Sequence[str],
-        processor: Any,
-        pieces: Sequence[Sequence[str]] | None,
-        durations: Sequence[Sequence[int]] | None,
-    ) -> list[_Request]:
-        config = self.config  # type: ignore[attr-defined]
-        for name, given in (("pieces", pieces), ("durations", durations)):
-            if given is None:
-                continue
-            if config.text_alignment == "none":
-                raise ValueError(f"`{name}` needs a model with a `text_alignment`; this one has none.")
-            if name == "durations" and config.unit_coding != "frames":
-                raise ValueError("`durations` needs a model of frames; this one writes runs, which last as they do.")
-            if len(given) != len(texts):
-                raise ValueError(f"`{name}` must have an entry a text ({len(texts)}), but has {len(given)}.")
-        requests = []
-        for number, text in enumerate(texts):
-            request = _Request(text)
-            if config.text_alignment != "none":
-                if pieces is None:
-                    request.labels, request.pieces = processor.speech_pieces(text)
-                    request.words = processor.words_of_pieces(text)
-                else:
-                    request.labels = list(pieces[number])
-                    if not request.labels:
-                        raise ValueError(f"`pieces` of {text!r} is empty; give at least one.")
-                    request.pieces = processor.piece_ids(request.labels)
-                self._set_durations(request, None if durations is None else durations[number])
-            requests.append(request)
-        return requests
-
-    def _set_durations(self, request: _Request, durations: Sequence[int] | None) -> None:
-        config = self.config  # type: ignore[attr-defined]
-        if durations is not None:
-            if len(durations) != len(request.pieces):
-                raise ValueError(
-                    f"`durations` of {request.text!r} must have {len(request.pieces)} entries, one a piece, but has"
-                    f" {len(durations)}."
-                )
-            for value in durations:
-                check_whole_number(value, "durations", 1)
-            request.fewest = request.most = [int(value) for value in durations]
-        elif config.piece_frames and config.text_alignment == "phone":
-            limits = dict(zip(config.piece_labels, config.piece_frames, strict=True))
-            request.fewest = [limits[label][0] for label in request.labels]
-            request.most = [limits[label][1] for label in request.labels]
-        else:
-            request.fewest = [1] * len(request.pieces)
-            request.most = [self._most_frames(label) for label in request.labels]
-
-    def _most_frames(self, text: str) -> int:
-        # Of a text, or a word, by its letters; without statistics half a second a character.
-        config = self.config  # type: ignore[attr-defined]
-        per_character = config.frames_per_character[1] if config.frames_per_character else config.frame_rate / 2
-        return max(1, round(per_character * (len(text) + 1)))
-
-    def _prompts(self, requests: Sequence[_Request], processor: Any) -> dict[str, torch.Tensor]:
-        is_phones = self.config.text_alignment == "phone"  # type: ignore[attr-defined]
-        prompts = [
-            processor.speech_prompt(request.text, request.labels if is_phones else None) for request in requests
-        ]
-        inputs = processor(text=prompts, padding_side="left", return_tensors="pt")
-        _check_known(requests, inputs["input_ids"], processor.tokenizer)
-        device = self.device  # type: ignore[attr-defined]
-        return {name: inputs[name].to(device) for name in ("input_ids", "attention_mask")}
-
-    def _limits(
-        self, requests: Sequence[_Request], prompt_lengths: Sequence[int], max_frames: int | None
-    ) -> tuple[list[int], list[int]]:
-        # The most ids and the most codes that each row writes; of its own text and prompt, whatever stands beside it.
-        config = self.config  # type: ignore[attr-defined]
-        context = getattr(config.text_config, "max_position_embeddings", None)
-        limits, codes = [], []
-        for request, prompt_length in zip(requests, prompt_lengths, strict=True):
-            most = sum(request.most) if request.pieces else self._most_frames(request.text)
-            usual = max(sum(request.fewest), self._usual_frames(request.text))
-            if max_frames is not None:
-                most, usual = min(most, max_frames), min(usual, max_frames)
-            others = sum(len(piece) for piece in request.pieces) + 1
-            # Speech that does not fit is refused, not cut.
-            others += max(config.codebook_delays)
-            needed = prompt_length + max(1, min(usual, most)) * config.positions_per_frame + others
-            if context is not None and needed > context:
-                raise ValueError(
-                    f"The text {_beginning(request.text)!r} takes about {needed} positions, its prompt {prompt_length}"
-                    f" of them, but the model has {context}; say it in parts, such as sentences."
-                )
-            limit = most * config.positions_per_frame + others
-            limits.append(limit if context is None else min(limit, context - prompt_length))
-            codes.append(most * config.positions_per_frame)
-        return limits, codes
-
-    def _usual_frames(self, text: str) -> int:
-        # By its letters; 0 without statistics.
-        known = self.config.frames_per_character  # type: ignore[attr-defined]
-        return round(known[0] * (len(text) + 1)) if known else 0
-
-    def _logits_processors(
-        self, requests: Sequence[_Request], min_frames: int, window: int, limit: int
-    ) -> LogitsProcessorList:
-        ids = self.config.written_ids  # type: ignore[attr-defined]
-        if self.config.text_alignment != "none":  # type: ignore[attr-defined]
-            processors = [
-                GuidedText(
-                    ids,
-                    [request.pieces for request in requests],
-                    min_frames=[request.fewest for request in requests],
-                    max_frames=[request.most for request in requests],
-                )
-            ]
-        else:
-            processors = [AudioOnly(ids)]
-            if min_frames > 0:
-                processors.append(MinFrames(ids, min_frames))
-        coding = self.config.coding  # type: ignore[attr-defined]
-        if unused := coding.unused_ids(ids):
-            processors.insert(0, SuppressTokensLogitsProcessor(unused, device=str(self.device)))  # type: ignore[attr-defined]
-        if window:
-            processors.append(WindowedRepetition(ids, window, limit, num_codebooks=1 if coding.sizes else None))
-        return LogitsProcessorList(processors)
-
-    def _said(self, row: torch.Tensor, request: _Request) -> tuple[AlignedCodes, bool]:
-        config = self.config  # type: ignore[attr-defined]
-        ends = (row == config.audio_end_token_id).nonzero()
-        ended = len(ends) > 0
-        row = row[: int(ends[0])] if ended else row
-        return split_pieces(row.cpu(), config.written_ids, request.pieces or None), ended
-
-    def _output(
-        self,
-        said: Sequence[tuple[AlignedCodes, bool]],
-        requests: Sequence[_Request],
-        writer: FlatWriter,
-        coding: UnitCoding,
-    ) -> dict[str, Any]:
-        config = self.config  # type: ignore[attr-defined]
-        times = [torch.stack([aligned.starts, aligned.ends], dim=-1) for aligned, _ in said]
-        if isinstance(writer, LatentWriter):
-            frames = writer.clips(len(said))
-        else:
-            clips = [aligned.audio_codes for aligned, _ in said]
-            if isinstance(writer, DelayWriter):
-                columns = writer.clips(len(said))
-                masks = columns["audio_codes_mask"].bool()
-                clips = [codes[:, mask] for codes, mask in zip(columns["audio_codes"], masks, strict=True)]
-            times = [coding.frames_of_runs(clip, time) for clip, time in zip(clips, times, strict=True)]
-            codes, mask = padded([coding.decode(clip).T for clip in clips])
-            frames = {"audio_codes": codes.transpose(1, 2).contiguous(), "audio_codes_mask": mask}
-        times = [time / config.frame_rate for time in times]
-        return {
-            **frames,
-            "ended": torch.tensor([ended for _, ended in said]),
-            "num_dropped": torch.tensor([int(aligned.num_dropped) for aligned, _ in said]),
-            "pieces": [request.labels[: len(time)] for request, time in zip(requests, times, strict=True)],
-            "piece_times": times,
-            "word_times": [_word_times(request, time) for request, time in zip(requests, times, strict=True)],
-        }
-
-    def _sound(self, output: dict[str, Any], codec: Any) -> None:
-        mask = output["audio_codes_mask"]
-        if not mask.shape[1]:
-            output["audio_values"] = torch.zeros(len(mask), 1, 0)
-            output["audio_mask"] = torch.zeros(len(mask), 0, dtype=torch.long)
-            return
-        place = {"device": codec.device} if getattr(codec, "device", None) is not None else {}
-        name = "latents" if "audio_latents" in output else "audio_codes"
-        tokens = output["audio_latents" if name == "latents" else name].to(**place)
-        decoded = codec.decode(**{name: tokens}, audio_codes_mask=mask.to(**place))
-        values = (decoded[0] if isinstance(decoded, tuple) else decoded.audio_values).float().cpu()
-        lengths = mask.sum(-1) * round(codec.sampling_rate / codec.frame_rate)
-        output["audio_mask"] = (torch.arange(values.shape[-1]) < lengths[:, None]).long()
-        output["audio_values"] = values * output["audio_mask"][:, None]
+        SpeechPlan(self, processor, [text], SpeechSettings(voice=voice))
 
 
-def _check_known(requests: Sequence[_Request], ids: torch.Tensor, tokenizer: Any) -> None:
-    # Phones are looked up; letters and words that a vocabulary lacks would be said as if they were not there.
-    unknown = tokenizer.unk_token_id
-    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
+def _output(rows: Sequence[SaidRow], plan: SpeechPlan) -> dict[str, Any]:
+    config = plan.config
+    lengths = torch.tensor([row.num_frames for row in rows])
+    frames: dict[str, torch.Tensor] = {}
+    if config.layout == "continuous":
+        frames["audio_latents"] = pad_sequence([row.frames for row in rows], batch_first=True)
+    else:
+        codes = [row.frames.T for row in rows]
+        frames["audio_codes"] = pad_sequence(codes, batch_first=True).transpose(1, 2).contiguous()
+    num_frames = int(lengths.max())
+    times = [row.times for row in rows]
+    pairs = list(zip(plan.utterances, times, strict=True))
+    # Rows that were written together are equally long, since those that had ended repeat their end.
+    written = pad_sequence([row.ids for row in rows], batch_first=True, padding_value=config.audio_end_token_id)
+    return {
+        **frames,
+        "audio_codes_mask": (torch.arange(num_frames) < lengths[:, None]).long(),
+        "ended": torch.tensor([row.ended for row in rows]),
+        "num_dropped": torch.tensor([int(row.aligned.num_dropped) for row in rows]),
+        "pieces": [utterance.labels[: len(time)] for utterance, time in pairs],
+        "piece_times": times,
+        "word_times": [_word_times(utterance, time) for utterance, time in pairs],
+        "sequences": torch.cat([plan.inputs["input_ids"].cpu(), written], dim=1),
+    }
+
+
+def _sound(output: dict[str, Any], codec: Any) -> None:
+    mask = output["audio_codes_mask"]
+    if not mask.shape[1]:
+        output["audio_values"] = torch.zeros(len(mask), 1, 0)
+        output["audio_mask"] = torch.zeros(len(mask), 0, dtype=torch.long)
         return
-    for request, row in zip(requests, ids, strict=True):
-        if bool((row == unknown).any()) or any(unknown in piece for piece in request.pieces):
-            raise ValueError(
-                f"The text {_beginning(request.text)!r} has characters or words that the model's vocabulary lacks;"
-                " write them otherwise."
-            )
+    place = {"device": codec.device} if getattr(codec, "device", None) is not None else {}
+    name = "latents" if "audio_latents" in output else "audio_codes"
+    tokens = output["audio_latents" if name == "latents" else name].to(**place)
+    decoded = codec.decode(**{name: tokens}, audio_codes_mask=mask.to(**place))
+    values = (decoded[0] if isinstance(decoded, tuple) else decoded.audio_values).float().cpu()
+    lengths = mask.sum(-1) * round(codec.sampling_rate / codec.frame_rate)
+    output["audio_mask"] = (torch.arange(values.shape[-1]) < lengths[:, None]).long()
+    output["audio_values"] = values * output["audio_mask"][:, None]
 
 
-def _beginning(text: str, num_characters: int = 40) -> str:
-    return text if len(text) <= num_characters else text[: num_characters - 3] + "..."
-
-
-def _word_times(request: _Request, times: torch.Tensor) -> list[tuple[str, float, float]]:
+def _word_times(utterance: Utterance, times: torch.Tensor) -> list[tuple[str, float, float]]:
     # Words in order, each from the start of its first piece to the end of its last; pauses belong to none.
     found, place = [], 0
-    for word, num_pieces in request.words:
+    for word, num_pieces in utterance.words:
         if place + num_pieces > len(times):
             break
         if word and num_pieces:

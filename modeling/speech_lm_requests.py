@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from transformers.processing_utils import ProcessorMixin
 
-from .speech_lm_clips import row_codes, row_latents
+from .speech_lm_clips import clip_codes, clip_latents, dequantized, encode_waveforms
 from .speech_lm_layouts import SpeechIds
+from .speech_lm_row_frames import RowFrames
 from .speech_lm_sequences import PIECE_COLUMNS, SequenceWriter
 from .speech_lm_tasks import SPEECH_COLUMN, Task, find_task
 from .speech_lm_text import (
@@ -21,7 +22,6 @@ from .speech_lm_text import (
     phone_token,
     spoken_words,
 )
-from .speech_lm_unit_coding import UnitCoding, unit_coding_of
 
 
 class Attached:
@@ -36,10 +36,11 @@ class Attached:
         return Attached(self.codec, self.pronouncer)
 
 
-class SpeechLMRequests:
+class SpeechLMRequests(RowFrames):
     """The part of a [`SpeechLMProcessor`] that knows tasks and conversations; see there for its fields."""
 
     tokenizer: Any
+    feature_extractor: Any
     chat_template: Any
     text_alignment: str
     frame_rate: float
@@ -76,7 +77,7 @@ class SpeechLMRequests:
         """The attached lexicon, or `None`."""
         return self._attached.pronouncer
 
-    def speech_prompt(self, text: str, pieces: Sequence[str] | None = None) -> str:
+    def speech_prompt(self, text: str, pieces: Sequence[str] | None = None, voice: Any = None) -> str:
         """
         The prompt that asks for a text to be spoken, up to and with `<|audio_start|>`.
 
@@ -84,14 +85,71 @@ class SpeechLMRequests:
             text (`str`): Text to speak. Control tokens in it are marked, to be read as ordinary text.
             pieces (sequence of `str`, *optional*): Labels of the phones, for `text_alignment="phone"`. Defaults to
                 those that the attached lexicon gives.
+            voice ([`Voice`], *optional*): Example of speech, which stands before the request with its text.
 
         Raises:
             ValueError: If the text is empty or has words without a pronunciation, no lexicon is attached, or a label
-                is unknown.
+                is unknown; or if the template does not keep what stands before a request.
         """
-        return self.task_prompt("tts", text, pieces)
+        if voice is None:
+            return self.task_prompt("tts", text, pieces)
+        before = self.voice_prompt(voice)
+        prompt = self.task_prompt("tts", text, pieces, self._turns_of_voice(voice))
+        if not prompt.startswith(before):
+            raise ValueError("The template writes an example otherwise when a request follows; mend it.")
+        return prompt
 
-    def task_prompt(self, task: str | Task, text: str | None = None, pieces: Sequence[str] | None = None) -> str:
+    def voice_prompt(self, voice: Any) -> str:
+        """
+        The turn in which a [`Voice`] was asked and answered, with `<|audio|>` for its speech.
+
+        Raises:
+            ValueError: As `speech_prompt`.
+        """
+        return ProcessorMixin.apply_chat_template(self, self._turns_of_voice(voice), tokenize=False)
+
+    def _turns_of_voice(self, voice: Any) -> list[dict[str, Any]]:
+        task, text = find_task("tts"), checked_text(voice.text, "`text` of the voice")
+        labels = None
+        if self.text_alignment == "phone":
+            given = voice.pieces
+            labels = self.speech_pieces(text)[0] if given is None else self._writer.labels(given, "`audio_pieces`")
+        asked = self._messages(task, *self._content_of_text(task, text, labels, "`audio_pieces`"))
+        return [*asked, {"role": "assistant", "content": [{"type": "audio"}]}]
+
+    def clip_values(
+        self, audio: Any = None, audio_codes: Any = None, audio_latents: Any = None, sampling_rate: int | None = None
+    ) -> torch.Tensor:
+        """
+        The frames of one clip, as the model reads them: codes `(num_codebooks, num_frames)`, or in the continuous
+        layout latents `(num_frames, latent_dim)`.
+
+        Args:
+            audio, audio_codes, audio_latents, sampling_rate: One of them, as `__call__` takes it.
+
+        Raises:
+            ValueError: As `__call__`.
+        """
+        name, codec = "The clip", self._attached.codec
+        if audio_latents is not None and self.layout != "continuous":
+            raise ValueError(f"`audio_latents` need `layout='continuous'`, but the processor's is {self.layout!r}.")
+        if audio is not None:
+            kind = "latents" if self.layout == "continuous" else "codes"
+            (encoded,) = encode_waveforms(codec, self.feature_extractor, [audio], sampling_rate, kind)
+            audio_codes, audio_latents = (None, encoded) if kind == "latents" else (encoded, None)
+        if self.layout != "continuous":
+            return clip_codes(audio_codes, name, self.num_codebooks, self.codebook_size)
+        if audio_codes is not None:
+            audio_latents = dequantized(codec, audio_codes, name)
+        return clip_latents(audio_latents, name, self.latent_dim)
+
+    def task_prompt(
+        self,
+        task: str | Task,
+        text: str | None = None,
+        pieces: Sequence[str] | None = None,
+        earlier: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         """
         The prompt of a task, as it stands in training.
 
@@ -99,6 +157,7 @@ class SpeechLMRequests:
             task (`str` or `Task`): The task.
             text (`str`, *optional*): What a task reads that reads text; one that hears has `<|audio|>` in its place.
             pieces (sequence of `str`, *optional*): See `speech_prompt`.
+            earlier (sequence of `Mapping`, *optional*): Messages that stand before, for a task that reads text.
 
         Returns:
             `str`: The prompt; for a task that answers by speech, with `<|audio_start|>` at its end.
@@ -117,7 +176,7 @@ class SpeechLMRequests:
             text = checked_text(text, "`text`")
             if pieces is None and task.speaks_its_text and self.text_alignment == "phone":
                 pieces = self.speech_pieces(text)[0]
-            prompt = self._prompt_of_text(task, text, pieces, "`pieces`")
+            prompt = self._prompt_of_text(task, text, pieces, "`pieces`", earlier)
         return prompt + AUDIO_START if task.output == "speech" else prompt
 
     def speech_pieces(self, text: str) -> tuple[list[str], list[list[int]]]:
@@ -314,52 +373,6 @@ class SpeechLMRequests:
             kept = self._attached.writer = (state, writer)
         return kept[1]
 
-    @property
-    def coding(self) -> UnitCoding:
-        """What stands in the sequence for the codec's codes."""
-        return unit_coding_of(self)
-
-    @property
-    def codec_sizes(self) -> tuple[int, int]:
-        """Codebooks of the codec that are used, and their size; those of the model differ where it has runs."""
-        return self.coding.codec_sizes(self.num_codebooks, self.codebook_size)
-
-    def frame_counts(self, row: Mapping[str, Any], pieces: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
-        """
-        How many frames, or with a `unit_coding` runs, a row has in the sequence.
-
-        Args:
-            row (`Mapping`): Row of a corpus, with the columns of `count_columns`.
-            pieces (sequence of `Mapping`, *optional*): Words or phones with their `end` in seconds.
-
-        Returns:
-            `list[int]`: That of each piece, or of the row as a whole.
-
-        Raises:
-            ValueError: As [`~SpeechLMProcessor.row_inputs`].
-        """
-        name = f"Row {row.get('id')!r}"
-        if self.unit_coding == "frames":
-            codes = torch.zeros(1, int(row["num_frames"]), dtype=torch.long)
-        else:
-            codes = row_codes(row, name, self.codec_fingerprint, *self.codec_sizes)
-        if pieces is None:
-            return [self.coding.encode(codes)[0].shape[1]]
-        return self._writer.lengths(codes, pieces, name)
-
-    @property
-    def count_columns(self) -> list[str]:
-        """The columns of a row that `frame_counts` reads."""
-        codes = ["id", "audio_codes", "num_quantizers", "codec", "codec_fingerprint"]
-        return ["num_frames", *([] if self.unit_coding == "frames" else codes)]
-
-    @property
-    def codebook_delays(self) -> list[int]:
-        """Columns by which each codebook is late; none outside of the delay layout."""
-        if self.layout != "delay":
-            return [0]
-        return list(range(self.num_codebooks)) if self.delays is None else list(self.delays)
-
     def _check_vocabulary(self) -> None:
         size = vocabulary_size(self.tokenizer)
         if size > self.audio_offset:
@@ -368,46 +381,42 @@ class SpeechLMRequests:
                 " added later, or it is another tokenizer. Add tokens before `from_tokenizer`."
             )
 
-    def _render(self, task: Task, content: dict[str, str], before_text: bool = False) -> str:
+    def _messages(self, task: Task, content: dict[str, str], before_text: bool = False) -> list[dict[str, Any]]:
         before = instruction_text(task.instruction, self._default_template, before_text)
-        parts = [{"type": "text", "text": before}, content]
-        messages = [{"role": "user", "content": parts}]
+        return [{"role": "user", "content": [{"type": "text", "text": before}, content]}]
+
+    def _render(
+        self,
+        task: Task,
+        content: dict[str, str],
+        before_text: bool = False,
+        earlier: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
+        messages = [*earlier, *self._messages(task, content, before_text)]
         return ProcessorMixin.apply_chat_template(self, messages, add_generation_prompt=True, tokenize=False)
 
-    def _prompt_of_text(self, task: Task, text: str, labels: Sequence[str] | None, name: str) -> str:
+    def _prompt_of_text(
+        self,
+        task: Task,
+        text: str,
+        labels: Sequence[str] | None,
+        name: str,
+        earlier: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
+        return self._render(task, *self._content_of_text(task, text, labels, name), earlier=earlier)
+
+    def _content_of_text(
+        self, task: Task, text: str, labels: Sequence[str] | None, name: str
+    ) -> tuple[dict[str, str], bool]:
+        # What is read, and whether it is text rather than phones.
         if not (task.speaks_its_text and self.text_alignment == "phone"):
             if labels is not None:
                 raise ValueError(
                     f"{name}: phones stand in prompts with `text_alignment='phone'` alone; leave them out."
                 )
-            return self._render(task, {"type": "text", "text": self.as_plain_text(text)}, before_text=True)
+            return {"type": "text", "text": self.as_plain_text(text)}, True
         self._writer.ids_of_pieces(labels or [], name)  # refuses unknown ones
-        return self._render(task, {"type": "text", "text": "".join(map(phone_token, labels or []))})
-
-    def row_frames(self, row: Mapping[str, Any]) -> torch.Tensor:
-        """
-        The frames of a row of a corpus, as the model has them: codes `(num_codebooks, num_frames)`, or latents
-        `(num_frames, latent_dim)`.
-
-        Raises:
-            ValueError: If the row is of another codec, or does not hold what the model reads.
-        """
-        name = f"Row {row.get('id')!r}"
-        if self.layout == "continuous":
-            return row_latents(row, name, self._attached.codec, self.codec_fingerprint, self.latent_dim)
-        return row_codes(row, name, self.codec_fingerprint, *self.codec_sizes)
-
-    def _clips_of_row(self, row: Mapping[str, Any], task: Task, name: str) -> tuple[Any, Any]:
-        # The frames that are heard and those that are said, or `None`.
-        if SPEECH_COLUMN not in task.columns:
-            return None, None
-        frames, axis = self.row_frames(row), 0 if self.layout == "continuous" else 1
-        if task.source != task.target:
-            return (frames, None) if task.source == SPEECH_COLUMN else (None, frames)
-        middle = frames.shape[axis] // 2
-        if middle == 0:
-            raise ValueError(f"{name} has one frame, but the task {task.name!r} needs two; leave it out.")
-        return frames.narrow(axis, 0, middle), frames.narrow(axis, middle, frames.shape[axis] - middle)
+        return {"type": "text", "text": "".join(map(phone_token, labels or []))}, False
 
 
 def vocabulary_size(tokenizer: Any) -> int:

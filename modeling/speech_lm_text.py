@@ -27,6 +27,7 @@ DEFAULT_CHARACTERS = "abcdefghijklmnopqrstuvwxyz '.,;:!?-\"()"
 _CHATML = ("<|im_start|>", "<|im_end|>")
 # Private-use characters around control tokens of users; transformers' `sanitize_control_tokens` writes the same.
 _MARK_START, _MARK_END = "\U000f0000", "\U000f0001"
+_SURROGATES = re.compile(r"[\ud800-\udfff]")
 _MARKED = re.compile(f"{_MARK_START}(.*?){_MARK_END}|[{_MARK_START}{_MARK_END}]", re.DOTALL)
 
 _CONTENT = (
@@ -200,11 +201,24 @@ def checked_text(text: Any, name: str) -> str:
     A text without white space around it, where it would be a token of its own.
 
     Raises:
-        ValueError: If it is no text, or empty.
+        ValueError: If it is no text, or empty, or holds half of a surrogate pair.
     """
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{name} must be a text that is not empty, but is {text!r}.")
+    half = _SURROGATES.search(text)
+    if half is not None:
+        raise ValueError(
+            f"{name} has half of a surrogate pair at character {half.start()} of {len(text)}, so that it was cut"
+            " within a character or decoded wrongly; give whole characters."
+        )
     return text.strip()
+
+
+def joined_surrogates(text: str) -> str:
+    """A text in which both halves of a surrogate pair are one character; a half alone stays."""
+    if _SURROGATES.search(text) is None:
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
 
 def marked_conversation(
@@ -300,6 +314,7 @@ __all__ = [
     "checked_text",
     "has_chat_tokens",
     "instruction_text",
+    "joined_surrogates",
     "marked_conversation",
     "phone_token",
     "prompt_template",

@@ -4,12 +4,14 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from .configuration_speech_lm import SpeechLMConfig
+from .input_checks import check_whole_number
 from .speech_lm_frames import CodeFrames, LatentFrames
 
 
@@ -184,6 +186,20 @@ class AudioVocabulary:
         for row, vectors in zip(rows, mapped, strict=False):
             row[: len(vectors)] = vectors
         return rows
+
+    def set_piece_frames(self, piece_frames: Sequence[Sequence[int]]) -> None:
+        """
+        Fewest and most frames of each label that generation allows.
+
+        Raises:
+            ValueError: If there is not one pair a label, or a pair is not in order.
+        """
+        if len(piece_frames) != len(self.config.piece_labels):
+            raise ValueError(f"There are {len(self.config.piece_labels)} labels, but {len(piece_frames)} pairs.")
+        for label, (fewest, most) in zip(self.config.piece_labels, piece_frames, strict=True):
+            check_whole_number(fewest, f"fewest frames of {label}", 1)
+            check_whole_number(most, f"most frames of {label}", fewest)
+        self.config.piece_frames = [[int(fewest), int(most)] for fewest, most in piece_frames]
 
 
 __all__ = ["AudioVocabulary"]

@@ -323,7 +323,9 @@ def write_ids(
     marks = (prompts == end) * 1 + (prompts == writer.start) * 2
     is_open = marks.gather(1, (marks > 0).long().cumsum(1).argmax(1, keepdim=True))[:, 0] == 2
     known = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-    read = {name: _time(name, part, slice(known, None)) for name, part in inputs.items() if name != "attention_mask"}
+    read = {
+        name: at_times(name, part, slice(known, None)) for name, part in inputs.items() if name != "attention_mask"
+    }
     past = past_key_values
     # A mask costs time, so that rows without padding have none.
     mask = torch.cat([attention_mask, attention_mask.new_ones(batch_size, longest + writer.num_late)], dim=1)
@@ -370,7 +372,8 @@ def write_ids(
             return
 
 
-def _time(name: str, part: torch.Tensor, place: slice) -> torch.Tensor:
+def at_times(name: str, part: torch.Tensor, place: slice) -> torch.Tensor:
+    """Some positions of a part of a batch, such as `audio_codes`: time is its last axis, but for latents."""
     return part[:, place] if name == "audio_latents" else part[..., place]
 
 
@@ -467,7 +470,9 @@ __all__ = [
     "LatentWriter",
     "Writing",
     "WrittenFrames",
+    "at_times",
     "generate_frames",
     "is_text",
+    "padded",
     "write_ids",
 ]

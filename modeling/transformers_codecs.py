@@ -419,7 +419,7 @@ class TransformersCodec(SpeechCodec):
         self._choose_quantizers(num_quantizers)
         return _WholeRecordingStream(self, kind, num_quantizers)
 
-    def decode_stream(self, kind: TokenKind | None = None, num_samples: int | None = None) -> SpeechStream:
+    def decode_stream(self, kind: Any = None, num_samples: int | None = None, eager: bool = False) -> SpeechStream:
         """See [`SpeechCodec.decode_stream`]. The tokens are held until they end, and then decoded as a whole."""
         if num_samples is not None:
             check_num_samples(num_samples, 1, 1)

@@ -150,11 +150,18 @@ class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, PreT
         self.check_kind(kind)
         return WindowedUnitStream(self, num_quantizers)
 
-    def decode_stream(self, kind: TokenKind | None = None, num_samples: int | None = None) -> SpeechStream:
+    @property
+    def decode_look_ahead(self) -> int:
+        """See [`SpeechCodec.decode_look_ahead`]; one more than the vocoder's, since the last frame differs."""
+        return self.needed_vocoder().decoder_context[1] + 1
+
+    def decode_stream(
+        self, kind: TokenKind | None = None, num_samples: int | None = None, eager: bool = False
+    ) -> SpeechStream:
         """See [`SpeechCodec.decode_stream`]. The samples are those of all units at once, in one voice."""
         self.needed_vocoder()
         self.check_kind(kind, decode=True)
-        return WindowedUnitStream(self, num_samples=num_samples)
+        return WindowedUnitStream(self, num_samples=num_samples, eager=eager)
 
     def encode_features(self, features: dict[str, torch.Tensor], num_quantizers: int | None = None) -> Any:
         """See [`SpeechCodec.encode_features`]. A codebook's units do not depend on the others'."""

@@ -169,6 +169,8 @@ class WindowedUnitStream(RecordingStream):
         decode_seconds (`float`, *optional*, defaults to 10): Speech that is decoded at once, in seconds.
         whole_samples (`int`, *optional*): Length up to which a recording is heard whole. Defaults to the model's
             `longest_exact_stream`.
+        eager (`bool`, *optional*, defaults to `False`): Whether units are decoded as soon as the vocoder's context is
+            there, and not in full windows.
 
     Raises:
         ValueError: If the model is in training mode, a number is no whole one, or the windows are impossible; see
@@ -188,8 +190,10 @@ class WindowedUnitStream(RecordingStream):
         context_seconds: float = 2.0,
         decode_seconds: float = 10.0,
         whole_samples: int | None = None,
+        eager: bool = False,
     ):
         super().__init__(model)
+        self.eager = eager
         self.num_quantizers = None if num_quantizers is None else model.check_num_quantizers(num_quantizers)
         self.num_samples = None if num_samples is None else check_whole_number(num_samples, "num_samples", 1)
         whole_samples = model.longest_exact_stream if whole_samples is None else whole_samples
@@ -206,14 +210,14 @@ class WindowedUnitStream(RecordingStream):
         return _UnitWindows(self._stream, may_be_empty=False, num_quantizers=self.num_quantizers)
 
     def _new_decoder(self) -> StreamState:
-        return _SpokenUnits(self.model, self._window, self.num_samples)
+        return _SpokenUnits(self.model, self._window, self.num_samples, self.eager)
 
 
 class _SpokenUnits(StreamState):
     # The codes of a recording that are still needed, from frame `first` on; `done` frames were decoded.
 
-    def __init__(self, model: Any, window: int, num_samples: int | None):
-        self.model, self.window, self.num_samples = model, window, num_samples
+    def __init__(self, model: Any, window: int, num_samples: int | None, eager: bool):
+        self.model, self.window, self.num_samples, self.eager = model, window, num_samples, eager
         self.before, self.after = model.needed_vocoder().decoder_context
         self.codes: torch.Tensor | None = None
         self.first = self.done = 0
@@ -221,8 +225,10 @@ class _SpokenUnits(StreamState):
     def push(self, inputs: torch.Tensor) -> torch.Tensor:
         self.codes = inputs if self.codes is None else torch.cat([self.codes, inputs], dim=-1)
         parts = []
-        while self.first + self.codes.shape[-1] > self.done + self.window + self.after:
-            parts.append(self._decode(self.window, is_end=False))
+        # The last frame that is known waits: the end may add samples to it.
+        fewest = 1 if self.eager else self.window
+        while (ready := self.first + self.codes.shape[-1] - self.done - self.after - 1) >= fewest:
+            parts.append(self._decode(min(ready, self.window), is_end=False))
         return self._joined(parts)
 
     def finish(self) -> torch.Tensor:

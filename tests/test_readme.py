@@ -114,6 +114,14 @@ def check_adapters(names, folder):
     assert names["base"].get_input_embeddings().weight.shape == table.shape
 
 
+def check_speaking(names, folder):
+    assert sum(part.shape[-1] for part in names["audio"]) > 16000
+    assert names["heard"].shape[-1] > 0
+    assert (folder / "hi.safetensors").is_file()
+    assert names["several"].ended.all()
+    assert names["again"].tries.shape == (1,)
+
+
 CHECKS = {
     "README.md": check_readme,
     "docs/interface.md": check_interface,
@@ -125,6 +133,7 @@ CHECKS = {
     "docs/speech_lm_layouts.md": check_speech_lm_layouts,
     "docs/serving.md": check_serving,
     "docs/adapters.md": check_adapters,
+    "docs/speaking.md": check_speaking,
 }
 
 

@@ -63,7 +63,10 @@ if TYPE_CHECKING:
     from speech_tokenizers.modeling.pronunciations import PronunciationError, PronunciationLexicon
     from speech_tokenizers.modeling.speech_lm_generation import SpeechOutput
     from speech_tokenizers.modeling.speech_lm_ids import SpeechIds
+    from speech_tokenizers.modeling.speech_lm_streamer import AudioStreamer
+    from speech_tokenizers.modeling.speech_lm_streaming import SpeechChunk
     from speech_tokenizers.modeling.speech_lm_text import build_speech_vocabulary
+    from speech_tokenizers.modeling.speech_lm_voices import Voice
     from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
     from speech_tokenizers.modeling.unit_streaming import UnitStream
     from speech_tokenizers.modeling.windowed_encoding import WindowedEncoder
@@ -149,10 +152,13 @@ _MODULES = {
     "make_padding_invariant": "modeling.padding_invariance",
     "SpeechLMProcessor": "modeling.processing_speech_lm",
     "build_speech_vocabulary": "modeling.speech_lm_text",
+    "Voice": "modeling.speech_lm_voices",
     "PronunciationError": "modeling.pronunciations",
     "PronunciationLexicon": "modeling.pronunciations",
     "SpeechOutput": "modeling.speech_lm_generation",
     "SpeechIds": "modeling.speech_lm_ids",
+    "AudioStreamer": "modeling.speech_lm_streamer",
+    "SpeechChunk": "modeling.speech_lm_streaming",
     "as_speech_codec": "modeling.transformers_codecs",
     "UnitStream": "modeling.unit_streaming",
     "WindowedEncoder": "modeling.windowed_encoding",

@@ -199,6 +199,7 @@ _GROUPS = {
     },
     "speak": {
         "say": ("turn text into speech, by a speech language model", "commands.say"),
+        "make-voice": ("turn a recording and its text into a voice for `say`", "commands.make_voice"),
         "export-lm": ("write a speech language model as a plain one, for servers", "commands.export_lm"),
         "check-labels": ("find shifted labels, leaks and ends that are not learnt", "commands.check_labels"),
     },

@@ -92,3 +92,64 @@ def test_what_cannot_be_said_is_told_and_nothing_is_written(voice, tmp_path, mon
 def test_labels_of_rows_that_are_not_there_are_not_checked(voice, capsys):
     assert main(["check-labels", str(voice), "no-such-rows"]) == 2
     assert "no-such-rows is not there" in capsys.readouterr().err
+
+
+def test_streamed_speech_is_that_of_one_go(voice, tmp_path, capfd):
+    options = ["--model", str(voice), "--temperature", "1", "--seed", "3"]
+    assert main(["say", "hi tim", "-o", str(tmp_path / "whole.wav"), *options]) == 0
+    assert main(["say", "hi tim", "-o", str(tmp_path / "streamed.wav"), "--stream", *options]) == 0
+    told = capfd.readouterr().out
+    assert "first audio after" in told
+    assert "look-ahead" in told
+    whole, streamed = (soundfile.read(tmp_path / f"{name}.wav")[0] for name in ("whole", "streamed"))
+    np.testing.assert_allclose(streamed, whole, atol=1 / 2**15)
+    assert main(["say", "hi tim", "-o", "-", "--stream", *options]) == 0
+    told = capfd.readouterr()
+    assert "first audio after" in told.err
+    assert len(told.out) > 0
+
+
+def test_lines_are_said_into_one_stream_as_they_arrive(voice, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", iter(["hi tim\n", "die\n"]))
+    assert main(["say", "-", "-o", str(tmp_path / "a.wav"), "--stream", "--model", str(voice)]) == 0
+    assert len(soundfile.read(tmp_path / "a.wav")[0]) > 0
+    monkeypatch.setattr("sys.stdin", iter(["hi tim\n", "zebra\n"]))
+    assert main(["say", "-", "-o", str(tmp_path / "b.wav"), "--stream", "--model", str(voice)]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "-"], "add --stream, or name a file"),
+        (["-o", ".", "--stream"], "--stream writes one file"),
+        (["-o", "a.wav", "--stream", "--times"], "leave out --stream"),
+        (["-o", "a.wav", "--stream", "--retries", "2"], "leave out --stream"),
+        (["-o", "a.wav", "--retries", "2"], "--retries need a --temperature above 0"),
+        (["-o", "a.wav", "--retries", "-1"], "--retries must be at least 0"),
+    ],
+    ids=["no stream", "folder", "times", "retries in a stream", "retries without draws", "retries below 0"],
+)
+def test_outputs_that_cannot_be_streamed_are_told(voice, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["say", "hi", *arguments, "--model", str(voice)]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_voice_is_made_and_spoken_in(voice_without_alignment, tmp_path, capsys):
+    soundfile.write(tmp_path / "tim.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 3000), 8000)
+    model, path = ["--model", str(voice_without_alignment)], tmp_path / "tim.safetensors"
+    said = ["say", "hi", "-o", str(tmp_path / "a.wav"), "--temperature", "0", *model]
+    making = ["make-voice", str(tmp_path / "tim.wav"), "--text", "tim", "-o", str(path), *model]
+    main(said)
+    spoken = [(tmp_path / "a.wav").read_bytes()]
+    for options in ([], ["--cache"]):
+        assert main([*making, *options]) == 0
+        main([*said, "--voice", str(path)])
+        spoken.append((tmp_path / "a.wav").read_bytes())
+    assert spoken[1] == spoken[2] != spoken[0]
+    path.write_bytes(path.read_bytes()[:-4])
+    assert main([*said, "--voice", str(path)]) == 2
+    assert "was cut short" in capsys.readouterr().err
+    assert main(["make-voice", str(tmp_path / "tom.wav"), "--text", "tom", "-o", str(path), *model]) == 2

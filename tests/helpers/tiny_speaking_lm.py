@@ -32,7 +32,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_codec(num_quantizers: int = 2, codebook_size: int = 16) -> RVQCodecModel:
+def tiny_codec(num_quantizers: int = 2, codebook_size: int = 16, causal: bool = False) -> RVQCodecModel:
     """An RVQ codec of 50 frames a second at 800 Hz, with codebooks that are not all zero."""
     torch.manual_seed(0)
     config = RVQCodecConfig(
@@ -45,6 +45,7 @@ def tiny_codec(num_quantizers: int = 2, codebook_size: int = 16) -> RVQCodecMode
         encoder_lstm="none",
         decoder_lstm="none",
         kmeans_iterations=0,
+        **({"causal": True, "pad_mode": "constant", "trim_right_ratio": 1.0} if causal else {}),
     )
     return RVQCodecModel(config).eval()
 
@@ -87,10 +88,11 @@ def tiny_speech_lm(
     layout: str = "flat",
     fields: Mapping[str, Any] | None = None,
     num_quantizers: int = 2,
+    causal: bool = False,
     **changes: Any,
 ) -> tuple[SpeechLMForConditionalGeneration, SpeechLMProcessor]:
     """A speech language model around a [`tiny_lm`], and its processor; both have the codec."""
-    codec = tiny_codec(num_quantizers)
+    codec = tiny_codec(num_quantizers, causal=causal)
     processor = tiny_processor(codec, text_alignment, num_codebooks, layout)
     lm = tiny_lm(kind, vocab_size=processor.audio_offset, tied=tied, **changes)
     return SpeechLMForConditionalGeneration.from_causal_lm(lm, codec, processor, **(fields or {})), processor
