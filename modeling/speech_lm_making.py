@@ -12,7 +12,7 @@ from transformers import AddedToken
 
 from .speech_lm_requests import vocabulary_size
 from .speech_lm_text import AUDIO, AUDIO_END, AUDIO_START, phone_token, prompt_template
-from .speech_lm_unit_coding import check_has_codes
+from .speech_lm_unit_coding import check_has_codes, coding_fields
 from .transformers_codecs import as_speech_codec
 
 
