@@ -52,7 +52,7 @@ def longest_loop(frames: torch.Tensor, frame_rate: float, spread: torch.Tensor |
 
 
 def alarm_of(
-    frames: torch.Tensor, ended: bool, text: str, model: Any, length: int, judges_length: bool = True
+    frames: torch.Tensor, ended: bool, text: str, model: Any, length: int | None = None, judges_length: bool = True
 ) -> str | None:
     """
     What is wrong with a row of speech, in a few words; `None` if nothing seems to be.
@@ -62,12 +62,15 @@ def alarm_of(
         ended (`bool`): Whether the model wrote the end.
         text (`str`): The text.
         model ([`SpeechLMForConditionalGeneration`]): The model, for what its training measured.
-        length (`int`): Frames of the row, or runs where the model writes these, as its training counted them.
+        length (`int`, *optional*): Runs of the row, where the model writes these and its training counted them.
+            Defaults to its frames.
         judges_length (`bool`, *optional*, defaults to `True`): Whether the model chose how long the text takes.
     """
     config = model.config
     spread = model.frames.statistics.std if config.layout == "continuous" else None
     name = "frames" if config.unit_coding == "frames" else "runs"
+    if length is None:
+        length = len(frames) if spread is not None else frames.shape[1]
     reasons = []
     if not ended:
         reasons.append(f"it did not end by itself, and was cut at {length} {name}")

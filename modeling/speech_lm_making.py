@@ -76,6 +76,10 @@ class ProcessorMaking:
             used = codec.num_quantizers if num_codebooks is None else codec.check_num_quantizers(num_codebooks)
             sizes = {"num_codebooks": used, "codebook_size": codec.codebook_size}
         sizes |= coding_fields(unit_coding, sizes, unit_bpe, max_duration, unit_durations)
+        if not codec.fingerprint():
+            raise ValueError(
+                f"The {codec.family} is not trained yet, so that its tokens mean nothing; train it first."
+            )
         if tokenizer.eos_token_id is None:
             raise ValueError("The tokenizer has no `eos_token`, with which answers end; set one.")
         tokenizer = copy.deepcopy(tokenizer)

@@ -496,7 +496,7 @@ def test_the_base_tokenizer_stays_as_it_is():
     [
         ({"codec_fingerprint": "0123", "codec": "other"}, "Row 'clip-0'.*'other', fingerprint 0123.*encode.*anew"),
         ({"codec_fingerprint": None}, "Row 'clip-0' is of an unknown codec"),
-        ({"num_frames": 13}, "Row 'clip-0' has 48 codes.*52"),
+        ({"num_frames": 13}, "Row 'clip-0' has 48 numbers in `audio_codes`.*52"),
         ({"num_quantizers": 1, "num_frames": 48}, "Row 'clip-0'.*1 codebooks.*needs 2"),
         ({"audio_codes": [32] * 48}, "Row 'clip-0'.*between 0 and 31.*32 to 32"),
         ({"audio_codes": []}, "Row 'clip-0' has no `audio_codes`"),
@@ -579,7 +579,7 @@ def test_another_codec_none_or_one_in_training_is_refused(chat, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"text": "hello", "audio_latents": torch.zeros(1, 4, 8)}, ValueError, "continuous layout comes in a later"),
+        ({"text": "hello", "audio_latents": torch.zeros(1, 4, 8)}, ValueError, "need `layout='continuous'`"),
         ({"text": "<|audio|>"}, ValueError, "no clip left"),
         ({"text": "hello", "audio_codes": torch.zeros(2, 3).long()}, ValueError, "1 clips, but places .* for 0"),
         ({"text": ""}, ValueError, "Row 0 of `text` is empty"),
@@ -621,7 +621,7 @@ def test_what_cannot_make_a_processor_is_refused():
         encoder_num_layers=1,
         decoder_num_layers=1,
     )
-    with pytest.raises(ValueError, match="latents.*continuous layout comes in a later"):
+    with pytest.raises(ValueError, match="is not trained yet"):
         SpeechLMProcessor.from_tokenizer(bpe_tokenizer(), CSTModel(config).eval(), RVQCodecFeatureExtractor())
     endless = bpe_tokenizer()
     endless.eos_token = None
@@ -634,7 +634,7 @@ def test_what_cannot_make_a_processor_is_refused():
     with pytest.raises(ValueError, match="num_quantizers"):
         tiny_processor(bpe_tokenizer(), num_codebooks=5)
     processor = tiny_processor(bpe_tokenizer())
-    with pytest.raises(ValueError, match="`layout` must be 'flat'"):
-        SpeechLMProcessor(processor.feature_extractor, processor.tokenizer, layout="delay")
+    with pytest.raises(ValueError, match="`layout` must be one of"):
+        SpeechLMProcessor(processor.feature_extractor, processor.tokenizer, layout="diagonal")
     with pytest.raises(ValueError, match="does not read '<|audio|>' as one token"):
         SpeechLMProcessor(processor.feature_extractor, bpe_tokenizer())

@@ -414,4 +414,4 @@ def test_a_voice_of_runs_is_measured(bpe, kind):
     assert voice.codebook_size == NUM_UNITS
     assert result.said == result.asked[: len(result.said)]
     assert 0 < result.first_audio_seconds < result.seconds + 1
-    assert voice.decode(result.audio_codes) == pytest.approx(result.audio_values, abs=1e-5)
+    assert voice.decode(result.frames) == pytest.approx(result.audio_values, abs=1e-5)

@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from speech_tokenizers.coding.command_options import add_device_argument
 
     parser.add_argument("recording", metavar="RECORDING", type=Path, help="audio file, some seconds of one voice")
-    parser.add_argument("--text", required=True, help="what is said in it")
+    parser.add_argument("--text", required=True, help="words of the recording, as text")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help="file to write, such as voice.safetensors; `say --voice`"
     )
