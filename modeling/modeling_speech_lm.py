@@ -125,7 +125,10 @@ class SpeechLMForConditionalGeneration(
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.frames: CodeFrames | LatentFrames | None = None
         if config.layout != "flat":
-            sizes = self.get_input_embeddings().weight.shape[1], self.get_output_embeddings().weight.shape[1]
+            sizes = (
+                self.get_input_embeddings().weight.shape[1],
+                self.language_model.get_output_embeddings().weight.shape[1],
+            )
             if config.layout == "delay":
                 self.frames = CodeFrames(config.num_codebooks, config.codebook_size, *sizes)
             else:
@@ -317,10 +320,11 @@ class SpeechLMForConditionalGeneration(
         if frames is None:
             return words
         given, is_frame = frames
-        if isinstance(self.frames, CodeFrames):
-            embedded = self.frames.embed(given)
-        else:
+        if isinstance(self.frames, LatentFrames):
             embedded = self.frames.embed(given.masked_fill(~is_frame[..., None], 0.0), generator)
+        else:
+            assert self.frames is not None
+            embedded = self.frames.embed(given)
         return torch.where(is_frame[..., None], embedded.to(words.dtype), words)
 
     def _given_frames(
@@ -366,7 +370,8 @@ class SpeechLMForConditionalGeneration(
         if self.frames is None:
             yield lambda: torch.empty(0)
             return
-        handle = self.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+        table: Any = self.get_output_embeddings()
+        handle = table.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
         try:
             yield lambda: found[-1]
         finally:
@@ -436,11 +441,15 @@ class SpeechLMForConditionalGeneration(
                 "target_losses": torch.cat([at_target[:, None], told.detach()], dim=1),
             }
         else:
+            assert states is not None
             marks = labels[:, 1, 1:]
-            latents = torch.zeros(*ids.shape, config.latent_dim, device=states.device)
-            prediction, stop = self.frames.losses(
-                states, latents if audio_latents is None else audio_latents, labels[:, 1], generator
-            )
+            if audio_latents is None:
+                if bool((marks == 0).any()):
+                    raise ValueError(
+                        "`labels` has frames to learn, but `audio_latents` with what they are is missing."
+                    )
+                audio_latents = torch.zeros(*ids.shape, config.latent_dim, device=states.device)
+            prediction, stop = self.frames.losses(states, audio_latents, labels[:, 1], generator)
             loss = text * entropies.sum() + audio * (marks == 0).sum() * prediction
             loss = loss + config.stop_loss_weight * (marks != _IGNORED).sum() * stop
             found |= {"audio_loss": prediction.detach(), "stop_loss": stop.detach(), "target_losses": at_target}

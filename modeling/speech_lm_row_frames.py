@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from .speech_lm_clips import row_codes, row_latents
-from .speech_lm_sequences import SequenceWriter
 from .speech_lm_tasks import SPEECH_COLUMN, Task
 from .speech_lm_unit_coding import UnitCoding, unit_coding_of
 
@@ -24,7 +23,6 @@ class RowFrames:
     unit_coding: str
     codec_fingerprint: str
     _attached: Any
-    _writer: SequenceWriter
 
     @property
     def coding(self) -> UnitCoding:
@@ -36,7 +34,9 @@ class RowFrames:
         """Codebooks of the codec that are used, and their size; those of the model differ where it has runs."""
         return self.coding.codec_sizes(self.num_codebooks, self.codebook_size)
 
-    def frame_counts(self, row: Mapping[str, Any], pieces: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+    def frame_counts(
+        self: Any, row: Mapping[str, Any], pieces: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
         """
         How many frames, or with a `unit_coding` runs, a row has in the sequence.
 

@@ -156,7 +156,7 @@ class SequenceWriter:
         if clips:
             latents[is_frame] = torch.cat(clips)
         if said:
-            places = is_frame.nonzero()[-sum(len(clip.frames) for clip in said) :, 0]  # type: ignore[arg-type]
+            places = is_frame.nonzero()[-sum(len(clip.frames) for clip in said) :, 0]  # type: ignore[arg-type, misc]
             learnt[places] = 0
             is_end = ids == self.ids.audio_end
             is_end[: int(places[0])] = False
@@ -318,9 +318,9 @@ def pad_sequences(
         padded = []
         for row in rows:
             missing = length - len(row["input_ids"])
-            sides = (0, missing) if padding_side == "right" else (missing, 0)
+            sides = [0, missing] if padding_side == "right" else [missing, 0]
             if name == "audio_latents":
-                sides = (0, 0, *sides)
+                sides = [0, 0, *sides]
             padded.append(torch.nn.functional.pad(row[name], sides, value=fill))
         batch[name] = torch.stack(padded)
     return batch

@@ -80,7 +80,7 @@ class AudioVocabulary:
             **fields,
         )
         with torch.device("meta"):
-            model = cls(config)
+            model: Any = cls(config)  # type: ignore[call-arg]
         model.language_model = lm
         if model.frames is not None:
             model._new_frames(seed)
@@ -90,7 +90,7 @@ class AudioVocabulary:
         model.init_audio_rows(init, first_new=first_new, seed=seed)
         return model.eval()
 
-    def _speech_generation_config(self, base: GenerationConfig | None) -> GenerationConfig:
+    def _speech_generation_config(self: Any, base: GenerationConfig | None) -> GenerationConfig:
         # A list is kept here only, and servers read it: the base's own end comes after the end of audio.
         config = copy.deepcopy(base) if base is not None else GenerationConfig()
         ends = config.eos_token_id if config.eos_token_id is not None else self.config.eos_token_id
@@ -102,7 +102,7 @@ class AudioVocabulary:
         return config
 
     @torch.no_grad()
-    def init_audio_rows(self, strategy: str = "codebook", first_new: int | None = None, seed: int = 0) -> None:
+    def init_audio_rows(self: Any, strategy: str = "codebook", first_new: int | None = None, seed: int = 0) -> None:
         """
         Begin the rows of new ids anew, in both tables where they are not tied; in the delay layout those of codes in
         the table of columns.
@@ -156,7 +156,7 @@ class AudioVocabulary:
             mapped = self._mapped_codebooks(table.shape[1], torch.Generator().manual_seed(seed))
             table.view(len(mapped), -1, table.shape[1])[:, : mapped.shape[1]] = (scale * mapped).to(table)
 
-    def _new_frames(self, seed: int) -> None:
+    def _new_frames(self: Any, seed: int) -> None:
         # Off the meta device, where they were made beside a language model that was there already.
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -170,7 +170,7 @@ class AudioVocabulary:
             if isinstance(self.frames, LatentFrames):
                 self.frames.statistics.float()
 
-    def _mapped_codebooks(self, dim: int, generator: torch.Generator) -> torch.Tensor:
+    def _mapped_codebooks(self: Any, dim: int, generator: torch.Generator) -> torch.Tensor:
         # (num_codebooks, codebook_size, dim), of unit variance: the codebooks through one random map each. Codes that
         # have no vectors, as durations, are drawn at random.
         config = self.config
@@ -187,7 +187,7 @@ class AudioVocabulary:
             row[: len(vectors)] = vectors
         return rows
 
-    def set_piece_frames(self, piece_frames: Sequence[Sequence[int]]) -> None:
+    def set_piece_frames(self: Any, piece_frames: Sequence[Sequence[int]]) -> None:
         """
         Fewest and most frames of each label that generation allows.
 

@@ -447,9 +447,8 @@ def generate_frames(
         writer = LatentWriter(model, temperature, head_steps, cfg_scale, generators)
     ends = generation_config.eos_token_id
     stops = {config.audio_end_token_id: None} | dict.fromkeys([ends] if isinstance(ends, int) else ends or [])
-    inputs = {
-        name: model_kwargs[name] for name in ("audio_codes", "audio_latents", "audio_mask") if name in model_kwargs
-    }
+    parts: tuple[str, ...] = ("audio_codes", "audio_latents", "audio_mask")
+    inputs: dict[str, torch.Tensor] = {name: model_kwargs[name] for name in parts if name in model_kwargs}
     mask = model_kwargs.get("attention_mask")
     inputs |= {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids) if mask is None else mask}
     most = int(generation_config.max_length) - input_ids.shape[1]
