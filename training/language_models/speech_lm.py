@@ -48,6 +48,7 @@ from speech_tokenizers.training.language_models.speech_lm_items import (
     pad_items,
     piece_frames,
     rows_fingerprint,
+    symbols_per_second,
     unit_durations,
 )
 
@@ -451,6 +452,8 @@ def _train(
     results = {"parameters": sum(parameter.numel() for parameter in model.parameters()), **results}
     results |= {"positions_of_training_rows": int(items.lengths.sum()), "training_rows": len(rows)}
     results["positions_per_second"] = positions_per_second
+    if config.layout != "continuous":
+        results["symbols_per_second"] = symbols_per_second(rows, processor)
     results |= {} if rank is None else {"effective_rank_of_latents": rank}
     if held_out is not None:
         results |= held_out_losses(model, held_out, args)

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
-from speech_tokenizers.modeling.speech_lm_sequences import pad_sequences
+from speech_tokenizers.modeling.speech_lm_sequences import PIECE_COLUMNS, pad_sequences
 from speech_tokenizers.modeling.speech_lm_tasks import TASKS
 from speech_tokenizers.modeling.speech_lm_writers import is_text
 from speech_tokenizers.processing.unit_sequences import deduplicate
@@ -235,6 +235,24 @@ def unit_durations(rows: Any, num_units: int) -> list[float]:
         np.add.at(frames, units, lasting)
         np.add.at(runs, units, 1)
     return [round(float(value), 3) for value in np.where(runs > 0, frames, 1) / np.maximum(runs, 1)]
+
+
+def symbols_per_second(rows: Any, processor: SpeechLMProcessor, max_rows: int = 500) -> float:
+    """
+    Frames, or runs, of a second of speech, as they stand in sequences.
+
+    Args:
+        rows (`datasets.Dataset`): Rows.
+        processor ([`SpeechLMProcessor`]): The processor, for its coding and its alignment.
+        max_rows (`int`, *optional*, defaults to 500): Most rows, the first ones, that are counted.
+    """
+    timed = PIECE_COLUMNS[processor.text_alignment][0] if processor.text_alignment != "none" else None
+    columns = ["seconds", *processor.count_columns, *([timed] if timed in rows.column_names else [])]
+    total, seconds = 0, 0.0
+    for row in rows.select(range(min(max_rows, len(rows)))).select_columns(columns):
+        total += sum(processor.frame_counts(row, (row.get(timed) or None) if timed else None))
+        seconds += row["seconds"]
+    return total / seconds
 
 
 def rows_fingerprint(path: str) -> str:

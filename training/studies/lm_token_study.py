@@ -14,8 +14,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
+from speech_tokenizers.modeling.speech_lm_unit_coding import unit_coding_of
 from speech_tokenizers.processing.whole_files import write_whole
 from speech_tokenizers.training.common.recipe_files import check_positive, check_seed, load_recipe
 from speech_tokenizers.training.studies.stages import Stage, StageArguments, as_options, run_stage, training_command
@@ -196,7 +198,7 @@ def arm_results(args: LMTokenStudyArguments, name: str) -> dict[str, Any] | None
     rates = [score for score in model["scores"] if score.startswith("wer[")]
     return {
         "layout": config["layout"],
-        "nominal_bits_per_second": nominal_bits_per_second(config),
+        "nominal_bits_per_second": nominal_bits_per_second(config, trained.get("symbols_per_second")),
         "speech_seconds": spoken["seconds"],
         "num_sentences": spoken["num_sentences"],
         "parameters": trained["parameters"],
@@ -212,11 +214,20 @@ def arm_results(args: LMTokenStudyArguments, name: str) -> dict[str, Any] | None
 _HELD_OUT = ("held_out_audio_loss", "held_out_audio_bits_per_second", "held_out_text_bits_per_second")
 
 
-def nominal_bits_per_second(config: Mapping[str, Any]) -> float | None:
-    """Bits that a second of speech takes if all codes are alike; `None` for latents, which have no such number."""
+def nominal_bits_per_second(config: Mapping[str, Any], symbols_per_second: float | None = None) -> float | None:
+    """
+    Bits that a second of speech takes if all codes are alike; `None` for latents, which have no such number.
+
+    Args:
+        config (mapping): Configuration of the model.
+        symbols_per_second (`float`, *optional*): Frames or runs of a second. Defaults to the frame rate.
+    """
     if config["layout"] == "continuous":
         return None
-    return config["frame_rate"] * config["num_codebooks"] * math.log2(config["codebook_size"])
+    sizes = [config["codebook_size"]] * config["num_codebooks"]
+    if config.get("unit_coding", "frames") != "frames":
+        sizes = unit_coding_of(SimpleNamespace(**config)).sizes
+    return (symbols_per_second or config["frame_rate"]) * sum(map(math.log2, sizes))
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:

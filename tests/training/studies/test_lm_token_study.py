@@ -120,3 +120,5 @@ def test_latents_have_no_nominal_bit_rate():
     config = {"layout": "flat", "frame_rate": 50.0, "num_codebooks": 4, "codebook_size": 1024}
     assert nominal_bits_per_second(config) == 2000.0
     assert nominal_bits_per_second({**config, "layout": "continuous"}) is None
+    runs = {"unit_coding": "runs", "num_units": 128, "max_duration": 32, "unit_merges": [], "unit_durations": []}
+    assert nominal_bits_per_second({**config, **runs}, symbols_per_second=30.0) == 30.0 * (7 + 5)
