@@ -50,6 +50,8 @@ class SpeechLMConfig(PreTrainedConfig):
             training measured them; empty before.
         frames_per_character (`list` of two `float`, *optional*): Mean and largest number of frames that a character of
             text takes, as training measured them. They limit how long generation may take without phones.
+        longest_loop_seconds (`float`, *optional*): Longest stretch of training speech whose frames repeat those before
+            them, in seconds. Generated speech that repeats itself for longer is told.
         text_loss_weight, audio_loss_weight (`float`, default to 1.0): Weights of targets that are text, pieces and
             marks, and of targets that are codes or latents.
         delays (`list[int]`, *optional*): Columns by which each codebook is late in the delay layout. Defaults to 0, 1,
@@ -94,6 +96,7 @@ class SpeechLMConfig(PreTrainedConfig):
     piece_labels: list[str] = field(default_factory=list)
     piece_frames: list[list[int]] = field(default_factory=list)
     frames_per_character: list[float] | None = None
+    longest_loop_seconds: float | None = None
     text_loss_weight: float | int = 1.0
     audio_loss_weight: float | int = 1.0
     delays: list[int] | None = None

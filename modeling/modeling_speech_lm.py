@@ -461,6 +461,8 @@ class SpeechLMForConditionalGeneration(
         a [`WrittenFrames`], else the ids alone. [`~SpeechLMForConditionalGeneration.generate_speech`] is for speech.
         """
         if self.frames is not None:
+            if kwargs.get("streamer") is not None:
+                raise ValueError("A `streamer` gets ids alone, which hold no frames here; use `stream_speech`.")
             kwargs.setdefault("custom_generate", generate_frames)
         return super().generate(*args, **kwargs)
 

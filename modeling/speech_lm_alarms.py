@@ -79,7 +79,9 @@ def alarm_of(
         usual = round(known[0] * (len(text) + 1))
         reasons.append(f"it has {length} {name}, where a text of its length usually has {usual}")
     period, start, repeated = longest_loop(frames, config.frame_rate, None if spread is None else spread.cpu())
-    if repeated >= LOOP_SECONDS * config.frame_rate:
+    # Where training speech itself repeats, such as units in a pause, only what goes beyond it is a sign.
+    allowed = max(LOOP_SECONDS, 1.5 * (config.longest_loop_seconds or 0.0))
+    if repeated >= allowed * config.frame_rate:
         at, seconds = start / config.frame_rate, repeated / config.frame_rate
         reasons.append(f"it repeats {period} frames for {seconds:.2f} s, from {at:.2f} s on")
     return "; ".join(reasons) or None

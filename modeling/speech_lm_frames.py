@@ -71,6 +71,19 @@ class CodeFrames(nn.Module):
         return told.transpose(1, 2)
 
 
+class FrozenStatistics(LatentStatistics):
+    """[`LatentStatistics`] that stay in float32 when a model is put to another type."""
+
+    def _apply(self, fn, recurse=True):
+        kept = {name: buffer.clone() for name, buffer in self.named_buffers(recurse=False)}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            now = self._buffers[name]
+            if now is not None and now.dtype != before.dtype and not before.is_meta:
+                self._buffers[name] = before.to(now.device)
+        return self
+
+
 class LatentFrames(nn.Module):
     """
     Continuous tokens: what reads them, draws the next one, and says where they end.
@@ -86,10 +99,12 @@ class LatentFrames(nn.Module):
 
     def __init__(self, config: Any, input_size: int, state_size: int):
         super().__init__()
-        self.statistics = LatentStatistics(config.latent_dim, 1, 0.5)
+        self.statistics = FrozenStatistics(config.latent_dim, 1, 0.5)
         self.statistics.frozen = True
         self.input = LatentEmbedding(config.latent_dim, input_size, float(config.input_noise_std))
-        self.head = build_head(config.head, state_size, config.latent_dim, **config.head_options)
+        # Guidance here goes away from states without text, so that no head has to know states of zeros.
+        options = {"condition_dropout": 0.0, **config.head_options}
+        self.head = build_head(config.head, state_size, config.latent_dim, **options)
         self.stop_head = StopHead(state_size, float(config.stop_pos_weight))
 
     def set_statistics(self, mean: torch.Tensor, variance: torch.Tensor) -> None:

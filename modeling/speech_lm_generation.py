@@ -98,7 +98,7 @@ class SpeechGeneration:
             top_k (`int`, *optional*): Draw from so many of the likeliest ids; needs a temperature above 0.
             top_p (`float`, *optional*): Draw from the likeliest ids whose probabilities sum to it; likewise.
             repetition_window (`int`, *optional*, defaults to 0): Frames back in which a code of a codebook may occur
-                `repetition_limit` times; 0 for no limit.
+                `repetition_limit` times; 0 for no limit. In the delay layout the first codebook alone is limited.
             repetition_limit (`int`, *optional*, defaults to 3): See `repetition_window`.
             durations (sequence of sequences of `int`, *optional*): Frames of each piece of each text, where they are
                 given in place of the model's own.
@@ -107,7 +107,8 @@ class SpeechGeneration:
             min_frames (`int`, *optional*, defaults to 1): Fewest frames of a text; only without an alignment, where
                 the pieces decide.
             max_frames (`int`, *optional*): Most frames of a text. Defaults to what training measured.
-            generators (sequence of `torch.Generator`, *optional*): One a text. Defaults to PyTorch's global one.
+            generators (sequence of `torch.Generator`, *optional*): One a text, for one call: how much
+                each draws depends on the longest text. Defaults to PyTorch's global one.
                 Nothing is drawn with a temperature of 0.
             cfg_scale (`float`, *optional*, defaults to 1.0): In the continuous layout, strength of the guidance away
                 from what the model says without the text; needs a model that was trained with `condition_dropout`.

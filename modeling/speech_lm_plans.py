@@ -12,12 +12,11 @@ import torch
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 
 from .audio_logits import AudioOnly, GuidedText, MinFrames, RowSampling, WindowedRepetition
-from .continuous_heads import check_draw
 from .input_checks import check_number, check_whole_number
 from .speech_lm_alarms import alarm_of, generators_again
 from .speech_lm_layouts import AlignedCodes, split_pieces
 from .speech_lm_voices import Voice, one_voice_a_text
-from .speech_lm_writers import DelayWriter, FlatWriter, LatentWriter, Writing, at_times, write_ids
+from .speech_lm_writers import DelayWriter, FlatWriter, LatentWriter, Writing, at_times, check_guidance, write_ids
 
 
 @dataclass
@@ -86,17 +85,9 @@ class SpeechSettings:
                 raise ValueError(f"`{name}` needs a model with a `text_alignment`; this one has none.")
         if self.durations is not None and config.unit_coding != "frames":
             raise ValueError("`durations` needs a model of frames; this one writes runs, which last as they do.")
-        check_draw(1.0, self.head_steps, self.cfg_scale)
-        if config.layout != "continuous":
-            if self.cfg_scale != 1 or self.head_steps is not None:
-                raise ValueError(
-                    f"`cfg_scale` and `head_steps` belong to the continuous layout; this model's is {config.layout!r}."
-                )
-        elif self.cfg_scale != 1 and not config.condition_dropout:
-            raise ValueError(
-                f"`cfg_scale` is {self.cfg_scale}, but this model never learnt to speak without its text; train it"
-                " with `condition_dropout` above 0."
-            )
+        check_guidance(config, self.cfg_scale, self.head_steps)
+        if self.repetition_window and config.layout == "continuous":
+            raise ValueError("`repetition_window` counts codes, which the continuous layout has not; leave it out.")
 
     def check_count(self, num_texts: int) -> None:
         """
@@ -360,16 +351,16 @@ class SpeechPlan:
             if max_frames is not None:
                 most, usual = min(most, max_frames), min(usual, max_frames)
             others = sum(len(piece) for piece in utterance.pieces) + 1
+            late = max(config.codebook_delays)
             # Speech that does not fit is refused, not cut.
-            others += max(config.codebook_delays)
-            needed = prompt_length + max(1, min(usual, most)) * config.positions_per_frame + others
+            needed = prompt_length + max(1, min(usual, most)) * config.positions_per_frame + others + late
             if context is not None and needed > context:
                 raise ValueError(
                     f"The text {_beginning(utterance.text)!r} takes about {needed} positions, its prompt"
                     f" {prompt_length} of them, but the model has {context}; say it in parts, such as sentences."
                 )
             limit = most * config.positions_per_frame + others
-            limits.append(limit if context is None else min(limit, context - prompt_length))
+            limits.append(limit if context is None else min(limit, context - prompt_length - late))
             codes.append(most * config.positions_per_frame)
         return limits, codes
 

@@ -246,7 +246,16 @@ def model_fingerprint(model: Any) -> str:
 
     Args:
         model (`torch.nn.Module`): The model.
+
+    Raises:
+        ValueError: If it has an adapter that is not merged.
     """
+    adapters = [module for module in model.modules() if type(module).__module__.split(".")[0] == "peft"]
+    if adapters:
+        raise ValueError(
+            "The model has an adapter that is not merged. It can be switched off and on, so that no cache belongs to"
+            " it; merge it (`merge_adapter`), or use voices without a cache."
+        )
     weights = [(name, value.detach()) for name, value in sorted(model.state_dict(keep_vars=True).items())]
     state = tuple(
         (name, value._version, value.data_ptr(), tuple(value.flatten()[:: max(1, value.numel() // 8)].tolist()))

@@ -9,6 +9,7 @@ writer of the layout gives the scores of all of them, fills in the rest of the f
 the same logits processors guide all layouts.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 from transformers.utils import ModelOutput
 
 from .audio_logits import RowSampling
+from .continuous_heads import check_draw
 from .speech_lm_grids import from_delay_grid
 from .speech_lm_ids import SpeechIds
 
@@ -57,6 +59,12 @@ class FlatWriter:
             written (`torch.LongTensor` of shape `(batch,)`): The ids that were chosen; the end again behind an end.
         """
         return {"input_ids": written[:, None]}
+
+    def check_prompts(self, prompts: torch.Tensor, is_open: torch.Tensor) -> None:
+        """
+        Raises:
+            ValueError: If the writer cannot go on behind a prompt `(batch, num_positions)`.
+        """
 
     def is_hidden(self, ids: torch.Tensor) -> torch.Tensor:
         """Which ids the second branch does not see, of the shape of `ids`; it reads the start of a clip there."""
@@ -125,6 +133,14 @@ class DelayWriter(FrameWriter):
         self.columns: list[torch.Tensor] = []
         # Columns of each row, and the one in which its first codebook ended.
         self._widths = self._ends = torch.zeros(0, dtype=torch.long)
+
+    def check_prompts(self, prompts: torch.Tensor, is_open: torch.Tensor) -> None:
+        # The columns of a clip that is begun are not known here.
+        if bool((is_open & (prompts[:, -1] == self.marker)).any()):
+            raise ValueError(
+                "A prompt ends within a clip, which the delay layout cannot go on with; end it with `<|audio_start|>`,"
+                " and give what was said before as a clip of its own."
+            )
 
     def scores(self, outputs: Any, is_open: torch.Tensor) -> torch.Tensor:
         self._logits = outputs.audio_logits[:, -1].float()  # (B, Q, K + 2)
@@ -211,7 +227,9 @@ class LatentWriter(FrameWriter):
 
     def scores(self, outputs: Any, is_open: torch.Tensor) -> torch.Tensor:
         self._states = outputs.frame_states[:, -1]  # those without text come behind the others
-        stop = self.model.frames.stop_head(self._states[: len(is_open)])
+        head = self.model.frames.stop_head
+        # The weight of ends in its loss is a prior, which is taken out again.
+        stop = head(self._states[: len(is_open)]) - math.log(head.pos_weight)
         return self._joint(outputs, is_open, F.logsigmoid(-stop)[:, None], F.logsigmoid(stop))
 
     def read(self, written: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -322,6 +340,7 @@ def write_ids(
     lengths, num_codes = torch.zeros_like(most), torch.zeros_like(most)
     marks = (prompts == end) * 1 + (prompts == writer.start) * 2
     is_open = marks.gather(1, (marks > 0).long().cumsum(1).argmax(1, keepdim=True))[:, 0] == 2
+    writer.check_prompts(prompts, is_open)
     known = 0 if past_key_values is None else int(past_key_values.get_seq_length())
     read = {
         name: at_times(name, part, slice(known, None)) for name, part in inputs.items() if name != "attention_mask"
@@ -397,6 +416,40 @@ class WrittenFrames(ModelOutput):
     audio_codes_mask: torch.LongTensor | None = None
 
 
+# Settings of `generate` that would change the ids, and not the rest of a frame, with what leaves them out.
+_NOT_TAKEN = {
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "guidance_scale": 1.0,
+    "penalty_alpha": 0.0,
+    "prompt_lookup_num_tokens": None,
+}
+
+
+def check_guidance(config: Any, cfg_scale: float, head_steps: int | None) -> None:
+    """
+    Check what only the continuous layout takes.
+
+    Raises:
+        ValueError: If the layout is another, or the model never learnt to speak without its text.
+    """
+    check_draw(1.0, head_steps, cfg_scale)
+    if config.layout != "continuous":
+        if cfg_scale != 1 or head_steps is not None:
+            raise ValueError(
+                f"`cfg_scale` and `head_steps` belong to the continuous layout; this model's is {config.layout!r}."
+            )
+    elif cfg_scale != 1 and not config.condition_dropout:
+        raise ValueError(
+            f"`cfg_scale` is {cfg_scale}, but this model never learnt to speak without its text; train it with"
+            " `condition_dropout` above 0."
+        )
+
+
 def generate_frames(
     model: Any,
     input_ids: torch.LongTensor,
@@ -424,6 +477,14 @@ def generate_frames(
         raise ValueError(
             f"Frames are not searched over beams; leave `num_beams` out, which is {generation_config.num_beams}."
         )
+    if input_ids.shape[1] == 0:
+        raise ValueError("Give `input_ids`: `inputs_embeds` alone do not tell where clips begin.")
+    for name, usual in _NOT_TAKEN.items():
+        if (value := getattr(generation_config, name, None)) not in (None, usual):
+            raise ValueError(f"`{name}` is {value}, but frames are drawn by `temperature`, `top_k` and `top_p` alone.")
+    if generators is not None and len(generators) != len(input_ids):
+        raise ValueError(f"`generators` must have one a row ({len(input_ids)}), but has {len(generators)}.")
+    check_guidance(model.config, cfg_scale, head_steps)
     for criterion in stopping_criteria:
         if not isinstance(criterion, MaxLengthCriteria | EosTokenCriteria):
             raise ValueError(f"{type(criterion).__name__} does not stop frames; limit them by `max_new_tokens`.")
@@ -451,7 +512,12 @@ def generate_frames(
     inputs: dict[str, torch.Tensor] = {name: model_kwargs[name] for name in parts if name in model_kwargs}
     mask = model_kwargs.get("attention_mask")
     inputs |= {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids) if mask is None else mask}
-    most = int(generation_config.max_length) - input_ids.shape[1]
+    most = int(generation_config.max_length) - input_ids.shape[1] - writer.num_late
+    if most < 1:
+        raise ValueError(
+            f"The delays take {writer.num_late} positions behind the end, so that at least {writer.num_late + 1} new"
+            " ones are needed; raise `max_new_tokens`, or shorten the prompt."
+        )
     past = model_kwargs.get("past_key_values")
     for _ in write_ids(model, inputs, writer, processors, most, list(stops), past_key_values=past):
         pass
@@ -470,6 +536,7 @@ __all__ = [
     "Writing",
     "WrittenFrames",
     "at_times",
+    "check_guidance",
     "generate_frames",
     "is_text",
     "padded",

@@ -144,6 +144,13 @@ def test_a_delay_model_is_refused_with_what_to_do(tmp_path):
         export_causal_lm(model, processor, tmp_path / "voice")
 
 
+def test_a_model_of_runs_is_refused(tmp_path):
+    model, processor = tiny_speech_lm()
+    model.config.unit_coding = "runs"
+    with pytest.raises(ValueError, match="runs of units .* Train one with `unit_coding: frames`"):
+        export_causal_lm(model, processor, tmp_path / "served")
+
+
 def test_an_adapter_that_is_not_merged_is_refused(tmp_path):
     model, processor = tiny_speech_lm()
     attention = model.language_model.model.layers[0].self_attn

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Truths about the layouts with frames: the delay grid and continuous latents, with all heads."""
 
+import math
 import types
 
 import pytest
@@ -23,7 +24,7 @@ from speech_tokenizers.modeling.speech_lm_layouts import (
     to_delay_grid,
 )
 from speech_tokenizers.modeling.speech_lm_sequences import pad_sequences
-from speech_tokenizers.modeling.speech_lm_writers import DelayWriter, write_ids
+from speech_tokenizers.modeling.speech_lm_writers import DelayWriter, LatentWriter, write_ids
 
 
 HEADS = {
@@ -70,6 +71,11 @@ def written(spoken, row=0):
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_condition_reads_its_own_target(kind, alignment, side):
     model, processor = speaking(kind, alignment)
+    if kind != "delay":
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.frames.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))  # some begin at zero, where no gradient comes from
     batch = batch_of(processor, rows_of(processor), side)
     read = []
 
@@ -87,9 +93,7 @@ def test_no_condition_reads_its_own_target(kind, alignment, side):
                 model(**{**batch, "labels": labels}).loss.backward()
                 moved = read.pop().grad[row].abs().sum(-1) > 0
                 assert not moved[position:].any()
-                # A head that begins at zero tells nothing of its state yet, but the end and all others do.
-                if kind not in ("flow", "gaussian") or labels[row, kind_of_target, position] != 0:
-                    assert moved[position - 1]
+                assert moved[position - 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -393,16 +397,93 @@ def test_generate_writes_what_generate_speech_writes(kind):
     model, processor = speaking(kind)
     inputs = processor(text=[processor.speech_prompt(text) for text in ("hi tim", "die")], padding_side="left")
     options = {"do_sample": False, "return_dict_in_generate": True}
-    found = model.generate(**inputs, max_new_tokens=8, **options)
+    late = 2 if kind == "delay" else 0
+    found = model.generate(**inputs, max_new_tokens=8 + late, **options)
     spoken = model.generate_speech(["hi tim", "die"], processor, temperature=0, max_frames=8)
     name = "audio_codes" if kind == "delay" else "audio_latents"
     assert torch.equal(found.audio_codes_mask, spoken.audio_codes_mask)
     torch.testing.assert_close(found[name], spoken[name])
-    plain = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    plain = model.generate(**inputs, max_new_tokens=8 + late, do_sample=False)
     assert torch.equal(plain, found.sequences)
+    assert plain.shape[1] <= inputs["input_ids"].shape[1] + 8 + late
     assert torch.equal(plain[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
     with pytest.raises(ValueError, match="not searched over beams"):
         model.generate(**inputs, max_new_tokens=8, num_beams=2)
+
+
+@pytest.mark.parametrize("kind", ["delay", "mse"])
+def test_generate_draws_and_refuses_what_it_does_not_take(kind):
+    model, processor = speaking(kind)
+    prompts = [processor.speech_prompt(text) for text in ("hi tim", "die")]
+    both, alone = processor(text=prompts, padding_side="left"), processor(text=prompts[1:])
+    options = {"max_new_tokens": 9, "do_sample": True, "return_dict_in_generate": True}
+    name = "audio_codes" if kind == "delay" else "audio_latents"
+
+    def draws(*seeds):
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    several = model.generate(**both, generators=draws(0, 1), **options)
+    single = model.generate(**alone, generators=draws(1), **options)
+    length = int(single.audio_codes_mask.sum())
+    assert int(several.audio_codes_mask[1].sum()) == length
+    time = -1 if kind == "delay" else 1
+    torch.testing.assert_close(several[name][1:].narrow(time, 0, length), single[name], atol=1e-4, rtol=1e-4)
+    if kind == "delay":
+        likeliest = model.generate(**alone, max_new_tokens=9, do_sample=False, return_dict_in_generate=True)
+        assert torch.equal(model.generate(**alone, top_k=1, **options).audio_codes, likeliest.audio_codes)
+    with pytest.raises(ValueError, match="one a row \\(2\\), but has 1"):
+        model.generate(**both, generators=draws(0), **options)
+    with pytest.raises(ValueError, match="`min_p` is 0.5, but frames are drawn"):
+        model.generate(**both, min_p=0.5, **options)
+    with pytest.raises(ValueError, match="`cfg_scale`"):
+        model.generate(**both, cfg_scale=2.0, **options)
+    with pytest.raises(ValueError, match="use `stream_speech`"):
+        model.generate(**both, streamer=object(), **options)
+    with pytest.raises(ValueError, match="does not stop frames"):
+        model.generate(**both, max_time=1.0, **options)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_what_is_late_stays_within_the_context(kind):
+    size = {"n_positions": 40} if kind == "gpt2" else {"max_position_embeddings": 40}
+    model, processor = tiny_speech_lm(kind, layout="delay", num_quantizers=3, **size)
+    spoken = model.generate_speech("hi", processor, temperature=1.0, max_frames=200)
+    assert spoken.sequences.shape[1] <= 40
+    inputs = processor(text=processor.speech_prompt("hi"))
+    assert model.generate(**inputs, max_length=40, do_sample=False).shape[1] <= 40
+    with pytest.raises(ValueError, match="at least 3 new ones are needed"):
+        model.generate(**inputs, max_new_tokens=2)
+
+
+def test_a_prompt_that_ends_within_a_clip_is_refused():
+    model, processor = speaking("delay")
+    batch = batch_of(processor, rows_of(processor)[:1])
+    start = int((batch["input_ids"][0] == processor.speech_ids.audio_start).nonzero()[-1])
+    cut = {name: batch[name][..., : start + 4] for name in ("input_ids", "attention_mask", "audio_codes")}
+    with pytest.raises(ValueError, match="ends within a clip"):
+        model.generate(**cut, max_new_tokens=8)
+
+
+def test_the_end_has_the_probability_that_its_loss_taught():
+    # At a weight w of ends, the loss is least at the logit of the true probability plus log w.
+    model, processor = speaking("mse", fields={"stop_pos_weight": 8.0})
+    with torch.no_grad():
+        model.frames.stop_head.projection.weight.zero_()
+        model.frames.stop_head.projection.bias.fill_(math.log(8.0) + math.log(0.05 / 0.95))
+    writer = LatentWriter(model)
+    outputs = model(**processor(text=processor.speech_prompt("hi")))
+    scores = writer.scores(outputs, torch.ones(1, dtype=torch.bool))
+    assert float(scores[0, writer.end].exp()) == pytest.approx(0.05, rel=1e-4)
+
+
+def test_statistics_stay_in_single_precision():
+    model, _ = speaking("mse")
+    model.frames.set_statistics(torch.full((8,), 3.14159), torch.full((8,), 2.71828))
+    for dtype in (torch.bfloat16, torch.float16):
+        model.to(dtype)
+        assert model.frames.head.network.weight.dtype == dtype
+        assert torch.equal(model.frames.statistics.mean, torch.full((8,), 3.14159))
+        assert torch.equal(model.frames.statistics.variance, torch.full((8,), 2.71828))
 
 
 @pytest.mark.parametrize("kind", KINDS)

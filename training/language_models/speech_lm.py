@@ -45,6 +45,7 @@ from speech_tokenizers.training.language_models.speech_lm_items import (
     SpeechLMItems,
     frames_per_character,
     latent_moments,
+    longest_loop_seconds,
     pad_items,
     piece_frames,
     rows_fingerprint,
@@ -335,8 +336,15 @@ def _check_learns_on(args: SpeechLMArguments, model: SpeechLMForConditionalGener
     names = ("text_alignment", "layout", "delays", "unit_coding", "max_duration")
     own = {name: getattr(config, name) for name in names}
     own["num_codebooks"] = config.coding.codec_sizes(config.num_codebooks, config.codebook_size)[0]
+    own["codebook_weights"] = config.codebook_weights
+    asked = {name: getattr(args, name) for name in own}
+    if config.layout == "continuous":
+        usual = LatentArguments()
+        for name, value in dataclasses.asdict(args.latents).items():
+            own[f"latents.{name}"] = getattr(config, name)
+            asked[f"latents.{name}"] = None if value == getattr(usual, name) else value
     for name, has in own.items():
-        value = getattr(args, name)
+        value = asked[name]
         if value is not None and value != has:
             raise ValueError(
                 f"The recipe asks for `{name}: {value}`, but {args.language_model} was made with {has}; write"
@@ -424,6 +432,7 @@ def _train(
     if processor.text_alignment == "phone":
         model.set_piece_frames(piece_frames(rows, processor, known=model.config.piece_frames))
     model.config.frames_per_character = frames_per_character(rows, processor)
+    model.config.longest_loop_seconds = longest_loop_seconds(rows, processor)
     claim_output(args, inputs)
     learner: Any = model if args.lora is None else args.lora.add_to(model, args.seed)
     trainer = SpeechLMTrainer(

@@ -22,6 +22,7 @@ from speech_tokenizers.coding.loading import find_checkpoint, load_config
 from speech_tokenizers.coding.speech_lm_loading import SPEECH_LM, load_speech_lm
 from speech_tokenizers.modeling.checked_loading import ModelFilesError, describe_damage, is_finite, read_fields
 from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
+from speech_tokenizers.modeling.speech_lm_unit_coding import CODING_FIELDS
 from speech_tokenizers.processing.optional_packages import require_package
 from speech_tokenizers.processing.whole_files import whole_folder
 
@@ -39,8 +40,10 @@ from peft.utils.other import TrainableTokensWrapper  # noqa: E402
 
 
 # Modules of audio that a model of some layout has. They are small, and new with the model, so they are trained whole.
-AUDIO_MODULES = ("frames", "audio_embed", "audio_head", "latent_input", "head", "stop_head", "projector")
+AUDIO_MODULES = ("frames",)
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+# What a training measures or settles beside the weights, by which the model then speaks.
+_MEASURED = ("frames_per_character", "piece_frames", "condition_dropout", "longest_loop_seconds")
 # Numbers of each tensor that tell one language model from another.
 _SAMPLED = 256
 _HOW_TO_ENLARGE = (
@@ -239,7 +242,7 @@ def speech_facts(model: SpeechLMForConditionalGeneration) -> dict[str, Any]:
     config = model.config
     names = ("layout", "text_alignment", "num_codebooks", "codebook_size", "codec_name", "codec_fingerprint")
     ids = ("audio_start_token_id", "audio_end_token_id", "audio_token_id", "audio_offset", "piece_offset")
-    of_layouts = ("delays", "latent_dim", "head", "head_options")
+    of_layouts = ("delays", "latent_dim", "head", "head_options", *CODING_FIELDS)
     facts = {name: getattr(config, name) for name in (*names, *ids, *of_layouts) if hasattr(config, name)}
     return {
         "rows": model.get_input_embeddings().weight.shape[0],
@@ -283,6 +286,8 @@ def save_adapter(model: PeftModel, folder: str | Path, processor: Any = None) ->
     """
     if not isinstance(getattr(model, "active_peft_config", None), SpeechLoraConfig):
         raise TypeError("`model` must have an adapter that `lora_config` configured.")
+    learnt: Any = model.get_base_model()
+    model.active_peft_config.speech_lm["measured"] = {name: getattr(learnt.config, name) for name in _MEASURED}
     with whole_folder(folder) as temporary:
         # The rows that were trained are in the adapter; the others are the language model's.
         model.save_pretrained(str(temporary), save_embedding_layers=False)
@@ -330,6 +335,9 @@ def load_adapter(base: Any, folder: str | Path, is_trainable: bool = False) -> P
         model.unload()  # the caller's model is as it was
         raise
     set_peft_model_state_dict(model, stored)
+    for name, value in config.speech_lm.get("measured", {}).items():
+        if name in _MEASURED:
+            setattr(base.config, name, value)
     return model.train(is_trainable)
 
 

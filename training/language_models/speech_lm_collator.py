@@ -10,6 +10,7 @@ import torch
 
 from speech_tokenizers.modeling.speech_lm_sequences import check_length, pad_sequences
 from speech_tokenizers.modeling.speech_lm_tasks import find_task
+from speech_tokenizers.modeling.speech_lm_writers import is_text
 
 
 class SpeechLMCollator:
@@ -35,9 +36,13 @@ class SpeechLMCollator:
         seed (`int`, *optional*, defaults to 0): Seed for the draw of tasks.
         return_tasks (`bool`, *optional*, defaults to `False`): Whether batches have `tasks` of shape `(batch,)`: the
             place of each row's task in `tasks`. The model does not take it.
+        condition_dropout (`float`, *optional*, defaults to 0.0): Share of spoken rows whose text is hidden, drawn from
+            the seed, the epoch and the row; that of the model's configuration, so that it can be guided. See
+            [`without_text`].
 
     Raises:
-        ValueError: If a task is unknown, a weight is negative or not finite, or none is positive.
+        ValueError: If a task is unknown, a weight is negative or not finite, none is positive, or the share is not
+            below 1 or needs another layout.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class SpeechLMCollator:
         pad_to_multiple_of: int | None = None,
         seed: int = 0,
         return_tasks: bool = False,
+        condition_dropout: float = 0.0,
     ):
         tasks = {"tts": 1.0} if tasks is None else dict(tasks)
         for name, weight in tasks.items():
@@ -58,6 +64,12 @@ class SpeechLMCollator:
             raise ValueError(f"`tasks` must give some task a positive weight, but is {tasks}.")
         self.processor, self.tasks, self.max_length = processor, tasks, max_length
         self.pad_to_multiple_of, self.seed, self.return_tasks = pad_to_multiple_of, seed, return_tasks
+        if not 0 <= condition_dropout < 1 or (condition_dropout and processor.layout != "continuous"):
+            raise ValueError(
+                f"`condition_dropout` must lie in [0, 1), and be 0 but for the continuous layout, but is"
+                f" {condition_dropout} with the layout {processor.layout!r}."
+            )
+        self.condition_dropout = condition_dropout
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -98,6 +110,11 @@ class SpeechLMCollator:
             raise ValueError("`rows` is empty; a batch needs at least one row.")
         tasks = [self.draw_task(row) for row in rows]
         sequences = [self.processor.row_inputs(row, task) for row, task in zip(rows, tasks, strict=True)]
+        if self.condition_dropout:
+            for place, row in enumerate(rows):
+                facts = ("text", self.seed, self.epoch, row.get("place", row.get("id")))
+                if drawn_share(*facts) < self.condition_dropout:
+                    sequences[place] = without_text(sequences[place], self.processor)
         for row, sequence in zip(rows, sequences, strict=True):
             check_length(len(sequence["input_ids"]), self.max_length, f"Row {row.get('id')!r}")
         batch = pad_sequences(
@@ -110,6 +127,29 @@ class SpeechLMCollator:
             names = list(self.tasks)
             batch["tasks"] = torch.tensor([names.index(task) for task in tasks])
         return batch
+
+
+def without_text(inputs: Mapping[str, torch.Tensor], processor: Any) -> dict[str, torch.Tensor]:
+    """
+    A sequence whose text is not seen, so that its frames are learnt from those before alone; a sequence that says no
+    frames stays as it is.
+
+    Args:
+        inputs (`dict` of `torch.Tensor`): What [`SpeechLMProcessor.row_inputs`] gives.
+        processor ([`SpeechLMProcessor`]): The processor, of a layout with frames.
+
+    Returns:
+        `dict` of `torch.Tensor`: The sequence with an `attention_mask`, without labels of text, and with the start of
+        a clip in the place of text, since the state there tells the next frame.
+    """
+    labels = inputs["labels"].clone()
+    if labels.dim() == 1 or not bool((labels[1:] != -100).any()):
+        return dict(inputs)
+    labels[0] = -100
+    ids = processor.speech_ids
+    is_hidden = is_text(inputs["input_ids"], ids)
+    input_ids = inputs["input_ids"].masked_fill(is_hidden, ids.audio_start)
+    return {**inputs, "input_ids": input_ids, "labels": labels, "attention_mask": (~is_hidden).long()}
 
 
 def drawn_task(weights: Mapping[str, float], *facts: object) -> str:
@@ -134,4 +174,4 @@ def drawn_share(*facts: object) -> float:
     return (int.from_bytes(digest, "big") >> 3) / 2**53
 
 
-__all__ = ["SpeechLMCollator", "drawn_share", "drawn_task"]
+__all__ = ["SpeechLMCollator", "drawn_share", "drawn_task", "without_text"]

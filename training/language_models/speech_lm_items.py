@@ -11,13 +11,13 @@ import torch
 from tqdm import tqdm
 
 from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
+from speech_tokenizers.modeling.speech_lm_alarms import longest_loop
 from speech_tokenizers.modeling.speech_lm_sequences import PIECE_COLUMNS, pad_sequences
 from speech_tokenizers.modeling.speech_lm_tasks import TASKS
-from speech_tokenizers.modeling.speech_lm_writers import is_text
 from speech_tokenizers.processing.unit_sequences import deduplicate
 from speech_tokenizers.training.common.processes import process_state
 from speech_tokenizers.training.common.recipe_files import check_names
-from speech_tokenizers.training.language_models.speech_lm_collator import drawn_share, drawn_task
+from speech_tokenizers.training.language_models.speech_lm_collator import drawn_share, drawn_task, without_text
 
 
 class SpeechLMItems(torch.utils.data.Dataset):
@@ -109,29 +109,6 @@ class SpeechLMItems(torch.utils.data.Dataset):
         ):
             inputs = without_text(inputs, self.processor)
         return {**inputs, "tasks": torch.tensor(task)}
-
-
-def without_text(inputs: dict[str, torch.Tensor], processor: SpeechLMProcessor) -> dict[str, torch.Tensor]:
-    """
-    A sequence whose text is not seen, so that its frames are learnt from those before alone; a sequence that says no
-    frames stays as it is.
-
-    Args:
-        inputs (`dict` of `torch.Tensor`): What [`SpeechLMProcessor.row_inputs`] gives.
-        processor ([`SpeechLMProcessor`]): The processor, of a layout with frames.
-
-    Returns:
-        `dict` of `torch.Tensor`: The sequence with an `attention_mask`, without labels of text, and with the start of
-        a clip in the place of text, since the state there tells the next frame.
-    """
-    labels = inputs["labels"].clone()
-    if labels.dim() == 1 or not bool((labels[1:] != -100).any()):
-        return inputs
-    labels[0] = -100
-    ids = processor.speech_ids
-    is_hidden = is_text(inputs["input_ids"], ids)
-    input_ids = inputs["input_ids"].masked_fill(is_hidden, ids.audio_start)
-    return {**inputs, "input_ids": input_ids, "labels": labels, "attention_mask": (~is_hidden).long()}
 
 
 def pad_items(processor: SpeechLMProcessor) -> Callable[[Sequence[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
@@ -235,6 +212,21 @@ def unit_durations(rows: Any, num_units: int) -> list[float]:
         np.add.at(frames, units, lasting)
         np.add.at(runs, units, 1)
     return [round(float(value), 3) for value in np.where(runs > 0, frames, 1) / np.maximum(runs, 1)]
+
+
+def longest_loop_seconds(rows: Any, processor: SpeechLMProcessor, max_rows: int = 500) -> float:
+    """
+    Longest stretch, in seconds, in which frames repeat those before them; see [`longest_loop`].
+
+    Args:
+        rows (`datasets.Dataset`): Rows.
+        processor ([`SpeechLMProcessor`]): The processor.
+        max_rows (`int`, *optional*, defaults to 500): Most rows, the first ones, that are looked at.
+    """
+    chosen = [processor.row_frames(row) for row in rows.select(range(min(max_rows, len(rows))))]
+    spread = torch.cat(chosen).std(0) if processor.layout == "continuous" else None
+    found = [longest_loop(frames, processor.frame_rate, spread)[2] for frames in chosen]
+    return max(found, default=0) / processor.frame_rate
 
 
 def symbols_per_second(rows: Any, processor: SpeechLMProcessor, max_rows: int = 500) -> float:

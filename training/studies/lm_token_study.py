@@ -235,15 +235,17 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     rates = list(dict.fromkeys(rate for result in results.values() for rate in result["wer"]))
     names = [rate.removeprefix("wer[").removesuffix("]") for rate in rates]
     lines = [
-        "| tokens | layout | positions/s | bits/s | held-out bits/s | text bits/s |"
+        "| tokens | layout | positions/s | bits/s | held-out bits/s: codes | text and pieces | both |"
         + "".join(f" WER % ({name}) | of the codec |" for name in names)
         + " ended % | RTF | parameters |",
-        "|---" * (9 + 2 * len(names)) + "|",
+        "|---" * (10 + 2 * len(names)) + "|",
     ]
     for name, result in results.items():
         cells = [name, result["layout"], _cell(result["positions_per_second"], 1)]
         cells += [_cell(result[key], 0) for key in ("nominal_bits_per_second", "held_out_audio_bits_per_second")]
-        cells.append(_cell(result["held_out_text_bits_per_second"], 1))
+        codes, text = result["held_out_audio_bits_per_second"], result["held_out_text_bits_per_second"]
+        # Whether a frame or a piece comes next is told by codes in one layout and by text in the others.
+        cells += [_cell(text, 0), _cell(None if codes is None else codes + text, 0)]
         for rate in rates:
             cells += [_score(result["wer"].get(rate), 1), _score(result["wer_of_codec"].get(rate), 1)]
         cells += [_score(result["ended"], 0), _score(result["real_time_factor"], 2)]

@@ -78,6 +78,11 @@ def _check_model(model: Any, processor: Any) -> None:
             f"The model has the layout {layout!r}, with heads of its own that no server knows, so that it cannot be"
             " exported. Serve it by `generate_speech` of this package, or train one with `layout: flat`."
         )
+    if model.config.unit_coding != "frames":
+        raise ValueError(
+            f"The model writes runs of units (`unit_coding={model.config.unit_coding!r}`), whose durations nobody else"
+            " can read, so that it cannot be exported. Train one with `unit_coding: frames`."
+        )
     adapters = {name for name, module in model.named_modules() if type(module).__module__.split(".")[0] == "peft"}
     if adapters or type(model).__module__.split(".")[0] == "peft" or getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(

@@ -150,7 +150,9 @@ def test_modules_of_audio_are_trained_whole(tmp_path, layout, head, parts):
     fields = {"head": head, "head_options": {"num_layers": 1, "hidden_size": 16}} if layout == "continuous" else {}
     model, processor = tiny_speech_lm(tied=False, layout=layout, fields=fields)
     base = copy.deepcopy(model)
+    model.config.frames_per_character = [1.5, 3.0]
     if layout == "continuous":
+        model.config.condition_dropout = 0.25
         model.frames.set_statistics(torch.ones(8), torch.full((8,), 4.0))
     learner = add_adapter(model, r=4)
     assert sorted(lora_config(base).modules_to_save) == sorted(f"frames.{part}" for part in parts)
@@ -170,14 +172,16 @@ def test_modules_of_audio_are_trained_whole(tmp_path, layout, head, parts):
     torch.testing.assert_close(merged(**batch).loss, expected, atol=1e-5, rtol=1e-5)
     if layout == "continuous":
         assert (merged.frames.statistics.mean == 1.0).all()
+        assert base.config.condition_dropout == 0.25
+    assert base.config.frames_per_character == [1.5, 3.0]
     assert merged.generate_speech("hi", processor, max_frames=4).audio_values.shape[-1] <= 4 * 16
 
 
 def test_a_module_that_peft_cannot_tell_from_another_is_refused():
-    """`peft` looks at ends of names: `head` is one of `lm_head`, which would be trained whole."""
-    model, _ = tiny_speech_lm()
-    model.head = nn.Linear(4, 2)
-    with pytest.raises(ValueError, match="cannot tell head.*rename"):
+    """`peft` looks at ends of names, and would train another module of such a name whole, too."""
+    model, _ = tiny_speech_lm(layout="delay")
+    model.language_model.frames = nn.ModuleDict({"embedding": nn.Embedding(4, 2)})
+    with pytest.raises(ValueError, match="cannot tell frames.embedding.*rename"):
         lora_config(model)
 
 
@@ -187,6 +191,24 @@ def test_a_bias_of_the_output_table_is_refused():
     model.get_output_embeddings().bias = nn.Parameter(torch.ones(len(model.get_output_embeddings().weight)))
     with pytest.raises(ValueError, match="output table has a bias"):
         lora_config(model)
+
+
+def test_a_cache_of_a_voice_belongs_to_no_adapter():
+    model, processor = tiny_speech_lm()
+    add_adapter(model, r=4)
+    codes = torch.tensor(tiny_row("hi")["audio_codes"]).reshape(2, -1)
+    model.make_voice("hi", processor, audio_codes=codes)
+    with pytest.raises(ValueError, match="merge it"):
+        model.make_voice("hi", processor, audio_codes=codes, cache=True)
+
+
+def test_an_adapter_of_another_coding_is_refused(tmp_path):
+    model, _ = tiny_speech_lm()
+    save_adapter(add_adapter(model, r=4), tmp_path / "adapter")
+    other, _ = tiny_speech_lm()
+    other.config.unit_coding = "units"
+    with pytest.raises(ValueError, match="`unit_coding` was 'frames' and is 'units'"):
+        load_adapter(other, tmp_path / "adapter")
 
 
 def test_weights_of_experts_are_refused():

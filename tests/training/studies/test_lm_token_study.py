@@ -94,7 +94,7 @@ def test_what_is_finished_is_not_run_again_and_arms_may_join(study, commands):
     commands.commands.clear()
     table = compare_lm_tokens(study("chosen=[rvq-2 flat, rvq-1 flat]"))
     assert len(commands.commands) == 2
-    assert "| rvq-1 flat | flat | 75.0 | 1000 | 640 | 30.0 | 41.2 [35.0, 48.0] | 30.0" in table
+    assert "| rvq-1 flat | flat | 75.0 | 1000 | 640 | 30 | 670 | 41.2 [35.0, 48.0] | 30.0" in table
     with pytest.raises(ValueError, match="begun with other settings"):
         compare_lm_tokens(study("batch_seconds=10"))
     commands.outcomes.append(Finished(2, 1.0, 1.0, 0))
