@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .checked_loading import CheckedLoading
@@ -24,8 +24,8 @@ from .continuous_heads import init_head_weights
 from .latent_bottleneck import LatentStatistics
 from .speech_lm_checks import (
     check_codec,
-    check_frames_stand_at_their_places,
     check_labels_stand_at_their_positions,
+    given_frames,
 )
 from .speech_lm_frames import CodeFrames, LatentFrames
 from .speech_lm_generation import SpeechGeneration
@@ -35,6 +35,7 @@ from .speech_lm_writers import generate_frames
 from .transformers_codecs import as_speech_codec
 
 
+logger = logging.get_logger(__name__)
 _IGNORED = -100
 
 
@@ -258,7 +259,7 @@ class SpeechLMForConditionalGeneration(
         if inputs_embeds is None and self.frames is not None:
             inputs_embeds = self.embed_inputs(input_ids, audio_codes, audio_latents, audio_mask, generator)
         elif self.frames is None:
-            self._given_frames(input_ids, audio_codes, audio_latents, audio_mask)
+            given_frames(self.config, input_ids, audio_codes, audio_latents, audio_mask)
         with self._states_before_words() as states:
             outputs = self.language_model(
                 input_ids=input_ids if inputs_embeds is None else None,
@@ -316,7 +317,7 @@ class SpeechLMForConditionalGeneration(
             ValueError: As there.
         """
         words = self.get_input_embeddings()(input_ids)
-        frames = self._given_frames(input_ids, audio_codes, audio_latents, audio_mask)
+        frames = given_frames(self.config, input_ids, audio_codes, audio_latents, audio_mask)
         if frames is None:
             return words
         given, is_frame = frames
@@ -326,42 +327,6 @@ class SpeechLMForConditionalGeneration(
             assert self.frames is not None
             embedded = self.frames.embed(given)
         return torch.where(is_frame[..., None], embedded.to(words.dtype), words)
-
-    def _given_frames(
-        self,
-        input_ids: torch.Tensor | None,
-        audio_codes: torch.Tensor | None,
-        audio_latents: torch.Tensor | None,
-        audio_mask: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        # The frames, and where they stand, (batch, num_positions); `None` without any.
-        layout = self.config.layout
-        for name, given, fits in (
-            ("audio_codes", audio_codes, "delay"),
-            ("audio_latents", audio_latents, "continuous"),
-        ):
-            if given is not None and layout != fits:
-                raise ValueError(f"`{name}` belongs to the layout {fits!r}, but the model's is {layout!r}.")
-        marker = self.config.audio_token_id
-        if audio_codes is not None:
-            is_frame = audio_codes[:, 0] >= 0
-        elif audio_latents is not None:
-            if audio_mask is None:
-                if input_ids is None:
-                    raise ValueError("`audio_mask` is needed, since there are no `input_ids` that tell frames.")
-                is_frame = input_ids == marker
-            else:
-                is_frame = audio_mask.bool()
-        elif layout != "flat" and input_ids is not None and not torch.compiler.is_compiling():
-            if bool((input_ids == marker).any()):
-                name = "audio_codes" if layout == "delay" else "audio_latents"
-                raise ValueError(f"`input_ids` hold `<|audio|>` ({marker}), but `{name}` with the frames is missing.")
-            return None
-        else:
-            return None
-        check_frames_stand_at_their_places(input_ids, is_frame, marker)
-        given = audio_codes if audio_codes is not None else audio_latents
-        return given, is_frame
 
     @contextmanager
     def _states_before_words(self) -> Iterator[Callable[[], torch.Tensor]]:
@@ -449,6 +414,11 @@ class SpeechLMForConditionalGeneration(
                         "`labels` has frames to learn, but `audio_latents` with what they are is missing."
                     )
                 audio_latents = torch.zeros(*ids.shape, config.latent_dim, device=states.device)
+            if self.training and not bool(self.frames.statistics.num_updates):
+                logger.warning_once(
+                    "The latents' mean and variance were never set, and are taken as 0 and 1. Measure them by"
+                    " `latent_moments` and call `model.frames.set_statistics(mean, covariance.diagonal())`."
+                )
             prediction, stop = self.frames.losses(states, audio_latents, labels[:, 1], generator)
             loss = text * entropies.sum() + audio * (marks == 0).sum() * prediction
             loss = loss + config.stop_loss_weight * (marks != _IGNORED).sum() * stop

@@ -279,7 +279,8 @@ class SpeechLMProcessor(ProcessorMaking, SpeechLMRequests, ProcessorMixin):
                 `None` where another has the clip. There `audio_codes` mean the latents that they stand for.
             output_labels (`bool`, *optional*, defaults to `False`): Whether to give `labels`: -100 in the prompt and
                 in padding, and in an `<|audio_start|>` that begins an answer.
-            padding_side (`str`, *optional*): `"right"` or `"left"`. Defaults to the tokenizer's.
+            padding_side (`str`, *optional*): `"right"` or `"left"`. Defaults to `"left"`, and to `"right"`
+                with `output_labels`.
             return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"`, or `None` for lists without padding.
             sampling_rate (`int`, *optional*): Rate of the waveforms in Hz, to be checked.
 
@@ -319,7 +320,8 @@ class SpeechLMProcessor(ProcessorMaking, SpeechLMRequests, ProcessorMixin):
             return BatchFeature({name: [row[name].tolist() for row in rows] for name in rows[0]})
         if return_tensors != "pt":
             raise ValueError(f"`return_tensors` must be 'pt' or None, but is {return_tensors!r}.")
-        side = self.tokenizer.padding_side if padding_side is None else padding_side
+        # Behind prompts something is written, so that they end side by side.
+        side = ("right" if output_labels else "left") if padding_side is None else padding_side
         return BatchFeature(pad_sequences(rows, self.pad_token_id, side))
 
     def decode(self, ids: Any, skip_special_tokens: bool = True, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -387,7 +389,7 @@ class SpeechLMProcessor(ProcessorMaking, SpeechLMRequests, ProcessorMixin):
             name = f"Clip {place}"
             if self.layout == "continuous":
                 if codes is not None:
-                    latents = dequantized(self.codec, codes, name)
+                    latents = dequantized(self.codec, codes, name, self.num_codebooks)
                 values = clip_latents(next(encoded) if waveform is not None else latents, name, self.latent_dim)
             else:
                 codes = codes if waveform is None else next(encoded)

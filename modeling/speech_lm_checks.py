@@ -90,6 +90,61 @@ def check_frames_stand_at_their_places(
         )
 
 
+def given_frames(
+    config: Any,
+    input_ids: torch.Tensor | None,
+    audio_codes: torch.Tensor | None,
+    audio_latents: torch.Tensor | None,
+    audio_mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """
+    The frames that a model is given, and where they stand, `(batch, num_positions)`; `None` without any.
+
+    Args:
+        config ([`SpeechLMConfig`]): The model's configuration.
+        input_ids, audio_codes, audio_latents, audio_mask: See [`SpeechLMForConditionalGeneration`].
+
+    Raises:
+        ValueError: If the layout has no such frames, they stand elsewhere than the ids say, are missing, or are no
+            numbers.
+    """
+    layout = config.layout
+    for name, given, fits in (
+        ("audio_codes", audio_codes, "delay"),
+        ("audio_latents", audio_latents, "continuous"),
+    ):
+        if given is not None and layout != fits:
+            raise ValueError(f"`{name}` belongs to the layout {fits!r}, but the model's is {layout!r}.")
+    marker = config.audio_token_id
+    if audio_codes is not None:
+        is_frame = audio_codes[:, 0] >= 0
+    elif audio_latents is not None:
+        if audio_mask is None:
+            if input_ids is None:
+                raise ValueError("`audio_mask` is needed, since there are no `input_ids` that tell frames.")
+            is_frame = input_ids == marker
+        else:
+            is_frame = audio_mask.bool()
+    elif layout != "flat" and input_ids is not None and not torch.compiler.is_compiling():
+        if bool((input_ids == marker).any()):
+            name = "audio_codes" if layout == "delay" else "audio_latents"
+            raise ValueError(f"`input_ids` hold `<|audio|>` ({marker}), but `{name}` with the frames is missing.")
+        return None
+    else:
+        return None
+    check_frames_stand_at_their_places(input_ids, is_frame, marker)
+    if audio_latents is not None and not torch.compiler.is_compiling():
+        if audio_latents.shape != (*is_frame.shape, config.latent_dim):
+            raise ValueError(
+                f"`audio_latents` must have shape {(*is_frame.shape, config.latent_dim)}, but have"
+                f" {tuple(audio_latents.shape)}."
+            )
+        if not bool(audio_latents[is_frame].isfinite().all()):
+            raise ValueError("`audio_latents` must be finite where there is a frame, but hold numbers that are not.")
+    given = audio_codes if audio_codes is not None else audio_latents
+    return given, is_frame
+
+
 def check_codec(codec: Any, config: Any) -> None:
     """
     Check that a codec is the one that a model or a processor was made for.
@@ -126,4 +181,9 @@ def check_codec(codec: Any, config: Any) -> None:
         )
 
 
-__all__ = ["check_codec", "check_frames_stand_at_their_places", "check_labels_stand_at_their_positions"]
+__all__ = [
+    "check_codec",
+    "check_frames_stand_at_their_places",
+    "check_labels_stand_at_their_positions",
+    "given_frames",
+]

@@ -108,7 +108,7 @@ def row_codes(
 
 
 def row_latents(
-    row: Mapping[str, Any], name: str, codec: Any, codec_fingerprint: str, latent_dim: int
+    row: Mapping[str, Any], name: str, codec: Any, codec_fingerprint: str, latent_dim: int, num_codebooks: int
 ) -> torch.Tensor:
     """
     Latents of a row of a corpus, `(num_frames, latent_dim)`, float32; those of a row of codes are what these stand
@@ -121,6 +121,7 @@ def row_latents(
         codec ([`SpeechCodec`] or `None`): The codec that is attached, which rows of codes need.
         codec_fingerprint (`str`): Fingerprint of the language model's codec.
         latent_dim (`int`): Numbers of a frame.
+        num_codebooks (`int`): First codebooks of a row of codes whose vectors are summed.
 
     Raises:
         ValueError: As [`row_codes`]; or if no codec is attached that a row of codes needs.
@@ -129,14 +130,22 @@ def row_latents(
         values = _row_values(row, name, codec_fingerprint, "audio_latents", ("num_frames", "latent_dim"))
         return clip_latents(values.astype(np.float32), name, latent_dim)
     codes = _row_values(row, name, codec_fingerprint, "audio_codes", ("num_quantizers", "num_frames"))
-    return clip_latents(dequantized(codec, codes, name), name, latent_dim)
+    return clip_latents(dequantized(codec, codes, name, num_codebooks), name, latent_dim)
 
 
-def dequantized(codec: Any, audio_codes: Any, name: str) -> torch.Tensor:
-    """The latents `(num_frames, latent_dim)` that the codes `(num_quantizers, num_frames)` of a clip stand for."""
+def dequantized(codec: Any, audio_codes: Any, name: str, num_codebooks: int) -> torch.Tensor:
+    """
+    The latents `(num_frames, latent_dim)` that the first `num_codebooks` codes of a clip `(num_quantizers,
+    num_frames)` stand for. Raises `ValueError` if no codec is attached, or there are fewer codebooks.
+    """
     if codec is None:
         raise ValueError(f"{name} has codes, which only the codec turns into latents; call `attach_codec` first.")
     codes = torch.as_tensor(np.asarray(audio_codes).astype(np.int64))
+    if len(codes) < num_codebooks:
+        raise ValueError(
+            f"{name} has {len(codes)} codebooks, but {num_codebooks} make the latents here; encode with as many."
+        )
+    codes = codes[:num_codebooks]
     with torch.no_grad():
         return codec.dequantize(codes[None].to(codec.device))[0].float().cpu()
 

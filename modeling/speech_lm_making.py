@@ -67,9 +67,14 @@ class ProcessorMaking:
         layout = layout or ("flat" if codec.kind == "codes" else "continuous")
         check_has_codes(unit_coding, layout)
         if layout == "continuous":
-            if num_codebooks is not None:
+            # Of a codec with codebooks, latents may be those that its first codes stand for.
+            if codec.kind == "codes":
+                used = codec.num_quantizers if num_codebooks is None else codec.check_num_quantizers(num_codebooks)
+            elif num_codebooks is not None:
                 raise ValueError("`num_codebooks` chooses among codebooks, of which latents have none; leave it out.")
-            sizes = {"num_codebooks": 1, "codebook_size": 1, "latent_dim": codec.latent_dim}
+            else:
+                used = 1
+            sizes = {"num_codebooks": used, "codebook_size": 1, "latent_dim": codec.latent_dim}
         elif codec.kind != "codes":
             raise ValueError(f"A {codec.family} gives latents; they need `layout='continuous'`, not {layout!r}.")
         else:

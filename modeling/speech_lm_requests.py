@@ -138,9 +138,9 @@ class SpeechLMRequests(RowFrames):
             (encoded,) = encode_waveforms(codec, self.feature_extractor, [audio], sampling_rate, kind)
             audio_codes, audio_latents = (None, encoded) if kind == "latents" else (encoded, None)
         if self.layout != "continuous":
-            return clip_codes(audio_codes, name, self.num_codebooks, self.codebook_size)
+            return clip_codes(audio_codes, name, *self.codec_sizes)
         if audio_codes is not None:
-            audio_latents = dequantized(codec, audio_codes, name)
+            audio_latents = dequantized(codec, audio_codes, name, self.num_codebooks)
         return clip_latents(audio_latents, name, self.latent_dim)
 
     def task_prompt(

@@ -82,7 +82,9 @@ class RowFrames:
         """
         name = f"Row {row.get('id')!r}"
         if self.layout == "continuous":
-            return row_latents(row, name, self._attached.codec, self.codec_fingerprint, self.latent_dim)
+            return row_latents(
+                row, name, self._attached.codec, self.codec_fingerprint, self.latent_dim, self.num_codebooks
+            )
         return row_codes(row, name, self.codec_fingerprint, *self.codec_sizes)
 
     def _clips_of_row(self, row: Mapping[str, Any], task: Task, name: str) -> tuple[Any, Any]:

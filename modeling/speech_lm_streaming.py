@@ -190,6 +190,11 @@ def stream_texts(
     if isinstance(text, str):
         plan = SpeechPlan(model, processor, [text], settings)
         return _stream([plan], codec, sizes)
+    if isinstance(text, list | tuple):
+        raise TypeError(
+            "`text` is a list, which elsewhere means several texts. One text is streamed at a time: give a `str`, or"
+            " an iterator of its pieces, such as `iter([...])`."
+        )
     given = next((name for name in ("durations", "pieces") if getattr(settings, name) is not None), None)
     if given is not None:
         raise ValueError(f"`{given}` belong to one text; give `text` as a `str`, and not in pieces.")

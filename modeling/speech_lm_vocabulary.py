@@ -3,6 +3,7 @@
 """How a causal language model gets the words of audio: new rows of its tables, and how these begin."""
 
 import copy
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, Self
@@ -19,6 +20,29 @@ from .speech_lm_frames import CodeFrames, LatentFrames
 _ROWS_MULTIPLE = 64
 # Tables of words are padded beyond their tokenizer by a few hundred rows; more is another tokenizer.
 _LEAST_SHARE = 0.9
+
+
+# Fields of one layout alone.
+_OF_LAYOUT = {
+    "delay": ("codebook_weights",),
+    "continuous": (
+        "head",
+        "head_options",
+        "input_noise_std",
+        "stop_loss_weight",
+        "stop_pos_weight",
+        "condition_dropout",
+    ),
+}
+
+
+def _check_fields(fields: dict[str, Any], layout: str) -> None:
+    known = {field.name for field in dataclasses.fields(SpeechLMConfig)}
+    if unknown := sorted(set(fields) - known):
+        raise TypeError(f"`from_causal_lm` knows no field {unknown[0]!r}; see `SpeechLMConfig`.")
+    for other, names in _OF_LAYOUT.items():
+        if other != layout and (given := [name for name in names if fields.get(name) is not None]):
+            raise ValueError(f"`{given[0]}` belongs to the layout {other!r}, but the processor's is {layout!r}.")
 
 
 class AudioVocabulary:
@@ -53,8 +77,10 @@ class AudioVocabulary:
             fields: Further fields of [`SpeechLMConfig`], such as `audio_loss_weight`.
 
         Raises:
-            ValueError: If the processor belongs to another vocabulary or codec.
+            TypeError: If there is no such field.
+            ValueError: If the processor belongs to another vocabulary or codec, or a field to another layout.
         """
+        _check_fields(fields, processor.layout)
         if isinstance(lm, str):
             lm = AutoModelForCausalLM.from_pretrained(lm, dtype=dtype)
         old_rows = lm.get_input_embeddings().weight.shape[0]

@@ -197,6 +197,11 @@ def make_voice(
     values = processor.clip_values(**{name: given[name] for name in sources}, sampling_rate=sampling_rate)
     is_latents = model.config.layout == "continuous"
     pieces = None if "audio_pieces" not in given else [_plain(piece) for piece in given["audio_pieces"]]
+    seconds = (len(values) if is_latents else values.shape[1]) / model.config.frame_rate
+    if pieces and pieces[-1]["end"] > seconds + 0.1:
+        raise ValueError(
+            f"`audio_pieces` reach {pieces[-1]['end']:g} s, but the speech ends at {seconds:.2f} s; give its own."
+        )
     voice = Voice(
         text=text,
         input_ids=torch.zeros(0, dtype=torch.long),

@@ -104,7 +104,9 @@ def read_sentences(
     for number in with_text[:limit]:
         row = table[number]
         if latent_dim:
-            frames = row_latents(row, f"row {row['id']!r}", codec, row["codec_fingerprint"], latent_dim).T.numpy()
+            frames = row_latents(
+                row, f"row {row['id']!r}", codec, row["codec_fingerprint"], latent_dim, num_codebooks
+            ).T.numpy()
         else:
             frames = _first_codebooks(row, num_codebooks)
         sentences.append(_sentence(row, frames, 1 if latent_dim else num_codebooks, text_alignment, recordings))

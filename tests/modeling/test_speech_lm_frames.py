@@ -557,6 +557,26 @@ def test_columns_begin_as_the_codes_sound():
     assert float(torch.corrcoef(torch.stack([torch.nn.functional.pdist(rows), true]))[0, 1]) > 0.9
 
 
+def test_fields_of_another_layout_and_unknown_ones_are_refused():
+    codec = tiny_codec()
+    processor = tiny_processor(codec, layout="delay")
+    lm = tiny_lm(vocab_size=processor.audio_offset)
+    with pytest.raises(ValueError, match="`head` belongs to the layout 'continuous', but the processor's is 'delay'"):
+        SpeechLMForConditionalGeneration.from_causal_lm(lm, codec, processor, head="flow")
+    with pytest.raises(TypeError, match="knows no field 'codebook_weight'"):
+        SpeechLMForConditionalGeneration.from_causal_lm(lm, codec, processor, codebook_weight=[1.0, 1.0])
+
+
+def test_latents_that_are_no_numbers_are_refused():
+    model, processor = speaking("mse")
+    batch = batch_of(processor, rows_of(processor))
+    batch["audio_latents"][0, int(batch["audio_mask"][0].argmax())] = torch.nan
+    with pytest.raises(ValueError, match="must be finite"):
+        model(**batch)
+    with pytest.raises(ValueError, match="must have shape"):
+        model(**{**batch, "audio_latents": batch["audio_latents"].transpose(1, 2)})
+
+
 def test_frames_in_the_wrong_place_are_refused():
     model, processor = speaking("delay")
     batch = batch_of(processor, rows_of(processor))
@@ -587,8 +607,13 @@ def test_a_clip_without_a_frame_is_refused():
 
 def test_layouts_and_codecs_that_do_not_fit_are_refused():
     codec = tiny_codec()
-    with pytest.raises(ValueError, match="of which latents have none"):
-        tiny_processor(codec, num_codebooks=1, layout="continuous")
+    row = tiny_row(codec=tiny_codec(1))
+    with pytest.raises(ValueError, match="has 1 codebooks, but 2 make the latents here"):
+        tiny_processor(codec, layout="continuous").row_inputs({**row, "codec_fingerprint": codec.fingerprint()})
+    first = tiny_processor(codec, num_codebooks=1, layout="continuous").row_inputs(tiny_row(codec=codec))
+    codes = torch.tensor(tiny_row(codec=codec)["audio_codes"]).reshape(2, -1)
+    latents = first["audio_latents"][first["audio_mask"].bool()]
+    torch.testing.assert_close(latents, codec.dequantize(codes[None, :1])[0])
     with pytest.raises(ValueError, match="`layout` must be one of flat, delay, continuous"):
         tiny_processor(codec, layout="diagonal")
     delay, flat = tiny_processor(codec, layout="delay"), tiny_processor(codec)

@@ -92,7 +92,7 @@ def test_a_codec_of_transformers_streams_the_whole_at_its_end(make_transformers_
 def test_each_sentence_is_said_as_it_is_alone(layout):
     model, processor = speaker(layout, causal=True)
     model.config.frames_per_character = [2.0, 3.0]
-    chunks = list(model.stream_speech(["Hi t", "im. Di", "e", "! lime"], processor, temperature=0))
+    chunks = list(model.stream_speech(iter(["Hi t", "im. Di", "e", "! lime"]), processor, temperature=0))
     texts = ["Hi tim.", "Die!", "lime"]
     alone = [model.generate_speech(text, processor, temperature=0).audio_values for text in texts]
     torch.testing.assert_close(joined(chunks), torch.cat(alone, dim=-1), atol=1e-5, rtol=0)
@@ -141,14 +141,16 @@ def test_what_cannot_be_streamed_is_told():
     with pytest.raises(ValueError, match="must be a text that is not empty"):
         model.stream_speech(" ", processor)
     with pytest.raises(ValueError, match="has ended without a word"):
-        list(model.stream_speech([" ", "..."], processor))
+        list(model.stream_speech(iter([" ", "..."]), processor))
     with pytest.raises(TypeError, match="`text` must give texts, but gives int"):
-        list(model.stream_speech([3], processor))
+        list(model.stream_speech(iter([3]), processor))
+    with pytest.raises(TypeError, match="`text` is a list"):
+        model.stream_speech(["hi", "tim"], processor)
     with pytest.raises(ValueError, match="one a text \\(1\\), but has 2"):
         model.stream_speech("hi", processor, generators=[torch.Generator(), torch.Generator()])
     model, processor = tiny_speech_lm(text_alignment="word")
     with pytest.raises(ValueError, match="`durations` belong to one text"):
-        model.stream_speech(["hi"], processor, durations=[[3]])
+        model.stream_speech(iter(["hi"]), processor, durations=[[3]])
 
 
 def test_half_of_a_surrogate_pair_is_told():
@@ -157,7 +159,7 @@ def test_half_of_a_surrogate_pair_is_told():
         with pytest.raises(ValueError, match="half of a surrogate pair at character"):
             model.generate_speech(text, processor)
         with pytest.raises(ValueError, match="half of a surrogate pair at character"):
-            list(model.stream_speech([text], processor))
+            list(model.stream_speech(iter([text]), processor))
 
 
 # --- Stock `generate` ---

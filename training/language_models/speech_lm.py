@@ -280,14 +280,16 @@ def _with_new_words(
 ) -> tuple[SpeechLMForConditionalGeneration, SpeechLMProcessor]:
     # Of a language model in a folder, or of one that begins at random.
     tokenizer = build_speech_vocabulary() if folder is None else AutoTokenizer.from_pretrained(folder)
-    layout = args.layout or ("continuous" if "audio_latents" in rows.column_names else "flat")
+    has_latents = "audio_latents" in rows.column_names
+    layout = args.layout or ("continuous" if has_latents else "flat")
+    of_rows = None if has_latents else int(rows[0]["num_quantizers"])
     processor = SpeechLMProcessor.from_tokenizer(
         tokenizer,
         codec,
         feature_extractor,
         text_alignment=args.text_alignment,
         piece_labels=_piece_labels(args, rows),
-        num_codebooks=None if layout == "continuous" else args.num_codebooks or int(rows[0]["num_quantizers"]),
+        num_codebooks=args.num_codebooks or of_rows,
         layout=layout,
         delays=args.delays,
         unit_coding=args.unit_coding or "frames",
