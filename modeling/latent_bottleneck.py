@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import distributed
+from transformers import initialization as init
 
 from .codec_layers import CodecConv1d, CodecLayer, CodecSequential, PointwiseConv1d, StreamingCache
 from .spectral_layers import ChannelNorm
@@ -115,6 +116,19 @@ class LatentStatistics(FreezableModule):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("variance", torch.ones(dim))
         self.register_buffer("num_updates", torch.tensor(0))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Begin anew, with no batch followed."""
+        init.zeros_(self.mean)
+        init.ones_(self.variance)
+        init.zeros_(self.num_updates)
+
+    def set(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+        """Mean and variance, each (dim,), that were measured elsewhere."""
+        self.mean.copy_(mean)
+        self.variance.copy_(variance)
+        self.num_updates.fill_(1)
 
     @property
     def std(self) -> torch.Tensor:

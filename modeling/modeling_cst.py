@@ -5,7 +5,6 @@
 from dataclasses import dataclass
 
 import torch
-from transformers import initialization as init
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
@@ -93,9 +92,7 @@ class CSTPreTrainedModel(CodecPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         if isinstance(module, LatentStatistics):
-            init.zeros_(module.mean)
-            init.ones_(module.variance)
-            init.zeros_(module.num_updates)
+            module.reset_parameters()
         else:
             super()._init_weights(module)
 

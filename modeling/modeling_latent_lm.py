@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
-from transformers import initialization as init
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
@@ -91,17 +90,13 @@ class LatentLanguageModel(MixedPrecisionModel, CheckedLoading, PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, LatentStatistics):
-            init.zeros_(module.mean)
-            init.ones_(module.variance)
-            init.zeros_(module.num_updates)
+            module.reset_parameters()
         elif not init_head_weights(module):
             super()._init_weights(module)
 
     def set_statistics(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
         """Mean and variance, each (latent_dim,), of the latents of the training speech."""
-        self.statistics.mean.copy_(mean)
-        self.statistics.variance.copy_(variance)
-        self.statistics.num_updates.fill_(1)
+        self.statistics.set(mean, variance)
 
     @can_return_tuple
     def forward(

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
@@ -140,9 +139,7 @@ class SpeechLMForConditionalGeneration(
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, LatentStatistics):
-            init.zeros_(module.mean)
-            init.ones_(module.variance)
-            init.zeros_(module.num_updates)
+            module.reset_parameters()
         elif not init_head_weights(module):
             super()._init_weights(module)
 

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """From text to phones by a lexicon, and from timed phones back to timed words."""
 
-import contextlib
 import gzip
 import os
 import re
-import secrets
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from .atomic_files import write_atomically
 
 
 PAUSE = "pau"
@@ -144,13 +144,7 @@ class PronunciationLexicon:
         content = "".join(f"{line}\n" for line in lines).encode()
         if path.suffix == ".gz":
             content = gzip.compress(content, mtime=0)
-        temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        write_atomically(path, content)
 
     def add(self, word: str, phones: str | Sequence[str]) -> None:
         """

@@ -109,9 +109,7 @@ class LatentFrames(nn.Module):
 
     def set_statistics(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
         """Mean and variance, each `(latent_dim,)`, of the latents of the training speech."""
-        self.statistics.mean.copy_(mean)
-        self.statistics.variance.copy_(variance)
-        self.statistics.num_updates.fill_(1)
+        self.statistics.set(mean, variance)
 
     def embed(self, audio_latents: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """(batch, num_positions, latent_dim) -> (batch, num_positions, input_size)."""

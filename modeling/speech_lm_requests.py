@@ -45,14 +45,7 @@ class SpeechLMRequests(RowFrames):
     text_alignment: str
     frame_rate: float
     max_length: int | None
-    codec_fingerprint: str
     audio_offset: int
-    layout: str
-    num_codebooks: int
-    codebook_size: int
-    latent_dim: int
-    delays: list[int] | None
-    unit_coding: str
     num_units: int
     max_duration: int
     unit_merges: list[str]

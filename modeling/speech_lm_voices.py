@@ -2,10 +2,8 @@
 # Copyright 2026 The speech-tokenizers authors.
 """Voices as files: speech with its text, which stands before each request, and what a model remembers of it."""
 
-import contextlib
 import json
 import os
-import secrets
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from .atomic_files import write_atomically
 from .codec_interface import tensor_fingerprint
 
 
@@ -91,14 +90,7 @@ class Voice:
         about = {name: getattr(self, name) for name in (*fields, "model_fingerprint")}
         metadata = {"format": _FORMAT, "version": str(_VERSION), "voice": json.dumps(about)}
         content = save({name: value.contiguous().cpu() for name, value in tensors.items()}, metadata)
-        path = Path(path)
-        temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        write_atomically(path, content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Voice":

@@ -40,6 +40,7 @@ TEXT = "hi tim"
 ALIGNMENTS = ("none", "word", "phone")
 # What the classes of a speech language model and those of its codec's feature extractor import.
 FILES = {
+    "atomic_files.py",
     "audio_logits.py",
     "checked_loading.py",
     "codec_interface.py",

@@ -136,6 +136,25 @@ def arguments(path, *overrides) -> SpeechLMArguments:
     return load_recipe(str(path), list(overrides), SpeechLMArguments)
 
 
+def train_until_killed(monkeypatch, args):
+    """Train, and die as step 3 begins."""
+
+    class Killed(Exception):
+        pass
+
+    compute_loss = speech_lm.SpeechLMTrainer.compute_loss
+
+    def dies(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise Killed
+        return compute_loss(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(speech_lm.SpeechLMTrainer, "compute_loss", dies)
+        with pytest.raises(Killed):
+            train_speech_lm(args)
+
+
 def losses_of(folder):
     timed = ("positions_per_second", "train_runtime")
     return [
@@ -180,20 +199,7 @@ def test_resuming_equals_going_through(recipe, corpus, tmp_path, monkeypatch, la
     frames = {"layout": layout, "latents": LATENTS | {"head": "flow", "head_options": {"num_layers": 1}}}
     train_speech_lm(arguments(recipe("whole", **frames), *changes))
 
-    class Killed(Exception):
-        pass
-
-    compute_loss = speech_lm.SpeechLMTrainer.compute_loss
-
-    def dies(self, *args, **kwargs):
-        if self.state.global_step == 3:
-            raise Killed
-        return compute_loss(self, *args, **kwargs)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(speech_lm.SpeechLMTrainer, "compute_loss", dies)
-        with pytest.raises(Killed):
-            train_speech_lm(arguments(recipe("parts", **frames), *changes))
+    train_until_killed(monkeypatch, arguments(recipe("parts", **frames), *changes))
     torch.rand(7)
     train_speech_lm(arguments(recipe("parts", **frames), *changes))
     assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
@@ -456,20 +462,7 @@ def test_resuming_an_adapter_equals_going_through(recipe, corpus, tmp_path, monk
     changes = {"language_model": str(tmp_path / "lm"), "data": {"train": str(corpus / "rows")}, **LORA}
     train_speech_lm(arguments(recipe("whole", **changes)))
 
-    class Killed(Exception):
-        pass
-
-    compute_loss = speech_lm.SpeechLMTrainer.compute_loss
-
-    def dies(self, *args, **kwargs):
-        if self.state.global_step == 3:
-            raise Killed
-        return compute_loss(self, *args, **kwargs)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(speech_lm.SpeechLMTrainer, "compute_loss", dies)
-        with pytest.raises(Killed):
-            train_speech_lm(arguments(recipe("parts", **changes)))
+    train_until_killed(monkeypatch, arguments(recipe("parts", **changes)))
     torch.rand(7)
     (checkpoint,) = (tmp_path / "parts" / "checkpoints").glob("checkpoint-*")
     assert not (checkpoint / "model.safetensors").exists()
