@@ -218,6 +218,10 @@ class SpeechLMConfig(PreTrainedConfig):
         self._check_layout()
 
     def _check_layout(self) -> None:
+        if self.delays is not None and self.layout != "delay":
+            raise ValueError(f"`delays` belong to `layout='delay'`, but with {self.layout!r} they are {self.delays}.")
+        if self.layout == "continuous" and self.stop_pos_weight <= 0:
+            raise ValueError("`stop_pos_weight` must be above 0, since ends are never learnt at 0.")
         check_has_codes(self.unit_coding, self.layout)
         self.coding.codec_sizes(self.num_codebooks, self.codebook_size)
         if self.layout == "delay":

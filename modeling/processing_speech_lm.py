@@ -101,6 +101,8 @@ class SpeechLMProcessor(ProcessorMaking, SpeechLMRequests, ProcessorMixin):
             raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, but is {layout!r}.")
         check_has_codes(unit_coding, layout)
         if delays is not None:
+            if layout != "delay":
+                raise ValueError(f"`delays` belong to `layout='delay'`, but the layout is {layout!r}.")
             checked_delays(delays, num_codebooks)
         if (layout == "continuous") != (latent_dim > 0):
             raise ValueError(f"`latent_dim` belongs to `layout='continuous'`, but with {layout!r} it is {latent_dim}.")

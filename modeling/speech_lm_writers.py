@@ -146,6 +146,7 @@ class DelayWriter(FrameWriter):
         self._logits = outputs.audio_logits[:, -1].float()  # (B, Q, K + 2)
         first = self._logits[:, 0].clone()
         first[:, self.size] = -torch.inf  # no BOS
+        first[:, : self.size].masked_fill_(self.is_unused[0], -torch.inf)
         first = first.log_softmax(-1)
         return self._joint(outputs, is_open, first[:, : self.size], first[:, self.size + 1])
 

@@ -12,10 +12,7 @@ from helpers.speaking_frames import KINDS, batch_of, rows_of, speaking, written
 from helpers.tiny_speaking_lm import tiny_speech_lm
 from speech_tokenizers.modeling.audio_logits import AudioOnly, RowSampling
 from speech_tokenizers.modeling.configuration_speech_lm import SpeechLMConfig
-from speech_tokenizers.modeling.speech_lm_layouts import (
-    from_delay_grid,
-    to_delay_grid,
-)
+from speech_tokenizers.modeling.speech_lm_layouts import delay_legal_mask, from_delay_grid, to_delay_grid
 from speech_tokenizers.modeling.speech_lm_writers import DelayWriter, LatentWriter, write_ids
 
 
@@ -85,6 +82,14 @@ def test_random_scores_never_give_an_invalid_frame(delays):
             grid = columns[:, columns[0] >= 0]
             whole = to_delay_grid(codes, torch.tensor([length]), delays, size)[0]
             assert torch.equal(whole[:, : grid.shape[1]], grid)
+            for width in range(grid.shape[1]):
+                legal = delay_legal_mask(grid[None, :, :width], delays, size)[0]
+                is_legal = legal.gather(1, grid[:, width : width + 1])[:, 0]
+                # The mask draws a second codebook without a delay beside the end; the writer knows it, and ends both.
+                known_end = torch.tensor(
+                    [late == 0 and width == length and book > 0 for book, late in enumerate(delays)]
+                )
+                assert (is_legal | known_end).all()
             assert torch.equal(from_delay_grid(grid[None], delays, size)[0], codes)
 
 

@@ -377,6 +377,10 @@ def test_layouts_and_codecs_that_do_not_fit_are_refused():
         model.generate_speech("hi", flat)
     with pytest.raises(StrictDataclassClassValidationError, match="The first codebook must not be late"):
         SpeechLMConfig(layout="delay", num_codebooks=2, delays=[1, 0])
+    with pytest.raises(StrictDataclassClassValidationError, match="`delays` belong to `layout='delay'`"):
+        SpeechLMConfig(num_codebooks=2, delays=[0, 1])
+    with pytest.raises(StrictDataclassClassValidationError, match="`stop_pos_weight` must be above 0"):
+        SpeechLMConfig(layout="continuous", latent_dim=4, stop_pos_weight=0.0)
     with pytest.raises(StrictDataclassClassValidationError, match="`latent_dim` must be at least 1"):
         SpeechLMConfig(layout="continuous")
     with pytest.raises(ValueError, match="`audio_latents` need `layout='continuous'`"):

@@ -282,6 +282,8 @@ def _with_new_words(
     tokenizer = build_speech_vocabulary() if folder is None else AutoTokenizer.from_pretrained(folder)
     has_latents = "audio_latents" in rows.column_names
     layout = args.layout or ("continuous" if has_latents else "flat")
+    if layout != "continuous" and args.latents != LatentArguments():
+        raise ValueError(f"`latents` belongs to `layout: continuous`, but the layout is {layout!r}; leave it out.")
     of_rows = None if has_latents else int(rows[0]["num_quantizers"])
     processor = SpeechLMProcessor.from_tokenizer(
         tokenizer,
