@@ -17,9 +17,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+from speech_tokenizers.evaluation.recognition import match_texts, text_normalizer
 from speech_tokenizers.modeling.speech_lm_unit_coding import unit_coding_of
-from speech_tokenizers.processing.whole_files import write_whole
 from speech_tokenizers.training.common.recipe_files import check_positive, check_seed, load_recipe
+from speech_tokenizers.training.studies.lm_token_report import token_report
 from speech_tokenizers.training.studies.stages import Stage, StageArguments, as_options, run_stage, training_command
 
 
@@ -50,11 +51,13 @@ class TokenArm:
         rows (`str`): Name of its rows in `rows`.
         overrides (`dict`): Settings of the training that differ, such as `layout`, by dotted keys.
         evaluation (`dict`): Options of `evaluate speech-lm` that differ, such as `temperature`.
+        speaks (`bool`): Whether texts are spoken and heard. Units without a vocoder cannot be heard.
     """
 
     rows: str
     overrides: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
+    speaks: bool = True
 
 
 @dataclass
@@ -63,7 +66,8 @@ class LMTokenStudyArguments:
     A comparison of tokens for language models.
 
     Args:
-        output_dir (`str`): Folder for the trainings, what they say, and `results.md` and `results.json`.
+        output_dir (`str`): Folder for the trainings, what they say, and the report `results`: a page, Markdown, JSON
+            and a picture.
         rows (`dict` of [`TokenRows`]): Rows of each codec, by a name.
         arms (`dict` of [`TokenArm`]): What is compared, by its name.
         training ([`StageArguments`]): Training of all arms.
@@ -71,6 +75,8 @@ class LMTokenStudyArguments:
         batch_seconds (`float`): Speech of a step, in seconds, the same for all arms; their numbers of positions
             differ.
         evaluation (`dict`): Options of `speech-tokenizers evaluate speech-lm`, such as `recognizer`.
+        reference (`str`, *optional*): Name of the arm that the others' word error rates are compared with, sentence by
+            sentence. Defaults to none.
         chosen (`list[str]`, *optional*): Names of the arms to train now. Defaults to all; arms that were trained
             before stay in the table.
         seed (`int`): Seed of all trainings.
@@ -85,6 +91,7 @@ class LMTokenStudyArguments:
     pronunciations: str | None = None
     batch_seconds: float = 20.0
     evaluation: dict[str, Any] = field(default_factory=dict)
+    reference: str | None = None
     chosen: list[str] | None = None
     seed: int = 0
 
@@ -106,8 +113,12 @@ class LMTokenStudyArguments:
         for name, arm in self.arms.items():
             if arm.rows not in self.rows:
                 raise ValueError(f"`arms.{name}.rows` must be among {', '.join(self.rows)}, but is {arm.rows!r}.")
-        if unknown := [name for name in self.chosen or () if name not in self.arms]:
-            raise ValueError(f"`chosen` must be among {', '.join(self.arms)}, but got {unknown[0]!r}.")
+        for setting, names in (
+            ("chosen", self.chosen or []),
+            ("reference", [self.reference or next(iter(self.arms))]),
+        ):
+            if unknown := [name for name in names if name not in self.arms]:
+                raise ValueError(f"`{setting}` must be among {', '.join(self.arms)}, but got {unknown[0]!r}.")
 
 
 def arm_folder(args: LMTokenStudyArguments, name: str) -> Path:
@@ -132,6 +143,8 @@ def stages(args: LMTokenStudyArguments) -> Iterator[Stage]:
         overrides = {**args.training.overrides, **arm.overrides}
         command = training_command(StageArguments(args.training.recipe, overrides), settings)
         yield Stage(f"training {name}", command, folder / "training" / "results.json")
+        if not arm.speaks:
+            continue
         options = {
             "rows": rows.test,
             "output": folder / "speech",
@@ -152,10 +165,10 @@ def _options(options: Mapping[str, Any]) -> list[str]:
 
 def compare_lm_tokens(args: LMTokenStudyArguments) -> str:
     """
-    Train what is not trained yet, measure, and write the table.
+    Train what is not trained yet, measure, and write the report.
 
     Returns:
-        `str`: The table of all arms that are finished, in Markdown.
+        `str`: The report of all arms that are finished, in Markdown.
 
     Raises:
         ValueError: If the output folder belongs to another study.
@@ -173,45 +186,69 @@ def compare_lm_tokens(args: LMTokenStudyArguments) -> str:
         for part in ("train", "eval", "test")
     }
     # Each arm has a record of its own; further ones may join.
-    RunRecord(output, args, inputs, allowed=("arms", "rows", "chosen", "evaluation"), finished=("",)).keep()
+    allowed = ("arms", "rows", "chosen", "evaluation", "reference")
+    RunRecord(output, args, inputs, allowed=allowed, finished=("",)).keep()
     for stage in stages(args):
         run_stage(stage)
     found = {name: arm_results(args, name) for name in args.arms}
-    results = {name: result for name, result in found.items() if result is not None}
-    table = results_table(results)
-    write_whole(output / "results.json", json.dumps(results, indent=2))
-    write_whole(output / "results.md", table + "\n")
-    return table
+    report = token_report({name: result for name, result in found.items() if result is not None}, args.reference)
+    report.write(output, "results")
+    return report.markdown()
 
 
 def arm_results(args: LMTokenStudyArguments, name: str) -> dict[str, Any] | None:
-    """What the table says of an arm, as plain values; `None` if it is not finished."""
-    folder = arm_folder(args, name)
-    files = [folder / part / "results.json" for part in ("training", "speech")]
+    """What the report says of an arm, as plain values; `None` if it is not finished."""
+    arm, folder = args.arms[name], arm_folder(args, name)
+    parts = ("training", "speech") if arm.speaks else ("training",)
+    files = [folder / part / "results.json" for part in parts]
     if not all(file.is_file() for file in files):
         return None
-    trained, spoken = (json.loads(file.read_text("utf-8")) for file in files)
+    trained, *spoken = (json.loads(file.read_text("utf-8")) for file in files)
     config = json.loads((folder / "training" / "final" / "config.json").read_text("utf-8"))
-    systems = {system["system"]: system for system in spoken["systems"]}
-    model = spoken["systems"][-1]
-    ceiling = next((system for title, system in systems.items() if title.startswith("codec (")), None)
-    rates = [score for score in model["scores"] if score.startswith("wer[")]
     return {
         "layout": config["layout"],
+        "codec": args.rows[arm.rows].codec,
         "nominal_bits_per_second": nominal_bits_per_second(config, trained.get("symbols_per_second")),
-        "speech_seconds": spoken["seconds"],
-        "num_sentences": spoken["num_sentences"],
         "parameters": trained["parameters"],
         "positions_per_second": trained["positions_per_second"],
         **{key: trained.get(key) for key in _HELD_OUT},
-        "wer": {rate: model["scores"][rate] for rate in rates},
-        "wer_of_codec": {rate: ceiling["scores"].get(rate) for rate in rates} if ceiling else {},
-        "ended": model["scores"].get("ended"),
-        "real_time_factor": model["scores"].get("real_time_factor_cpu"),
+        **(
+            _speech_results(spoken[0], str({**args.evaluation, **arm.evaluation}.get("language", "en")))
+            if spoken
+            else {}
+        ),
     }
 
 
 _HELD_OUT = ("held_out_audio_loss", "held_out_audio_bits_per_second", "held_out_text_bits_per_second")
+
+
+def _speech_results(spoken: Mapping[str, Any], language: str) -> dict[str, Any]:
+    # Of the last system, which is the model, and of its codec.
+    model = spoken["systems"][-1]
+    ceiling = next((system for system in spoken["systems"] if system["system"].startswith("codec (")), None)
+    rates = [score for score in model["scores"] if score.startswith("wer[")]
+    return {
+        "speech_seconds": spoken["seconds"],
+        "num_sentences": spoken["num_sentences"],
+        "wer": {rate: model["scores"][rate] for rate in rates},
+        "wer_of_codec": {rate: ceiling["scores"].get(rate) for rate in rates} if ceiling else {},
+        "word_counts": {rate: _word_counts(spoken, model["system"], rate, language) for rate in rates},
+        "ended": model["scores"].get("ended"),
+        "real_time_factor": model["scores"].get("real_time_factor_cpu"),
+        "not_spoken": model.get("not_spoken", {}),
+    }
+
+
+def _word_counts(spoken: Mapping[str, Any], system: str, rate: str, language: str) -> dict[str, list[float]]:
+    # Errors, in percent of a word, and words of each sentence that was spoken.
+    normalize, recognizer = text_normalizer(language), rate.removeprefix("wer[").removesuffix("]")
+    counts = {}
+    for sentence in spoken["sentences"]:
+        if heard := sentence["systems"][system].get("heard"):
+            match = match_texts(normalize(heard[recognizer]), normalize(sentence["text"]))
+            counts[sentence["id"]] = [100.0 * match.errors, float(match.reference_length)]
+    return counts
 
 
 def nominal_bits_per_second(config: Mapping[str, Any], symbols_per_second: float | None = None) -> float | None:
@@ -228,43 +265,6 @@ def nominal_bits_per_second(config: Mapping[str, Any], symbols_per_second: float
     if config.get("unit_coding", "frames") != "frames":
         sizes = unit_coding_of(SimpleNamespace(**config)).sizes
     return (symbols_per_second or config["frame_rate"]) * sum(map(math.log2, sizes))
-
-
-def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The results by arm as a table in Markdown."""
-    rates = list(dict.fromkeys(rate for result in results.values() for rate in result["wer"]))
-    names = [rate.removeprefix("wer[").removesuffix("]") for rate in rates]
-    lines = [
-        "| tokens | layout | positions/s | bits/s | held-out bits/s: codes | text and pieces | both |"
-        + "".join(f" WER % ({name}) | of the codec |" for name in names)
-        + " ended % | RTF | parameters |",
-        "|---" * (10 + 2 * len(names)) + "|",
-    ]
-    for name, result in results.items():
-        cells = [name, result["layout"], _cell(result["positions_per_second"], 1)]
-        cells += [_cell(result[key], 0) for key in ("nominal_bits_per_second", "held_out_audio_bits_per_second")]
-        codes, text = result["held_out_audio_bits_per_second"], result["held_out_text_bits_per_second"]
-        # Whether a frame or a piece comes next is told by codes in one layout and by text in the others.
-        cells += [_cell(text, 0), _cell(None if codes is None else codes + text, 0)]
-        for rate in rates:
-            cells += [_score(result["wer"].get(rate), 1), _score(result["wer_of_codec"].get(rate), 1)]
-        cells += [_score(result["ended"], 0), _score(result["real_time_factor"], 2)]
-        cells.append(f"{result['parameters'] / 1e6:.2f} M")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _cell(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _score(score: Mapping[str, Any] | None, digits: int) -> str:
-    if score is None:
-        return "–"
-    told = f"{score['value']:.{digits}f}"
-    if digits == 1:
-        told += f" [{score['low']:.{digits}f}, {score['high']:.{digits}f}]"
-    return told
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -54,7 +54,12 @@ def commands(monkeypatch):
             score = {"value": 41.25, "low": 35.0, "high": 48.0, "num_clips": 40}
             model = {"system": "final", "scores": {"wer[heard]": score, "ended": score, "real_time_factor_cpu": score}}
             ceiling = {"system": "codec (2 codebooks)", "scores": {"wer[heard]": {**score, "value": 30.0}}}
-            results = {"systems": [ceiling, model], "seconds": 100.0, "num_sentences": 40}
+            heard = {"good": "hello world", "bad": "hello"} if "rvq-2" in str(folder) else {"good": "help", "bad": ""}
+            sentences = [
+                {"id": name, "text": "hello world", "systems": {"final": {"heard": {"heard": text}}}}
+                for name, text in heard.items()
+            ]
+            results = {"systems": [ceiling, model], "seconds": 100.0, "num_sentences": 40, "sentences": sentences}
             folder.mkdir(parents=True)
         (folder / "results.json").write_text(json.dumps(results))
         return Finished(0, 1.0, 1.0, 0)
@@ -87,14 +92,15 @@ def test_arms_differ_in_their_tokens_alone(study):
     assert recipes["training cst energy"].latents.head == "energy"
 
 
-def test_what_is_finished_is_not_run_again_and_arms_may_join(study, commands):
+def test_what_is_finished_is_not_run_again_and_arms_may_join(study, commands, tmp_path):
     table = compare_lm_tokens(study("chosen=[rvq-2 flat, cst flow]"))
     assert [command[0] for command in commands.commands] == ["train", "evaluate"] * 2
-    assert table.count("\n") == 3
+    assert table.count("\n| ") == 4  # the header, the line below it, and the arms
     commands.commands.clear()
     table = compare_lm_tokens(study("chosen=[rvq-2 flat, rvq-1 flat]"))
     assert len(commands.commands) == 2
     assert "| rvq-1 flat | flat | 75.0 | 1000 | 640 | 30 | 670 | 41.2 [35.0, 48.0] | 30.0" in table
+    assert {"results.json", "results.md", "results.html", "tokens.png"} <= {file.name for file in tmp_path.iterdir()}
     with pytest.raises(ValueError, match="begun with other settings"):
         compare_lm_tokens(study("batch_seconds=10"))
     commands.outcomes.append(Finished(2, 1.0, 1.0, 0))
@@ -102,10 +108,28 @@ def test_what_is_finished_is_not_run_again_and_arms_may_join(study, commands):
         compare_lm_tokens(study("chosen=[kmeans]"))
 
 
+def test_word_errors_are_compared_sentence_by_sentence(study, commands, tmp_path):
+    chosen = "chosen=[rvq-2 flat, rvq-1 flat]"
+    table = compare_lm_tokens(study(chosen, "reference=rvq-2 flat"))
+    # All four words are wrong, of the reference one: 100 % less 0 % in one sentence, less 50 % in the other.
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["rvq-1 flat"]["wer_difference"]["wer[heard]"]["value"] == 75.0
+    assert results["rvq-2 flat"]["wer_difference"] == {}
+    assert "30.0 | +75.0 [+50.0, +100.0] *" in table
+
+
+def test_what_cannot_be_heard_is_not_spoken(study, commands):
+    arm = "arms={kmeans: {rows: kmeans, speaks: false}, rvq-1 flat: {rows: rvq}}"
+    table = compare_lm_tokens(study(arm))
+    assert [command[0] for command in commands.commands] == ["train", "train", "evaluate"]
+    assert "| kmeans | flat | 75.0 | 1000 | 640 | 30 | 670 | – | – | – | – | 1.50 M |" in table
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("chosen=[nothing]", "got 'nothing'"),
+        ("chosen=[nothing]", "`chosen` must be among rvq-1 flat.*got 'nothing'"),
+        ("reference=nothing", "`reference` must be among rvq-1 flat.*got 'nothing'"),
         ("arms={a: {rows: none}}", "`arms.a.rows` must be among rvq"),
         ("arms={}", "must name at least one"),
         ("rows={rvq: {codec: a}}", "`rows` need codec, train, eval and test"),
