@@ -71,6 +71,8 @@ class SpeechLMConfig(PreTrainedConfig):
             Numbers of frames in this configuration are then numbers of runs.
         num_units, max_duration (`int`, default to 0), unit_merges (`list[str]`), unit_durations (`list[float]`): See
             [`UnitCoding`].
+        piece_context (`int`, defaults to 0): With an alignment by phones, each position of speech is told the phone
+            that sounds, for how long it has, and so many that come next; 0 tells nothing. See [`piece_context`].
         condition_dropout (`float`, defaults to 0.0): Share of rows whose text the training hid, so that generation can
             be guided away from what the model says without it.
         template_version (`int`, defaults to 1): Version of the prompts; see [`SpeechLMProcessor`].
@@ -112,6 +114,7 @@ class SpeechLMConfig(PreTrainedConfig):
     max_duration: int = 0
     unit_merges: list[str] = field(default_factory=list)
     unit_durations: list[float] = field(default_factory=list)
+    piece_context: int = 0
     condition_dropout: float | int = 0.0
     template_version: int = 1
     initializer_range: float = 0.02
@@ -204,6 +207,11 @@ class SpeechLMConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must not be negative, but got {getattr(self, name)}.")
         if self.text_alignment == "phone" and not self.piece_labels:
             raise ValueError("`text_alignment='phone'` needs the labels of the phones, `piece_labels`.")
+        if self.piece_context and (self.piece_context < 0 or self.text_alignment != "phone"):
+            raise ValueError(
+                f"`piece_context` is {self.piece_context}, but must be at least 0, and 0 without"
+                " `text_alignment='phone'`."
+            )
         rows = self.text_config.vocab_size  # type: ignore[union-attr]
         if rows < self.rows_needed:
             raise ValueError(

@@ -29,6 +29,7 @@ from .speech_lm_checks import (
 from .speech_lm_frames import CodeFrames, LatentFrames
 from .speech_lm_generation import SpeechGeneration
 from .speech_lm_layouts import next_targets
+from .speech_lm_pieces import PieceContext, check_all_ids, piece_context
 from .speech_lm_vocabulary import AudioVocabulary
 from .speech_lm_writers import generate_frames
 from .transformers_codecs import as_speech_codec
@@ -133,6 +134,10 @@ class SpeechLMForConditionalGeneration(
                 self.frames = CodeFrames(config.num_codebooks, config.codebook_size, *sizes)
             else:
                 self.frames = LatentFrames(config, *sizes)
+        self.pieces: PieceContext | None = None
+        if config.piece_context:
+            size = self.get_input_embeddings().weight.shape[1]
+            self.pieces = PieceContext(len(config.piece_labels), config.piece_context, size)
         self._codec: Attached | None = None
         self.post_init()
 
@@ -193,8 +198,11 @@ class SpeechLMForConditionalGeneration(
 
     @property
     def base_model(self) -> nn.Module:
-        """The same, by the name under which trainers that multiply by the output table themselves ask for it."""
-        return self.get_decoder()
+        """
+        The same, by the name under which trainers that multiply by the output table themselves ask for it; the model
+        itself where ids alone are not what the language model reads.
+        """
+        return self.get_decoder() if self.frames is None and self.pieces is None else self
 
     @can_return_tuple
     def forward(
@@ -207,6 +215,7 @@ class SpeechLMForConditionalGeneration(
         audio_codes: torch.LongTensor | None = None,
         audio_latents: torch.FloatTensor | None = None,
         audio_mask: torch.Tensor | None = None,
+        piece_context: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -230,6 +239,9 @@ class SpeechLMForConditionalGeneration(
                 continuous layout the latents; what stands where `audio_mask` is 0 is not read.
             audio_mask (`torch.Tensor` of shape `(batch, num_positions)`, *optional*): 1 where `audio_latents` has a
                 frame. Defaults to where the ids say so.
+            piece_context (`torch.LongTensor` of shape `(batch, num_positions, 2 + config.piece_context)`, *optional*):
+                What [`~SpeechLMForConditionalGeneration.context_of_pieces`] tells of these positions. Defaults to what
+                `input_ids` tell, which are then all ids.
             labels (`torch.LongTensor` of shape `(batch, num_positions)`, *optional*): Targets at their own positions:
                 `input_ids` where the model is to learn, -100 elsewhere. A target at position 0 is never learnt, since
                 nothing comes before it. In the delay layout `(batch, 1 + num_codebooks, num_positions)`: row 0 of the
@@ -243,7 +255,7 @@ class SpeechLMForConditionalGeneration(
         Raises:
             ValueError: If the labels have another shape than the ids, or are ids that stand somewhere else, as those
                 that were shifted by hand are; or if frames are given that the layout does not have, or elsewhere than
-                the ids say.
+                the ids say; or if ids are not all and `piece_context` is not given, in a model that reads it.
         """
         if labels is not None:
             self._check_labels(input_ids, audio_codes, labels)
@@ -253,8 +265,11 @@ class SpeechLMForConditionalGeneration(
             position_ids = self._positions(attention_mask)
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
-        if inputs_embeds is None and self.frames is not None:
-            inputs_embeds = self.embed_inputs(input_ids, audio_codes, audio_latents, audio_mask, generator)
+        if inputs_embeds is None and (self.frames is not None or self.pieces is not None):
+            if self.pieces is not None and piece_context is None and past_key_values is not None:
+                check_all_ids(int(past_key_values.get_seq_length()))
+            frames = (audio_codes, audio_latents, audio_mask)
+            inputs_embeds = self.embed_inputs(input_ids, *frames, generator, piece_context)
         elif self.frames is None:
             given_frames(self.config, input_ids, audio_codes, audio_latents, audio_mask)
         with self._states_before_words() as states:
@@ -302,28 +317,61 @@ class SpeechLMForConditionalGeneration(
         audio_latents: torch.FloatTensor | None = None,
         audio_mask: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
+        piece_context: torch.LongTensor | None = None,
     ) -> torch.FloatTensor:
         """
         What the language model reads, `(batch, num_positions, input_size)`: words, and frames in their places.
 
         Args:
-            input_ids, audio_codes, audio_latents, audio_mask, generator: See
+            input_ids, audio_codes, audio_latents, audio_mask, generator, piece_context: See
                 [`~SpeechLMForConditionalGeneration.forward`].
 
         Raises:
             ValueError: As there.
         """
-        words = self.get_input_embeddings()(input_ids)
+        read = self.get_input_embeddings()(input_ids)
         frames = given_frames(self.config, input_ids, audio_codes, audio_latents, audio_mask)
-        if frames is None:
-            return words
-        given, is_frame = frames
-        if isinstance(self.frames, LatentFrames):
-            embedded = self.frames.embed(given.masked_fill(~is_frame[..., None], 0.0), generator)
-        else:
-            assert self.frames is not None
-            embedded = self.frames.embed(given)
-        return torch.where(is_frame[..., None], embedded.to(words.dtype), words)
+        if frames is not None:
+            given, is_frame = frames
+            if isinstance(self.frames, LatentFrames):
+                embedded = self.frames.embed(given.masked_fill(~is_frame[..., None], 0.0), generator)
+            else:
+                assert self.frames is not None
+                embedded = self.frames.embed(given)
+            read = torch.where(is_frame[..., None], embedded.to(read.dtype), read)
+        if self.pieces is not None:
+            told = self.context_of_pieces(input_ids) if piece_context is None else piece_context
+            read = read + self.pieces(told).to(read.dtype)
+        return read
+
+    def context_of_pieces(self, input_ids: torch.LongTensor) -> torch.LongTensor:
+        """
+        What `forward` takes as `piece_context`; see [`piece_context`].
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, num_positions)`): The ids from the beginning, as the model
+                reads them.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch, num_positions, 2 + config.piece_context)`.
+        """
+        config = self.config
+        return piece_context(input_ids, config.speech_ids, config.piece_context, config.positions_per_frame)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.LongTensor, *args: Any, inputs_embeds: torch.FloatTensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As transformers calls it: what `forward` takes, of all ids so far."""
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
+        if self.pieces is not None and inputs.get("input_ids") is not None:
+            past, num_new = inputs.get("past_key_values"), inputs["input_ids"].shape[1]
+            if (0 if past is None else int(past.get_seq_length())) + num_new != input_ids.shape[1]:
+                raise ValueError(
+                    "`generate` needs all `input_ids` here, since the text that they hold is read at each position;"
+                    " leave `inputs_embeds` out."
+                )
+            inputs["piece_context"] = self.context_of_pieces(input_ids)[:, -num_new:]
+        return inputs
 
     @contextmanager
     def _states_before_words(self) -> Iterator[Callable[[], torch.Tensor]]:

@@ -20,7 +20,8 @@ from .speech_lm_frames import CodeFrames, LatentFrames
 _ROWS_MULTIPLE = 64
 # Tables of words are padded beyond their tokenizer by a few hundred rows; more is another tokenizer.
 _LEAST_SHARE = 0.9
-
+# Phones behind the own one that each position of speech is told.
+_PIECE_CONTEXT = 2
 
 # Fields of one layout alone.
 _OF_LAYOUT = {
@@ -74,13 +75,17 @@ class AudioVocabulary:
             seed (`int`, *optional*, defaults to 0): Seed of the new rows.
             dtype (*optional*): Type of the weights, where `lm` is loaded here. Defaults to `torch.float32`, as small
                 steps of a training vanish in half precision, of which published weights often are.
-            fields: Further fields of [`SpeechLMConfig`], such as `audio_loss_weight`.
+            fields: Further fields of [`SpeechLMConfig`], such as `audio_loss_weight`. `piece_context` defaults to 2
+                where speech is aligned by phones, but for the flat layout, whose models others can serve without it.
 
         Raises:
             TypeError: If there is no such field.
             ValueError: If the processor belongs to another vocabulary or codec, or a field to another layout.
         """
         _check_fields(fields, processor.layout)
+        if fields.get("piece_context") is None:
+            reads = processor.text_alignment == "phone" and processor.layout != "flat"
+            fields["piece_context"] = _PIECE_CONTEXT if reads else 0
         if isinstance(lm, str):
             lm = AutoModelForCausalLM.from_pretrained(lm, dtype=dtype)
         old_rows = lm.get_input_embeddings().weight.shape[0]
@@ -108,8 +113,7 @@ class AudioVocabulary:
         with torch.device("meta"):
             model: Any = cls(config)  # type: ignore[call-arg]
         model.language_model = lm
-        if model.frames is not None:
-            model._new_frames(seed)
+        model._new_modules(seed)
         model.config.text_config = lm.config
         model.generation_config = model._speech_generation_config(lm.generation_config)
         model.attach_codec(codec)
@@ -182,17 +186,20 @@ class AudioVocabulary:
             mapped = self._mapped_codebooks(table.shape[1], torch.Generator().manual_seed(seed))
             table.view(len(mapped), -1, table.shape[1])[:, : mapped.shape[1]] = (scale * mapped).to(table)
 
-    def _new_frames(self: Any, seed: int) -> None:
+    def _new_modules(self: Any, seed: int) -> None:
         # Off the meta device, where they were made beside a language model that was there already.
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.frames.to_empty(device=self.language_model.device)
-            for module in self.frames.modules():
-                self._init_weights(module)
-            for name, buffer in self.frames.named_buffers():
-                if not name.startswith("statistics."):
-                    raise AssertionError(f"the buffer {name} {tuple(buffer.shape)} would have no value")
-            self.frames.to(self.language_model.dtype)
+            for new in (self.frames, self.pieces):
+                if new is None:
+                    continue
+                new.to_empty(device=self.language_model.device)
+                for module in new.modules():
+                    self._init_weights(module)
+                for name, buffer in new.named_buffers():
+                    if not name.startswith("statistics."):
+                        raise AssertionError(f"the buffer {name} {tuple(buffer.shape)} would have no value")
+                new.to(self.language_model.dtype)
             if isinstance(self.frames, LatentFrames):
                 self.frames.statistics.float()
 

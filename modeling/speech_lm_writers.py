@@ -342,10 +342,12 @@ def write_ids(
     marks = (prompts == end) * 1 + (prompts == writer.start) * 2
     is_open = marks.gather(1, (marks > 0).long().cumsum(1).argmax(1, keepdim=True))[:, 0] == 2
     writer.check_prompts(prompts, is_open)
+    reads_pieces = getattr(model, "pieces", None) is not None
     known = 0 if past_key_values is None else int(past_key_values.get_seq_length())
     read = {
         name: at_times(name, part, slice(known, None)) for name, part in inputs.items() if name != "attention_mask"
     }
+    all_read = ids.clone()  # as `ids`, but as the model reads them
     past = past_key_values
     # A mask costs time, so that rows without padding have none.
     mask = torch.cat([attention_mask, attention_mask.new_ones(batch_size, longest + writer.num_late)], dim=1)
@@ -364,11 +366,13 @@ def write_ids(
                 "position_ids": positions[:, place - read["input_ids"].shape[1] :],
             }
         repeated = {name: torch.cat([part] * len(branches)) for name, part in read.items()}
+        readings = all_read[:, :place]
         if len(branches) > 1:
             # What stands there is also known to the state that tells the next frame.
-            ids_read = read["input_ids"]
-            without = ids_read.masked_fill(writer.is_hidden(ids_read), writer.start)
-            repeated["input_ids"] = torch.cat([ids_read, without])
+            readings = torch.cat([readings, readings.masked_fill(writer.is_hidden(readings), writer.start)])
+        repeated["input_ids"] = readings[:, -read["input_ids"].shape[1] :]
+        if reads_pieces:
+            repeated["piece_context"] = model.context_of_pieces(readings)[:, -read["input_ids"].shape[1] :]
         outputs = model(**repeated, past_key_values=past, use_cache=True, logits_to_keep=1, **padding)
         past = outputs.past_key_values
         scores = writer.scores(outputs, is_open)
@@ -385,6 +389,7 @@ def write_ids(
         lengths = lengths + is_going
         is_going = is_going & ~torch.isin(written, stop_ids) & (lengths < most)
         read = writer.read(written)
+        all_read[:, place] = read["input_ids"][:, 0]
         yield Writing(ids[:, : place + 1], lengths, is_going)
         if bool(is_going.any()):
             last_place = place

@@ -67,6 +67,7 @@ FILES = {
     "speech_lm_ids.py",
     "speech_lm_layouts.py",
     "speech_lm_making.py",
+    "speech_lm_pieces.py",
     "speech_lm_plans.py",
     "speech_lm_requests.py",
     "speech_lm_row_frames.py",

@@ -130,6 +130,9 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
             [`SpeechLMConfig`].
         latents ([`LatentArguments`]): What the continuous layout has.
         text_alignment (`str`): See [`SpeechLMConfig`].
+        piece_context (`int`, *optional*): Phones behind the own one that each position of speech is told, which
+            makes speech by phones much quicker to learn; 0 tells nothing. Defaults to that of the speech language
+            model that learns on, and else as in [`SpeechLMForConditionalGeneration.from_causal_lm`].
         unit_coding (`str`, *optional*): `"frames"`, `"units"`, `"runs"` or `"bpe"`; see [`UnitCoding`]. Defaults to
             that of the speech language model that learns on, and else to `"frames"`.
         unit_bpe (`str`, *optional*): For `unit_coding: bpe`, the folder that `units-bpe` wrote.
@@ -157,6 +160,7 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
     codebook_weights: list[float] | None = None
     latents: LatentArguments = dataclasses.field(default_factory=LatentArguments)
     text_alignment: str = "none"
+    piece_context: int | None = None
     unit_coding: str | None = None
     unit_bpe: str | None = None
     max_duration: int | None = None
@@ -316,6 +320,7 @@ def _with_new_words(
         text_loss_weight=args.text_loss_weight,
         audio_loss_weight=args.audio_loss_weight,
         codebook_weights=args.codebook_weights,
+        piece_context=args.piece_context,
         **(dataclasses.asdict(args.latents) if layout == "continuous" else {}),
     )
     return model, processor
@@ -337,7 +342,7 @@ def _piece_labels(args: SpeechLMArguments, rows: Any) -> list[str]:
 
 def _check_learns_on(args: SpeechLMArguments, model: SpeechLMForConditionalGeneration) -> None:
     config = model.config
-    names = ("text_alignment", "layout", "delays", "unit_coding", "max_duration")
+    names = ("text_alignment", "piece_context", "layout", "delays", "unit_coding", "max_duration")
     own = {name: getattr(config, name) for name in names}
     own["num_codebooks"] = config.coding.codec_sizes(config.num_codebooks, config.codebook_size)[0]
     own["codebook_weights"] = config.codebook_weights

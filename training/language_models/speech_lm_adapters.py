@@ -40,7 +40,7 @@ from peft.utils.other import TrainableTokensWrapper  # noqa: E402
 
 
 # Modules of audio that a model of some layout has. They are small, and new with the model, so they are trained whole.
-AUDIO_MODULES = ("frames",)
+AUDIO_MODULES = ("frames", "pieces")
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 # What a training measures or settles beside the weights, by which the model then speaks.
 _MEASURED = ("frames_per_character", "piece_frames", "condition_dropout", "longest_loop_seconds")

@@ -83,6 +83,11 @@ def _check_model(model: Any, processor: Any) -> None:
             f"The model writes runs of units (`unit_coding={model.config.unit_coding!r}`), whose durations nobody else"
             " can read, so that it cannot be exported. Train one with `unit_coding: frames`."
         )
+    if model.config.piece_context:
+        raise ValueError(
+            f"The model reads where it is in its text beside the ids (`piece_context={model.config.piece_context}`),"
+            " which no server tells it, so that it cannot be exported. Train one with `piece_context: 0`."
+        )
     adapters = {name for name, module in model.named_modules() if type(module).__module__.split(".")[0] == "peft"}
     if adapters or type(model).__module__.split(".")[0] == "peft" or getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(

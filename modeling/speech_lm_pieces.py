@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The speech-tokenizers authors.
+"""
+Where a speech language model is in its text, told at each position of speech that is aligned by phones.
+
+A phone stands once in the ids, before its frames, so that a model has to find it again at each of them. What is told
+here it need not find: which phone sounds, for how long it has, and which come next. All of it follows from the ids
+before: the phones that were asked for stand before the start of the clip. (The idea to stack text on the positions of
+speech is that of CTC-TTS, arXiv 2602.19574.)
+"""
+
+import torch
+from torch import nn
+
+from .speech_lm_ids import SpeechIds
+
+
+# Ages from here on are told alike, in frames.
+_OLDEST = 63
+
+
+def piece_context(
+    input_ids: torch.Tensor, ids: SpeechIds, num_coming: int, positions_per_frame: int = 1
+) -> torch.Tensor:
+    """
+    Which phone sounds at each position, which come next, and how many frames have passed since it began.
+
+    The phones of a clip are those between the clip before it, or the beginning, and its start. Without any, and
+    outside of clips, nothing is told. A position tells nothing of those behind it.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(batch, num_positions)`): The ids from the beginning, as the model
+            reads them. They may be padded on either side.
+        ids (`SpeechIds`): Where audio lies in them.
+        num_coming (`int`): Phones behind the own one that are told.
+        positions_per_frame (`int`, *optional*, defaults to 1): Positions that a frame takes.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch, num_positions, 2 + num_coming)`: The own phone, those that come, and the
+        frames since the own one, or the start, was read. Phones are counted from 0; -1 where there is none.
+    """
+    batch_size, length = input_ids.shape
+    place = torch.arange(length, device=input_ids.device).expand(batch_size, length)
+    is_piece, is_start = ids.is_piece(input_ids), input_ids == ids.audio_start
+    number = is_piece.long().cumsum(1)  # phones so far
+
+    def last(marks: torch.Tensor) -> torch.Tensor:  # place of the last mark so far, or -1
+        return torch.where(marks, place, -1).cummax(1).values
+
+    def at(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:  # 0 before the first
+        return torch.where(places < 0, 0, values.gather(1, places.clamp(min=0)))
+
+    start, end = last(is_start), last(input_ids == ids.audio_end)
+    before, asked = at(number, end), at(number, start)  # phones before the request, and with it
+    # Within a clip that phones were asked for; `end` is then that of the clip before.
+    is_told = (start > end) & (asked > before)
+    said = number - asked
+    order = input_ids.new_full((batch_size, length + 1), -1)  # phones by their number
+    row = torch.arange(batch_size, device=input_ids.device)[:, None].expand_as(place)
+    order[row[is_piece], number[is_piece]] = input_ids[is_piece] - ids.piece_offset
+    told = [torch.where(said > 0, order.gather(1, number), -1)]
+    for step in range(1, num_coming + 1):
+        coming = before + said + step
+        told.append(torch.where(coming <= asked, order.gather(1, coming.clamp(max=length)), -1))
+    told.append((place - last(is_piece | is_start)).div(positions_per_frame, rounding_mode="floor"))
+    return torch.stack(told, dim=-1).masked_fill(~is_told[..., None], -1)
+
+
+def check_all_ids(num_past: int) -> None:
+    """
+    Raises:
+        ValueError: If ids were read before those that are to tell where the model is in its text.
+    """
+    if num_past:
+        raise ValueError(
+            f"The model has read {num_past} positions before these ids, which alone do not tell where it is in its"
+            " text; pass `piece_context`, which `context_of_pieces` makes of all ids."
+        )
+
+
+class PieceContext(nn.Module):
+    """
+    Turns what [`piece_context`] tells into vectors that are added to what the model reads.
+
+    Args:
+        num_pieces (`int`): Number of phones.
+        num_coming (`int`): Phones behind the own one that are told.
+        input_size (`int`): Dimension of the language model's inputs.
+    """
+
+    def __init__(self, num_pieces: int, num_coming: int, input_size: int):
+        super().__init__()
+        self.num_pieces, self.num_coming = num_pieces, num_coming
+        self.table = nn.Embedding((1 + num_coming) * num_pieces, input_size)
+        self.age = nn.Embedding(_OLDEST + 1, input_size)
+
+    def forward(self, context: torch.Tensor) -> torch.Tensor:
+        """(batch, num_positions, 2 + num_coming) -> (batch, num_positions, input_size); 0 where nothing is told."""
+        pieces, age = context[..., :-1], context[..., -1]
+        first = self.num_pieces * torch.arange(1 + self.num_coming, device=context.device)
+        told = self.table(pieces.clamp(min=0) + first) * (pieces >= 0)[..., None]
+        return told.sum(-2) + self.age(age.clamp(0, _OLDEST)) * (age >= 0)[..., None]
+
+
+__all__ = ["PieceContext", "check_all_ids", "piece_context"]
