@@ -5,6 +5,7 @@ import argparse
 import dataclasses
 import datetime
 import hashlib
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ from speech_tokenizers.processing.whole_files import WholeFile
 
 
 # Raise it when a measure changes: earlier results are then measured anew.
-SYNTHESIS_VERSION = 1
+SYNTHESIS_VERSION = 2
 # Scores whose difference to each ceiling is taken, besides the error rates.
 _COMPARED = ("speaker_similarity", "dnsmos")
 
@@ -282,14 +283,17 @@ def behaviour_counts(sentences: Sequence[Sentence], records: Sequence[dict[str, 
 def times(records: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     """
     Times of each sentence that a model spoke: `real_time_factor` and `real_time_factor_cpu` (seconds of the clock and
-    of the processor a second of speech), and `first_audio` (seconds until the first 0.2 s of speech).
+    of the processor a second of speech), and `first_audio` and `first_audio_cpu` (the same until the first samples of
+    its stream).
     """
     made = [record for record in records if "wall_seconds" in record["facts"]]
     with_speech = [record for record in made if record["seconds"] > 0]
+    streamed = [record for record in made if "no_first_audio" not in record["facts"]]
     found = {
         "real_time_factor": [record["facts"]["wall_seconds"] / record["seconds"] for record in with_speech],
         "real_time_factor_cpu": [record["facts"]["cpu_seconds"] / record["seconds"] for record in with_speech],
-        "first_audio": [seconds for record in made if (seconds := record["facts"]["first_audio_seconds"]) is not None],
+        "first_audio": [record["facts"]["first_audio_seconds"] for record in streamed],
+        "first_audio_cpu": [record["facts"]["first_audio_cpu_seconds"] for record in streamed],
     }
     return {name: values for name, values in found.items() if values}
 
@@ -328,6 +332,7 @@ def evaluate_synthesis(
             progress.set_description(system.name)
             comparison.measure(system, progress)
     *ceilings, model = systems
+    look_ahead = voice.model.look_ahead_seconds
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "model": voice.name,
@@ -338,6 +343,7 @@ def evaluate_synthesis(
         "num_codebooks": voice.num_codebooks,
         "text_alignment": voice.text_alignment,
         "layout": voice.layout,
+        "look_ahead_seconds": None if math.isinf(look_ahead) else look_ahead,
         "recognizers": [recognizer.name for recognizer in comparison.recognizers],
         "metrics": {metric.score_name: metric.title for metric in comparison.metrics},
         "versions": {name: version for name in PACKAGES if (version := installed_version(name))},

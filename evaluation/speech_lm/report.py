@@ -28,6 +28,7 @@ BEHAVIOUR = {
     "real_time_factor": ("RTF", 3),
     "real_time_factor_cpu": ("RTF processor", 3),
     "first_audio": ("first audio s", 3),
+    "first_audio_cpu": ("first audio processor s", 3),
 }
 _DIGITS = {"wer": 1, "cer": 1, "spe": 3, "dns": 2}
 
@@ -96,9 +97,14 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         "Pieces are the ids of phones or words that the model wrote among its codes, against those of the text.",
         f"RTF: seconds a second of speech, median, {settings['threads']} thread(s), {settings['device']}, one "
         "sentence at a time, from the text to the whole waveform.",
-        "First audio: median time until the ids of the first 0.2 s are chosen, and one step more, in the generation "
-        "of the whole sentence, and until these frames are decoded. We do not stream here: streaming could reach it.",
+        "RTF processor, first audio processor: the same in seconds of the processor, which other work slows less.",
     ]
+    look_ahead = results["look_ahead_seconds"]
+    if look_ahead is not None:
+        lines.append(
+            "First audio: median time from the text to the first samples of `stream_speech`. The model first writes "
+            f"the frames of one chunk and a look-ahead of {look_ahead:.2f} s of speech."
+        )
     if "dnsmos" in results["metrics"]:
         lines.append(f"DNSMOS: {settings['dnsmos_windows']} windows of 9.01 s, short sentences repeated.")
     return lines + [f"Skipped {name}: {reason}" for name, reason in results["skipped"].items()]

@@ -3,24 +3,16 @@
 
 import hashlib
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from speech_tokenizers.evaluation.codec_systems import model_fingerprint
 from speech_tokenizers.evaluation.stopwatch import Stopwatch
-from speech_tokenizers.modeling.speech_lm_layouts import flat_to_codes
-
-
-# Seconds of speech that a listener is given first.
-FIRST_AUDIO_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -56,9 +48,9 @@ class SynthesisResult:
             asked for; `None` where the model speaks by no pieces.
         num_dropped (`int`): Number of codes that were in no whole frame.
         seconds, cpu_seconds (`float`): Time on the clock and of the processor, from the text to the whole waveform.
-        first_audio_seconds (`float`, *optional*): Time from the text to the first piece of the waveform; see
-            [`Voice.synthesize`].
-        no_first_audio (`str`, *optional*): Reason why that is not known.
+        first_audio_seconds, first_audio_cpu_seconds (`float`, *optional*): Time on the clock and of the processor,
+            from the text to the first samples of its stream; see [`Voice.synthesize`].
+        no_first_audio (`str`, *optional*): Reason why these are not known.
     """
 
     audio_values: np.ndarray
@@ -70,11 +62,8 @@ class SynthesisResult:
     seconds: float
     cpu_seconds: float
     first_audio_seconds: float | None = None
+    first_audio_cpu_seconds: float | None = None
     no_first_audio: str | None = None
-
-
-class _NoTime(ValueError):
-    """The time to the first audio cannot be told; the message says why."""
 
 
 @dataclass
@@ -129,9 +118,10 @@ class Voice:
         """
         Speak texts, one after another.
 
-        The time to the first audio is that until the ids of the first 0.2 s are chosen, and one step more, in the
-        generation of the whole sentence; the time to decode these frames alone is added. A model that streams needs no
-        more than this.
+        Each text is said as a whole, and then, from the same random numbers, as a stream that is stopped at its first
+        samples. These are the beginning of the whole, and the time to them is that to the first audio. The whole comes
+        first, so that no stream is the first call of a process. Where the codec decodes the whole at once, the options
+        forbid a stream, or nothing was said, there is a reason and no such time.
 
         Args:
             items (sequence of [`SynthesisItem`]): Texts.
@@ -143,26 +133,14 @@ class Voice:
 
     @torch.no_grad()
     def _synthesize(self, item: SynthesisItem) -> SynthesisResult:
-        seed = hashlib.sha256(f"{self.seed} {item.name}".encode()).digest()[:7]
-        generator = torch.Generator(self.device).manual_seed(int.from_bytes(seed, "big"))
-        given = {"pieces": item.pieces, "durations": item.durations}
-        given = {name: [list(value)] for name, value in given.items() if value is not None}
-        asked = self._asked(item)
-        with _step_times(self.model, self._synchronize) as times, Stopwatch() as spent:
-            started = time.perf_counter()
-            output = self.model.generate_speech(
-                [item.text], processor=self.processor, generators=[generator], **given, **self.options
-            )
+        asked, request = self._asked(item), self._request(item)
+        with Stopwatch() as spent:
+            output = self.model.generate_speech([item.text], processor=self.processor, **request)
             self._synchronize()
         said = output.audio_latents.transpose(1, 2) if self.layout == "continuous" else output.audio_codes
         frames = said[0][:, output.audio_codes_mask[0].bool()].cpu().numpy()
         written = self._written(output.sequences[0])
         is_code = self.model.config.speech_ids.is_unit(written)
-        first, reason = None, None
-        try:
-            first = self._first_audio(written, frames, [moment - started for moment in times])
-        except _NoTime as error:
-            reason = str(error)
         return SynthesisResult(
             audio_values=output.audio_values[0, 0][output.audio_mask[0].bool()].float().cpu().numpy(),
             frames=frames,
@@ -172,9 +150,31 @@ class Voice:
             num_dropped=int(output.num_dropped[0]),
             seconds=spent.seconds,
             cpu_seconds=spent.cpu_seconds,
-            first_audio_seconds=first,
-            no_first_audio=reason,
+            **self._first_audio(item),
         )
+
+    def _request(self, item: SynthesisItem) -> dict[str, Any]:
+        # What is asked of the model beside the text. The generator is new, so that each request draws the same.
+        seed = hashlib.sha256(f"{self.seed} {item.name}".encode()).digest()[:7]
+        generator = torch.Generator(self.device).manual_seed(int.from_bytes(seed, "big"))
+        given = {"pieces": item.pieces, "durations": item.durations}
+        given = {name: [list(value)] for name, value in given.items() if value is not None}
+        return {"generators": [generator], **given, **self.options}
+
+    def _first_audio(self, item: SynthesisItem) -> dict[str, Any]:
+        # Fields of the result: the time that it took, or the reason why it cannot be told.
+        if math.isinf(self.model.look_ahead_seconds):
+            return {"no_first_audio": "the codec decodes the whole at once"}
+        try:
+            with Stopwatch() as spent:
+                stream = self.model.stream_speech(item.text, self.processor, **self._request(item))
+                is_there = any(chunk.audio_values.shape[-1] for chunk in stream)
+            stream.close()  # the rest is not written
+        except (ValueError, RuntimeError) as error:
+            return {"no_first_audio": "it cannot be streamed: " + " ".join(str(error).split())}
+        if not is_there:
+            return {"no_first_audio": "nothing was said"}
+        return {"first_audio_seconds": spent.seconds, "first_audio_cpu_seconds": spent.cpu_seconds}
 
     def _asked(self, item: SynthesisItem) -> list[int] | None:
         # Ids of the pieces of a text, one after another.
@@ -193,45 +193,9 @@ class Voice:
         ends = (written == ids.audio_end).nonzero()
         return written[: int(ends[0])] if len(ends) else written
 
-    def _first_audio(self, written: torch.Tensor, codes: np.ndarray, times: Sequence[float]) -> float:
-        # `written` are the ids of the speech, and `times` when each forward pass ended. What one of them chose is
-        # known at the end of the next.
-        if self.layout != "flat":
-            raise _NoTime(f"it is measured in the flat layout only, and this is {self.layout}")
-        num_frames = min(codes.shape[1], math.ceil(FIRST_AUDIO_SECONDS * self.frame_rate))
-        if not num_frames:
-            raise _NoTime("nothing was said")
-        if not len(written) <= len(times) <= len(written) + 1:  # one more for the end
-            raise _NoTime(f"{len(times)} steps chose {len(written)} ids, so that a step is not an id")
-        config, ids = self.model.config, self.model.config.speech_ids
-        runs = flat_to_codes(written.cpu(), ids).audio_codes
-        begins = config.coding.frames_of_runs(runs, torch.arange(runs.shape[1] + 1))
-        num_codes = int(torch.searchsorted(begins, num_frames)) * config.num_codebooks
-        last = int(ids.is_unit(written).nonzero()[num_codes - 1])
-        with Stopwatch() as decoding:
-            self.decode(codes[:, :num_frames])
-        return times[min(last + 1, len(times) - 1)] + decoding.seconds
-
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-
-
-@contextmanager
-def _step_times(model: nn.Module, synchronize: Any) -> Iterator[list[float]]:
-    # Moments at which forward passes end: the output layer is the last of each.
-    times: list[float] = []
-
-    def note(*_: Any) -> None:
-        synchronize()
-        times.append(time.perf_counter())
-
-    output_layer = model.get_output_embeddings()  # type: ignore[operator]
-    handle = output_layer.register_forward_hook(note)
-    try:
-        yield times
-    finally:
-        handle.remove()
 
 
 def load_voice(

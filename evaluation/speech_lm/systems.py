@@ -128,6 +128,7 @@ class Synthesis:
             "wall_seconds": result.seconds,
             "cpu_seconds": result.cpu_seconds,
             "first_audio_seconds": result.first_audio_seconds,
+            "first_audio_cpu_seconds": result.first_audio_cpu_seconds,
         }
         if result.no_first_audio is not None:
             facts["no_first_audio"] = result.no_first_audio

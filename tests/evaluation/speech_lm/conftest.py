@@ -55,15 +55,18 @@ class WordProcessor:
 class LevelModel(nn.Module):
     """
     Speaks each word as 20 frames of its level. `misread` maps a word to the one that is said in its place (`None`
-    skips it), `ends` says whether it ends by itself, `breaks_on` is a word on which generation fails.
+    skips it), `ends` says whether it ends by itself, `breaks_on` is a word on which generation fails. Streams say the
+    same, 3 frames a chunk; `options` and `streamed` tell what was asked of either.
     """
 
     def __init__(self, alignment: str = "word", misread: dict | None = None, ends: bool = True):
         super().__init__()
         self.head = nn.Linear(1, 1)
+        self.look_ahead_seconds = 0.05
         self.codec = LevelCodec()
         self.misread, self.ends, self.breaks_on = misread or {}, ends, None
-        self.num_spoken, self.options, self.steps_an_id, self.num_dropped = 0, [], 1, 0
+        self.num_spoken, self.options, self.num_dropped = 0, [], 0
+        self.streamed, self.num_closed = [], 0
         fields = {
             "layout": "flat",
             "text_alignment": alignment,
@@ -78,13 +81,26 @@ class LevelModel(nn.Module):
         fields |= {"speech_ids": IDS, "unit_coding": "frames", "coding": UnitCoding()}
         self.config = types.SimpleNamespace(**fields, to_dict=lambda: told)
 
-    def get_output_embeddings(self) -> nn.Module:
-        return self.head
-
     def generate_speech(self, texts, processor, generators, durations=None, pieces=None, **options):
-        (text,), (generator,) = texts, generators
+        (text,) = texts
         self.num_spoken += 1
-        self.options.append((options, int(torch.randint(1000, (), generator=generator)), durations, pieces))
+        self.options.append((options, self._drawn(generators), durations, pieces))
+        return self._said(text, processor, durations, pieces)
+
+    def stream_speech(self, text, processor, generators, durations=None, pieces=None, **options):
+        self.streamed.append((options, self._drawn(generators), durations, pieces))
+        values = self._said(text, processor, durations, pieces).audio_values
+        try:
+            for start in range(0, max(values.shape[-1], 1), 3 * HOP):
+                yield types.SimpleNamespace(audio_values=values[..., start : start + 3 * HOP])
+        finally:
+            self.num_closed += 1
+
+    def _drawn(self, generators):
+        (generator,) = generators
+        return int(torch.randint(1000, (), generator=generator))
+
+    def _said(self, text, processor, durations, pieces):
         if self.breaks_on in text.split():
             raise RuntimeError("the cache is full")
         asked = processor.speech_pieces(text)[0] if pieces is None else pieces[0]
@@ -100,8 +116,6 @@ class LevelModel(nn.Module):
                 written += [IDS.audio_offset + code, IDS.audio_offset + len(WORDS) + code] * count
         codes = flat_to_codes(torch.tensor(written, dtype=torch.long), IDS).audio_codes
         written += [IDS.audio_end] if self.ends else []
-        for _ in range(len(written) * self.steps_an_id):
-            self.head(torch.zeros(1, 1))
         values = self.codec.decode(codes[None]).audio_values
         return types.SimpleNamespace(
             audio_values=values,

@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+import math
 import types
 
 import numpy as np
@@ -103,6 +104,8 @@ def test_times_are_medians_of_the_sentences(evaluate, make_voice, reader, tmp_pa
     assert scores(results, "real_time_factor")["levels-tts"] == pytest.approx(np.median(factors))
     first = [record["facts"]["first_audio_seconds"] for record in records]
     assert scores(results, "first_audio")["levels-tts"] == pytest.approx(np.median(first))
+    processor = [record["facts"]["first_audio_cpu_seconds"] for record in records]
+    assert scores(results, "first_audio_cpu")["levels-tts"] == pytest.approx(np.median(processor))
     assert len(factors) == 4
     assert "real_time_factor" not in results["systems"][1]["scores"]
 
@@ -162,6 +165,29 @@ def test_speech_whose_file_is_gone_is_made_anew(evaluate, make_voice, reader, tm
     (tmp_path / "out" / results["sentences"][1]["systems"]["levels-tts"]["audio"]).unlink()
     evaluate(voice, [reader])
     assert voice.model.num_spoken == 9
+
+
+def test_results_of_an_earlier_version_are_made_anew(evaluate, make_voice, reader, tmp_path):
+    voice, path = make_voice(), tmp_path / "out" / "results.jsonl"
+    evaluate(voice, [reader])
+    records = [json.loads(line) for line in path.open()]
+    earlier = [{**record, "version": record["version"] - 1} for record in records]
+    path.write_text("".join(json.dumps(record) + "\n" for record in earlier))
+    evaluate(voice, [reader])
+    assert (voice.model.num_spoken, len(voice.model.streamed)) == (16, 16)
+
+
+def test_a_codec_that_cannot_stream_has_no_first_audio_but_a_reason(evaluate, make_voice, reader):
+    voice = make_voice()
+    assert "a look-ahead of 0.05 s of speech" in build_report(evaluate(voice, [reader])).markdown()
+    voice = make_voice(ends=False)  # so that it is spoken anew
+    voice.model.look_ahead_seconds = math.inf
+    results = evaluate(voice, [reader])
+    assert results["look_ahead_seconds"] is None
+    assert "first_audio" not in results["systems"][-1]["scores"]
+    report = build_report(results).markdown()
+    assert "levels-tts, first_audio: 4 × the codec decodes the whole at once" in report
+    assert "look-ahead" not in report
 
 
 def test_a_sentence_that_cannot_be_spoken_has_no_score_and_is_tried_again(evaluate, make_voice, reader):

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a voice is asked to speak, and how its time is taken."""
 
+import math
 import types
 
 import numpy as np
 import pytest
 import torch
 
-from speech_tokenizers.evaluation.speech_lm import synthesis
+from helpers.tiny_speaking_lm import tiny_speech_lm
+from speech_tokenizers.evaluation import stopwatch
 from speech_tokenizers.evaluation.speech_lm.sentences import read_sentences
-from speech_tokenizers.evaluation.speech_lm.synthesis import SynthesisItem
+from speech_tokenizers.evaluation.speech_lm.synthesis import SynthesisItem, Voice
 from speech_tokenizers.evaluation.speech_lm.systems import Synthesis
 
 
@@ -65,42 +67,67 @@ def test_the_key_of_a_voice_tells_weights_settings_and_codecs_apart(make_voice):
 
 
 @pytest.fixture
-def counting_steps(monkeypatch):
-    """Function: let the clock of a voice show the number of forward passes; the time to decode is far below one."""
+def passes(monkeypatch):
+    """Function: let the clock show the number of a model's forward passes, and that of the processor half of it."""
 
-    def count(voice):
-        passes = []
-        voice.model.head.register_forward_pre_hook(lambda *_: passes.append(1))
-        monkeypatch.setattr(synthesis, "time", types.SimpleNamespace(perf_counter=lambda: float(len(passes))))
-        return voice
+    def count(model):
+        made = []
+        model.get_output_embeddings().register_forward_pre_hook(lambda *_: made.append(1))
+        clocks = {"perf_counter": lambda: len(made), "process_time": lambda: len(made) / 2}
+        monkeypatch.setattr(stopwatch, "time", types.SimpleNamespace(**clocks))
+        return made
 
     return count
 
 
-@pytest.mark.parametrize(
-    ("alignment", "durations", "ids"),
-    [
-        ("none", None, 40),  # 20 frames of two codebooks
-        ("word", None, 41),  # and the first word; the second one begins behind them
-        ("word", [1, 1, 30], 43),
-        ("word", [19, 1, 30], 42),
-        ("word", [2, 2, 2], 15),  # no more is said
-    ],
-)
-def test_the_first_audio_is_there_a_step_after_the_ids_of_a_fifth_of_a_second(
-    make_voice, counting_steps, alignment, durations, ids
-):
-    voice = counting_steps(make_voice(alignment=alignment))
-    (result,) = voice.synthesize([SynthesisItem("alpha echo bravo", durations=durations)])
+def tiny_voice(layout, alignment="none", causal=True, **options):
+    fields = {"head": "energy", "head_options": {"hidden_size": 16, "num_layers": 1}} if layout == "continuous" else {}
+    model, processor = tiny_speech_lm(
+        text_alignment=alignment, layout=layout, fields=fields, num_quantizers=3, causal=causal
+    )
+    return Voice(model, processor, "tiny", options)
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "look-ahead"])
+@pytest.mark.parametrize("layout", ["flat", "delay", "continuous"])
+def test_the_first_audio_comes_after_its_chunk_and_the_look_ahead_and_no_more_is_written(layout, causal, passes):
+    voice = tiny_voice(layout, causal=causal, min_frames=60, max_frames=60)
+    made = passes(voice.model)
+    (result,) = voice.synthesize([SynthesisItem("hi tim", "a")])
+    look_ahead = round(voice.model.look_ahead_seconds * voice.frame_rate)
+    assert (look_ahead > 3) == (not causal)
+    assert result.first_audio_seconds == (3 + look_ahead) * voice.model.config.positions_per_frame
+    assert result.first_audio_cpu_seconds == result.first_audio_seconds / 2
+    assert result.first_audio_seconds < result.seconds
+    assert len(made) == result.seconds + result.first_audio_seconds
     assert result.no_first_audio is None
-    assert ids + 1 < result.first_audio_seconds < ids + 2
+
+
+@pytest.mark.parametrize("alignment", ["none", "phone"])
+@pytest.mark.parametrize("layout", ["flat", "delay", "continuous"])
+def test_the_first_audio_is_the_beginning_of_the_whole(layout, alignment, monkeypatch):
+    voice = tiny_voice(layout, alignment, temperature=0.8)
+    chunks, stream_speech = [], voice.model.stream_speech
+
+    def noting(*arguments, **options):
+        for chunk in stream_speech(*arguments, **options):
+            chunks.append(chunk.audio_values[0, 0].numpy())
+            yield chunk
+
+    monkeypatch.setattr(voice.model, "stream_speech", noting)
+    durations = None if alignment == "none" else [4] * 7
+    for name in ("a", "b"):
+        chunks.clear()
+        (result,) = voice.synthesize([SynthesisItem("hi tim", name, durations)])
+        (first,) = chunks
+        assert 0 < len(first) <= 3 * voice.codec.hop_length
+        assert first == pytest.approx(result.audio_values[: len(first)], abs=1e-5)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda voice: setattr(voice.model, "steps_an_id", 2), "84 steps chose 41 ids"),
-        (lambda voice: setattr(voice, "layout", "delay"), "in the flat layout only"),
+        (lambda voice: setattr(voice.model, "look_ahead_seconds", math.inf), "the codec decodes the whole at once"),
         (lambda voice: voice.model.misread.update(alpha=None), "nothing was said"),
     ],
 )
@@ -109,16 +136,24 @@ def test_where_the_first_audio_cannot_be_told_there_is_a_reason_and_no_time(make
     change(voice)
     (result,) = voice.synthesize([SynthesisItem("alpha")])
     assert result.first_audio_seconds is None
-    assert reason in result.no_first_audio
+    assert result.first_audio_cpu_seconds is None
+    assert result.no_first_audio == reason
+    assert voice.model.num_closed == len(voice.model.streamed) == (0 if "codec" in reason else 1)
 
 
-def test_no_hook_stays_on_the_model(make_voice):
-    voice = make_voice()
-    voice.synthesize([SynthesisItem("alpha")])
-    voice.model.breaks_on = "alpha"
-    with pytest.raises(RuntimeError, match="the cache is full"):
-        voice.synthesize([SynthesisItem("alpha")])
-    assert not voice.model.head._forward_hooks
+def test_options_that_forbid_a_stream_are_the_reason():
+    voice = tiny_voice("flat", max_frames=5, retries=1)
+    (result,) = voice.synthesize([SynthesisItem("hi tim")])
+    assert result.first_audio_seconds is None
+    assert result.no_first_audio.startswith("it cannot be streamed: What was heard cannot be said again;")
+
+
+def test_the_stream_is_asked_for_the_same_and_closed(make_voice):
+    voice = make_voice({"temperature": 0.7, "top_k": 5})
+    items = [SynthesisItem("alpha echo", "a", [3, 4], ["bravo", "zero"]), SynthesisItem("alpha", "b")]
+    voice.synthesize(items)
+    assert voice.model.streamed == voice.model.options
+    assert voice.model.num_closed == 2
 
 
 def test_true_durations_are_those_of_the_recording(make_voice, make_rows):
