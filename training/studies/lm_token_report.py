@@ -36,7 +36,8 @@ def token_report(results: Results, reference: str | None = None) -> Report:
         " Latents have densities instead, which are not compared.",
         "WER: words that a recogniser gets wrong, with 95 % bootstrap intervals over sentences. Of the codec: in the"
         " codec's decoding of the recordings, from the same codebooks. *: the interval excludes 0.",
-        "RTF: seconds of the processor for a second of speech, from the text to the waveform.",
+        "RTF: seconds of the processor for a second of speech, from the text to the waveform. First audio: seconds of"
+        " the processor until a stream gives its first samples.",
     ]
     sections = [Section("", tables=[token_table(results, differences, reference)])]
     for number, rate in enumerate(_rates(results)):
@@ -95,11 +96,8 @@ def token_table(
         for rate in rates:
             row += [interval(arm.get("wer", {}).get(rate), 1), _value(arm.get("wer_of_codec", {}).get(rate), 1)]
             row += [interval(differences[name].get(rate), 1, signed=True)] if reference else []
-        row += [
-            _value(arm.get("ended"), 0),
-            _value(arm.get("real_time_factor"), 2),
-            f"{arm['parameters'] / 1e6:.2f} M",
-        ]
+        row += [_value(arm.get("ended"), 0), _value(arm.get("real_time_factor"), 2)]
+        row += [_value(arm.get("first_audio_seconds"), 2), f"{arm['parameters'] / 1e6:.2f} M"]
         table.append(row)
     return table
 

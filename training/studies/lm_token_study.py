@@ -236,6 +236,7 @@ def _speech_results(spoken: Mapping[str, Any], language: str) -> dict[str, Any]:
         "word_counts": {rate: _word_counts(spoken, model["system"], rate, language) for rate in rates},
         "ended": model["scores"].get("ended"),
         "real_time_factor": model["scores"].get("real_time_factor_cpu"),
+        "first_audio_seconds": model["scores"].get("first_audio_cpu"),
         "not_spoken": model.get("not_spoken", {}),
     }
 
