@@ -4,6 +4,7 @@
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,9 +75,9 @@ class SpeechLMOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-class Attached:
+class AttachedCodec:
     """
-    Something that belongs to a model or processor but is not saved with it, such as its codec.
+    A codec that belongs to a model but is not saved with it.
 
     Neither PyTorch nor a copy of the owner looks into it.
     """
@@ -84,11 +85,11 @@ class Attached:
     def __init__(self, held: Any):
         self.held = held
 
-    def __deepcopy__(self, memo: dict) -> "Attached":
+    def __deepcopy__(self, memo: dict) -> "AttachedCodec":
         return self
 
     def __reduce__(self) -> tuple:
-        return (Attached, (None,))
+        return (AttachedCodec, (None,))
 
 
 class SpeechLMForConditionalGeneration(
@@ -138,7 +139,7 @@ class SpeechLMForConditionalGeneration(
         if config.piece_context:
             size = self.get_input_embeddings().weight.shape[1]
             self.pieces = PieceContext(len(config.piece_labels), config.piece_context, size)
-        self._codec: Attached | None = None
+        self._codec: AttachedCodec | None = None
         self.post_init()
 
     @torch.no_grad()
@@ -164,7 +165,7 @@ class SpeechLMForConditionalGeneration(
         check_codec(codec, self.config)
         if isinstance(codec, nn.Module):
             codec.eval().requires_grad_(False)
-        self._codec = Attached(codec)
+        self._codec = AttachedCodec(codec)
 
     @property
     def codec(self) -> SpeechCodec:
@@ -376,12 +377,19 @@ class SpeechLMForConditionalGeneration(
     @contextmanager
     def _states_before_words(self) -> Iterator[Callable[[], torch.Tensor]]:
         # What the output table reads is what the outputs of frames read, whatever the language model does before.
+        # Other threads may run the same model meanwhile.
         found: list[torch.Tensor] = []
+        thread = threading.get_ident()
+
+        def keep(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            if threading.get_ident() == thread:
+                found.append(inputs[0])
+
         if self.frames is None:
             yield lambda: torch.empty(0)
             return
         table: Any = self.get_output_embeddings()
-        handle = table.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+        handle = table.register_forward_pre_hook(keep)
         try:
             yield lambda: found[-1]
         finally:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Truths about the layouts with frames: the delay grid and continuous latents, with all heads."""
 
+import threading
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
@@ -52,6 +54,24 @@ def test_no_condition_reads_its_own_target(kind, alignment, side):
                 moved = read.pop().grad[row].abs().sum(-1) > 0
                 assert not moved[position:].any()
                 assert moved[position - 1]
+
+
+@pytest.mark.parametrize("kind", ["delay", "flow"])
+def test_another_thread_that_runs_the_model_meanwhile_changes_nothing(kind):
+    model, processor = speaking(kind)
+    batch, other = batch_of(processor, rows_of(processor)), batch_of(processor, rows_of(processor)[:1])
+    alone, main = model(**batch).loss, threading.current_thread()
+
+    def run_another(module, args, output):
+        if threading.current_thread() is main:
+            thread = threading.Thread(target=lambda: model(**other))
+            thread.start()
+            thread.join()
+
+    handle = model.get_output_embeddings().register_forward_hook(run_another)
+    beside = model(**batch).loss
+    handle.remove()
+    torch.testing.assert_close(beside, alone)
 
 
 @pytest.mark.parametrize("kind", KINDS)

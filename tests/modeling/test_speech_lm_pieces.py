@@ -5,12 +5,12 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from helpers.tiny_speaking_lm import PHONES, tiny_row, tiny_speech_lm
 from speech_tokenizers.conversion.causal_lm_export import export_causal_lm
 from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
 from speech_tokenizers.modeling.speech_lm_ids import SpeechIds
 from speech_tokenizers.modeling.speech_lm_pieces import PieceContext, piece_context
 from speech_tokenizers.training.language_models.speech_lm_collator import without_text
-from tests.helpers.tiny_speaking_lm import PHONES, tiny_row, tiny_speech_lm
 
 
 IDS = SpeechIds(
