@@ -351,7 +351,7 @@ def test_a_voice_learns_on_with_its_own_processor(recipe, corpus, tmp_path):
     assert second.generate_speech("hi tim", processor, temperature=0.0).word_times
 
 
-@pytest.mark.parametrize("changes", [{"text_alignment": "none"}, {"num_codebooks": 1}], ids=["alignment", "codebooks"])
+@pytest.mark.parametrize("changes", [{"text_alignment": "none"}, {"num_codebooks": 1}, {"piece_context": 2}])
 def test_a_voice_that_learns_on_keeps_its_form(recipe, tmp_path, capsys, changes):
     train_speech_lm(load_recipe(str(recipe("first", max_steps=1)), [], SpeechLMArguments))
     capsys.readouterr()

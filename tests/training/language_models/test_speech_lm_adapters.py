@@ -177,6 +177,21 @@ def test_modules_of_audio_are_trained_whole(tmp_path, layout, head, parts):
     assert merged.generate_speech("hi", processor, max_frames=4).audio_values.shape[-1] <= 4 * 16
 
 
+def test_what_positions_are_told_of_their_text_is_learnt_whole(tmp_path):
+    model, processor = tiny_speech_lm(text_alignment="phone", fields={"piece_context": 2})
+    base = copy.deepcopy(model)
+    learner = add_adapter(model, r=4)
+    train(learner, processor)
+    for name, weight in base.pieces.named_parameters():
+        part, _, rest = name.partition(".")
+        learnt = model.pieces.get_submodule(part).modules_to_save["default"].get_parameter(rest)
+        assert not torch.equal(learnt, weight)
+    expected = logits_of(learner, processor)
+    save_adapter(learner, tmp_path / "adapter", processor)
+    assert torch.equal(logits_of(load_adapter(base, tmp_path / "adapter").eval(), processor), expected)
+    torch.testing.assert_close(logits_of(merge_adapter(learner), processor), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_a_module_that_peft_cannot_tell_from_another_is_refused():
     """`peft` looks at ends of names, and would train another module of such a name whole, too."""
     model, _ = tiny_speech_lm(layout="delay")
