@@ -19,7 +19,7 @@ EVERY_KIND = ["flat", *KINDS]
 
 
 def fields_of(kind):
-    """The fields of a model of the continuous layout with a head, or with the normal distribution as MELLE learns it."""
+    """Fields of a model of the continuous layout with a head; `"melle"` is the normal distribution with its losses."""
     if kind == "melle":
         return {"head": "gaussian", "head_options": {"objective": "melle", **HEADS["gaussian"]}}
     return {"head": kind, "head_options": HEADS[kind]}
@@ -29,7 +29,7 @@ def layout_of(kind):
     return kind if kind in ("flat", "delay") else "continuous"
 
 
-def speaking(kind, alignment="none", **changes):
+def speaking(kind, alignment="none", /, **changes):
     """A model and its processor: flat, the delay layout of three codebooks, or the continuous one with a head."""
     if kind == "flat":
         return tiny_speech_lm(text_alignment=alignment, **changes)
