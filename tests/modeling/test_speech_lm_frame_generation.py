@@ -339,6 +339,24 @@ def test_random_weights_say_each_phone_once_in_order_and_end(kind):
     assert int(spoken.audio_codes_mask.sum()) == 8
 
 
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_random_weights_say_each_word_once_in_order_and_end(kind):
+    model, processor = speaking(kind, "word")
+    model.config.frames_per_character = [1.0, 2.0]
+    for seed in range(3):
+        draws = [torch.Generator().manual_seed(seed + n) for n in (0, 9)]
+        spoken = model.generate_speech(["tim die hi", "hi"], processor, generators=draws)
+        assert spoken.ended.all()
+        for times, words in zip(spoken.word_times, (["tim", "die", "hi"], ["hi"]), strict=True):
+            assert [word for word, _, _ in times] == words
+            starts, ends = [start for _, start, _ in times], [end for _, _, end in times]
+            assert starts[0] == 0
+            assert starts[1:] == pytest.approx(ends[:-1])
+            for word, start, end in times:
+                assert 0.5 < (end - start) * 50 < 2 * len(word) + 0.5
+        assert int(spoken.audio_codes_mask[0].sum()) == round(spoken.word_times[0][-1][2] * 50)
+
+
 def test_guidance_reads_the_text_and_goes_without():
     model, processor = speaking("mse", "phone", fields={"condition_dropout": 0.5})
     plain = model.generate_speech(["hi tim", "die"], processor, temperature=0, max_frames=6)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Truths about the layouts with frames: the delay grid and continuous latents, with all heads."""
 
+import copy
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
@@ -417,6 +419,28 @@ def test_frames_in_the_wrong_place_are_refused():
         flat(**batch)
     with pytest.raises(ValueError, match=r"must have shape \(batch, 4, num_positions\)"):
         model(**batch, labels=batch["input_ids"])
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_another_codec_is_refused(kind):
+    model, processor = speaking(kind)
+    other = copy.deepcopy(processor.codec)
+    with torch.no_grad():
+        for name, buffer in other.named_buffers():
+            if "codebook" in name and buffer.is_floating_point():
+                buffer.add_(1.0)
+    assert other.fingerprint() != processor.codec.fingerprint()
+    for owner, message in ((model, "its codes would mean other sounds"), (processor, "attach that one")):
+        with pytest.raises(ValueError, match=f"fingerprint.*{message}"):
+            owner.attach_codec(other)
+    row = rows_of(processor)[0]
+    assert processor.row_inputs(row)
+    foreign = {**row, "codec_fingerprint": other.fingerprint()}
+    with pytest.raises(ValueError, match="'row-0' is of the codec 'tiny-codec', fingerprint .* encode the recordings"):
+        processor.row_inputs(foreign)
+    smaller = tiny_codec(model.codec.num_quantizers, codebook_size=8)
+    with pytest.raises(ValueError, match="are needed|is needed"):
+        model.attach_codec(smaller)
 
 
 def test_a_clip_without_a_frame_is_refused():
