@@ -296,8 +296,10 @@ def train(model, batch, steps, rate=1e-2):
     model.eval()
 
 
-@pytest.mark.parametrize("alignment", ["none", "phone"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "alignment"),
+    [*((kind, alignment) for kind in KINDS for alignment in ("none", "phone")), ("delay", "word"), ("mse", "word")],
+)
 def test_one_batch_is_overfitted_and_ends_by_itself(kind, alignment):
     torch.manual_seed(0)
     model, processor = speaking(kind, alignment)
@@ -321,6 +323,8 @@ def test_one_batch_is_overfitted_and_ends_by_itself(kind, alignment):
     if alignment == "phone":
         assert spoken.pieces[0] == ["pau", "hh", "ay", "t", "ay", "m", "pau"]
         assert spoken.piece_times[0][-1, 1] == pytest.approx(7 / 50)
+    if alignment == "word":
+        assert [word for word, _, _ in spoken.word_times[0]] == ["hi", "tim"]
 
 
 @pytest.mark.parametrize("kind", ["delay", "mse"])
