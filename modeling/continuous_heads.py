@@ -257,9 +257,9 @@ class GaussianHead(ContinuousHead):
 
     `"melle"`: z is drawn from N(m, s^2) and the token is y' = z + MLP(z). The loss is |y' - y| + |y' - y|^2 plus
     `kl_weight` times KL(N(m, s^2) || N(y, 1)), minus `flux_weight` times |m_t - y_(t-1)|, which rewards change and is
-    0 for the first token. Each term is a mean over dimensions. The draws of this objective are narrow, since its errors
-    are least for a y' that does not depend on the noise. Hence it is not the default. MELLE counts the divergence only
-    after 10000 steps; to do so, set `kl_weight` during training.
+    0 for the first token. Each term is a mean over dimensions. The draws of this objective are narrow, since its
+    errors are least for a y' that does not depend on the noise. Hence it is not the default. MELLE counts the
+    divergence only after 10000 steps; to do so, set `kl_weight` during training.
 
     Args:
         width, dim (`int`), condition_dropout (`float`): Sizes and dropout; see [`ContinuousHead`].
