@@ -306,7 +306,7 @@ def test_plain_trainer_learns_with_the_collator(corpus, tmp_path):
 @pytest.mark.parametrize("kind", [*EVERY_KIND, "melle"])
 def test_plain_trainer_counts_the_targets_of_accumulated_batches(corpus, tmp_path, kind, monkeypatch):
     losses, norms = [], []
-    for size, steps in ((6, 1), (2, 3)):
+    for size, steps in ((6, 1), (1, 6)):
         model, processor = speaking(kind, "phone", num_quantizers=2)
         wake(model)
         rows = read_speech_rows(corpus / "rows", codec=model.codec)
@@ -321,8 +321,8 @@ def test_plain_trainer_counts_the_targets_of_accumulated_batches(corpus, tmp_pat
             trainer.train()
         losses.append(trainer.state.log_history[0]["loss"])
         norms.append(trainer.state.log_history[0]["grad_norm"])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 
 @pytest.mark.parametrize(
