@@ -256,10 +256,10 @@ class GaussianHead(ContinuousHead):
     `"likelihood"`: the loss is -log N(y; m, s^2), the mean over dimensions without its constant.
 
     `"melle"`: z is drawn from N(m, s^2) and the token is y' = z + MLP(z). The loss is |y' - y| + |y' - y|^2 plus
-    `kl_weight` times KL(N(m, s^2) || N(y, 1)), minus `flux_weight` times |m_t - y_(t-1)|, which rewards change. Each
-    term is a mean over dimensions. The draws of this objective are narrow, since its errors are least for a y' that
-    does not depend on the noise. Hence it is not the default. MELLE counts the divergence only after 10000 steps; to
-    do so, set `kl_weight` during training.
+    `kl_weight` times KL(N(m, s^2) || N(y, 1)), minus `flux_weight` times |m_t - y_(t-1)|, which rewards change and is
+    0 for the first token. Each term is a mean over dimensions. The draws of this objective are narrow, since its
+    errors are least for a y' that does not depend on the noise. Hence it is not the default. MELLE counts the
+    divergence only after 10000 steps; to do so, set `kl_weight` during training.
 
     Args:
         width, dim (`int`), condition_dropout (`float`): Sizes and dropout; see [`ContinuousHead`].
@@ -307,13 +307,15 @@ class GaussianHead(ContinuousHead):
         drawn = mean + (0.5 * log_variance).exp() * noise
         errors = self._refine(drawn.to(hidden.dtype)).float() - target
         divergence = 0.5 * (log_variance.exp() + (mean - target).square() - 1 - log_variance)
-        loss = masked_mean((errors.abs() + errors.square() + self.kl_weight * divergence).mean(dim=-1), mask)
-        if self.flux_weight and target.dim() == 3 and target.shape[1] > 1:
-            # Of each token from the one before it; the first has none.
+        terms = (errors.abs() + errors.square() + self.kl_weight * divergence).mean(dim=-1)
+        if self.flux_weight and target.dim() == 3:
+            # Of each token from the one before it; the first has none. A term of its token like the others, so that
+            # the loss of a batch is the mean over its tokens, however long its rows are.
             changes = (mean[:, 1:] - target[:, :-1]).abs().mean(dim=-1)
-            both = None if mask is None else mask[:, 1:] * mask[:, :-1]
-            loss = loss - self.flux_weight * masked_mean(changes, both)
-        return loss
+            if mask is not None:
+                changes = changes * mask[:, :-1]
+            terms = terms - self.flux_weight * F.pad(changes, (1, 0))
+        return masked_mean(terms, mask)
 
     def _sample(self, hidden, noise, steps, cfg_scale):
         mean, log_variance = guided(self.moments(hidden), cfg_scale).chunk(2, dim=-1)

@@ -259,7 +259,7 @@ class SpeechLMForConditionalGeneration(
                 the ids say; or if ids are not all and `piece_context` is not given, in a model that reads it.
         """
         if labels is not None:
-            self._check_labels(input_ids, audio_codes, labels)
+            self._check_labels(input_ids, audio_codes, audio_mask, labels)
         if generator is None and not self.training and labels is not None:
             generator = torch.Generator(self.device).manual_seed(0)
         if position_ids is None and past_key_values is None:
@@ -299,7 +299,11 @@ class SpeechLMForConditionalGeneration(
         )
 
     def _check_labels(
-        self, input_ids: torch.Tensor | None, audio_codes: torch.Tensor | None, labels: torch.Tensor
+        self,
+        input_ids: torch.Tensor | None,
+        audio_codes: torch.Tensor | None,
+        audio_mask: torch.Tensor | None,
+        labels: torch.Tensor,
     ) -> None:
         rows = {"flat": (), "delay": (1 + self.config.num_codebooks,), "continuous": (2,)}[self.config.layout]
         if labels.dim() < 2 or labels.shape[1:-1] != rows:
@@ -308,7 +312,10 @@ class SpeechLMForConditionalGeneration(
                 f"`labels` of the layout {self.config.layout!r} must have shape ({shape}), but have"
                 f" {tuple(labels.shape)}."
             )
-        check_labels_stand_at_their_positions(input_ids, labels, audio_codes)
+        is_latent = None
+        if self.config.layout == "continuous":
+            is_latent = audio_mask if input_ids is None else input_ids == self.config.audio_token_id
+        check_labels_stand_at_their_positions(input_ids, labels, audio_codes, is_latent)
         self._check_length(labels.shape[-1])
 
     def embed_inputs(

@@ -10,10 +10,13 @@ from .speech_lm_ids import IGNORED
 
 
 def check_labels_stand_at_their_positions(
-    input_ids: torch.Tensor | None, labels: torch.Tensor, audio_codes: torch.Tensor | None = None
+    input_ids: torch.Tensor | None,
+    labels: torch.Tensor,
+    audio_codes: torch.Tensor | None = None,
+    is_latent: torch.Tensor | None = None,
 ) -> None:
     """
-    Refuse labels that are not the ids, or the codes, at their own positions.
+    Refuse labels that are not the ids, the codes, or the marks of latents, at their own positions.
 
     Labels that were shifted by hand are shifted again by the loss, and the model learns to skip a token. (Five public
     projects have that fault.)
@@ -21,8 +24,11 @@ def check_labels_stand_at_their_positions(
     Args:
         input_ids (`torch.Tensor` of shape `(batch, num_positions)`, *optional*): The ids.
         labels (`torch.Tensor` of shape `(batch, num_positions)` or `(batch, 1 + num_codebooks, num_positions)`):
-            Labels of ids and, in the delay layout, of the columns.
+            Labels of ids and, in the delay layout, of the columns. In the continuous layout `(batch, 2,
+            num_positions)`, with the marks: 0 for a frame, 1 for an end.
         audio_codes (`torch.Tensor` of shape `(batch, num_codebooks, num_positions)`, *optional*): The columns.
+        is_latent (`torch.Tensor` of shape `(batch, num_positions)`, *optional*): Where the continuous layout has
+            frames.
 
     Raises:
         ValueError: If a shape differs, or a label is another than what stands at its position.
@@ -30,6 +36,8 @@ def check_labels_stand_at_their_positions(
     if labels.dim() == 3:
         if audio_codes is not None:
             _check_equal(audio_codes, labels[:, 1:], "audio_codes", "code")
+        if is_latent is not None:
+            _check_equal((~is_latent.bool()).long(), labels[:, 1], "audio_mask", "mark")
         labels = labels[:, 0]
     if input_ids is not None:
         _check_equal(input_ids, labels, "input_ids", "id")

@@ -13,19 +13,54 @@ HEADS = {
     "flow": {"num_layers": 1, "hidden_size": 24, "num_steps": 4},
     "energy": {"num_layers": 1, "hidden_size": 24, "noise_dim": 8},
 }
-# Each layout, the continuous one with each head.
+# Each layout with frames, the continuous one with each head.
 KINDS = ["delay", *HEADS]
+EVERY_KIND = ["flat", *KINDS]
 
 
-def speaking(kind, alignment="none", **changes):
-    """A model and its processor: the delay layout of three codebooks, or the continuous one with a head."""
+def fields_of(kind):
+    """Fields of a model of the continuous layout with a head; `"melle"` is the normal distribution with its losses."""
+    if kind == "melle":
+        return {"head": "gaussian", "head_options": {"objective": "melle", **HEADS["gaussian"]}}
+    return {"head": kind, "head_options": HEADS[kind]}
+
+
+def layout_of(kind):
+    return kind if kind in ("flat", "delay") else "continuous"
+
+
+def speaking(kind, alignment="none", /, **changes):
+    """A model and its processor: flat, the delay layout of three codebooks, or the continuous one with a head."""
+    if kind == "flat":
+        return tiny_speech_lm(text_alignment=alignment, **changes)
     if kind == "delay":
-        return tiny_speech_lm(layout="delay", text_alignment=alignment, num_quantizers=3, **changes)
-    fields = {"head": kind, "head_options": HEADS[kind], **changes.pop("fields", {})}
-    model, processor = tiny_speech_lm(layout="continuous", text_alignment=alignment, fields=fields, **changes)
-    latents = processor.codec.dequantize(torch.randint(16, (1, 2, 200), generator=torch.Generator().manual_seed(0)))[0]
+        return tiny_speech_lm(layout="delay", text_alignment=alignment, **{"num_quantizers": 3, **changes})
+    arguments = {**changes, "fields": {**fields_of(kind), **changes.get("fields", {})}}
+    model, processor = tiny_speech_lm(layout="continuous", text_alignment=alignment, **arguments)
+    codes = torch.randint(16, (1, processor.codec.num_quantizers, 200), generator=torch.Generator().manual_seed(0))
+    latents = processor.codec.dequantize(codes)[0]
     model.frames.set_statistics(latents.mean(0), latents.var(0))
     return model, processor
+
+
+def wake(model):
+    """Move all weights of the frames a little; some begin at zero, where no gradient comes from."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.frames.parameters() if model.frames is not None else ():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def steady_noise(monkeypatch):
+    """From here on heads draw the same noise for each token, so that its loss does not depend on its batch."""
+    randn = torch.randn
+
+    def same(shape, generator=None, device=None):
+        # (draws, batch, frames, n) or (batch, frames, n)
+        own = randn((*shape[:-3], 1, 1, shape[-1]), generator=torch.Generator().manual_seed(0))
+        return own.expand(shape).to(device)
+
+    monkeypatch.setattr(torch, "randn", same)
 
 
 def rows_of(processor, texts=("hi tim", "die")):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokenizers, a codec and rows that are small enough for tests of speech language models."""
+"""Tokenizers, a codec, a lexicon and rows that are small enough for tests of speech language models."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,30 @@ def tiny_processor(tokenizer: Any, text_alignment: str = "none", **changes: Any)
     return SpeechLMProcessor.from_tokenizer(
         tokenizer, tiny_codec(), RVQCodecFeatureExtractor(), text_alignment=text_alignment, **options
     )
+
+
+class Lexicon:
+    """Stands in for a pronunciation lexicon."""
+
+    def __init__(self, phones=PHONES):
+        self.phones = list(phones)
+
+    def pronounce(self, text):
+        if "xyzzy" in text:
+            raise ValueError("no pronunciation: xyzzy")
+        return self.phones
+
+    def save(self, path):
+        path.write_text(json.dumps(self.phones))
+
+    @classmethod
+    def from_file(cls, path):
+        with open(path, encoding="utf-8") as file:
+            return cls(json.load(file))
+
+
+def waveform(num_samples=900, seed=0):
+    return (0.1 * np.random.default_rng(seed).standard_normal(num_samples)).astype(np.float32)
 
 
 def make_row(processor: SpeechLMProcessor, num_frames: int = 12, seed: int = 0, **changes: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.speaking_frames import steady_noise
 from speech_tokenizers.modeling.checked_loading import CheckedLoading
 from speech_tokenizers.modeling.configuration_latent_lm import LatentLMConfig
 from speech_tokenizers.modeling.continuous_heads import HeadLinear, LatentInput, StopHead, build_head
@@ -87,6 +88,19 @@ def test_what_is_masked_does_not_count(kind):
     everywhere = head.loss(hidden, target, torch.ones(2, 6), seeded())
     torch.testing.assert_close(everywhere, head.loss(hidden, target, None, seeded()))
     assert head.loss(hidden, target, torch.zeros(2, 6), seeded()) == 0
+
+
+@every_head
+def test_the_loss_of_a_batch_is_the_mean_over_its_tokens(kind, monkeypatch):
+    """However long its rows are: what accumulates batches weighs them by their numbers of tokens."""
+    head = make_head(kind, **DROPOUT)
+    hidden, target = torch.randn(3, 6, WIDTH), torch.randn(3, 6, DIM)
+    lengths = torch.tensor([6, 1, 3])
+    mask = (torch.arange(6) < lengths[:, None]).long()
+    steady_noise(monkeypatch)
+    parts = [head.loss(hidden[row : row + 1, :size], target[row : row + 1, :size]) for row, size in enumerate(lengths)]
+    whole = head.loss(hidden, target, mask)
+    torch.testing.assert_close((torch.stack(parts) * lengths).sum() / lengths.sum(), whole)
 
 
 @every_head
@@ -175,13 +189,13 @@ def test_melle_by_hand():
     noise = torch.randn(1, 3, 1, generator=seeded())
     errors = 0.5 + noise - target
     divergence = 0.5 * (0.5 - target).square()
-    flux = torch.tensor([1.5, 1.5]).mean()  # |0.5 - 2|, |0.5 + 1|
+    flux = torch.tensor([0.0, 1.5, 1.5]).mean()  # none, |0.5 - 2|, |0.5 + 1|
     expected = (errors.abs() + errors.square() + 0.1 * divergence).mean() - 0.5 * flux
     torch.testing.assert_close(head.loss(hidden, target, None, seeded()), expected)
     # Two frames are real: one change.
     mask = torch.tensor([[1, 1, 0]])
     terms = (errors.abs() + errors.square() + 0.1 * divergence)[0, :2, 0]
-    torch.testing.assert_close(head.loss(hidden, target, mask, seeded()), terms.mean() - 0.5 * 1.5)
+    torch.testing.assert_close(head.loss(hidden, target, mask, seeded()), terms.mean() - 0.5 * 1.5 / 2)
 
 
 def test_energy_by_hand():

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from helpers.speaking_frames import KINDS, batch_of, rows_of, speaking, written
-from helpers.tiny_speaking_lm import tiny_speech_lm
+from helpers.speaking_frames import EVERY_KIND, HEADS, KINDS, batch_of, layout_of, rows_of, speaking, wake, written
+from helpers.tiny_speaking_lm import ARCHITECTURES, tiny_speech_lm
 from speech_tokenizers.modeling.audio_logits import AudioOnly, RowSampling
 from speech_tokenizers.modeling.configuration_speech_lm import SpeechLMConfig
 from speech_tokenizers.modeling.speech_lm_layouts import delay_legal_mask, from_delay_grid, to_delay_grid
@@ -91,6 +91,141 @@ def test_random_scores_never_give_an_invalid_frame(delays):
                 )
                 assert (is_legal | known_end).all()
             assert torch.equal(from_delay_grid(grid[None], delays, size)[0], codes)
+
+
+class RandomStates:
+    """Stands for a language model of which nothing is known: any states and any scores."""
+
+    def __init__(self, model, scale):
+        self.model, self.scale = model, scale
+
+    def __call__(self, input_ids, **kwargs):
+        sizes = self.model.language_model.get_output_embeddings().weight.shape
+        states = self.scale * torch.randn(len(input_ids), 1, sizes[1])
+        logits = self.scale * torch.randn(len(input_ids), 1, sizes[0])
+        return types.SimpleNamespace(logits=logits, frame_states=states, past_key_values=None)
+
+
+@pytest.mark.parametrize("alignment", ["none", "phone"])
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_random_states_never_give_an_invalid_frame(head, alignment):
+    model, _ = speaking(head, alignment)
+    wake(model)
+    ids = model.config.written_ids
+    prompts = torch.full((8, 1), ids.audio_start)
+    inputs = {"input_ids": prompts, "attention_mask": torch.ones_like(prompts)}
+    limits = [1, 2, 3, 5, 8, 13, 13, 13]
+    for seed in range(25):
+        torch.manual_seed(seed)
+        writer = LatentWriter(model)
+        states = RandomStates(model, scale=(0.1, 1.0, 30.0)[seed % 3])
+        processors = LogitsProcessorList([AudioOnly(ids), RowSampling(1.0)])
+        *_, writing = write_ids(states, inputs, writer, processors, 14, [ids.audio_end], codes=ids, max_codes=limits)
+        clips, answers = writer.clips(8), writing.ids[:, 1:]
+        mask = clips["audio_codes_mask"].bool()
+        assert torch.equal(mask.sum(1), ids.is_unit(answers).sum(1))
+        assert (mask.sum(1) <= torch.tensor(limits)).all()
+        assert torch.equal(mask.long(), mask.long().sort(dim=1, descending=True).values)
+        assert clips["audio_latents"].isfinite().all()
+        assert (clips["audio_latents"][~mask] == 0).all()
+        assert (clips["audio_latents"][mask] != 0).any(-1).all()
+        # Frames, then the end and nothing else.
+        frames_first = ids.is_unit(answers).long()
+        assert torch.equal(frames_first, frames_first.sort(dim=1, descending=True).values)
+        assert (ids.is_unit(answers) | (answers == ids.audio_end)).all()
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_reading_a_text_twice_gives_the_same(kind):
+    model, processor = speaking(kind)
+
+    def said(seed=None):
+        draws = None if seed is None else [torch.Generator().manual_seed(seed)]
+        spoken = model.generate_speech(
+            "hi tim", processor, temperature=float(seed is not None), generators=draws, min_frames=6, max_frames=9
+        )
+        return written(spoken)
+
+    for seed in (None, 0):
+        first = said(seed)
+        torch.rand(3)  # nothing depends on the global generator
+        assert torch.equal(said(seed), first)
+    if kind != "mse":  # which draws nothing
+        assert said(0).shape != said(1).shape or not torch.equal(said(0), said(1))
+
+
+# --- The loop, and the one that anyone would write ---
+
+
+@torch.no_grad()
+def read_again_and_again(model, ids, num_frames):
+    """The likeliest frames behind a prompt, by reading all of it at each step: without cache, padding or a batch."""
+    frames, config = model.frames, model.config
+    written, num_given = [], ids.shape[1]
+    end = None
+    while end is None or len(written) < end + max(config.codebook_delays):
+        mask = torch.tensor([[0] * num_given + [1] * len(written)])
+        read = torch.where(mask == 1, config.audio_token_id, torch.nn.functional.pad(ids, (0, len(written))))
+        if config.layout == "delay":
+            grid = torch.full((1, config.num_codebooks, read.shape[1]), -1)
+            if written:
+                grid[0, :, num_given:] = torch.stack(written, dim=1)
+            scores = model(input_ids=read, audio_codes=grid).audio_logits[0, -1]
+            scores[:, config.codebook_size] = -torch.inf
+            if end is None and (len(written) == num_frames or scores[0].argmax() == config.codebook_size + 1):
+                end = len(written)
+                continue
+            column = scores[:, : config.codebook_size].argmax(-1)
+            for codebook, late in enumerate(config.codebook_delays):
+                if len(written) < late:
+                    column[codebook] = config.codebook_size
+                elif end is not None and len(written) - late >= end:
+                    column[codebook] = config.codebook_size + 1
+            written.append(column)
+        else:
+            latents = torch.zeros(1, read.shape[1], config.latent_dim)
+            if written:
+                latents[0, num_given:] = torch.stack(written)
+            state = model(input_ids=read, audio_latents=latents, audio_mask=mask).frame_states[:, -1]
+            if len(written) == num_frames or float(frames.stop_head(state)) > math.log(frames.stop_head.pos_weight):
+                end = len(written)
+                continue
+            written.append(frames.statistics.denormalize(frames.head.sample(state, temperature=0.0))[0])
+    columns = torch.stack(written, dim=1)
+    return torch.stack(
+        [row[late : late + end] for row, late in zip(columns, config.codebook_delays, strict=False)]
+        if config.layout == "delay"
+        else list(columns)
+    )
+
+
+LOOPS = [(kind, name) for kind in ("delay", "flow") for name in sorted(ARCHITECTURES)]
+LOOPS += [(kind, "llama") for kind in KINDS if kind not in ("delay", "flow")]
+
+
+@pytest.mark.parametrize(("kind", "architecture"), LOOPS)
+def test_custom_loop_equals_reading_all_again(kind, architecture):
+    model, processor = speaking(kind, kind=architecture)
+    wake(model)
+    if kind != "delay":
+        with torch.no_grad():
+            model.frames.stop_head.projection.bias.fill_(-4.0)  # some frames come
+    texts = ("hi tim die", "die")
+    prompts = [processor.speech_prompt(text) for text in texts]
+    late = max(model.config.codebook_delays)
+    found = model.generate(
+        **processor(text=prompts, padding_side="left"),
+        max_new_tokens=8 + late,
+        do_sample=False,
+        return_dict_in_generate=True,
+    )
+    assert int(found.audio_codes_mask.sum()) > 0
+    for row, prompt in enumerate(prompts):
+        expected = read_again_and_again(model, processor(text=prompt)["input_ids"], 8)
+        if layout_of(kind) == "continuous":
+            torch.testing.assert_close(written(found, row), expected, atol=1e-4, rtol=1e-4)
+        else:
+            assert torch.equal(written(found, row), expected)
 
 
 @pytest.mark.parametrize("kind", ["delay", "mse"])
@@ -202,6 +337,24 @@ def test_random_weights_say_each_phone_once_in_order_and_end(kind):
     spoken = model.generate_speech("hi", processor, durations=[[2, 3, 1, 2]])
     assert (spoken.piece_times[0].diff(dim=-1).flatten() * 50).round().tolist() == [2, 3, 1, 2]
     assert int(spoken.audio_codes_mask.sum()) == 8
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_random_weights_say_each_word_once_in_order_and_end(kind):
+    model, processor = speaking(kind, "word")
+    model.config.frames_per_character = [1.0, 2.0]
+    for seed in range(3):
+        draws = [torch.Generator().manual_seed(seed + n) for n in (0, 9)]
+        spoken = model.generate_speech(["tim die hi", "hi"], processor, generators=draws)
+        assert spoken.ended.all()
+        for times, words in zip(spoken.word_times, (["tim", "die", "hi"], ["hi"]), strict=True):
+            assert [word for word, _, _ in times] == words
+            starts, ends = [start for _, start, _ in times], [end for _, _, end in times]
+            assert starts[0] == 0
+            assert starts[1:] == pytest.approx(ends[:-1])
+            for word, start, end in times:
+                assert 0.5 < (end - start) * 50 < 2 * len(word) + 0.5
+        assert int(spoken.audio_codes_mask[0].sum()) == round(spoken.word_times[0][-1][2] * 50)
 
 
 def test_guidance_reads_the_text_and_goes_without():

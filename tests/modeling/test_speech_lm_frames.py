@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Truths about the layouts with frames: the delay grid and continuous latents, with all heads."""
 
+import copy
 import threading
 
 import pytest
@@ -8,8 +9,19 @@ import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoModel, LogitsProcessorList
 
-from helpers.speaking_frames import HEADS, KINDS, batch_of, rows_of, speaking, written
-from helpers.tiny_speaking_lm import tiny_codec, tiny_lm, tiny_processor, tiny_row, tiny_speech_lm
+from helpers.speaking_frames import (
+    EVERY_KIND,
+    HEADS,
+    KINDS,
+    batch_of,
+    layout_of,
+    rows_of,
+    speaking,
+    steady_noise,
+    wake,
+    written,
+)
+from helpers.tiny_speaking_lm import ARCHITECTURES, tiny_codec, tiny_lm, tiny_processor, tiny_row, tiny_speech_lm
 from speech_tokenizers.modeling.configuration_latent_lm import LatentLMConfig
 from speech_tokenizers.modeling.configuration_speech_lm import SpeechLMConfig
 from speech_tokenizers.modeling.modeling_latent_lm import LatentLanguageModel
@@ -32,10 +44,7 @@ from speech_tokenizers.modeling.speech_lm_layouts import (
 def test_no_condition_reads_its_own_target(kind, alignment, side):
     model, processor = speaking(kind, alignment)
     if kind != "delay":
-        torch.manual_seed(0)
-        with torch.no_grad():
-            for parameter in model.frames.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))  # some begin at zero, where no gradient comes from
+        wake(model)
     batch = batch_of(processor, rows_of(processor), side)
     read = []
 
@@ -104,14 +113,40 @@ def test_the_loss_of_a_perfect_oracle_is_zero():
     late = frames.entropies(oracle.flatten(2).roll(1, 1), labels)
     assert float(late.sum(1).max()) > 10
 
-    config = SpeechLMConfig(layout="continuous", latent_dim=4, head="mse")
+
+def mse_oracle(head):
+    torch.nn.init.eye_(head.network.weight)
+    torch.nn.init.zeros_(head.network.bias)
+
+
+def gaussian_oracle(head):  # log N(y; y, 1) without its constant is 0
+    del head.moments
+    head.moments = lambda states: torch.cat([states, torch.zeros_like(states)], dim=-1)
+
+
+def flow_oracle(head):
+    del head.state_projection
+    head.state_projection = lambda states: states
+    head._velocity = lambda mixed, time, states: (states - mixed) / (1 - time)
+
+
+def energy_oracle(head):
+    head._draw = lambda states, noise: states.expand(*noise.shape[:-1], -1)
+
+
+ORACLES = {"mse": mse_oracle, "gaussian": gaussian_oracle, "flow": flow_oracle, "energy": energy_oracle}
+
+
+@pytest.mark.parametrize("head", ORACLES)
+def test_the_loss_of_an_oracle_of_latents_is_zero(head):
+    options = {} if head == "mse" else {"num_layers": 1, "hidden_size": 4}
+    frames = LatentFrames(SpeechLMConfig(layout="continuous", latent_dim=4, head=head, head_options=options), 4, 4)
     latents, _, stops = to_continuous([torch.randn(5, 4), torch.randn(3, 4)])
-    frames = LatentFrames(config, 4, 4)
     with torch.no_grad():
-        frames.head.network.weight.copy_(torch.eye(4))
-        frames.head.network.bias.zero_()
-    assert float(frames.losses(latents.roll(-1, 1), latents, stops)[0]) < 1e-12
+        ORACLES[head](frames.head)
+    assert abs(float(frames.losses(latents.roll(-1, 1), latents, stops)[0])) < 1e-6
     assert float(frames.losses(latents, latents, stops)[0]) > 0.1
+    assert float(frames.losses(latents.roll(-2, 1), latents, stops)[0]) > 0.1
 
 
 def test_first_eos_of_every_codebook_is_a_target_and_bos_is_none():
@@ -139,17 +174,44 @@ def test_shifting_by_hand_is_refused():
         model(**{**batch, "labels": codes_alone})
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_loss_is_the_mean_over_all_targets_of_a_step(kind):
-    # As `Trainer` counts them, over micro-batches of different lengths. Noise differs from batch to batch.
-    model, processor = speaking(kind, "phone")
-    rows = rows_of(processor)
+@pytest.mark.parametrize("alignment", ["none", "phone"])
+def test_shifting_marks_of_latents_by_hand_is_refused(alignment):
+    model, processor = speaking("mse", alignment)
+    batch = batch_of(processor, rows_of(processor))
+    shifted = torch.full_like(batch["labels"], -100)
+    shifted[..., :-1] = batch["labels"][..., 1:]
+    ids_alone, marks_alone = batch["labels"].clone(), batch["labels"].clone()
+    ids_alone[:, 0], marks_alone[:, 1] = shifted[:, 0], shifted[:, 1]
+    for labels, message in ((shifted, "label"), (ids_alone, "label"), (marks_alone, "label 0 .* the mark is 1")):
+        with pytest.raises(ValueError, match=f"{message}.* shifted by hand by one"):
+            model(**{**batch, "labels": labels})
+    embedded = model.embed_inputs(batch["input_ids"], audio_latents=batch["audio_latents"])
+    given = {**batch, "input_ids": None, "inputs_embeds": embedded}
+    assert torch.equal(model(**given).loss, model(**batch).loss)
+    with pytest.raises(ValueError, match="the mark is 1.* shifted by hand by one"):
+        model(**{**given, "labels": marks_alone})
+    reversed_marks = batch["labels"].clone()
+    is_mark = reversed_marks[:, 1] != -100
+    reversed_marks[:, 1][is_mark] = 1 - reversed_marks[:, 1][is_mark]
+    with pytest.raises(ValueError, match="has label 1 at position .*, where the mark is 0.$"):
+        model(**{**batch, "labels": reversed_marks})
+
+
+@pytest.mark.parametrize("alignment", ["none", "word", "phone"])
+@pytest.mark.parametrize("kind", [*EVERY_KIND, "melle"])
+def test_the_loss_is_the_mean_over_all_targets_of_a_step(kind, alignment, monkeypatch):
+    # As `Trainer` counts them, over micro-batches of different lengths, padded on either side.
+    model, processor = speaking(kind, alignment)
+    wake(model)
+    rows = rows_of(processor, ("hi tim", "die", "lime"))
     whole = batch_of(processor, rows)
     number = int(whole["labels"][..., 1:].ne(-100).sum())
-    parts = [model(**batch_of(processor, [row]), num_items_in_batch=number).loss for row in rows]
-    if kind in ("delay", "mse", "gaussian"):
-        torch.testing.assert_close(sum(parts), model(**whole).loss)
-    assert float(model(**whole).loss) == pytest.approx(float(sum(parts)), rel=0.2)
+    steady_noise(monkeypatch)
+    expected = model(**whole)
+    for side in ("left", "right"):
+        parts = [model(**batch_of(processor, part, side), num_items_in_batch=number) for part in (rows[:1], rows[1:])]
+        torch.testing.assert_close(sum(part.loss for part in parts), expected.loss)
+        torch.testing.assert_close(model(**batch_of(processor, rows, side)).loss, expected.loss)
 
 
 def test_the_weight_of_a_codebook_counts_in_the_loss_alone():
@@ -253,8 +315,10 @@ def train(model, batch, steps, rate=1e-2):
     model.eval()
 
 
-@pytest.mark.parametrize("alignment", ["none", "phone"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "alignment"),
+    [*((kind, alignment) for kind in KINDS for alignment in ("none", "phone")), ("delay", "word"), ("mse", "word")],
+)
 def test_one_batch_is_overfitted_and_ends_by_itself(kind, alignment):
     torch.manual_seed(0)
     model, processor = speaking(kind, alignment)
@@ -278,6 +342,8 @@ def test_one_batch_is_overfitted_and_ends_by_itself(kind, alignment):
     if alignment == "phone":
         assert spoken.pieces[0] == ["pau", "hh", "ay", "t", "ay", "m", "pau"]
         assert spoken.piece_times[0][-1, 1] == pytest.approx(7 / 50)
+    if alignment == "word":
+        assert [word for word, _, _ in spoken.word_times[0]] == ["hi", "tim"]
 
 
 @pytest.mark.parametrize("kind", ["delay", "mse"])
@@ -301,24 +367,33 @@ def test_speech_is_read_and_text_is_written(kind):
 # --- Files and bad input ---
 
 
+ROUND_TRIPS = [*((kind, name) for kind in ("delay", "flow") for name in sorted(ARCHITECTURES))]
+ROUND_TRIPS += [(kind, "llama") for kind in KINDS if kind not in ("delay", "flow")]
+
+
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("kind", ["delay", "flow"])
-def test_wrapper_round_trips(kind, tied, tmp_path):
-    model, processor = speaking(kind, tied=tied)
+@pytest.mark.parametrize(("kind", "architecture"), ROUND_TRIPS)
+def test_wrapper_round_trips(kind, architecture, tied, tmp_path):
+    model, processor = speaking(kind, kind=architecture, tied=tied)
+    wake(model)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     again = AutoModel.from_pretrained(tmp_path).eval()
     loaded = type(processor).from_pretrained(tmp_path)
     loaded.attach_codec(processor.codec)
     again.attach_codec(processor.codec)
+    for each in (model, again):
+        assert (each.get_input_embeddings().weight is each.get_output_embeddings().weight) == tied
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
     batch = batch_of(loaded, rows_of(processor))
     first, second = model(**batch), again(**batch)
     assert torch.equal(first.loss, second.loss)
     assert torch.equal(first.logits, second.logits)
     spoken = [each.generate_speech("hi", loaded, temperature=0, max_frames=5) for each in (model, again)]
     assert torch.equal(written(spoken[0]), written(spoken[1]))
+    assert not any("codec" in name for name in model.state_dict())
     half = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    if kind == "flow":
+    if layout_of(kind) == "continuous":
         assert half.frames.statistics.mean.dtype == torch.float32
         assert half.generation_config is not None
 
@@ -367,6 +442,28 @@ def test_frames_in_the_wrong_place_are_refused():
         flat(**batch)
     with pytest.raises(ValueError, match=r"must have shape \(batch, 4, num_positions\)"):
         model(**batch, labels=batch["input_ids"])
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_another_codec_is_refused(kind):
+    model, processor = speaking(kind)
+    other = copy.deepcopy(processor.codec)
+    with torch.no_grad():
+        for name, buffer in other.named_buffers():
+            if "codebook" in name and buffer.is_floating_point():
+                buffer.add_(1.0)
+    assert other.fingerprint() != processor.codec.fingerprint()
+    for owner, message in ((model, "its codes would mean other sounds"), (processor, "attach that one")):
+        with pytest.raises(ValueError, match=f"fingerprint.*{message}"):
+            owner.attach_codec(other)
+    row = rows_of(processor)[0]
+    assert processor.row_inputs(row)
+    foreign = {**row, "codec_fingerprint": other.fingerprint()}
+    with pytest.raises(ValueError, match="'row-0' is of the codec 'tiny-codec', fingerprint .* encode the recordings"):
+        processor.row_inputs(foreign)
+    smaller = tiny_codec(model.codec.num_quantizers, codebook_size=8)
+    with pytest.raises(ValueError, match="are needed|is needed"):
+        model.attach_codec(smaller)
 
 
 def test_a_clip_without_a_frame_is_refused():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
+from helpers.speaking_frames import EVERY_KIND, speaking
 from helpers.tiny_speaking_lm import tiny_lm, tiny_speech_lm
 from speech_tokenizers import (
     AudioStreamer,
@@ -41,10 +42,9 @@ def joined(chunks):
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "look-ahead"])
 @pytest.mark.parametrize("alignment", ["none", "phone"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_stream_equals_whole(layout, alignment, causal):
-    quantizers = 3 if layout == "delay" else 2
-    model, processor = speaker(layout, alignment, num_quantizers=quantizers, causal=causal)
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_stream_equals_whole(kind, alignment, causal):
+    model, processor = speaking(kind, alignment, causal=causal)
     model.config.frames_per_character = [4.0, 8.0]
     options = {"min_frames": 24} if alignment == "none" else {"durations": [[4] * 7]}
     whole = model.generate_speech("hi tim", processor, generators=drawn(), **options)

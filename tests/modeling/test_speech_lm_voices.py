@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from helpers.speaking_frames import speaking
 from helpers.tiny_speaking_lm import tiny_row, tiny_speech_lm
 from helpers.tiny_speech_lm import bpe_tokenizer, tiny_processor
 from speech_tokenizers import Voice
@@ -36,10 +37,14 @@ def frames(spoken, row=0):
     return found[row, :, : int(spoken.audio_codes_mask[row].sum())]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "qwen3"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_voice_cache_equals_prefill(layout, kind, tmp_path):
-    model, processor = speaker(layout, kind=kind)
+CACHED = [(kind, name) for kind in ("flat", "delay", "energy") for name in ("llama", "gpt2", "opt", "qwen2", "qwen3")]
+CACHED += [(kind, "llama") for kind in ("mse", "gaussian", "flow")]
+
+
+@pytest.mark.parametrize(("kind", "architecture"), CACHED)
+def test_voice_cache_equals_prefill(kind, architecture, tmp_path):
+    model, processor = speaking(kind, kind=architecture)
+    model.config.frames_per_character = [2.0, 3.0]
     voice = model.make_voice("tim", processor, audio_codes=codes(processor), cache=True)
     voice.save(tmp_path / "voice.safetensors")
     voice = Voice.load(tmp_path / "voice.safetensors")

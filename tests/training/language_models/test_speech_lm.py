@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 
 from helpers.processes import run_ranks
+from helpers.speaking_frames import EVERY_KIND, HEADS, fields_of, layout_of, speaking, steady_noise, wake
 from helpers.tiny_speaking_lm import LEXICON, tiny_codec, tiny_lm, tiny_processor, tiny_row, tiny_speech_lm
 from speech_tokenizers.cli import main
 from speech_tokenizers.coding.loading import load
@@ -193,12 +194,12 @@ def test_a_trained_voice_is_loaded_by_its_folder_and_speaks(recipe, corpus, tmp_
     assert "FAULT" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("layout", ["flat", "delay", "continuous"])
-def test_resuming_equals_going_through(recipe, corpus, tmp_path, monkeypatch, layout):
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_resuming_equals_going_through(recipe, corpus, tmp_path, monkeypatch, kind):
     # With dropout, whose random numbers are part of what goes on, and with measurements at step 3 alone.
     changes = [f"data.eval={corpus / 'rows'}", "eval_steps=3"]
-    latents = LATENTS | {"head": "flow", "head_options": {"num_layers": 1}}
-    frames = {"layout": layout, "latents": latents if layout == "continuous" else {}}
+    latents = LATENTS | fields_of(kind) if kind in HEADS else {}
+    frames = {"layout": layout_of(kind), "latents": latents}
     train_speech_lm(arguments(recipe("whole", **frames), *changes))
 
     train_until_killed(monkeypatch, arguments(recipe("parts", **frames), *changes))
@@ -210,33 +211,38 @@ def test_resuming_equals_going_through(recipe, corpus, tmp_path, monkeypatch, la
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
 
-@pytest.mark.parametrize("layout", ["flat", "delay", "continuous"])
-def test_accumulation_equals_one_batch(corpus, layout):
-    # Batches of different lengths, so of different numbers of targets.
-    codec = tiny_codec()
-    rows = read_speech_rows(corpus / "rows", codec=codec)
-    processor = tiny_processor(codec, "phone", layout=layout)
-    fields = {"head": "mse"} if layout == "continuous" else {}
-    model, _ = tiny_speech_lm(text_alignment="phone", layout=layout, fields=fields)
+@pytest.mark.parametrize("kind", [*EVERY_KIND, "melle"])
+def test_accumulation_equals_one_batch(corpus, kind, monkeypatch):
+    # Batches of different lengths, so of different numbers of targets. The noise of a frame is the same in both.
+    model, processor = speaking(kind, "phone", num_quantizers=2)
+    wake(model)
+    rows = read_speech_rows(corpus / "rows", codec=model.codec)
     items = SpeechLMItems(rows, processor)
     collate = pad_items(processor)
     whole = {name: value for name, value in collate([items[n] for n in range(6)]).items() if name != "tasks"}
     number = int((whole["labels"][..., 1:] != -100).sum())
-    model(**whole).loss.backward()
+    steady_noise(monkeypatch)
+    model.train()
+    expected_loss = model(**whole).loss
+    expected_loss.backward()
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
+    loss = 0.0
     for part in ([0], [1, 2], [3, 4, 5]):
         batch = {name: value for name, value in collate([items[n] for n in part]).items() if name != "tasks"}
-        model(**batch, num_items_in_batch=number).loss.backward()
+        part_loss = model(**batch, num_items_in_batch=number).loss
+        part_loss.backward()
+        loss += float(part_loss.detach())
+    assert loss == pytest.approx(float(expected_loss.detach()), rel=1e-5)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["flat", "delay", "continuous"])
-def test_two_processes_equal_one(recipe, tmp_path, layout):
+@pytest.mark.parametrize("kind", ["flat", "delay", "mse", "gaussian"])  # other heads draw noise in each process
+def test_two_processes_equal_one(recipe, tmp_path, kind):
     changes = ["language_model.attention_dropout=0.0", "batch_positions=100", "max_steps=3"]
-    changes += [f"layout={layout}", *(["latents={head: mse}"] if layout == "continuous" else [])]
+    changes += [f"layout={layout_of(kind)}", *([f"latents={{head: {kind}}}"] if kind in HEADS else [])]
     train_speech_lm(arguments(recipe("alone"), *changes, "gradient_accumulation_steps=2"))
     run_ranks(PROGRAM, recipe("two"), *changes)
     alone, two = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("alone", "two"))
@@ -262,19 +268,26 @@ def test_hidden_text_is_neither_seen_nor_learnt(corpus):
         assert (item["labels"][1] == 0).sum() == ids.is_unit(item["input_ids"]).sum()
 
 
-def test_tasks_are_mixed_as_asked_and_told_apart(recipe, corpus, tmp_path):
-    path = recipe(max_steps=6, tasks={"tts": 1.0, "asr": 1.0}, text_alignment="none")
+@pytest.mark.parametrize("layout", ["flat", "delay", "continuous"])
+def test_tasks_are_mixed_as_asked_and_told_apart(recipe, corpus, tmp_path, layout):
+    latents = LATENTS if layout == "continuous" else {}
+    path = recipe(max_steps=6, tasks={"tts": 1.0, "asr": 1.0}, text_alignment="none", layout=layout, latents=latents)
     train_speech_lm(arguments(path))
     log = read_log(tmp_path / "run" / "training_log.jsonl")
     for name in ("tts_loss", "asr_loss"):
         assert any(entry[name] > 0 for entry in log)
     codec = tiny_codec()
-    items = SpeechLMItems(read_speech_rows(corpus / "rows"), tiny_processor(codec), {"tts": 3.0, "asr": 1.0})
+    rows, tasks = read_speech_rows(corpus / "rows", codec=codec), {"tts": 3.0, "asr": 1.0}
+    processor = tiny_processor(codec, layout=layout)
+    items = SpeechLMItems(rows, processor, tasks)
     drawn = np.array([items.task_of(index) for index in range(6 * 200)])
     assert 0.70 < (drawn == 0).mean() < 0.80
     assert (drawn.reshape(200, 6) != drawn[:6]).any()
-    again = SpeechLMItems(read_speech_rows(corpus / "rows"), tiny_processor(codec), {"tts": 3.0, "asr": 1.0})
+    again = SpeechLMItems(rows, processor, tasks)
     assert drawn.tolist() == [again.task_of(index) for index in range(6 * 200)]
+    for index in range(12):  # an item is that of its task
+        expected = processor.row_inputs(rows[index % 6], list(tasks)[drawn[index]])
+        assert all(torch.equal(items[index][name], part) for name, part in expected.items())
 
 
 def test_plain_trainer_learns_with_the_collator(corpus, tmp_path):
@@ -290,10 +303,12 @@ def test_plain_trainer_learns_with_the_collator(corpus, tmp_path):
     assert losses[-1] < 0.4 * losses[0]
 
 
-def test_plain_trainer_counts_the_targets_of_accumulated_batches(corpus, tmp_path):
-    losses = []
-    for size, steps in ((6, 1), (2, 3)):
-        model, processor = tiny_speech_lm(text_alignment="phone")
+@pytest.mark.parametrize("kind", [*EVERY_KIND, "melle"])
+def test_plain_trainer_counts_the_targets_of_accumulated_batches(corpus, tmp_path, kind, monkeypatch):
+    losses, norms = [], []
+    for size, steps in ((6, 1), (1, 6)):
+        model, processor = speaking(kind, "phone", num_quantizers=2)
+        wake(model)
         rows = read_speech_rows(corpus / "rows", codec=model.codec)
         args = TrainingArguments(
             str(tmp_path), max_steps=1, per_device_train_batch_size=size, gradient_accumulation_steps=steps,
@@ -301,9 +316,13 @@ def test_plain_trainer_counts_the_targets_of_accumulated_batches(corpus, tmp_pat
             logging_nan_inf_filter=False,
         )  # fmt: skip
         trainer = Trainer(model, args, train_dataset=rows, data_collator=SpeechLMCollator(processor))
-        trainer.train()
+        with monkeypatch.context() as patched:
+            steady_noise(patched)
+            trainer.train()
         losses.append(trainer.state.log_history[0]["loss"])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        norms.append(trainer.state.log_history[0]["grad_norm"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 
 @pytest.mark.parametrize(

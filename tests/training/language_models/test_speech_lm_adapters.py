@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 
+from helpers.speaking_frames import KINDS as FRAME_KINDS
+from helpers.speaking_frames import layout_of, speaking
 from helpers.tiny_speaking_lm import ARCHITECTURES, tiny_codec, tiny_lm, tiny_processor, tiny_row, tiny_speech_lm
 from speech_tokenizers.coding.speech_lm_loading import load_speech_lm
 from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
@@ -90,6 +92,28 @@ def test_both_tables_learn_and_all_else_of_them_stays(kind, tied):
     assert is_same == tied
 
 
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("kind", FRAME_KINDS)
+def test_both_tables_learn_beside_frames(kind, tied):
+    """The rows of marks and pieces; what reads and writes frames learns whole, in `test_modules_of_audio_...`."""
+    model, processor = speaking(kind, "phone", tied=tied, num_quantizers=2)
+    before = copy.deepcopy(model)
+    torch.manual_seed(0)
+    merged = merge_adapter(train(add_adapter(model, r=4), processor))
+    ids = merged.config.speech_ids
+    first = min(ids.audio_start, ids.piece_offset)
+    said = make_batch(processor)["labels"][:, 0].unique()
+    pieces = said[(said >= ids.piece_offset) & (said < ids.piece_offset + ids.num_pieces)]
+    assert len(pieces) > 3
+    for table in ("get_input_embeddings", "get_output_embeddings"):
+        old, now = getattr(before, table)().weight, getattr(merged, table)().weight
+        assert torch.equal(now[:first], old[:first])
+        assert (now[pieces] != old[pieces]).any(dim=-1).all()
+        assert (now[ids.audio_start] != old[ids.audio_start]).any()
+    is_same = merged.get_input_embeddings().weight is merged.get_output_embeddings().weight
+    assert is_same == tied
+
+
 @pytest.mark.parametrize(("kind", "tied"), KINDS)
 def test_attention_and_mlp_of_every_block_get_an_adapter_and_nothing_else(kind, tied):
     model, _ = tiny_speech_lm(kind, tied=tied)
@@ -142,7 +166,9 @@ def test_a_published_model_speaks_by_an_adapter_and_its_processor(saved, tmp_pat
     [
         ("delay", "mse", ["embedding", "head"]),
         ("continuous", "mse", ["statistics", "input", "head", "stop_head"]),
+        ("continuous", "gaussian", ["statistics", "input", "head", "stop_head"]),
         ("continuous", "flow", ["statistics", "input", "head", "stop_head"]),
+        ("continuous", "energy", ["statistics", "input", "head", "stop_head"]),
     ],
 )
 def test_modules_of_audio_are_trained_whole(tmp_path, layout, head, parts):
@@ -238,7 +264,9 @@ def test_weights_of_experts_are_refused():
         lora_config(model)
 
 
-def test_an_adapter_on_a_base_that_was_not_enlarged_is_refused(saved, tmp_path):
+@pytest.mark.parametrize("kind", ["flat", *FRAME_KINDS])
+def test_an_adapter_on_a_base_that_was_not_enlarged_is_refused(kind, tmp_path):
+    saved = save_adapter(add_adapter(speaking(kind, "phone")[0], r=2), tmp_path / "adapter")
     lm = tiny_lm()
     with pytest.raises(TypeError, match="LlamaForCausalLM has no rows for the codes. Enlarge .*from_causal_lm"):
         load_adapter(lm, saved)
@@ -272,6 +300,17 @@ def with_other_weights():
         for parameter in model.language_model.model.layers[1].mlp.parameters():
             parameter.add_(0.1)
     return model
+
+
+@pytest.mark.parametrize("kind", ["flat", *FRAME_KINDS])
+def test_an_adapter_of_another_layout_is_refused(kind, tmp_path):
+    saved = save_adapter(add_adapter(speaking(kind, "phone", num_quantizers=2)[0], r=2), tmp_path / "adapter")
+    for other in ("flat", "delay", "mse"):
+        base, _ = speaking(other, "phone", num_quantizers=2)
+        if layout_of(other) != layout_of(kind):
+            with pytest.raises(ValueError, match=f"`layout` was '{layout_of(kind)}' and is '{layout_of(other)}'"):
+                load_adapter(base, saved)
+        assert not getattr(base, "peft_config", None)
 
 
 @pytest.mark.parametrize(

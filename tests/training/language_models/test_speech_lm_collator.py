@@ -13,11 +13,15 @@ from helpers.tiny_speech_lm import PHONES, bpe_tokenizer, make_row, tiny_process
 from speech_tokenizers.modeling.speech_lm_layouts import flat_to_codes, split_pieces
 from speech_tokenizers.modeling.speech_lm_text import build_speech_vocabulary
 from speech_tokenizers.training.language_models.speech_lm_collator import SpeechLMCollator
+from speech_tokenizers.training.language_models.speech_lm_items import SpeechLMItems
 
 
 @pytest.fixture(scope="module")
 def processor():
     return tiny_processor(bpe_tokenizer())
+
+
+LAYOUTS = ["flat", "delay", "continuous"]
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +71,20 @@ def test_rows_are_padded_on_the_right_behind_the_mask(processor, rows):
         assert bool((batch["labels"][place, length:] == -100).all())
 
 
-def test_a_batch_holds_what_its_rows_hold_alone(processor, rows):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_batch_holds_what_its_rows_hold_alone(layout):
+    processor = tiny_processor(bpe_tokenizer(), layout=layout)
+    rows = [make_row(processor, num_frames=6 + 5 * seed, seed=seed) for seed in range(3)]
     collator = SpeechLMCollator(processor, {"tts": 1.0, "asr": 1.0})
     batch = collator(rows)
     for place, row in enumerate(rows):
         alone = collator([row])
         real = batch["attention_mask"][place].bool()
-        for name in ("input_ids", "labels"):
-            assert torch.equal(batch[name][place][real], alone[name][0])
+        assert set(alone) == set(batch)
+        for name, part in alone.items():
+            axis = 0 if name == "audio_latents" else -1
+            found = batch[name][place].index_select(axis, real.nonzero()[:, 0])
+            assert torch.equal(found, part[0])
 
 
 def test_tasks_are_mixed_as_asked_and_the_same_again(processor):
@@ -117,11 +127,22 @@ def test_the_task_of_each_row_is_told_on_request(processor, rows):
     assert set(SpeechLMCollator(processor)(rows)) == {"input_ids", "attention_mask", "labels"}
 
 
-def test_a_long_row_is_refused_by_its_id_and_never_cut(processor, rows):
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("text_alignment", ["none", "word", "phone"])
+def test_a_long_row_is_refused_by_its_id_and_never_cut(text_alignment, layout):
+    processor = tiny_processor(bpe_tokenizer(), text_alignment, layout=layout)
+    rows = [make_row(processor, num_frames=6 + 5 * seed, seed=seed) for seed in range(3)]
     length = len(processor.row_inputs(rows[2])["input_ids"])
-    assert SpeechLMCollator(processor, max_length=length)(rows)["input_ids"].shape[1] == length
+    batch = SpeechLMCollator(processor, max_length=length)(rows)
+    assert batch["input_ids"].shape[1] == batch["labels"].shape[-1] == length
     with pytest.raises(ValueError, match=f"Row 'clip-2' has {length} positions.*at most {length - 1}"):
         SpeechLMCollator(processor, max_length=length - 1)(rows)
+    processor.max_length = length - 1
+    with pytest.raises(ValueError, match=f"Row 'clip-2' has {length} positions.*at most {length - 1}"):
+        processor.row_inputs(rows[2])
+    processor.max_length = None
+    with pytest.raises(ValueError, match=f"Row 'clip-2' takes {length} positions, but at most {length - 1}"):
+        SpeechLMItems(rows, processor, max_length=length - 1)
 
 
 @pytest.mark.parametrize(
