@@ -72,7 +72,8 @@ class SpeechLMConfig(PreTrainedConfig):
         num_units, max_duration (`int`, default to 0), unit_merges (`list[str]`), unit_durations (`list[float]`): See
             [`UnitCoding`].
         piece_context (`int`, defaults to 0): With an alignment by phones, each position of speech is told the phone
-            that sounds, for how long it has, and so many that come next; 0 tells nothing. See [`piece_context`].
+            that sounds, for how many frames (or runs) it has, and so many that come next; 0 tells nothing. See
+            [`piece_context`].
         condition_dropout (`float`, defaults to 0.0): Share of rows whose text the training hid, so that generation can
             be guided away from what the model says without it.
         template_version (`int`, defaults to 1): Version of the prompts; see [`SpeechLMProcessor`].

@@ -30,7 +30,7 @@ from .speech_lm_checks import (
 from .speech_lm_frames import CodeFrames, LatentFrames
 from .speech_lm_generation import SpeechGeneration
 from .speech_lm_layouts import next_targets
-from .speech_lm_pieces import PieceContext, check_all_ids, piece_context
+from .speech_lm_pieces import PieceContext, check_all_ids, check_piece_context, piece_context
 from .speech_lm_vocabulary import AudioVocabulary
 from .speech_lm_writers import generate_frames
 from .transformers_codecs import as_speech_codec
@@ -73,6 +73,14 @@ class SpeechLMOutput(ModelOutput):
     past_key_values: Any = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+
+    @property
+    def last_hidden_state(self) -> torch.FloatTensor:
+        """What some trainers multiply by the output table themselves; a model that reads more than ids has it not."""
+        raise AttributeError(
+            "This model reads more than `input_ids`, so that no trainer can multiply its states by the output table"
+            " itself; use transformers' `Trainer`, or a flat model with `piece_context=0`."
+        )
 
 
 class AttachedCodec:
@@ -267,12 +275,13 @@ class SpeechLMForConditionalGeneration(
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
         if inputs_embeds is None and (self.frames is not None or self.pieces is not None):
-            if self.pieces is not None and piece_context is None and past_key_values is not None:
-                check_all_ids(int(past_key_values.get_seq_length()))
+            if self.pieces is not None and piece_context is None:
+                check_all_ids(past_key_values, position_ids)
             frames = (audio_codes, audio_latents, audio_mask)
             inputs_embeds = self.embed_inputs(input_ids, *frames, generator, piece_context)
         elif self.frames is None:
             given_frames(self.config, input_ids, audio_codes, audio_latents, audio_mask)
+            check_piece_context(piece_context, input_ids, self.config.piece_context)
         with self._states_before_words() as states:
             outputs = self.language_model(
                 input_ids=input_ids if inputs_embeds is None else None,
@@ -328,7 +337,8 @@ class SpeechLMForConditionalGeneration(
         piece_context: torch.LongTensor | None = None,
     ) -> torch.FloatTensor:
         """
-        What the language model reads, `(batch, num_positions, input_size)`: words, and frames in their places.
+        What the language model reads, `(batch, num_positions, input_size)`: words, and frames in their places. With
+        `config.piece_context`, `input_ids` are all ids, or `piece_context` is given.
 
         Args:
             input_ids, audio_codes, audio_latents, audio_mask, generator, piece_context: See
@@ -347,6 +357,7 @@ class SpeechLMForConditionalGeneration(
                 assert self.frames is not None
                 embedded = self.frames.embed(given)
             read = torch.where(is_frame[..., None], embedded.to(read.dtype), read)
+        check_piece_context(piece_context, input_ids, self.config.piece_context)
         if self.pieces is not None:
             told = self.context_of_pieces(input_ids) if piece_context is None else piece_context
             read = read + self.pieces(told).to(read.dtype)
@@ -375,11 +386,20 @@ class SpeechLMForConditionalGeneration(
             past, num_new = inputs.get("past_key_values"), inputs["input_ids"].shape[1]
             if (0 if past is None else int(past.get_seq_length())) + num_new != input_ids.shape[1]:
                 raise ValueError(
-                    "`generate` needs all `input_ids` here, since the text that they hold is read at each position;"
-                    " leave `inputs_embeds` out."
+                    "`generate` needs all `input_ids` at each step, since their text is read at each position: leave"
+                    " `inputs_embeds` and `prefill_chunk_size` out, and go on from a cache with all ids."
                 )
             inputs["piece_context"] = self.context_of_pieces(input_ids)[:, -num_new:]
         return inputs
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Of transformers, for models that read ids alone. Raises `ValueError` if this one reads more."""
+        if self.frames is not None or self.pieces is not None:
+            raise ValueError(
+                "`generate_batch` gives a model ids alone, but this one reads more; use `generate_speech` with a list"
+                " of texts, or a flat model with `piece_context=0`."
+            )
+        return super().init_continuous_batching(*args, **kwargs)
 
     @contextmanager
     def _states_before_words(self) -> Iterator[Callable[[], torch.Tensor]]:

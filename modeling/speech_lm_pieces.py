@@ -9,6 +9,8 @@ before: the phones that were asked for stand before the start of the clip. (The 
 speech is that of CTC-TTS, arXiv 2602.19574.)
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -26,18 +28,19 @@ def piece_context(
     Which phone sounds at each position, which come next, and how many frames have passed since it began.
 
     The phones of a clip are those between the clip before it, or the beginning, and its start. Without any, and
-    outside of clips, nothing is told. A position tells nothing of those behind it.
+    outside of clips, nothing is told. A position tells nothing of those behind it. Rows that are packed into one are
+    told apart by the ends of their clips, so none may be cut.
 
     Args:
         input_ids (`torch.LongTensor` of shape `(batch, num_positions)`): The ids from the beginning, as the model
             reads them. They may be padded on either side.
         ids (`SpeechIds`): Where audio lies in them.
         num_coming (`int`): Phones behind the own one that are told.
-        positions_per_frame (`int`, *optional*, defaults to 1): Positions that a frame takes.
+        positions_per_frame (`int`, *optional*, defaults to 1): Positions that a frame, or a run of units, takes.
 
     Returns:
         `torch.LongTensor` of shape `(batch, num_positions, 2 + num_coming)`: The own phone, those that come, and the
-        frames since the own one, or the start, was read. Phones are counted from 0; -1 where there is none.
+        frames, or runs, since the own one, or the start, was read. Phones are counted from 0; -1 where there is none.
     """
     batch_size, length = input_ids.shape
     place = torch.arange(length, device=input_ids.device).expand(batch_size, length)
@@ -66,15 +69,40 @@ def piece_context(
     return torch.stack(told, dim=-1).masked_fill(~is_told[..., None], -1)
 
 
-def check_all_ids(num_past: int) -> None:
+def check_all_ids(past_key_values: Any, position_ids: torch.Tensor | None) -> None:
+    """
+    Check that ids, which are to tell where a model is in its text, begin at the beginning.
+
+    Args:
+        past_key_values (`Cache`, *optional*): What the model remembers of ids before.
+        position_ids (`torch.LongTensor` of shape `(batch, num_positions)`, *optional*): Positions of the ids.
+
+    Raises:
+        ValueError: If there were ids before.
+    """
+    num_past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+    if num_past or (position_ids is not None and bool((position_ids[..., 0] != 0).any())):
+        raise ValueError(
+            "The model has read positions before these ids, which alone do not tell where it is in its text; pass"
+            " `piece_context`, which `context_of_pieces` makes of all ids."
+        )
+
+
+def check_piece_context(given: torch.Tensor | None, input_ids: torch.Tensor | None, num_coming: int) -> None:
     """
     Raises:
-        ValueError: If ids were read before those that are to tell where the model is in its text.
+        ValueError: If what is told of the ids has another shape, or the model reads nothing of the kind.
     """
-    if num_past:
+    if given is None:
+        return
+    if not num_coming:
+        raise ValueError("`piece_context` is given, but this model was made without (`config.piece_context` is 0).")
+    if input_ids is None:
+        raise ValueError("`piece_context` goes with `input_ids`; `inputs_embeds` hold it already.")
+    if given.shape != (*input_ids.shape, 2 + num_coming):
         raise ValueError(
-            f"The model has read {num_past} positions before these ids, which alone do not tell where it is in its"
-            " text; pass `piece_context`, which `context_of_pieces` makes of all ids."
+            f"`piece_context` must have shape {(*input_ids.shape, 2 + num_coming)} for these ids, but has"
+            f" {tuple(given.shape)}."
         )
 
 
@@ -102,4 +130,4 @@ class PieceContext(nn.Module):
         return told.sum(-2) + self.age(age.clamp(0, _OLDEST)) * (age >= 0)[..., None]
 
 
-__all__ = ["PieceContext", "check_all_ids", "piece_context"]
+__all__ = ["PieceContext", "check_all_ids", "check_piece_context", "piece_context"]

@@ -170,7 +170,7 @@ class Voice:
                 stream = self.model.stream_speech(item.text, self.processor, **self._request(item))
                 is_there = any(chunk.audio_values.shape[-1] for chunk in stream)
             stream.close()  # the rest is not written
-        except (ValueError, RuntimeError) as error:
+        except ValueError as error:
             return {"no_first_audio": "it cannot be streamed: " + " ".join(str(error).split())}
         if not is_there:
             return {"no_first_audio": "nothing was said"}

@@ -5,7 +5,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from helpers.tiny_speaking_lm import PHONES, tiny_row, tiny_speech_lm
+from helpers.tiny_speaking_lm import tiny_row, tiny_speech_lm
 from speech_tokenizers.conversion.causal_lm_export import export_causal_lm
 from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
 from speech_tokenizers.modeling.speech_lm_ids import SpeechIds
@@ -48,12 +48,19 @@ def test_each_clip_has_the_phones_that_stand_between_it_and_the_one_before():
     assert told[2:4, :2].tolist() == [[-1, 0], [0, 1]]
 
 
-@pytest.mark.parametrize("ids", [[5, 1, 20, 25, 21, 2], [1, A, 20, 25], [5, 6, 7], [A, B, A], [A, 1, A, 2, 1, 20, 25]])
-def test_nothing_is_told_without_phones_that_were_asked_for(ids):
+@pytest.mark.parametrize(
+    ("ids", "places"),
+    [
+        ([5, 1, 20, 25, 21, 2], []),
+        ([1, A, 20, 25], []),  # said, and not asked for
+        ([5, 6, 7], []),
+        ([A, B, A], []),
+        ([A, 1, A, 2, 1, 20, 25], [1, 2]),  # the second clip was asked for nothing
+    ],
+)
+def test_nothing_is_told_without_phones_that_were_asked_for(ids, places):
     told = piece_context(torch.tensor([ids]), IDS, num_coming=2)[0]
-    asked = {2: True, 1: True}.get(ids.index(1) if ids[0] == A and 1 in ids else -1, False)
-    assert bool((told[-1] == -1).all())
-    assert bool((told == -1).all()) != asked
+    assert (told != -1).any(-1).nonzero()[:, 0].tolist() == places
 
 
 def test_a_position_tells_nothing_of_those_behind_it_and_padding_nothing_at_all():
@@ -111,10 +118,56 @@ def test_a_cache_says_what_reading_all_again_says(layout):
     with torch.no_grad():
         whole = model(**batch).logits[:, cut:]
         past = model(**first, use_cache=True).past_key_values
-        with pytest.raises(ValueError, match=f"has read {cut} positions.*`context_of_pieces`"):
+        with pytest.raises(ValueError, match="has read positions before these ids.*`context_of_pieces`"):
             model(**rest, past_key_values=past)
+        with pytest.raises(ValueError, match="has read positions before these ids"):
+            model(**rest, position_ids=torch.arange(cut, cut + 8)[None])
+        for wrong in (told, told[:, cut:, :3]):
+            with pytest.raises(ValueError, match=r"must have shape \(1, 8, 4\) for these ids, but has"):
+                model(**rest, past_key_values=past, piece_context=wrong)
         torch.testing.assert_close(
             model(**rest, past_key_values=past, piece_context=told[:, cut:]).logits, whole, atol=1e-5, rtol=1e-5
+        )
+
+
+def voice_of(model, processor, cache):
+    """A voice of a row of "hi"."""
+    row = tiny_row("hi", 3, codec=model.codec)
+    codes = torch.tensor(row["audio_codes"]).view(2, -1)
+    clip = {"audio_codes": codes}
+    if model.config.layout == "continuous":
+        clip = {"audio_latents": torch.randn(codes.shape[1], 8, generator=torch.Generator().manual_seed(0))}
+    return model.make_voice("hi", processor, **clip, audio_pieces=row["phones"], cache=cache)
+
+
+@pytest.mark.parametrize("voice", ["none", "read", "cached"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_speech_is_told_what_training_on_it_tells(layout, voice, monkeypatch):
+    model, processor = speaking(layout)
+    texts = ["hi tim", "lime", "die"]
+    voices = None
+    if voice == "read":
+        voices = [voice_of(model, processor, False), None, voice_of(model, processor, False)]
+    elif voice == "cached":
+        texts, voices = texts[:1], voice_of(model, processor, True)
+    told = []
+    forward = SpeechLMForConditionalGeneration.forward
+
+    def watched(self, *args, **kwargs):
+        told.append(kwargs["piece_context"])
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(SpeechLMForConditionalGeneration, "forward", watched)
+    output = model.generate_speech(texts, processor, temperature=0.0, voice=voices, decode=False)
+    known = len(voices.input_ids) if voice == "cached" else 0
+    found = torch.cat(told, dim=1)
+    assert found.shape[1] > 10
+    wanted = model.context_of_pieces(output.sequences)[:, known : known + found.shape[1]]
+    assert torch.equal(found, wanted)
+    if layout == "flat":
+        assert torch.equal(
+            model.context_of_pieces(output.sequences),
+            piece_context(output.sequences, model.config.speech_ids, 2, positions_per_frame=2),
         )
 
 
@@ -125,8 +178,11 @@ def test_generate_of_transformers_tells_the_same_as_our_loop():
     for place in range(inputs["input_ids"].shape[1], ids.shape[1]):
         with torch.no_grad():
             assert int(model(input_ids=ids[:, :place]).logits[0, -1].argmax()) == int(ids[0, place])
-    with pytest.raises(ValueError, match="needs all `input_ids`"):
-        model.generate(inputs_embeds=model.embed_inputs(inputs["input_ids"]), max_new_tokens=3)
+    for wrong in ({"inputs_embeds": model.embed_inputs(inputs["input_ids"])}, {**inputs, "prefill_chunk_size": 3}):
+        with pytest.raises(ValueError, match="needs all `input_ids`"):
+            model.generate(**wrong, max_new_tokens=3)
+    with pytest.raises(ValueError, match="`generate_batch` gives a model ids alone"):
+        model.generate_batch([inputs["input_ids"][0].tolist()])
 
 
 def test_without_its_text_a_row_is_told_nothing():
@@ -172,4 +228,7 @@ def test_what_trainers_multiply_by_the_output_table_is_not_the_language_model_al
     assert model.base_model is model
     plain, _ = tiny_speech_lm(text_alignment="phone")
     assert plain.base_model is plain.get_decoder()
-    assert len(PHONES) == model.pieces.num_pieces
+    with pytest.raises(AttributeError, match="a flat model with `piece_context=0`"):
+        model(input_ids=torch.tensor([[5, 6]])).last_hidden_state  # noqa: B018
+    with pytest.raises(ValueError, match="this model was made without"):
+        plain(input_ids=torch.tensor([[5, 6]]), piece_context=torch.zeros(1, 2, 4, dtype=torch.long))

@@ -39,7 +39,7 @@ from peft import (  # noqa: E402 - above, its absence is told with what to do
 from peft.utils.other import TrainableTokensWrapper  # noqa: E402
 
 
-# Modules of audio that a model of some layout has. They are small, and new with the model, so they are trained whole.
+# Modules beside the language model. They are small, and new with the model, so they are trained whole.
 AUDIO_MODULES = ("frames", "pieces")
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 # What a training measures or settles beside the weights, by which the model then speaks.
@@ -242,7 +242,7 @@ def speech_facts(model: SpeechLMForConditionalGeneration) -> dict[str, Any]:
     config = model.config
     names = ("layout", "text_alignment", "num_codebooks", "codebook_size", "codec_name", "codec_fingerprint")
     ids = ("audio_start_token_id", "audio_end_token_id", "audio_token_id", "audio_offset", "piece_offset")
-    of_layouts = ("delays", "latent_dim", "head", "head_options", *CODING_FIELDS)
+    of_layouts = ("delays", "latent_dim", "head", "head_options", "piece_context", *CODING_FIELDS)
     facts = {name: getattr(config, name) for name in (*names, *ids, *of_layouts) if hasattr(config, name)}
     return {
         "rows": model.get_input_embeddings().weight.shape[0],
@@ -364,6 +364,7 @@ def _read_config(folder: Path) -> SpeechLoraConfig:
 
 def _check_facts(folder: Path, trained_on: dict[str, Any], given: dict[str, Any]) -> None:
     names = {"codec_name", "language_model"}
+    trained_on = {"piece_context": 0, **trained_on}  # adapters of old do not say so
     differing = [name for name in given if name not in names and trained_on.get(name) != given[name]]
     if not differing:
         return
@@ -376,6 +377,8 @@ def _check_facts(folder: Path, trained_on: dict[str, Any], given: dict[str, Any]
             f"It was trained on {trained_on.get('language_model')}, whose weights are others; load that one, in"
             " float32 or bfloat16."
         )
+    elif differing == ["piece_context"]:
+        advice = f"Make the model by `from_causal_lm(..., piece_context={trained_on['piece_context']})`."
     else:
         advice = _HOW_TO_ENLARGE
     raise ValueError(f"The adapter of {folder} was trained on another speech language model ({listed}). {advice}")

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of a comparison of tokens for language models: a table, and a picture of what they cost and say."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from speech_tokenizers.evaluation.bootstrap import paired_difference, ratio
-from speech_tokenizers.evaluation.report_figures import INK, dress, dress_legend, error_bars, new_figure
+from speech_tokenizers.evaluation.report_figures import dress, error_bars, new_figure
 from speech_tokenizers.evaluation.report_pages import Figure, Report, Section, interval
 
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 
 Results = Mapping[str, Mapping[str, Any]]
-_MARKERS = {"flat": "o", "delay": "s", "continuous": "^"}
 
 
 def token_report(results: Results, reference: str | None = None) -> Report:
@@ -35,13 +34,16 @@ def token_report(results: Results, reference: str | None = None) -> Report:
         " piece of text comes next is told by codes in the flat layout and by text in the others, so compare the sum."
         " Latents have densities instead, which are not compared.",
         "WER: words that a recogniser gets wrong, with 95 % bootstrap intervals over sentences. Of the codec: in the"
-        " codec's decoding of the recordings, from the same codebooks. *: the interval excludes 0.",
+        " codec's decoding of the recordings, from the same codebooks. Minus another arm: above 0 is worse than that"
+        " one, on the sentences that both spoke; *: the interval excludes 0.",
         "RTF: seconds of the processor for a second of speech, from the text to the waveform. First audio: seconds of"
         " the processor until a stream gives its first samples.",
     ]
     sections = [Section("", tables=[token_table(results, differences, reference)])]
     for number, rate in enumerate(_rates(results)):
-        alt = f"Word errors heard by {_name(rate)} against what tokens cost. Bars: 95 % intervals. Hollow: the codec."
+        alt = (
+            f"Word errors heard by {_name(rate)}, with 95 % intervals, and what the tokens cost. A colour is a codec."
+        )
         picture = "tokens.png" if number == 0 else f"tokens-{number + 1}.png"
         sections.append(Section("What they cost and say", figures=[Figure(plot_tokens(results, rate), alt, picture)]))
     failures = [
@@ -78,58 +80,63 @@ def token_table(
     results: Results, differences: Mapping[str, Mapping[str, Any]], reference: str | None
 ) -> list[list[str]]:
     """Header and a row for each arm."""
-    rates = _rates(results)
-    held_out = ["held-out bits/s: codes", "text and pieces", "both"]
-    header = ["tokens", "layout", "positions/s", "bits/s", *held_out]
+    rows = [_cells(name, arm, _rates(results), differences[name], reference) for name, arm in results.items()]
+    return [list(rows[0]), *[list(row.values()) for row in rows]] if rows else []
+
+
+def _cells(
+    name: str, arm: Mapping[str, Any], rates: list[str], differences: Mapping[str, Any], reference: str | None
+) -> dict[str, str]:
+    # Cells of a row by their titles.
+    codes, text = arm["held_out_audio_bits_per_second"], arm["held_out_text_bits_per_second"]
+    cells = {
+        "tokens": name,
+        "layout": arm["layout"],
+        "positions/s": interval(arm["positions_per_second"], 1),
+        "bits/s": interval(arm["nominal_bits_per_second"], 0),
+        "held-out bits/s: codes": interval(codes, 0),
+        "text and pieces": interval(text, 0),
+        "both": interval(None if codes is None else codes + text, 0),
+    }
     for rate in rates:
-        header += [f"WER % ({_name(rate)})", "of the codec", *([f"less {reference}"] if reference else [])]
-    table = [[*header, "ended %", "RTF", "parameters"]]
-    for name, arm in results.items():
-        codes, text = arm["held_out_audio_bits_per_second"], arm["held_out_text_bits_per_second"]
-        row = [
-            name,
-            arm["layout"],
-            interval(arm["positions_per_second"], 1),
-            interval(arm["nominal_bits_per_second"], 0),
-        ]
-        row += [interval(value, 0) for value in (codes, text, None if codes is None else codes + text)]
-        for rate in rates:
-            row += [interval(arm.get("wer", {}).get(rate), 1), _value(arm.get("wer_of_codec", {}).get(rate), 1)]
-            row += [interval(differences[name].get(rate), 1, signed=True)] if reference else []
-        row += [_value(arm.get("ended"), 0), _value(arm.get("real_time_factor"), 2)]
-        row += [_value(arm.get("first_audio_seconds"), 2), f"{arm['parameters'] / 1e6:.2f} M"]
-        table.append(row)
-    return table
+        cells[f"WER % ({_name(rate)})"] = interval(arm.get("wer", {}).get(rate), 1)
+        cells[f"of the codec ({_name(rate)})"] = _value(arm.get("wer_of_codec", {}).get(rate), 1)
+        if reference:
+            cells[f"minus {reference} ({_name(rate)})"] = interval(differences.get(rate), 1, signed=True)
+    return {
+        **cells,
+        "ended %": _value(arm.get("ended"), 0),
+        "RTF": _value(arm.get("real_time_factor"), 2),
+        "first audio s": _value(arm.get("first_audio_seconds"), 2),
+        "parameters": f"{arm['parameters'] / 1e6:.2f} M",
+    }
 
 
 def plot_tokens(results: Results, rate: str) -> "matplotlib.figure.Figure":
-    """Word error rate against positions a second and against the real-time factor; a colour is a codec."""
-    figure = new_figure(10.0, 4.6)
-    heard = {name: arm for name, arm in results.items() if arm.get("wer", {}).get(rate)}
-    codecs = list(dict.fromkeys(arm["codec"] for arm in heard.values()))
-    panels = {
+    """Word error rates with those of the codecs, and what the tokens cost, arm by arm."""
+    bars: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
         "positions a second": lambda arm: arm["positions_per_second"],
-        "real-time factor": lambda arm: (arm["real_time_factor"] or {}).get("value"),
+        "held-out bits a second": lambda arm: arm["held_out_audio_bits_per_second"],
+        "real-time factor (processor)": lambda arm: (arm.get("real_time_factor") or {}).get("value"),
     }
-    for number, (title, cost) in enumerate(panels.items(), 1):
-        axes = figure.add_subplot(1, len(panels), number)
-        for name, arm in heard.items():
-            if (x := cost(arm)) is None:
-                continue
-            score, ceiling = arm["wer"][rate], arm["wer_of_codec"].get(rate)
-            style = {"color": f"C{codecs.index(arm['codec']) % 10}", "marker": _MARKERS[arm["layout"]]}
-            axes.errorbar(x, score["value"], yerr=error_bars([score]), capsize=2, alpha=0.85, **style)
-            axes.annotate(name, (x, score["value"]), (5, 3), textcoords="offset points", fontsize=7, color=INK)
-            if ceiling:
-                axes.plot(x, ceiling["value"], fillstyle="none", linestyle="none", **style)
-        axes.set_xscale("log")
-        axes.set_ylim(bottom=0)
-        dress(axes, "", title, f"word error rate % ({_name(rate)})")
-    axes = figure.axes[0]
-    for layout, marker in _MARKERS.items():
-        if any(arm["layout"] == layout for arm in heard.values()):
-            axes.plot([], [], marker, color=INK, label=layout)
-    dress_legend(axes.legend(fontsize=8))
+    figure = new_figure(13.0, 1.0 + 0.3 * len(results))
+    grid = figure.add_gridspec(1, 1 + len(bars), width_ratios=[1.8, *[1.0] * len(bars)])
+    codecs = list(dict.fromkeys(arm["codec"] for arm in results.values()))
+    colours = [f"C{codecs.index(arm['codec']) % 10}" for arm in results.values()]
+    panels = [figure.add_subplot(grid[0, column]) for column in range(1 + len(bars))]
+    for place, (arm, colour) in enumerate(zip(results.values(), colours, strict=True)):
+        if score := arm.get("wer", {}).get(rate):
+            panels[0].errorbar(score["value"], place, xerr=error_bars([score]), fmt="o", capsize=3, color=colour)
+        if ceiling := arm.get("wer_of_codec", {}).get(rate):
+            panels[0].plot(ceiling["value"], place, "o", fillstyle="none", color=colour)
+        for axes, value_of in zip(panels[1:], bars.values(), strict=True):
+            if (value := value_of(arm)) is not None:
+                axes.barh(place, value, color=colour)
+    for axes, title in zip(panels, [f"word error rate % ({_name(rate)}); hollow: the codec", *bars], strict=True):
+        axes.set_yticks(range(len(results)), list(results) if axes is panels[0] else [])
+        axes.set_ylim(len(results) - 0.5, -0.5)
+        axes.set_xlim(left=0)
+        dress(axes, title)
     return figure
 
 

@@ -370,6 +370,14 @@ def test_a_voice_learns_on_with_its_own_processor(recipe, corpus, tmp_path):
     assert second.generate_speech("hi tim", processor, temperature=0.0).word_times
 
 
+@pytest.mark.parametrize(("changes", "context"), [({}, 0), ({"layout": "delay"}, 2), ({"piece_context": 1}, 1)])
+def test_a_recipe_says_how_much_of_the_text_is_told(recipe, corpus, changes, context):
+    args = load_recipe(str(recipe(**changes)), [], SpeechLMArguments)
+    codec, extractor = load(args.codec)
+    rows = read_speech_rows(args.data.train, codec=codec)
+    assert speech_lm.build_speech_lm(args, codec, extractor, rows)[0].config.piece_context == context
+
+
 @pytest.mark.parametrize("changes", [{"text_alignment": "none"}, {"num_codebooks": 1}, {"piece_context": 2}])
 def test_a_voice_that_learns_on_keeps_its_form(recipe, tmp_path, capsys, changes):
     train_speech_lm(load_recipe(str(recipe("first", max_steps=1)), [], SpeechLMArguments))

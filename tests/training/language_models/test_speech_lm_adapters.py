@@ -214,6 +214,8 @@ def test_what_positions_are_told_of_their_text_is_learnt_whole(tmp_path):
         assert not torch.equal(learnt, weight)
     expected = logits_of(learner, processor)
     save_adapter(learner, tmp_path / "adapter", processor)
+    with pytest.raises(ValueError, match=r"`piece_context` was 2 and is 0.*`from_causal_lm\(..., piece_context=2\)`"):
+        load_adapter(tiny_speech_lm(text_alignment="phone")[0], tmp_path / "adapter")
     assert torch.equal(logits_of(load_adapter(base, tmp_path / "adapter").eval(), processor), expected)
     torch.testing.assert_close(logits_of(merge_adapter(learner), processor), expected, atol=1e-5, rtol=1e-5)
 

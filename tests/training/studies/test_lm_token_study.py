@@ -116,6 +116,9 @@ def test_word_errors_are_compared_sentence_by_sentence(study, commands, tmp_path
     assert results["rvq-1 flat"]["wer_difference"]["wer[heard]"]["value"] == 75.0
     assert results["rvq-2 flat"]["wer_difference"] == {}
     assert "30.0 | +75.0 [+50.0, +100.0] *" in table
+    header, _, *rows = (line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|"))
+    assert {len(row) for row in rows} == {len(header)}
+    assert (header[0], header[-1], rows[0][-1]) == ("tokens", "parameters", "1.50 M")
 
 
 def test_what_cannot_be_heard_is_not_spoken(study, commands):
