@@ -130,4 +130,52 @@ class PieceContext(nn.Module):
         return told.sum(-2) + self.age(age.clamp(0, _OLDEST)) * (age >= 0)[..., None]
 
 
-__all__ = ["PieceContext", "check_all_ids", "check_piece_context", "piece_context"]
+class PieceReading:
+    """The part of a [`SpeechLMForConditionalGeneration`] that tells it where it is in its text."""
+
+    def context_of_pieces(self: Any, input_ids: torch.LongTensor) -> torch.LongTensor:
+        """
+        What `forward` takes as `piece_context`; see [`piece_context`].
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, num_positions)`): The ids from the beginning, as the model
+                reads them.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch, num_positions, 2 + config.piece_context)`.
+        """
+        config = self.config
+        return piece_context(input_ids, config.speech_ids, config.piece_context, config.positions_per_frame)
+
+    def prepare_inputs_for_generation(
+        self: Any,
+        input_ids: torch.LongTensor,
+        *args: Any,
+        inputs_embeds: torch.FloatTensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As transformers calls it: what `forward` takes, of all ids so far."""
+        base: Any = super()
+        inputs = base.prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
+        if self.pieces is not None and inputs.get("input_ids") is not None:
+            past, num_new = inputs.get("past_key_values"), inputs["input_ids"].shape[1]
+            if (0 if past is None else int(past.get_seq_length())) + num_new != input_ids.shape[1]:
+                raise ValueError(
+                    "`generate` needs all `input_ids` at each step, since their text is read at each position: leave"
+                    " `inputs_embeds` and `prefill_chunk_size` out, and go on from a cache with all ids."
+                )
+            inputs["piece_context"] = self.context_of_pieces(input_ids)[:, -num_new:]
+        return inputs
+
+    def init_continuous_batching(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Of transformers, for models that read ids alone. Raises `ValueError` if this one reads more."""
+        if self.frames is not None or self.pieces is not None:
+            raise ValueError(
+                "`generate_batch` gives a model ids alone, but this one reads more; use `generate_speech` with a list"
+                " of texts, or a flat model with `piece_context=0`."
+            )
+        base: Any = super()
+        return base.init_continuous_batching(*args, **kwargs)
+
+
+__all__ = ["PieceContext", "PieceReading", "check_all_ids", "check_piece_context", "piece_context"]
