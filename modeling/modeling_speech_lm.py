@@ -76,10 +76,10 @@ class SpeechLMOutput(ModelOutput):
 
     @property
     def last_hidden_state(self) -> torch.FloatTensor:
-        """What some trainers multiply by the output table themselves; a model that reads more than ids has it not."""
+        """Not there: what some trainers multiply by the output table themselves, in place of using the logits."""
         raise AttributeError(
-            "This model reads more than `input_ids`, so that no trainer can multiply its states by the output table"
-            " itself; use transformers' `Trainer`, or a flat model with `piece_context=0`."
+            "A speech language model gives no `last_hidden_state`; ask for `output_hidden_states`. A trainer that"
+            " multiplies it by the output table needs a flat model with `piece_context=0`; `Trainer` takes any."
         )
 
 
@@ -208,8 +208,8 @@ class SpeechLMForConditionalGeneration(
     @property
     def base_model(self) -> nn.Module:
         """
-        The same, by the name under which trainers that multiply by the output table themselves ask for it; the model
-        itself where ids alone are not what the language model reads.
+        What a trainer runs that multiplies by the output table itself: the language model without this table. Where
+        the model reads more than ids, it is the model, which gives no such states, so that the trainer stops.
         """
         return self.get_decoder() if self.frames is None and self.pieces is None else self
 

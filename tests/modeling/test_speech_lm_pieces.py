@@ -27,6 +27,19 @@ def speaking(layout, **fields):
     return tiny_speech_lm(text_alignment="phone", layout=layout, fields=fields)
 
 
+@pytest.fixture
+def told(monkeypatch):
+    """What models are told from now on, call by call."""
+    calls, forward = [], SpeechLMForConditionalGeneration.forward
+
+    def watched(self, *args, **kwargs):
+        calls.append(kwargs.get("piece_context"))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(SpeechLMForConditionalGeneration, "forward", watched)
+    return calls
+
+
 def test_what_is_told_is_the_own_phone_those_that_come_and_the_frames_since():
     # Text, the phones A B A, a clip of them in frames of two codes, and a text behind it.
     ids = [5, A, B, A, 1, A, 20, 25, 21, 26, B, 20, 25, A, 22, 27, 2, 5, B]
@@ -142,7 +155,7 @@ def voice_of(model, processor, cache):
 
 @pytest.mark.parametrize("voice", ["none", "read", "cached"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_speech_is_told_what_training_on_it_tells(layout, voice, monkeypatch):
+def test_speech_is_told_what_training_on_it_tells(layout, voice, told):
     model, processor = speaking(layout)
     texts = ["hi tim", "lime", "die"]
     voices = None
@@ -150,14 +163,7 @@ def test_speech_is_told_what_training_on_it_tells(layout, voice, monkeypatch):
         voices = [voice_of(model, processor, False), None, voice_of(model, processor, False)]
     elif voice == "cached":
         texts, voices = texts[:1], voice_of(model, processor, True)
-    told = []
-    forward = SpeechLMForConditionalGeneration.forward
-
-    def watched(self, *args, **kwargs):
-        told.append(kwargs["piece_context"])
-        return forward(self, *args, **kwargs)
-
-    monkeypatch.setattr(SpeechLMForConditionalGeneration, "forward", watched)
+    told.clear()  # of making the voices
     output = model.generate_speech(texts, processor, temperature=0.0, voice=voices, decode=False)
     known = len(voices.input_ids) if voice == "cached" else 0
     found = torch.cat(told, dim=1)
@@ -191,16 +197,8 @@ def test_without_its_text_a_row_is_told_nothing():
     assert bool((model.context_of_pieces(row["input_ids"][None]) == -1).all())
 
 
-def test_guidance_reads_its_second_branch_without_the_text(monkeypatch):
+def test_guidance_reads_its_second_branch_without_the_text(told):
     model, processor = speaking("continuous", condition_dropout=0.5)
-    told = []
-    forward = SpeechLMForConditionalGeneration.forward
-
-    def watched(self, *args, **kwargs):
-        told.append(kwargs["piece_context"])
-        return forward(self, *args, **kwargs)
-
-    monkeypatch.setattr(SpeechLMForConditionalGeneration, "forward", watched)
     model.generate_speech("hi tim", processor, temperature=0.0, cfg_scale=2.0, decode=False)
     assert len(told) > 5
     for context in told:
@@ -229,6 +227,6 @@ def test_what_trainers_multiply_by_the_output_table_is_not_the_language_model_al
     plain, _ = tiny_speech_lm(text_alignment="phone")
     assert plain.base_model is plain.get_decoder()
     with pytest.raises(AttributeError, match="a flat model with `piece_context=0`"):
-        model(input_ids=torch.tensor([[5, 6]])).last_hidden_state  # noqa: B018
+        _ = model(input_ids=torch.tensor([[5, 6]])).last_hidden_state
     with pytest.raises(ValueError, match="this model was made without"):
         plain(input_ids=torch.tensor([[5, 6]]), piece_context=torch.zeros(1, 2, 4, dtype=torch.long))
