@@ -15,6 +15,9 @@ from .speech_lm_unit_coding import UnitCoding, check_has_codes, unit_coding_of
 
 
 TEXT_ALIGNMENTS = ("none", "word", "phone")
+AUDIO_INPUTS = ("tokens", "embeds")
+# What a frame of the continuous layout is: the frames before quantization, what their codes stand for, or both.
+LATENT_SOURCES = ("features", "quantized", "both")
 
 
 @strict
@@ -58,6 +61,14 @@ class SpeechLMConfig(PreTrainedConfig):
             2 and so on.
         codebook_weights (`list[float]`, *optional*): Weight of each codebook's targets in the delay layout, beside
             `audio_loss_weight`. Defaults to 1 for each.
+        audio_in (`str`, defaults to `"tokens"`): How audio is read: as tokens, which the model can also write, or
+            (`"embeds"`, in the continuous layout) as features through a projector. Such a model hears, and answers by
+            text alone.
+        projector_stack (`int`, defaults to 2): With `audio_in="embeds"`, neighbouring frames that make one position.
+        projector_hidden (`int`, defaults to 0): Width of the projector's hidden layer; 0 is twice that of the inputs.
+        latent_source (`str`, defaults to `"features"`): With `audio_in="embeds"`, what a frame is: the codec's or the
+            encoder's frame before quantization (`"features"`), what its codes stand for (`"quantized"`), or both
+            beside each other (`"both"`).
         latent_dim (`int`, defaults to 0): Dimension of the latents of the continuous layout.
         head (`str`, defaults to `"flow"`): What draws latents: `"mse"`, `"gaussian"`, `"flow"` or `"energy"`; see
             [`build_head`].
@@ -104,6 +115,10 @@ class SpeechLMConfig(PreTrainedConfig):
     audio_loss_weight: float | int = 1.0
     delays: list[int] | None = None
     codebook_weights: list[float] | None = None
+    audio_in: str = "tokens"
+    projector_stack: int = 2
+    projector_hidden: int = 0
+    latent_source: str = "features"
     latent_dim: int = 0
     head: str = "flow"
     head_options: dict[str, Any] = field(default_factory=dict)
@@ -183,13 +198,23 @@ class SpeechLMConfig(PreTrainedConfig):
         return list(range(self.num_codebooks)) if self.delays is None else list(self.delays)
 
     @property
+    def frame_size(self) -> int:
+        """Numbers at a position of the continuous layout."""
+        return self.latent_dim * (self.projector_stack if self.audio_in == "embeds" else 1)
+
+    @property
     def positions_per_frame(self) -> int:
         """Positions that a frame takes."""
         return self.num_codebooks if self.layout == "flat" else 1
 
     def validate_architecture(self):
         """Raises `ValueError` where fields contradict each other."""
-        for name, known in (("layout", LAYOUTS), ("text_alignment", TEXT_ALIGNMENTS)):
+        for name, known in (
+            ("layout", LAYOUTS),
+            ("text_alignment", TEXT_ALIGNMENTS),
+            ("audio_in", AUDIO_INPUTS),
+            ("latent_source", LATENT_SOURCES),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, but got {getattr(self, name)!r}.")
         for name in ("num_codebooks", "codebook_size", "sampling_rate"):
@@ -231,6 +256,7 @@ class SpeechLMConfig(PreTrainedConfig):
             raise ValueError(f"`delays` belong to `layout='delay'`, but with {self.layout!r} they are {self.delays}.")
         if self.layout == "continuous" and self.stop_pos_weight <= 0:
             raise ValueError("`stop_pos_weight` must be above 0, since ends are never learnt at 0.")
+        check_audio_in(self)
         check_has_codes(self.unit_coding, self.layout)
         self.coding.codec_sizes(self.num_codebooks, self.codebook_size)
         if self.layout == "delay":
@@ -255,4 +281,32 @@ class SpeechLMConfig(PreTrainedConfig):
             raise ValueError(f"`condition_dropout` must be at least 0 and below 1, but is {self.condition_dropout}.")
 
 
-__all__ = ["SpeechLMConfig"]
+def check_audio_in(fields: Any) -> None:
+    """
+    Check how audio is read.
+
+    Args:
+        fields ([`SpeechLMConfig`] or [`SpeechLMProcessor`]): What has `audio_in`, `layout`, `text_alignment`,
+            `projector_stack` and `latent_source`.
+
+    Raises:
+        ValueError: If they contradict each other.
+    """
+    if fields.audio_in not in AUDIO_INPUTS or fields.latent_source not in LATENT_SOURCES:
+        raise ValueError(
+            f"`audio_in` must be one of {', '.join(AUDIO_INPUTS)} and `latent_source` one of"
+            f" {', '.join(LATENT_SOURCES)}, but they are {fields.audio_in!r} and {fields.latent_source!r}."
+        )
+    if fields.projector_stack < 1:
+        raise ValueError(f"`projector_stack` must be at least 1, but is {fields.projector_stack}.")
+    if fields.audio_in == "tokens":
+        if fields.latent_source != "features":
+            raise ValueError(f"`latent_source={fields.latent_source!r}` needs `audio_in='embeds'`.")
+    elif fields.layout != "continuous" or fields.text_alignment != "none":
+        raise ValueError(
+            f"`audio_in='embeds'` needs `layout='continuous'` and `text_alignment='none'`, but they are"
+            f" {fields.layout!r} and {fields.text_alignment!r}."
+        )
+
+
+__all__ = ["SpeechLMConfig", "check_audio_in"]

@@ -27,7 +27,7 @@ from .speech_lm_checks import (
     check_labels_stand_at_their_positions,
     given_frames,
 )
-from .speech_lm_frames import CodeFrames, LatentFrames
+from .speech_lm_frames import CodeFrames, LatentFrames, ProjectedFrames
 from .speech_lm_generation import SpeechGeneration
 from .speech_lm_layouts import next_targets
 from .speech_lm_pieces import PieceContext, PieceReading, check_all_ids, check_piece_context
@@ -133,7 +133,7 @@ class SpeechLMForConditionalGeneration(
     def __init__(self, config: SpeechLMConfig):
         super().__init__(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        self.frames: CodeFrames | LatentFrames | None = None
+        self.frames: CodeFrames | LatentFrames | ProjectedFrames | None = None
         if config.layout != "flat":
             sizes = (
                 self.get_input_embeddings().weight.shape[1],
@@ -141,6 +141,8 @@ class SpeechLMForConditionalGeneration(
             )
             if config.layout == "delay":
                 self.frames = CodeFrames(config.num_codebooks, config.codebook_size, *sizes)
+            elif config.audio_in == "embeds":
+                self.frames = ProjectedFrames(config, sizes[0])
             else:
                 self.frames = LatentFrames(config, *sizes)
         self.pieces: PieceContext | None = None
@@ -154,6 +156,8 @@ class SpeechLMForConditionalGeneration(
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, LatentStatistics):
             module.reset_parameters()
+        elif isinstance(module, ProjectedFrames):
+            module.size.fill_(1.0)
         elif not init_head_weights(module):
             super()._init_weights(module)
 
@@ -245,7 +249,8 @@ class SpeechLMForConditionalGeneration(
             audio_codes (`torch.LongTensor` of shape `(batch, num_codebooks, num_positions)`, *optional*): In the delay
                 layout the columns, as [`to_delay_grid`] makes them; -1 where there is none.
             audio_latents (`torch.FloatTensor` of shape `(batch, num_positions, latent_dim)`, *optional*): In the
-                continuous layout the latents; what stands where `audio_mask` is 0 is not read.
+                continuous layout the latents; what stands where `audio_mask` is 0 is not read. With
+                `audio_in="embeds"` of shape `(batch, num_positions, projector_stack * latent_dim)`.
             audio_mask (`torch.Tensor` of shape `(batch, num_positions)`, *optional*): 1 where `audio_latents` has a
                 frame. Defaults to where the ids say so.
             piece_context (`torch.LongTensor` of shape `(batch, num_positions, 2 + config.piece_context)`, *optional*):
@@ -255,7 +260,7 @@ class SpeechLMForConditionalGeneration(
                 `input_ids` where the model is to learn, -100 elsewhere. A target at position 0 is never learnt, since
                 nothing comes before it. In the delay layout `(batch, 1 + num_codebooks, num_positions)`: row 0 of the
                 ids, the others of the columns. In the continuous layout `(batch, 2, num_positions)`: row 1 is 0 for a
-                frame to learn, 1 for an end, and -100 elsewhere.
+                frame to learn, 1 for an end, and -100 elsewhere; but with `audio_in="embeds"` as in the flat layout.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*): Number that the sum of the losses is divided by,
                 where a step has several micro-batches. Defaults to the number of targets.
             generator (`torch.Generator`, *optional*): Generator of the noise of the continuous layout's losses. In
@@ -315,6 +320,7 @@ class SpeechLMForConditionalGeneration(
         labels: torch.Tensor,
     ) -> None:
         rows = {"flat": (), "delay": (1 + self.config.num_codebooks,), "continuous": (2,)}[self.config.layout]
+        rows = () if isinstance(self.frames, ProjectedFrames) else rows
         if labels.dim() < 2 or labels.shape[1:-1] != rows:
             shape = ", ".join(["batch", *map(str, rows), "num_positions"])
             raise ValueError(
@@ -322,7 +328,7 @@ class SpeechLMForConditionalGeneration(
                 f" {tuple(labels.shape)}."
             )
         is_latent = None
-        if self.config.layout == "continuous":
+        if isinstance(self.frames, LatentFrames):
             is_latent = audio_mask if input_ids is None else input_ids == self.config.audio_token_id
         check_labels_stand_at_their_positions(input_ids, labels, audio_codes, is_latent)
         self._check_length(labels.shape[-1])
@@ -351,10 +357,10 @@ class SpeechLMForConditionalGeneration(
         frames = given_frames(self.config, input_ids, audio_codes, audio_latents, audio_mask)
         if frames is not None:
             given, is_frame = frames
-            if isinstance(self.frames, LatentFrames):
+            if not isinstance(self.frames, CodeFrames):
+                assert self.frames is not None
                 embedded = self.frames.embed(given.masked_fill(~is_frame[..., None], 0.0), generator)
             else:
-                assert self.frames is not None
                 embedded = self.frames.embed(given)
             read = torch.where(is_frame[..., None], embedded.to(read.dtype), read)
         check_piece_context(piece_context, input_ids, self.config.piece_context)
@@ -374,7 +380,7 @@ class SpeechLMForConditionalGeneration(
             if threading.get_ident() == thread:
                 found.append(inputs[0])
 
-        if self.frames is None:
+        if not isinstance(self.frames, CodeFrames | LatentFrames):
             yield lambda: torch.empty(0)
             return
         table: Any = self.get_output_embeddings()
@@ -422,7 +428,7 @@ class SpeechLMForConditionalGeneration(
         number = (labels[..., 1:] != _IGNORED).sum() if num_items is None else torch.as_tensor(num_items)
         number = number.to(logits.device).clamp(min=1)
         text, audio = float(config.text_loss_weight), float(config.audio_loss_weight)
-        if self.frames is None:
+        if not isinstance(self.frames, CodeFrames | LatentFrames):
             is_code = config.speech_ids.is_unit(wanted)
             loss = (entropies * torch.where(is_code, audio, text)).sum() / number
             told = entropies.detach()
@@ -469,10 +475,17 @@ class SpeechLMForConditionalGeneration(
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """
-        transformers' `generate`. Beside the flat layout it writes frames, too: with `return_dict_in_generate` it gives
-        a [`WrittenFrames`], else the ids alone. [`~SpeechLMForConditionalGeneration.generate_speech`] is for speech.
+        transformers' `generate`. Beside the flat layout it writes frames, too, unless these are only read: with
+        `return_dict_in_generate` it gives a [`WrittenFrames`], else the ids alone.
+        [`~SpeechLMForConditionalGeneration.generate_speech`] is for speech.
         """
-        if self.frames is not None:
+        if isinstance(self.frames, ProjectedFrames):
+            frames = {name: kwargs.pop(name, None) for name in ("audio_latents", "audio_mask")}
+            ids = args[0] if args else kwargs.get("input_ids")
+            if frames["audio_latents"] is not None and ids is not None:
+                with torch.no_grad():
+                    kwargs["inputs_embeds"] = self.embed_inputs(ids, **frames)
+        elif self.frames is not None:
             if kwargs.get("streamer") is not None:
                 raise ValueError("A `streamer` gets ids alone, which hold no frames here; use `stream_speech`.")
             kwargs.setdefault("custom_generate", generate_frames)
@@ -493,9 +506,9 @@ class SpeechLMForConditionalGeneration(
             input_ids, labels, attention_mask, kwargs: See [`~SpeechLMForConditionalGeneration.forward`].
 
         Raises:
-            ValueError: If the layout is continuous, whose heads give no likelihoods.
+            ValueError: If there are targets that are latents, whose heads give no likelihoods.
         """
-        if self.config.layout == "continuous":
+        if isinstance(self.frames, LatentFrames) and bool((labels[:, 1:] != _IGNORED).any()):
             raise ValueError("The heads of continuous tokens give no likelihoods; compare their losses instead.")
         outputs = self(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
         is_target = labels[..., 1:] != _IGNORED

@@ -12,7 +12,8 @@ from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
-from .speech_lm_clips import as_clips, clip_codes, clip_latents, decode_codes, dequantized, encode_waveforms
+from .configuration_speech_lm import check_audio_in
+from .speech_lm_clips import as_clips, decode_codes
 from .speech_lm_ids import checked_delays
 from .speech_lm_layouts import LAYOUTS, SpeechIds, flat_to_codes
 from .speech_lm_making import ProcessorMaking
@@ -63,6 +64,8 @@ class SpeechLMProcessor(ProcessorMaking, SpeechLMRequests, ProcessorMixin):
         delays (sequence of `int`, *optional*): Columns by which each codebook is late, in the delay layout. Defaults
             to 0, 1, 2 and so on.
         latent_dim (`int`, *optional*, defaults to 0): Numbers of a frame, in the continuous layout.
+        audio_in (`str`, *optional*, defaults to `"tokens"`), projector_stack (`int`, *optional*), latent_source
+            (`str`, *optional*): See [`SpeechLMConfig`]. With `audio_in="embeds"` recordings are heard only.
         unit_coding (`str`, *optional*, defaults to `"frames"`): What stands for the codec's codes: those of each frame
             (`"frames"`), of runs of equal units (`"units"`), these with durations (`"runs"`), or such runs merged to
             tokens (`"bpe"`); see [`UnitCoding`]. Durations are a second codebook.
@@ -91,6 +94,9 @@ class SpeechLMProcessor(ProcessorMaking, SpeechLMRequests, ProcessorMixin):
         max_length: int | None = None,
         delays: Sequence[int] | None = None,
         latent_dim: int = 0,
+        audio_in: str = "tokens",
+        projector_stack: int = 2,
+        latent_source: str = "features",
         unit_coding: str = "frames",
         num_units: int = 0,
         max_duration: int = 0,
@@ -121,6 +127,8 @@ class SpeechLMProcessor(ProcessorMaking, SpeechLMRequests, ProcessorMixin):
         self.frame_rate, self.sampling_rate = float(frame_rate), int(sampling_rate)
         self.codec_name, self.codec_fingerprint = codec_name, codec_fingerprint
         self.piece_labels, self.audio_offset, self.max_length = list(piece_labels), int(audio_offset), max_length
+        self.audio_in, self.projector_stack, self.latent_source = audio_in, int(projector_stack), latent_source
+        check_audio_in(self)
         self.delays, self.latent_dim = None if delays is None else [int(late) for late in delays], int(latent_dim)
         self.unit_coding, self.num_units, self.max_duration = unit_coding, int(num_units), int(max_duration)
         self.unit_merges, self.unit_durations = list(unit_merges), [float(value) for value in unit_durations]
@@ -156,7 +164,7 @@ class SpeechLMProcessor(ProcessorMaking, SpeechLMRequests, ProcessorMixin):
         """The fields of [`SpeechLMConfig`] that the processor decides."""
         ids = self.speech_ids
         names = ("layout", "text_alignment", "num_codebooks", "codebook_size", "frame_rate", "sampling_rate")
-        names += ("delays", "latent_dim")  # type: ignore[assignment]
+        names += ("delays", "latent_dim", "audio_in", "projector_stack", "latent_source")  # type: ignore[assignment]
         names += CODING_FIELDS  # type: ignore[assignment]
         return {
             **{name: getattr(self, name) for name in names},
@@ -383,19 +391,12 @@ class SpeechLMProcessor(ProcessorMaking, SpeechLMRequests, ProcessorMixin):
         self, audio: Any, audio_codes: Any, audio_pieces: Any, audio_latents: Any, sampling_rate: int | None
     ) -> list[WrittenClip]:
         clips = as_clips(audio, audio_codes, audio_pieces, audio_latents)
-        recordings = [waveform for waveform, *_ in clips if waveform is not None]
-        kind = "latents" if self.layout == "continuous" else "codes"
-        encoded = iter(encode_waveforms(self.codec, self.feature_extractor, recordings, sampling_rate, kind))
+        recordings = {f"Clip {place}": clip[0] for place, clip in enumerate(clips) if clip[0] is not None}
+        recorded = self._recorded_frames(recordings, sampling_rate)
         written = []
-        for place, (waveform, codes, latents, pieces) in enumerate(clips):
+        for place, (_, codes, latents, pieces) in enumerate(clips):
             name = f"Clip {place}"
-            if self.layout == "continuous":
-                if codes is not None:
-                    latents = dequantized(self.codec, codes, name, self.num_codebooks)
-                values = clip_latents(next(encoded) if waveform is not None else latents, name, self.latent_dim)
-            else:
-                codes = codes if waveform is None else next(encoded)
-                values = clip_codes(codes, name, *self.codec_sizes)
+            values = recorded[name] if name in recorded else self._given_frames(codes, latents, name)
             written.append(self._writer.clip(values, pieces, name))
         return written
 

@@ -142,9 +142,9 @@ def given_frames(
         return None
     check_frames_stand_at_their_places(input_ids, is_frame, marker)
     if audio_latents is not None and not torch.compiler.is_compiling():
-        if audio_latents.shape != (*is_frame.shape, config.latent_dim):
+        if audio_latents.shape != (*is_frame.shape, config.frame_size):
             raise ValueError(
-                f"`audio_latents` must have shape {(*is_frame.shape, config.latent_dim)}, but have"
+                f"`audio_latents` must have shape {(*is_frame.shape, config.frame_size)}, but have"
                 f" {tuple(audio_latents.shape)}."
             )
         if not bool(audio_latents[is_frame].isfinite().all()):
@@ -165,10 +165,9 @@ def check_codec(codec: Any, config: Any) -> None:
         ValueError: If it is another one.
     """
     if config.layout == "continuous":
-        if codec.latent_dim != config.latent_dim:
-            raise ValueError(
-                f"The codec has frames of {codec.latent_dim} numbers, but {config.latent_dim} are needed."
-            )
+        found = codec.latent_dim * (2 if config.latent_source == "both" else 1)
+        if found != config.latent_dim:
+            raise ValueError(f"The codec has frames of {found} numbers, but {config.latent_dim} are needed.")
     elif codec.kind != "codes":
         raise ValueError(
             f"A {codec.family} gives continuous tokens, but the layout {config.layout!r} needs codes; make the model"

@@ -108,7 +108,13 @@ def row_codes(
 
 
 def row_latents(
-    row: Mapping[str, Any], name: str, codec: Any, codec_fingerprint: str, latent_dim: int, num_codebooks: int
+    row: Mapping[str, Any],
+    name: str,
+    codec: Any,
+    codec_fingerprint: str,
+    latent_dim: int,
+    num_codebooks: int,
+    source: str | None = None,
 ) -> torch.Tensor:
     """
     Latents of a row of a corpus, `(num_frames, latent_dim)`, float32; those of a row of codes are what these stand
@@ -122,15 +128,22 @@ def row_latents(
         codec_fingerprint (`str`): Fingerprint of the language model's codec.
         latent_dim (`int`): Numbers of a frame.
         num_codebooks (`int`): First codebooks of a row of codes whose vectors are summed.
+        source (`str`, *optional*): What is needed: `"features"`, `"quantized"`, or `"both"` beside each other, of a
+            row with `audio_latents` and `audio_codes`. Defaults to what the row has.
 
     Raises:
         ValueError: As [`row_codes`]; or if no codec is attached that a row of codes needs.
     """
-    if row.get("audio_latents") is not None:
+    if source is None:
+        source = "features" if row.get("audio_latents") is not None else "quantized"
+    parts = []
+    if source != "quantized":
         values = _row_values(row, name, codec_fingerprint, "audio_latents", ("num_frames", "latent_dim"))
-        return clip_latents(values.astype(np.float32), name, latent_dim)
-    codes = _row_values(row, name, codec_fingerprint, "audio_codes", ("num_quantizers", "num_frames"))
-    return clip_latents(dequantized(codec, codes, name, num_codebooks), name, latent_dim)
+        parts.append(torch.from_numpy(values.astype(np.float32)))
+    if source != "features":
+        codes = _row_values(row, name, codec_fingerprint, "audio_codes", ("num_quantizers", "num_frames"))
+        parts.append(dequantized(codec, codes, name, num_codebooks))
+    return clip_latents(torch.cat(parts, dim=-1), name, latent_dim)
 
 
 def dequantized(codec: Any, audio_codes: Any, name: str, num_codebooks: int) -> torch.Tensor:
@@ -221,6 +234,8 @@ def encode_waveforms(
     recordings: Sequence[Any],
     sampling_rate: int | None = None,
     kind: str = "codes",
+    source: str = "features",
+    num_codebooks: int | None = None,
 ) -> list[torch.Tensor]:
     """
     Codes of recordings, `(num_quantizers, num_frames)` each, or latents, `(num_frames, latent_dim)` each.
@@ -231,6 +246,8 @@ def encode_waveforms(
         recordings (sequence): Waveforms, paths or `{"array", "sampling_rate"}`.
         sampling_rate (`int`, *optional*): Rate of the waveforms in Hz.
         kind (`str`, *optional*, defaults to `"codes"`): `"codes"` or `"latents"`.
+        source (`str`, *optional*, defaults to `"features"`): What latents are; see [`row_latents`].
+        num_codebooks (`int`, *optional*): First codebooks whose vectors are summed. Defaults to all.
 
     Raises:
         ValueError: If no codec is attached, it is in training mode, a rate is not the codec's, or a waveform is not
@@ -252,7 +269,11 @@ def encode_waveforms(
         encoded = codec.encode(**{name: value.to(codec.device) for name, value in features.items()})
     masks = encoded.audio_codes_mask.bool()
     if kind == "latents":
-        return [latents[mask].cpu() for latents, mask in zip(encoded.latents, masks, strict=True)]
+        parts = [] if source == "quantized" else [encoded.latents]
+        if source != "features":
+            with torch.no_grad():
+                parts.append(codec.dequantize(encoded.audio_codes[:, :num_codebooks]).to(codec.device))
+        return [latents[mask].cpu() for latents, mask in zip(torch.cat(parts, dim=-1), masks, strict=True)]
     return [codes[:, mask].cpu() for codes, mask in zip(encoded.audio_codes, masks, strict=True)]
 
 

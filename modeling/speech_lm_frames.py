@@ -4,7 +4,8 @@
 What a speech language model has beside its words: the inputs and outputs of whole frames of audio.
 
 In the delay and the continuous layout the ids hold `<|audio|>` where a frame stands. The frame itself is a column of
-codes ([`CodeFrames`]) or a latent vector ([`LatentFrames`]).
+codes ([`CodeFrames`]) or a latent vector, which the model also writes ([`LatentFrames`]) or only reads
+([`ProjectedFrames`]).
 """
 
 from typing import Any
@@ -144,4 +145,58 @@ class LatentFrames(nn.Module):
         return prediction, self.stop_head.loss(states, targets == 1, targets != IGNORED)
 
 
-__all__ = ["CodeFrames", "LatentFrames"]
+class ProjectedFrames(nn.Module):
+    """
+    Features of a speech encoder as inputs alone: neighbours stacked, through two layers, as large as words.
+
+    (https://huggingface.co/papers/2411.08742 halves the frame rate likewise, before a single layer.)
+
+    Args:
+        config ([`SpeechLMConfig`]): Dimension of the features, stack and hidden size.
+        input_size (`int`): Dimension of the language model's inputs.
+    """
+
+    def __init__(self, config: Any, input_size: int):
+        super().__init__()
+        self.stack, self.noise_std = int(config.projector_stack), float(config.input_noise_std)
+        self.statistics = FrozenStatistics(config.latent_dim, 1, 0.5)
+        self.statistics.frozen = True
+        hidden = int(config.projector_hidden) or 2 * input_size
+        self.hidden = nn.Linear(config.frame_size, hidden)
+        self.output = nn.Linear(hidden, input_size)
+        self.size = nn.Parameter(torch.ones(()))
+
+    def set_statistics(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+        """Mean and variance, each `(latent_dim,)`, of the features of the training speech."""
+        self.statistics.set(mean, variance)
+
+    @torch.no_grad()
+    def match(self, words: torch.Tensor) -> None:
+        """Make what is read as large as words `(num_words, input_size)`, by the root of their mean square."""
+        self.size.fill_(float(words.float().square().mean().sqrt()))
+
+    def embed(self, audio_latents: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """(batch, num_positions, stack * latent_dim) -> (batch, num_positions, input_size)."""
+        frames = self.statistics.normalize(audio_latents.unflatten(-1, (self.stack, -1))).flatten(-2)
+        if self.training and self.noise_std > 0:
+            frames = frames + self.noise_std * torch.randn(frames.shape, generator=generator, device=frames.device)
+        read = self.output(F.gelu(self.hidden(frames.to(self.hidden.weight.dtype))))
+        return self.size * F.rms_norm(read, read.shape[-1:])
+
+
+def stacked_frames(frames: torch.Tensor, stack: int) -> torch.Tensor:
+    """
+    Neighbouring frames beside each other; the last one is repeated where they do not fill a position.
+
+    Args:
+        frames (`torch.Tensor` of shape `(num_frames, latent_dim)`): Frames, at least one.
+        stack (`int`): Number of frames of a position.
+
+    Returns:
+        `torch.Tensor` of shape `(ceil(num_frames / stack), stack * latent_dim)`.
+    """
+    missing = -len(frames) % stack
+    return torch.cat([frames, frames[-1:].expand(missing, -1)]).reshape(-1, stack * frames.shape[1])
+
+
+__all__ = ["CodeFrames", "LatentFrames", "ProjectedFrames", "stacked_frames"]

@@ -36,6 +36,9 @@ class ProcessorMaking:
         unit_bpe: Any = None,
         max_duration: int | None = None,
         unit_durations: Sequence[float] = (),
+        audio_in: str = "tokens",
+        projector_stack: int = 2,
+        latent_source: str = "features",
     ) -> Self:
         """
         The processor of a language model that is to read and write a codec's codes.
@@ -51,20 +54,21 @@ class ProcessorMaking:
                 or its Hub id.
             max_length (`int`, *optional*): Most positions of a sequence.
             layout (`str`, *optional*): See [`SpeechLMProcessor`]. Defaults to `"flat"`, or to `"continuous"` for a
-                codec without codebooks.
+                codec without codebooks and with `audio_in="embeds"`.
             delays (sequence of `int`, *optional*): See [`SpeechLMProcessor`].
             unit_coding (`str`, *optional*, defaults to `"frames"`): See [`SpeechLMProcessor`].
             unit_bpe ([`UnitBPE`], *optional*): For `unit_coding="bpe"`, what was learnt from the codec's units.
             max_duration (`int`, *optional*): Most frames of a run. Defaults to 32 where durations are written.
             unit_durations (sequence of `float`, *optional*): Mean duration of each unit in frames; see
                 [`UnitCoding`], and [`unit_durations`] which measures them.
+            audio_in, projector_stack, latent_source: See [`SpeechLMProcessor`].
 
         Raises:
             ValueError: If the layout needs codebooks that the codec has not, the coding does not fit the codec, or
                 the tokenizer has no end of sequence.
         """
         codec = as_speech_codec(codec, feature_extractor)
-        layout = layout or ("flat" if codec.kind == "codes" else "continuous")
+        layout = layout or ("flat" if codec.kind == "codes" and audio_in == "tokens" else "continuous")
         check_has_codes(unit_coding, layout)
         if layout == "continuous":
             # Of a codec with codebooks, latents may be those that its first codes stand for.
@@ -74,7 +78,10 @@ class ProcessorMaking:
                 raise ValueError("`num_codebooks` chooses among codebooks, of which latents have none; leave it out.")
             else:
                 used = 1
-            sizes = {"num_codebooks": used, "codebook_size": 1, "latent_dim": codec.latent_dim}
+            latent_dim = codec.latent_dim * (2 if latent_source == "both" else 1)
+            sizes = {"num_codebooks": used, "codebook_size": 1, "latent_dim": latent_dim}
+            if latent_source != "features" and codec.kind != "codes":
+                raise ValueError(f"A {codec.family} has no codes, which `latent_source={latent_source!r}` needs.")
         elif codec.kind != "codes":
             raise ValueError(f"A {codec.family} gives latents; they need `layout='continuous'`, not {layout!r}.")
         else:
@@ -102,6 +109,9 @@ class ProcessorMaking:
             text_alignment=text_alignment,
             layout=layout,
             delays=delays,
+            audio_in=audio_in,
+            projector_stack=projector_stack,
+            latent_source=latent_source,
             **sizes,
             frame_rate=codec.frame_rate,
             sampling_rate=codec.sampling_rate,

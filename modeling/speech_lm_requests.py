@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers.processing_utils import ProcessorMixin
 
-from .speech_lm_clips import clip_codes, clip_latents, dequantized, encode_waveforms
 from .speech_lm_layouts import SpeechIds
 from .speech_lm_row_frames import RowFrames
 from .speech_lm_sequences import PIECE_COLUMNS, SequenceWriter
@@ -123,18 +122,11 @@ class SpeechLMRequests(RowFrames):
         Raises:
             ValueError: As `__call__`.
         """
-        name, codec = "The clip", self._attached.codec
         if audio_latents is not None and self.layout != "continuous":
             raise ValueError(f"`audio_latents` need `layout='continuous'`, but the processor's is {self.layout!r}.")
-        if audio is not None:
-            kind = "latents" if self.layout == "continuous" else "codes"
-            (encoded,) = encode_waveforms(codec, self.feature_extractor, [audio], sampling_rate, kind)
-            audio_codes, audio_latents = (None, encoded) if kind == "latents" else (encoded, None)
-        if self.layout != "continuous":
-            return clip_codes(audio_codes, name, *self.codec_sizes)
-        if audio_codes is not None:
-            audio_latents = dequantized(codec, audio_codes, name, self.num_codebooks)
-        return clip_latents(audio_latents, name, self.latent_dim)
+        if audio is None:
+            return self._given_frames(audio_codes, audio_latents, "The clip")
+        return self._recorded_frames({"The clip": audio}, sampling_rate)["The clip"]
 
     def task_prompt(
         self,
@@ -159,6 +151,7 @@ class SpeechLMRequests(RowFrames):
             ValueError: As `speech_prompt`; or if text is given to a task that hears.
         """
         task = find_task(task)
+        self.check_speaks(task)
         if task.source == SPEECH_COLUMN:
             if text is not None:
                 raise ValueError(
@@ -245,6 +238,7 @@ class SpeechLMRequests(RowFrames):
                 those of this processor. The message names the row.
         """
         task, name = find_task(task), f"Row {row.get('id')!r}"
+        self.check_speaks(task)
         missing = self.missing_column(row, task)
         if missing is not None:
             raise ValueError(f"{name} has no `{missing}`, or it is empty, but the task {task.name!r} needs it.")
@@ -362,6 +356,7 @@ class SpeechLMRequests(RowFrames):
                 self.codebook_delays,
                 self.latent_dim,
                 self.coding,
+                self.projector_stack if self.audio_in == "embeds" else None,
             )
             kept = self._attached.writer = (state, writer)
         return kept[1]

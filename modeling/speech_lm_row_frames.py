@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .speech_lm_clips import row_codes, row_latents
+from .speech_lm_clips import clip_codes, clip_latents, dequantized, encode_waveforms, row_codes, row_latents
 from .speech_lm_tasks import SPEECH_COLUMN, Task
 from .speech_lm_unit_coding import UnitCoding, unit_coding_of
 
@@ -22,6 +22,10 @@ class RowFrames:
     delays: list[int] | None
     unit_coding: str
     codec_fingerprint: str
+    audio_in: str
+    projector_stack: int
+    latent_source: str
+    feature_extractor: Any
     _attached: Any
 
     @property
@@ -82,10 +86,48 @@ class RowFrames:
         """
         name = f"Row {row.get('id')!r}"
         if self.layout == "continuous":
-            return row_latents(
-                row, name, self._attached.codec, self.codec_fingerprint, self.latent_dim, self.num_codebooks
-            )
+            source = None if self.audio_in == "tokens" else self.latent_source
+            sizes = (self.latent_dim, self.num_codebooks)
+            return row_latents(row, name, self._attached.codec, self.codec_fingerprint, *sizes, source)
         return row_codes(row, name, self.codec_fingerprint, *self.codec_sizes)
+
+    def _recorded_frames(
+        self, recordings: Mapping[str, Any], sampling_rate: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        # The frames of recordings, by their names, as the attached codec gives them.
+        is_latent = self.layout == "continuous"
+        chosen = ("latents" if is_latent else "codes", self.latent_source, self.num_codebooks if is_latent else None)
+        waveforms, codec = list(recordings.values()), self._attached.codec
+        encoded = encode_waveforms(codec, self.feature_extractor, waveforms, sampling_rate, *chosen)
+        return {
+            name: clip_latents(frames, name, self.latent_dim)
+            if is_latent
+            else clip_codes(frames, name, *self.codec_sizes)
+            for name, frames in zip(recordings, encoded, strict=True)
+        }
+
+    def _given_frames(self, audio_codes: Any, audio_latents: Any, name: str) -> torch.Tensor:
+        # The frames of a clip that is given as codes or latents.
+        if self.layout != "continuous":
+            return clip_codes(audio_codes, name, *self.codec_sizes)
+        given = "latents" if audio_codes is None else "codes"
+        if self.audio_in == "embeds" and given != {"features": "latents", "quantized": "codes"}.get(
+            self.latent_source
+        ):
+            raise ValueError(
+                f"{name} is given as {given}, but with `latent_source={self.latent_source!r}` the model reads"
+                " others; give the recording."
+            )
+        if audio_codes is not None:
+            audio_latents = dequantized(self._attached.codec, audio_codes, name, self.num_codebooks)
+        return clip_latents(audio_latents, name, self.latent_dim)
+
+    def check_speaks(self, task: Task) -> None:
+        """Raises `ValueError` if a task is answered by speech, but the model only hears."""
+        if self.audio_in == "embeds" and task.output == "speech":
+            raise ValueError(
+                f"The task {task.name!r} is answered by speech, but with `audio_in='embeds'` the model only hears."
+            )
 
     def _clips_of_row(self, row: Mapping[str, Any], task: Task, name: str) -> tuple[Any, Any]:
         # The frames that are heard and those that are said, or `None`.

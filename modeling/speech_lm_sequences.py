@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .speech_lm_frames import stacked_frames
 from .speech_lm_layouts import (
     IGNORED,
     SpeechIds,
@@ -59,6 +60,7 @@ class SequenceWriter:
         delays (sequence of `int`): Columns by which each codebook is late, in the delay layout.
         latent_dim (`int`): Numbers of a frame, in the continuous layout.
         coding ([`UnitCoding`]): What stands in the sequence for the codes of a clip.
+        stack (`int`, *optional*): Latents of a position, where they are only read; else each has one.
     """
 
     def __init__(
@@ -75,11 +77,12 @@ class SequenceWriter:
         delays: Sequence[int] = (0,),
         latent_dim: int = 1,
         coding: UnitCoding = FRAMES,
+        stack: int | None = None,
     ):
         self.tokenizer, self.ids, self.text_alignment = tokenizer, ids, text_alignment
         self.piece_ids, self.frame_rate, self.max_length = piece_ids, frame_rate, max_length
         self.layout, self.codebook_size = layout, codebook_size
-        self.delays, self.latent_dim, self.coding = list(delays), latent_dim, coding
+        self.delays, self.latent_dim, self.coding, self.stack = list(delays), latent_dim, coding, stack
         self.control = ControlTokens(tokenizer, template)
         self._audio_id = tokenizer.convert_tokens_to_ids(AUDIO)
 
@@ -100,7 +103,8 @@ class SequenceWriter:
             are -100 in the prompt, and in an `<|audio_start|>` that begins the answer. Beside frames there are
             `audio_codes` `(num_codebooks, num_positions)`, -1 where there is none, and labels of `(1 + num_codebooks,
             num_positions)`; or `audio_latents` `(num_positions, latent_dim)` with `audio_mask` `(num_positions,)`, and
-            labels of `(2, num_positions)`; see [`SpeechLMForConditionalGeneration`].
+            labels of `(2, num_positions)`, or of `(num_positions,)` where latents are only read; see
+            [`SpeechLMForConditionalGeneration`].
 
         Raises:
             ValueError: If the prompt is empty, the answer changes the ids of the prompt, clips are lacking, or the
@@ -151,18 +155,20 @@ class SequenceWriter:
                 columns = torch.cat(grids, dim=1)
                 learnt[:, is_frame.nonzero()[-columns.shape[1] :, 0]] = columns
             return {**sequence, "audio_codes": codes, "labels": torch.cat([sequence["labels"][None], learnt])}
-        latents = torch.zeros(len(ids), self.latent_dim)
+        latents = torch.zeros(len(ids), self.latent_dim * (self.stack or 1))
         learnt = torch.full_like(ids, IGNORED)
         if clips:
             latents[is_frame] = torch.cat(clips)
+        heard_alone = {**sequence, "audio_latents": latents, "audio_mask": is_frame.long()}
+        if self.stack is not None:
+            return heard_alone
         if said:
             places = is_frame.nonzero()[-sum(len(clip.frames) for clip in said) :, 0]  # type: ignore[arg-type, misc]
             learnt[places] = 0
             is_end = ids == self.ids.audio_end
             is_end[: int(places[0])] = False
             learnt[is_end] = 1
-        labels = torch.stack([sequence["labels"], learnt])
-        return {**sequence, "audio_latents": latents, "audio_mask": is_frame.long(), "labels": labels}
+        return {**heard_alone, "labels": torch.stack([sequence["labels"], learnt])}
 
     def clip(self, values: torch.Tensor, pieces: Sequence[Mapping[str, Any]] | None, name: str) -> WrittenClip:
         """
@@ -190,7 +196,8 @@ class SequenceWriter:
             frames = to_delay_grid(values[None], lengths, self.delays, self.codebook_size)[0]
             num_columns = frames.shape[1]
         elif self.layout == "continuous":
-            frames = values
+            frames = stacked_frames(values, self.stack or 1)
+            num_columns = len(frames)
         if frames is not None:
             codes = torch.zeros(1, num_columns, dtype=torch.long)
         if ends is None:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from .configuration_speech_lm import SpeechLMConfig
 from .input_checks import check_whole_number
-from .speech_lm_frames import CodeFrames, LatentFrames
+from .speech_lm_frames import CodeFrames, LatentFrames, ProjectedFrames
 
 
 # Rows of the vocabulary are a multiple of it, as servers like to split them.
@@ -118,6 +118,9 @@ class AudioVocabulary:
         model.generation_config = model._speech_generation_config(lm.generation_config)
         model.attach_codec(codec)
         model.init_audio_rows(init, first_new=first_new, seed=seed)
+        if isinstance(model.frames, ProjectedFrames):
+            table = model.get_input_embeddings()
+            model.frames.match(table(torch.arange(processor.audio_offset, device=table.weight.device)))
         return model.eval()
 
     def _speech_generation_config(self: Any, base: GenerationConfig | None) -> GenerationConfig:
@@ -200,7 +203,7 @@ class AudioVocabulary:
                     if not name.startswith("statistics."):
                         raise AssertionError(f"the buffer {name} {tuple(buffer.shape)} would have no value")
                 new.to(self.language_model.dtype)
-            if isinstance(self.frames, LatentFrames):
+            if isinstance(self.frames, LatentFrames | ProjectedFrames):
                 self.frames.statistics.float()
 
     def _mapped_codebooks(self: Any, dim: int, generator: torch.Generator) -> torch.Tensor:
