@@ -23,6 +23,7 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 	.modeling.configuration_speech_lm .modeling.modeling_speech_lm .modeling.processing_speech_lm \
 	.modeling.speech_lm_clips .modeling.speech_lm_generation .modeling.speech_lm_grids .modeling.speech_lm_ids \
 	.modeling.speech_lm_layouts .modeling.speech_lm_requests .modeling.speech_lm_sequences .modeling.speech_lm_tasks \
+	.modeling.speech_lm_answers .modeling.speech_lm_task_inputs \
 	.modeling.speech_lm_alarms .modeling.speech_lm_pieces .modeling.speech_lm_plans .modeling.speech_lm_streamer \
 	.modeling.speech_lm_streaming .modeling.speech_lm_voices \
 	.modeling.speech_lm_text .modeling.speech_lm_checks .modeling.speech_lm_frames .modeling.speech_lm_making \

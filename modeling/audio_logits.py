@@ -4,7 +4,8 @@ Logits processors for `generate` of a language model that writes speech in the f
 
 They allow only what can be decoded ([`AudioOnly`]) or only what says a given text ([`GuidedText`]). They keep the
 model from repeating itself ([`WindowedRepetition`]) and from ending too early ([`MinFrames`]). They sample each row by
-its own generator ([`RowSampling`]). Put them into a `LogitsProcessorList` in this order.
+its own generator ([`RowSampling`]). Put them into a `LogitsProcessorList` in this order. [`AllowedIds`] is for answers
+of text.
 
 They keep no state: they read all that they know from `input_ids`, from the last `audio_start` of each row on. So rows
 may be padded on the left, and may finish at different times. A beam search may reorder them. A prompt may hold a clip
@@ -230,6 +231,29 @@ class MinFrames(LogitsProcessor):
         scores = scores.clone()
         scores[:, self.ids.audio_end].masked_fill_(_tensor(is_early, scores), -torch.inf)
         return _checked(scores, "MinFrames")
+
+
+class AllowedIds(LogitsProcessor):
+    """
+    Allow the same ids at every step, such as those of text alone.
+
+    Args:
+        is_allowed (`torch.BoolTensor` of shape `(vocab_size,)`): Which ids may be written.
+
+    Raises:
+        ValueError: If none is allowed; in a call, if there are other ids than these, or none is left.
+    """
+
+    def __init__(self, is_allowed: torch.Tensor):
+        if not bool(is_allowed.any()):
+            raise ValueError("`is_allowed` allows no id; allow at least the end of sequence.")
+        self.is_allowed = is_allowed
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if scores.shape[-1] != len(self.is_allowed):
+            raise ValueError(f"`is_allowed` has {len(self.is_allowed)} ids, but there are {scores.shape[-1]} scores.")
+        self.is_allowed = self.is_allowed.to(scores.device)
+        return _checked(scores.masked_fill(~self.is_allowed, -torch.inf), "AllowedIds")
 
 
 class RowSampling(LogitsProcessor):

@@ -87,6 +87,8 @@ class SpeechLMConfig(PreTrainedConfig):
             [`piece_context`].
         condition_dropout (`float`, defaults to 0.0): Share of rows whose text the training hid, so that generation can
             be guided away from what the model says without it.
+        tasks (`list[str]`): Names of the tasks that the model was trained on; empty where that is unknown.
+        task_labels (`dict[str, list[str]]`): The answers of tasks whose answer is one of a set, as training saw them.
         template_version (`int`, defaults to 1): Version of the prompts; see [`SpeechLMProcessor`].
     """
 
@@ -132,6 +134,8 @@ class SpeechLMConfig(PreTrainedConfig):
     unit_durations: list[float] = field(default_factory=list)
     piece_context: int = 0
     condition_dropout: float | int = 0.0
+    tasks: list[str] = field(default_factory=list)
+    task_labels: dict[str, list[str]] = field(default_factory=dict)
     template_version: int = 1
     initializer_range: float = 0.02
 
@@ -249,7 +253,19 @@ class SpeechLMConfig(PreTrainedConfig):
                 f"`piece_frames` must have a pair for each of the {len(self.piece_labels)} labels, but has"
                 f" {len(self.piece_frames)}."
             )
+        self._check_tasks()
         self._check_layout()
+
+    def _check_tasks(self) -> None:
+        if not all(name.strip() for name in self.tasks) or len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"`tasks` must hold different names that are not empty, but is {self.tasks}.")
+        for task, labels in self.task_labels.items():
+            if self.tasks and task not in self.tasks:
+                raise ValueError(f"`task_labels` has the task {task!r}, which is not among `tasks`, {self.tasks}.")
+            if not labels or not all(label.strip() for label in labels) or len(set(labels)) < len(labels):
+                raise ValueError(
+                    f"`task_labels` of the task {task!r} must be different labels that are not empty, but are {labels}."
+                )
 
     def _check_layout(self) -> None:
         if self.delays is not None and self.layout != "delay":

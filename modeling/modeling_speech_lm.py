@@ -22,6 +22,7 @@ from .codec_interface import SpeechCodec
 from .configuration_speech_lm import SpeechLMConfig
 from .continuous_heads import init_head_weights
 from .latent_bottleneck import LatentStatistics
+from .speech_lm_answers import SpeechAnswers
 from .speech_lm_checks import (
     check_codec,
     check_labels_stand_at_their_positions,
@@ -101,7 +102,7 @@ class AttachedCodec:
 
 
 class SpeechLMForConditionalGeneration(
-    AudioVocabulary, SpeechGeneration, PieceReading, CheckedLoading, PreTrainedModel, GenerationMixin
+    AudioVocabulary, SpeechGeneration, SpeechAnswers, PieceReading, CheckedLoading, PreTrainedModel, GenerationMixin
 ):
     """
     A causal language model that reads and writes text and audio in one sequence.

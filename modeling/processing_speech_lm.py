@@ -19,6 +19,7 @@ from .speech_lm_layouts import LAYOUTS, SpeechIds, flat_to_codes
 from .speech_lm_making import ProcessorMaking
 from .speech_lm_requests import Attached, SpeechLMRequests
 from .speech_lm_sequences import WrittenClip, pad_sequences
+from .speech_lm_task_inputs import TaskInputs
 from .speech_lm_text import (
     AUDIO,
     AUDIO_END,
@@ -35,7 +36,7 @@ PRONUNCIATIONS_FILE = "pronunciations.txt.gz"
 _ALIGNMENTS = ("none", "word", "phone")
 
 
-class SpeechLMProcessor(ProcessorMaking, SpeechLMRequests, ProcessorMixin):
+class SpeechLMProcessor(ProcessorMaking, TaskInputs, SpeechLMRequests, ProcessorMixin):
     """
     Turn texts, recordings, codes, and rows of a corpus into the ids of a [`SpeechLMForConditionalGeneration`].
 
