@@ -21,15 +21,22 @@ class Task:
         source (`str`): Column that the model reads: `"audio_codes"` for speech, else a column of text.
         target (`str`): Column that the model answers: `"audio_codes"` for speech, else a column of text. With speech
             in both, the model hears the first half of a recording and goes on with the other.
+        metrics (`tuple` of `str`, *optional*): Names of the measures of answers, the main one first, as
+            `evaluate understanding` knows them. Only for answers of text.
+        is_closed (`bool`, *optional*, defaults to `False`): Whether the answer is one of a set of labels. Then the
+            labels are compared by their likelihoods, and nothing is generated.
 
     Raises:
-        ValueError: If one of them is empty, or `source` and `target` are the same column of text.
+        ValueError: If one of the texts is empty, `source` and `target` are the same column of text, a metric is named
+            twice, or a task that answers by speech has metrics or a set of labels.
     """
 
     name: str
     instruction: str
     source: str
     target: str
+    metrics: tuple[str, ...] = ()
+    is_closed: bool = False
 
     def __post_init__(self):
         for field in ("name", "instruction", "source", "target"):
@@ -39,6 +46,18 @@ class Task:
         if self.source == self.target != SPEECH_COLUMN:
             raise ValueError(
                 f"The task {self.name!r} reads `{self.source}` and answers it, too; name another column as `target`."
+            )
+        if isinstance(self.metrics, str) or not all(isinstance(name, str) and name.strip() for name in self.metrics):
+            raise ValueError(f"`metrics` of a task must be a tuple of names, but is {self.metrics!r}.")
+        object.__setattr__(self, "metrics", tuple(self.metrics))
+        if len(set(self.metrics)) < len(self.metrics):
+            raise ValueError(f"`metrics` of the task {self.name!r} names one twice: {', '.join(self.metrics)}.")
+        if not isinstance(self.is_closed, bool):
+            raise ValueError(f"`is_closed` of a task must be True or False, but is {self.is_closed!r}.")
+        if self.output == "speech" and (self.metrics or self.is_closed):
+            raise ValueError(
+                f"The task {self.name!r} answers by speech, which has neither a set of labels nor metrics of text;"
+                " leave out `metrics` and `is_closed`."
             )
 
     @property
@@ -97,8 +116,16 @@ def find_task(task: "str | Task") -> Task:
 
 
 register_task(Task("tts", "Say", source=TEXT_COLUMN, target=SPEECH_COLUMN))
-register_task(Task("asr", "Transcribe", source=SPEECH_COLUMN, target=TEXT_COLUMN))
+register_task(Task("asr", "Transcribe", source=SPEECH_COLUMN, target=TEXT_COLUMN, metrics=("wer", "cer")))
 register_task(Task("continuation", "Continue", source=SPEECH_COLUMN, target=SPEECH_COLUMN))
+# A row's column `phones` holds phones with their times, so that their plain text has another name.
+register_task(Task("phones", "Name the phones", source=SPEECH_COLUMN, target="pronunciation", metrics=("per",)))
+_LABEL_METRICS = ("accuracy", "macro_f1")
+register_task(Task("keyword", "Name the keyword", SPEECH_COLUMN, "keyword", _LABEL_METRICS, is_closed=True))
+# Slots are written `drink: latte; size: large`: names in one order, and only those that are said.
+register_task(Task("slots", "Name the slots", SPEECH_COLUMN, "slots", ("slots_right", "slot_f1")))
+register_task(Task("emotion", "Name the emotion", SPEECH_COLUMN, "emotion", _LABEL_METRICS, is_closed=True))
+register_task(Task("translate", "Translate", SPEECH_COLUMN, "translation", ("bleu", "chrf")))
 
 
 __all__ = ["SPEECH_COLUMN", "TASKS", "TEXT_COLUMN", "Task", "find_task", "register_task"]

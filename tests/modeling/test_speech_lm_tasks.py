@@ -7,22 +7,31 @@ from speech_tokenizers.modeling.speech_lm_tasks import TASKS, Task, find_task, r
 
 
 def test_a_task_says_what_it_answers_and_needs():
-    assert {name: (task.output, task.columns) for name, task in TASKS.items() if name != "keyword"} == {
-        "tts": ("speech", ("text", "audio_codes")),
-        "asr": ("text", ("audio_codes", "text")),
-        "continuation": ("speech", ("audio_codes",)),
+    found = {name: (task.output, task.columns, task.metrics, task.is_closed) for name, task in TASKS.items()}
+    labels = ("accuracy", "macro_f1")
+    assert found == {
+        "tts": ("speech", ("text", "audio_codes"), (), False),
+        "asr": ("text", ("audio_codes", "text"), ("wer", "cer"), False),
+        "continuation": ("speech", ("audio_codes",), (), False),
+        "phones": ("text", ("audio_codes", "pronunciation"), ("per",), False),
+        "keyword": ("text", ("audio_codes", "keyword"), labels, True),
+        "slots": ("text", ("audio_codes", "slots"), ("slots_right", "slot_f1"), False),
+        "emotion": ("text", ("audio_codes", "emotion"), labels, True),
+        "translate": ("text", ("audio_codes", "translation"), ("bleu", "chrf"), False),
     }
+    assert len({task.instruction for task in TASKS.values()}) == len(TASKS)  # each can be told from the others
 
 
 def test_a_registered_task_is_found_and_not_replaced_by_accident(monkeypatch):
     monkeypatch.setattr("speech_tokenizers.modeling.speech_lm_tasks.TASKS", dict(TASKS))
-    task = Task("keyword", "Name the keyword", source="audio_codes", target="keyword")
+    task = Task("accent", "Name the accent", source="audio_codes", target="accent", metrics=["accuracy"], is_closed=True)
+    assert task.metrics == ("accuracy",)
     assert register_task(task) is task
-    assert find_task("keyword") is register_task(task) is find_task(task)
-    other = Task("keyword", "Name the word", source="audio_codes", target="keyword")
-    with pytest.raises(ValueError, match="task 'keyword' already"):
+    assert find_task("accent") is register_task(task) is find_task(task)
+    other = Task("accent", "Name the land", source="audio_codes", target="accent")
+    with pytest.raises(ValueError, match="task 'accent' already"):
         register_task(other)
-    assert register_task(other, replace=True) is find_task("keyword")
+    assert register_task(other, replace=True) is find_task("accent")
 
 
 def test_a_mistake_is_told():
@@ -32,3 +41,19 @@ def test_a_mistake_is_told():
         Task("x", " ", source="text", target="audio_codes")
     with pytest.raises(ValueError, match="reads `text` and answers it"):
         Task("copy", "Copy", source="text", target="text")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metrics": "wer"}, "`metrics` of a task must be a tuple of names, but is 'wer'"),
+        ({"metrics": ("wer", "")}, "must be a tuple of names"),
+        ({"metrics": ("wer", "wer")}, "names one twice: wer, wer"),
+        ({"is_closed": "yes"}, "must be True or False, but is 'yes'"),
+        ({"source": "text", "target": "audio_codes", "metrics": ("wer",)}, "answers by speech"),
+        ({"source": "text", "target": "audio_codes", "is_closed": True}, "answers by speech"),
+    ],
+)
+def test_metrics_and_labels_belong_to_answers_of_text(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Task(**{"name": "x", "instruction": "Do", "source": "audio_codes", "target": "text", **changes})
