@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes of a study of tokens: what is filled in, and what is refused."""
+
+import pytest
+
+from speech_tokenizers.training.common.recipe_files import load_recipe
+from speech_tokenizers.training.studies.token_study.arguments import TokenStudyArguments
+
+
+RECIPE = """
+trainer: token_study
+output_dir: runs/study
+encoder: {name: somewhere, layers: [2, 4]}
+systems: {rvq: rvq-codec-16khz-4kbps}
+tasks:
+  words: {manifest: words.jsonl, task: asr, group: []}
+  colours: {manifest: colours.csv, task: asr, is_closed: true, layer: 2, clips_per_label: 5, noise_snr: 0}
+lm: {steps: 100}
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Function: read the recipe with overrides."""
+    (tmp_path / "study.yaml").write_text(RECIPE)
+    return lambda *overrides: load_recipe(str(tmp_path / "study.yaml"), overrides, TokenStudyArguments)
+
+
+def test_what_is_filled_in(load):
+    args = load()
+    assert (args.encoder.layer, args.encoder.window, args.encoder.num_units) == (4, "tight", 500)
+    assert (args.layer_of("words"), args.layer_of("colours")) == (4, 2)
+    assert args.layers_used == [2, 4]
+    assert load("encoder.layer=2").layers_used == [2]
+    assert args.is_closed("colours")
+    assert args.tasks["words"].group == []
+    assert args.tasks["colours"].noise_snr == 0.0
+    assert args.seeds == [0, 1, 2]
+    assert args.arms == [
+        *("continuous", "units", "units+bpe", "centroids", "continuous+units", "rvq"),
+        *("no-audio", "other-audio", "shuffled-labels"),
+    ]
+    assert args.lm == {"steps": 100}
+    assert load("robustness.tasks=[words]", "robustness.snr=[5]").robustness.snr == [5.0]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("level=test", "`level` must be among probe, lm, but got 'test'"),
+        ("seeds=[]", "`seeds` must name at least one seed"),
+        ("seeds=[1, 1]", "none twice"),
+        ("seeds=[-1]", "`seed` must lie between 0"),
+        ("seeds=[3000000000]", "`seeds` must lie below"),
+        ("tasks={}", "`tasks` must name at least one"),
+        ("arms=[]", "`arms` must name at least one arm"),
+        ("arms=[units, cst]", "`arms` must be among continuous, .*rvq, no-audio.*but got 'cst'"),
+        ("encoder.layers=[]", "`layers` must name at least one layer"),
+        ("encoder.layer=3", "`layer` must be among 2, 4, but got 3"),
+        ("encoder.window=loose", "`window` must be among tight, padded"),
+        ("encoder.normalization=l2", "`normalization` must be among null, standardize"),
+        ("encoder.num_units=1", "`num_units` must be at least 2"),
+        ("encoder.bpe_tokens=501", "`bpe_tokens` must be at least 502"),
+        ("encoder.fit_seconds=0", "`fit_seconds` must be positive"),
+        ("tasks.words.task=tts", "In `tasks.words`: `task` must be one that answers in text, but 'tts' speaks"),
+        ("tasks.words.task=sing", "There is no task 'sing'"),
+        ("tasks.words.layer=3", "`tasks.words.layer` must be among 2, 4, but got 3"),
+        ("tasks.words.noise=brown", "`noise` must be among speech_shaped, pink, white"),
+        ("tasks.colours.clips_per_label=0", "`clips_per_label` must be positive"),
+        ("tasks.colours.is_closed=false", "`tasks.colours.clips_per_label` is for closed tasks"),
+        ("systems.units=x", "`systems.units` has the name of an arm"),
+        ("systems.layer2-seed1=x", "`systems.layer2-seed1` has the name of an arm, or of units"),
+        ("tasks.words.trimm=true", "`tasks.words.trimm` is unknown; did you mean `tasks.words.trim`"),
+        ("robustness.tasks=[sounds]", "`robustness.tasks` must be among words, colours"),
+        ("robustness.snr=[5, 5]", "`snr` must name no ratio twice"),
+    ],
+)
+def test_what_is_refused(load, override, message):
+    with pytest.raises(ValueError, match=message):
+        load(override)
+
+
+@pytest.mark.parametrize("name", ["../up", "a b", ""])
+def test_names_that_are_no_folders(load, name):
+    args = load()
+    with pytest.raises(ValueError, match="names are of letters, digits"):
+        TokenStudyArguments("out", args.encoder, {name: args.tasks["words"]})

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a study of tokens is told: its tasks, encoder, systems and arms, and what is expected."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from speech_tokenizers.modeling.speech_lm_tasks import find_task
+from speech_tokenizers.training.common.recipe_files import check_positive, check_seed
+
+
+LEVELS = ("probe", "lm")
+# Arms of the study's encoder; those of other systems have the names of these.
+ENCODER_ARMS = ("continuous", "units", "units+bpe", "centroids", "continuous+units")
+# Arms that should do badly: without audio, with that of another clip, with labels that were dealt out anew.
+CONTROL_ARMS = ("no-audio", "other-audio", "shuffled-labels")
+NOISES = ("speech_shaped", "pink", "white")
+# Tasks and systems give folders their names.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass
+class EncoderArguments:
+    """
+    The speech encoder whose frames are compared with their units.
+
+    Args:
+        name (`str`): Folder or Hub id of a speech encoder of transformers.
+        layers (`list[int]`): Layers to measure, counted from 1; 0 is the input of the first.
+        layer (`int`, *optional*): Layer of tasks that name none. Defaults to the last of `layers`.
+        window (`str`): Form of Whisper's input: `"tight"` leaves out the silence up to 30 s, which takes a fraction of
+            the time; see [`WaveformEncoder`]. Of no matter to other encoders.
+        num_units (`int`): Number of k-means units.
+        bpe_tokens (`int`): Number of ids after byte-pair merging of units, the two special ones among them.
+        normalization (`str`, *optional*): What is done to frames before they are clustered: `"standardize"` or
+            `"layer_norm"`. Defaults to nothing.
+        fit_seconds (`float`): Training audio of each task that the units are fitted on, in seconds; less where a task
+            has less. A recording that several tasks have is heard once.
+        fit_epochs (`int`): Most epochs of k-means.
+        batch_seconds (`float`): Audio that the encoder hears at once, in seconds.
+    """
+
+    name: str
+    layers: list[int]
+    layer: int | None = None
+    window: str = "tight"
+    num_units: int = 500
+    bpe_tokens: int = 1500
+    normalization: str | None = None
+    fit_seconds: float = 1800.0
+    fit_epochs: int = 30
+    batch_seconds: float = 60.0
+
+    def __post_init__(self):
+        check_positive(self, "fit_seconds", "fit_epochs", "batch_seconds")
+        if not self.layers or len(set(self.layers)) < len(self.layers) or min(self.layers) < 0:
+            raise ValueError(f"`layers` must name at least one layer, none twice, but got {self.layers}.")
+        self.layer = self.layers[-1] if self.layer is None else self.layer
+        _check_among("layer", self.layer, self.layers)
+        _check_among("window", self.window, ("tight", "padded"))
+        _check_among("normalization", self.normalization, (None, "standardize", "layer_norm"))
+        if self.num_units < 2:
+            raise ValueError(f"`num_units` must be at least 2, but got {self.num_units}.")
+        if self.bpe_tokens < self.num_units + 2:
+            raise ValueError(
+                f"`bpe_tokens` must be at least {self.num_units + 2}, `num_units` and two special ids, but got"
+                f" {self.bpe_tokens}."
+            )
+
+
+@dataclass
+class TaskArguments:
+    """
+    A task of the study.
+
+    Args:
+        manifest (`str`): Manifest of its recordings; see [`read_manifest`].
+        task (`str`): Name of a task of speech language models, whose instruction and metrics it has.
+        folder (`str`, *optional*): Folder that the manifest's names are relative to. Defaults to that of the manifest.
+        group (`str` or `list[str]`, *optional*): Columns that must not cross splits; an empty list checks nothing.
+            Defaults to `speaker`, `voice` and `scene`, where there are such.
+        is_closed (`bool`, *optional*): Whether the answer is one of the labels of training. Defaults to what the task
+            says.
+        metrics (`list[str]`, *optional*): What is measured, the main one first. Defaults to what the task says, or to
+            accuracy and macro-F1 of a closed task that is an open one else.
+        layer (`int`, *optional*): Layer of the encoder. Defaults to the encoder's `layer`.
+        trim (`bool`): Whether to cut silence off both ends: what is more than 30 dB below the loudest 20 ms, but for
+            50 ms.
+        clips_per_label (`int`, *optional*): Training clips of each label, drawn anew by each seed. Defaults to all.
+        noise_snr (`float`, *optional*): Signal-to-noise ratio of noise that is added to all clips, in dB. Defaults to
+            none.
+        noise (`str`): Kind of this noise: `"speech_shaped"`, `"pink"` or `"white"`; see [`Noise`].
+        max_seconds (`float`, *optional*): Longer clips, after trimming, are left out and counted. Defaults to all.
+        expected (`str`): What is expected and why, written before the run.
+    """
+
+    manifest: str
+    task: str
+    folder: str | None = None
+    group: str | list[str] | None = None
+    is_closed: bool | None = None
+    metrics: list[str] | None = None
+    layer: int | None = None
+    trim: bool = False
+    clips_per_label: int | None = None
+    noise_snr: float | None = None
+    noise: str = "speech_shaped"
+    max_seconds: float | None = None
+    expected: str = ""
+
+    def __post_init__(self):
+        check_positive(self, "clips_per_label", "max_seconds")
+        _check_among("noise", self.noise, NOISES)
+        if find_task(self.task).output != "text":
+            raise ValueError(f"`task` must be one that answers in text, but {self.task!r} speaks.")
+
+
+@dataclass
+class RobustnessArguments:
+    """
+    What is measured of clips that are disturbed after training.
+
+    Args:
+        tasks (`list[str]`): Tasks whose test clips are disturbed. Defaults to none.
+        snr (`list[float]`): Signal-to-noise ratios of speech-shaped noise, in dB.
+        room (`bool`): Whether to measure in a reverberant room, too.
+        far (`bool`): Whether to measure with a far microphone, too: a room, little treble, and noise.
+    """
+
+    tasks: list[str] = field(default_factory=list)
+    snr: list[float] = field(default_factory=lambda: [20.0, 10.0, 5.0, 0.0])
+    room: bool = True
+    far: bool = True
+
+    def __post_init__(self):
+        if len(set(self.snr)) < len(self.snr):
+            raise ValueError(f"`snr` must name no ratio twice, but got {self.snr}.")
+
+
+@dataclass
+class TokenStudyArguments:
+    """
+    A study of discrete against continuous speech tokens.
+
+    Args:
+        output_dir (`str`): Folder for clips, systems, rows, what was measured, and the report. The same call goes on
+            in it after an interruption.
+        encoder ([`EncoderArguments`]): The encoder that is compared with its own units.
+        tasks (`dict` of [`TaskArguments`]): Tasks, by a name.
+        level (`str`): `"probe"`, which measures linear probes in minutes, or `"lm"`, which trains language models.
+        seeds (`list[int]`): Seeds of what is drawn: few-shot choice, units, training.
+        systems (`dict` of `str`): Names, folders or Hub ids of other models that give codes, by the name of their arm.
+        arms (`list[str]`): What is compared: `continuous`, `units`, `units+bpe`, `centroids`, `continuous+units`, the
+            controls `no-audio`, `other-audio` and `shuffled-labels`, and names of `systems`. Defaults to all.
+        robustness ([`RobustnessArguments`]): Disturbed test clips.
+        lm (`dict`): Settings of the level `lm`.
+    """
+
+    trainer: ClassVar[str] = "token_study"
+
+    output_dir: str
+    encoder: EncoderArguments
+    tasks: dict[str, TaskArguments]
+    level: str = "probe"
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    systems: dict[str, str] = field(default_factory=dict)
+    arms: list[str] | None = None
+    robustness: RobustnessArguments = field(default_factory=RobustnessArguments)
+    lm: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        _check_among("level", self.level, LEVELS)
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"`seeds` must name at least one seed, none twice, but got {self.seeds}.")
+        for seed in self.seeds:
+            check_seed(seed)
+            if seed >= 2**31:
+                raise ValueError(f"`seeds` must lie below 2**31, but got {seed}.")
+        if not self.tasks:
+            raise ValueError("`tasks` must name at least one.")
+        for setting, names in (("tasks", self.tasks), ("systems", self.systems)):
+            if wrong := [name for name in names if not _NAME.fullmatch(name)]:
+                raise ValueError(
+                    f"`{setting}` has the name {wrong[0]!r}, but names are of letters, digits, `.`, `_` and `-`, since"
+                    " folders are called by them."
+                )
+        fitted = {encoder_system(layer, seed) for layer in self.encoder.layers for seed in self.seeds}
+        if clash := sorted({*ENCODER_ARMS, *CONTROL_ARMS, *fitted} & self.systems.keys()):
+            raise ValueError(f"`systems.{clash[0]}` has the name of an arm, or of units of the encoder; rename it.")
+        known = (*ENCODER_ARMS, *self.systems, *CONTROL_ARMS)
+        self.arms = list(known) if self.arms is None else self.arms
+        if not self.arms or len(set(self.arms)) < len(self.arms):
+            raise ValueError(f"`arms` must name at least one arm, none twice, but got {self.arms}.")
+        for arm in self.arms:
+            _check_among("arms", arm, known)
+        for name, task in self.tasks.items():
+            _check_among(f"tasks.{name}.layer", self.layer_of(name), self.encoder.layers)
+            if task.clips_per_label is not None and task.is_closed is False:
+                raise ValueError(f"`tasks.{name}.clips_per_label` is for closed tasks, which have labels.")
+        for name in self.robustness.tasks:
+            _check_among("robustness.tasks", name, self.tasks)
+
+    def is_closed(self, task: str) -> bool:
+        """Whether the answer of a task is one of the labels of its training."""
+        given = self.tasks[task].is_closed
+        return find_task(self.tasks[task].task).is_closed if given is None else given
+
+    def layer_of(self, task: str) -> int:
+        """Layer of the encoder that a task uses."""
+        chosen = self.tasks[task].layer
+        layer = self.encoder.layer if chosen is None else chosen
+        assert layer is not None  # filled in by the encoder's section
+        return layer
+
+    @property
+    def layers_used(self) -> list[int]:
+        """Layers of the encoder that a task uses, in the order of `encoder.layers`."""
+        used = {self.layer_of(name) for name in self.tasks}
+        return [layer for layer in self.encoder.layers if layer in used]
+
+
+def encoder_system(layer: int, seed: int) -> str:
+    """Name of the units of a layer of the study's encoder, fitted by a seed."""
+    return f"layer{layer}-seed{seed}"
+
+
+def _check_among(setting: str, value: Any, known: Iterable[Any]) -> None:
+    known = list(known)
+    if value not in known:
+        listed = ", ".join("null" if choice is None else str(choice) for choice in known)
+        raise ValueError(f"`{setting}` must be among {listed}, but got {value!r}.")
