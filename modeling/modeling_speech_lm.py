@@ -23,11 +23,7 @@ from .configuration_speech_lm import SpeechLMConfig
 from .continuous_heads import init_head_weights
 from .latent_bottleneck import LatentStatistics
 from .speech_lm_answers import SpeechAnswers
-from .speech_lm_checks import (
-    check_codec,
-    check_labels_stand_at_their_positions,
-    given_frames,
-)
+from .speech_lm_checks import check_codec, check_kept, check_labels, given_frames
 from .speech_lm_frames import CodeFrames, LatentFrames, ProjectedFrames
 from .speech_lm_generation import SpeechGeneration
 from .speech_lm_layouts import next_targets
@@ -244,7 +240,9 @@ class SpeechLMForConditionalGeneration(
             input_ids (`torch.LongTensor` of shape `(batch, num_positions)`, *optional*): Text and codes as ids. In the
                 delay and the continuous layout `<|audio|>` where a frame stands.
             attention_mask (`torch.Tensor` of shape `(batch, num_positions)`, *optional*): 1 for real positions.
-            position_ids, past_key_values, use_cache, logits_to_keep, kwargs: As the language model takes them.
+            position_ids, past_key_values, use_cache, logits_to_keep, kwargs: As the language model takes them. With
+                labels, `logits_to_keep` may be a tensor of the positions before targets, where these are few: `logits`
+                have these positions alone, and the losses are the same. It is for text; frames need all states.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, num_positions, input_size)`, *optional*): What is read
                 in place of ids and frames, as [`~SpeechLMForConditionalGeneration.embed_inputs`] gives it.
             audio_codes (`torch.LongTensor` of shape `(batch, num_codebooks, num_positions)`, *optional*): In the delay
@@ -273,7 +271,7 @@ class SpeechLMForConditionalGeneration(
                 the ids say; or if ids are not all and `piece_context` is not given, in a model that reads it.
         """
         if labels is not None:
-            self._check_labels(input_ids, audio_codes, audio_mask, labels)
+            check_labels(self.config, input_ids, audio_codes, audio_mask, labels)
         if generator is None and not self.training and labels is not None:
             generator = torch.Generator(self.device).manual_seed(0)
         if position_ids is None and past_key_values is None:
@@ -288,6 +286,9 @@ class SpeechLMForConditionalGeneration(
         elif self.frames is None:
             given_frames(self.config, input_ids, audio_codes, audio_latents, audio_mask)
             check_piece_context(piece_context, input_ids, self.config.piece_context)
+        is_chosen = isinstance(logits_to_keep, torch.Tensor)
+        if labels is not None and is_chosen:
+            check_kept(self.config, labels, logits_to_keep)
         with self._states_before_words() as states:
             outputs = self.language_model(
                 input_ids=input_ids if inputs_embeds is None else None,
@@ -295,13 +296,14 @@ class SpeechLMForConditionalGeneration(
                 past_key_values=past_key_values,
                 inputs_embeds=inputs_embeds,
                 use_cache=use_cache,
-                logits_to_keep=logits_to_keep if labels is None else 0,
+                logits_to_keep=logits_to_keep if labels is None or is_chosen else 0,
                 return_dict=True,
                 **kwargs,
             )
         losses = {}
         if labels is not None:
-            losses = self._losses(outputs.logits, labels, num_items_in_batch, states(), audio_latents, generator)
+            kept = logits_to_keep if is_chosen else None
+            losses = self._losses(outputs.logits, labels, num_items_in_batch, states(), audio_latents, generator, kept)
         elif isinstance(self.frames, CodeFrames):
             losses["audio_logits"] = self.frames.logits(states())
         return SpeechLMOutput(
@@ -312,27 +314,6 @@ class SpeechLMForConditionalGeneration(
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-    def _check_labels(
-        self,
-        input_ids: torch.Tensor | None,
-        audio_codes: torch.Tensor | None,
-        audio_mask: torch.Tensor | None,
-        labels: torch.Tensor,
-    ) -> None:
-        rows = {"flat": (), "delay": (1 + self.config.num_codebooks,), "continuous": (2,)}[self.config.layout]
-        rows = () if isinstance(self.frames, ProjectedFrames) else rows
-        if labels.dim() < 2 or labels.shape[1:-1] != rows:
-            shape = ", ".join(["batch", *map(str, rows), "num_positions"])
-            raise ValueError(
-                f"`labels` of the layout {self.config.layout!r} must have shape ({shape}), but have"
-                f" {tuple(labels.shape)}."
-            )
-        is_latent = None
-        if isinstance(self.frames, LatentFrames):
-            is_latent = audio_mask if input_ids is None else input_ids == self.config.audio_token_id
-        check_labels_stand_at_their_positions(input_ids, labels, audio_codes, is_latent)
-        self._check_length(labels.shape[-1])
 
     def embed_inputs(
         self,
@@ -391,14 +372,6 @@ class SpeechLMForConditionalGeneration(
         finally:
             handle.remove()
 
-    def _check_length(self, num_positions: int) -> None:
-        context = getattr(self.config.text_config, "max_position_embeddings", None)
-        if context is not None and num_positions > context:
-            raise ValueError(
-                f"A batch has {num_positions} positions, but the language model has {context}. Pass `max_length` to"
-                " the collator, which names the row."
-            )
-
     def _positions(self, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
         # Not all language models count from the first real position by themselves.
         if attention_mask is None or attention_mask.ndim != 2 or not self._takes_positions:
@@ -417,13 +390,15 @@ class SpeechLMForConditionalGeneration(
         states: torch.Tensor | None = None,
         audio_latents: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
+        kept: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         config = self.config
         ids = labels if labels.dim() == 2 else labels[:, 0]
         targets = next_targets(ids)  # (B, T): what the state at each position is to say
         is_target = targets != _IGNORED
         wanted = targets[is_target]
-        entropies = F.cross_entropy(logits[is_target].float(), wanted, reduction="none")  # (N,)
+        scores = logits[is_target if kept is None else is_target[:, kept]]
+        entropies = F.cross_entropy(scores.float(), wanted, reduction="none")  # (N,)
         at_target = entropies.new_zeros(ids.shape)
         at_target[:, 1:][is_target[:, :-1]] = entropies.detach()
         number = (labels[..., 1:] != _IGNORED).sum() if num_items is None else torch.as_tensor(num_items)

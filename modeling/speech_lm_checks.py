@@ -7,6 +7,70 @@ from typing import Any
 import torch
 
 from .speech_lm_ids import IGNORED
+from .speech_lm_layouts import next_targets
+
+
+def check_labels(
+    config: Any,
+    input_ids: torch.Tensor | None,
+    audio_codes: torch.Tensor | None,
+    audio_mask: torch.Tensor | None,
+    labels: torch.Tensor,
+) -> None:
+    """
+    Check that labels have the shape of the layout, stand where the model reads them, and fit its context.
+
+    Args:
+        config ([`SpeechLMConfig`]): The model's configuration.
+        input_ids, audio_codes, audio_mask, labels: See [`SpeechLMForConditionalGeneration`].
+
+    Raises:
+        ValueError: If they do not.
+    """
+    writes_latents = config.layout == "continuous" and config.audio_in == "tokens"
+    rows: tuple[int, ...] = (2,) if writes_latents else ()
+    if config.layout == "delay":
+        rows = (1 + config.num_codebooks,)
+    if labels.dim() < 2 or labels.shape[1:-1] != rows:
+        shape = ", ".join(["batch", *map(str, rows), "num_positions"])
+        raise ValueError(
+            f"`labels` of the layout {config.layout!r} must have shape ({shape}), but have {tuple(labels.shape)}."
+        )
+    is_latent = None
+    if writes_latents:
+        is_latent = audio_mask if input_ids is None else input_ids == config.audio_token_id
+    check_labels_stand_at_their_positions(input_ids, labels, audio_codes, is_latent)
+    context = getattr(config.text_config, "max_position_embeddings", None)
+    if context is not None and labels.shape[-1] > context:
+        raise ValueError(
+            f"A batch has {labels.shape[-1]} positions, but the language model has {context}. Pass `max_length` to"
+            " the collator, which names the row."
+        )
+
+
+def check_kept(config: Any, labels: torch.Tensor, kept: torch.Tensor) -> None:
+    """
+    Check the positions whose scores are enough for labels.
+
+    Args:
+        config ([`SpeechLMConfig`]): The model's configuration.
+        labels (`torch.Tensor` of shape `(batch, num_positions)`): Labels at their own positions.
+        kept (`torch.Tensor` of shape `(num_kept,)`): The positions.
+
+    Raises:
+        ValueError: If a target has none before it, they are not in order, or frames need those of all.
+    """
+    if labels.dim() > 2:
+        raise ValueError("`logits_to_keep` chooses among positions of text, but frames need the states of all.")
+    if torch.compiler.is_compiling():
+        return
+    is_target = next_targets(labels) != IGNORED
+    is_target[:, kept] = False
+    if bool(is_target.any()):
+        position = int(is_target.nonzero()[0, 1])
+        raise ValueError(f"`logits_to_keep` lacks position {position}, behind which `labels` has a target.")
+    if not bool((kept[1:] > kept[:-1]).all()):
+        raise ValueError("`logits_to_keep` must name positions in order, none twice.")
 
 
 def check_labels_stand_at_their_positions(
@@ -191,6 +255,8 @@ def check_codec(codec: Any, config: Any) -> None:
 __all__ = [
     "check_codec",
     "check_frames_stand_at_their_places",
+    "check_kept",
+    "check_labels",
     "check_labels_stand_at_their_positions",
     "given_frames",
 ]

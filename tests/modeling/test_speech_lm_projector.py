@@ -8,8 +8,8 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoModel
 
 from helpers.tiny_codecs import make_kmeans
+from helpers.tiny_speaking_lm import ARCHITECTURES, tiny_lm, tiny_row, tiny_speech_lm
 from helpers.tiny_speech_lm import bpe_tokenizer, make_row, tiny_codec, waveform
-from helpers.tiny_speaking_lm import ARCHITECTURES, tiny_lm
 from speech_tokenizers import KMeansUnitsFeatureExtractor, RVQCodecFeatureExtractor
 from speech_tokenizers.modeling.configuration_speech_lm import SpeechLMConfig
 from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
@@ -211,3 +211,20 @@ def test_what_cannot_be_is_refused():
     ):
         with pytest.raises(StrictDataclassClassValidationError, match=message):
             SpeechLMConfig(**fields)
+
+
+@pytest.mark.parametrize("layout", ["embeds", "flat"])
+def test_scores_at_the_positions_before_targets_are_enough(layout):
+    model, processor = hearing() if layout == "embeds" else tiny_speech_lm()
+    rows = rows_of(processor) if layout == "embeds" else [tiny_row("hi", 0, 5), tiny_row("hi tim", 1, 9)]
+    batch = batch_of(processor, rows)
+    whole = model(**batch)
+    kept = batch["labels"][:, 1:].ne(-100).any(0).nonzero()[:, 0]
+    chosen = model(**batch, logits_to_keep=kept)
+    torch.testing.assert_close(chosen.loss, whole.loss)
+    torch.testing.assert_close(chosen.target_losses, whole.target_losses)
+    assert chosen.logits.shape[1] == len(kept) < whole.logits.shape[1]
+    with pytest.raises(ValueError, match="lacks position"):
+        model(**batch, logits_to_keep=kept[1:])
+    with pytest.raises(ValueError, match="in order"):
+        model(**batch, logits_to_keep=kept.flip(0))

@@ -9,8 +9,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +22,8 @@ from speech_tokenizers.modeling.continuous_heads import build_head
 from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
 from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
 from speech_tokenizers.modeling.pronunciations import PronunciationLexicon
-from speech_tokenizers.modeling.speech_lm_frames import LatentFrames
+from speech_tokenizers.modeling.speech_lm_frames import LatentFrames, ProjectedFrames
+from speech_tokenizers.modeling.speech_lm_tasks import find_task
 from speech_tokenizers.modeling.speech_lm_text import build_speech_vocabulary
 from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 from speech_tokenizers.processing.speech_rows import read_speech_rows
@@ -52,6 +52,7 @@ from speech_tokenizers.training.language_models.speech_lm_items import (
     symbols_per_second,
     unit_durations,
 )
+from speech_tokenizers.training.language_models.speech_lm_losses import held_out_losses
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -129,6 +130,10 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
         delays (`list[int]`, *optional*), codebook_weights (`list[float]`, *optional*): Of the delay layout; see
             [`SpeechLMConfig`].
         latents ([`LatentArguments`]): What the continuous layout has.
+        audio_in (`str`, *optional*), projector_stack (`int`, *optional*), projector_hidden (`int`, *optional*),
+            latent_source (`str`, *optional*): How recordings are read; see [`SpeechLMConfig`]. With
+            `audio_in: embeds` of the settings of `latents` only `input_noise_std` counts. Default to those of the
+            speech language model that learns on, and else to the fields' own.
         text_alignment (`str`): See [`SpeechLMConfig`].
         piece_context (`int`, *optional*): Phones behind the own one that each position of speech is told, which
             makes speech by phones much quicker to learn; 0 tells nothing. Defaults to that of the speech language
@@ -159,6 +164,10 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
     delays: list[int] | None = None
     codebook_weights: list[float] | None = None
     latents: LatentArguments = dataclasses.field(default_factory=LatentArguments)
+    audio_in: str | None = None
+    projector_stack: int | None = None
+    projector_hidden: int | None = None
+    latent_source: str | None = None
     text_alignment: str = "none"
     piece_context: int | None = None
     unit_coding: str | None = None
@@ -181,6 +190,8 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
         RunArguments.__post_init__(self)
         check_positive(self, "batch_positions", "eval_steps", *(["batch_seconds"] if self.batch_seconds else []))
         check_not_negative(self, "text_loss_weight", "audio_loss_weight")
+        for name in self.tasks:
+            find_task(name)
         if not self.tasks or any(weight <= 0 for weight in self.tasks.values()):
             raise ValueError("`tasks` must name at least one task, each with a positive weight.")
 
@@ -198,6 +209,7 @@ class SpeechLMTrainer(RecipeTrainer):
     def __init__(self, *args: Any, recipe: SpeechLMArguments, held_out: SpeechLMItems | None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.recipe, self.held_out = recipe, held_out
+        self._speaks = any(find_task(name).output == "speech" for name in recipe.tasks)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the losses of held-out rows, where it is time for them."""
@@ -216,6 +228,10 @@ class SpeechLMTrainer(RecipeTrainer):
         """The loss of a micro-batch; the model is not told of tasks, which only the log knows."""
         inputs = dict(inputs)
         self._tasks = inputs.pop("tasks", None)
+        labels = inputs["labels"]
+        if labels.dim() == 2 and not self._speaks:
+            # Answers are short, and a vocabulary is large.
+            inputs["logits_to_keep"] = (labels[:, 1:] != -100).any(0).nonzero()[:, 0]
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def measures(
@@ -227,7 +243,7 @@ class SpeechLMTrainer(RecipeTrainer):
         is_target[..., 0] = False
         config = self.accelerator.unwrap_model(self.model).config
         found: dict[str, tuple[torch.Tensor, torch.Tensor | int | None]] = {}
-        if config.layout == "flat":
+        if labels.dim() == 2:
             is_code = config.speech_ids.is_unit(labels) & is_target
             found["text_loss"] = (losses * ~is_code).sum(), (is_target & ~is_code).sum()
             found["audio_loss"] = (losses * is_code).sum(), is_code.sum()
@@ -274,6 +290,8 @@ def build_speech_lm(
         model.config.audio_loss_weight = args.audio_loss_weight
     else:
         model, processor = _with_new_words(args, folder, codec, feature_extractor, rows)
+    if folder is None or model.config.tasks or load_config(folder).model_type != SPEECH_LM:
+        remember_tasks(model.config, args.tasks, rows)  # of a model that does not say what it knows, nothing is said
     if args.data.pronunciations is not None:
         processor.attach_pronouncer(PronunciationLexicon.from_file(args.data.pronunciations))
     return model, processor
@@ -285,10 +303,13 @@ def _with_new_words(
     # Of a language model in a folder, or of one that begins at random.
     tokenizer = build_speech_vocabulary() if folder is None else AutoTokenizer.from_pretrained(folder)
     has_latents = "audio_latents" in rows.column_names
-    layout = args.layout or ("continuous" if has_latents else "flat")
+    audio_in = args.audio_in or "tokens"
+    layout = args.layout or ("continuous" if has_latents or audio_in == "embeds" else "flat")
     if layout != "continuous" and args.latents != LatentArguments():
         raise ValueError(f"`latents` belongs to `layout: continuous`, but the layout is {layout!r}; leave it out.")
-    of_rows = None if has_latents else int(rows[0]["num_quantizers"])
+    of_rows = None if "audio_codes" not in rows.column_names else int(rows[0]["num_quantizers"])
+    given = ("projector_stack", "latent_source")
+    reading = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
     processor = SpeechLMProcessor.from_tokenizer(
         tokenizer,
         codec,
@@ -298,6 +319,8 @@ def _with_new_words(
         num_codebooks=args.num_codebooks or of_rows,
         layout=layout,
         delays=args.delays,
+        audio_in=audio_in,
+        **reading,
         unit_coding=args.unit_coding or "frames",
         unit_bpe=None if args.unit_bpe is None else UnitBPE.from_pretrained(args.unit_bpe),
         max_duration=args.max_duration,
@@ -321,9 +344,30 @@ def _with_new_words(
         audio_loss_weight=args.audio_loss_weight,
         codebook_weights=args.codebook_weights,
         piece_context=args.piece_context,
+        projector_hidden=args.projector_hidden or 0,
         **(dataclasses.asdict(args.latents) if layout == "continuous" else {}),
     )
     return model, processor
+
+
+def remember_tasks(config: Any, tasks: Iterable[str], rows: Any) -> None:
+    """
+    Write into a configuration what a model is about to learn: the names of tasks, and the labels of closed ones.
+
+    Args:
+        config ([`SpeechLMConfig`]): The configuration. What it names already stays.
+        tasks (iterable of `str`): Names of the tasks.
+        rows (`datasets.Dataset`): The rows to learn from.
+    """
+    names = list(tasks)
+    labels = dict(config.task_labels)
+    for name in names:
+        task = find_task(name)
+        if task.is_closed and task.target in rows.column_names:
+            found = {label.strip() for label in rows[task.target] if label is not None and label.strip()}
+            labels[name] = sorted(found | set(labels.get(name, ())))
+    config.tasks = [*config.tasks, *(name for name in names if name not in config.tasks)]
+    config.task_labels = labels
 
 
 def _piece_labels(args: SpeechLMArguments, rows: Any) -> list[str]:
@@ -343,6 +387,7 @@ def _piece_labels(args: SpeechLMArguments, rows: Any) -> list[str]:
 def _check_learns_on(args: SpeechLMArguments, model: SpeechLMForConditionalGeneration) -> None:
     config = model.config
     names = ("text_alignment", "piece_context", "layout", "delays", "unit_coding", "max_duration")
+    names += ("audio_in", "projector_stack", "projector_hidden", "latent_source")  # type: ignore[assignment]
     own = {name: getattr(config, name) for name in names}
     own["num_codebooks"] = config.coding.codec_sizes(config.num_codebooks, config.codebook_size)[0]
     own["codebook_weights"] = config.codebook_weights
@@ -378,7 +423,7 @@ def train_speech_lm(args: SpeechLMArguments) -> dict[str, Any]:
     """
     if args.lora is not None:
         args.lora.require()
-    output, processes = Path(args.output_dir), process_state()
+    processes = process_state()
     inputs: dict[str, Any] = {"codec": fingerprint_of(args.codec), "data.train": rows_fingerprint(args.data.train)}
     if isinstance(args.language_model, str):
         inputs["language_model"] = fingerprint_of(args.language_model)
@@ -386,16 +431,41 @@ def train_speech_lm(args: SpeechLMArguments) -> dict[str, Any]:
         inputs["unit_bpe"] = fingerprint_of(args.unit_bpe)
     if args.data.eval is not None:
         inputs["data.eval"] = rows_fingerprint(args.data.eval)
+
+    def read(codec: Any) -> list[Any]:
+        folders = (args.data.train, args.data.eval)
+        return [None if folder is None else read_speech_rows(folder, codec=codec) for folder in folders]
+
+    found = train_on_rows(args, read, inputs)
+    processes.wait_for_everyone()
+    return found
+
+
+def train_on_rows(
+    args: SpeechLMArguments, read: Callable[[Any], Sequence[Any]], inputs: dict[str, Any]
+) -> dict[str, Any]:
+    """
+    [`train_speech_lm`] on rows that are read otherwise than from the folders of the recipe.
+
+    Args:
+        args ([`SpeechLMArguments`]): The recipe.
+        read (callable): Function of the codec that gives the rows to learn from and the held-out rows or `None`.
+        inputs (`dict`): Fingerprints of what the training begins with; with others, it is not continued.
+
+    Raises:
+        ValueError: As [`train_speech_lm`].
+    """
+    output = Path(args.output_dir)
     result_file = output / "results.json"
     finished = ("",) if result_file.is_file() else ()
     RunRecord(output, args, inputs, finished).check()
-    codec, feature_extractor = load(args.codec)
-    codec = as_speech_codec(codec, feature_extractor)
     if not finished:
-        rows = read_speech_rows(args.data.train, codec=codec)
+        codec, feature_extractor = load(args.codec)
+        codec = as_speech_codec(codec, feature_extractor)
+        rows, held_out = read(codec)
         model, processor = build_speech_lm(args, codec, feature_extractor, rows)
-        _train(args, codec, model, processor, rows, output, inputs)
-    processes.wait_for_everyone()
+        _train(args, model, processor, rows, held_out, output, inputs)
+    process_state().wait_for_everyone()
     if (fault := file_fault(result_file)) is not None:
         raise ValueError(f"{result_file} {fault}; delete it to measure anew.")
     return json.loads(result_file.read_text("utf-8"))
@@ -403,10 +473,10 @@ def train_speech_lm(args: SpeechLMArguments) -> dict[str, Any]:
 
 def _train(
     args: SpeechLMArguments,
-    codec: Any,
     model: SpeechLMForConditionalGeneration,
     processor: SpeechLMProcessor,
     rows: Any,
+    eval_rows: Any,
     output: Path,
     inputs: dict[str, Any],
 ) -> None:
@@ -415,20 +485,14 @@ def _train(
     hidden = config.condition_dropout
     items = SpeechLMItems(rows, processor, args.tasks, args.seed, max_length=longest, condition_dropout=hidden)
     rank = None
-    if isinstance(model.frames, LatentFrames):
+    if isinstance(model.frames, LatentFrames | ProjectedFrames):
         mean, covariance = latent_moments(rows, processor)
         rank = float(covariance.trace() ** 2 / covariance.square().sum())
         if not bool(model.frames.statistics.num_updates):  # a model that learns on has them
             model.frames.set_statistics(mean, covariance.diagonal())
     held_out = None
-    if args.data.eval is not None:
-        held_out = SpeechLMItems(
-            read_speech_rows(args.data.eval, codec=codec),
-            processor,
-            args.tasks,
-            seed=args.seed,
-            max_length=longest,
-        )
+    if eval_rows is not None:
+        held_out = SpeechLMItems(eval_rows, processor, args.tasks, seed=args.seed, max_length=longest)
     positions_per_second = float(items.lengths.sum() / sum(rows["seconds"]))
     batch_positions = args.batch_positions
     if args.batch_seconds is not None:
@@ -440,8 +504,10 @@ def _train(
         )
     if processor.text_alignment == "phone":
         model.set_piece_frames(piece_frames(rows, processor, known=model.config.piece_frames))
-    model.config.frames_per_character = frames_per_character(rows, processor)
-    model.config.longest_loop_seconds = longest_loop_seconds(rows, processor)
+    speaks = any(find_task(name).output == "speech" for name in args.tasks)
+    if speaks:
+        model.config.frames_per_character = frames_per_character(rows, processor)
+        model.config.longest_loop_seconds = longest_loop_seconds(rows, processor)
     claim_output(args, inputs)
     learner: Any = model if args.lora is None else args.lora.add_to(model, args.seed)
     trainer = SpeechLMTrainer(
@@ -453,7 +519,9 @@ def _train(
         recipe=args,
         held_out=held_out,
     )
-    curves = ["loss", "text_loss", "audio_loss", *(["held_out_audio_loss"] if held_out is not None else [])]
+    main = "audio" if speaks else "text"
+    curves = ["loss", "text_loss", "audio_loss"] if speaks else ["text_loss"]
+    curves += [f"held_out_{main}_loss"] if held_out is not None else []
     if rank is not None:
         print(f"effective rank of the latents: {rank:.1f} of {config.latent_dim}", file=sys.stderr)
     train_until_done(trainer, output, curves)
@@ -479,64 +547,6 @@ def _train(
         model.save_pretrained(final)
         processor.save_pretrained(final)
     write_whole(output / "results.json", json.dumps(results, indent=2))
-
-
-@torch.no_grad()
-def held_out_losses(
-    model: SpeechLMForConditionalGeneration, items: SpeechLMItems, args: SpeechLMArguments
-) -> dict[str, Any]:
-    """
-    Mean losses over the targets of held-out rows, in nats: of text and pieces, of codes, of each codebook; and in the
-    continuous layout of the head and of ends. What is a likelihood is told in bits a second of speech, too.
-    """
-    collate, config = pad_items(items.processor), model.config
-    sums: Counter[str] = Counter()
-    counts: Counter[str] = Counter()
-    chosen = sorted(range(min(len(items), args.data.max_eval_rows)), key=lambda index: items.lengths[index])
-    size_of_batch = max(1, args.batch_positions // max(1, int(items.lengths.max())))
-    for first in range(0, len(chosen), size_of_batch):
-        batch = collate([items[index] for index in chosen[first : first + size_of_batch]])
-        batch = {name: value.to(model.device) for name, value in batch.items() if name != "tasks"}
-        outputs, labels = model(**batch), batch["labels"][..., 1:].cpu()
-        losses = outputs.target_losses[..., 1:].double().cpu()
-        kinds = _kinds_of_targets(labels, config)
-        for name, is_kind in kinds.items():
-            counts[name] += int(is_kind.sum())
-            if name in ("audio", "stop") and config.layout == "continuous":
-                sums[name] += float(outputs[f"{name}_loss"]) * int(is_kind.sum())
-            else:
-                sums[name] += float(losses[is_kind if losses.dim() == is_kind.dim() else is_kind[:, 0]].sum())
-    means = {name: sums[name] / max(1, count) for name, count in counts.items()}
-    codebooks = [name for name in means if isinstance(name, int)]
-    found: dict[str, Any] = {"held_out_rows": len(chosen)}
-    seconds = math.log(2) * sum(items.rows["seconds"][index] for index in chosen)
-    found["held_out_text_bits_per_second"] = sums["text"] / seconds
-    found |= {f"held_out_{name}_loss": mean for name, mean in means.items() if name not in codebooks}
-    if codebooks:
-        total = sum(counts[name] for name in codebooks)
-        found["held_out_audio_loss"] = sum(sums[name] for name in codebooks) / max(1, total)
-        found["held_out_audio_bits_per_second"] = sum(sums[name] for name in codebooks) / seconds
-        found["held_out_codebook_losses"] = [means[name] for name in codebooks]
-    return found
-
-
-def _kinds_of_targets(labels: torch.Tensor, config: Any) -> dict[Any, torch.Tensor]:
-    # Masks of the shape of the labels, by the names of kinds, or the numbers of codebooks.
-    is_target = labels != -100
-    if config.layout == "flat":
-        is_code = config.speech_ids.is_unit(labels) & is_target
-        codebook = (labels - config.audio_offset) // config.codebook_size
-        masks = {number: is_code & (codebook == number) for number in range(config.num_codebooks)}
-        return {"text": is_target & ~is_code, **masks}
-    rows = torch.arange(labels.shape[1])[:, None]
-    if config.layout == "delay":
-        masks = {number: is_target & (rows == number + 1) for number in range(config.num_codebooks)}
-        return {"text": is_target & (rows == 0), **masks}
-    return {
-        "text": is_target & (rows == 0),
-        "audio": is_target & (rows == 1) & (labels == 0),
-        "stop": is_target & (rows == 1),
-    }
 
 
 def results_table(results: dict[str, Any]) -> str:
