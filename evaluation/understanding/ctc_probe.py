@@ -21,7 +21,7 @@ from speech_tokenizers.evaluation.understanding.probes import ProbeAnswers, chec
 WINDOW = 3  # frames
 # Windows a second, about: phones are said at 10 to 15 a second.
 WINDOW_RATE = 25.0
-NUM_PASSES = 20
+NUM_STEPS = 1500
 # Passes after which the development clips are looked at, as shares of all.
 SNAPSHOTS = (0.4, 0.6, 0.8, 1.0)
 BATCH_SIZE = 16  # clips
@@ -43,7 +43,7 @@ def ctc_probe(
     features: Sequence[np.ndarray] | None = None,
     codes: Sequence[np.ndarray] | None = None,
     codebook_size: int = 0,
-    num_passes: int = NUM_PASSES,
+    num_steps: int = NUM_STEPS,
     seed: int = 0,
 ) -> ProbeAnswers:
     """
@@ -63,7 +63,8 @@ def ctc_probe(
         codes (sequence of `np.ndarray` of shape `(num_quantizers, num_frames)`, *optional*): Codes of each clip. With
             both, the scores of both are added up.
         codebook_size (`int`, *optional*): Number of units in a codebook; needed with `codes`.
-        num_passes (`int`, *optional*, defaults to 20): Number of passes over the training clips.
+        num_steps (`int`, *optional*, defaults to 1500): Number of steps, of 16 clips each; the last pass over the
+            training clips is completed.
         seed (`int`, *optional*, defaults to 0): Seed for the order of the batches.
 
     Returns:
@@ -77,8 +78,8 @@ def ctc_probe(
     given = [part for part in (features, codes) if part is not None]
     if not given:
         raise ValueError("Give `features`, `codes` or both.")
-    if num_passes < 1:
-        raise ValueError(f"`num_passes` must be at least 1, but got {num_passes}.")
+    if num_steps < 1:
+        raise ValueError(f"`num_steps` must be at least 1, but got {num_steps}.")
     numbers = checked_splits(splits, targets, *given)
     symbols = sorted({symbol for clip in numbers["train"] for symbol in targets[clip].split()})
     frames = _Frames(features, codes, codebook_size, numbers["train"], max(1, round(frame_rate / WINDOW_RATE)))
@@ -97,6 +98,7 @@ def ctc_probe(
         ]
     )
     batches = frames.batches(learnt)
+    num_passes = -(-num_steps // len(batches))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_passes * len(batches))
     looks = sorted({max(1, round(share * num_passes)) for share in SNAPSHOTS})
     dev_targets = [targets[clip] for clip in numbers["dev"]]
@@ -155,13 +157,13 @@ class _Frames:
             raise ValueError(f"Clip {int(np.argmin(self.num_frames))} has no frame; leave it out of the manifest.")
         self.num_windows = -(-self.num_frames // stride)
         if features is not None:
+            if not all(np.isfinite(part).all() for part in features):
+                raise ValueError("The features of some clip are not finite.")
             sums = sum(features[clip].sum(0, dtype=np.float64) for clip in train)
             squares = sum((features[clip].astype(np.float64) ** 2).sum(0) for clip in train)
             total = self.num_frames[train].sum()
             self.mean = sums / total
             spread = np.sqrt(np.maximum(squares / total - self.mean**2, 0.0))
-            if not np.isfinite(spread).all() or not all(np.isfinite(part).all() for part in features):
-                raise ValueError("The features of some clip are not finite.")
             # A dimension that is constant in training is left out.
             varies = spread > 1e-6 * np.abs(self.mean)
             self.scale = np.where(varies, 1 / np.where(varies, spread, 1.0), 0.0)
