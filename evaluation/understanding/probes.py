@@ -188,7 +188,8 @@ def ridge_probe(blocks: Sequence[Block], targets: Sequence[str], splits: Sequenc
     Label the test clips by ridge regression to one column for each label.
 
     The penalty is the one that labels most development clips rightly; among equals, the one with the least squared
-    error there. All blocks weigh the same, whatever their number of columns. The result is exact: there is no seed.
+    error there. Blocks weigh the same, whatever their number of columns, unless the development clips are labelled
+    better where one of them has nine tenths of all weight. The result is exact: there is no seed.
 
     Args:
         blocks (sequence of [`Block`]): Inputs, one beside the other. All have a row for each clip.
@@ -206,16 +207,17 @@ def ridge_probe(blocks: Sequence[Block], targets: Sequence[str], splits: Sequenc
         raise ValueError("`blocks` is empty; a probe needs something to look at.")
     labels = np.asarray(targets, dtype=object)
     train, dev = numbers["train"], numbers["dev"]
-    fit = _RidgeFit(_beside(blocks, train), labels, train)
-    hits, errors = [], []
-    for scores in fit.scores(dev, PENALTIES):
-        hits.append((fit.best(scores) == labels[dev]).mean())
-        errors.append(((scores - fit.columns(labels[dev])) ** 2).mean())
-    chosen = min(range(len(PENALTIES)), key=lambda place: (-hits[place], errors[place]))
+    found = []
+    for shares in _shares(len(blocks)):
+        fit = _RidgeFit(_beside(blocks, shares, train), labels, train)
+        for penalty, scores in zip(PENALTIES, fit.scores(dev, PENALTIES), strict=True):
+            misses = (fit.best(scores) != labels[dev]).mean()
+            found.append((misses, ((scores - fit.columns(labels[dev])) ** 2).mean(), penalty, shares))
+    misses, _, penalty, shares = min(found, key=lambda choice: choice[:2])
     both = np.concatenate([train, dev])
-    fit = _RidgeFit(_beside(blocks, both), labels, both)
-    (scores,) = fit.scores(numbers["test"], PENALTIES[chosen : chosen + 1])
-    return ProbeAnswers(fit.best(scores).tolist(), PENALTIES[chosen], float(100 * hits[chosen]))
+    fit = _RidgeFit(_beside(blocks, shares, both), labels, both)
+    (scores,) = fit.scores(numbers["test"], [penalty])
+    return ProbeAnswers(fit.best(scores).tolist(), penalty, float(100 * (1 - misses)))
 
 
 def pooled_ridge(
@@ -336,8 +338,20 @@ class _RidgeFit:
         return self.labels[scores.argmax(1)]
 
 
-def _beside(blocks: Sequence[Block], learnt_from: np.ndarray) -> np.ndarray:
-    return np.concatenate([block.standardized(learnt_from) for block in blocks], axis=1) / np.sqrt(len(blocks))
+def _shares(num_blocks: int) -> list[np.ndarray]:
+    # Shares of the blocks in the clips' inner products: equal ones, and those where one block has most.
+    equal = np.full(num_blocks, 1 / num_blocks)
+    if num_blocks == 1:
+        return [equal]
+    return [
+        equal,
+        *(np.where(np.arange(num_blocks) == most, 0.9, 0.1 / (num_blocks - 1)) for most in range(num_blocks)),
+    ]
+
+
+def _beside(blocks: Sequence[Block], shares: np.ndarray, learnt_from: np.ndarray) -> np.ndarray:
+    parts = [block.standardized(learnt_from) * share**0.5 for block, share in zip(blocks, shares, strict=True)]
+    return np.concatenate(parts, axis=1)
 
 
 def _segments(num_frames: int, num_segments: int, clip: int) -> list[slice]:

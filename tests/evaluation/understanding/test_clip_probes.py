@@ -94,6 +94,17 @@ def test_blocks_add_to_each_other(planted):
     assert right[2] > max(right[:2]) + 0.1
 
 
+def test_a_block_that_says_nothing_does_no_harm(planted):
+    """Where blocks weighed the same, a block of noise would be half of what the probe sees."""
+    noise = Block(np.random.default_rng(0).standard_normal((240, 300)))
+    told = bag_block([codes[1:] for codes in planted.codes], CODEBOOK_SIZE)
+    alone, beside = (
+        share_right(ridge_probe(blocks, planted.targets, planted.splits).answers, planted.tested)
+        for blocks in ([told], [told, noise])
+    )
+    assert beside > alone - 0.05
+
+
 def test_blocks_weigh_the_same_whatever_their_width(planted):
     block = pooled_block(planted.features)
     wide = Block(np.tile(block.values, 50))
