@@ -15,6 +15,7 @@ import abc
 import dataclasses
 import hashlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -270,6 +271,46 @@ def room_response(
 
 
 @dataclasses.dataclass(frozen=True)
+class FarMicrophone(Perturbation):
+    """
+    A microphone far from the speaker: most of what it hears is reverberation, and the room is not quiet.
+
+    Args:
+        low, high (`float`): Ends of the range of decay times, in seconds, that is drawn from evenly.
+        direct_to_reverberant (`float`): Energy of the direct sound relative to that of the rest, in dB.
+        signal_to_noise (`float`): Power of the reverberant speech relative to that of the noise, in dB.
+        source (`"speech_shaped"`, `"pink"`, `"white"` or [`NoiseFolder`]): Source of the noise; see [`Noise`].
+
+    Raises:
+        ValueError: If a setting is none of these.
+    """
+
+    low: float = 0.4
+    high: float = 0.8
+    direct_to_reverberant: float = -6.0
+    signal_to_noise: float = 15.0
+    source: NoiseColour | NoiseFolder = "pink"
+
+    def __post_init__(self) -> None:
+        self._parts()
+
+    def _parts(self) -> tuple[Reverberation, Noise]:
+        return (
+            Reverberation(((1.0, self.low, self.high),), self.direct_to_reverberant),
+            Noise(self.signal_to_noise, self.signal_to_noise, source=self.source),
+        )
+
+    def apply(self, audio: np.ndarray, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
+        for part in self._parts():
+            audio = part.apply(audio, sampling_rate, generator)
+        return audio
+
+    @property
+    def description(self) -> str:
+        return "; ".join(part.description for part in self._parts())
+
+
+@dataclasses.dataclass(frozen=True)
 class Gain(Perturbation):
     """
     Make a recording louder or softer, but no louder than that its peak is 1.
@@ -489,6 +530,25 @@ def default_perturbations(noise_folder: Path | None = None) -> dict[str, Perturb
         "opus": Transcoding("opus", 16),
         "mp3": Transcoding("mp3", 32),
     }
+
+
+def listening_conditions(
+    signal_to_noise: Sequence[float] = (20.0, 10.0, 5.0, 0.0), room: bool = True, far: bool = True
+) -> dict[str, Perturbation]:
+    """
+    Conditions under which understanding is tested, from easy to hard, by the names that tables show.
+
+    Args:
+        signal_to_noise (sequence of `float`): Ratios of speech to speech-shaped noise, in dB. All have the same noise.
+        room (`bool`, *optional*, defaults to `True`): Whether [`Reverberation`] is among them, as `room`.
+        far (`bool`, *optional*, defaults to `True`): Whether [`FarMicrophone`] is among them, as `far`.
+    """
+    conditions: dict[str, Perturbation] = {f"noise_{ratio:g}db": Noise(ratio, ratio) for ratio in signal_to_noise}
+    if room:
+        conditions["room"] = Reverberation()
+    if far:
+        conditions["far"] = FarMicrophone()
+    return conditions
 
 
 def perturb(

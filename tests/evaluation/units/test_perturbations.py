@@ -10,6 +10,7 @@ from scipy import signal
 
 from speech_tokenizers.evaluation.peers import estimate_delay
 from speech_tokenizers.evaluation.units.perturbations import (
+    FarMicrophone,
     Gain,
     Noise,
     NoiseFolder,
@@ -19,6 +20,7 @@ from speech_tokenizers.evaluation.units.perturbations import (
     Transcoding,
     default_perturbations,
     generate_noise,
+    listening_conditions,
     perturb,
     room_response,
     shift_pitch,
@@ -225,6 +227,38 @@ def test_reverberation_moves_nothing_in_time_and_keeps_the_level(voice):
     response = perturb(click, Reverberation(((1.0, 0.2, 0.2),)), 0)
     assert not response[:2990].round(6).any()
     assert np.argmax(np.abs(response)) == 3000
+
+
+def test_a_far_microphone_hears_the_room_more_than_the_voice_and_noise(voice):
+    click = np.zeros(2 * RATE)
+    click[3000] = 1.0
+    quiet = FarMicrophone(0.5, 0.5, -6.0, signal_to_noise=200.0)
+    response = perturb(click, quiet, 0)
+    rest = np.delete(response, 3000)
+    assert 10 * np.log10(response[3000] ** 2 / np.sum(rest**2)) == pytest.approx(-6, abs=0.1)
+    # The same draw without noise, and with it: what is added has the stated ratio.
+    reverberant, noisy = (
+        perturb(voice, FarMicrophone(signal_to_noise=ratio), 0, "clip").astype(np.float64) for ratio in (200.0, 15.0)
+    )
+    assert level(reverberant) - level(noisy - reverberant) == pytest.approx(15, abs=0.01)
+    assert level(reverberant) == pytest.approx(level(voice), abs=1e-3)
+    assert len(noisy) == len(voice)
+    assert not perturb(np.zeros(RATE), FarMicrophone(), 0).any()
+    with pytest.raises(ValueError, match="above 0 s"):
+        FarMicrophone(low=0.0)
+    with pytest.raises(ValueError, match="`source`"):
+        FarMicrophone(source="brown")
+
+
+def test_listening_conditions_share_their_noise_and_have_the_stated_ratios(voice):
+    conditions = listening_conditions((20.0, 0.0), far=False)
+    assert list(conditions) == ["noise_20db", "noise_0db", "room"]
+    assert list(listening_conditions((), room=False)) == ["far"]
+    weak, strong = (
+        perturb(voice, conditions[name], 0, "clip").astype(np.float64) - voice for name in ("noise_20db", "noise_0db")
+    )
+    assert level(voice) - level(strong) == pytest.approx(0, abs=1e-3)
+    np.testing.assert_allclose(10 * weak, strong, atol=1e-5)
 
 
 def test_gain_is_within_its_range_and_never_clips(voice):
