@@ -239,7 +239,8 @@ class SpeechLMConfig(PreTrainedConfig):
                 raise ValueError(f"`task_labels` has the task {task!r}, which is not among `tasks`, {self.tasks}.")
             if not labels or not all(label.strip() for label in labels) or len(set(labels)) < len(labels):
                 raise ValueError(
-                    f"`task_labels` of the task {task!r} must be different labels that are not empty, but are {labels}."
+                    f"`task_labels` of the task {task!r} must be different labels that are not empty, but are"
+                    f" {labels}."
                 )
 
     def _check_layout(self) -> None:
