@@ -31,7 +31,8 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 	.processing.speech_row_format .processing.speech_rows .coding.row_coding .coding.speech_lm_loading .coding.served_speech \
 	.conversion.causal_lm_checks .conversion.causal_lm_export .conversion.causal_lm_readme .conversion.speech_grammar \
 	.training.language_models.lora_settings .training.language_models.speech_lm_adapters \
-	.training.studies.lm_token_study .training.studies.lm_token_report)
+	.training.studies.lm_token_study .training.studies.lm_token_report \
+	.commands.ask .evaluation.understanding.answering .evaluation.understanding.command .evaluation.understanding.answer_report)
 # On a few shared cores, tiny models are faster on one thread than on several that wait for each other.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
