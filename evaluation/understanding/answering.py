@@ -217,8 +217,8 @@ class AnswersFile:
             raise ValueError(f"{self.path} holds no answers; remove it, or choose another output folder.") from error
         if others := sorted(name for name in found.keys() | settings if found.get(name) != settings.get(name)):
             raise ValueError(
-                f"{self.path} holds answers of another run, which differs in {', '.join(others)}; choose another output"
-                " folder, or remove it."
+                f"{self.path} holds answers of another run, which differs in {', '.join(others)}; choose another"
+                " output folder, or remove it."
             )
         num_kept = len(records) if len(records) == num_answers else len(records) // batch_size * batch_size
         self._file.cut(sum(map(len, whole[: 1 + num_kept])))
