@@ -22,8 +22,8 @@ ANSWERS = {"a": ("calm", "size: large"), "b": ("angry", "drink: tea")}
 def recordings(tmp_path_factory):
     """A folder with `a.wav`, a tone, and `b.wav`, noise."""
     folder = tmp_path_factory.mktemp("recordings")
-    soundfile.write(folder / "a.wav", 0.5 * np.sin(np.arange(160) / 3), 800)
-    soundfile.write(folder / "b.wav", 0.5 * np.random.default_rng(0).uniform(-1, 1, 240), 800)
+    soundfile.write(folder / "a.wav", 0.5 * np.sin(np.arange(320) / 6), 1600)
+    soundfile.write(folder / "b.wav", 0.5 * np.random.default_rng(0).uniform(-1, 1, 480), 1600)
     return folder
 
 
@@ -54,7 +54,7 @@ def test_one_of_a_set_is_chosen_with_probabilities(model, recordings, capsys):
     assert (code, lines) == (0, [f"{recordings}/a.wav: calm", f"{recordings}/b.wav: angry"])
     code, lines, _ = ask(capsys, recordings / "a.wav", "--task", "emotion", "--model", model, "--probabilities")
     assert code == 0
-    assert lines[0].startswith(f"{recordings}/a.wav: calm (calm 0.")
+    assert lines[0].startswith(f"{recordings}/a.wav: calm (calm ")
     options = ("--task", "emotion", "--model", model, "--json", "--probabilities", "--answers", "sad", "angry")
     code, lines, _ = ask(capsys, recordings / "b.wav", *options)
     found = json.loads(lines[0])
