@@ -232,9 +232,12 @@ class SpeechAnswers:
             )
         found = {name: part.to(self.device) for name, part in inputs.items()}
         ids, end = found["input_ids"], torch.tensor(prompt_end, device=self.device)
-        is_asked = (ids[:, -len(end) :] == end).all(-1) if ids.shape[1] >= len(end) else ids.new_zeros(len(ids)).bool()
-        if not bool(is_asked.all() & found["attention_mask"][:, -1].bool().all()):
-            row = int((~(is_asked & found["attention_mask"][:, -1].bool())).long().argmax())
+        is_asked = found["attention_mask"][:, -1].bool()
+        # Some tokenizers have no id for what stands behind the clip.
+        last = ids[:, max(0, ids.shape[1] - len(end)) :]
+        is_asked &= (last == end).all(-1) if last.shape[1] == len(end) else False
+        if not bool(is_asked.all()):
+            row = int((~is_asked).long().argmax())
             raise ValueError(
                 f"Prompt {row} does not end where an answer begins; make it by `task_inputs` of the processor, padded"
                 " on the left."

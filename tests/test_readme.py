@@ -19,6 +19,7 @@ from speech_tokenizers import (
     load_speech_lm,
 )
 from speech_tokenizers.cli import _build_parser, _join_command, main
+from speech_tokenizers.modeling.speech_lm_tasks import TASKS
 from speech_tokenizers.training.common.recipe_files import recipe_names
 
 
@@ -122,6 +123,13 @@ def check_speaking(names, folder):
     assert names["again"].tries.shape == (1,)
 
 
+def check_understanding(names, folder):
+    assert set(names["chosen"].texts) <= {"calm", "glad"}
+    assert names["chosen"].probabilities.shape == (3, 2)
+    assert len(names["written"].texts) == 3
+    del TASKS["mood"]
+
+
 CHECKS = {
     "README.md": check_readme,
     "docs/interface.md": check_interface,
@@ -134,19 +142,22 @@ CHECKS = {
     "docs/serving.md": check_serving,
     "docs/adapters.md": check_adapters,
     "docs/speaking.md": check_speaking,
+    "docs/understanding.md": check_understanding,
 }
 
 
-def make_rows(folder):
+def make_rows(folder, page="docs/speech_language_models.md", place=0):
     """The rows that the page's command makes."""
-    lines = [{"file_name": f"{name}.wav", "text": text} for name, text in (("a", "one"), ("b", "two"), ("c", "three"))]
+    texts = (("a", "one", "calm"), ("b", "two", "glad"), ("c", "three", "calm"))
+    lines = [{"file_name": f"{name}.wav", "text": text, "mood": mood} for name, text, mood in texts]
     metadata = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "recordings" / "metadata.jsonl").write_text(metadata, encoding="utf-8")
-    (command,) = [line for line in blocks(PAGES["docs/speech_language_models.md"], "bash")[0].splitlines() if line]
+    (command,) = [line for line in blocks(PAGES[page], "bash")[place].splitlines() if line]
     assert main(shlex.split(command)[1:]) == 0
 
 
 SETUPS = dict.fromkeys(("README.md", "docs/speech_language_models.md", "docs/adapters.md"), make_rows)
+SETUPS["docs/understanding.md"] = lambda folder: make_rows(folder, "docs/understanding.md", 1)
 
 
 def test_every_page_with_python_is_checked():

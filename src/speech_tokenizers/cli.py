@@ -203,6 +203,9 @@ _GROUPS = {
         "export-lm": ("write a speech language model as a plain one, for servers", "commands.export_lm"),
         "check-labels": ("find shifted labels, leaks and ends that are not learnt", "commands.check_labels"),
     },
+    "understand": {
+        "ask": ("say what is heard in recordings, by a speech language model", "commands.ask"),
+    },
     "make units": {
         "units": ("turn speech into discrete units, in the formats of other tools", "commands.units"),
         "units-bpe": ("learn to merge frequent units", "commands.units_bpe"),
@@ -235,6 +238,10 @@ _GROUPS = {
         "evaluate speech-lm": (
             "measure whether a speech language model says what is written",
             "evaluation.speech_lm.command",
+        ),
+        "evaluate understanding": (
+            "measure what a speech language model answers about recordings",
+            "evaluation.understanding.command",
         ),
         "estimate": ("tell what a speech language model will cost", "evaluation.speech_lm.estimate"),
         "benchmark": ("measure speed and memory", "evaluation.speed.command"),
