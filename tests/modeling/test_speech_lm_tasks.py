@@ -24,7 +24,9 @@ def test_a_task_says_what_it_answers_and_needs():
 
 def test_a_registered_task_is_found_and_not_replaced_by_accident(monkeypatch):
     monkeypatch.setattr("speech_tokenizers.modeling.speech_lm_tasks.TASKS", dict(TASKS))
-    task = Task("accent", "Name the accent", source="audio_codes", target="accent", metrics=["accuracy"], is_closed=True)
+    task = Task(
+        "accent", "Name the accent", source="audio_codes", target="accent", metrics=["accuracy"], is_closed=True
+    )
     assert task.metrics == ("accuracy",)
     assert register_task(task) is task
     assert find_task("accent") is register_task(task) is find_task(task)
