@@ -31,7 +31,8 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 	.conversion.causal_lm_checks .conversion.causal_lm_export .conversion.causal_lm_readme .conversion.speech_grammar \
 	.training.language_models.lora_settings .training.language_models.speech_lm_adapters \
 	.training.studies.lm_token_study .training.studies.lm_token_report \
-	.processing.task_manifests .training.studies.token_study.arguments)
+	.processing.task_manifests .training.studies.token_study.arguments \
+	.training.studies.token_study.clips .training.studies.token_study.systems)
 # On a few shared cores, tiny models are faster on one thread than on several that wait for each other.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
