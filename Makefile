@@ -32,7 +32,7 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 	.training.language_models.lora_settings .training.language_models.speech_lm_adapters \
 	.training.studies.lm_token_study .training.studies.lm_token_report \
 	.processing.task_manifests .training.studies.token_study.arguments \
-	.training.studies.token_study.clips .training.studies.token_study.systems)
+	.training.studies.token_study.clips .training.studies.token_study.systems .processing.corpus_layouts .commands.make_manifest)
 # On a few shared cores, tiny models are faster on one thread than on several that wait for each other.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false

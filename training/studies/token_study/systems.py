@@ -97,7 +97,7 @@ class TaskArrays:
         if self.codes is None or self.codebook_vectors is None:
             raise ValueError("continuous tokens have no codes, and so no centroids.")
         pairs = zip(self.codebook_vectors, self.codes[index], strict=True)
-        return np.sum([vectors[codes] for vectors, codes in pairs], axis=0, dtype=np.float32)
+        return np.stack([vectors[codes] for vectors, codes in pairs]).sum(axis=0, dtype=np.float32)
 
 
 class StudySystems:
@@ -187,7 +187,7 @@ class StudySystems:
         clips = self._training_clips()
         key = _digest([model.fingerprint(), self.args.encoder.bpe_tokens, [name for _, name in clips]])
         if not made_of.is_file() or json.loads(made_of.read_text("utf-8")) != key:
-            units = {}
+            units: dict[tuple[str, str], np.ndarray] = {}
             for task in dict.fromkeys(task for task, _ in clips):
                 arrays = self.arrays(encoder_system(layer, seed), task)
                 assert arrays.codes is not None
