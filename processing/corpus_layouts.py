@@ -5,6 +5,7 @@ Public corpora as they unpack: what each recording says, by whom, and in which s
 A row has `file_name`, relative to the corpus's folder, and `split` where the corpus states one.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -117,17 +118,19 @@ def _slurp(folder: Path) -> Iterator[MetadataRow]:
                 for file in files:
                     # Those without audio are refused by their names, if the manifest is to have them.
                     path = audio.get(file, folder / "slurp_real" / file)
-                    yield _row(place, folder, path, split=split, speaker=speakers.get(file), **fields)
+                    near = "headset" if "-headset" in file else "far"
+                    yield _row(place, folder, path, split=split, speaker=speakers.get(file), microphone=near, **fields)
 
 
 def _slurp_speakers(folder: Path) -> dict[str, str]:
     # `metadata.json`, where the speakers stand by themselves: {id: {"recordings": {file: {"usrid": speaker}}}}.
     found: dict[str, str] = {}
-    for table in folder.rglob("metadata.json"):
-        for _, entries in read_json_lines(table):
-            for entry in entries.values():
-                recordings = entry.get("recordings", {}) if isinstance(entry, dict) else {}
-                found |= {file: facts["usrid"] for file, facts in recordings.items() if "usrid" in facts}
+    for table in sorted(folder.rglob("metadata.json")):
+        try:
+            for entry in json.loads(table.read_text(encoding="utf-8")).values():
+                found |= {file: facts["usrid"] for file, facts in entry["recordings"].items() if "usrid" in facts}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{table}: is not the metadata of SLURP ({error}); copy the file anew.") from error
     return found
 
 

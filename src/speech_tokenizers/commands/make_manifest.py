@@ -90,10 +90,14 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--target names the column of the answers; there are {', '.join(_columns(rows))}.")
 
     rows = _filtered(rows, args.filter)
-    rows = _with_targets(rows, target, args.strip_stress)
     if args.speaker is not None:
         rows = _with_speakers(rows, args.speaker)
-    rows = _with_splits(rows, args)
+    if args.lists:
+        rows = _split_by_lists(rows, args.lists)
+    # Before splits are made, so that every speaker that counts has an answer.
+    rows = _with_targets(rows, target, args.strip_stress)
+    if not args.lists:
+        rows = _with_splits(rows, args)
     written = [(_kept(row.fields), row) for row in rows]
     group = None if args.group is None else tuple(args.group)
     manifest = manifest_of(
@@ -217,8 +221,6 @@ def _with_speakers(rows: list["MetadataRow"], column: str) -> list["MetadataRow"
 def _with_splits(rows: list["MetadataRow"], args: argparse.Namespace) -> list["MetadataRow"]:
     from speech_tokenizers.processing.task_manifests import OTHER_SPLIT_NAMES
 
-    if args.lists:
-        return _split_by_lists(rows, args.lists)
     by = args.split_by
     if by is None and args.layout is not None and not any(row.fields.get("split") for row in rows):
         by = "scene" if "scene" in _columns(rows) else "speaker"
@@ -268,9 +270,7 @@ def _split_by_groups(rows: list["MetadataRow"], column: str) -> list["MetadataRo
         raise UsageError(f"--split-by {column}: three splits need three values, but there are {len(groups)}.")
     num_test, num_dev = (max(1, round(share * len(groups))) for share in (_TEST_SHARE, _DEV_SHARE))
     test, dev = groups[-num_test:], groups[-num_test - num_dev : -num_test]
-    say(
-        f"splits are made here, by {column}: test {', '.join(_few(test))}; dev {', '.join(_few(dev))}; the others train"
-    )
+    say(f"splits are made here, by {column}: {', '.join(_few(test))} test; {', '.join(_few(dev))} dev; others train")
     where = {**dict.fromkeys(test, "test"), **dict.fromkeys(dev, "dev")}
     return [row._replace(fields={**row.fields, "split": where.get(str(row.fields[column]), "train")}) for row in rows]
 
