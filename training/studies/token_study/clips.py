@@ -60,7 +60,8 @@ class PreparedClips:
 def prepare_clips(args: TokenStudyArguments, name: str, show_progress: bool | None = None) -> PreparedClips:
     """
     Read the manifest of a task, choose clips and change them as the task says. Changed clips are FLAC files of 16 bits
-    and 16 kHz below `output_dir/clips/NAME`; those that are there are not made again. Others are used where they are.
+    and 16 kHz in `output_dir/clips/changed`, which tasks share; those that are there are not made again. Others are
+    used where they are.
 
     Args:
         args ([`TokenStudyArguments`]): The study.
@@ -82,12 +83,12 @@ def prepare_clips(args: TokenStudyArguments, name: str, show_progress: bool | No
     if task.clips_per_label is not None:
         wanted = {clip.name for seed in args.seeds for clip in few_shot(chosen, task.clips_per_label, seed)}
         chosen = [clip for clip in chosen if clip.split != "train" or clip.name in wanted]
-    folder = Path(args.output_dir) / "clips" / name
+    folder = Path(args.output_dir) / "clips"
     clips, seconds, set_aside, num_too_long = [], [], [], 0
     disable = None if show_progress is None else not show_progress
     for clip in tqdm(chosen, desc=f"clips of {name}", unit="clip", disable=disable):
         try:
-            path, length = _prepared(clip, task, folder)
+            path, length = _prepared(clip, task, folder / "changed")
         except (ValueError, RuntimeError, MemoryError) as error:
             set_aside.append({"name": clip.name, "reason": str(error)})
             continue
@@ -96,7 +97,7 @@ def prepare_clips(args: TokenStudyArguments, name: str, show_progress: bool | No
             continue
         clips.append(dataclasses.replace(clip, path=str(path)))
         seconds.append(length)
-    aside_path = folder.with_name(f"{name}.set_aside.jsonl")
+    aside_path = folder / f"{name}.set_aside.jsonl"
     write_set_aside(aside_path, set_aside)
     if num_too_long:
         print(f"{name}: {num_too_long} clips are longer than {task.max_seconds:g} s and left out", file=sys.stderr)
@@ -191,7 +192,9 @@ def _prepared(clip: TaskClip, task: TaskArguments, folder: Path) -> tuple[Path, 
             raise ValueError(f"{source}: contains no samples.")
         return source, length / SAMPLING_RATE
     status = os.stat(source)
-    made_of = [clip.name, status.st_size, status.st_mtime_ns, task.trim, task.noise_snr, task.noise, _NOISE_SEED]
+    made_of = [clip.name, source.name, status.st_size, status.st_mtime_ns, task.trim]
+    if task.noise_snr is not None:
+        made_of += [task.noise_snr, task.noise, _NOISE_SEED]
     target = folder / f"{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:20]}.flac"
     if target.is_file():
         with AudioReader(target, SAMPLING_RATE) as reader:

@@ -6,9 +6,10 @@ The encoder hears each clip once, for all layers and seeds. Its frames are rows 
 are fitted on these frames and assigned to them, so that all views of a clip are of the same numbers. Everything below
 `output_dir` is made once, and made anew, with a word, where the clips or the model have changed.
 
-- `rows/encoder/latents/TASK`: frames of all `encoder.layers`, beside each other;
+- `encoded/encoder/latents/TASK`: frames of all `encoder.layers`, beside each other, and `encoded/NAME/codes/TASK`, the
+  codes of other models. A clip that several tasks have is encoded for the first of them alone;
 - `systems/layer4-seed0`: units of a layer, a [`KMeansUnitsModel`], with `bpe/`, the merges of its units;
-- `rows/layer4-seed0/codes/TASK`: units; and `rows/NAME/codes/TASK` those of other models.
+- `rows/SYSTEM/KIND/TASK`: rows with the answers of a task, for language models, once they are asked for.
 """
 
 import hashlib
@@ -125,11 +126,10 @@ class StudySystems:
 
     def rows_folder(self, system: str, kind: str, task: str) -> Path:
         """
-        Folder of the rows of a system; they are written if they are missing.
+        Folder of the rows of a system, for language models; they are written if they are missing.
 
         Args:
-            system (`str`): `"encoder"`, units such as `"layer4-seed0"` (see [`encoder_system`]), or a name of
-                `args.systems`.
+            system (`str`): Units such as `"layer4-seed0"` (see [`encoder_system`]), or a name of `args.systems`.
             kind (`str`): `"codes"` or `"latents"`.
             task (`str`): Name of the task.
 
@@ -142,10 +142,30 @@ class StudySystems:
         folder = self.output / "rows" / system / kind / task
         if folder in self._checked:
             return folder
-        if (layer_and_seed := _layer_and_seed(self.args, system)) is not None:
-            self._write_from_frames(folder, *layer_and_seed, kind, task)
-        else:
-            self._write_encoded(folder, system, kind, task)
+        model, extractor = self._model(system)
+        is_own = _layer_and_seed(self.args, system) is not None
+        name = str(self.output / "systems" / system) if is_own else self.args.systems[system]
+        facts = RowsFacts.of_codec(as_speech_codec(model, extractor), name, kind=kind)
+        prepared = self.prepared(task)
+        fields = RowFields(prepared.recordings)
+        inputs = fields.fingerprints(prepared.recordings)
+
+        def rows() -> Iterator[dict[str, Any]]:
+            tokens = self._tokens(system, kind, task)
+            for row, seconds in zip(prepared.recordings.remove_columns("audio"), prepared.seconds, strict=True):
+                if row["id"] in tokens:
+                    yield {**fields.of(row), facts.column: tokens[row["id"]], "seconds": seconds}
+                else:
+                    yield {"name": row["id"], "reason": f"could not be encoded; see {self.output / 'encoded'}."}
+
+        def write(overwrite: bool) -> None:
+            with SpeechRowsWriter(folder, facts, len(inputs), fields.others, overwrite) as writer:
+                writer.check_number_of_shards(1)
+                if writer.kept(0, inputs) is None:
+                    writer.write(0, list(rows()), inputs)
+                writer.finish(1)
+
+        _made_current(write)
         self._checked.add(folder)
         return folder
 
@@ -212,26 +232,21 @@ class StudySystems:
             ValueError: See [`~StudySystems.rows_folder`].
         """
         prepared = self.prepared(task)
-        layer_and_seed = _layer_and_seed(self.args, system)
-        if system == ENCODER or layer_and_seed is not None:
-            layer = self.args.layer_of(task) if layer_and_seed is None else layer_and_seed[0]
-            model = None if layer_and_seed is None else self.units_model(*layer_and_seed)
-            frames = self._frames(task, layer, model)
-            codes = None
-            if layer_and_seed is not None:
-                folder = self.rows_folder(system, "codes", task)
-                codes = read_tokens(folder)
-            return self._arrays(prepared, frames, codes, self._encoder(), model)
+        if system == ENCODER:
+            return self.layer_arrays(self.args.layer_of(task), task)
+        if (layer_and_seed := _layer_and_seed(self.args, system)) is not None:
+            model = self.units_model(*layer_and_seed)
+            frames = self._tokens(system, "latents", task)
+            codes = {name: _units(model, rows) for name, rows in frames.items()}
+            return self._arrays(prepared, frames, codes, model, model)
         codec = as_speech_codec(*self._model(system))
         if codec.kind == "latents":
-            read = read_tokens(self.rows_folder(system, "latents", task))
-            return self._arrays(prepared, read, None, codec, None)
-        codes = read_tokens(self.rows_folder(system, "codes", task))
-        return self._arrays(prepared, None, codes, codec, codec)
+            return self._arrays(prepared, self._tokens(system, "latents", task), None, codec, None)
+        return self._arrays(prepared, None, self._tokens(system, "codes", task), codec, codec)
 
     def layer_arrays(self, layer: int, task: str) -> TaskArrays:
         """Frames of another layer of the encoder than the task's own; see [`~StudySystems.arrays`]."""
-        return self._arrays(self.prepared(task), self._frames(task, layer, None), None, self._encoder(), None)
+        return self._arrays(self.prepared(task), self._frames(task, layer, None), None, self._model(ENCODER)[0], None)
 
     @staticmethod
     def _arrays(
@@ -255,33 +270,60 @@ class StudySystems:
             group_columns=prepared.group_columns,
         )
 
-    def _encoder(self) -> KMeansUnitsModel:
-        # The encoder with all layers side by side. It has to have centroids before it encodes; nobody reads its codes.
-        if ENCODER not in self._loaded:
+    def _model(self, system: str) -> tuple[Any, Any]:
+        if system in self._loaded:
+            return self._loaded[system]
+        if (layer_and_seed := _layer_and_seed(self.args, system)) is not None:
+            self.units_model(*layer_and_seed)
+        elif system == ENCODER:
             settings = self.args.encoder
             model = KMeansUnitsModel.from_encoder(
                 settings.name, layers=settings.layers, codebook_size=2, window=settings.window
             )
+            # It has to have centroids before it encodes; nobody reads its codes.
             model.set_centroids(torch.ones_like(model.centroids))
             extractor = KMeansUnitsFeatureExtractor(sampling_rate=model.sampling_rate, hop_length=model.hop_length)
-            self._loaded[ENCODER] = model, extractor
-        return self._loaded[ENCODER][0]
-
-    def _model(self, system: str) -> tuple[Any, Any]:
-        if system == ENCODER:
-            self._encoder()
-        elif (layer_and_seed := _layer_and_seed(self.args, system)) is not None:
-            self.units_model(*layer_and_seed)
-        elif system not in self.args.systems:
-            known = [ENCODER, *(encoder_system(layer, seed) for layer, seed in self.units()), *self.args.systems]
-            raise ValueError(f"there is no system {system!r}; choose one of {', '.join(known)}.")
-        elif system not in self._loaded:
+            self._loaded[system] = model, extractor
+        elif system in self.args.systems:
             self._loaded[system] = load(self.args.systems[system])
+        else:
+            known = [*(encoder_system(layer, seed) for layer, seed in self.units()), *self.args.systems]
+            raise ValueError(f"there is no system {system!r}; choose one of {', '.join(known)}.")
         return self._loaded[system]
 
-    def _write_encoded(self, folder: Path, system: str, kind: str, task: str) -> None:
-        # By the model itself, which hears the clips.
-        recordings = self.prepared(task).recordings
+    def _owners(self) -> dict[str, tuple[str, str]]:
+        # Task and name by which each file is encoded: those of the first task that has it.
+        found: dict[str, tuple[str, str]] = {}
+        for task in self.args.tasks:
+            for clip in self.prepared(task).clips:
+                found.setdefault(clip.path, (task, clip.name))
+        return found
+
+    def _tokens(self, system: str, kind: str, task: str) -> dict[str, np.ndarray]:
+        # Codes (num_codebooks, num_frames) or latents (num_frames, dim) of a task's clips, by their names.
+        if (layer_and_seed := _layer_and_seed(self.args, system)) is not None:
+            model = self.units_model(*layer_and_seed)
+            frames = self._frames(task, layer_and_seed[0], model)
+            return frames if kind == "latents" else {name: _units(model, rows) for name, rows in frames.items()}
+        owners = self._owners()
+        places = {clip.name: owners[clip.path] for clip in self.prepared(task).clips}
+        read = {
+            owner: read_tokens(self._encoded(system, kind, owner))
+            for owner in dict.fromkeys(owner for owner, _ in places.values())
+        }
+        found = {name: read[owner][known_as] for name, (owner, known_as) in places.items() if known_as in read[owner]}
+        missing = [{"name": name, "reason": "could not be encoded."} for name in places if name not in found]
+        check_share_set_aside(task, missing, len(places), self.output / "encoded" / system / kind)
+        return found
+
+    def _encoded(self, system: str, kind: str, owner: str) -> Path:
+        # Folder of what the model itself, which hears the clips, made of those that no earlier task has.
+        folder = self.output / "encoded" / system / kind / owner
+        if folder in self._checked:
+            return folder
+        prepared, owners = self.prepared(owner), self._owners()
+        mine = [number for number, clip in enumerate(prepared.clips) if owners[clip.path] == (owner, clip.name)]
+        recordings = prepared.recordings.select(mine)
         model, extractor = self._model(system)
         name = self.args.encoder.name if system == ENCODER else self.args.systems[system]
         coding = RowCoding(
@@ -290,7 +332,7 @@ class StudySystems:
         disable = None if self.show_progress is None else not self.show_progress
 
         def write(overwrite: bool) -> None:
-            with tqdm(total=len(recordings), desc=f"{system}, {task}", unit="clip", disable=disable) as progress:
+            with tqdm(total=len(recordings), desc=f"{system}, {owner}", unit="clip", disable=disable) as progress:
                 for shard in encode_speech_rows(
                     coding, recordings, folder, _ROWS_PER_SHARD, overwrite, progress.update
                 ):
@@ -298,61 +340,32 @@ class StudySystems:
                         progress.update(shard.num_rows)
 
         _made_current(write)
-        self._check_whole(folder, task)
-
-    def _write_from_frames(self, folder: Path, layer: int, seed: int, kind: str, task: str) -> None:
-        # From the encoder's frames; quick, so that it need not be resumable within a task.
-        model = self.units_model(layer, seed)
-        name = str(self.output / "systems" / encoder_system(layer, seed))
-        facts = RowsFacts.of_codec(model, name, kind=kind)
-        prepared = self.prepared(task)
-        fields = RowFields(prepared.recordings)
-        inputs = fields.fingerprints(prepared.recordings)
-
-        def rows() -> Iterator[dict[str, Any]]:
-            frames = self._frames(task, layer, model)
-            for row, seconds in zip(prepared.recordings.remove_columns("audio"), prepared.seconds, strict=True):
-                if row["id"] not in frames:
-                    yield {"name": row["id"], "reason": "the encoder could not hear it."}
-                    continue
-                tokens = frames[row["id"]] if kind == "latents" else _units(model, frames[row["id"]])
-                yield {**fields.of(row), facts.column: tokens, "seconds": seconds}
-
-        def write(overwrite: bool) -> None:
-            with SpeechRowsWriter(folder, facts, len(inputs), fields.others, overwrite) as writer:
-                writer.check_number_of_shards(1)
-                if writer.kept(0, inputs) is None:
-                    writer.write(0, list(rows()), inputs)
-                writer.finish(1)
-
-        _made_current(write)
-
-    def _check_whole(self, folder: Path, task: str) -> None:
-        # The rows' own list of what could not be encoded, by the rule for clips.
-        path = set_aside_path(folder)
-        if path.is_file():
+        if (path := set_aside_path(folder)).is_file():
             entries = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-            check_share_set_aside(task, entries, len(self.prepared(task).clips), path)
-            print(f"{len(entries)} clips of {task} could not be encoded; see {path}", file=sys.stderr)
+            print(f"{len(entries)} clips of {owner} could not be encoded; see {path}", file=sys.stderr)
+            check_share_set_aside(owner, entries, len(prepared.clips), path)
+        self._checked.add(folder)
+        return folder
 
     def _frames(self, task: str, layer: int, model: KMeansUnitsModel | None) -> dict[str, np.ndarray]:
-        # Frames (num_frames, dim) of a layer by the clip's name; with a model, normalized as it does.
-        size = self._encoder().config.hidden_size
+        # Frames (num_frames, dim), float32, of a layer by the clip's name; with a model, normalized as it does.
+        size = self._model(ENCODER)[0].config.hidden_size
         first = self.args.encoder.layers.index(layer) * size
-        folder = self.rows_folder(ENCODER, "latents", task)
-        frames = {name: rows[:, first : first + size].astype(np.float32) for name, rows in read_tokens(folder).items()}
+        states = self._tokens(ENCODER, "latents", task)
+        frames = {name: rows[:, first : first + size].astype(np.float32) for name, rows in states.items()}
         if model is None:
             return frames
         return {name: model.streams(torch.from_numpy(rows)[None, None])[0, 0].numpy() for name, rows in frames.items()}
 
     def _training_clips(self) -> list[tuple[str, str]]:
         # Task and name of all training clips; a file that several tasks have counts for the first.
-        found: dict[str, tuple[str, str]] = {}
-        for task in self.args.tasks:
-            for clip in self.prepared(task).clips:
-                if clip.split == "train":
-                    found.setdefault(clip.path, (task, clip.name))
-        return list(found.values())
+        owners = self._owners()
+        return [
+            (task, clip.name)
+            for task in self.args.tasks
+            for clip in self.prepared(task).clips
+            if clip.split == "train" and owners[clip.path] == (task, clip.name)
+        ]
 
     def _drawn(self, seed: int) -> dict[str, list[str]]:
         # Names of the clips of each task that units are fitted on.
@@ -372,7 +385,7 @@ class StudySystems:
         # All that the units depend on.
         settings = self.args.encoder
         names = ("window", "num_units", "normalization", "fit_seconds", "fit_epochs")
-        facts = {task: _rows_key(self.rows_folder(ENCODER, "latents", task)) for task in self.args.tasks}
+        facts = {task: _rows_key(self._encoded(ENCODER, "latents", task)) for task, _ in self._training_clips()}
         return {
             "encoder": fingerprint_of(settings.name),
             "layer": layer,

@@ -13,6 +13,7 @@ from speech_tokenizers import KMeansUnitsFeatureExtractor, KMeansUnitsModel
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.processing.speech_rows import read_speech_rows, row_audio_codes, row_audio_latents
 from speech_tokenizers.training.studies.token_study import systems as systems_module
+from speech_tokenizers.training.studies.token_study.arguments import TaskArguments
 from speech_tokenizers.training.studies.token_study.clips import few_shot
 from speech_tokenizers.training.studies.token_study.systems import ENCODER, StudySystems, read_tokens, task_arrays
 
@@ -163,6 +164,20 @@ def test_units_hear_training_clips_alone_and_a_shared_file_once(study):
     ]
 
 
+def test_tasks_share_clips_and_what_is_made_of_them(study, two_labels):
+    args = study(trim=True)
+    args.tasks["again"] = TaskArguments(str(two_labels), "emotion", trim=True)
+    systems = StudySystems(args)
+    assert len(list((Path(args.output_dir) / "clips" / "changed").glob("*.flac"))) == 0
+    first, again = systems.arrays("layer1-seed0", "tone"), systems.arrays("layer1-seed0", "again")
+    assert len(list((Path(args.output_dir) / "clips" / "changed").glob("*.flac"))) == 24
+    assert sorted(path.name for path in (Path(args.output_dir) / "encoded/encoder/latents").iterdir()) == ["tone"]
+    for one, other in zip(first.codes, again.codes, strict=True):
+        np.testing.assert_array_equal(one, other)
+    rows = read_speech_rows(systems.rows_folder("layer1-seed0", "codes", "again"))
+    assert (len(rows), rows[0]["emotion"]) == (24, "high")
+
+
 def test_another_model(study, fitted_units):
     args = study(systems={"others": str(fitted_units)})
     arrays = task_arrays(args, "others", "tone")
@@ -171,13 +186,13 @@ def test_another_model(study, fitted_units):
     assert arrays.codebook_vectors.shape == (1, 6, 16)
     same = [np.array_equal(one, other) for one, other in zip(arrays.codes, own.codes, strict=True)]
     assert np.mean(same) > 0.8  # the same units, but for frames near a tie
-    assert (Path(args.output_dir) / "rows" / "others" / "codes" / "tone" / "dataset_info.json").is_file()
+    assert (Path(args.output_dir) / "encoded" / "others" / "codes" / "tone" / "dataset_info.json").is_file()
 
 
 @pytest.mark.parametrize(
     ("system", "message"),
     [
-        ("sounds", "there is no system 'sounds'; choose one of encoder, layer1-seed0, layer2-seed0"),
+        ("sounds", "there is no system 'sounds'; choose one of layer1-seed0, layer2-seed0"),
         ("layer3-seed0", r"there are no units 'layer3-seed0'; the study has the layers \[1, 2\] and the seeds \[0\]"),
     ],
 )
