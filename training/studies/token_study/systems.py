@@ -139,6 +139,8 @@ class StudySystems:
         Raises:
             ValueError: If there is no such system, it has nothing of that kind, or too many clips cannot be encoded.
         """
+        if system == ENCODER:
+            raise ValueError(f"{system!r} has all layers at once, for no language model; choose units of one layer.")
         folder = self.output / "rows" / system / kind / task
         if folder in self._checked:
             return folder

@@ -201,6 +201,11 @@ def test_unknown_systems(study, system, message):
         task_arrays(study(), system, "tone")
 
 
+def test_the_encoders_frames_are_no_rows_of_a_language_model(study):
+    with pytest.raises(ValueError, match="'encoder' has all layers at once, .*; choose units of one layer"):
+        StudySystems(study()).rows_folder(ENCODER, "latents", "tone")
+
+
 def test_too_few_frames(study):
     args = study()
     args.encoder.num_units, args.encoder.bpe_tokens = 400, 500
