@@ -35,7 +35,8 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 	.processing.task_manifests .training.studies.token_study.arguments \
 	.evaluation.understanding.metrics .evaluation.understanding.probes .evaluation.understanding.ctc_probe \
 	.evaluation.understanding.token_facts \
-	.commands.ask .evaluation.understanding.answering .evaluation.understanding.command .evaluation.understanding.answer_report)
+	.commands.ask .evaluation.understanding.answering .evaluation.understanding.command .evaluation.understanding.answer_report \
+	.training.studies.token_study.clips .training.studies.token_study.systems .processing.corpus_layouts .commands.make_manifest)
 # On a few shared cores, tiny models are faster on one thread than on several that wait for each other.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false

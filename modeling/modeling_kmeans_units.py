@@ -164,7 +164,7 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
             TypeError, ValueError: See [`~UnitPreTrainedModel.encoder_states`].
         """
         states, mask = self.encoder_states(input_values, padding_mask, self.config.layers)
-        return self._streams(states) * mask[:, None, :, None], mask
+        return self.streams(states) * mask[:, None, :, None], mask
 
     def set_centroids(self, centroids: torch.Tensor) -> None:
         """
@@ -269,7 +269,17 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
         if not self.quantizer.centroids.any():
             raise ValueError("The model has no centroids yet; fit it first, e.g. with `speech-tokenizers fit-units`.")
 
-    def _streams(self, states: torch.Tensor) -> torch.Tensor:
+    def streams(self, states: torch.Tensor) -> torch.Tensor:
+        """
+        The frames that are clustered, from states of the encoder: mixed and normalized as the configuration says.
+
+        Args:
+            states (`torch.Tensor` of shape `(batch, num_layers, num_frames, hidden_size)`): States of
+                `config.layers`; see [`~UnitPreTrainedModel.encoder_states`].
+
+        Returns:
+            `torch.Tensor` of shape `(batch, num_streams, num_frames, hidden_size)`.
+        """
         if self.config.layer_weights is not None:
             weights = torch.tensor(self.config.layer_weights, dtype=states.dtype, device=states.device)
             states = torch.einsum("l,blfd->bfd", weights, states)[:, None]

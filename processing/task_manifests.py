@@ -18,7 +18,8 @@ from .metadata_files import MetadataRow, TableError, probably_meant, read_metada
 SPLITS = ("train", "dev", "test")
 # What a recording shares with others, and what must not cross splits. The first that is there is redrawn in intervals.
 GROUP_COLUMNS = ("speaker", "voice", "scene")
-_OTHER_NAMES = {
+# What others call these splits.
+OTHER_SPLIT_NAMES = {
     "training": "train",
     "val": "dev",
     "valid": "dev",
@@ -112,9 +113,27 @@ def read_manifest(
             label is unknown to training or there is one label alone. The message names the file and the row.
         OSError: If the table cannot be read.
     """
+    root = Path(path).parent if folder is None else Path(folder)
+    return manifest_of(path, read_metadata(path, root), root, group, is_closed)
+
+
+def manifest_of(
+    path: str | os.PathLike[str],
+    rows: Sequence[MetadataRow],
+    root: Path,
+    group: str | Sequence[str] | None = None,
+    is_closed: bool = False,
+) -> TaskManifest:
+    """
+    The manifest that rows are, which need not be written yet.
+
+    Args:
+        path (`str` or `Path`): Where the rows are from, for messages.
+        rows (sequence of [`MetadataRow`]): Rows with `file_name`, `target`, `split` and groups.
+        root (`Path`): Folder that each `file_name` is relative to.
+        group, is_closed: See [`read_manifest`], also for the errors.
+    """
     path = Path(path)
-    root = path.parent if folder is None else Path(folder)
-    rows = read_metadata(path, root)
     for column in ("target", "split"):
         _check_column(path, rows, column)
     groups = _group_columns(path, rows, group)
@@ -175,7 +194,7 @@ def _clip(row: MetadataRow, root: Path, groups: Sequence[str]) -> TaskClip:
     if not _is_given(target):
         raise TableError(place, f"`target` is {target!r}; give the answer, or leave the recording out.")
     if split not in SPLITS:
-        hint = _OTHER_NAMES.get(str(split).strip().lower(), "")
+        hint = OTHER_SPLIT_NAMES.get(str(split).strip().lower(), "")
         meant = f" ({hint} was probably meant)" if hint else ""
         raise TableError(place, f"`split` is {split!r}, but must be train, dev or test{meant}; rename it.")
     values = {}
@@ -269,4 +288,4 @@ def _check_labels(path: Path, rows: Sequence[MetadataRow], manifest: TaskManifes
         )
 
 
-__all__ = ["GROUP_COLUMNS", "SPLITS", "TaskClip", "TaskManifest", "read_manifest"]
+__all__ = ["GROUP_COLUMNS", "OTHER_SPLIT_NAMES", "SPLITS", "TaskClip", "TaskManifest", "manifest_of", "read_manifest"]

@@ -248,6 +248,10 @@ _GROUPS = {
         "profile": ("measure where the time of a training step goes", "training.studies.step_profile"),
     },
     "study": {
+        "make-manifest": (
+            "write the manifest of an understanding task, with its splits checked",
+            "commands.make_manifest",
+        ),
         "ablate": ("train a recipe in several variants and compare them", "training.studies.ablation"),
         "compare-units": (
             "train k-means, Spin and DC-Spin units on one encoder and compare them",
