@@ -261,6 +261,10 @@ _GROUPS = {
             "train one small language model on several kinds of tokens and compare what they say",
             "training.studies.lm_token_study",
         ),
+        "study tokens": (
+            "compare discrete and continuous tokens on understanding tasks",
+            "training.studies.token_study.study",
+        ),
         "compare-heads": (
             "compare heads of continuous tokens on a distribution that is known",
             "training.language_models.head_comparison",

@@ -91,6 +91,8 @@ class TaskArguments:
         noise_snr (`float`, *optional*): Signal-to-noise ratio of noise that is added to all clips, in dB. Defaults to
             none.
         noise (`str`): Kind of this noise: `"speech_shaped"`, `"pink"` or `"white"`; see [`Noise`].
+        num_seeds (`int`, *optional*): Number of the study's first seeds that this task is measured with. Defaults to
+            all.
         max_seconds (`float`, *optional*): Longer clips, after trimming, are left out and counted. Defaults to all.
         expected (`str`): What is expected and why, written before the run.
     """
@@ -106,11 +108,12 @@ class TaskArguments:
     clips_per_label: int | None = None
     noise_snr: float | None = None
     noise: str = "speech_shaped"
+    num_seeds: int | None = None
     max_seconds: float | None = None
     expected: str = ""
 
     def __post_init__(self):
-        check_positive(self, "clips_per_label", "max_seconds")
+        check_positive(self, "clips_per_label", "max_seconds", "num_seeds")
         _check_among("noise", self.noise, NOISES)
         if find_task(self.task).output != "text":
             raise ValueError(f"`task` must be one that answers in text, but {self.task!r} speaks.")
@@ -139,6 +142,51 @@ class RobustnessArguments:
 
 
 @dataclass
+class LMLevelArguments:
+    """
+    How the language models of the level `lm` are trained.
+
+    Args:
+        sizes (`dict`): Language models by a name: the name or folder of one, or the configuration of one that begins
+            at random; see `language_model` of [`SpeechLMArguments`].
+        recipe (`str`): Recipe of all trainings.
+        overrides (`dict`): Settings that differ from the recipe, by dotted keys.
+        task_overrides (`dict`): The same by task, such as `{"phones": {"max_steps": 2000}}`.
+        size_names (`list[str]`, *optional*): Sizes to train now. Defaults to all.
+        task_names (`list[str]`, *optional*): Tasks to train now. Defaults to all.
+    """
+
+    sizes: dict[str, Any] = field(default_factory=dict)
+    recipe: str = "speech_lm_understanding_16khz"
+    overrides: dict[str, Any] = field(default_factory=dict)
+    task_overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    size_names: list[str] | None = None
+    task_names: list[str] | None = None
+
+    def __post_init__(self):
+        for name in self.sizes:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"`lm.sizes` has the name {name!r}, but folders are called by them; rename it.")
+        for name in self.size_names or ():
+            _check_among("lm.size_names", name, self.sizes)
+
+    @property
+    def chosen_sizes(self) -> list[str]:
+        """Sizes to train now."""
+        if not self.sizes:
+            raise ValueError("`lm.sizes` names no language model; the level `lm` needs one.")
+        return list(self.sizes) if self.size_names is None else self.size_names
+
+    def chosen_tasks(self, tasks: Iterable[str]) -> list[str]:
+        """Tasks to train now."""
+        return [name for name in tasks if self.task_names is None or name in self.task_names]
+
+    def settings_of(self, task: str) -> dict[str, Any]:
+        """Settings of the trainings of a task that differ from the recipe."""
+        return {**self.overrides, **self.task_overrides.get(task, {})}
+
+
+@dataclass
 class TokenStudyArguments:
     """
     A study of discrete against continuous speech tokens.
@@ -154,7 +202,8 @@ class TokenStudyArguments:
         arms (`list[str]`): What is compared: `continuous`, `units`, `units+bpe`, `centroids`, `continuous+units`, the
             controls `no-audio`, `other-audio` and `shuffled-labels`, and names of `systems`. Defaults to all.
         robustness ([`RobustnessArguments`]): Disturbed test clips.
-        lm (`dict`): Settings of the level `lm`.
+        ctc_steps (`int`): Steps of the probes that write phones; see [`ctc_probe`].
+        lm ([`LMLevelArguments`]): Settings of the level `lm`.
     """
 
     trainer: ClassVar[str] = "token_study"
@@ -167,10 +216,12 @@ class TokenStudyArguments:
     systems: dict[str, str] = field(default_factory=dict)
     arms: list[str] | None = None
     robustness: RobustnessArguments = field(default_factory=RobustnessArguments)
-    lm: dict[str, Any] = field(default_factory=dict)
+    ctc_steps: int = 1500
+    lm: LMLevelArguments = field(default_factory=lambda: LMLevelArguments())
 
     def __post_init__(self):
         _check_among("level", self.level, LEVELS)
+        check_positive(self, "ctc_steps")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"`seeds` must name at least one seed, none twice, but got {self.seeds}.")
         for seed in self.seeds:
@@ -198,6 +249,12 @@ class TokenStudyArguments:
             _check_among(f"tasks.{name}.layer", self.layer_of(name), self.encoder.layers)
             if task.clips_per_label is not None and task.is_closed is False:
                 raise ValueError(f"`tasks.{name}.clips_per_label` is for closed tasks, which have labels.")
+        for setting, names in (
+            ("lm.task_overrides", self.lm.task_overrides),
+            ("lm.task_names", self.lm.task_names or ()),
+        ):
+            for name in names:
+                _check_among(setting, name, self.tasks)
         for name in self.robustness.tasks:
             _check_among("robustness.tasks", name, self.tasks)
 
@@ -205,6 +262,19 @@ class TokenStudyArguments:
         """Whether the answer of a task is one of the labels of its training."""
         given = self.tasks[task].is_closed
         return find_task(self.tasks[task].task).is_closed if given is None else given
+
+    def metrics_of(self, task: str) -> list[str]:
+        """Metrics of a task, the main one first."""
+        asked, known = self.tasks[task], find_task(self.tasks[task].task)
+        if asked.metrics is not None:
+            return list(asked.metrics)
+        if self.is_closed(task) and not known.is_closed:
+            return ["accuracy", "macro_f1"]
+        return list(known.metrics)
+
+    def seeds_of(self, task: str) -> list[int]:
+        """Seeds that a task is measured with."""
+        return self.seeds[: self.tasks[task].num_seeds]
 
     def layer_of(self, task: str) -> int:
         """Layer of the encoder that a task uses."""

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cells of a study: what one arm answered to the test clips of one task with one seed, in a file of its own."""
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from speech_tokenizers.processing.task_manifests import TaskClip
+from speech_tokenizers.processing.whole_files import write_whole
+from speech_tokenizers.training.common.run_record import fingerprint_of
+from speech_tokenizers.training.studies.token_study.arguments import TokenStudyArguments
+from speech_tokenizers.training.studies.token_study.clips import few_shot
+
+
+# Where a manifest has no development clips, every so many groups of its training clips become these.
+_DEV_SHARE = 6
+
+
+@dataclass(frozen=True)
+class ChosenClips:
+    """
+    The clips that a cell learns from and is tested on.
+
+    Args:
+        indices (`list[int]`): Their numbers among the clips of the task.
+        clips (`list` of [`TaskClip`]): The clips.
+        splits (`list[str]`): Split of each, with development clips in any case.
+    """
+
+    indices: list[int]
+    clips: list[TaskClip]
+    splits: list[str]
+
+    @property
+    def targets(self) -> list[str]:
+        """The answer to each clip."""
+        return [clip.target for clip in self.clips]
+
+    def of(self, split: str) -> list[int]:
+        """Places of a split in `clips`."""
+        return [place for place, name in enumerate(self.splits) if name == split]
+
+
+def chosen_clips(clips: Sequence[TaskClip], clips_per_label: int | None, seed: int) -> ChosenClips:
+    """
+    The clips of a task as one seed has them.
+
+    Args:
+        clips (sequence of [`TaskClip`]): All clips of the task.
+        clips_per_label (`int`, *optional*): Few-shot training; see [`few_shot`].
+        seed (`int`): Seed of the draw.
+
+    Returns:
+        [`ChosenClips`]: In the order of `clips`. Without development clips, those of every sixth group of training
+        take their place; where there is no such group, every sixth training clip.
+    """
+    training = {clip.name for clip in few_shot(clips, clips_per_label, seed)}
+    indices = [index for index, clip in enumerate(clips) if clip.split != "train" or clip.name in training]
+    kept = [clips[index] for index in indices]
+    splits = [clip.split for clip in kept]
+    if "dev" not in splits:
+        groups = sorted({clip.group for clip in kept if clip.split == "train"})
+        moved = set(groups[_DEV_SHARE - 1 :: _DEV_SHARE])
+        if moved:
+            splits = ["dev" if clip.split == "train" and clip.group in moved else clip.split for clip in kept]
+        else:
+            places = [place for place, name in enumerate(splits) if name == "train"]
+            for place in places[_DEV_SHARE - 1 :: _DEV_SHARE] or places[-1:]:
+                splits[place] = "dev"
+    return ChosenClips(indices, kept, splits)
+
+
+@dataclass
+class Cell:
+    """
+    What an arm answered.
+
+    Args:
+        names, targets, groups (`list[str]`): Name, true answer and group of each test clip.
+        answers (`list[str]`): Answer to each.
+        facts (`dict`): What else is known, such as losses, as plain values.
+    """
+
+    names: list[str]
+    targets: list[str]
+    groups: list[str]
+    answers: list[str]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, clips: Sequence[TaskClip], answers: Sequence[str], **facts: Any) -> "Cell":
+        """The cell of answers to some clips."""
+        if len(clips) != len(answers):
+            raise ValueError(f"There are {len(clips)} clips, but {len(answers)} answers.")
+        return cls(
+            [clip.name for clip in clips],
+            [clip.target for clip in clips],
+            [clip.group for clip in clips],
+            list(answers),
+            facts,
+        )
+
+
+def cell_path(args: TokenStudyArguments, level: str, task: str, arm: str, seed: int) -> Path:
+    """File of a cell."""
+    return Path(args.output_dir) / level / task / arm / f"seed{seed}.json"
+
+
+def cell_key(args: TokenStudyArguments, task: str, arm: str, seed: int, **more: Any) -> str:
+    """
+    Hash of the settings that a cell depends on; what is expected is not among them.
+
+    Args:
+        args ([`TokenStudyArguments`]): The study.
+        task (`str`), arm (`str`), seed (`int`): The cell.
+        more: Further settings, as plain values.
+    """
+    settings = dataclasses.asdict(args.tasks[task])
+    settings.pop("expected")
+    encoder = dataclasses.asdict(args.encoder)
+    encoder.pop("batch_seconds")
+    # Units are fitted on the clips of all tasks; their names stand for these.
+    content = [settings, encoder, sorted(args.tasks), arm, seed, more, _file_hash(args.tasks[task].manifest)]
+    content.append(fingerprint_of(args.systems.get(arm, args.encoder.name)))
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+def read_cell(path: Path, key: str | None = None) -> Cell | None:
+    """
+    A cell that was finished, or `None`.
+
+    Args:
+        path (`Path`): Its file.
+        key (`str`, *optional*): What [`cell_key`] gives; a cell of other settings is said and not returned.
+    """
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        made_of = found.pop("made_of")
+        cell = Cell(**found)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        print(f"{path}: is damaged, and is made anew", file=sys.stderr)
+        return None
+    if key is not None and made_of != key:
+        print(f"{path}: was measured with other settings, and is measured anew", file=sys.stderr)
+        return None
+    return cell
+
+
+def finished_cell(path: Path, key: str, measure: Callable[[], Cell]) -> Cell:
+    """
+    A cell, measured if it was not yet.
+
+    Args:
+        path (`Path`): Its file.
+        key (`str`): What [`cell_key`] gives.
+        measure (callable): Function that gives the cell.
+    """
+    cell = read_cell(path, key)
+    if cell is None:
+        cell = measure()
+        write_whole(path, json.dumps({"made_of": key, **dataclasses.asdict(cell)}, ensure_ascii=False) + "\n")
+    return cell
+
+
+def answers_of(cells: Sequence[Cell], names: Sequence[str]) -> list[list[str]]:
+    """The answers of each seed's cell to some clips, in their order."""
+    found = []
+    for cell in cells:
+        answers = dict(zip(cell.names, cell.answers, strict=True))
+        found.append([answers[name] for name in names])
+    return found
+
+
+def common_names(cells: Sequence[Cell]) -> list[str]:
+    """The clips that all cells answered, in the order of the first."""
+    shared = set.intersection(*(set(cell.names) for cell in cells))
+    return [name for name in cells[0].names if name in shared]
+
+
+def facts_of(cell: Cell, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Targets and groups of some clips."""
+    known = dict(zip(cell.names, zip(cell.targets, cell.groups, strict=True), strict=True))
+    pairs = [known[name] for name in names]
+    return [target for target, _ in pairs], [group for _, group in pairs]
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses and arrays as plain values for JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: plain(part) for name, part in vars(value).items()}
+    if isinstance(value, Mapping):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _file_hash(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The level `lm` of a study of tokens: the same language model learns each task from each kind of tokens.
+
+Of all arms of a task the prompt, the targets, the clips, the number of steps and the seconds of speech of a step are
+the same; the positions that they take differ, and so the report compares at equal steps and at equal positions. What
+is heard alone decides nothing: only the answer is learnt.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from tqdm import tqdm
+
+from speech_tokenizers.coding.loading import load
+from speech_tokenizers.coding.speech_lm_loading import load_speech_lm
+from speech_tokenizers.evaluation.understanding.answering import Question, derangement, target_bits
+from speech_tokenizers.evaluation.understanding.probes import shuffle_targets
+from speech_tokenizers.modeling.speech_lm_tasks import find_task
+from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
+from speech_tokenizers.processing.speech_rows import read_speech_rows
+from speech_tokenizers.processing.task_manifests import TaskClip
+from speech_tokenizers.training.common.recipe_files import load_recipe
+from speech_tokenizers.training.language_models.speech_lm import SpeechLMArguments, train_on_rows
+from speech_tokenizers.training.studies.stages import StageArguments, training_command
+from speech_tokenizers.training.studies.token_study.arguments import TokenStudyArguments, encoder_system
+from speech_tokenizers.training.studies.token_study.cells import (
+    Cell,
+    ChosenClips,
+    cell_key,
+    cell_path,
+    chosen_clips,
+    finished_cell,
+    read_cell,
+)
+from speech_tokenizers.training.studies.token_study.systems import StudySystems
+
+
+# Test clips that are asked about at once.
+_BATCH_SIZE = 16
+# The control that has the model of another arm.
+_OTHER_AUDIO, _OTHERS_MODEL = "other-audio", "continuous"
+
+
+@dataclasses.dataclass
+class ArmTokens:
+    """
+    What an arm reads, and how.
+
+    Args:
+        system (`str`): System whose rows it has.
+        kinds (`tuple` of `str`): Kinds of these rows: `"codes"`, `"latents"`, or both.
+        settings (`dict`): Settings of the training that say how they are read.
+    """
+
+    system: str
+    kinds: tuple[str, ...]
+    settings: dict[str, Any]
+
+
+class LMLevel:
+    """
+    The trainings of a study. Each cell is trained once and kept; an interrupted training goes on.
+
+    Args:
+        args ([`TokenStudyArguments`]): The study.
+        systems ([`StudySystems`]): Its systems.
+    """
+
+    def __init__(self, args: TokenStudyArguments, systems: StudySystems):
+        self.args, self.systems = args, systems
+        self._tokens: dict[str, ArmTokens] = {}
+
+    def run(self) -> None:
+        """Train and ask what is not there yet: all arms of a task of a size with one seed, before the next."""
+        lm = self.args.lm
+        cells = [
+            (size, task, arm, seed)
+            for size in lm.chosen_sizes
+            for seed in self.args.seeds
+            for task in lm.chosen_tasks(self.args.tasks)
+            for arm in self.args.arms or ()
+            if seed in self.args.seeds_of(task)
+        ]
+        with tqdm(total=len(cells), desc="language models", unit="cell", disable=None) as bar:
+            for size, task, arm, seed in cells:
+                bar.set_postfix_str(f"{size} {task} {arm} {seed}")
+                self.cell(size, task, arm, seed)
+                bar.update()
+
+    def cell(self, size: str, task: str, arm: str, seed: int) -> Cell:
+        """One cell."""
+        level = f"lm/{size}"
+        path = cell_path(self.args, level, task, arm, seed)
+        settings = [self.args.lm.sizes[size], self.args.lm.settings_of(task)]
+        key = cell_key(self.args, task, arm, seed, settings=settings)
+        return finished_cell(path, key, lambda: self.measure(size, task, arm, seed))
+
+    def measure(self, size: str, task: str, arm: str, seed: int) -> Cell:
+        """Train an arm, unless it has the model of another, and ask about the test clips."""
+        begun = time.perf_counter()
+        trained = arm
+        if arm == _OTHER_AUDIO:
+            trained = _OTHERS_MODEL
+            self.cell(size, task, trained, seed)
+        folder = cell_path(self.args, f"lm/{size}", task, trained, seed).with_suffix("")
+        tokens = self.arm_tokens(task, trained, seed)
+        rows, chosen = self.rows(task, trained, seed, tokens)
+        recipe = self.recipe(size, task, tokens, seed, folder)
+        by_split = {name: rows.select(chosen.of(name)) for name in ("train", "dev", "test")}
+        inputs = {"rows": rows._fingerprint, "codec": tokens.system}
+        results = train_on_rows(recipe, lambda codec: (by_split["train"], by_split["dev"]), _lasting(inputs, rows))
+        tested = [chosen.clips[place] for place in chosen.of("test")]
+        found = self._asked(task, recipe, by_split["test"], tested, arm, seed)
+        spent = time.perf_counter() - begun
+        kept = ("parameters", "positions_of_training_rows", "training_rows", "positions_per_second")
+        facts = {name: results[name] for name in kept}
+        curve = _curve(folder, recipe, results)
+        return Cell.of(tested, found.pop("answers"), **facts, **found, curve=curve, seconds=spent)
+
+    def arm_tokens(self, task: str, arm: str, seed: int) -> ArmTokens:
+        """What an arm reads."""
+        units = encoder_system(self.args.layer_of(task), seed)
+        heard = {"audio_in": "embeds", "layout": "continuous"}
+        known = {
+            "units": (("codes",), {"layout": "flat", "unit_coding": "units"}),
+            "units+bpe": (("codes",), {"layout": "flat", "unit_coding": "bpe"}),
+            "centroids": (("codes",), {**heard, "latent_source": "quantized"}),
+            "continuous+units": (("latents", "codes"), {**heard, "latent_source": "both"}),
+        }
+        if arm in known:
+            kinds, settings = known[arm]
+            if arm == "units+bpe":
+                self.systems.unit_bpe(self.args.layer_of(task), seed)
+                settings["unit_bpe"] = str(Path(self.args.output_dir) / "systems" / units / "bpe")
+            return ArmTokens(units, kinds, settings)
+        if arm not in self.args.systems:
+            return ArmTokens(units, ("latents",), heard)
+        codec = as_speech_codec(*load(self.args.systems[arm]))
+        if codec.kind == "latents":
+            return ArmTokens(arm, ("latents",), heard)
+        one = {"layout": "flat", "unit_coding": "units"}
+        return ArmTokens(arm, ("codes",), one if codec.num_quantizers == 1 else {"layout": "delay"})
+
+    def rows(self, task: str, arm: str, seed: int, tokens: ArmTokens) -> tuple[datasets.Dataset, ChosenClips]:
+        """The rows of an arm, as it hears them and as it is told the answers, and the clips that they are."""
+        read = [read_speech_rows(self.systems.rows_folder(tokens.system, kind, task)) for kind in tokens.kinds]
+        rows = read[0]
+        if len(read) > 1:
+            others = dict(zip(read[1]["id"], range(len(read[1])), strict=True))
+            chosen = read[1].select([others[name] for name in rows["id"]])
+            for column in ("audio_codes", "num_quantizers"):
+                rows = rows.add_column(column, chosen[column], feature=chosen.features[column])
+        known = {clip.name: clip for clip in self.systems.prepared(task).clips}
+        chosen_of = chosen_clips([known[name] for name in rows["id"]], self._shots(task), seed)
+        rows = rows.select(chosen_of.indices)
+        target = find_task(self.args.tasks[task].task).target
+        answers = chosen_of.targets
+        if arm == "shuffled-labels":
+            answers = shuffle_targets(answers, chosen_of.splits, seed)
+        if target in rows.column_names:
+            rows = rows.remove_columns(target)
+        rows = rows.add_column(target, answers)
+        if arm == "no-audio":
+            rows = rows.map(_without_audio, load_from_cache_file=False)
+        return rows, chosen_of
+
+    def _shots(self, task: str) -> int | None:
+        return self.args.tasks[task].clips_per_label
+
+    def recipe(self, size: str, task: str, tokens: ArmTokens, seed: int, folder: Path) -> SpeechLMArguments:
+        """The recipe of a training."""
+        lm = self.args.lm
+        is_own = tokens.system not in self.args.systems
+        codec = str(Path(self.args.output_dir) / "systems" / tokens.system)
+        settings = {
+            "output_dir": str(folder),
+            "codec": codec if is_own else self.args.systems[tokens.system],
+            # The rows are given, and not read from there.
+            "data.train": str(Path(self.args.output_dir) / "rows"),
+            "language_model": lm.sizes[size],
+            "tasks": {self.args.tasks[task].task: 1.0},
+            "seed": seed,
+            **tokens.settings,
+            **lm.settings_of(task),
+        }
+        command = training_command(StageArguments(lm.recipe), settings)
+        return load_recipe(command[1], command[2:], SpeechLMArguments)
+
+    def _asked(
+        self,
+        task: str,
+        recipe: SpeechLMArguments,
+        rows: datasets.Dataset,
+        tested: Sequence[TaskClip],
+        arm: str,
+        seed: int,
+    ) -> dict[str, Any]:
+        model, processor = load_speech_lm(Path(recipe.output_dir) / "final", recipe.codec)
+        known = find_task(self.args.tasks[task].task)
+        labels = None
+        if self.args.is_closed(task):
+            labels = tuple(
+                sorted({clip.target for clip in self.systems.prepared(task).clips if clip.split == "train"})
+            )
+        longest = max(len(ids) for ids in processor.answer_ids([clip.target for clip in tested]).ids)
+        question = Question(known, labels, None if labels else 2 * longest)
+        heard = derangement(len(rows), seed) if arm == _OTHER_AUDIO else list(range(len(rows)))
+        answers, bits, counts, unended = [], [], [], 0
+        for begin in range(0, len(rows), _BATCH_SIZE):
+            places = range(begin, min(begin + _BATCH_SIZE, len(rows)))
+            asked = [{**rows[heard[place]], known.target: tested[place].target} for place in places]
+            found = question.answers(model, processor, processor.task_inputs(known, asked))
+            answers += [entry["answer"] for entry in found]
+            unended += sum(not entry.get("ended", True) for entry in found)
+            for told, count in target_bits(model, processor, known, asked):
+                bits.append(told)
+                counts.append(count)
+        return {"answers": answers, "bits": bits, "num_tokens": counts, "not_ended": unended}
+
+
+def _without_audio(row: dict[str, Any]) -> dict[str, Any]:
+    # One frame that says nothing.
+    dim = int(row["latent_dim"])
+    return {"audio_latents": [0.0] * dim, "num_frames": 1}
+
+
+def _lasting(inputs: dict[str, Any], rows: datasets.Dataset) -> dict[str, Any]:
+    # What a training begins with, the same after a restart.
+    names = rows["id"]
+    return {"codec": inputs["codec"], "rows": f"{len(names)} {names[0]} {names[-1]}"}
+
+
+def _curve(folder: Path, recipe: SpeechLMArguments, results: Mapping[str, Any]) -> dict[str, list[float]]:
+    # Held-out losses against the positions that were seen, about so many a step.
+    positions = float(recipe.batch_seconds or 0) * results["positions_per_second"]
+    lines = [json.loads(line) for line in (folder / "training_log.jsonl").read_text("utf-8").splitlines()]
+    told = [line for line in lines if "held_out_text_loss" in line]
+    steps = [line["step"] for line in told]
+    return {
+        "steps": steps,
+        "positions": [float(step * positions) for step in steps],
+        "losses": [line["held_out_text_loss"] for line in told],
+    }
+
+
+def understood(args: TokenStudyArguments, size: str) -> dict[str, dict[str, float]]:
+    """Mean bits of a target id of each finished cell of the first seed, by task and arm."""
+    found: dict[str, dict[str, float]] = {}
+    for task in args.tasks:
+        for arm in args.arms or ():
+            cell = read_cell(cell_path(args, f"lm/{size}", task, arm, args.seeds[0]))
+            if cell is not None:
+                found.setdefault(task, {})[arm] = float(np.sum(cell.facts["bits"]) / np.sum(cell.facts["num_tokens"]))
+    return found
+
+
+__all__ = ["ArmTokens", "LMLevel", "understood"]

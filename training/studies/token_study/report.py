@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a study of tokens: the table of arms and tasks beside that of the paper, pictures, and what follows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from speech_tokenizers.evaluation.report_figures import dress, dress_legend, error_bars, new_figure, plot_panels
+from speech_tokenizers.evaluation.report_pages import Figure, Report, Section, excludes_zero, interval
+from speech_tokenizers.evaluation.understanding.metrics import METRICS, by_seed, difference, score
+from speech_tokenizers.training.studies.token_study.arguments import CONTROL_ARMS, TokenStudyArguments
+from speech_tokenizers.training.studies.token_study.cells import (
+    Cell,
+    answers_of,
+    common_names,
+    facts_of,
+    plain,
+)
+
+
+REFERENCE = "continuous"
+# Table 1 of https://huggingface.co/papers/2411.08742 (Qwen1.5-0.5B), as others have transcribed it. ASR is LibriSpeech
+# clean / other; two values of ST and KS are those of its two test sets.
+PAPER_COLUMNS = ("ASR WER", "phones PER", "ST BLEU", "keywords %", "intents %", "emotions %")
+PAPER_ROWS = {
+    "HuBERT-L discrete": ("4.56 / 9.79", "9.69", "22.75 / 20.14", "93.70 / 93.85", "57.04", "38.65"),
+    "WavLM-L discrete": ("4.72 / 10.45", "9.64", "24.62 / 21.22", "92.87 / 92.45", "59.96", "37.98"),
+    "HuBERT-L continuous": ("4.91 / 6.43", "12.84", "26.63 / 25.42", "95.38 / 95.70", "76.84", "56.72"),
+    "WavLM-L continuous": ("2.92 / 4.61", "12.62", "29.44 / 28.12", "97.76 / 97.36", "81.35", "59.45"),
+}
+# What the paper found better for each task of speech language models.
+PAPER_BETTER = {
+    "asr": "continuous",
+    "phones": "units",
+    "keyword": "continuous",
+    "slots": "continuous",
+    "emotion": "continuous",
+    "translate": "continuous",
+}
+
+# Arm -> cells of its seeds, of one task.
+TaskCells = Mapping[str, Sequence[Cell]]
+
+
+def compared(args: TokenStudyArguments, task: str, cells: TaskCells) -> dict[str, Any]:
+    """
+    The scores of all arms of a task, and by how much they exceed the reference arm's, on the clips that all answered.
+
+    Args:
+        args ([`TokenStudyArguments`]): The study.
+        task (`str`): Name of the task.
+        cells (mapping of `str` to sequence of [`Cell`]): The cells of each arm, one a seed.
+
+    Returns:
+        `dict`: `metrics`, `num_clips`, `num_groups` and, by arm, `scores`, `seeds` and `differences` by metric, and
+        `facts` of the first seed.
+    """
+    names = common_names([cell for arm in cells.values() for cell in arm])
+    any_cell = next(iter(cells.values()))[0]
+    targets, groups = facts_of(any_cell, names)
+    # Where clips have no common group, each is its own.
+    metrics = args.metrics_of(task)
+    found: dict[str, Any] = {
+        "task": args.tasks[task].task,
+        "expected": args.tasks[task].expected,
+        "metrics": metrics,
+        "num_clips": len(names),
+        "num_groups": len(set(groups)),
+        "arms": {},
+    }
+    base = answers_of(cells[REFERENCE], names) if REFERENCE in cells else None
+    for arm, of_seeds in cells.items():
+        answers = answers_of(of_seeds, names)
+        entry: dict[str, Any] = {"facts": of_seeds[0].facts, "scores": {}, "seeds": {}, "differences": {}}
+        for metric in metrics:
+            entry["scores"][metric] = plain(score(metric, answers, targets, groups))
+            entry["seeds"][metric] = by_seed(metric, answers, targets)
+            if base is not None and arm != REFERENCE:
+                entry["differences"][metric] = plain(difference(metric, answers, base, targets, groups))
+        if "centroids" in cells and arm == "units":
+            centroids = answers_of(cells["centroids"], names)
+            entry["path"] = plain(difference(metrics[0], answers, centroids, targets, groups))
+        found["arms"][arm] = entry
+    return found
+
+
+def study_report(args: TokenStudyArguments, results: Mapping[str, Any]) -> Report:
+    """
+    Args:
+        args ([`TokenStudyArguments`]): The study.
+        results (mapping): `levels` (by its name, the tasks that [`compared`] gives), and where measured `facts`,
+            `layers`, `robustness` and `convergence`.
+    """
+    sections = []
+    for level, tasks in results["levels"].items():
+        title = "Probes" if level == "probe" else f"Language model `{level.partition('/')[2]}`"
+        sections.append(Section(title, _level_caption(level), [_table(tasks)], _level_figures(level, tasks)))
+        sections.append(
+            Section(
+                f"{title}: less {REFERENCE}",
+                f"By how much each arm exceeds {REFERENCE}, paired, in points; *: the 95 % interval excludes 0.",
+                [_difference_table(tasks)],
+                [_difference_figure(level, tasks)] if any(len(task["arms"]) > 1 for task in tasks.values()) else [],
+            )
+        )
+        sections.append(Section(f"{title}: what follows", lines=verdicts(tasks)))
+    sections.append(
+        Section(
+            "The paper's table",
+            "The numbers of arXiv 2411.08742 (Qwen1.5-0.5B, encoders of 300 M parameters, hundreds of hours): the"
+            " paper's, not ours, and of other data.",
+            [[["encoder and tokens", *PAPER_COLUMNS], *([name, *row] for name, row in PAPER_ROWS.items())]],
+        )
+    )
+    sections += _cost_sections(results)
+    sections += _analysis_sections(results)
+    expected = [f"{name}: {task.expected}" for name, task in args.tasks.items() if task.expected]
+    sections.insert(0, Section("What was expected", "Written in the recipe before the run.", lines=expected))
+    return Report("Discrete and continuous speech tokens", _notes(args), sections, results=results)
+
+
+def _notes(args: TokenStudyArguments) -> list[str]:
+    return [
+        f"Encoder: {args.encoder.name.rsplit('/', 1)[-1]}, frozen; {args.encoder.num_units} k-means units of its frames,"
+        " fitted on training clips alone.",
+        "continuous: the encoder's frames. units: their k-means units. centroids: the frames that the units stand for,"
+        " by the way of continuous; less continuous it is what quantizing costs, and units less centroids what the other"
+        " way into the model costs. Other arms are other models' tokens.",
+        f"Controls: {', '.join(CONTROL_ARMS)}.",
+        "Intervals: 95 %, by redrawing speakers (or voices, or scenes). With several seeds, counts are averaged over"
+        " them. This is toy scale: 1 to 2 hours of speech a task.",
+    ]
+
+
+def _level_caption(level: str) -> str:
+    if level == "probe":
+        return "Ridge regression from the whole clip, and for phones a linear map with CTC; no language model."
+    return "The same language model, prompt, targets, steps and seeds for every arm; closed answers by likelihood."
+
+
+def _title(task: Mapping[str, Any], name: str) -> str:
+    metric = METRICS[task["metrics"][0]]
+    return f"{name}: {metric.title} {'↑' if metric.higher_is_better else '↓'}"
+
+
+def _arms(tasks: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(arm for task in tasks.values() for arm in task["arms"]))
+
+
+def _main(task: Mapping[str, Any], arm: str, kind: str) -> Mapping[str, Any] | None:
+    return task["arms"].get(arm, {}).get(kind, {}).get(task["metrics"][0])
+
+
+def _table(tasks: Mapping[str, Any]) -> list[list[str]]:
+    header = ["arm", *(_title(task, name) for name, task in tasks.items())]
+    rows = [[arm, *(interval(_main(task, arm, "scores"), 1) for task in tasks.values())] for arm in _arms(tasks)]
+    counts = [f"{task['num_clips']} clips, {task['num_groups']} groups" for task in tasks.values()]
+    return [header, *rows, ["tested on", *counts]]
+
+
+def _difference_table(tasks: Mapping[str, Any]) -> list[list[str]]:
+    header = ["arm", *(_title(task, name) for name, task in tasks.items())]
+    rows = [
+        [arm, *(interval(_main(task, arm, "differences"), 1, signed=True) for task in tasks.values())]
+        for arm in _arms(tasks)
+        if arm != REFERENCE
+    ]
+    path = [interval(task["arms"].get("units", {}).get("path"), 1, signed=True) for task in tasks.values()]
+    return [header, *rows, ["units less centroids", *path]]
+
+
+def verdicts(tasks: Mapping[str, Any]) -> list[str]:
+    """For each task a sentence on units against continuous, beside what the paper found."""
+    lines = []
+    for name, task in tasks.items():
+        found = _main(task, "units", "differences")
+        if found is None:
+            continue
+        metric = METRICS[task["metrics"][0]]
+        told = f"units less continuous {interval(found, 1, signed=True)}"
+        claim = PAPER_BETTER.get(task["task"])
+        control = max_control(task)
+        reference = _main(task, REFERENCE, "scores")
+        if control is not None and reference is not None and not _is_better(metric, reference, control):
+            lines.append(f"{name}: continuous is not told apart from the best control, so that nothing follows.")
+        elif not excludes_zero(found):
+            lines.append(f"{name}: {told}: neither confirmed nor refuted that {claim or 'one of them'} is better.")
+        else:
+            better = "units" if (found["value"] > 0) == metric.higher_is_better else "continuous"
+            word = (
+                "" if claim is None else f"; the paper: {claim} ({'confirmed' if better == claim else 'refuted'} here)"
+            )
+            lines.append(f"{name}: {told}: {better} is better{word}.")
+    return lines
+
+
+def max_control(task: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The score of the control that does best."""
+    metric = METRICS[task["metrics"][0]]
+    found = [score for arm in CONTROL_ARMS if (score := _main(task, arm, "scores")) is not None]
+    sign = 1 if metric.higher_is_better else -1
+    return max(found, key=lambda score: sign * score["value"], default=None)
+
+
+def _is_better(metric: Any, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    # By intervals that do not overlap.
+    return one["low"] > other["high"] if metric.higher_is_better else one["high"] < other["low"]
+
+
+def _level_figures(level: str, tasks: Mapping[str, Any]) -> list[Figure]:
+    if not tasks:
+        return []
+    arms = _arms(tasks)
+    panels = [(_title(task, name), [_main(task, arm, "scores") for arm in arms]) for name, task in tasks.items()]
+    alt = "Scores of the arms with 95 % intervals, a panel a task."
+    return [Figure(plot_panels(arms, panels), alt, f"{level.replace('/', '-')}-scores.png")]
+
+
+def _difference_figure(level: str, tasks: Mapping[str, Any]) -> Figure:
+    arms = [arm for arm in _arms(tasks) if arm != REFERENCE and arm not in CONTROL_ARMS]
+    panels = []
+    for name, task in tasks.items():
+        metric = METRICS[task["metrics"][0]]
+        better = "right" if metric.higher_is_better else "left"
+        told = [_main(task, arm, "differences") for arm in arms]
+        panels.append((f"{name}: {metric.title} less {REFERENCE} (better: {better})", told))
+    alt = f"Paired differences to {REFERENCE} with 95 % intervals, a panel a task."
+    return Figure(plot_panels(arms, panels, about_zero=True), alt, f"{level.replace('/', '-')}-differences.png")
+
+
+# --- What tokens cost ---
+
+
+def _cost_sections(results: Mapping[str, Any]) -> list[Section]:
+    facts = results.get("facts", {})
+    rows = [["task", "tokens", "bit/s nominal", "bit/s entropy", "tokens/s", "runs/s", "merged/s", "merged bit/s"]]
+    usage = [["task", "tokens", "units", "never used", "perplexity", "share of the rarest fifth %"]]
+    for task, arms in facts.items():
+        for arm, fact in arms.items():
+            rates = fact["rates"]
+            merged = (fact["merged_per_second"], fact["merged_entropy_bits_per_second"])
+            rows.append(
+                [
+                    task,
+                    arm,
+                    *(f"{rates[name]:.0f}" for name in ("nominal", "entropy")),
+                    f"{fact['frames_per_second'] * len(fact['frames']):.1f}",
+                    f"{fact['runs_per_second']:.1f}",
+                    *("-" if value is None else f"{value:.1f}" for value in merged),
+                ]
+            )
+            first = fact["frames"][0]
+            usage.append(
+                [
+                    task,
+                    arm,
+                    str(first["num_units"]),
+                    str(first["num_dead"]),
+                    f"{first['perplexity']:.0f}",
+                    f"{100 * first['rarest_share']:.1f}",
+                ]
+            )
+    caption = "Runs are equal neighbours taken as one; merged: byte-pair merges of runs. Rates without durations."
+    figures = [] if not facts else [_zipf_figure(facts)]
+    return [
+        Section("What tokens cost", caption, [rows]),
+        Section("How evenly units are used", "Of the first codebook.", [usage], figures),
+    ]
+
+
+def _zipf_figure(facts: Mapping[str, Any]) -> Figure:
+    figure = new_figure(6.4, 3.6)
+    axes = figure.add_subplot(1, 1, 1)
+    for number, (task, arms) in enumerate(facts.items()):
+        for arm, style in (("units", "-"),):
+            if arm in arms:
+                points = np.array(arms[arm]["frames"][0]["zipf"])
+                axes.loglog(points[:, 0], points[:, 1], style, color=f"C{number % 10}", label=f"{task}, {arm}")
+    dress(axes, "", "rank of the unit", "share of the frames")
+    dress_legend(axes.legend())
+    return Figure(figure, "Share of the frames that each unit has, by its rank (Zipf's curve).", "zipf.png")
+
+
+# --- Analyses ---
+
+
+def _analysis_sections(results: Mapping[str, Any]) -> list[Section]:
+    sections = []
+    layers = results.get("layers", {})
+    if layers:
+        rows = [["task", "layer", "continuous", "units"]]
+        for task, scores in layers.items():
+            for layer in dict.fromkeys(name.split()[1] for name in scores):
+                told = [interval(scores.get(f"{view} {layer}"), 1) for view in ("continuous", "units")]
+                rows.append([task, layer, *told])
+        sections.append(Section("Layers of the encoder", "Probes of the first seed.", [rows]))
+    robustness = results.get("robustness", {})
+    if robustness:
+        rows = [["task", "condition", "continuous", "units", "centroids", "units that change %"]]
+        for task, facts in robustness.items():
+            for condition in facts["scores"]["continuous"]:
+                told = [interval(facts["scores"][arm][condition], 1) for arm in ("continuous", "units", "centroids")]
+                moved = interval(facts["unit_edit_distance"].get(condition), 1)
+                rows.append([task, condition, *told, moved])
+        caption = (
+            "Test clips that are disturbed after training on clean ones. Units that change: edit distance of the"
+            " de-duplicated units to those of the clean clip, over their number."
+        )
+        sections.append(Section("Noise, rooms and distance", caption, [rows], [_robustness_figure(robustness)]))
+    if convergence := results.get("convergence"):
+        sections.append(_convergence_section(convergence))
+    return sections
+
+
+def _robustness_figure(robustness: Mapping[str, Any]) -> Figure:
+    figure = new_figure(4.6 * len(robustness), 3.0)
+    for number, (task, facts) in enumerate(robustness.items(), 1):
+        axes = figure.add_subplot(1, len(robustness), number)
+        for place, (arm, scores) in enumerate(facts["scores"].items()):
+            told = list(scores.values())
+            values = [entry["value"] for entry in told]
+            axes.errorbar(
+                range(len(told)), values, yerr=error_bars(told), marker="o", capsize=2, color=f"C{place}", label=arm
+            )
+        axes.set_xticks(range(len(scores)), list(scores), rotation=40, ha="right")
+        dress(axes, task)
+        if number == 1:
+            dress_legend(axes.legend())
+    return Figure(figure, "Scores of disturbed test clips, with 95 % intervals.", "robustness.png")
+
+
+def _convergence_section(convergence: Mapping[str, Any]) -> Section:
+    rows = [["level, task", "arm", "positions seen", "held-out nats at equal steps", "at equal positions"]]
+    for name, arms in convergence.items():
+        for arm, told in arms.items():
+            rows.append(
+                [
+                    name,
+                    arm,
+                    f"{told['positions'][-1]:,.0f}",
+                    f"{told['losses'][-1]:.3f}",
+                    "-" if told["at_equal_positions"] is None else f"{told['at_equal_positions']:.3f}",
+                ]
+            )
+    figure = new_figure(4.6 * min(3, len(convergence)), 2.8 * -(-len(convergence) // 3))
+    for number, (name, arms) in enumerate(convergence.items(), 1):
+        axes = figure.add_subplot(-(-len(convergence) // 3), min(3, len(convergence)), number)
+        for place, (arm, told) in enumerate(arms.items()):
+            axes.plot(told["positions"], told["losses"], color=f"C{place % 10}", label=arm)
+        dress(axes, name, "positions seen", "held-out nats")
+        if number == 1:
+            dress_legend(axes.legend())
+    caption = (
+        "Loss of the answers of held-out clips, in nats an id, against the positions of the sequence that training has"
+        " seen. At equal positions: where the arm with the fewest positions ends."
+    )
+    alt = "Held-out loss against the positions that training has seen, a line an arm."
+    return Section("Convergence", caption, [rows], [Figure(figure, alt, "convergence.png")])
+
+
+__all__ = ["PAPER_BETTER", "compared", "study_report", "verdicts"]
