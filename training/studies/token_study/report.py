@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a study of tokens: the table of arms and tasks beside that of the paper, pictures, and what follows."""
+"""The report of a study of tokens: arms and tasks beside the paper's table, pictures, and what follows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -122,11 +122,11 @@ def study_report(args: TokenStudyArguments, results: Mapping[str, Any]) -> Repor
 
 def _notes(args: TokenStudyArguments) -> list[str]:
     return [
-        f"Encoder: {args.encoder.name.rsplit('/', 1)[-1]}, frozen; {args.encoder.num_units} k-means units of its frames,"
-        " fitted on training clips alone.",
+        f"Encoder: {args.encoder.name.rsplit('/', 1)[-1]}, frozen; {args.encoder.num_units} k-means units of its"
+        " frames, fitted on training clips alone.",
         "continuous: the encoder's frames. units: their k-means units. centroids: the frames that the units stand for,"
-        " by the way of continuous; less continuous it is what quantizing costs, and units less centroids what the other"
-        " way into the model costs. Other arms are other models' tokens.",
+        " by the way of continuous; less continuous it is what quantizing costs, and units less centroids what the"
+        " other way into the model costs. Other arms are other models' tokens.",
         f"Controls: {', '.join(CONTROL_ARMS)}.",
         "Intervals: 95 %, by redrawing speakers (or voices, or scenes). With several seeds, counts are averaged over"
         " them. This is toy scale: 1 to 2 hours of speech a task.",

@@ -3,8 +3,8 @@
 `speech-tokenizers study tokens`: discrete against continuous tokens of one encoder, and others' tokens, on
 understanding tasks.
 
-The question is that of https://huggingface.co/papers/2411.08742. Each cell (task, arm, seed) is measured once; after an
-interruption, the same command continues.
+The question is that of https://huggingface.co/papers/2411.08742. Each cell (task, arm, seed) is measured once; after
+an interruption, the same command continues.
 """
 
 import argparse
