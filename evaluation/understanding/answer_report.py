@@ -18,7 +18,13 @@ from transformers.utils import logging
 from speech_tokenizers.coding.speech_lm_loading import load_speech_lm, load_speech_lm_without_codec
 from speech_tokenizers.evaluation.bootstrap import bootstrap_sums, ratio
 from speech_tokenizers.evaluation.report_pages import Report, Section, Table, interval
-from speech_tokenizers.evaluation.understanding.answering import AnswersFile, Question, answer_rows, question_of
+from speech_tokenizers.evaluation.understanding.answering import (
+    AnswersFile,
+    Question,
+    answer_rows,
+    question_of,
+    read_labels,
+)
 from speech_tokenizers.evaluation.understanding.metrics import METRICS, counts, score
 from speech_tokenizers.evaluation.units.measures import grouped
 from speech_tokenizers.modeling.speech_lm_voices import model_fingerprint
@@ -208,7 +214,8 @@ def evaluate_answers(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
     model, processor = load_speech_lm_without_codec(args.model)
-    question = question_of(model.config, args.task, args.answers, args.max_new_tokens, args.beams)
+    labels = None if args.answers is None else read_labels(args.answers)
+    question = question_of(model.config, args.task, labels, args.max_new_tokens, args.beams)
     task = question.task
     is_choice = question.labels is not None
     if is_choice and (args.max_new_tokens is not None or args.beams != 1):

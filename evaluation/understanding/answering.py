@@ -13,6 +13,7 @@ import torch
 
 from speech_tokenizers.modeling.speech_lm_sequences import pad_sequences
 from speech_tokenizers.modeling.speech_lm_tasks import SPEECH_COLUMN, TASKS, Task, find_task
+from speech_tokenizers.processing.metadata_files import read_text_lines
 from speech_tokenizers.processing.whole_files import LinesFile
 
 
@@ -116,6 +117,28 @@ def question_of(
     if not labels or not all(labels) or len(set(labels)) < len(labels):
         raise ValueError(f"The answers to choose from must be different and not empty, but are {', '.join(labels)!r}.")
     return Question(task, labels)
+
+
+def read_labels(given: Sequence[str]) -> list[str]:
+    """
+    The answers that a user names for a command.
+
+    Args:
+        given (sequence of `str`): Answers, or `@FILE` for the lines of a file.
+
+    Raises:
+        ValueError: If there is no answer.
+        OSError: If a file cannot be read.
+    """
+    labels: list[str] = []
+    for answer in given:
+        if answer.startswith("@"):
+            labels += [line.strip() for _, line in read_text_lines(answer[1:]) if line.strip()]
+        else:
+            labels.append(answer)
+    if not labels:
+        raise ValueError(f"--answers {' '.join(given)}: there is no answer to choose from.")
+    return labels
 
 
 def _hears(task: Task) -> bool:
@@ -301,5 +324,6 @@ __all__ = [
     "constant_row",
     "derangement",
     "question_of",
+    "read_labels",
     "target_bits",
 ]

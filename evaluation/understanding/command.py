@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rows", metavar="ROWS", type=Path, required=True, help="folder of held-out rows that encode-rows wrote"
     )
-    parser.add_argument("--task", required=True, help="what is asked, such as asr, keyword or emotion")
+    parser.add_argument("--task", required=True, help="task to ask about, such as asr, keyword or emotion")
     parser.add_argument("--split", metavar="NAME", help="value of the column of splits whose rows are asked about")
     parser.add_argument("--split-column", metavar="COLUMN", default="split", help="column of splits; default: split")
     parser.add_argument("--target-column", metavar="COLUMN", help="column of true answers; default: the task's own")
@@ -23,7 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="column whose values are redrawn for intervals; default: speaker, voice or scene, whichever there is",
     )
     parser.add_argument(
-        "--answers", nargs="+", metavar="ANSWER", help="answers to choose from; default: those that the model knows"
+        "--answers",
+        nargs="+",
+        metavar="ANSWER",
+        help="answers to choose from; `@FILE` reads them from a file of lines; default: those that the model knows",
     )
     parser.add_argument("--metrics", nargs="+", metavar="METRIC", help="measures of answers; default: the task's own")
     parser.add_argument("--language", default="en", help="language of the answers, as a code; default: en")
@@ -31,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--audio",
         choices=("own", "other", "none"),
         default="own",
-        help="what is heard: the row's recording, or as a control that of another row, or nothing; default: own",
+        help="recording that is heard: the row's own, or as a control that of another row, or none; default: own",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed by which other recordings are drawn; default: 0")
     parser.add_argument("--limit", type=count, help="ask about the first so many rows only")

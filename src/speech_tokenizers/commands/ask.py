@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("inputs", metavar="AUDIO", nargs="+", help="audio files, folders or globs")
     parser.add_argument(
-        "--task", required=True, help="what is asked: asr, phones, keyword, slots, emotion or translate"
+        "--task", required=True, help="task to ask about: asr, phones, keyword, slots, emotion or translate"
     )
     parser.add_argument("--model", required=True, help="name, folder or Hub id of a speech language model")
     parser.add_argument("--codec", default=None, help="name or folder of its codec, where it is not found by its name")
@@ -43,11 +43,11 @@ def run(args: argparse.Namespace) -> int:
     from speech_tokenizers.coding.speech_lm_loading import load_speech_lm
     from speech_tokenizers.commands.frame import UsageError, say
     from speech_tokenizers.commands.interruption import raise_lost_interruption
-    from speech_tokenizers.evaluation.understanding.answering import question_of
+    from speech_tokenizers.evaluation.understanding.answering import question_of, read_labels
     from speech_tokenizers.processing.audio_files import find_audio_files
 
     paths = find_audio_files(args.inputs)
-    labels = None if args.answers is None else _labels(args.answers)
+    labels = None if args.answers is None else read_labels(args.answers)
     device = choose_device(args.device)
     logging.disable_progress_bar()
     model, processor = load_speech_lm(args.model, args.codec)
@@ -74,21 +74,6 @@ def run(args: argparse.Namespace) -> int:
             failed += 1
             say(f"{path}: the answer did not end by itself and was cut; raise --max-new-tokens, or ask about less")
     return 1 if failed else 0
-
-
-def _labels(given: list[str]) -> list[str]:
-    from speech_tokenizers.commands.frame import UsageError
-    from speech_tokenizers.processing.metadata_files import read_text_lines
-
-    labels: list[str] = []
-    for answer in given:
-        if answer.startswith("@"):
-            labels += [line.strip() for _, line in read_text_lines(answer[1:]) if line.strip()]
-        else:
-            labels.append(answer)
-    if not labels:
-        raise UsageError(f"--answers {' '.join(given)}: there is no answer to choose from")
-    return labels
 
 
 def _inputs(path: Path, task: str, model: Any, processor: Any) -> Any:

@@ -250,6 +250,17 @@ def test_the_command_has_controls_and_free_answers(checkpoint, rows, tmp_path):
     assert "Control: nothing was heard" in (tmp_path / "none" / "results.md").read_text()
 
 
+def test_codes_are_heard_as_latents_where_the_model_reads_these(rows, tmp_path):
+    pairs = [("emotion", row) for row in ROWS]
+    model = save_with_codec(*listening_lm(pairs, "continuous", head="mse"), tmp_path / "model")
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    options = ("--task", "emotion", "--answers", f"@{tmp_path / 'labels.txt'}")
+    assert evaluate(model, rows, tmp_path / "own", *options) == 0
+    assert read(tmp_path / "own")[0]["scores"]["accuracy"]["value"] == 100
+    assert evaluate(model, rows, tmp_path / "none", *options, "--audio", "none") == 0
+    assert read(tmp_path / "none")[0]["scores"]["accuracy"]["value"] in (40, 60)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
