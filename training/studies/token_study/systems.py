@@ -17,7 +17,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ ENCODER = "encoder"
 # A kill costs at most the encoding of so many clips.
 _ROWS_PER_SHARD = 250
 _BPE_FOLDER = "bpe"
+# Draws of first centroids, of which k-means takes the best. The twenty of `fit-units` take longer than what follows.
+_STARTS_OF_KMEANS = 3
 
 
 @dataclass
@@ -117,6 +119,7 @@ class StudySystems:
         self._prepared: dict[str, PreparedClips] = {}
         self._loaded: dict[str, tuple[Any, Any]] = {}
         self._checked: set[Path] = set()
+        self._codes: dict[tuple[str, str], dict[str, np.ndarray]] = {}
 
     def prepared(self, task: str) -> PreparedClips:
         """The clips of a task; see [`prepare_clips`]."""
@@ -211,11 +214,12 @@ class StudySystems:
         if not made_of.is_file() or json.loads(made_of.read_text("utf-8")) != key:
             units: dict[tuple[str, str], np.ndarray] = {}
             for task in dict.fromkeys(task for task, _ in clips):
-                arrays = self.arrays(encoder_system(layer, seed), task)
-                assert arrays.codes is not None
-                units |= {(task, clip.name): codes[0] for clip, codes in zip(arrays.clips, arrays.codes, strict=True)}
+                codes = self._tokens(encoder_system(layer, seed), "codes", task)
+                units |= {(task, name): found[0] for name, found in codes.items()}
             merged = train_unit_bpe(
-                [units[clip] for clip in clips], self.args.encoder.num_units, self.args.encoder.bpe_tokens
+                [units[clip] for clip in clips if clip in units],
+                self.args.encoder.num_units,
+                self.args.encoder.bpe_tokens,
             )
             with whole_folder(folder) as temporary:
                 merged.save_pretrained(temporary)
@@ -239,8 +243,7 @@ class StudySystems:
         if (layer_and_seed := _layer_and_seed(self.args, system)) is not None:
             model = self.units_model(*layer_and_seed)
             frames = self._tokens(system, "latents", task)
-            codes = {name: _units(model, rows) for name, rows in frames.items()}
-            return self._arrays(prepared, frames, codes, model, model)
+            return self._arrays(prepared, frames, self._units(system, task, model, frames), model, model)
         codec = as_speech_codec(*self._model(system))
         if codec.kind == "latents":
             return self._arrays(prepared, self._tokens(system, "latents", task), None, codec, None)
@@ -306,7 +309,7 @@ class StudySystems:
         if (layer_and_seed := _layer_and_seed(self.args, system)) is not None:
             model = self.units_model(*layer_and_seed)
             frames = self._frames(task, layer_and_seed[0], model)
-            return frames if kind == "latents" else {name: _units(model, rows) for name, rows in frames.items()}
+            return frames if kind == "latents" else self._units(system, task, model, frames)
         owners = self._owners()
         places = {clip.name: owners[clip.path] for clip in self.prepared(task).clips}
         read = {
@@ -317,6 +320,18 @@ class StudySystems:
         missing = [{"name": name, "reason": "could not be encoded."} for name in places if name not in found]
         check_share_set_aside(task, missing, len(places), self.output / "encoded" / system / kind)
         return found
+
+    def _units(
+        self, system: str, task: str, model: KMeansUnitsModel, frames: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        # Units (1, num_frames) of normalized frames (num_frames, dim), by the clip's name.
+        if (system, task) not in self._codes:
+            with torch.no_grad():
+                self._codes[system, task] = {
+                    name: model.quantizer.encode(torch.from_numpy(rows)[None, None])[0].numpy()
+                    for name, rows in frames.items()
+                }
+        return self._codes[system, task]
 
     def _encoded(self, system: str, kind: str, owner: str) -> Path:
         # Folder of what the model itself, which hears the clips, made of those that no earlier task has.
@@ -412,7 +427,7 @@ class StudySystems:
             parts += [frames[name].astype(np.float16) for name in names if name in frames]
         features = np.concatenate(parts)[None]
         unfinished = folder.with_name(f".{folder.name}.fit-{_digest(begun_with)}")
-        fit = fit_units(model, features, unfinished, seed, max_epochs=settings.fit_epochs)
+        fit = fit_units(model, features, unfinished, seed, max_epochs=settings.fit_epochs, num_init=_STARTS_OF_KMEANS)
         save_units(model, fit, folder, begun_with=begun_with, encoder=Path(settings.name).name, layers=[layer])
         for path in sorted(unfinished.iterdir()):
             path.unlink()
@@ -422,12 +437,6 @@ class StudySystems:
 def task_arrays(args: TokenStudyArguments, system: str, task: str) -> TaskArrays:
     """What a system makes of the clips of a task; see [`StudySystems.arrays`], which keeps models between calls."""
     return StudySystems(args).arrays(system, task)
-
-
-def _units(model: KMeansUnitsModel, frames: np.ndarray) -> np.ndarray:
-    # Units (1, num_frames) of frames (num_frames, dim) that are normalized.
-    with torch.no_grad():
-        return model.quantizer.encode(torch.from_numpy(frames)[None, None])[0].numpy()
 
 
 def _layer_and_seed(args: TokenStudyArguments, system: str) -> tuple[int, int] | None:
