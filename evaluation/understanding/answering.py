@@ -189,12 +189,16 @@ def derangement(num_items: int, seed: int = 0) -> list[int]:
 
 
 def constant_row(processor: Any) -> dict[str, Any]:
-    """A row of one frame, which says nothing: code 0 of each codebook, or a latent of zeros."""
+    """A row of one frame, which says nothing: code 0 of each codebook, a latent of zeros, or both."""
     row = {"id": "none", "num_frames": 1, "codec_fingerprint": processor.codec_fingerprint}
-    if processor.layout == "continuous":
-        return {**row, "audio_latents": [0.0] * processor.latent_dim, "latent_dim": processor.latent_dim}
     num_codebooks = processor.codec_sizes[0]
-    return {**row, "audio_codes": [0] * num_codebooks, "num_quantizers": num_codebooks}
+    codes = {"audio_codes": [0] * num_codebooks, "num_quantizers": num_codebooks}
+    if processor.layout != "continuous":
+        return {**row, **codes}
+    dim = processor.latent_dim // (2 if processor.latent_source == "both" else 1)
+    latents = {"audio_latents": [0.0] * dim, "latent_dim": dim}
+    parts = {"features": latents, "quantized": codes, "both": {**latents, **codes}}
+    return {**row, **parts[processor.latent_source]}
 
 
 class AnswersFile:

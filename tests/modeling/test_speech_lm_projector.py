@@ -11,6 +11,7 @@ from helpers.tiny_codecs import make_kmeans
 from helpers.tiny_speaking_lm import ARCHITECTURES, tiny_lm, tiny_row, tiny_speech_lm
 from helpers.tiny_speech_lm import bpe_tokenizer, make_row, tiny_codec, waveform
 from speech_tokenizers import KMeansUnitsFeatureExtractor, RVQCodecFeatureExtractor
+from speech_tokenizers.evaluation.understanding.answering import constant_row
 from speech_tokenizers.modeling.configuration_speech_lm import SpeechLMConfig
 from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
 from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
@@ -228,3 +229,33 @@ def test_scores_at_the_positions_before_targets_are_enough(layout):
         model(**batch, logits_to_keep=kept[1:])
     with pytest.raises(ValueError, match="in order"):
         model(**batch, logits_to_keep=kept.flip(0))
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_answers_are_scored_as_whole_sequences_are(source):
+    model, processor = hearing(source)
+    rows, answers = rows_of(processor), ["hello", "hello there my friend", "again"]
+    inputs = processor.task_inputs("asr", rows)
+    scores = model.score_answers(inputs, answers, processor)
+    for place, row in enumerate(rows):
+        for number, answer in enumerate(answers):
+            batch = batch_of(processor, [{**row, "text": answer}])
+            labels = batch.pop("labels")
+            expected, _ = model.score(batch.pop("input_ids"), labels, **batch)
+            torch.testing.assert_close(scores[place, number], expected[0], rtol=1e-4, atol=1e-4)
+
+
+def test_free_answers_of_a_batch_are_those_of_single_clips():
+    model, processor = hearing()
+    rows = rows_of(processor, (5, 12, 8))
+    together = model.answer(processor.task_inputs("asr", rows), processor, max_new_tokens=6)
+    alone = [model.answer(processor.task_inputs("asr", row), processor, max_new_tokens=6) for row in rows]
+    assert together.texts == [text for answer in alone for text in answer.texts]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_row_without_audio_can_be_read(source):
+    model, processor = hearing(source)
+    inputs = processor.task_inputs("asr", constant_row(processor))
+    assert int(inputs["audio_mask"].sum()) == 1
+    assert model.score_answers(inputs, ["hello"], processor).isfinite().all()

@@ -45,6 +45,7 @@ from speech_tokenizers.training.studies.token_study.systems import StudySystems
 # Test clips that are asked about at once.
 _BATCH_SIZE = 16
 # The control that has the model of another arm.
+_READ_AS_TOKENS = {"audio_in": "tokens", "layout": "flat"}
 _OTHER_AUDIO, _OTHERS_MODEL = "other-audio", "continuous"
 
 
@@ -129,8 +130,8 @@ class LMLevel:
         units = encoder_system(self.args.layer_of(task), seed)
         heard = {"audio_in": "embeds", "layout": "continuous"}
         known = {
-            "units": (("codes",), {"layout": "flat", "unit_coding": "units"}),
-            "units+bpe": (("codes",), {"layout": "flat", "unit_coding": "bpe"}),
+            "units": (("codes",), {**_READ_AS_TOKENS, "unit_coding": "units"}),
+            "units+bpe": (("codes",), {**_READ_AS_TOKENS, "unit_coding": "bpe"}),
             "centroids": (("codes",), {**heard, "latent_source": "quantized"}),
             "continuous+units": (("latents", "codes"), {**heard, "latent_source": "both"}),
         }
@@ -145,8 +146,9 @@ class LMLevel:
         codec = as_speech_codec(*load(self.args.systems[arm]))
         if codec.kind == "latents":
             return ArmTokens(arm, ("latents",), heard)
-        one = {"layout": "flat", "unit_coding": "units"}
-        return ArmTokens(arm, ("codes",), one if codec.num_quantizers == 1 else {"layout": "delay"})
+        one, several = {"unit_coding": "units"}, {"layout": "delay"}
+        told = one if codec.num_quantizers == 1 else several
+        return ArmTokens(arm, ("codes",), {**_READ_AS_TOKENS, **told})
 
     def rows(self, task: str, arm: str, seed: int, tokens: ArmTokens) -> tuple[datasets.Dataset, ChosenClips]:
         """The rows of an arm, as it hears them and as it is told the answers, and the clips that they are."""

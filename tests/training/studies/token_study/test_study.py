@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole study on two tones by six speakers: probes, language models, controls, resuming, and the report."""
+
+import dataclasses
+import json
+import math
+import re
+
+import pytest
+
+from speech_tokenizers.training.studies.token_study.arguments import LMLevelArguments, RobustnessArguments
+from speech_tokenizers.training.studies.token_study.cells import cell_path, chosen_clips, read_cell
+from speech_tokenizers.training.studies.token_study.lm_level import LMLevel
+from speech_tokenizers.training.studies.token_study.study import study_results, study_tokens
+from speech_tokenizers.training.studies.token_study.systems import StudySystems
+
+
+LM = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+LM |= {"intermediate_size": 48, "max_position_embeddings": 256, "tie_word_embeddings": True}
+QUICK = {"batch_seconds": 8.0, "max_steps": 60, "warmup_steps": 2, "learning_rate": 1e-2, "eval_steps": 20}
+QUICK |= {"logging_steps": 10, "save_steps": 30, "weight_decay": 0.0}
+
+
+@pytest.fixture
+def study(study):
+    """As in other tests, with units enough to tell the tones apart."""
+
+    def make(*args, **changes):
+        made = study(*args, **changes)
+        return dataclasses.replace(made, encoder=dataclasses.replace(made.encoder, num_units=24, bpe_tokens=32))
+
+    return make
+
+
+@pytest.fixture
+def with_models(study):
+    """Function: the study with a tiny language model, at the level `lm`."""
+
+    def make(arms, **changes):
+        args = study(layer=1, trim=True)
+        lm = LMLevelArguments(sizes={"tiny": LM}, overrides={**QUICK, **changes})
+        return dataclasses.replace(args, level="lm", arms=arms, lm=lm)
+
+    return make
+
+
+def answers(args, arm, level="probe", seed=0):
+    cell = read_cell(cell_path(args, level, "tone", arm, seed))
+    assert cell is not None
+    return cell
+
+
+def share_right(cell):
+    return sum(one == other for one, other in zip(cell.answers, cell.targets, strict=True)) / len(cell.targets)
+
+
+def test_the_level_of_probes_reads_what_is_there_and_no_more(study, capsys):
+    args = dataclasses.replace(
+        study(layer=1, trim=True, expected="units lose nothing"), robustness=RobustnessArguments(["tone"], [20.0, 0.0])
+    )
+    told = study_tokens(args)
+    for arm in ("continuous", "units", "centroids", "continuous+units", "units+bpe"):
+        assert share_right(answers(args, arm)) == 1.0, arm
+    # Two speakers with four clips each: another clip's audio has the other label in about half of them.
+    assert share_right(answers(args, "other-audio")) < 1.0
+    assert len(set(answers(args, "no-audio").answers)) == 1
+    assert "units lose nothing" in told
+    assert "The paper's table" in told
+    results = json.loads((args_output(args) / "results.json").read_text())
+    assert results["levels"]["probe"]["tone"]["num_groups"] == 2
+    assert set(results["robustness"]["tone"]["scores"]["units"]) == {"clean", "noise_20db", "noise_0db", "room", "far"}
+    moved = results["robustness"]["tone"]["unit_edit_distance"]
+    assert moved["noise_20db"]["value"] <= moved["noise_0db"]["value"]
+    assert results["facts"]["tone"]["units"]["rates"]["nominal"] == pytest.approx(50 * math.log2(24), rel=1e-3)
+    assert set(results["layers"]["tone"]) == {
+        f"{view} {layer}" for view in ("continuous", "units") for layer in (1, 2)
+    }
+    assert (args_output(args) / "probe-scores.png").is_file()
+
+
+def args_output(args):
+    return cell_path(args, "x", "x", "x", 0).parents[3]
+
+
+def test_a_second_run_gives_the_same_numbers_and_a_finished_one_measures_nothing(study, tmp_path, monkeypatch):
+    arms = ["continuous", "units", "shuffled-labels"]
+    first, second = (dataclasses.replace(study(tmp_path / name, layer=1), arms=arms) for name in ("one", "two"))
+    told = study_tokens(first)
+    assert study_tokens(second) == told
+    kept = {path.name: path.read_bytes() for path in sorted((tmp_path / "one" / "probe").rglob("*.json"))}
+
+    def fail(*_, **__):
+        raise AssertionError("nothing is left to measure")
+
+    monkeypatch.setattr("speech_tokenizers.training.studies.token_study.probe_level.ridge_probe", fail)
+    assert study_tokens(first) == told
+    assert kept == {path.name: path.read_bytes() for path in sorted((tmp_path / "one" / "probe").rglob("*.json"))}
+
+
+def test_a_cell_of_other_settings_or_damaged_is_measured_anew(study, tmp_path, capsys):
+    args = dataclasses.replace(study(layer=1), arms=["continuous"])
+    study_tokens(args)
+    path = cell_path(args, "probe", "tone", "continuous", 0)
+    before = json.loads(path.read_text())
+    study_tokens(dataclasses.replace(study(layer=2), arms=["continuous"]))
+    assert "other settings" in capsys.readouterr().err
+    assert json.loads(path.read_text())["made_of"] != before["made_of"]
+    path.write_text(path.read_text()[:40])
+    study_tokens(dataclasses.replace(study(layer=2), arms=["continuous"]))
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_development_clips_are_taken_from_whole_groups(two_labels):
+    from speech_tokenizers.processing.task_manifests import read_manifest
+
+    clips = [clip for clip in read_manifest(two_labels).clips if clip.split != "dev"]
+    chosen = chosen_clips(clips, None, 0)
+    assert chosen.of("dev")
+    many = [dataclasses.replace(clip, groups={"speaker": f"s{place}"}) for place, clip in enumerate(clips)]
+    dealt = chosen_clips(many, None, 0)
+    by_split = {name: {dealt.clips[place].group for place in dealt.of(name)} for name in ("train", "dev")}
+    assert by_split["dev"]
+    assert not by_split["train"] & by_split["dev"]
+
+
+def test_language_models_learn_a_task_from_every_kind_of_tokens(with_models):
+    arms = ["continuous", "units", "units+bpe", "centroids", "continuous+units", "no-audio", "other-audio"]
+    args = with_models(arms)
+    told = study_tokens(args)
+    for arm in ("continuous", "units", "units+bpe", "centroids", "continuous+units"):
+        cell = answers(args, arm, "lm/tiny")
+        assert share_right(cell) >= 0.75, arm
+        assert len(cell.facts["curve"]["losses"]) == 3
+    assert share_right(answers(args, "no-audio", "lm/tiny")) == 0.5
+    others, own = answers(args, "other-audio", "lm/tiny"), answers(args, "continuous", "lm/tiny")
+    assert sorted(others.answers) == sorted(own.answers)
+    assert others.facts["parameters"] == own.facts["parameters"]
+    results = study_results(args)
+    curves = results["convergence"]["tiny, tone"]
+    assert curves["units"]["positions"][-1] != curves["continuous"]["positions"][-1]
+    fewest = min(curves, key=lambda arm: curves[arm]["positions"][-1])
+    assert curves[fewest]["at_equal_positions"] == pytest.approx(curves[fewest]["losses"][-1])
+    assert "Language model `tiny`" in told
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_answers(with_models, monkeypatch):
+    whole = with_models(["units"])
+    level = LMLevel(whole, StudySystems(whole))
+    expected = level.measure("tiny", "tone", "units", 0)
+    stopped = dataclasses.replace(whole, output_dir=whole.output_dir + "-stopped")
+    from speech_tokenizers.training.language_models import speech_lm
+
+    train = speech_lm.SpeechLMTrainer.training_step
+    steps = []
+
+    def stop(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) == 40:
+            raise KeyboardInterrupt
+        return train(self, *args, **kwargs)
+
+    monkeypatch.setattr(speech_lm.SpeechLMTrainer, "training_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        LMLevel(stopped, StudySystems(stopped)).measure("tiny", "tone", "units", 0)
+    again = LMLevel(stopped, StudySystems(stopped)).measure("tiny", "tone", "units", 0)
+    assert len(steps) == 40 + 30
+    assert again.answers == expected.answers
+    assert again.facts["bits"] == expected.facts["bits"]
+
+
+def test_what_the_report_concludes_follows_from_intervals():
+    from speech_tokenizers.training.studies.token_study.report import verdicts
+
+    def task(low, high, control=20.0):
+        value = (low + high) / 2
+        units = {"scores": {}, "differences": {"accuracy": {"value": value, "low": low, "high": high}}}
+        continuous = {"scores": {"accuracy": {"value": 70.0, "low": 60.0, "high": 80.0}}, "differences": {}}
+        nothing = {"scores": {"accuracy": {"value": control, "low": control - 5, "high": control + 5}}}
+        arms = {"continuous": continuous, "units": units, "no-audio": nothing}
+        return {"task": "emotion", "metrics": ["accuracy"], "arms": arms}
+
+    (line,) = verdicts({"emotion": task(-30.0, -10.0)})
+    assert re.search("continuous is better; the paper: continuous .confirmed here", line)
+    (line,) = verdicts({"emotion": task(10.0, 30.0)})
+    assert "refuted" in line
+    (line,) = verdicts({"emotion": task(-10.0, 30.0)})
+    assert "neither confirmed nor refuted" in line
+    (line,) = verdicts({"emotion": task(10.0, 30.0, control=58.0)})
+    assert "nothing follows" in line
