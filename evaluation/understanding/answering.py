@@ -167,6 +167,19 @@ def target_bits(model: Any, processor: Any, task: Task, rows: Sequence[Mapping[s
     return list(zip(bits.tolist(), (labels[:, 1:] != -100).sum(-1).tolist(), strict=True))
 
 
+def as_written(processor: Any, target: str) -> str:
+    """
+    A true answer in the letters that a model writes: in lower case, where its tokenizer knows no other.
+
+    Args:
+        processor ([`SpeechLMProcessor`]): The model's processor.
+        target (`str`): The answer. Where the model cannot write it at all, it stays as it is.
+    """
+    (ids,) = processor.answer_ids([target]).ids
+    written = processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return written if written.lower() == target.lower() else target
+
+
 def derangement(num_items: int, seed: int = 0) -> list[int]:
     """
     A random order in which nothing stays in its place.
@@ -309,7 +322,7 @@ def answer_rows(
             [
                 {
                     "id": rows[number]["id"],
-                    "target": targets[number],
+                    "target": targets[number] if question.labels else as_written(processor, targets[number]),
                     **answer,
                     "bits": told,
                     "num_tokens": number_told,
@@ -325,6 +338,7 @@ __all__ = [
     "AnswersFile",
     "Question",
     "answer_rows",
+    "as_written",
     "constant_row",
     "derangement",
     "question_of",

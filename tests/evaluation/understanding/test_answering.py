@@ -16,6 +16,7 @@ from speech_tokenizers.evaluation.understanding.answer_report import read_asked_
 from speech_tokenizers.evaluation.understanding.answering import (
     AnswersFile,
     answer_rows,
+    as_written,
     constant_row,
     derangement,
     question_of,
@@ -191,6 +192,13 @@ def test_a_file_of_other_settings_is_refused(tmp_path):
     path.write_text("[1]\n")
     with pytest.raises(ValueError, match="holds no answers"):
         AnswersFile(path, {"seed": 2}, 2, 4)
+
+
+def test_a_true_answer_is_compared_in_the_letters_of_the_model(learnt):
+    _, processor = learnt
+    assert as_written(processor, "IH T S") == "ih t s"
+    assert as_written(processor, "coffeeDrink: latte") == "coffeedrink: latte"
+    assert as_written(processor, "caf\N{LATIN SMALL LETTER E WITH ACUTE}") == "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
 
 
 def test_scores_are_over_speakers():

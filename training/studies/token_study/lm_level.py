@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.coding.speech_lm_loading import load_speech_lm
-from speech_tokenizers.evaluation.understanding.answering import Question, derangement, target_bits
+from speech_tokenizers.evaluation.understanding.answering import Question, as_written, derangement, target_bits
 from speech_tokenizers.evaluation.understanding.probes import shuffle_targets
 from speech_tokenizers.modeling.speech_lm_tasks import find_task
 from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
@@ -123,7 +123,9 @@ class LMLevel:
         kept = ("parameters", "positions_of_training_rows", "training_rows", "positions_per_second")
         facts = {name: results[name] for name in kept}
         curve = _curve(folder, recipe, results)
-        return Cell.of(tested, found.pop("answers"), **facts, **found, curve=curve, seconds=spent)
+        cell = Cell.of(tested, found.pop("answers"), **facts, **found, curve=curve, seconds=spent)
+        cell.targets = cell.facts.pop("targets")
+        return cell
 
     def arm_tokens(self, task: str, arm: str, seed: int) -> ArmTokens:
         """What an arm reads."""
@@ -206,12 +208,9 @@ class LMLevel:
     ) -> dict[str, Any]:
         model, processor = load_speech_lm(Path(recipe.output_dir) / "final", recipe.codec)
         known = find_task(self.args.tasks[task].task)
-        labels = None
-        if self.args.is_closed(task):
-            labels = tuple(
-                sorted({clip.target for clip in self.systems.prepared(task).clips if clip.split == "train"})
-            )
-        longest = max(len(ids) for ids in processor.answer_ids([clip.target for clip in tested]).ids)
+        known_answers = sorted({clip.target for clip in self.systems.prepared(task).clips if clip.split == "train"})
+        labels = tuple(known_answers) if self.args.is_closed(task) else None
+        longest = max(map(len, processor.answer_ids(known_answers).ids))
         question = Question(known, labels, None if labels else 2 * longest)
         heard = derangement(len(rows), seed) if arm == _OTHER_AUDIO else list(range(len(rows)))
         answers, bits, counts, unended = [], [], [], 0
@@ -224,7 +223,8 @@ class LMLevel:
             for told, count in target_bits(model, processor, known, asked):
                 bits.append(told)
                 counts.append(count)
-        return {"answers": answers, "bits": bits, "num_tokens": counts, "not_ended": unended}
+        targets = [clip.target if labels else as_written(processor, clip.target) for clip in tested]
+        return {"answers": answers, "targets": targets, "bits": bits, "num_tokens": counts, "not_ended": unended}
 
 
 def _without_audio(row: dict[str, Any]) -> dict[str, Any]:
