@@ -15,7 +15,7 @@ import numpy as np
 from speech_tokenizers.processing.task_manifests import TaskClip
 from speech_tokenizers.processing.whole_files import write_whole
 from speech_tokenizers.training.common.run_record import fingerprint_of
-from speech_tokenizers.training.studies.token_study.arguments import TokenStudyArguments
+from speech_tokenizers.training.studies.token_study.arguments import TaskArguments, TokenStudyArguments
 from speech_tokenizers.training.studies.token_study.clips import few_shot
 
 
@@ -122,14 +122,53 @@ def cell_key(args: TokenStudyArguments, task: str, arm: str, seed: int, **more: 
         task (`str`), arm (`str`), seed (`int`): The cell.
         more: Further settings, as plain values.
     """
-    settings = dataclasses.asdict(args.tasks[task])
-    settings.pop("expected")
     encoder = dataclasses.asdict(args.encoder)
     encoder.pop("batch_seconds")
-    # Units are fitted on the clips of all tasks; their names stand for these.
-    content = [settings, encoder, sorted(args.tasks), arm, seed, more, _file_hash(args.tasks[task].manifest)]
+    # Units are fitted on the clips of all tasks, few-shot ones on those of all seeds.
+    tasks = {name: _settings(given) for name, given in sorted(args.tasks.items())}
+    seeds = sorted(args.seeds) if any(given.clips_per_label for given in args.tasks.values()) else None
+    content = [task, tasks, seeds, encoder, arm, seed, more]
     content.append(fingerprint_of(args.systems.get(arm, args.encoder.name)))
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+def level_key(args: TokenStudyArguments, level: str, task: str, arm: str, seed: int) -> str:
+    """[`cell_key`] of a cell of a level: `"probe"`, or `"lm/SIZE"`."""
+    if level == "probe":
+        return cell_key(args, task, arm, seed, ctc_steps=args.ctc_steps)
+    settings = [args.lm.sizes[level.removeprefix("lm/")], args.lm.recipe, args.lm.settings_of(task)]
+    return cell_key(args, task, arm, seed, settings=settings)
+
+
+def analysis_path(args: TokenStudyArguments, kind: str, task: str) -> Path:
+    """File of an analysis of a task: `"facts"`, `"layers"` or `"robustness"`."""
+    return Path(args.output_dir) / kind / f"{task}.json"
+
+
+def kept_analysis(
+    args: TokenStudyArguments, kind: str, task: str, measure: Callable[[], Mapping[str, Any]] | None = None
+) -> dict[str, Any] | None:
+    """
+    An analysis of a task, measured if it was not yet with these settings.
+
+    Args:
+        args ([`TokenStudyArguments`]): The study.
+        kind (`str`), task (`str`): See [`analysis_path`].
+        measure (callable, *optional*): Function that gives it as plain values. Without one, what is not there is
+            `None`.
+    """
+    path = analysis_path(args, kind, task)
+    more = {"facts": args.systems, "layers": None, "robustness": dataclasses.asdict(args.robustness)}[kind]
+    key = cell_key(args, task, kind, args.seeds[0], more=more)
+    if path.is_file():
+        found = json.loads(path.read_text("utf-8"))
+        if found["made_of"] == key:
+            return found["found"]
+    if measure is None:
+        return None
+    found = plain(measure())
+    write_whole(path, json.dumps({"made_of": key, "found": found}) + "\n")
+    return found
 
 
 def read_cell(path: Path, key: str | None = None) -> Cell | None:
@@ -204,6 +243,10 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _file_hash(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+def _settings(task: TaskArguments) -> dict[str, Any]:
+    # What the clips of a task follow from.
+    settings = dataclasses.asdict(task)
+    for name in ("expected", "num_seeds", "metrics"):
+        settings.pop(name)
+    with open(task.manifest, "rb") as file:
+        return {**settings, "manifest": hashlib.file_digest(file, "sha256").hexdigest()[:16]}

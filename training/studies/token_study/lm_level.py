@@ -33,10 +33,10 @@ from speech_tokenizers.training.studies.token_study.arguments import TokenStudyA
 from speech_tokenizers.training.studies.token_study.cells import (
     Cell,
     ChosenClips,
-    cell_key,
     cell_path,
     chosen_clips,
     finished_cell,
+    level_key,
     read_cell,
 )
 from speech_tokenizers.training.studies.token_study.systems import StudySystems
@@ -99,8 +99,7 @@ class LMLevel:
         """One cell."""
         level = f"lm/{size}"
         path = cell_path(self.args, level, task, arm, seed)
-        settings = [self.args.lm.sizes[size], self.args.lm.settings_of(task)]
-        key = cell_key(self.args, task, arm, seed, settings=settings)
+        key = level_key(self.args, level, task, arm, seed)
         return finished_cell(path, key, lambda: self.measure(size, task, arm, seed))
 
     def measure(self, size: str, task: str, arm: str, seed: int) -> Cell:

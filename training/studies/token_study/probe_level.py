@@ -7,10 +7,9 @@ and over its four quarters. A task of phones is read by a linear map of short wi
 free texts of another kind wait for the level `lm`.
 """
 
-import json
+import functools
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,6 @@ from speech_tokenizers.evaluation.understanding.token_facts import token_facts, 
 from speech_tokenizers.evaluation.units.perturbations import listening_conditions, perturb
 from speech_tokenizers.processing.audio_files import load_audio
 from speech_tokenizers.processing.unit_bpe import UnitBPE
-from speech_tokenizers.processing.whole_files import write_whole
 from speech_tokenizers.training.studies.token_study.arguments import (
     CONTROL_ARMS,
     TokenStudyArguments,
@@ -42,10 +40,11 @@ from speech_tokenizers.training.studies.token_study.arguments import (
 from speech_tokenizers.training.studies.token_study.cells import (
     Cell,
     ChosenClips,
-    cell_key,
     cell_path,
     chosen_clips,
     finished_cell,
+    kept_analysis,
+    level_key,
     plain,
 )
 from speech_tokenizers.training.studies.token_study.systems import StudySystems, TaskArrays
@@ -104,7 +103,7 @@ class ProbeLevel:
         with tqdm(total=len(cells), desc="probes", unit="cell", disable=None) as bar:
             for task, arm, seed in cells:
                 bar.set_postfix_str(f"{task} {arm} {seed}")
-                path, key = cell_path(self.args, LEVEL, task, arm, seed), cell_key(self.args, task, arm, seed)
+                path, key = (name(self.args, LEVEL, task, arm, seed) for name in (cell_path, level_key))
 
                 def measure(task: str = task, arm: str = arm, seed: int = seed) -> Cell:
                     return self.measure(task, arm, seed)
@@ -112,18 +111,10 @@ class ProbeLevel:
                 finished_cell(path, key, measure)
                 bar.update()
         for task in self.args.robustness.tasks:
-            for seed in self.args.seeds[:1]:
-                path = cell_path(self.args, "robustness", task, "all", seed)
-                conditions = plain(self.args.robustness)
-                key = cell_key(self.args, task, "continuous", seed, robustness=conditions)
-
-                def hear(task: str = task, seed: int = seed) -> Cell:
-                    return self.disturbed(task, seed)
-
-                finished_cell(path, key, hear)
+            kept_analysis(self.args, "robustness", task, functools.partial(self.disturbed, task))
         for task in self.args.tasks:
-            self.layers(task)
-            self.facts(task)
+            kept_analysis(self.args, "layers", task, functools.partial(self.layers, task))
+            kept_analysis(self.args, "facts", task, functools.partial(self.facts, task))
 
     def _arrays(self, system: str, task: str) -> TaskArrays:
         # Those of one task are kept: they are large, and every arm reads them.
@@ -192,14 +183,14 @@ class ProbeLevel:
 
     # --- Analyses ---
 
-    def disturbed(self, task: str, seed: int) -> Cell:
+    def disturbed(self, task: str) -> dict[str, Any]:
         """
-        Answers to test clips in noise, in a room and far away, of probes that learnt from clean clips; the
-        conditions, their scores and how far the units move are in the facts.
+        Scores of test clips in noise, in a room and far away, by probes of the first seed that learnt from clean
+        clips, and how far the units move.
         """
         if probe_kind(self.args, task) != "labels":
             raise ValueError(f"`robustness.tasks` has {task!r}, but only tasks with labels are probed in noise.")
-        settings = self.args.robustness
+        settings, seed = self.args.robustness, self.args.seeds[0]
         conditions = listening_conditions(settings.snr, settings.room, settings.far)
         layer = self.args.layer_of(task)
         arrays = self._arrays(encoder_system(layer, seed), task)
@@ -226,7 +217,7 @@ class ProbeLevel:
             metric, targets = self.args.metrics_of(task)[0], [clip.target for clip in tested]
             scores[arm] = {name: plain(score(metric, said, targets, groups)) for name, said in answers.items()}
         moved = unit_edit_distances(clean, {name: codes for name, (_, codes) in heard.items()}, groups)
-        return Cell.of(tested, [""] * len(tested), scores=scores, unit_edit_distance=plain(moved))
+        return {"scores": scores, "unit_edit_distance": plain(moved)}
 
     def _answers_in(
         self,
@@ -252,15 +243,11 @@ class ProbeLevel:
         parts = [answers[begin : begin + len(places)] for begin in range(0, len(answers), len(places))]
         return dict(zip(["clean", *heard], parts, strict=True))
 
-    def layers(self, task: str) -> dict[str, Any] | None:
+    def layers(self, task: str) -> dict[str, Any]:
         """Scores of a task's probes from each layer of the encoder, continuous and by units of the first seed."""
         if probe_kind(self.args, task) != "labels" or len(self.args.encoder.layers) < 2:
-            return None
+            return {}
         seed = self.args.seeds[0]
-        path = Path(self.args.output_dir) / "layers" / f"{task}.json"
-        key = cell_key(self.args, task, "continuous", seed)
-        if (known := _read(path, key)) is not None:
-            return known
         found = {}
         for layer in self.args.encoder.layers:
             arrays = self._arrays(encoder_system(layer, seed), task)
@@ -277,16 +264,11 @@ class ProbeLevel:
                 answers = ridge_probe(blocks, chosen.targets, chosen.splits).answers
                 told = score(metric, answers, [clip.target for clip in tested], [clip.group for clip in tested])
                 found[f"{view} {layer}"] = plain(told)
-        write_whole(path, json.dumps({"made_of": key, "found": found}) + "\n")
         return found
 
     def facts(self, task: str) -> dict[str, Any]:
         """Rates and usage of the units of a task's clips, by arm."""
         seed = self.args.seeds[0]
-        path = Path(self.args.output_dir) / "facts" / f"{task}.json"
-        key = cell_key(self.args, task, "continuous", seed, systems=self.args.systems)
-        if (known := _read(path, key)) is not None:
-            return known
         found: dict[str, Any] = {}
         for arm in ("units", *self.args.systems):
             arrays = self._arrays(self._system(task, arm, seed), task)
@@ -294,15 +276,7 @@ class ProbeLevel:
                 continue
             bpe = self.systems.unit_bpe(self.args.layer_of(task), seed) if arm == "units" else None
             found[arm] = plain(token_facts(arrays.codes, _size(arrays), arrays.frame_rate, bpe))
-        write_whole(path, json.dumps({"made_of": key, "found": found}) + "\n")
         return found
-
-
-def _read(path: Path, key: str) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    found = json.loads(path.read_text("utf-8"))
-    return found["found"] if found["made_of"] == key else None
 
 
 def _size(arrays: TaskArrays) -> int:
@@ -330,10 +304,3 @@ def _encoded(model: Any, audio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     features, mask = model.features(torch.from_numpy(audio)[None])
     frames = features[0, 0, mask[0]].half().float()
     return frames.numpy(), model.quantizer.encode(frames[None, None])[0].numpy()
-
-
-def conditions_of(cell: Cell) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Arm, condition and score of a cell of disturbed clips."""
-    for arm, scores in cell.facts["scores"].items():
-        for condition, estimate in scores.items():
-            yield arm, condition, estimate

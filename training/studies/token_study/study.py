@@ -8,14 +8,13 @@ an interruption, the same command continues.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from speech_tokenizers.training.common.recipe_files import load_recipe
 from speech_tokenizers.training.studies.token_study.arguments import TokenStudyArguments
-from speech_tokenizers.training.studies.token_study.cells import Cell, cell_path, read_cell
+from speech_tokenizers.training.studies.token_study.cells import Cell, cell_path, kept_analysis, level_key, read_cell
 
 
 def study_tokens(args: TokenStudyArguments) -> str:
@@ -52,7 +51,7 @@ def study_results(args: TokenStudyArguments) -> dict[str, Any]:
     from speech_tokenizers.training.studies.token_study.report import compared
 
     output = Path(args.output_dir)
-    sizes = sorted(path.name for path in (output / "lm").iterdir()) if (output / "lm").is_dir() else []
+    sizes = [size for size in args.lm.sizes if (output / "lm" / size).is_dir()]
     results: dict[str, Any] = {"levels": {}}
     for level in ("probe", *(f"lm/{size}" for size in sizes)):
         tasks = {}
@@ -62,14 +61,9 @@ def study_results(args: TokenStudyArguments) -> dict[str, Any]:
                 tasks[task] = compared(args, task, cells)
         if tasks:
             results["levels"][level] = tasks
-    for kind in ("facts", "layers"):
-        files = {task: output / kind / f"{task}.json" for task in args.tasks}
-        found = {task: json.loads(file.read_text("utf-8"))["found"] for task, file in files.items() if file.is_file()}
+    for kind in ("facts", "layers", "robustness"):
+        found = {task: kept_analysis(args, kind, task) for task in args.tasks}
         results[kind] = {task: told for task, told in found.items() if told}
-    disturbed = {
-        task: read_cell(cell_path(args, "robustness", task, "all", args.seeds[0])) for task in args.robustness.tasks
-    }
-    results["robustness"] = {task: cell.facts for task, cell in disturbed.items() if cell is not None}
     results["convergence"] = {
         f"{level.removeprefix('lm/')}, {task}": told
         for level, tasks in results["levels"].items()
@@ -81,11 +75,12 @@ def study_results(args: TokenStudyArguments) -> dict[str, Any]:
 
 
 def _cells(args: TokenStudyArguments, level: str, task: str) -> dict[str, list[Cell]]:
-    # The finished cells of each arm.
+    # The finished cells of each arm, of these settings.
     assert args.arms is not None
     found = {}
     for arm in args.arms:
-        cells = [read_cell(cell_path(args, level, task, arm, seed)) for seed in args.seeds_of(task)]
+        places = [(level, task, arm, seed) for seed in args.seeds_of(task)]
+        cells = [read_cell(cell_path(args, *place), level_key(args, *place)) for place in places]
         if finished := [cell for cell in cells if cell is not None]:
             found[arm] = finished
     return found
