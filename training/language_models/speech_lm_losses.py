@@ -2,7 +2,7 @@
 """Losses of a speech language model on rows that it does not learn from."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ def held_out_losses(model: SpeechLMForConditionalGeneration, items: SpeechLMItem
     continuous layout of the head and of ends. What is a likelihood is told in bits a second of speech, too.
     """
     collate, config = pad_items(items.processor), model.config
-    sums: Counter[str] = Counter()
-    counts: Counter[str] = Counter()
+    sums: defaultdict[Any, float] = defaultdict(float)  # by the name of a kind, or the number of a codebook
+    counts: Counter[Any] = Counter()
     chosen = sorted(range(min(len(items), args.data.max_eval_rows)), key=lambda index: items.lengths[index])
     size_of_batch = max(1, args.batch_positions // max(1, int(items.lengths.max())))
     for first in range(0, len(chosen), size_of_batch):

@@ -103,7 +103,8 @@ class ProbeLevel:
         with tqdm(total=len(cells), desc="probes", unit="cell", disable=None) as bar:
             for task, arm, seed in cells:
                 bar.set_postfix_str(f"{task} {arm} {seed}")
-                path, key = (name(self.args, LEVEL, task, arm, seed) for name in (cell_path, level_key))
+                place = (LEVEL, task, arm, seed)
+                path, key = cell_path(self.args, *place), level_key(self.args, *place)
 
                 def measure(task: str = task, arm: str = arm, seed: int = seed) -> Cell:
                     return self.measure(task, arm, seed)
