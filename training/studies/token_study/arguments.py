@@ -142,6 +142,20 @@ class RobustnessArguments:
 
 
 @dataclass
+class VariantArguments:
+    """
+    An arm that is trained otherwise, at the level `lm`.
+
+    Args:
+        arm (`str`): The arm whose tokens it has.
+        overrides (`dict`): Settings of its trainings that differ, by dotted keys, such as `{"init": "normal"}`.
+    """
+
+    arm: str
+    overrides: dict[str, Any]
+
+
+@dataclass
 class LMLevelArguments:
     """
     How the language models of the level `lm` are trained.
@@ -152,6 +166,7 @@ class LMLevelArguments:
         recipe (`str`): Recipe of all trainings.
         overrides (`dict`): Settings that differ from the recipe, by dotted keys.
         task_overrides (`dict`): The same by task, such as `{"phones": {"max_steps": 2000}}`.
+        variants (`dict` of [`VariantArguments`]): Further arms, by their names: others with other settings.
         size_names (`list[str]`, *optional*): Sizes to train now. Defaults to all.
         task_names (`list[str]`, *optional*): Tasks to train now. Defaults to all.
     """
@@ -160,6 +175,7 @@ class LMLevelArguments:
     recipe: str = "speech_lm_understanding_16khz"
     overrides: dict[str, Any] = field(default_factory=dict)
     task_overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    variants: dict[str, Any] = field(default_factory=dict)
     size_names: list[str] | None = None
     task_names: list[str] | None = None
 
@@ -167,6 +183,13 @@ class LMLevelArguments:
         for name in self.sizes:
             if not _NAME.fullmatch(name):
                 raise ValueError(f"`lm.sizes` has the name {name!r}, but folders are called by them; rename it.")
+        try:
+            self.variants = {
+                name: given if isinstance(given, VariantArguments) else VariantArguments(**given)
+                for name, given in self.variants.items()
+            }
+        except TypeError as error:
+            raise ValueError(f"`lm.variants` need arm and overrides: {error}.") from None
         for name in self.size_names or ():
             _check_among("lm.size_names", name, self.sizes)
 
@@ -255,6 +278,10 @@ class TokenStudyArguments:
         ):
             for name in names:
                 _check_among(setting, name, self.tasks)
+        for name, variant in self.lm.variants.items():
+            if name in known or not _NAME.fullmatch(name):
+                raise ValueError(f"`lm.variants` has the name {name!r}, which is that of an arm or of no folder.")
+            _check_among(f"lm.variants.{name}.arm", variant.arm, [arm for arm in known if arm not in CONTROL_ARMS])
         for name in self.robustness.tasks:
             _check_among("robustness.tasks", name, self.tasks)
 
@@ -262,6 +289,11 @@ class TokenStudyArguments:
         """Whether the answer of a task is one of the labels of its training."""
         given = self.tasks[task].is_closed
         return find_task(self.tasks[task].task).is_closed if given is None else given
+
+    def arms_of(self, level: str) -> list[str]:
+        """The arms of a level: `"probe"`, or `"lm"` with its variants."""
+        assert self.arms is not None
+        return [*self.arms, *(self.lm.variants if level != "probe" else ())]
 
     def metrics_of(self, task: str) -> list[str]:
         """Metrics of a task, the main one first."""

@@ -137,6 +137,8 @@ def level_key(args: TokenStudyArguments, level: str, task: str, arm: str, seed: 
     if level == "probe":
         return cell_key(args, task, arm, seed, ctc_steps=args.ctc_steps)
     settings = [args.lm.sizes[level.removeprefix("lm/")], args.lm.recipe, args.lm.settings_of(task)]
+    if (variant := args.lm.variants.get(arm)) is not None:
+        settings.append(dataclasses.asdict(variant))
     return cell_key(args, task, arm, seed, settings=settings)
 
 

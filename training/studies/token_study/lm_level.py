@@ -22,6 +22,7 @@ from speech_tokenizers.coding.loading import load
 from speech_tokenizers.coding.speech_lm_loading import load_speech_lm
 from speech_tokenizers.evaluation.understanding.answering import Question, as_written, derangement, target_bits
 from speech_tokenizers.evaluation.understanding.probes import shuffle_targets
+from speech_tokenizers.evaluation.understanding.token_facts import loss_by_clip_rarity
 from speech_tokenizers.modeling.speech_lm_tasks import find_task
 from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 from speech_tokenizers.processing.speech_rows import read_speech_rows
@@ -37,13 +38,15 @@ from speech_tokenizers.training.studies.token_study.cells import (
     chosen_clips,
     finished_cell,
     level_key,
-    read_cell,
+    plain,
 )
 from speech_tokenizers.training.studies.token_study.systems import StudySystems
 
 
 # Test clips that are asked about at once.
 _BATCH_SIZE = 16
+# Parts of the test clips, from those with rare units to those with frequent ones.
+_NUM_BUCKETS = 5
 # The control that has the model of another arm.
 _READ_AS_TOKENS = {"audio_in": "tokens", "layout": "flat"}
 _OTHER_AUDIO, _OTHERS_MODEL = "other-audio", "continuous"
@@ -86,7 +89,7 @@ class LMLevel:
             for size in lm.chosen_sizes
             for seed in self.args.seeds
             for task in lm.chosen_tasks(self.args.tasks)
-            for arm in self.args.arms or ()
+            for arm in self.args.arms_of("lm")
             if seed in self.args.seeds_of(task)
         ]
         with tqdm(total=len(cells), desc="language models", unit="cell", disable=None) as bar:
@@ -122,12 +125,16 @@ class LMLevel:
         kept = ("parameters", "positions_of_training_rows", "training_rows", "positions_per_second")
         facts = {name: results[name] for name in kept}
         curve = _curve(folder, recipe, results)
+        facts["rarity"] = self._rarity(task, seed, chosen, found)
         cell = Cell.of(tested, found.pop("answers"), **facts, **found, curve=curve, seconds=spent)
         cell.targets = cell.facts.pop("targets")
         return cell
 
     def arm_tokens(self, task: str, arm: str, seed: int) -> ArmTokens:
         """What an arm reads."""
+        if (variant := self.args.lm.variants.get(arm)) is not None:
+            tokens = self.arm_tokens(task, variant.arm, seed)
+            return dataclasses.replace(tokens, settings={**tokens.settings, **variant.overrides})
         units = encoder_system(self.args.layer_of(task), seed)
         heard = {"audio_in": "embeds", "layout": "continuous"}
         known = {
@@ -190,11 +197,26 @@ class LMLevel:
             "language_model": lm.sizes[size],
             "tasks": {self.args.tasks[task].task: 1.0},
             "seed": seed,
-            **tokens.settings,
             **lm.settings_of(task),
+            **tokens.settings,
         }
         command = training_command(StageArguments(lm.recipe), settings)
         return load_recipe(command[1], command[2:], SpeechLMArguments)
+
+    def _rarity(self, task: str, seed: int, chosen: ChosenClips, found: Mapping[str, Any]) -> list[dict[str, Any]]:
+        # Bits of a target id in the test clips whose units are rare in training, up to those with frequent ones.
+        arrays = self.systems.arrays(encoder_system(self.args.layer_of(task), seed), task)
+        assert arrays.codes is not None
+        codes = dict(zip((clip.name for clip in arrays.clips), (units[0] for units in arrays.codes), strict=True))
+        counts = np.zeros(self.args.encoder.num_units, np.int64)
+        for place in chosen.of("train"):
+            counts += np.bincount(codes[chosen.clips[place].name], minlength=len(counts))
+        tested = [chosen.clips[place] for place in chosen.of("test")]
+        if len(tested) < _NUM_BUCKETS:
+            return []
+        losses = [bits / count for bits, count in zip(found["bits"], found["num_tokens"], strict=True)]
+        units, groups = [codes[clip.name] for clip in tested], [clip.group for clip in tested]
+        return plain(loss_by_clip_rarity(losses, units, counts, groups, _NUM_BUCKETS))
 
     def _asked(
         self,
@@ -251,15 +273,4 @@ def _curve(folder: Path, recipe: SpeechLMArguments, results: Mapping[str, Any]) 
     }
 
 
-def understood(args: TokenStudyArguments, size: str) -> dict[str, dict[str, float]]:
-    """Mean bits of a target id of each finished cell of the first seed, by task and arm."""
-    found: dict[str, dict[str, float]] = {}
-    for task in args.tasks:
-        for arm in args.arms or ():
-            cell = read_cell(cell_path(args, f"lm/{size}", task, arm, args.seeds[0]))
-            if cell is not None:
-                found.setdefault(task, {})[arm] = float(np.sum(cell.facts["bits"]) / np.sum(cell.facts["num_tokens"]))
-    return found
-
-
-__all__ = ["ArmTokens", "LMLevel", "understood"]
+__all__ = ["ArmTokens", "LMLevel"]

@@ -308,9 +308,27 @@ def _analysis_sections(results: Mapping[str, Any]) -> list[Section]:
             " de-duplicated units to those of the clean clip, over their number."
         )
         sections.append(Section("Noise, rooms and distance", caption, [rows], [_robustness_figure(robustness)]))
+    rarity = _rarity_table(results["levels"])
+    if len(rarity) > 1:
+        caption = (
+            "Bits of an id of the true answer, in fifths of the test clips: those whose units are rarest in training"
+            " first. The first seed."
+        )
+        sections.append(Section("Rare units", caption, [rarity]))
     if convergence := results.get("convergence"):
         sections.append(_convergence_section(convergence))
     return sections
+
+
+def _rarity_table(levels: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["language model, task", "arm", "rarest", *("" for _ in range(3)), "most frequent"]]
+    for level, tasks in levels.items():
+        for name, task in tasks.items():
+            for arm, told in task["arms"].items():
+                if buckets := told["facts"].get("rarity"):
+                    cells = [interval(bucket["loss"], 2) for bucket in buckets]
+                    rows.append([f"{level.removeprefix('lm/')}, {name}", arm, *cells])
+    return rows
 
 
 def _robustness_figure(robustness: Mapping[str, Any]) -> Figure:

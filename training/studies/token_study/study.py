@@ -76,9 +76,8 @@ def study_results(args: TokenStudyArguments) -> dict[str, Any]:
 
 def _cells(args: TokenStudyArguments, level: str, task: str) -> dict[str, list[Cell]]:
     # The finished cells of each arm, of these settings.
-    assert args.arms is not None
     found = {}
-    for arm in args.arms:
+    for arm in args.arms_of(level):
         places = [(level, task, arm, seed) for seed in args.seeds_of(task)]
         cells = [read_cell(cell_path(args, *place), level_key(args, *place)) for place in places]
         if finished := [cell for cell in cells if cell is not None]:

@@ -15,7 +15,7 @@ systems: {rvq: rvq-codec-16khz-4kbps}
 tasks:
   words: {manifest: words.jsonl, task: asr, group: []}
   colours: {manifest: colours.csv, task: asr, is_closed: true, layer: 2, clips_per_label: 5, noise_snr: 0}
-lm: {steps: 100}
+lm: {overrides: {max_steps: 100}}
 """
 
 
@@ -40,7 +40,7 @@ def test_what_is_filled_in(load):
         *("continuous", "units", "units+bpe", "centroids", "continuous+units", "rvq"),
         *("no-audio", "other-audio", "shuffled-labels"),
     ]
-    assert args.lm == {"steps": 100}
+    assert args.lm.settings_of("words") == {"max_steps": 100}
     assert load("robustness.tasks=[words]", "robustness.snr=[5]").robustness.snr == [5.0]
 
 

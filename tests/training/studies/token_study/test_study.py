@@ -8,7 +8,11 @@ import re
 
 import pytest
 
-from speech_tokenizers.training.studies.token_study.arguments import LMLevelArguments, RobustnessArguments
+from speech_tokenizers.training.studies.token_study.arguments import (
+    LMLevelArguments,
+    RobustnessArguments,
+    VariantArguments,
+)
 from speech_tokenizers.training.studies.token_study.cells import cell_path, chosen_clips, read_cell
 from speech_tokenizers.training.studies.token_study.lm_level import LMLevel
 from speech_tokenizers.training.studies.token_study.study import study_results, study_tokens
@@ -126,7 +130,11 @@ def test_development_clips_are_taken_from_whole_groups(two_labels):
 def test_language_models_learn_a_task_from_every_kind_of_tokens(with_models):
     arms = ["continuous", "units", "units+bpe", "centroids", "continuous+units", "no-audio", "other-audio"]
     args = with_models(arms)
+    args.lm.variants["random"] = VariantArguments("units", {"init": "normal"})
     told = study_tokens(args)
+    random = answers(args, "random", "lm/tiny")
+    assert random.facts["curve"]["losses"] != answers(args, "units", "lm/tiny").facts["curve"]["losses"]
+    assert random.facts["parameters"] == answers(args, "units", "lm/tiny").facts["parameters"]
     for arm in ("continuous", "units", "units+bpe", "centroids", "continuous+units"):
         cell = answers(args, arm, "lm/tiny")
         assert share_right(cell) >= 0.75, arm
