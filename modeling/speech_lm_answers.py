@@ -84,8 +84,10 @@ class SpeechAnswers:
         if max_batch is not None and max_batch < 1:
             raise ValueError(f"`max_batch` must be at least 1, but is {max_batch}.")
         outputs = self(**inputs, use_cache=True, logits_to_keep=1)
-        past = outputs.past_key_values
-        if not isinstance(past, Cache) or not hasattr(past, "batch_repeat_interleave"):
+        past = getattr(outputs, "past_key_values", None)
+        layers = getattr(past, "layers", ())
+        repeats = isinstance(past, Cache) and all(hasattr(layer, "batch_repeat_interleave") for layer in layers)
+        if not repeats:
             raise ValueError(
                 f"What this language model remembers, a {type(past).__name__}, cannot be repeated for several answers;"
                 " compare whole sequences by `score`."

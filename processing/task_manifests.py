@@ -206,7 +206,7 @@ def _clip(row: MetadataRow, root: Path, groups: Sequence[str]) -> TaskClip:
                 f"`{column}` is {value!r}, so that nobody can tell whether it stands in another split too; give it, or"
                 " name other columns as `group`.",
             )
-        values[column] = str(value)
+        values[column] = str(value).strip()
     name = fields["file_name"]
     others = {key: value for key, value in fields.items() if key not in ("file_name", "target", "split")}
     known_as = str(fields["id"]) if _is_given(fields.get("id")) else name
@@ -214,7 +214,7 @@ def _clip(row: MetadataRow, root: Path, groups: Sequence[str]) -> TaskClip:
 
 
 def _check_differ(rows: Sequence[MetadataRow], clips: Sequence[TaskClip]) -> None:
-    for what, key in (("the file", lambda clip: clip.path), ("the `id`", lambda clip: clip.name)):
+    for what, key in (("the file", lambda clip: os.path.realpath(clip.path)), ("the `id`", lambda clip: clip.name)):
         first: dict[str, MetadataRow] = {}
         for row, clip in zip(rows, clips, strict=True):
             other = first.setdefault(key(clip), row)

@@ -4,9 +4,9 @@ Probes of whole clips: what a linear classifier reads from a clip's features or 
 
 A probe is ridge regression to one column for each label. It has a closed form, so that there is nothing to tune but
 the penalty, which is chosen on the development clips; the weights are then fitted on training and development clips
-together. Continuous features are averaged over equal parts of the clip, units are counted, and both are given to the
-same classifier. Whoever gives the features that the units stand for (centroids) to [`pooled_block`] measures what the
-quantisation costs; the rest of the difference is that of the input.
+together, unless training is to have few. Continuous features are averaged over equal parts of the clip, units are
+counted, and both are given to the same classifier. Whoever gives the features that the units stand for (centroids) to
+[`pooled_block`] measures what the quantisation costs; the rest of the difference is that of the input.
 
 A probe returns answers, which [`~evaluation.understanding.metrics`] scores. The controls tell what a probe reaches
 without the audio: labels that are shuffled, the audio of another clip, or none.
@@ -183,7 +183,9 @@ def bag_block(codes: Sequence[np.ndarray], codebook_size: int, num_segments: int
     return Block(np.array(rows), by_column=False)
 
 
-def ridge_probe(blocks: Sequence[Block], targets: Sequence[str], splits: Sequence[str]) -> ProbeAnswers:
+def ridge_probe(
+    blocks: Sequence[Block], targets: Sequence[str], splits: Sequence[str], learns_from_dev: bool = True
+) -> ProbeAnswers:
     """
     Label the test clips by ridge regression to one column for each label.
 
@@ -195,6 +197,8 @@ def ridge_probe(blocks: Sequence[Block], targets: Sequence[str], splits: Sequenc
         blocks (sequence of [`Block`]): Inputs, one beside the other. All have a row for each clip.
         targets (sequence of `str`): Label of each clip. Those of test clips are not looked at.
         splits (sequence of `str`): Split of each clip: `train`, `dev` or `test`.
+        learns_from_dev (`bool`, *optional*, defaults to `True`): Whether the weights are fitted once more on training
+            and development clips together. Not where training is to have few clips.
 
     Returns:
         [`ProbeAnswers`] with the penalty and the accuracy on the development clips.
@@ -214,7 +218,7 @@ def ridge_probe(blocks: Sequence[Block], targets: Sequence[str], splits: Sequenc
             misses = (fit.best(scores) != labels[dev]).mean()
             found.append((misses, ((scores - fit.columns(labels[dev])) ** 2).mean(), penalty, shares))
     misses, _, penalty, shares = min(found, key=lambda choice: choice[:2])
-    both = np.concatenate([train, dev])
+    both = np.concatenate([train, dev]) if learns_from_dev else train
     fit = _RidgeFit(_beside(blocks, shares, both), labels, both)
     (scores,) = fit.scores(numbers["test"], [penalty])
     return ProbeAnswers(fit.best(scores).tolist(), penalty, float(100 * (1 - misses)))

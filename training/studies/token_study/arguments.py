@@ -94,6 +94,8 @@ class TaskArguments:
         num_seeds (`int`, *optional*): Number of the study's first seeds that this task is measured with. Defaults to
             all.
         max_seconds (`float`, *optional*): Longer clips, after trimming, are left out and counted. Defaults to all.
+        claim (`str`, *optional*): What a paper found better for such a task, `"continuous"` or `"units"`; the report
+            says whether it is confirmed.
         expected (`str`): What is expected and why, written before the run.
     """
 
@@ -110,11 +112,13 @@ class TaskArguments:
     noise: str = "speech_shaped"
     num_seeds: int | None = None
     max_seconds: float | None = None
+    claim: str | None = None
     expected: str = ""
 
     def __post_init__(self):
         check_positive(self, "clips_per_label", "max_seconds", "num_seeds")
         _check_among("noise", self.noise, NOISES)
+        _check_among("claim", self.claim, (None, "continuous", "units"))
         if find_task(self.task).output != "text":
             raise ValueError(f"`task` must be one that answers in text, but {self.task!r} speaks.")
 
@@ -226,6 +230,7 @@ class TokenStudyArguments:
             controls `no-audio`, `other-audio` and `shuffled-labels`, and names of `systems`. Defaults to all.
         robustness ([`RobustnessArguments`]): Disturbed test clips.
         ctc_steps (`int`): Steps of the probes that write phones; see [`ctc_probe`].
+        notes (`list[str]`): Sentences for the head of the report, such as of what the data are.
         lm ([`LMLevelArguments`]): Settings of the level `lm`.
     """
 
@@ -240,6 +245,7 @@ class TokenStudyArguments:
     arms: list[str] | None = None
     robustness: RobustnessArguments = field(default_factory=RobustnessArguments)
     ctc_steps: int = 1500
+    notes: list[str] = field(default_factory=list)
     lm: LMLevelArguments = field(default_factory=lambda: LMLevelArguments())
 
     def __post_init__(self):

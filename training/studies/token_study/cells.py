@@ -2,8 +2,10 @@
 """Cells of a study: what one arm answered to the test clips of one task with one seed, in a file of its own."""
 
 import dataclasses
+import functools
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from speech_tokenizers.processing.metadata_files import read_metadata
 from speech_tokenizers.processing.task_manifests import TaskClip
 from speech_tokenizers.processing.whole_files import write_whole
 from speech_tokenizers.training.common.run_record import fingerprint_of
@@ -48,20 +51,33 @@ class ChosenClips:
         return [place for place, name in enumerate(self.splits) if name == split]
 
 
-def chosen_clips(clips: Sequence[TaskClip], clips_per_label: int | None, seed: int) -> ChosenClips:
+def chosen_clips(
+    clips: Sequence[TaskClip], clips_per_label: int | None, seed: int, drawn_from: Sequence[TaskClip] | None = None
+) -> ChosenClips:
     """
     The clips of a task as one seed has them.
 
     Args:
-        clips (sequence of [`TaskClip`]): All clips of the task.
+        clips (sequence of [`TaskClip`]): The clips that a system has of the task.
         clips_per_label (`int`, *optional*): Few-shot training; see [`few_shot`].
         seed (`int`): Seed of the draw.
+        drawn_from (sequence of [`TaskClip`], *optional*): All clips of the task, so that all systems have the same
+            draw. Defaults to `clips`.
 
     Returns:
-        [`ChosenClips`]: In the order of `clips`. Without development clips, those of every sixth group of training
-        take their place; where there is no such group, every sixth training clip.
+        [`ChosenClips`]: In the order of `clips`. Without development clips, training clips that were not drawn take
+        their place, or those of every sixth group of training, or every sixth training clip.
     """
-    training = {clip.name for clip in few_shot(clips, clips_per_label, seed)}
+    pool = clips if drawn_from is None else drawn_from
+    training = {clip.name for clip in few_shot(pool, clips_per_label, seed)}
+    if not any(clip.split == "dev" for clip in clips):
+        left = {clip.name for clip in clips if clip.split == "train"} - training
+        if left:
+            indices = [
+                index for index, clip in enumerate(clips) if clip.split != "train" or clip.name in left | training
+            ]
+            kept = [clips[index] for index in indices]
+            return ChosenClips(indices, kept, ["dev" if clip.name in left else clip.split for clip in kept])
     indices = [index for index, clip in enumerate(clips) if clip.split != "train" or clip.name in training]
     kept = [clips[index] for index in indices]
     splits = [clip.split for clip in kept]
@@ -169,6 +185,7 @@ def kept_analysis(
     if measure is None:
         return None
     found = plain(measure())
+    assert found is not None
     write_whole(path, json.dumps({"made_of": key, "found": found}) + "\n")
     return found
 
@@ -248,7 +265,18 @@ def plain(value: Any) -> Any:
 def _settings(task: TaskArguments) -> dict[str, Any]:
     # What the clips of a task follow from.
     settings = dataclasses.asdict(task)
-    for name in ("expected", "num_seeds", "metrics"):
+    for name in ("expected", "num_seeds", "metrics", "claim"):
         settings.pop(name)
-    with open(task.manifest, "rb") as file:
-        return {**settings, "manifest": hashlib.file_digest(file, "sha256").hexdigest()[:16]}
+    return {**settings, "manifest": _manifest_key(task.manifest, task.folder, os.stat(task.manifest).st_mtime_ns)}
+
+
+@functools.lru_cache
+def _manifest_key(manifest: str, folder: str | None, _: int) -> str:
+    # Of the manifest, and of the sizes and dates of its files.
+    digest = hashlib.sha256(Path(manifest).read_bytes())
+    root = Path(manifest).parent if folder is None else Path(folder)
+    for row in read_metadata(manifest):
+        path = root / str(row.fields.get("file_name"))
+        status = os.stat(path) if path.is_file() else None
+        digest.update(repr(status and (status.st_size, status.st_mtime_ns)).encode())
+    return digest.hexdigest()[:16]

@@ -105,6 +105,12 @@ def prepare_clips(args: TokenStudyArguments, name: str, show_progress: bool | No
     for split in ("train", "test"):
         if not any(clip.split == split for clip in clips):
             raise ValueError(f"the task {name!r} has no clip left of the split {split!r}; raise `max_seconds`.")
+    known = {clip.target for clip in clips if clip.split == "train"}
+    if args.is_closed(name) and (lost := sorted({clip.target for clip in clips} - known)):
+        raise ValueError(
+            f"the task {name!r} has no training clip left of the label {lost[0]!r}; raise `max_seconds`, or mend the"
+            f" recordings that {aside_path} names."
+        )
     return PreparedClips(
         clips, _recordings(clips, task), seconds, set_aside, num_too_long, tuple(manifest.group_columns)
     )
@@ -192,7 +198,7 @@ def _prepared(clip: TaskClip, task: TaskArguments, folder: Path) -> tuple[Path, 
             raise ValueError(f"{source}: contains no samples.")
         return source, length / SAMPLING_RATE
     status = os.stat(source)
-    made_of = [clip.name, source.name, status.st_size, status.st_mtime_ns, task.trim]
+    made_of = [clip.name, os.path.realpath(source), status.st_size, status.st_mtime_ns, task.trim]
     if task.noise_snr is not None:
         made_of += [task.noise_snr, task.noise, _NOISE_SEED]
     target = folder / f"{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:20]}.flac"

@@ -2,12 +2,13 @@
 """
 The level `lm` of a study of tokens: the same language model learns each task from each kind of tokens.
 
-Of all arms of a task the prompt, the targets, the clips, the number of steps and the seconds of speech of a step are
-the same; the positions that they take differ, and so the report compares at equal steps and at equal positions. What
-is heard alone decides nothing: only the answer is learnt.
+Of all arms of a task the prompt, the targets, the clips and the number of steps are the same, and about the seconds
+of speech of a step; the positions that they take differ, and so the report compares at equal steps and at equal
+positions. Only the answer is learnt, not what is heard.
 """
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ import datasets
 import numpy as np
 from tqdm import tqdm
 
+from speech_tokenizers.coding.command_options import choose_device
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.coding.speech_lm_loading import load_speech_lm
 from speech_tokenizers.evaluation.understanding.answering import Question, as_written, derangement, target_bits
@@ -28,7 +30,9 @@ from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 from speech_tokenizers.processing.speech_rows import read_speech_rows
 from speech_tokenizers.processing.task_manifests import TaskClip
 from speech_tokenizers.training.common.recipe_files import load_recipe
+from speech_tokenizers.training.common.run_record import fingerprint_of
 from speech_tokenizers.training.language_models.speech_lm import SpeechLMArguments, train_on_rows
+from speech_tokenizers.training.language_models.speech_lm_items import rows_fingerprint
 from speech_tokenizers.training.studies.stages import StageArguments, training_command
 from speech_tokenizers.training.studies.token_study.arguments import TokenStudyArguments, encoder_system
 from speech_tokenizers.training.studies.token_study.cells import (
@@ -47,8 +51,8 @@ from speech_tokenizers.training.studies.token_study.systems import StudySystems
 _BATCH_SIZE = 16
 # Parts of the test clips, from those with rare units to those with frequent ones.
 _NUM_BUCKETS = 5
-# The control that has the model of another arm.
 _READ_AS_TOKENS = {"audio_in": "tokens", "layout": "flat"}
+# The control that has the model of another arm.
 _OTHER_AUDIO, _OTHERS_MODEL = "other-audio", "continuous"
 
 
@@ -79,7 +83,6 @@ class LMLevel:
 
     def __init__(self, args: TokenStudyArguments, systems: StudySystems):
         self.args, self.systems = args, systems
-        self._tokens: dict[str, ArmTokens] = {}
 
     def run(self) -> None:
         """Train and ask what is not there yet: all arms of a task of a size with one seed, before the next."""
@@ -112,13 +115,16 @@ class LMLevel:
         if arm == _OTHER_AUDIO:
             trained = _OTHERS_MODEL
             self.cell(size, task, trained, seed)
-        folder = cell_path(self.args, f"lm/{size}", task, trained, seed).with_suffix("")
         tokens = self.arm_tokens(task, trained, seed)
         rows, chosen = self.rows(task, trained, seed, tokens)
-        recipe = self.recipe(size, task, tokens, seed, folder)
         by_split = {name: rows.select(chosen.of(name)) for name in ("train", "dev", "test")}
-        inputs = {"rows": rows._fingerprint, "codec": tokens.system}
-        results = train_on_rows(recipe, lambda codec: (by_split["train"], by_split["dev"]), _lasting(inputs, rows))
+        # A training of other rows or settings is another one, in a folder of its own.
+        key = level_key(self.args, f"lm/{size}", task, trained, seed)
+        inputs = {"study": key, "rows": self._rows_digest(task, tokens, rows, chosen)}
+        digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:12]
+        folder = cell_path(self.args, f"lm/{size}", task, trained, seed).with_suffix("") / digest
+        recipe = self.recipe(size, task, tokens, seed, folder)
+        results = train_on_rows(recipe, lambda codec: (by_split["train"], by_split["dev"]), inputs)
         tested = [chosen.clips[place] for place in chosen.of("test")]
         found = self._asked(task, recipe, by_split["test"], tested, arm, seed)
         spent = time.perf_counter() - begun
@@ -129,6 +135,22 @@ class LMLevel:
         cell = Cell.of(tested, found.pop("answers"), **facts, **found, curve=curve, seconds=spent)
         cell.targets = cell.facts.pop("targets")
         return cell
+
+    def _rows_digest(self, task: str, tokens: ArmTokens, rows: datasets.Dataset, chosen: ChosenClips) -> str:
+        # What is heard and told: the tokens' own files, and names, splits and answers in their order.
+        folders = [self.systems.rows_folder(tokens.system, kind, task) for kind in tokens.kinds]
+        files = [rows_fingerprint(str(folder)) for folder in folders]
+        told = [rows["id"][:], chosen.splits, rows[find_task(self.args.tasks[task].task).target][:]]
+        merges = tokens.settings.get("unit_bpe")
+        codec = fingerprint_of(self._codec(tokens))
+        content = [files, told, codec, None if merges is None else fingerprint_of(merges)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:20]
+
+    def _codec(self, tokens: ArmTokens) -> str:
+        # Name or folder of what wrote the tokens.
+        if tokens.system in self.args.systems:
+            return self.args.systems[tokens.system]
+        return str(Path(self.args.output_dir) / "systems" / tokens.system)
 
     def arm_tokens(self, task: str, arm: str, seed: int) -> ArmTokens:
         """What an arm reads."""
@@ -167,8 +189,10 @@ class LMLevel:
             chosen = read[1].select([others[name] for name in rows["id"]])
             for column in ("audio_codes", "num_quantizers"):
                 rows = rows.add_column(column, chosen[column], feature=chosen.features[column])
-        known = {clip.name: clip for clip in self.systems.prepared(task).clips}
-        chosen_of = chosen_clips([known[name] for name in rows["id"]], self._shots(task), seed)
+        everything = self.systems.prepared(task).clips
+        known = {clip.name: clip for clip in everything}
+        shots = self.args.tasks[task].clips_per_label
+        chosen_of = chosen_clips([known[name] for name in rows["id"]], shots, seed, everything)
         rows = rows.select(chosen_of.indices)
         target = find_task(self.args.tasks[task].task).target
         answers = chosen_of.targets
@@ -181,17 +205,12 @@ class LMLevel:
             rows = rows.map(_without_audio, load_from_cache_file=False)
         return rows, chosen_of
 
-    def _shots(self, task: str) -> int | None:
-        return self.args.tasks[task].clips_per_label
-
     def recipe(self, size: str, task: str, tokens: ArmTokens, seed: int, folder: Path) -> SpeechLMArguments:
         """The recipe of a training."""
         lm = self.args.lm
-        is_own = tokens.system not in self.args.systems
-        codec = str(Path(self.args.output_dir) / "systems" / tokens.system)
         settings = {
             "output_dir": str(folder),
-            "codec": codec if is_own else self.args.systems[tokens.system],
+            "codec": self._codec(tokens),
             # The rows are given, and not read from there.
             "data.train": str(Path(self.args.output_dir) / "rows"),
             "language_model": lm.sizes[size],
@@ -228,6 +247,7 @@ class LMLevel:
         seed: int,
     ) -> dict[str, Any]:
         model, processor = load_speech_lm(Path(recipe.output_dir) / "final", recipe.codec)
+        model.to(choose_device(None))
         known = find_task(self.args.tasks[task].task)
         known_answers = sorted({clip.target for clip in self.systems.prepared(task).clips if clip.split == "train"})
         labels = tuple(known_answers) if self.args.is_closed(task) else None
@@ -252,12 +272,6 @@ def _without_audio(row: dict[str, Any]) -> dict[str, Any]:
     # One frame that says nothing.
     dim = int(row["latent_dim"])
     return {"audio_latents": [0.0] * dim, "num_frames": 1}
-
-
-def _lasting(inputs: dict[str, Any], rows: datasets.Dataset) -> dict[str, Any]:
-    # What a training begins with, the same after a restart.
-    names = rows["id"]
-    return {"codec": inputs["codec"], "rows": f"{len(names)} {names[0]} {names[-1]}"}
 
 
 def _curve(folder: Path, recipe: SpeechLMArguments, results: Mapping[str, Any]) -> dict[str, list[float]]:

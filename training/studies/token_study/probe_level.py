@@ -53,8 +53,10 @@ from speech_tokenizers.training.studies.token_study.systems import StudySystems,
 LEVEL = "probe"
 # Whole clip and quarters: both are given to the probe, which weighs them on the development clips.
 _SEGMENTS = (1, 4)
-# Codebooks beyond which quarters would be too many columns.
-_MOST_COLUMNS = 4096
+# Quarters of more units and codebooks than this would take too long: those of eight codebooks of 1,024.
+_MOST_COLUMNS = 16384
+# Other noise than a task has of itself.
+_DISTURBANCE_SEED = 1
 
 
 def probe_kind(args: TokenStudyArguments, task: str) -> str | None:
@@ -129,7 +131,7 @@ class ProbeLevel:
         """One cell; see [`probe_arms`]."""
         begun = time.perf_counter()
         arrays = self._arrays(self._system(task, arm, seed), task)
-        chosen = chosen_clips(arrays.clips, self.args.tasks[task].clips_per_label, seed)
+        chosen = self._chosen(arrays, task, seed)
         targets, order = chosen.targets, chosen.indices
         if arm == "shuffled-labels":
             targets = shuffle_targets(targets, chosen.splits, seed)
@@ -165,6 +167,15 @@ class ProbeLevel:
             codes, size = _merged(codes or [], bpe)
         return features, codes, size
 
+    def _ridge(
+        self, task: str, blocks: Sequence[Block], targets: Sequence[str], splits: Sequence[str]
+    ) -> ProbeAnswers:
+        return ridge_probe(blocks, targets, splits, self.args.tasks[task].clips_per_label is None)
+
+    def _chosen(self, arrays: TaskArrays, task: str, seed: int) -> ChosenClips:
+        shots = self.args.tasks[task].clips_per_label
+        return chosen_clips(arrays.clips, shots, seed, self.systems.prepared(task).clips)
+
     def _probe(
         self,
         task: str,
@@ -177,7 +188,7 @@ class ProbeLevel:
         seed: int,
     ) -> ProbeAnswers:
         if probe_kind(self.args, task) == "labels":
-            return ridge_probe(_blocks(features, codes, size), targets, chosen.splits)
+            return self._ridge(task, _blocks(features, codes, size), targets, chosen.splits)
         return ctc_probe(
             targets, chosen.splits, frame_rate, features, codes, size, num_steps=self.args.ctc_steps, seed=seed
         )
@@ -195,7 +206,7 @@ class ProbeLevel:
         conditions = listening_conditions(settings.snr, settings.room, settings.far)
         layer = self.args.layer_of(task)
         arrays = self._arrays(encoder_system(layer, seed), task)
-        chosen = chosen_clips(arrays.clips, self.args.tasks[task].clips_per_label, seed)
+        chosen = self._chosen(arrays, task, seed)
         model = self.systems.units_model(layer, seed)
         test = [chosen.indices[place] for place in chosen.of("test")]
         heard: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {}
@@ -204,7 +215,7 @@ class ProbeLevel:
             for index in tqdm(test, desc=f"{task}: {name}", unit="clip", leave=False, disable=None):
                 clip = arrays.clips[index]
                 audio = load_audio(clip.path, model.sampling_rate)
-                found = _encoded(model, perturb(audio, condition, 0, clip.name, model.sampling_rate))
+                found = _encoded(model, perturb(audio, condition, _DISTURBANCE_SEED, clip.name, model.sampling_rate))
                 features.append(found[0])
                 codes.append(found[1])
             heard[name] = features, codes
@@ -214,7 +225,7 @@ class ProbeLevel:
         groups = [clip.group for clip in tested]
         scores: dict[str, dict[str, Any]] = {}
         for arm in ("continuous", "units", "centroids"):
-            answers = self._answers_in(arrays, chosen, arm, heard)
+            answers = self._answers_in(task, arrays, chosen, arm, heard)
             metric, targets = self.args.metrics_of(task)[0], [clip.target for clip in tested]
             scores[arm] = {name: plain(score(metric, said, targets, groups)) for name, said in answers.items()}
         moved = unit_edit_distances(clean, {name: codes for name, (_, codes) in heard.items()}, groups)
@@ -222,6 +233,7 @@ class ProbeLevel:
 
     def _answers_in(
         self,
+        task: str,
         arrays: TaskArrays,
         chosen: ChosenClips,
         arm: str,
@@ -240,7 +252,8 @@ class ProbeLevel:
         blocks = _blocks(None if arm == "units" else features, codes if arm == "units" else None, _size(arrays))
         places = chosen.of("test")
         targets = chosen.targets + [chosen.targets[place] for place in places] * len(heard)
-        answers = ridge_probe(blocks, targets, chosen.splits + ["test"] * (len(places) * len(heard))).answers
+        splits = chosen.splits + ["test"] * (len(places) * len(heard))
+        answers = self._ridge(task, blocks, targets, splits).answers
         parts = [answers[begin : begin + len(places)] for begin in range(0, len(answers), len(places))]
         return dict(zip(["clean", *heard], parts, strict=True))
 
@@ -252,7 +265,7 @@ class ProbeLevel:
         found = {}
         for layer in self.args.encoder.layers:
             arrays = self._arrays(encoder_system(layer, seed), task)
-            chosen = chosen_clips(arrays.clips, self.args.tasks[task].clips_per_label, seed)
+            chosen = self._chosen(arrays, task, seed)
             assert arrays.features is not None
             assert arrays.codes is not None
             views = {
@@ -262,13 +275,13 @@ class ProbeLevel:
             tested = [chosen.clips[place] for place in chosen.of("test")]
             metric = self.args.metrics_of(task)[0]
             for view, blocks in views.items():
-                answers = ridge_probe(blocks, chosen.targets, chosen.splits).answers
+                answers = self._ridge(task, blocks, chosen.targets, chosen.splits).answers
                 told = score(metric, answers, [clip.target for clip in tested], [clip.group for clip in tested])
                 found[f"{view} {layer}"] = plain(told)
         return found
 
     def facts(self, task: str) -> dict[str, Any]:
-        """Rates and usage of the units of a task's clips, by arm."""
+        """Rates and usage of the units of a task's test clips, which merges did not learn from, by arm."""
         seed = self.args.seeds[0]
         found: dict[str, Any] = {}
         for arm in ("units", *self.args.systems):
@@ -276,7 +289,8 @@ class ProbeLevel:
             if arrays.codes is None:
                 continue
             bpe = self.systems.unit_bpe(self.args.layer_of(task), seed) if arm == "units" else None
-            found[arm] = plain(token_facts(arrays.codes, _size(arrays), arrays.frame_rate, bpe))
+            tested = [codes for clip, codes in zip(arrays.clips, arrays.codes, strict=True) if clip.split == "test"]
+            found[arm] = plain(token_facts(tested, _size(arrays), arrays.frame_rate, bpe))
         return found
 
 

@@ -9,11 +9,13 @@ an interruption, the same command continues.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from speech_tokenizers.processing.task_manifests import TaskClip
 from speech_tokenizers.training.common.recipe_files import load_recipe
-from speech_tokenizers.training.studies.token_study.arguments import TokenStudyArguments
+from speech_tokenizers.training.studies.token_study.arguments import CONTROL_ARMS, TokenStudyArguments
 from speech_tokenizers.training.studies.token_study.cells import Cell, cell_path, kept_analysis, level_key, read_cell
 
 
@@ -37,13 +39,33 @@ def study_tokens(args: TokenStudyArguments) -> str:
     from speech_tokenizers.training.studies.token_study.systems import StudySystems
 
     systems = StudySystems(args)
-    for task in args.tasks:
-        systems.prepared(task)  # what is wrong with a manifest is said before anything is measured
+    for task in args.tasks:  # what is wrong is said before anything is measured
+        _check_task(args, task, systems.prepared(task).clips)
     level: Any = ProbeLevel(args, systems) if args.level == "probe" else LMLevel(args, systems)
     level.run()
     report = study_report(args, study_results(args))
     report.write(Path(args.output_dir), "results")
     return report.markdown()
+
+
+def _check_task(args: TokenStudyArguments, task: str, clips: Sequence[TaskClip]) -> None:
+    from speech_tokenizers.evaluation.understanding.metrics import METRICS, counts
+
+    for metric in args.metrics_of(task):
+        if metric not in METRICS:
+            raise ValueError(f"`tasks.{task}.metrics` has {metric!r}; choose among {', '.join(METRICS)}.")
+        targets = [clip.target for clip in clips]
+        counts(metric, targets, targets)
+    if not args.metrics_of(task):
+        raise ValueError(f"`tasks.{task}.metrics` must name a measure, since the task itself names none.")
+    groups = {clip.group for clip in clips if clip.split == "test"}
+    if len(groups) < 2:
+        raise ValueError(
+            f"the test clips of {task!r} have one group, {sorted(groups)[0]!r}, so that no interval can be drawn; test"
+            " on at least two, or say `group: []`, by which each clip is its own."
+        )
+    if task in args.robustness.tasks and not args.is_closed(task):
+        raise ValueError(f"`robustness.tasks` has {task!r}, but only tasks with labels are measured in noise.")
 
 
 def study_results(args: TokenStudyArguments) -> dict[str, Any]:
@@ -74,20 +96,22 @@ def study_results(args: TokenStudyArguments) -> dict[str, Any]:
     return results
 
 
-def _cells(args: TokenStudyArguments, level: str, task: str) -> dict[str, list[Cell]]:
+def _cells(args: TokenStudyArguments, level: str, task: str) -> dict[str, dict[int, Cell]]:
     # The finished cells of each arm, of these settings.
     found = {}
     for arm in args.arms_of(level):
-        places = [(level, task, arm, seed) for seed in args.seeds_of(task)]
-        cells = [read_cell(cell_path(args, *place), level_key(args, *place)) for place in places]
-        if finished := [cell for cell in cells if cell is not None]:
+        places = {seed: (level, task, arm, seed) for seed in args.seeds_of(task)}
+        cells = {seed: read_cell(cell_path(args, *place), level_key(args, *place)) for seed, place in places.items()}
+        if finished := {seed: cell for seed, cell in cells.items() if cell is not None}:
             found[arm] = finished
     return found
 
 
 def _convergence(arms: dict[str, Any]) -> dict[str, Any]:
     # Losses of held-out clips against positions, of the first seed, and where the arm with the fewest positions ends.
-    curves = {arm: told["facts"]["curve"] for arm, told in arms.items() if told["facts"].get("curve")}
+    # Controls have other audio or other answers.
+    told = {arm: found["facts"].get("curve") for arm, found in arms.items() if arm not in CONTROL_ARMS}
+    curves = {arm: curve for arm, curve in told.items() if curve and curve["positions"]}
     if not curves:
         return {}
     end = min(curve["positions"][-1] for curve in curves.values())

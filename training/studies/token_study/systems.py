@@ -27,6 +27,7 @@ import pyarrow.parquet
 import torch
 from tqdm import tqdm
 
+from speech_tokenizers.coding.command_options import choose_device
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.coding.row_coding import RowCoding, RowFields, encode_speech_rows
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
@@ -288,9 +289,10 @@ class StudySystems:
             # It has to have centroids before it encodes; nobody reads its codes.
             model.set_centroids(torch.ones_like(model.centroids))
             extractor = KMeansUnitsFeatureExtractor(sampling_rate=model.sampling_rate, hop_length=model.hop_length)
-            self._loaded[system] = model, extractor
+            self._loaded[system] = model.to(choose_device(None)), extractor
         elif system in self.args.systems:
-            self._loaded[system] = load(self.args.systems[system])
+            model, extractor = load(self.args.systems[system])
+            self._loaded[system] = model.to(choose_device(None)), extractor
         else:
             known = [*(encoder_system(layer, seed) for layer, seed in self.units()), *self.args.systems]
             raise ValueError(f"there is no system {system!r}; choose one of {', '.join(known)}.")
@@ -375,13 +377,15 @@ class StudySystems:
         return {name: model.streams(torch.from_numpy(rows)[None, None])[0, 0].numpy() for name, rows in frames.items()}
 
     def _training_clips(self) -> list[tuple[str, str]]:
-        # Task and name of all training clips; a file that several tasks have counts for the first.
+        # Task and name of all training clips; a file that several tasks have counts for the first, and not at all if
+        # one of them holds it or its speaker out.
         owners = self._owners()
+        clips = [(task, clip) for task in self.args.tasks for clip in self.prepared(task).clips]
+        held_out = {mark for _, clip in clips if clip.split != "train" for mark in _marks(clip)}
         return [
             (task, clip.name)
-            for task in self.args.tasks
-            for clip in self.prepared(task).clips
-            if clip.split == "train" and owners[clip.path] == (task, clip.name)
+            for task, clip in clips
+            if clip.split == "train" and owners[clip.path] == (task, clip.name) and held_out.isdisjoint(_marks(clip))
         ]
 
     def _drawn(self, seed: int) -> dict[str, list[str]]:
@@ -437,6 +441,11 @@ class StudySystems:
 def task_arrays(args: TokenStudyArguments, system: str, task: str) -> TaskArrays:
     """What a system makes of the clips of a task; see [`StudySystems.arrays`], which keeps models between calls."""
     return StudySystems(args).arrays(system, task)
+
+
+def _marks(clip: TaskClip) -> set[Any]:
+    # What another task's clip of the same recording or speaker has, too.
+    return {clip.path, clip.name, *((column, value) for column, value in clip.groups.items() if column == "speaker")}
 
 
 def _layer_and_seed(args: TokenStudyArguments, system: str) -> tuple[int, int] | None:

@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from speech_tokenizers.processing.task_manifests import read_manifest
 from speech_tokenizers.training.studies.token_study.arguments import (
     LMLevelArguments,
     RobustnessArguments,
@@ -115,8 +116,6 @@ def test_a_cell_of_other_settings_or_damaged_is_measured_anew(study, tmp_path, c
 
 
 def test_development_clips_are_taken_from_whole_groups(two_labels):
-    from speech_tokenizers.processing.task_manifests import read_manifest
-
     clips = [clip for clip in read_manifest(two_labels).clips if clip.split != "dev"]
     chosen = chosen_clips(clips, None, 0)
     assert chosen.of("dev")
@@ -179,19 +178,85 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_answers(with_models, mo
 def test_what_the_report_concludes_follows_from_intervals():
     from speech_tokenizers.training.studies.token_study.report import verdicts
 
-    def task(low, high, control=20.0):
+    def task(low, high, groups=20, above=True):
         value = (low + high) / 2
         units = {"scores": {}, "differences": {"accuracy": {"value": value, "low": low, "high": high}}}
-        continuous = {"scores": {"accuracy": {"value": 70.0, "low": 60.0, "high": 80.0}}, "differences": {}}
-        nothing = {"scores": {"accuracy": {"value": control, "low": control - 5, "high": control + 5}}}
-        arms = {"continuous": continuous, "units": units, "no-audio": nothing}
-        return {"task": "emotion", "metrics": ["accuracy"], "arms": arms}
+        arms = {
+            "continuous": {"differences": {}, "above_controls": above},
+            "units": {**units, "above_controls": False},
+        }
+        return {"claim": "continuous", "metrics": ["accuracy"], "arms": arms, "num_groups": groups}
 
-    (line,) = verdicts({"emotion": task(-30.0, -10.0)})
-    assert re.search("continuous is better; the paper: continuous .confirmed here", line)
-    (line,) = verdicts({"emotion": task(10.0, 30.0)})
+    (line,) = verdicts({"emotion": task(-30.0, -10.0)}, "lm/small")
+    assert re.search("continuous better; the paper: continuous better .confirmed here", line)
+    (line,) = verdicts({"emotion": task(10.0, 30.0)}, "lm/small")
     assert "refuted" in line
-    (line,) = verdicts({"emotion": task(-10.0, 30.0)})
+    (line,) = verdicts({"emotion": task(10.0, 30.0)}, "probe")
+    assert "refuted" not in line
+    (line,) = verdicts({"emotion": task(-10.0, 30.0)}, "lm/small")
     assert "neither confirmed nor refuted" in line
-    (line,) = verdicts({"emotion": task(10.0, 30.0, control=58.0)})
+    (line,) = verdicts({"emotion": task(10.0, 30.0, groups=4)}, "lm/small")
+    assert "only 4 groups" in line
+    (line,) = verdicts({"emotion": task(10.0, 30.0, above=False)}, "lm/small")
     assert "nothing follows" in line
+
+
+def test_a_training_of_other_answers_is_another_one(with_models, two_labels, tmp_path):
+    args = with_models(["continuous"], max_steps=20)
+    study_tokens(args)
+    flipped = tmp_path / "flipped.jsonl"
+    lines = [json.loads(line) for line in two_labels.read_text().splitlines()]
+    for row in lines:
+        row["target"] = {"high": "low", "low": "high"}[row["target"]]
+        row["file_name"] = str(two_labels.parent / row["file_name"])
+    flipped.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    before = answers(args, "continuous", "lm/tiny")
+    other = dataclasses.replace(args, tasks={"tone": dataclasses.replace(args.tasks["tone"], manifest=str(flipped))})
+    study_tokens(other)
+    after = answers(other, "continuous", "lm/tiny")
+    assert after.targets != before.targets
+    assert share_right(after) == share_right(before)
+    more = dataclasses.replace(args, lm=dataclasses.replace(args.lm, overrides={**args.lm.overrides, "max_steps": 24}))
+    study_tokens(more)
+    assert answers(more, "continuous", "lm/tiny").facts["curve"]["steps"] == before.facts["curve"]["steps"]
+
+
+def test_few_shots_are_few_and_the_same_for_all_systems(two_labels):
+    clips = list(read_manifest(two_labels).clips)
+    for seed in range(3):
+        whole = chosen_clips(clips, 1, seed)
+        assert len(whole.of("train")) == 2
+        lacking = [clip for clip in clips if clip.name != whole.clips[whole.of("train")[0]].name]
+        left = chosen_clips(lacking, 1, seed, clips)
+        names = [{chosen.clips[place].name for place in chosen.of("train")} for chosen in (whole, left)]
+        assert names[1] < names[0]
+    without_dev = chosen_clips([clip for clip in clips if clip.split != "dev"], 2, 0)
+    assert len(without_dev.of("train")) == 4
+    assert len(without_dev.of("dev")) == 8
+
+
+def test_units_are_not_fitted_on_what_another_task_holds_out(study, two_labels, tmp_path):
+    args = study()
+    swapped = tmp_path / "swapped.jsonl"
+    lines = [json.loads(line) for line in two_labels.read_text().splitlines()]
+    for row in lines:
+        row["split"] = {"anna": "test", "bert": "dev"}.get(row["speaker"], "train")
+        row["file_name"] = str(two_labels.parent / row["file_name"])
+    swapped.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    both = {**args.tasks, "again": dataclasses.replace(args.tasks["tone"], manifest=str(swapped))}
+    systems = StudySystems(dataclasses.replace(args, tasks=both))
+    assert {name.split("-")[0] for _, name in systems._training_clips()} == {"cleo"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metrics": ["acuracy"]}, "choose among accuracy"),
+        ({"task": "slots", "is_closed": False}, "slots"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_measured(study, changes, message):
+    args = study(**changes)
+    with pytest.raises(ValueError, match=message):
+        study_tokens(args)
+    assert not (args_output(args) / "encoded").exists()
