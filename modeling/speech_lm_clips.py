@@ -174,8 +174,12 @@ def _row_values(
             " anew with its codec."
         )
     if row.get(column) is None:
-        other = "latents" if row.get("audio_latents") is not None else "no codes"
-        raise ValueError(f"{name} holds {other}, but `{column}` are needed; encode the recordings for this layout.")
+        held = [kind for kind in ("codes", "latents") if row.get(f"audio_{kind}") is not None]
+        raise ValueError(
+            f"{name} holds {' and '.join(held) or 'neither codes nor latents'}, but `{column}` are needed; encode the"
+            f" recordings with `--kind {column.removeprefix('audio_')}`, or train a model that reads what rows hold"
+            " (`audio_in`, `layout`)."
+        )
     shape = tuple(int(row[field]) for field in sizes)
     values = np.asarray(row[column])
     if values.size != shape[0] * shape[1]:

@@ -157,7 +157,7 @@ def make_rows(folder, page="docs/speech_language_models.md", place=0):
 
 
 SETUPS = dict.fromkeys(("README.md", "docs/speech_language_models.md", "docs/adapters.md"), make_rows)
-SETUPS["docs/understanding.md"] = lambda folder: make_rows(folder, "docs/understanding.md", 1)
+SETUPS["docs/understanding.md"] = lambda folder: make_rows(folder, "docs/understanding.md", 2)
 
 
 def test_every_page_with_python_is_checked():

@@ -87,7 +87,8 @@ def read_asked_rows(
     columns = table.column_names
     for column, needed in ((target_column, True), (split_column, split is not None), (group, group is not None)):
         if needed and column not in columns:
-            raise ValueError(f"{folder}: has no column `{column}`; it has {', '.join(columns)}.")
+            hint = " Name another by `--target-column`." if column == target_column else ""
+            raise ValueError(f"{folder}: has no column `{column}`; it has {', '.join(columns)}.{hint}")
     if split_column in columns:
         found = [str(value) for value in table[split_column]]
         known = ", ".join(sorted(set(found)))

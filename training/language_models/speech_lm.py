@@ -522,7 +522,7 @@ def _train(
     main = "audio" if speaks else "text"
     curves = ["loss", "text_loss", "audio_loss"] if speaks else ["text_loss"]
     curves += [f"held_out_{main}_loss"] if held_out is not None else []
-    if rank is not None:
+    if rank is not None and math.isfinite(rank):
         print(f"effective rank of the latents: {rank:.1f} of {config.latent_dim}", file=sys.stderr)
     train_until_done(trainer, output, curves)
     if not trainer.is_world_process_zero():

@@ -114,6 +114,13 @@ def run(args: argparse.Namespace) -> int:
     what = f"{len(manifest.labels)} different answers in training"
     checked = ", ".join(manifest.group_columns)
     print(f"{args.output}: {', '.join(f'{counts[split]} {split}' for split in _SPLITS)}; {what}")
+    if args.closed:
+        for split in _SPLITS:
+            found = Counter(clip.target for clip in manifest.of(split))
+            if found:
+                print(f"{split}: {', '.join(f'{label} {found[label]}' for label in manifest.labels)}")
+            if found and (lacking := [label for label in manifest.labels if not found[label]]):
+                say(f"{split} has no clip of {', '.join(lacking)}; split by hand, so that each label can be measured")
     print(f"no {checked} crosses splits" if checked else "whether speakers cross splits was not checked")
     return 0
 

@@ -133,7 +133,12 @@ def study_report(args: TokenStudyArguments, results: Mapping[str, Any]) -> Repor
     sections += _analysis_sections(results)
     expected = [f"{name}: {task.expected}" for name, task in args.tasks.items() if task.expected]
     sections.insert(0, Section("What was expected", "Written in the recipe before the run.", lines=expected))
-    return Report("Discrete and continuous speech tokens", _notes(args), sections, results=results)
+    failures = [
+        f"{task}: {entry['name']}: {entry['reason']}"
+        for task, entries in results["set_aside"].items()
+        for entry in entries
+    ]
+    return Report("Discrete and continuous speech tokens", _notes(args), sections, failures, results=results)
 
 
 def _notes(args: TokenStudyArguments) -> list[str]:
@@ -340,8 +345,8 @@ def _analysis_sections(results: Mapping[str, Any]) -> list[Section]:
                 moved = interval(facts["unit_edit_distance"].get(condition), 1)
                 rows.append([task, condition, *told, moved])
         caption = (
-            "Test clips that are disturbed after training on clean ones. Units that change: edit distance of the"
-            " de-duplicated units to those of the clean clip, over their number."
+            "Test clips that are disturbed after training on clean ones, with the first seed. Units that change: edit"
+            " distance of the de-duplicated units to those of the clean clip, over their number."
         )
         sections.append(Section("Noise, rooms and distance", caption, [rows], [_robustness_figure(robustness)]))
     rarity = _rarity_table(results["levels"])

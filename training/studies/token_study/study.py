@@ -8,6 +8,7 @@ an interruption, the same command continues.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,8 @@ def study_tokens(args: TokenStudyArguments) -> str:
     level: Any = ProbeLevel(args, systems) if args.level == "probe" else LMLevel(args, systems)
     level.run()
     report = study_report(args, study_results(args))
-    report.write(Path(args.output_dir), "results")
+    written = report.write(Path(args.output_dir), "results")
+    print(f"written: {', '.join(str(path) for path in written)}", file=sys.stderr)
     return report.markdown()
 
 
@@ -86,6 +88,11 @@ def study_results(args: TokenStudyArguments) -> dict[str, Any]:
     for kind in ("facts", "layers", "robustness"):
         found = {task: kept_analysis(args, kind, task) for task in args.tasks}
         results[kind] = {task: told for task, told in found.items() if told}
+    results["set_aside"] = {
+        task: [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        for task in args.tasks
+        if (path := output / "clips" / f"{task}.set_aside.jsonl").is_file()
+    }
     results["convergence"] = {
         f"{level.removeprefix('lm/')}, {task}": told
         for level, tasks in results["levels"].items()
@@ -127,8 +134,17 @@ def _at(curve: dict[str, list[float]], end: float) -> float | None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `speech-tokenizers study tokens`."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe of this installation")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that differ from the recipe")
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        help="a YAML file, or the name of a recipe of this installation, such as token_study_16khz_cpu",
+    )
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="settings that differ from the recipe, such as level=lm, seeds=[0] or lm.task_names=[emotion]",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
