@@ -187,29 +187,29 @@ class _Frames:
         num_windows = int(batch.num_windows.max())
         scores = weights["biases"]
         if self.features is not None:
-            scores = scores + self._feature_windows(batch.clips, num_windows) @ weights["features"]
+            scores = scores + self._feature_windows(self.features, batch.clips, num_windows) @ weights["features"]
         if self.codes is not None:
-            rows = self._code_windows(batch.clips, num_windows)
+            rows = self._code_windows(self.codes, batch.clips, num_windows)
             added = F.embedding_bag(
                 rows.flatten(0, 1), weights["codes"], mode="sum", padding_idx=len(weights["codes"]) - 1
             )
             scores = scores + added.unflatten(0, rows.shape[:2])
         return scores
 
-    def _feature_windows(self, clips: np.ndarray, num_windows: int) -> torch.Tensor:
+    def _feature_windows(self, features: Sequence[np.ndarray], clips: np.ndarray, num_windows: int) -> torch.Tensor:
         # Frames that do not exist are the mean, 0. The window's middle is a multiple of the stride.
         padded = np.zeros((len(clips), num_windows * self.stride + WINDOW - 1, len(self.mean)), np.float32)
         for row, clip in zip(padded, clips, strict=True):
-            row[WINDOW // 2 : WINDOW // 2 + self.num_frames[clip]] = (self.features[clip] - self.mean) * self.scale
+            row[WINDOW // 2 : WINDOW // 2 + self.num_frames[clip]] = (features[clip] - self.mean) * self.scale
         windows = torch.from_numpy(padded).unfold(1, WINDOW, self.stride)[:, :num_windows]
         return windows.transpose(2, 3).flatten(2)
 
-    def _code_windows(self, clips: np.ndarray, num_windows: int) -> torch.Tensor:
+    def _code_windows(self, codes: Sequence[np.ndarray], clips: np.ndarray, num_windows: int) -> torch.Tensor:
         # Each place in the window and each codebook has rows of weights of its own.
         num_rows = WINDOW * self.num_quantizers * self.codebook_size
         padded = np.full((len(clips), num_windows * self.stride + WINDOW - 1, self.num_quantizers), -1)
         for row, clip in zip(padded, clips, strict=True):
-            row[WINDOW // 2 : WINDOW // 2 + self.num_frames[clip]] = self.codes[clip].T
+            row[WINDOW // 2 : WINDOW // 2 + self.num_frames[clip]] = codes[clip].T
         windows = torch.from_numpy(padded).unfold(1, WINDOW, self.stride)[:, :num_windows].flatten(2)
         rows = windows + self.codebook_size * torch.arange(windows.shape[-1])
         return rows.masked_fill(windows < 0, num_rows)
