@@ -296,14 +296,15 @@ def other_clips(splits: Sequence[str], seed: int) -> np.ndarray:
 
 def no_audio(clips: Sequence[np.ndarray], time_axis: int = 0) -> list[np.ndarray]:
     """
-    Control: the same frames of zeros for every clip, as many as the longest has, so that not even the length is told.
+    Control: the same frames of zeros for every clip, as many as the clip of median length has, so that not even the
+    length is told.
 
     Args:
         clips (sequence of `np.ndarray`): Features `(num_frames, dim)`, or codes `(num_quantizers, num_frames)`.
         time_axis (`int`, *optional*, defaults to 0): Axis of the frames; for codes 1.
     """
     shape = list(clips[0].shape)
-    shape[time_axis] = max(clip.shape[time_axis] for clip in clips)
+    shape[time_axis] = sorted(clip.shape[time_axis] for clip in clips)[len(clips) // 2]
     return [np.zeros(shape, clips[0].dtype)] * len(clips)
 
 
