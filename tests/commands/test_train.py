@@ -12,6 +12,7 @@ from speech_tokenizers.commands.train import TRAINERS
 from speech_tokenizers.training.common.recipe_files import load_recipe, recipe_names, trainer_name
 from speech_tokenizers.training.recognition.ctc_recipe import CTCRecipeArguments
 from speech_tokenizers.training.studies.lm_token_study import LMTokenStudyArguments
+from speech_tokenizers.training.studies.token_study.arguments import TokenStudyArguments
 from speech_tokenizers.training.studies.unit_study import UnitStudyArguments
 
 
@@ -49,7 +50,8 @@ def test_every_recipe_of_the_package_names_its_trainer(name):
     path = resources.files("speech_tokenizers.training") / "recipes" / f"{name}.yaml"
     named = yaml.safe_load(path.read_text(encoding="utf-8"))["trainer"]
     assert named == trainer_name(name)
-    assert named in {*TRAINERS, UnitStudyArguments.trainer, LMTokenStudyArguments.trainer}
+    studies = (UnitStudyArguments, LMTokenStudyArguments, TokenStudyArguments)
+    assert named in {*TRAINERS, *(study.trainer for study in studies)}
 
 
 def test_a_recipe_without_the_key_is_for_a_codec_unless_the_command_says_otherwise(tmp_path, trained):
