@@ -29,9 +29,9 @@ from speech_tokenizers.evaluation.understanding.metrics import METRICS, counts, 
 from speech_tokenizers.evaluation.units.measures import grouped
 from speech_tokenizers.modeling.speech_lm_voices import model_fingerprint
 from speech_tokenizers.processing.speech_rows import read_speech_rows
+from speech_tokenizers.processing.task_manifests import GROUP_COLUMNS
 
 
-GROUP_COLUMNS = ("speaker", "voice", "scene")
 _LABEL_METRICS = ("accuracy", "macro_f1")
 _NUM_EXAMPLES = 30
 _HEARD = {

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from speech_tokenizers.evaluation.understanding.probes import derangement
 from speech_tokenizers.modeling.speech_lm_sequences import pad_sequences
 from speech_tokenizers.modeling.speech_lm_tasks import SPEECH_COLUMN, TASKS, Task, find_task
 from speech_tokenizers.processing.metadata_files import read_text_lines
@@ -180,27 +180,6 @@ def as_written(processor: Any, target: str) -> str:
     return written if written.lower() == target.lower() else target
 
 
-def derangement(num_items: int, seed: int = 0) -> list[int]:
-    """
-    A random order in which nothing stays in its place.
-
-    Args:
-        num_items (`int`): Number of items, at least 2.
-        seed (`int`, *optional*, defaults to 0): Seed of the draw.
-
-    Raises:
-        ValueError: If there are fewer than two items.
-    """
-    if num_items < 2:
-        raise ValueError(f"With {num_items} recording there is no other one; take at least 2.")
-    # Each item goes where the next one of a random circle was.
-    circle = np.random.default_rng(seed).permutation(num_items).tolist()
-    order = [0] * num_items
-    for place, following in zip(circle, [*circle[1:], circle[0]], strict=True):
-        order[place] = following
-    return order
-
-
 def constant_row(processor: Any) -> dict[str, Any]:
     """A row of one frame, which says nothing: code 0 of each codebook, a latent of zeros, or both."""
     row = {"id": "none", "num_frames": 1, "codec_fingerprint": processor.codec_fingerprint}
@@ -340,7 +319,6 @@ __all__ = [
     "answer_rows",
     "as_written",
     "constant_row",
-    "derangement",
     "question_of",
     "read_labels",
     "target_bits",

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from speech_tokenizers.processing.task_manifests import SPLITS
 
-SPLITS = ("train", "dev", "test")
+
 # Penalties relative to the mean eigenvalue of the clips' inner products, which is 1.
 PENALTIES = tuple(float(10.0 ** (exponent / 2)) for exponent in range(-8, 7))
 
@@ -289,9 +290,28 @@ def other_clips(splits: Sequence[str], seed: int) -> np.ndarray:
     if len(test) < 2:
         raise ValueError("There is a single test clip, so that there is no other whose audio it could be given.")
     source = np.arange(len(splits))
-    ring = np.random.default_rng(seed).permutation(test)
-    source[ring] = np.roll(ring, 1)
+    source[test] = test[derangement(len(test), seed)]
     return source
+
+
+def derangement(num_items: int, seed: int = 0) -> list[int]:
+    """
+    A random order in which nothing stays in its place.
+
+    Args:
+        num_items (`int`): Number of items, at least 2.
+        seed (`int`, *optional*, defaults to 0): Seed of the draw.
+
+    Raises:
+        ValueError: If there are fewer than two items.
+    """
+    if num_items < 2:
+        raise ValueError(f"With {num_items} recording there is no other one; take at least 2.")
+    # Each item goes where the next one of a random circle was.
+    circle = np.random.default_rng(seed).permutation(num_items)
+    order = np.arange(num_items)
+    order[circle] = np.roll(circle, 1)
+    return order.tolist()
 
 
 def no_audio(clips: Sequence[np.ndarray], time_axis: int = 0) -> list[np.ndarray]:

@@ -423,7 +423,6 @@ def train_speech_lm(args: SpeechLMArguments) -> dict[str, Any]:
     """
     if args.lora is not None:
         args.lora.require()
-    processes = process_state()
     inputs: dict[str, Any] = {"codec": fingerprint_of(args.codec), "data.train": rows_fingerprint(args.data.train)}
     if isinstance(args.language_model, str):
         inputs["language_model"] = fingerprint_of(args.language_model)
@@ -436,9 +435,7 @@ def train_speech_lm(args: SpeechLMArguments) -> dict[str, Any]:
         folders = (args.data.train, args.data.eval)
         return [None if folder is None else read_speech_rows(folder, codec=codec) for folder in folders]
 
-    found = train_on_rows(args, read, inputs)
-    processes.wait_for_everyone()
-    return found
+    return train_on_rows(args, read, inputs)
 
 
 def train_on_rows(

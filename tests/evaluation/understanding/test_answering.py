@@ -18,10 +18,10 @@ from speech_tokenizers.evaluation.understanding.answering import (
     answer_rows,
     as_written,
     constant_row,
-    derangement,
     question_of,
     target_bits,
 )
+from speech_tokenizers.evaluation.understanding.probes import derangement
 from speech_tokenizers.modeling.speech_lm_tasks import TASKS, Task
 from speech_tokenizers.processing.speech_row_format import RowsFacts
 from speech_tokenizers.processing.speech_rows import SpeechRowsWriter

@@ -16,6 +16,9 @@ ENCODER_ARMS = ("continuous", "units", "units+bpe", "centroids", "continuous+uni
 # Arms that should do badly: without audio, with that of another clip, with labels that were dealt out anew.
 CONTROL_ARMS = ("no-audio", "other-audio", "shuffled-labels")
 NOISES = ("speech_shaped", "pink", "white")
+# Settings of a training that the study decides, and those by which its arms differ.
+_OF_STUDY = ("output_dir", "codec", "data.train", "data.eval", "language_model", "tasks", "seed")
+_OF_ARM = ("audio_in", "layout", "unit_coding", "unit_bpe", "latent_source")
 # Tasks and systems give folders their names.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -168,7 +171,8 @@ class LMLevelArguments:
         sizes (`dict`): Language models by a name: the name or folder of one, or the configuration of one that begins
             at random; see `language_model` of [`SpeechLMArguments`].
         recipe (`str`): Recipe of all trainings.
-        overrides (`dict`): Settings that differ from the recipe, by dotted keys.
+        overrides (`dict`): Settings that differ from the recipe, by dotted keys. What the study and its arms decide
+            themselves, such as `seed` and `unit_coding`, is refused.
         task_overrides (`dict`): The same by task, such as `{"phones": {"max_steps": 2000}}`.
         variants (`dict` of [`VariantArguments`]): Further arms, by their names: others with other settings.
         size_names (`list[str]`, *optional*): Sizes to train now. Defaults to all.
@@ -194,6 +198,13 @@ class LMLevelArguments:
             }
         except TypeError as error:
             raise ValueError(f"`lm.variants` need arm and overrides: {error}.") from None
+        for place, settings in (
+            ("overrides", self.overrides),
+            *((f"task_overrides.{name}", given) for name, given in self.task_overrides.items()),
+        ):
+            _check_free(f"lm.{place}", settings, {*_OF_STUDY, *_OF_ARM})
+        for name, variant in self.variants.items():
+            _check_free(f"lm.variants.{name}.overrides", variant.overrides, _OF_STUDY)
         for name in self.size_names or ():
             _check_among("lm.size_names", name, self.sizes)
 
@@ -246,7 +257,7 @@ class TokenStudyArguments:
     robustness: RobustnessArguments = field(default_factory=RobustnessArguments)
     ctc_steps: int = 1500
     notes: list[str] = field(default_factory=list)
-    lm: LMLevelArguments = field(default_factory=lambda: LMLevelArguments())
+    lm: LMLevelArguments = field(default_factory=LMLevelArguments)
 
     def __post_init__(self):
         _check_among("level", self.level, LEVELS)
@@ -321,16 +332,15 @@ class TokenStudyArguments:
         assert layer is not None  # filled in by the encoder's section
         return layer
 
-    @property
-    def layers_used(self) -> list[int]:
-        """Layers of the encoder that a task uses, in the order of `encoder.layers`."""
-        used = {self.layer_of(name) for name in self.tasks}
-        return [layer for layer in self.encoder.layers if layer in used]
-
 
 def encoder_system(layer: int, seed: int) -> str:
     """Name of the units of a layer of the study's encoder, fitted by a seed."""
     return f"layer{layer}-seed{seed}"
+
+
+def _check_free(place: str, settings: Iterable[str], taken: Iterable[str]) -> None:
+    if decided := sorted(set(settings) & set(taken)):
+        raise ValueError(f"`{place}` has `{decided[0]}`, which the study decides itself; leave it out.")
 
 
 def _check_among(setting: str, value: Any, known: Iterable[Any]) -> None:

@@ -144,7 +144,8 @@ def cell_key(args: TokenStudyArguments, task: str, arm: str, seed: int, **more: 
     tasks = {name: _settings(given) for name, given in sorted(args.tasks.items())}
     seeds = sorted(args.seeds) if any(given.clips_per_label for given in args.tasks.values()) else None
     content = [task, tasks, seeds, encoder, arm, seed, more]
-    content.append(fingerprint_of(args.systems.get(arm, args.encoder.name)))
+    of = args.lm.variants[arm].arm if arm in args.lm.variants else arm
+    content.append(_model_key(args.systems.get(of, args.encoder.name)))
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
@@ -158,11 +159,6 @@ def level_key(args: TokenStudyArguments, level: str, task: str, arm: str, seed: 
     return cell_key(args, task, arm, seed, settings=settings)
 
 
-def analysis_path(args: TokenStudyArguments, kind: str, task: str) -> Path:
-    """File of an analysis of a task: `"facts"`, `"layers"` or `"robustness"`."""
-    return Path(args.output_dir) / kind / f"{task}.json"
-
-
 def kept_analysis(
     args: TokenStudyArguments, kind: str, task: str, measure: Callable[[], Mapping[str, Any]] | None = None
 ) -> dict[str, Any] | None:
@@ -171,46 +167,48 @@ def kept_analysis(
 
     Args:
         args ([`TokenStudyArguments`]): The study.
-        kind (`str`), task (`str`): See [`analysis_path`].
+        kind (`str`): `"facts"`, `"layers"` or `"robustness"`.
+        task (`str`): Name of the task.
         measure (callable, *optional*): Function that gives it as plain values. Without one, what is not there is
             `None`.
     """
-    path = analysis_path(args, kind, task)
+    path = Path(args.output_dir) / kind / f"{task}.json"
     more = {"facts": args.systems, "layers": None, "robustness": dataclasses.asdict(args.robustness)}[kind]
     key = cell_key(args, task, kind, args.seeds[0], more=more)
-    if path.is_file():
-        found = json.loads(path.read_text("utf-8"))
-        if found["made_of"] == key:
-            return found["found"]
+    if (kept := _read_measured(path, key)) is not None:
+        return kept["found"]
     if measure is None:
         return None
     found = plain(measure())
-    assert found is not None
     write_whole(path, json.dumps({"made_of": key, "found": found}) + "\n")
     return found
 
 
-def read_cell(path: Path, key: str | None = None) -> Cell | None:
+def read_cell(path: Path, key: str) -> Cell | None:
     """
     A cell that was finished, or `None`.
 
     Args:
         path (`Path`): Its file.
-        key (`str`, *optional*): What [`cell_key`] gives; a cell of other settings is said and not returned.
+        key (`str`): What [`level_key`] gives. A cell of other settings is not returned.
     """
+    found = _read_measured(path, key)
+    return None if found is None else Cell(**{name: found[name] for name in Cell.__dataclass_fields__})
+
+
+def _read_measured(path: Path, key: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
         found = json.loads(path.read_text("utf-8"))
-        made_of = found.pop("made_of")
-        cell = Cell(**found)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        print(f"{path}: is damaged, and is made anew", file=sys.stderr)
+        made_of = found["made_of"]
+    except (ValueError, KeyError, TypeError):
+        print(f"{path}: is damaged, and does not count", file=sys.stderr)
         return None
-    if key is not None and made_of != key:
-        print(f"{path}: was measured with other settings, and is measured anew", file=sys.stderr)
+    if made_of != key:
+        print(f"{path}: was measured with other settings, and does not count", file=sys.stderr)
         return None
-    return cell
+    return found
 
 
 def finished_cell(path: Path, key: str, measure: Callable[[], Cell]) -> Cell:
@@ -219,7 +217,7 @@ def finished_cell(path: Path, key: str, measure: Callable[[], Cell]) -> Cell:
 
     Args:
         path (`Path`): Its file.
-        key (`str`): What [`cell_key`] gives.
+        key (`str`): What [`level_key`] gives.
         measure (callable): Function that gives the cell.
     """
     cell = read_cell(path, key)
@@ -268,6 +266,10 @@ def _settings(task: TaskArguments) -> dict[str, Any]:
     for name in ("expected", "num_seeds", "metrics", "claim"):
         settings.pop(name)
     return {**settings, "manifest": _manifest_key(task.manifest, task.folder, os.stat(task.manifest).st_mtime_ns)}
+
+
+# A study asks for it at each cell, and weights take long to read.
+_model_key = functools.lru_cache(fingerprint_of)
 
 
 @functools.lru_cache

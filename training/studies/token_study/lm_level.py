@@ -22,8 +22,8 @@ from tqdm import tqdm
 from speech_tokenizers.coding.command_options import choose_device
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.coding.speech_lm_loading import load_speech_lm
-from speech_tokenizers.evaluation.understanding.answering import Question, as_written, derangement, target_bits
-from speech_tokenizers.evaluation.understanding.probes import shuffle_targets
+from speech_tokenizers.evaluation.understanding.answering import Question, as_written, target_bits
+from speech_tokenizers.evaluation.understanding.probes import derangement, shuffle_targets
 from speech_tokenizers.evaluation.understanding.token_facts import loss_by_clip_rarity
 from speech_tokenizers.modeling.speech_lm_tasks import find_task
 from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
@@ -227,15 +227,17 @@ class LMLevel:
         arrays = self.systems.arrays(encoder_system(self.args.layer_of(task), seed), task)
         assert arrays.codes is not None
         codes = dict(zip((clip.name for clip in arrays.clips), (units[0] for units in arrays.codes), strict=True))
-        counts = np.zeros(self.args.encoder.num_units, np.int64)
-        for place in chosen.of("train"):
-            counts += np.bincount(codes[chosen.clips[place].name], minlength=len(counts))
-        tested = [chosen.clips[place] for place in chosen.of("test")]
-        if len(tested) < _NUM_BUCKETS:
+        trained = [
+            codes[chosen.clips[place].name] for place in chosen.of("train") if chosen.clips[place].name in codes
+        ]
+        counts = np.bincount(np.concatenate(trained), minlength=self.args.encoder.num_units)
+        bits = zip(chosen.of("test"), found["bits"], found["num_tokens"], strict=True)
+        told = [(chosen.clips[place], spent / count) for place, spent, count in bits]
+        told = [(clip, loss) for clip, loss in told if clip.name in codes]  # what the encoder could not hear has none
+        if len(told) < _NUM_BUCKETS:
             return []
-        losses = [bits / count for bits, count in zip(found["bits"], found["num_tokens"], strict=True)]
-        units, groups = [codes[clip.name] for clip in tested], [clip.group for clip in tested]
-        return plain(loss_by_clip_rarity(losses, units, counts, groups, _NUM_BUCKETS))
+        units, groups = [codes[clip.name] for clip, _ in told], [clip.group for clip, _ in told]
+        return plain(loss_by_clip_rarity([loss for _, loss in told], units, counts, groups, _NUM_BUCKETS))
 
     def _asked(
         self,

@@ -53,7 +53,7 @@ from speech_tokenizers.training.studies.token_study.systems import StudySystems,
 LEVEL = "probe"
 # Whole clip and quarters: both are given to the probe, which weighs them on the development clips.
 _SEGMENTS = (1, 4)
-# Quarters of more units and codebooks than this would take too long: those of eight codebooks of 1,024.
+# Most columns of quarters. Eight codebooks of 1,024 codes would have more, and are counted over the whole clip alone.
 _MOST_COLUMNS = 16384
 # Other noise than a task has of itself.
 _DISTURBANCE_SEED = 1
@@ -200,8 +200,6 @@ class ProbeLevel:
         Scores of test clips in noise, in a room and far away, by probes of the first seed that learnt from clean
         clips, and how far the units move.
         """
-        if probe_kind(self.args, task) != "labels":
-            raise ValueError(f"`robustness.tasks` has {task!r}, but only tasks with labels are probed in noise.")
         settings, seed = self.args.robustness, self.args.seeds[0]
         conditions = listening_conditions(settings.snr, settings.room, settings.far)
         layer = self.args.layer_of(task)

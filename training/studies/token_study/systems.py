@@ -17,7 +17,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,11 +90,6 @@ class TaskArrays:
     codebook_size: int | None
     codebook_vectors: np.ndarray | None
     group_columns: tuple[str, ...]
-
-    def indices(self, clips: Sequence[TaskClip]) -> list[int]:
-        """Numbers of some of the clips, such as what [`few_shot`] chose, by their names."""
-        numbers = {clip.name: index for index, clip in enumerate(self.clips)}
-        return [numbers[clip.name] for clip in clips]
 
     def centroids(self, index: int) -> np.ndarray:
         """Frames `(num_frames, dim)`, float32, that the codes of a clip stand for."""
@@ -436,11 +431,6 @@ class StudySystems:
         for path in sorted(unfinished.iterdir()):
             path.unlink()
         unfinished.rmdir()
-
-
-def task_arrays(args: TokenStudyArguments, system: str, task: str) -> TaskArrays:
-    """What a system makes of the clips of a task; see [`StudySystems.arrays`], which keeps models between calls."""
-    return StudySystems(args).arrays(system, task)
 
 
 def _marks(clip: TaskClip) -> set[Any]:

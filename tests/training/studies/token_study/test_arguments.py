@@ -30,8 +30,7 @@ def test_what_is_filled_in(load):
     args = load()
     assert (args.encoder.layer, args.encoder.window, args.encoder.num_units) == (4, "tight", 500)
     assert (args.layer_of("words"), args.layer_of("colours")) == (4, 2)
-    assert args.layers_used == [2, 4]
-    assert load("encoder.layer=2").layers_used == [2]
+    assert load("encoder.layer=2").layer_of("words") == 2
     assert args.is_closed("colours")
     assert args.tasks["words"].group == []
     assert args.tasks["colours"].noise_snr == 0.0
@@ -73,6 +72,9 @@ def test_what_is_filled_in(load):
         ("tasks.words.trimm=true", "`tasks.words.trimm` is unknown; did you mean `tasks.words.trim`"),
         ("robustness.tasks=[sounds]", "`robustness.tasks` must be among words, colours"),
         ("robustness.snr=[5, 5]", "`snr` must name no ratio twice"),
+        ("lm.overrides.seed=5", "`lm.overrides` has `seed`, which the study decides itself"),
+        ("lm.task_overrides={words: {unit_coding: runs}}", "`lm.task_overrides.words` has `unit_coding`"),
+        ("lm.variants={mine: {arm: units, overrides: {codec: x}}}", "`lm.variants.mine.overrides` has `codec`"),
     ],
 )
 def test_what_is_refused(load, override, message):

@@ -14,7 +14,7 @@ from speech_tokenizers.training.studies.token_study.arguments import (
     RobustnessArguments,
     VariantArguments,
 )
-from speech_tokenizers.training.studies.token_study.cells import cell_path, chosen_clips, read_cell
+from speech_tokenizers.training.studies.token_study.cells import cell_path, chosen_clips, level_key, read_cell
 from speech_tokenizers.training.studies.token_study.lm_level import LMLevel
 from speech_tokenizers.training.studies.token_study.study import study_results, study_tokens
 from speech_tokenizers.training.studies.token_study.systems import StudySystems
@@ -50,7 +50,8 @@ def with_models(study):
 
 
 def answers(args, arm, level="probe", seed=0):
-    cell = read_cell(cell_path(args, level, "tone", arm, seed))
+    place = (level, "tone", arm, seed)
+    cell = read_cell(cell_path(args, *place), level_key(args, *place))
     assert cell is not None
     return cell
 

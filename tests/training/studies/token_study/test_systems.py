@@ -15,7 +15,7 @@ from speech_tokenizers.processing.speech_rows import read_speech_rows, row_audio
 from speech_tokenizers.training.studies.token_study import systems as systems_module
 from speech_tokenizers.training.studies.token_study.arguments import TaskArguments
 from speech_tokenizers.training.studies.token_study.clips import few_shot
-from speech_tokenizers.training.studies.token_study.systems import ENCODER, StudySystems, read_tokens, task_arrays
+from speech_tokenizers.training.studies.token_study.systems import ENCODER, StudySystems, read_tokens
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_frames_are_those_of_the_encoder(study, tiny_whisper):
 def test_units_are_the_nearest_centroids_of_the_frames(study, normalization):
     args = study()
     args.encoder.normalization = normalization
-    arrays = task_arrays(args, "layer2-seed0", "tone")
+    arrays = StudySystems(args).arrays("layer2-seed0", "tone")
     assert arrays.codebook_vectors.shape == (1, 6, 16)
     assert arrays.codebook_size == 6
     for index, (features, codes) in enumerate(zip(arrays.features, arrays.codes, strict=True)):
@@ -68,7 +68,7 @@ def test_units_are_the_nearest_centroids_of_the_frames(study, normalization):
 
 def test_saved_units_give_the_same_codes_by_the_models_own_encode(study):
     args = study()
-    arrays = task_arrays(args, "layer2-seed0", "tone")
+    arrays = StudySystems(args).arrays("layer2-seed0", "tone")
     model, extractor = load(Path(args.output_dir) / "systems" / "layer2-seed0")
     assert isinstance(extractor, KMeansUnitsFeatureExtractor)
     same = []
@@ -94,7 +94,7 @@ def test_rows_hold_what_tasks_need(study):
 
 def test_a_second_call_encodes_and_fits_nothing(study, monkeypatch):
     args = study()
-    first = task_arrays(args, "layer2-seed0", "tone")
+    first = StudySystems(args).arrays("layer2-seed0", "tone")
     merged = StudySystems(args).unit_bpe(2, 0)
 
     def refuse(*_, **__):
@@ -103,7 +103,7 @@ def test_a_second_call_encodes_and_fits_nothing(study, monkeypatch):
     for name in ("fit_units", "train_unit_bpe"):
         monkeypatch.setattr(systems_module, name, refuse)
     monkeypatch.setattr(systems_module.RowCoding, "__call__", refuse)
-    again = task_arrays(args, "layer2-seed0", "tone")
+    again = StudySystems(args).arrays("layer2-seed0", "tone")
     for one, other in zip(first.codes, again.codes, strict=True):
         np.testing.assert_array_equal(one, other)
     assert StudySystems(args).unit_bpe(2, 0).merges == merged.merges
@@ -123,16 +123,16 @@ def test_units_differ_by_seed_and_are_fitted_anew_when_the_recipe_changes(study,
     assert not torch.equal(systems.units_model(2, 0).centroids, systems.units_model(2, 1).centroids)
     assert systems.units() == [(1, 0), (1, 1), (2, 0), (2, 1)]
     args.encoder.num_units = 4
-    assert task_arrays(args, "layer2-seed0", "tone").codebook_size == 4
+    assert StudySystems(args).arrays("layer2-seed0", "tone").codebook_size == 4
     assert "layer2-seed0: was fitted on other clips or otherwise; the units are fitted anew" in capsys.readouterr().err
 
 
 def test_changed_clips_are_encoded_anew(study, capsys):
     args = study()
-    assert task_arrays(args, ENCODER, "tone").features[0].shape == (25, 16)
+    assert StudySystems(args).arrays(ENCODER, "tone").features[0].shape == (25, 16)
     capsys.readouterr()
     args.tasks["tone"].trim = True
-    assert task_arrays(args, ENCODER, "tone").features[0].shape == (10, 16)
+    assert StudySystems(args).arrays(ENCODER, "tone").features[0].shape == (10, 16)
     assert "was made from other recordings" in capsys.readouterr().err
 
 
@@ -159,9 +159,7 @@ def test_units_hear_training_clips_alone_and_a_shared_file_once(study):
     args.encoder.fit_seconds = 1.2
     assert len(systems._drawn(0)["tone"]) == 3  # of half a second each
     arrays = systems.arrays(ENCODER, "tone")
-    assert [arrays.clips[i].name for i in arrays.indices(few_shot(clips, 2, 1))] == [
-        c.name for c in few_shot(clips, 2, 1)
-    ]
+    assert [clip.name for clip in few_shot(arrays.clips, 2, 1)] == [c.name for c in few_shot(clips, 2, 1)]
 
 
 def test_tasks_share_clips_and_what_is_made_of_them(study, two_labels):
@@ -180,8 +178,8 @@ def test_tasks_share_clips_and_what_is_made_of_them(study, two_labels):
 
 def test_another_model(study, fitted_units):
     args = study(systems={"others": str(fitted_units)})
-    arrays = task_arrays(args, "others", "tone")
-    own = task_arrays(args, "layer2-seed0", "tone")
+    arrays = StudySystems(args).arrays("others", "tone")
+    own = StudySystems(args).arrays("layer2-seed0", "tone")
     assert arrays.features is None
     assert arrays.codebook_vectors.shape == (1, 6, 16)
     same = [np.array_equal(one, other) for one, other in zip(arrays.codes, own.codes, strict=True)]
@@ -198,7 +196,7 @@ def test_another_model(study, fitted_units):
 )
 def test_unknown_systems(study, system, message):
     with pytest.raises(ValueError, match=message):
-        task_arrays(study(), system, "tone")
+        StudySystems(study()).arrays(system, "tone")
 
 
 def test_the_encoders_frames_are_no_rows_of_a_language_model(study):
@@ -210,7 +208,7 @@ def test_too_few_frames(study):
     args = study()
     args.encoder.num_units, args.encoder.bpe_tokens = 400, 500
     with pytest.raises(ValueError, match="there are only 300 frames"):
-        task_arrays(args, "layer2-seed0", "tone")
+        StudySystems(args).arrays("layer2-seed0", "tone")
 
 
 def test_what_the_encoder_cannot_hear_is_set_aside(study, two_labels, tmp_path, capsys):
@@ -220,7 +218,7 @@ def test_what_the_encoder_cannot_hear_is_set_aside(study, two_labels, tmp_path, 
     path = tmp_path / "manifest.jsonl"
     long = {"file_name": str(tmp_path / "long.wav"), "target": "low", "split": "train", "speaker": "gina"}
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, long]))
-    arrays = task_arrays(study(manifest=str(path)), ENCODER, "tone")
+    arrays = StudySystems(study(manifest=str(path))).arrays(ENCODER, "tone")
     assert len(arrays.clips) == len(arrays.features) == 24
     assert "1 clips of tone could not be encoded" in capsys.readouterr().err
     for number in range(2):
@@ -228,4 +226,4 @@ def test_what_the_encoder_cannot_hear_is_set_aside(study, two_labels, tmp_path, 
     more = [{**long, "file_name": str(tmp_path / f"{number}.wav")} for number in range(2)]
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, long, *more]))
     with pytest.raises(ValueError, match="3 of 27 clips of the task 'tone' cannot be used"):
-        task_arrays(study(manifest=str(path)), ENCODER, "tone")
+        StudySystems(study(manifest=str(path))).arrays(ENCODER, "tone")
