@@ -6,8 +6,6 @@ import json
 import numpy as np
 import pytest
 import soundfile
-import torch
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from speech_tokenizers.training.studies.token_study.arguments import (
     EncoderArguments,
@@ -42,28 +40,9 @@ def two_labels(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_whisper(tmp_path_factory):
+def tiny_whisper(whisper_folder):
     """Folder of a Whisper of two layers and 16 features, with random weights."""
-    folder = tmp_path_factory.mktemp("whisper")
-    config = WhisperConfig(
-        d_model=16,
-        encoder_layers=2,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=24,
-        decoder_ffn_dim=24,
-        vocab_size=32,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=1,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        WhisperModel(config).save_pretrained(folder)
-    WhisperFeatureExtractor().save_pretrained(folder)
-    return folder
+    return whisper_folder
 
 
 @pytest.fixture
