@@ -4,7 +4,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from speech_tokenizers.modeling.speech_lm_tasks import find_task
 from speech_tokenizers.training.common.recipe_files import check_positive, check_seed
@@ -15,6 +15,8 @@ LEVELS = ("probe", "lm")
 ENCODER_ARMS = ("continuous", "units", "units+bpe", "centroids", "continuous+units")
 # Arms that should do badly: without audio, with that of another clip, with labels that were dealt out anew.
 CONTROL_ARMS = ("no-audio", "other-audio", "shuffled-labels")
+# What all arms have as much of at the level `lm`; the first always belongs to it.
+MATCHED = ("steps", "positions")
 NOISES = ("speech_shaped", "pink", "white")
 # Settings of a training that the study decides, and those by which its arms differ.
 _OF_STUDY = ("output_dir", "codec", "data.train", "data.eval", "language_model", "tasks", "seed")
@@ -162,6 +164,22 @@ class VariantArguments:
     overrides: dict[str, Any]
 
 
+class LMLevelName(NamedTuple):
+    """
+    A level of language models.
+
+    Args:
+        size (`str`): Name of the language model's size.
+        matched (`str`): What all arms have as much of, `"steps"` or `"positions"`.
+    """
+
+    size: str
+    matched: str
+
+    def __str__(self) -> str:
+        return f"lm/{self.size}" + ("" if self.matched == MATCHED[0] else f"@{self.matched}")
+
+
 @dataclass
 class LMLevelArguments:
     """
@@ -175,8 +193,13 @@ class LMLevelArguments:
             themselves, such as `seed` and `unit_coding`, is refused.
         task_overrides (`dict`): The same by task, such as `{"phones": {"max_steps": 2000}}`.
         variants (`dict` of [`VariantArguments`]): Further arms, by their names: others with other settings.
+        matched (`list[str]`): What all arms of a task have as much of: `"steps"`, of about the same seconds of speech,
+            and beside it `"positions"`, for which every batch holds as many positions of the sequence as that of
+            `continuous` does. The second trains again the arms that take more or fewer positions a second.
         size_names (`list[str]`, *optional*): Sizes to train now. Defaults to all.
         task_names (`list[str]`, *optional*): Tasks to train now. Defaults to all.
+        arm_names (`list[str]`, *optional*): Arms to train now. Defaults to all.
+        seeds_now (`list[int]`, *optional*): Seeds to train now. Defaults to all.
     """
 
     sizes: dict[str, Any] = field(default_factory=dict)
@@ -184,8 +207,11 @@ class LMLevelArguments:
     overrides: dict[str, Any] = field(default_factory=dict)
     task_overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     variants: dict[str, Any] = field(default_factory=dict)
+    matched: list[str] = field(default_factory=lambda: ["steps"])
     size_names: list[str] | None = None
     task_names: list[str] | None = None
+    arm_names: list[str] | None = None
+    seeds_now: list[int] | None = None
 
     def __post_init__(self):
         for name in self.sizes:
@@ -207,6 +233,8 @@ class LMLevelArguments:
             _check_free(f"lm.variants.{name}.overrides", variant.overrides, _OF_STUDY)
         for name in self.size_names or ():
             _check_among("lm.size_names", name, self.sizes)
+        for name in self.matched:
+            _check_among("lm.matched", name, MATCHED)
 
     @property
     def chosen_sizes(self) -> list[str]:
@@ -215,9 +243,10 @@ class LMLevelArguments:
             raise ValueError("`lm.sizes` names no language model; the level `lm` needs one.")
         return list(self.sizes) if self.size_names is None else self.size_names
 
-    def chosen_tasks(self, tasks: Iterable[str]) -> list[str]:
-        """Tasks to train now."""
-        return [name for name in tasks if self.task_names is None or name in self.task_names]
+    @property
+    def chosen_levels(self) -> list[LMLevelName]:
+        """Levels to train now."""
+        return [LMLevelName(size, matched) for size in self.chosen_sizes for matched in self.matched]
 
     def settings_of(self, task: str) -> dict[str, Any]:
         """Settings of the trainings of a task that differ from the recipe."""
@@ -289,12 +318,15 @@ class TokenStudyArguments:
             _check_among(f"tasks.{name}.layer", self.layer_of(name), self.encoder.layers)
             if task.clips_per_label is not None and task.is_closed is False:
                 raise ValueError(f"`tasks.{name}.clips_per_label` is for closed tasks, which have labels.")
-        for setting, names in (
-            ("lm.task_overrides", self.lm.task_overrides),
-            ("lm.task_names", self.lm.task_names or ()),
+        now = self.lm
+        for setting, names, allowed in (
+            ("lm.task_overrides", now.task_overrides, self.tasks),
+            ("lm.task_names", now.task_names or (), self.tasks),
+            ("lm.arm_names", now.arm_names or (), self.arms_of("lm")),
+            ("lm.seeds_now", now.seeds_now or (), self.seeds),
         ):
             for name in names:
-                _check_among(setting, name, self.tasks)
+                _check_among(setting, name, allowed)
         for name, variant in self.lm.variants.items():
             if name in known or not _NAME.fullmatch(name):
                 raise ValueError(f"`lm.variants` has the name {name!r}, which is that of an arm or of no folder.")
@@ -331,6 +363,11 @@ class TokenStudyArguments:
         layer = self.encoder.layer if chosen is None else chosen
         assert layer is not None  # filled in by the encoder's section
         return layer
+
+
+def chosen_now(known: Iterable[Any], now: Iterable[Any] | None) -> list[Any]:
+    """The known ones that are chosen now, in their order; without a choice, all."""
+    return [name for name in known if now is None or name in now]
 
 
 def encoder_system(layer: int, seed: int) -> str:

@@ -18,7 +18,12 @@ from speech_tokenizers.processing.metadata_files import read_metadata
 from speech_tokenizers.processing.task_manifests import TaskClip
 from speech_tokenizers.processing.whole_files import write_whole
 from speech_tokenizers.training.common.run_record import fingerprint_of
-from speech_tokenizers.training.studies.token_study.arguments import TaskArguments, TokenStudyArguments
+from speech_tokenizers.training.studies.token_study.arguments import (
+    MATCHED,
+    LMLevelName,
+    TaskArguments,
+    TokenStudyArguments,
+)
 from speech_tokenizers.training.studies.token_study.clips import few_shot
 
 
@@ -124,9 +129,9 @@ class Cell:
         )
 
 
-def cell_path(args: TokenStudyArguments, level: str, task: str, arm: str, seed: int) -> Path:
+def cell_path(args: TokenStudyArguments, level: str | LMLevelName, task: str, arm: str, seed: int) -> Path:
     """File of a cell."""
-    return Path(args.output_dir) / level / task / arm / f"seed{seed}.json"
+    return Path(args.output_dir) / str(level) / task / arm / f"seed{seed}.json"
 
 
 def cell_key(args: TokenStudyArguments, task: str, arm: str, seed: int, **more: Any) -> str:
@@ -149,11 +154,13 @@ def cell_key(args: TokenStudyArguments, task: str, arm: str, seed: int, **more: 
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
-def level_key(args: TokenStudyArguments, level: str, task: str, arm: str, seed: int) -> str:
-    """[`cell_key`] of a cell of a level: `"probe"`, or `"lm/SIZE"`."""
-    if level == "probe":
+def level_key(args: TokenStudyArguments, level: str | LMLevelName, task: str, arm: str, seed: int) -> str:
+    """[`cell_key`] of a cell of a level: `"probe"`, or one of language models."""
+    if isinstance(level, str):
         return cell_key(args, task, arm, seed, ctc_steps=args.ctc_steps)
-    settings = [args.lm.sizes[level.removeprefix("lm/")], args.lm.recipe, args.lm.settings_of(task)]
+    settings = [args.lm.sizes[level.size], args.lm.recipe, args.lm.settings_of(task)]
+    if level.matched != MATCHED[0]:
+        settings.append(level.matched)
     if (variant := args.lm.variants.get(arm)) is not None:
         settings.append(dataclasses.asdict(variant))
     return cell_key(args, task, arm, seed, settings=settings)

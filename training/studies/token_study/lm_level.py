@@ -10,6 +10,7 @@ positions. Only the answer is learnt, not what is heard.
 import dataclasses
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,13 @@ from speech_tokenizers.training.common.run_record import fingerprint_of
 from speech_tokenizers.training.language_models.speech_lm import SpeechLMArguments, train_on_rows
 from speech_tokenizers.training.language_models.speech_lm_items import rows_fingerprint
 from speech_tokenizers.training.studies.stages import StageArguments, training_command
-from speech_tokenizers.training.studies.token_study.arguments import TokenStudyArguments, encoder_system
+from speech_tokenizers.training.studies.token_study.arguments import (
+    MATCHED,
+    LMLevelName,
+    TokenStudyArguments,
+    chosen_now,
+    encoder_system,
+)
 from speech_tokenizers.training.studies.token_study.cells import (
     Cell,
     ChosenClips,
@@ -88,48 +95,55 @@ class LMLevel:
         """Train and ask what is not there yet: all arms of a task of a size with one seed, before the next."""
         lm = self.args.lm
         cells = [
-            (size, task, arm, seed)
-            for size in lm.chosen_sizes
-            for seed in self.args.seeds
-            for task in lm.chosen_tasks(self.args.tasks)
-            for arm in self.args.arms_of("lm")
+            (level, task, arm, seed)
+            for level in lm.chosen_levels
+            for seed in chosen_now(self.args.seeds, lm.seeds_now)
+            for task in chosen_now(self.args.tasks, lm.task_names)
+            for arm in chosen_now(self.args.arms_of("lm"), lm.arm_names)
             if seed in self.args.seeds_of(task)
         ]
         with tqdm(total=len(cells), desc="language models", unit="cell", disable=None) as bar:
-            for size, task, arm, seed in cells:
-                bar.set_postfix_str(f"{size} {task} {arm} {seed}")
-                self.cell(size, task, arm, seed)
+            for level, task, arm, seed in cells:
+                bar.set_postfix_str(f"{level} {task} {arm} {seed}")
+                self.cell(level, task, arm, seed)
                 bar.update()
 
-    def cell(self, size: str, task: str, arm: str, seed: int) -> Cell:
+    def cell(self, level: LMLevelName, task: str, arm: str, seed: int) -> Cell:
         """One cell."""
-        level = f"lm/{size}"
         path = cell_path(self.args, level, task, arm, seed)
         key = level_key(self.args, level, task, arm, seed)
-        return finished_cell(path, key, lambda: self.measure(size, task, arm, seed))
+        return finished_cell(path, key, lambda: self.measure(level, task, arm, seed))
 
-    def measure(self, size: str, task: str, arm: str, seed: int) -> Cell:
+    def measure(self, level: LMLevelName, task: str, arm: str, seed: int) -> Cell:
         """Train an arm, unless it has the model of another, and ask about the test clips."""
         begun = time.perf_counter()
+        settings: dict[str, Any] = {}
+        if level.matched != MATCHED[0]:
+            at_steps = level._replace(matched=MATCHED[0])
+            kept, positions = self.cell(at_steps, task, arm, seed), self.batch_positions(at_steps, task, arm, seed)
+            reference = self.batch_positions(at_steps, task, _OTHERS_MODEL, seed)
+            if arm == _OTHER_AUDIO or positions == reference:
+                return kept
+            settings = {"batch_seconds": None, "batch_positions": reference}
         trained = arm
         if arm == _OTHER_AUDIO:
             trained = _OTHERS_MODEL
-            self.cell(size, task, trained, seed)
+            self.cell(level, task, trained, seed)
         tokens = self.arm_tokens(task, trained, seed)
         rows, chosen = self.rows(task, trained, seed, tokens)
         by_split = {name: rows.select(chosen.of(name)) for name in ("train", "dev", "test")}
         # A training of other rows or settings is another one, in a folder of its own.
-        key = level_key(self.args, f"lm/{size}", task, trained, seed)
+        key = level_key(self.args, level, task, trained, seed)
         inputs = {"study": key, "rows": self._rows_digest(task, tokens, rows, chosen)}
         digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:12]
-        folder = cell_path(self.args, f"lm/{size}", task, trained, seed).with_suffix("") / digest
-        recipe = self.recipe(size, task, tokens, seed, folder)
+        folder = cell_path(self.args, level, task, trained, seed).with_suffix("") / digest
+        recipe = self.recipe(level.size, task, tokens, seed, folder, settings)
         results = train_on_rows(recipe, lambda codec: (by_split["train"], by_split["dev"]), inputs)
         tested = [chosen.clips[place] for place in chosen.of("test")]
         found = self._asked(task, recipe, by_split["test"], tested, arm, seed)
         spent = time.perf_counter() - begun
-        kept = ("parameters", "positions_of_training_rows", "training_rows", "positions_per_second")
-        facts = {name: results[name] for name in kept}
+        told = ("parameters", "positions_of_training_rows", "training_rows", "positions_per_second")
+        facts = {name: results[name] for name in told}
         curve = _curve(folder, recipe, results)
         facts["rarity"] = self._rarity(task, seed, chosen, found)
         cell = Cell.of(tested, found.pop("answers"), **facts, **found, curve=curve, seconds=spent)
@@ -205,8 +219,16 @@ class LMLevel:
             rows = rows.map(_without_audio, load_from_cache_file=False)
         return rows, chosen_of
 
-    def recipe(self, size: str, task: str, tokens: ArmTokens, seed: int, folder: Path) -> SpeechLMArguments:
-        """The recipe of a training."""
+    def batch_positions(self, level: LMLevelName, task: str, arm: str, seed: int) -> int:
+        """Positions of a batch of an arm, which is trained at this level if it was not yet."""
+        tokens = self.arm_tokens(task, arm, seed)
+        recipe = self.recipe(level.size, task, tokens, seed, Path(self.args.output_dir), {})
+        return _batch_positions(recipe, self.cell(level, task, arm, seed).facts["positions_per_second"])
+
+    def recipe(
+        self, size: str, task: str, tokens: ArmTokens, seed: int, folder: Path, more: Mapping[str, Any]
+    ) -> SpeechLMArguments:
+        """The recipe of a training, with the settings `more` of its level."""
         lm = self.args.lm
         settings = {
             "output_dir": str(folder),
@@ -218,6 +240,7 @@ class LMLevel:
             "seed": seed,
             **lm.settings_of(task),
             **tokens.settings,
+            **more,
         }
         command = training_command(StageArguments(lm.recipe), settings)
         return load_recipe(command[1], command[2:], SpeechLMArguments)
@@ -276,9 +299,15 @@ def _without_audio(row: dict[str, Any]) -> dict[str, Any]:
     return {"audio_latents": [0.0] * dim, "num_frames": 1}
 
 
+def _batch_positions(recipe: SpeechLMArguments, positions_per_second: float) -> int:
+    if recipe.batch_seconds is None:
+        return recipe.batch_positions
+    return math.ceil(recipe.batch_seconds * positions_per_second)
+
+
 def _curve(folder: Path, recipe: SpeechLMArguments, results: Mapping[str, Any]) -> dict[str, list[float]]:
     # Held-out losses against the positions that were seen, about so many a step.
-    positions = float(recipe.batch_seconds or 0) * results["positions_per_second"]
+    positions = _batch_positions(recipe, results["positions_per_second"])
     lines = [json.loads(line) for line in (folder / "training_log.jsonl").read_text("utf-8").splitlines()]
     told = [line for line in lines if "held_out_text_loss" in line]
     steps = [line["step"] for line in told]

@@ -106,7 +106,7 @@ def study_report(args: TokenStudyArguments, results: Mapping[str, Any]) -> Repor
     """
     sections = []
     for level, tasks in results["levels"].items():
-        title = "Probes" if level == "probe" else f"Language model `{level.partition('/')[2]}`"
+        title = "Probes" if level == "probe" else _of_model(level)
         sections.append(Section(title, _level_caption(level), [_table(tasks)], _level_figures(level, tasks)))
         sections.append(
             Section(
@@ -156,9 +156,19 @@ def _notes(args: TokenStudyArguments) -> list[str]:
     ]
 
 
+def _of_model(level: str) -> str:
+    size, _, matched = level.partition("/")[2].partition("@")
+    return f"Language model `{size}`" + (f", at equal {matched}" if matched else "")
+
+
 def _level_caption(level: str) -> str:
     if level == "probe":
         return "Ridge regression from the whole clip, and for phones a linear map with CTC; no language model."
+    if level.endswith("@positions"):
+        return (
+            "As many steps as above, and in each as many positions of the sequence for every arm as for continuous, so"
+            " that arms of more positions a second hear less speech. Arms of as many as continuous stand as above."
+        )
     return "The same language model, prompt, targets, steps and seeds for every arm; closed answers by likelihood."
 
 

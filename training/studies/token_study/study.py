@@ -16,7 +16,7 @@ from typing import Any
 
 from speech_tokenizers.processing.task_manifests import TaskClip
 from speech_tokenizers.training.common.recipe_files import load_recipe
-from speech_tokenizers.training.studies.token_study.arguments import CONTROL_ARMS, TokenStudyArguments
+from speech_tokenizers.training.studies.token_study.arguments import CONTROL_ARMS, LMLevelName, TokenStudyArguments
 from speech_tokenizers.training.studies.token_study.cells import Cell, cell_path, kept_analysis, level_key, read_cell
 
 
@@ -75,16 +75,17 @@ def study_results(args: TokenStudyArguments) -> dict[str, Any]:
     from speech_tokenizers.training.studies.token_study.report import compared
 
     output = Path(args.output_dir)
-    sizes = [size for size in args.lm.sizes if (output / "lm" / size).is_dir()]
+    of_models = [LMLevelName(size, matched) for size in args.lm.sizes for matched in args.lm.matched]
+    levels: list[str | LMLevelName] = ["probe", *of_models]
     results: dict[str, Any] = {"levels": {}}
-    for level in ("probe", *(f"lm/{size}" for size in sizes)):
+    for level in levels:
         tasks = {}
         for task in args.tasks:
             cells = _cells(args, level, task)
             if cells:
                 tasks[task] = compared(args, task, cells)
         if tasks:
-            results["levels"][level] = tasks
+            results["levels"][str(level)] = tasks
     for kind in ("facts", "layers", "robustness"):
         found = {task: kept_analysis(args, kind, task) for task in args.tasks}
         results[kind] = {task: told for task, told in found.items() if told}
@@ -103,10 +104,10 @@ def study_results(args: TokenStudyArguments) -> dict[str, Any]:
     return results
 
 
-def _cells(args: TokenStudyArguments, level: str, task: str) -> dict[str, dict[int, Cell]]:
+def _cells(args: TokenStudyArguments, level: str | LMLevelName, task: str) -> dict[str, dict[int, Cell]]:
     # The finished cells of each arm, of these settings.
     found = {}
-    for arm in args.arms_of(level):
+    for arm in args.arms_of("probe" if isinstance(level, str) else "lm"):
         places = {seed: (level, task, arm, seed) for seed in args.seeds_of(task)}
         cells = {seed: read_cell(cell_path(args, *place), level_key(args, *place)) for seed, place in places.items()}
         if finished := {seed: cell for seed, cell in cells.items() if cell is not None}:

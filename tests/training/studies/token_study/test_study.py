@@ -11,6 +11,7 @@ import pytest
 from speech_tokenizers.processing.task_manifests import read_manifest
 from speech_tokenizers.training.studies.token_study.arguments import (
     LMLevelArguments,
+    LMLevelName,
     RobustnessArguments,
     VariantArguments,
 )
@@ -47,6 +48,9 @@ def with_models(study):
         return dataclasses.replace(args, level="lm", arms=arms, lm=lm)
 
     return make
+
+
+TINY = LMLevelName("tiny", "steps")
 
 
 def answers(args, arm, level="probe", seed=0):
@@ -132,15 +136,15 @@ def test_language_models_learn_a_task_from_every_kind_of_tokens(with_models):
     args = with_models(arms)
     args.lm.variants["random"] = VariantArguments("units", {"init": "normal"})
     told = study_tokens(args)
-    random = answers(args, "random", "lm/tiny")
-    assert random.facts["curve"]["losses"] != answers(args, "units", "lm/tiny").facts["curve"]["losses"]
-    assert random.facts["parameters"] == answers(args, "units", "lm/tiny").facts["parameters"]
+    random = answers(args, "random", TINY)
+    assert random.facts["curve"]["losses"] != answers(args, "units", TINY).facts["curve"]["losses"]
+    assert random.facts["parameters"] == answers(args, "units", TINY).facts["parameters"]
     for arm in ("continuous", "units", "units+bpe", "centroids", "continuous+units"):
-        cell = answers(args, arm, "lm/tiny")
+        cell = answers(args, arm, TINY)
         assert share_right(cell) >= 0.75, arm
         assert len(cell.facts["curve"]["losses"]) == 3
-    assert share_right(answers(args, "no-audio", "lm/tiny")) == 0.5
-    others, own = answers(args, "other-audio", "lm/tiny"), answers(args, "continuous", "lm/tiny")
+    assert share_right(answers(args, "no-audio", TINY)) == 0.5
+    others, own = answers(args, "other-audio", TINY), answers(args, "continuous", TINY)
     assert sorted(others.answers) == sorted(own.answers)
     assert others.facts["parameters"] == own.facts["parameters"]
     results = study_results(args)
@@ -151,10 +155,42 @@ def test_language_models_learn_a_task_from_every_kind_of_tokens(with_models):
     assert "Language model `tiny`" in told
 
 
+def test_at_equal_positions_each_arm_has_as_many_as_continuous(with_models):
+    args = with_models(["continuous", "units", "centroids", "other-audio"], max_steps=20, batch_seconds=1.5)
+    args.lm.matched.append("positions")
+    told = study_tokens(args)
+    same = TINY._replace(matched="positions")
+    seen = {arm: answers(args, arm, same).facts["curve"]["positions"][-1] for arm in ("continuous", "units")}
+    assert seen["units"] == seen["continuous"]
+    units, at_steps = answers(args, "units", same), answers(args, "units", TINY)
+    assert at_steps.facts["curve"]["positions"][-1] != seen["units"]
+    assert at_steps.facts["curve"]["steps"] == units.facts["curve"]["steps"]
+    assert at_steps.facts["curve"]["losses"] != units.facts["curve"]["losses"]
+    # What has as many already is not trained again.
+    for arm in ("continuous", "centroids", "other-audio"):
+        assert answers(args, arm, same) == answers(args, arm, TINY)
+    assert "Language model `tiny`, at equal positions" in told
+    assert "tiny@positions, tone" in study_results(args)["convergence"]
+
+
+def test_only_what_is_chosen_is_trained_now(with_models):
+    args = with_models(["continuous", "units"], max_steps=4)
+    args = dataclasses.replace(args, seeds=[0, 1])
+    chosen = dataclasses.replace(args.lm, arm_names=["units"], seeds_now=[1])
+    study_tokens(dataclasses.replace(args, lm=chosen))
+    found = {
+        (arm, seed): read_cell(cell_path(args, *place), level_key(args, *place)) is not None
+        for arm in args.arms
+        for seed in args.seeds
+        if (place := (TINY, "tone", arm, seed))
+    }
+    assert found == {("continuous", 0): False, ("continuous", 1): False, ("units", 0): False, ("units", 1): True}
+
+
 def test_a_training_that_was_stopped_goes_on_to_the_same_answers(with_models, monkeypatch):
     whole = with_models(["units"])
     level = LMLevel(whole, StudySystems(whole))
-    expected = level.measure("tiny", "tone", "units", 0)
+    expected = level.measure(TINY, "tone", "units", 0)
     stopped = dataclasses.replace(whole, output_dir=whole.output_dir + "-stopped")
     from speech_tokenizers.training.language_models import speech_lm
 
@@ -169,8 +205,8 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_answers(with_models, mo
 
     monkeypatch.setattr(speech_lm.SpeechLMTrainer, "training_step", stop)
     with pytest.raises(KeyboardInterrupt):
-        LMLevel(stopped, StudySystems(stopped)).measure("tiny", "tone", "units", 0)
-    again = LMLevel(stopped, StudySystems(stopped)).measure("tiny", "tone", "units", 0)
+        LMLevel(stopped, StudySystems(stopped)).measure(TINY, "tone", "units", 0)
+    again = LMLevel(stopped, StudySystems(stopped)).measure(TINY, "tone", "units", 0)
     assert len(steps) == 40 + 30
     assert again.answers == expected.answers
     assert again.facts["bits"] == expected.facts["bits"]
@@ -211,15 +247,15 @@ def test_a_training_of_other_answers_is_another_one(with_models, two_labels, tmp
         row["target"] = {"high": "low", "low": "high"}[row["target"]]
         row["file_name"] = str(two_labels.parent / row["file_name"])
     flipped.write_text("".join(json.dumps(row) + "\n" for row in lines))
-    before = answers(args, "continuous", "lm/tiny")
+    before = answers(args, "continuous", TINY)
     other = dataclasses.replace(args, tasks={"tone": dataclasses.replace(args.tasks["tone"], manifest=str(flipped))})
     study_tokens(other)
-    after = answers(other, "continuous", "lm/tiny")
+    after = answers(other, "continuous", TINY)
     assert after.targets != before.targets
     assert share_right(after) == share_right(before)
     more = dataclasses.replace(args, lm=dataclasses.replace(args.lm, overrides={**args.lm.overrides, "max_steps": 24}))
     study_tokens(more)
-    assert answers(more, "continuous", "lm/tiny").facts["curve"]["steps"] == before.facts["curve"]["steps"]
+    assert answers(more, "continuous", TINY).facts["curve"]["steps"] == before.facts["curve"]["steps"]
 
 
 def test_few_shots_are_few_and_the_same_for_all_systems(two_labels):
