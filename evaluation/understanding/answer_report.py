@@ -5,6 +5,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,12 +52,14 @@ class AskedRows:
         targets (`list[str]`): True answer of each.
         groups (`list[str]`): Group of each, such as its speaker, that is redrawn as a whole for intervals.
         group_column (`str`, *optional*): Column of the groups; without one each row is its own.
+        num_left_out (`int`): Rows that were left out, since they have no true answer: those of other tasks.
     """
 
     table: Any
     targets: list[str]
     groups: list[str]
     group_column: str | None
+    num_left_out: int
 
 
 def read_asked_rows(
@@ -72,7 +75,8 @@ def read_asked_rows(
     Args:
         folder (`Path`): Folder that `speech-tokenizers encode-rows` wrote.
         codec_fingerprint (`str`): Fingerprint of the model's codec; rows of another one are refused.
-        target_column (`str`): Column of true answers.
+        target_column (`str`): Column of true answers. As in training, rows without one (null) are for other tasks, and
+            are left out.
         split (`str`, *optional*): Value of `split_column` of the rows to take. Needed where there are several.
         split_column (`str`, *optional*, defaults to `"split"`): Column of splits.
         group (`str`, *optional*): Column of groups. Defaults to the first of `speaker`, `voice` and `scene` that has
@@ -101,22 +105,25 @@ def read_asked_rows(
             table = table.select([number for number, value in enumerate(found) if value == split])
             if not len(table):
                 raise ValueError(f"{folder}: has no row of the split {split!r}; it has {known}.")
-    table = table.select(range(min(len(table), limit or len(table))))
+    of_task = [number for number, target in enumerate(table[target_column]) if target is not None]
+    num_left_out = len(table) - len(of_task)
+    table = table.select(of_task[: limit or len(of_task)])
     if len(table) < 2:
-        raise ValueError(f"{folder}: has {len(table)} row to ask about, but an interval needs at least 2.")
-    ids, targets = list(table["id"]), [str(value or "").strip() for value in table[target_column]]
+        others = f", and {num_left_out} without `{target_column}`" if num_left_out else ""
+        raise ValueError(f"{folder}: has {len(table)} row to ask about{others}, but an interval needs at least 2.")
+    ids, targets = list(table["id"]), [str(value).strip() for value in table[target_column]]
     if twice := [name for name, number in Counter(ids).items() if number > 1]:
         raise ValueError(f"{folder}: {len(twice)} ids stand in several rows, first {twice[0]!r}; give each its own.")
     if empty := [name for name, target in zip(ids, targets, strict=True) if not target]:
         raise ValueError(
-            f"{folder}: {len(empty)} rows have no `{target_column}`, first {empty[0]!r}; leave them out, or write what"
-            " the answer is."
+            f"{folder}: {len(empty)} rows have an empty `{target_column}`, first {empty[0]!r}; write the answer,"
+            " or null where the row is not for this task."
         )
     column = group or next((name for name in GROUP_COLUMNS if name in columns and len(set(table[name])) > 1), None)
     groups = [str(value or "").strip() for value in table[column]] if column else ids
     if "" in groups:
         raise ValueError(f"{folder}: the row {ids[groups.index('')]!r} has no `{column}`; choose another by --group.")
-    return AskedRows(table, targets, groups, column)
+    return AskedRows(table, targets, groups, column, num_left_out)
 
 
 def check_labels(question: Question, rows: AskedRows) -> None:
@@ -174,6 +181,7 @@ def build_answer_report(results: Mapping[str, Any], records: Sequence[Mapping[st
     notes = [
         f"`{results['model']}` answered {results['num_clips']} rows of the task `{results['task']}`"
         + (f" ({results['instruction']})." if results["instruction"] else "."),
+        *([f"{results['num_left_out']} rows without a true answer were left out."] if results["num_left_out"] else []),
         _HEARD[results["audio"]],
         f"The answer is the likeliest of {len(results['labels'])} labels."
         if results["labels"]
@@ -233,6 +241,8 @@ def evaluate_answers(args: argparse.Namespace) -> int:
         args.group,
         args.limit,
     )
+    if rows.num_left_out:
+        print(f"{args.rows}: {rows.num_left_out} rows without a true answer are left out", file=sys.stderr)
     check_labels(question, rows)
     if len(set(rows.groups)) < 2:
         raise ValueError(f"All rows have the same `{rows.group_column}`; choose another column by --group.")
@@ -266,6 +276,7 @@ def evaluate_answers(args: argparse.Namespace) -> int:
         "model": Path(args.model).name,
         **{name: settings[name] for name in ("task", "instruction", "labels", "audio")},
         "num_clips": len(records),
+        "num_left_out": rows.num_left_out,
         "num_groups": len(set(rows.groups)),
         "group_column": rows.group_column,
         "num_cut": sum(not record.get("ended", True) for record in records),

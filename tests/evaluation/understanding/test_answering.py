@@ -291,11 +291,23 @@ def test_what_cannot_be_measured_is_told(checkpoint, rows, tmp_path, capsys, opt
 
 
 def test_rows_that_cannot_be_asked_about_are_told(tmp_path):
-    changed = [{**row, "emotion": None if place == 4 else row["emotion"]} for place, row in enumerate(ROWS)]
     fingerprint = ROWS[0]["codec_fingerprint"]
-    write_rows(tmp_path / "empty", changed)
-    with pytest.raises(ValueError, match="1 rows have no `emotion`, first 'row-4'"):
-        read_asked_rows(tmp_path / "empty", fingerprint, "emotion")
+
+    def without_answer(folder, places, instead):
+        changed = [
+            {**row, "emotion": instead if place in places else row["emotion"]} for place, row in enumerate(ROWS)
+        ]
+        write_rows(folder, changed)
+        return read_asked_rows(folder, fingerprint, "emotion")
+
+    with pytest.raises(ValueError, match="1 rows have an empty `emotion`, first 'row-4'"):
+        without_answer(tmp_path / "empty", [4], " ")
+    kept = without_answer(tmp_path / "others", [1, 4], None)
+    assert kept.num_left_out == 2
+    assert kept.table["id"][:] == [row["id"] for place, row in enumerate(ROWS) if place not in (1, 4)]
+    assert len(kept.targets) == len(kept.groups) == len(ROWS) - 2
+    with pytest.raises(ValueError, match="has 0 row to ask about, and 10 without `emotion`"):
+        without_answer(tmp_path / "all", range(len(ROWS)), None)
     changed = [{**row, "part": "test" if place else "train"} for place, row in enumerate(ROWS)]
     write_rows(tmp_path / "splits", changed)
     with pytest.raises(ValueError, match="rows of the splits test, train; choose the held-out one by --split"):
