@@ -110,8 +110,8 @@ class TaskCounts:
         tables = self._pair(measure, one, other)
         if tables is None:
             return None
-        both = (self._grouped(table) for table in tables)
-        return self._told(paired_difference(*both, measure_of(measure).statistic, _NUM_RESAMPLES), measure)
+        mine, others = (self._grouped(table) for table in tables)
+        return self._told(paired_difference(mine, others, measure_of(measure).statistic, _NUM_RESAMPLES), measure)
 
     def change_of_difference(self, larger: "TaskCounts", measure: str, one: str, other: str) -> Estimate | None:
         """

@@ -44,34 +44,43 @@ def study_tokens(args: TokenStudyArguments) -> str:
     from speech_tokenizers.training.studies.token_study.systems import StudySystems
 
     systems = StudySystems(args)
-    for task in args.tasks:  # what is wrong is said before anything is measured
-        _check_task(args, task, systems.prepared(task).clips)
     level: Any = ProbeLevel(args, systems) if args.level == "probe" else LMLevel(args, systems)
-    level.run()
+    for task in args.tasks:  # what is wrong is said before anything is measured
+        _check_settings(args, task)
+    if not level.is_finished():  # else no clip need be opened
+        for task in args.tasks:
+            _check_clips(args, task, systems.prepared(task).clips)
+        level.run()
     report = study_report(args, study_results(args))
     written = report.write(Path(args.output_dir), "results")
     print(f"written: {', '.join(str(path) for path in written)}", file=sys.stderr)
     return report.markdown()
 
 
-def _check_task(args: TokenStudyArguments, task: str, clips: Sequence[TaskClip]) -> None:
-    from speech_tokenizers.evaluation.understanding.metrics import METRICS, counts
+def _check_settings(args: TokenStudyArguments, task: str) -> None:
+    from speech_tokenizers.evaluation.understanding.metrics import METRICS
 
     for metric in args.metrics_of(task):
         if metric not in METRICS:
             raise ValueError(f"`tasks.{task}.metrics` has {metric!r}; choose among {', '.join(METRICS)}.")
-        targets = [clip.target for clip in clips]
-        counts(metric, targets, targets)
     if not args.metrics_of(task):
         raise ValueError(f"`tasks.{task}.metrics` must name a measure, since the task itself names none.")
+    if task in args.robustness.tasks and not args.is_closed(task):
+        raise ValueError(f"`robustness.tasks` has {task!r}, but only tasks with labels are measured in noise.")
+
+
+def _check_clips(args: TokenStudyArguments, task: str, clips: Sequence[TaskClip]) -> None:
+    from speech_tokenizers.evaluation.understanding.metrics import counts
+
+    targets = [clip.target for clip in clips]
+    for metric in args.metrics_of(task):
+        counts(metric, targets, targets)
     groups = {clip.group for clip in clips if clip.split == "test"}
     if len(groups) < 2:
         raise ValueError(
             f"the test clips of {task!r} have one group, {sorted(groups)[0]!r}, so that no interval can be drawn; test"
             " on at least two, or say `group: []`, by which each clip is its own."
         )
-    if task in args.robustness.tasks and not args.is_closed(task):
-        raise ValueError(f"`robustness.tasks` has {task!r}, but only tasks with labels are measured in noise.")
 
 
 def study_results(args: TokenStudyArguments) -> dict[str, Any]:

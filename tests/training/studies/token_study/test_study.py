@@ -74,7 +74,7 @@ def test_the_level_of_probes_reads_what_is_there_and_no_more(study, capsys):
     assert share_right(answers(args, "other-audio")) < 1.0
     assert len(set(answers(args, "no-audio").answers)) == 1
     assert "units lose nothing" in told
-    assert "| paper: HuBERT-L discrete | – | 93.70 / 93.85 |" in told
+    assert "| paper: HuBERT-L discrete | 93.70 / 93.85 |" in told
     assert "ASR WER | phones PER | ST BLEU | intents % | emotions %" in told
     assert "probes neither confirm nor refute" in told
     results = json.loads((args_output(args) / "results.json").read_text())
@@ -104,7 +104,10 @@ def test_a_second_run_gives_the_same_numbers_and_a_finished_one_measures_nothing
         raise AssertionError("nothing is left to measure")
 
     monkeypatch.setattr("speech_tokenizers.training.studies.token_study.probe_level.ridge_probe", fail)
+    monkeypatch.setattr("speech_tokenizers.training.studies.token_study.systems.prepare_clips", fail)
     assert study_tokens(first) == told
+    with pytest.raises(AssertionError, match="nothing is left"):
+        study_tokens(dataclasses.replace(first, arms=[*arms, "centroids"]))
     assert kept == {path.name: path.read_bytes() for path in sorted((tmp_path / "one" / "probe").rglob("*.json"))}
 
 
