@@ -51,6 +51,9 @@ class TaskMetric:
         count (`Callable`): Function of answers, targets and the language that gives the counts of each clip, of shape
             `(num_clips, num_counts)`.
         statistic (`Callable`): Function of summed counts `(..., num_counts)` that gives the value `(...)`.
+        needs_fluency (`bool`, *optional*, defaults to `False`): Whether answers must be nearly right as whole
+            sentences before it tells systems apart. Of weaker ones it is near 0 for all, whatever they hear, and the
+            bits of the true answer say more.
     """
 
     name: str
@@ -58,6 +61,7 @@ class TaskMetric:
     higher_is_better: bool
     count: Counting = dataclasses.field(repr=False)
     statistic: Statistic = dataclasses.field(repr=False)
+    needs_fluency: bool = False
 
 
 def counts(metric: str, answers: Answers, targets: Sequence[str], language: str = "en") -> np.ndarray:
@@ -363,7 +367,7 @@ METRICS: dict[str, TaskMetric] = {
         TaskMetric("per", "Phone error rate", False, _count_phone_errors, _percent),
         TaskMetric("slots_right", "Clips with all slots right", True, _count_right_slots, _percent),
         TaskMetric("slot_f1", "Slot F1", True, _count_slots, _percent),
-        TaskMetric("bleu", "BLEU", True, _count_bleu, _bleu),
-        TaskMetric("chrf", "chrF", True, _count_chrf, _chrf),
+        TaskMetric("bleu", "BLEU", True, _count_bleu, _bleu, needs_fluency=True),
+        TaskMetric("chrf", "chrF", True, _count_chrf, _chrf, needs_fluency=True),
     )
 }

@@ -203,6 +203,12 @@ def read_cell(path: Path, key: str) -> Cell | None:
     return None if found is None else Cell(**{name: found[name] for name in Cell.__dataclass_fields__})
 
 
+def is_measured(args: TokenStudyArguments, level: str | LMLevelName, task: str, arm: str, seed: int) -> bool:
+    """Whether a cell of these settings is there."""
+    place = (level, task, arm, seed)
+    return read_cell(cell_path(args, *place), level_key(args, *place)) is not None
+
+
 def _read_measured(path: Path, key: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None

@@ -48,6 +48,7 @@ from speech_tokenizers.training.studies.token_study.cells import (
     cell_path,
     chosen_clips,
     finished_cell,
+    is_measured,
     level_key,
     plain,
 )
@@ -91,10 +92,10 @@ class LMLevel:
     def __init__(self, args: TokenStudyArguments, systems: StudySystems):
         self.args, self.systems = args, systems
 
-    def run(self) -> None:
-        """Train and ask what is not there yet: all arms of a task of a size with one seed, before the next."""
+    def cells(self) -> list[tuple[LMLevelName, str, str, int]]:
+        """Level, task, arm and seed of the cells to train now: all arms of a task with one seed, before the next."""
         lm = self.args.lm
-        cells = [
+        return [
             (level, task, arm, seed)
             for level in lm.chosen_levels
             for seed in chosen_now(self.args.seeds, lm.seeds_now)
@@ -102,6 +103,14 @@ class LMLevel:
             for arm in chosen_now(self.args.arms_of("lm"), lm.arm_names)
             if seed in self.args.seeds_of(task)
         ]
+
+    def is_finished(self) -> bool:
+        """Whether all cells to train now are there."""
+        return all(is_measured(self.args, *place) for place in self.cells())
+
+    def run(self) -> None:
+        """Train and ask what is not there yet."""
+        cells = self.cells()
         with tqdm(total=len(cells), desc="language models", unit="cell", disable=None) as bar:
             for level, task, arm, seed in cells:
                 bar.set_postfix_str(f"{level} {task} {arm} {seed}")

@@ -43,6 +43,7 @@ from speech_tokenizers.training.studies.token_study.cells import (
     cell_path,
     chosen_clips,
     finished_cell,
+    is_measured,
     kept_analysis,
     level_key,
     plain,
@@ -94,14 +95,27 @@ class ProbeLevel:
         self.args, self.systems = args, systems
         self._kept: dict[tuple[str, str], TaskArrays] = {}
 
-    def run(self) -> None:
-        """Measure all cells and analyses that are not there yet."""
-        cells = [
+    def cells(self) -> list[tuple[str, str, int]]:
+        """Task, arm and seed of all cells."""
+        return [
             (task, arm, seed)
             for task in self.args.tasks
             for arm in probe_arms(self.args, task)
             for seed in probe_seeds(self.args, task, arm)
         ]
+
+    def is_finished(self) -> bool:
+        """Whether all cells and analyses are there."""
+        places = [(LEVEL, *cell) for cell in self.cells()]
+        analyses = [("robustness", task) for task in self.args.robustness.tasks]
+        analyses += [(kind, task) for task in self.args.tasks for kind in ("layers", "facts")]
+        return all(is_measured(self.args, *place) for place in places) and all(
+            kept_analysis(self.args, *place) is not None for place in analyses
+        )
+
+    def run(self) -> None:
+        """Measure all cells and analyses that are not there yet."""
+        cells = self.cells()
         with tqdm(total=len(cells), desc="probes", unit="cell", disable=None) as bar:
             for task, arm, seed in cells:
                 bar.set_postfix_str(f"{task} {arm} {seed}")

@@ -12,12 +12,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from speech_tokenizers.processing.task_manifests import TaskClip
 from speech_tokenizers.training.common.recipe_files import load_recipe
 from speech_tokenizers.training.studies.token_study.arguments import CONTROL_ARMS, LMLevelName, TokenStudyArguments
 from speech_tokenizers.training.studies.token_study.cells import Cell, cell_path, kept_analysis, level_key, read_cell
+
+
+if TYPE_CHECKING:
+    from speech_tokenizers.training.studies.token_study.comparison import TaskCounts
 
 
 def study_tokens(args: TokenStudyArguments) -> str:
@@ -40,52 +44,65 @@ def study_tokens(args: TokenStudyArguments) -> str:
     from speech_tokenizers.training.studies.token_study.systems import StudySystems
 
     systems = StudySystems(args)
-    for task in args.tasks:  # what is wrong is said before anything is measured
-        _check_task(args, task, systems.prepared(task).clips)
     level: Any = ProbeLevel(args, systems) if args.level == "probe" else LMLevel(args, systems)
-    level.run()
+    for task in args.tasks:  # what is wrong is said before anything is measured
+        _check_settings(args, task)
+    if not level.is_finished():  # else no clip need be opened
+        for task in args.tasks:
+            _check_clips(args, task, systems.prepared(task).clips)
+        level.run()
     report = study_report(args, study_results(args))
     written = report.write(Path(args.output_dir), "results")
     print(f"written: {', '.join(str(path) for path in written)}", file=sys.stderr)
     return report.markdown()
 
 
-def _check_task(args: TokenStudyArguments, task: str, clips: Sequence[TaskClip]) -> None:
-    from speech_tokenizers.evaluation.understanding.metrics import METRICS, counts
+def _check_settings(args: TokenStudyArguments, task: str) -> None:
+    from speech_tokenizers.evaluation.understanding.metrics import METRICS
 
     for metric in args.metrics_of(task):
         if metric not in METRICS:
             raise ValueError(f"`tasks.{task}.metrics` has {metric!r}; choose among {', '.join(METRICS)}.")
-        targets = [clip.target for clip in clips]
-        counts(metric, targets, targets)
     if not args.metrics_of(task):
         raise ValueError(f"`tasks.{task}.metrics` must name a measure, since the task itself names none.")
+    if task in args.robustness.tasks and not args.is_closed(task):
+        raise ValueError(f"`robustness.tasks` has {task!r}, but only tasks with labels are measured in noise.")
+
+
+def _check_clips(args: TokenStudyArguments, task: str, clips: Sequence[TaskClip]) -> None:
+    from speech_tokenizers.evaluation.understanding.metrics import counts
+
+    targets = [clip.target for clip in clips]
+    for metric in args.metrics_of(task):
+        counts(metric, targets, targets)
     groups = {clip.group for clip in clips if clip.split == "test"}
     if len(groups) < 2:
         raise ValueError(
             f"the test clips of {task!r} have one group, {sorted(groups)[0]!r}, so that no interval can be drawn; test"
             " on at least two, or say `group: []`, by which each clip is its own."
         )
-    if task in args.robustness.tasks and not args.is_closed(task):
-        raise ValueError(f"`robustness.tasks` has {task!r}, but only tasks with labels are measured in noise.")
 
 
 def study_results(args: TokenStudyArguments) -> dict[str, Any]:
     """What was measured so far, as plain values; see [`study_report`]."""
-    from speech_tokenizers.training.studies.token_study.report import compared
+    from speech_tokenizers.training.studies.token_study.comparison import TaskCounts, compared
 
     output = Path(args.output_dir)
     of_models = [LMLevelName(size, matched) for size in args.lm.sizes for matched in args.lm.matched]
     levels: list[str | LMLevelName] = ["probe", *of_models]
     results: dict[str, Any] = {"levels": {}}
+    counted: dict[tuple[str, str], TaskCounts] = {}
     for level in levels:
         tasks = {}
         for task in args.tasks:
             cells = _cells(args, level, task)
             if cells:
-                tasks[task] = compared(args, task, cells)
+                fixed = _fixed_arms(args, task) if level == "probe" else ()
+                counted[str(level), task] = TaskCounts(task, cells, fixed)
+                tasks[task] = compared(args, task, counted[str(level), task])
         if tasks:
             results["levels"][str(level)] = tasks
+    results["sizes"] = _sizes(args, results["levels"], counted)
     for kind in ("facts", "layers", "robustness"):
         found = {task: kept_analysis(args, kind, task) for task in args.tasks}
         results[kind] = {task: told for task, told in found.items() if told}
@@ -102,6 +119,40 @@ def study_results(args: TokenStudyArguments) -> dict[str, Any]:
         if (told := _convergence(found["arms"]))
     }
     return results
+
+
+def _fixed_arms(args: TokenStudyArguments, task: str) -> list[str]:
+    # Arms whose probes are the same with all seeds, and so are measured with one.
+    from speech_tokenizers.training.studies.token_study.probe_level import probe_arms, probe_seeds
+
+    return [arm for arm in probe_arms(args, task) if len(probe_seeds(args, task, arm)) < len(args.seeds_of(task))]
+
+
+def _sizes(
+    args: TokenStudyArguments, levels: dict[str, Any], counted: dict[tuple[str, str], "TaskCounts"]
+) -> list[dict[str, Any]]:
+    # Of each task, the smallest language model beside each larger one, by the parameters of the reference arm.
+    from speech_tokenizers.training.studies.token_study.comparison import REFERENCE, sizes_compared
+
+    found = []
+    for matched in args.lm.matched:
+        for task in args.tasks:
+            parameters = {
+                size: levels[level][task]["arms"][REFERENCE]["facts"]["parameters"]
+                for size in args.lm.sizes
+                if (level := str(LMLevelName(size, matched))) in levels
+                and REFERENCE in levels[level].get(task, {"arms": {}})["arms"]
+            }
+            smallest, *larger = sorted(parameters, key=parameters.__getitem__) or [""]
+            for size in larger:
+                small, large = (str(LMLevelName(name, matched)) for name in (smallest, size))
+                judges = {levels[name][task]["judge"] for name in (small, large)}
+                if len(judges) > 1:  # in one size an arm has no bits
+                    continue
+                told = sizes_compared(counted[small, task], counted[large, task], judges.pop())
+                if told is not None:
+                    found.append({"task": task, "levels": [small, large], **told})
+    return found
 
 
 def _cells(args: TokenStudyArguments, level: str | LMLevelName, task: str) -> dict[str, dict[int, Cell]]:

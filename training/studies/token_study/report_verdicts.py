@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What follows from a study of tokens: what of a paper's findings is confirmed or refuted, and what cannot be said."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from speech_tokenizers.evaluation.report_pages import excludes_zero, interval
+from speech_tokenizers.training.studies.token_study.arguments import TokenStudyArguments
+from speech_tokenizers.training.studies.token_study.comparison import (
+    BITS,
+    CENTROIDS,
+    MERGED,
+    REFERENCE,
+    UNITS,
+    measure_of,
+)
+from speech_tokenizers.training.studies.token_study.report_tables import found, level_title, missing_of_paper
+
+
+# Below so many groups an interval says little.
+FEWEST_GROUPS = 8
+CONFIRMED, REFUTED, OPEN, BESIDE = "confirmed", "refuted", "cannot be said", "beside the paper"
+NOT_MEASURED = "not measured"
+_ORDER = (CONFIRMED, REFUTED, OPEN, BESIDE, NOT_MEASURED)
+_OTHER_AUDIO = "other-audio"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """
+    A sentence and what it says of a finding of the paper.
+
+    Args:
+        kind (`str`): `"confirmed"`, `"refuted"`, `"cannot be said"`, `"beside the paper"` for what the paper does not
+            speak of, or `"not measured"`.
+        text (`str`): The sentence, with its numbers.
+    """
+
+    kind: str
+    text: str
+
+
+def verdicts(tasks: Mapping[str, Any], level: str) -> list[str]:
+    """
+    For each task a sentence on units against continuous, beside what a paper found.
+
+    Args:
+        tasks (mapping): Tasks of a level, as [`compared`] gives them.
+        level (`str`): The level; linear probes neither confirm nor refute what was found with language models.
+    """
+    return [verdict.text for verdict in task_verdicts(tasks, level)]
+
+
+def task_verdicts(tasks: Mapping[str, Any], level: str) -> list[Verdict]:
+    """The same with the kind of each."""
+    told = []
+    for name, task in tasks.items():
+        less = found(task, UNITS, "differences", task["judge"])
+        if less is not None:
+            told.append(_task_verdict(name, task, less, level))
+    return told
+
+
+def _task_verdict(name: str, task: Mapping[str, Any], less: Mapping[str, Any], level: str) -> Verdict:
+    claim, kind = task["claim"], OPEN
+    line = f"{name}: units less {REFERENCE} {_told(less, task['judge'])}"
+    if not any(task["arms"][arm]["above_controls"] for arm in (REFERENCE, UNITS)):
+        line = f"{name}: neither {REFERENCE} nor units are above all controls, so that nothing follows"
+        return Verdict(OPEN, line + _hearing(task) + ".")
+    if not excludes_zero(less):
+        line += ": no difference is shown"
+        agrees = "neither confirmed nor refuted"
+    else:
+        better = UNITS if measure_of(task["judge"]).is_better(less) else REFERENCE
+        line += f": {better} better"
+        kind = CONFIRMED if better == claim else REFUTED
+        agrees = kind
+    if claim is not None:
+        line += f"; the paper: {claim} better" + (f" ({agrees} here)" if level != "probe" else "")
+    elif kind != OPEN:
+        kind = BESIDE
+    if not any(task["arms"][arm].get("controls", {}).get(task["judge"]) for arm in (REFERENCE, UNITS)):
+        line += "; no control is measured"
+    return Verdict(kind if level != "probe" else OPEN, line + _hearing(task) + _few(task) + ".")
+
+
+def _hearing(task: Mapping[str, Any]) -> str:
+    # Whether a model whose answers are too weak to be scored hears anything.
+    if task["judge"] != BITS:
+        return ""
+    told = []
+    for arm in (REFERENCE, UNITS):
+        less = task["arms"].get(arm, {}).get("controls", {}).get(BITS, {}).get(_OTHER_AUDIO)
+        if less is None:
+            continue
+        if measure_of(BITS).is_better(less):
+            told.append(
+                f"{arm} needs fewer bits than with another clip's audio ({_told(less, BITS)}): it hears something"
+            )
+        else:
+            told.append(f"{arm} is not shown to need fewer bits than with another clip's audio ({_told(less, BITS)})")
+    return "".join(f"; {part}" for part in told)
+
+
+def _told(less: Mapping[str, Any] | None, measure: str, signed: bool = True) -> str:
+    return interval(less, measure_of(measure).digits, signed) + (" bits an id" if measure == BITS else "")
+
+
+def _few(task: Mapping[str, Any]) -> str:
+    return f"; only {task['num_groups']} groups: an indication" if task["num_groups"] < FEWEST_GROUPS else ""
+
+
+def conclusions(args: TokenStudyArguments, results: Mapping[str, Any]) -> list[str]:
+    """
+    What is confirmed, refuted, or cannot be said of the paper's findings, in this order.
+
+    Args:
+        args ([`TokenStudyArguments`]): The study.
+        results (mapping): What [`study_results`] gives.
+
+    Returns:
+        `list` of `str`: Sentences with their numbers. Only language models confirm or refute.
+    """
+    levels = {level: tasks for level, tasks in results["levels"].items() if level != "probe"}
+    told = []
+    for level, tasks in levels.items():
+        told += [_of(level, verdict) for verdict in task_verdicts(tasks, level)]
+    if not told:
+        text = "units against continuous: no language model has both yet, and probes neither confirm nor refute."
+        told.append(Verdict(NOT_MEASURED, text))
+    elif missing := missing_of_paper(levels):
+        told.append(Verdict(NOT_MEASURED, f"of the paper's tasks, at this level: {', '.join(missing)}."))
+    told += _of_sizes(results["sizes"], levels)
+    told += _of_rare_units(levels)
+    told += _of_pairs(args, levels)
+    told += _of_noise(args, results.get("robustness", {}))
+    return [f"{part.kind}: {part.text}" for part in sorted(told, key=lambda verdict: _ORDER.index(verdict.kind))]
+
+
+def _of(level: str, verdict: Verdict) -> Verdict:
+    return Verdict(verdict.kind, f"{level_title(level)}: {verdict.text}")
+
+
+def _of_sizes(sizes: Sequence[Mapping[str, Any]], levels: Mapping[str, Any]) -> list[Verdict]:
+    if not sizes:
+        return [Verdict(NOT_MEASURED, "a larger language model closes the gap: no two sizes have the same task.")]
+    told = []
+    for entry in sizes:
+        smaller, larger = entry["levels"]
+        task = levels[smaller][entry["task"]]
+        judge = task["judge"]
+        measure = measure_of(judge)
+        gaps = [
+            f"{_told(entry[n], judge)} with `{_size(level)}`"
+            for n, level in zip(("smaller", "larger"), entry["levels"], strict=True)
+        ]
+        line = f"{entry['task']}: units less {REFERENCE} {gaps[0]}, {gaps[1]}; change {_told(entry['change'], judge)}"
+        behind = excludes_zero(entry["smaller"]) and not measure.is_better(entry["smaller"])
+        if not behind:
+            kind, follows = (
+                OPEN,
+                "units are not shown to be behind with the smaller model, so there is no gap to close",
+            )
+        elif not excludes_zero(entry["change"]):
+            kind, follows = OPEN, "no change of the gap is shown"
+        elif measure.is_better(entry["change"]):
+            kind, follows = CONFIRMED, "the larger model closes the gap, as the paper says"
+        else:
+            kind, follows = REFUTED, "the gap is wider with the larger model; the paper: it closes"
+        told.append(Verdict(kind, f"{line}: {follows}{_few(task)}."))
+    return told
+
+
+def _size(level: str) -> str:
+    return level.partition("/")[2]
+
+
+def _of_rare_units(levels: Mapping[str, Any]) -> list[Verdict]:
+    told = []
+    for level, tasks in levels.items():
+        for name, task in tasks.items():
+            gaps = {arm: gap for arm in (UNITS, REFERENCE) if (gap := _rarity_gap(task, arm)) is not None}
+            if UNITS not in gaps:
+                continue
+            line = f"{name}, rare units: clips of the rarest fifth less those of the most frequent one, for units"
+            line += f" {_told(gaps[UNITS], BITS)}"
+            kind, follows = OPEN, "no difference is shown"
+            if REFERENCE in gaps:
+                more = unpaired(gaps[UNITS], gaps[REFERENCE])
+                line += f", for {REFERENCE} {_told(gaps[REFERENCE], BITS)}, so by {_told(more, BITS)} more (unpaired)"
+                if more["low"] > 0:
+                    kind, follows = (
+                        CONFIRMED,
+                        "rare units cost more than their clips are hard; the paper: under-trained",
+                    )
+                elif more["high"] < 0:
+                    kind, follows = REFUTED, "rare units cost less than their clips are hard; the paper: under-trained"
+                elif gaps[UNITS]["low"] > 0:
+                    follows = "such clips cost more, but this is not shown to be for their units"
+            told.append(_of(level, Verdict(kind, f"{line}: {follows}{_few(task)}.")))
+    return told or [Verdict(NOT_MEASURED, "whether rare units are under-trained: no language model reads units yet.")]
+
+
+def _rarity_gap(task: Mapping[str, Any], arm: str) -> dict[str, float] | None:
+    buckets = task["arms"].get(arm, {}).get("facts", {}).get("rarity")
+    if not buckets or buckets[0]["loss"] is None or buckets[-1]["loss"] is None:
+        return None
+    return unpaired(buckets[0]["loss"], buckets[-1]["loss"])
+
+
+def unpaired(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
+    """
+    The difference of two estimates, with the interval that it has if they are independent.
+
+    Args:
+        one, other (mapping): `value`, `low` and `high` of each.
+    """
+    below = math.hypot(one["value"] - one["low"], other["high"] - other["value"])
+    above = math.hypot(one["high"] - one["value"], other["value"] - other["low"])
+    value = one["value"] - other["value"]
+    return {"value": value, "low": value - below, "high": value + above}
+
+
+def _of_pairs(args: TokenStudyArguments, levels: Mapping[str, Any]) -> list[Verdict]:
+    told = []
+    for level, tasks in levels.items():
+        for name, task in tasks.items():
+            for pair in task["pairs"]:
+                if (pair["arm"], pair["other"]) != (UNITS, CENTROIDS):
+                    told.append(_of(level, _pair_verdict(name, task, pair)))
+    measured = {
+        (pair["arm"], pair["other"]) for tasks in levels.values() for t in tasks.values() for pair in t["pairs"]
+    }
+    if (MERGED, UNITS) not in measured:
+        told.append(Verdict(NOT_MEASURED, "whether byte-pair merges of units help."))
+    for variant in args.lm.variants:
+        if not any(arm == variant for arm, _ in measured):
+            told.append(Verdict(NOT_MEASURED, f"what the variant {variant} changes."))
+    return told
+
+
+def _pair_verdict(name: str, task: Mapping[str, Any], pair: Mapping[str, Any]) -> Verdict:
+    judge, less = task["judge"], pair["less"]
+    line = f"{name}: {pair['arm']} less {pair['other']} {_told(less, judge)}"
+    is_claim = (pair["arm"], pair["other"]) == (MERGED, UNITS)
+    if not any(task["arms"][pair[side]]["above_controls"] for side in ("arm", "other")):
+        return Verdict(OPEN, f"{line}: neither is above all controls, so that nothing follows.")
+    if not excludes_zero(less):
+        return Verdict(OPEN, f"{line}: no difference is shown{_few(task)}.")
+    helps = measure_of(judge).is_better(less)
+    follows = "it is better" if helps else "it is worse"
+    if is_claim:
+        follows = ("merges help" if helps else "merges do harm") + "; the paper: they help"
+    kind = BESIDE if not is_claim else CONFIRMED if helps else REFUTED
+    return Verdict(kind, f"{line}: {follows}{_few(task)}.")
+
+
+def _of_noise(args: TokenStudyArguments, robustness: Mapping[str, Any]) -> list[Verdict]:
+    told = []
+    for task, facts in robustness.items():
+        measure = args.metrics_of(task)[0]
+        losses = {arm: _lost(facts["scores"][arm], measure) for arm in (REFERENCE, UNITS) if arm in facts["scores"]}
+        if len(losses) < 2 or None in losses.values():
+            continue
+        parts = [interval(losses[arm], 1) for arm in (REFERENCE, UNITS)]
+        more = unpaired(losses[UNITS], losses[REFERENCE])  # type: ignore[arg-type]
+        line = (
+            f"{task}, noise and rooms: a mean of {len(facts['scores'][UNITS]) - 1} conditions takes {parts[0]} points"
+            f" from {REFERENCE} and {parts[1]} from units, a difference of {interval(more, 1, signed=True)} (unpaired)"
+        )
+        follows = "no difference is shown"
+        if excludes_zero(more):
+            follows = "units lose more" if more["value"] > 0 else "units lose less"
+        told.append(Verdict(OPEN, f"{line}: {follows}; the paper: they lose more. Probes are an indication alone."))
+    return told or [Verdict(NOT_MEASURED, "whether noise hurts discrete tokens more.")]
+
+
+def _lost(scores: Mapping[str, Any], metric: str) -> dict[str, float] | None:
+    # What a score loses over the mean of all conditions; they share clips, so that their intervals are not narrowed.
+    disturbed = [score for name, score in scores.items() if name != "clean"]
+    if not disturbed or "clean" not in scores:
+        return None
+    mean = {end: sum(score[end] for score in disturbed) / len(disturbed) for end in ("value", "low", "high")}
+    clean = scores["clean"]
+    return unpaired(clean, mean) if measure_of(metric).higher_is_better else unpaired(mean, clean)
+
+
+__all__ = ["Verdict", "conclusions", "task_verdicts", "unpaired", "verdicts"]
