@@ -290,9 +290,8 @@ def _split_by_groups(rows: list["MetadataRow"], column: str, is_closed: bool, se
         raise UsageError(f"--seed must not be negative, but is {seed}.")
     where = deal_groups(groups, labels, is_closed, seed)
     test, dev = (sorted(group for group, split in where.items() if split == name) for name in ("test", "dev"))
-    say(
-        f"splits are made here, by {column}: {', '.join(_few(test))} test; {', '.join(_few(dev)) or 'none'} dev; others train"
-    )
+    told = f"{', '.join(_few(test))} test; {', '.join(_few(dev)) or 'none'} dev; others train"
+    say(f"splits are made here, by {column}: {told}")
     missing: dict[tuple[str, str], list[str]] = {}
     for label, found in sorted(groups_of_labels(groups, labels).items()):
         lacking = [name for name in _SPLITS if name not in {where[group] for group in found}]
