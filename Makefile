@@ -40,7 +40,8 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 	.training.studies.token_study.cells .training.studies.token_study.probe_level .training.studies.token_study.lm_level \
 	.training.studies.token_study.comparison .training.studies.token_study.report \
 	.training.studies.token_study.report_tables .training.studies.token_study.report_verdicts \
-	.training.studies.token_study.report_analyses .training.studies.token_study.study .training.language_models.speech_lm_losses)
+	.training.studies.token_study.report_analyses .training.studies.token_study.study .training.language_models.speech_lm_losses \
+	.training.language_models.recipe_tasks .training.language_models.row_splits .processing.task_splits)
 # On a few shared cores, tiny models are faster on one thread than on several that wait for each other.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false

@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from .continuous_heads import HEADS
 from .speech_lm_ids import SpeechIds, checked_delays
 from .speech_lm_layouts import LAYOUTS
+from .speech_lm_tasks import Task, defined_tasks, find_task, task_definitions
 from .speech_lm_unit_coding import UnitCoding, check_has_codes, unit_coding_of
 
 
@@ -89,6 +90,7 @@ class SpeechLMConfig(PreTrainedConfig):
             be guided away from what the model says without it.
         tasks (`list[str]`): Names of the tasks that the model was trained on; empty where that is unknown.
         task_labels (`dict[str, list[str]]`): The answers of tasks whose answer is one of a set, as training saw them.
+        new_tasks (`dict[str, dict]`): Definitions of tasks that the package does not have; see [`SpeechLMProcessor`].
         template_version (`int`, defaults to 1): Version of the prompts; see [`SpeechLMProcessor`].
     """
 
@@ -136,6 +138,7 @@ class SpeechLMConfig(PreTrainedConfig):
     condition_dropout: float | int = 0.0
     tasks: list[str] = field(default_factory=list)
     task_labels: dict[str, list[str]] = field(default_factory=dict)
+    new_tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     template_version: int = 1
     initializer_range: float = 0.02
 
@@ -148,6 +151,7 @@ class SpeechLMConfig(PreTrainedConfig):
             )
         elif isinstance(self.text_config, dict):
             self.text_config = AutoConfig.for_model(**self.text_config)
+        self.new_tasks = task_definitions(defined_tasks(self.new_tasks))
         text_config: Any = self.text_config
         # Who reads the configuration of a model of text looks for these at the top.
         for name in ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"):
@@ -210,6 +214,15 @@ class SpeechLMConfig(PreTrainedConfig):
     def positions_per_frame(self) -> int:
         """Positions that a frame takes."""
         return self.num_codebooks if self.layout == "flat" else 1
+
+    def find_task(self, task: str | Task) -> Task:
+        """
+        The task of a name that this model defines, or that is known to all; or the task itself.
+
+        Raises:
+            ValueError: As the function [`find_task`].
+        """
+        return find_task(task, self.new_tasks)
 
     def validate_architecture(self):
         """Raises `ValueError` where fields contradict each other."""

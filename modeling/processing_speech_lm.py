@@ -3,7 +3,7 @@
 """Processor of speech language models: texts, recordings, codes and rows of a corpus to ids on one time axis."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from .speech_lm_making import ProcessorMaking
 from .speech_lm_requests import Attached, SpeechLMRequests
 from .speech_lm_sequences import WrittenClip, pad_sequences
 from .speech_lm_task_inputs import TaskInputs
+from .speech_lm_tasks import defined_tasks, task_definitions
 from .speech_lm_text import (
     AUDIO,
     AUDIO_END,
@@ -72,6 +73,8 @@ class SpeechLMProcessor(ProcessorMaking, TaskInputs, SpeechLMRequests, Processor
             tokens (`"bpe"`); see [`UnitCoding`]. Durations are a second codebook.
         num_units, max_duration (`int`, *optional*), unit_merges (sequence of `str`, *optional*), unit_durations
             (sequence of `float`, *optional*): See [`UnitCoding`].
+        new_tasks (`Mapping`, *optional*): Definitions of tasks that the package does not have, by name; see
+            [`defined_tasks`]. They are saved with the processor and its model, and are known to these alone.
 
     Raises:
         ValueError: If a field makes no sense, or the tokenizer lacks a token or has grown past `audio_offset`.
@@ -103,6 +106,7 @@ class SpeechLMProcessor(ProcessorMaking, TaskInputs, SpeechLMRequests, Processor
         max_duration: int = 0,
         unit_merges: Sequence[str] = (),
         unit_durations: Sequence[float] = (),
+        new_tasks: Mapping[str, Mapping[str, Any]] | None = None,
     ):
         if layout not in LAYOUTS:
             raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, but is {layout!r}.")
@@ -134,6 +138,7 @@ class SpeechLMProcessor(ProcessorMaking, TaskInputs, SpeechLMRequests, Processor
         self.unit_coding, self.num_units, self.max_duration = unit_coding, int(num_units), int(max_duration)
         self.unit_merges, self.unit_durations = list(unit_merges), [float(value) for value in unit_durations]
         self.coding.codec_sizes(self.num_codebooks, self.codebook_size)
+        self.new_tasks = task_definitions(defined_tasks(new_tasks or {}))
         self.audio_token, self.audio_token_id = AUDIO, self._token_id(AUDIO)
         piece_ids = {label: self._token_id(phone_token(label)) for label in self.piece_labels}
         first = min(piece_ids.values(), default=0)
@@ -165,7 +170,7 @@ class SpeechLMProcessor(ProcessorMaking, TaskInputs, SpeechLMRequests, Processor
         """The fields of [`SpeechLMConfig`] that the processor decides."""
         ids = self.speech_ids
         names = ("layout", "text_alignment", "num_codebooks", "codebook_size", "frame_rate", "sampling_rate")
-        names += ("delays", "latent_dim", "audio_in", "projector_stack", "latent_source")  # type: ignore[assignment]
+        names += ("delays", "latent_dim", "audio_in", "projector_stack", "latent_source", "new_tasks")  # type: ignore[assignment]
         names += CODING_FIELDS  # type: ignore[assignment]
         return {
             **{name: getattr(self, name) for name in names},
@@ -190,9 +195,8 @@ class SpeechLMProcessor(ProcessorMaking, TaskInputs, SpeechLMRequests, Processor
         for name, value in self.model_fields().items():
             found = getattr(model.config, name)
             if name != "codec_name" and found != value:
-                told = (
-                    ("others", "its own") if name in ("unit_merges", "unit_durations") else (repr(found), repr(value))
-                )
+                is_long = name in ("unit_merges", "unit_durations", "new_tasks")
+                told = ("others", "its own") if is_long else (repr(found), repr(value))
                 raise ValueError(
                     f"The model has `{name}` {told[0]}, but the processor {told[1]}: they do not belong together. Load"
                     " both from one folder."

@@ -198,6 +198,9 @@ class SpeechAnswers:
         is_allowed = processor.is_text_id(self.config.text_config.vocab_size)
         is_allowed[eos] = True
         # What the checkpoint says about drawing texts is not asked: an answer follows from its prompt alone.
+        # Transformers takes from there all that is not given, so a shallow copy of the model goes without.
+        plain = copy.copy(self)
+        plain.generation_config = GenerationConfig()
         settings = GenerationConfig(
             max_new_tokens=max_new_tokens,
             num_beams=num_beams,
@@ -209,7 +212,7 @@ class SpeechAnswers:
         )
         # The model's own `generate` writes frames beside the flat layout, which no answer of text has.
         sequences = GenerationMixin.generate(
-            self,
+            plain,
             **ids,
             generation_config=settings,
             logits_processor=LogitsProcessorList([AllowedIds(is_allowed)]),

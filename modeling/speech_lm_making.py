@@ -4,7 +4,7 @@
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,6 +39,7 @@ class ProcessorMaking:
         audio_in: str = "tokens",
         projector_stack: int = 2,
         latent_source: str = "features",
+        new_tasks: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Self:
         """
         The processor of a language model that is to read and write a codec's codes.
@@ -61,7 +62,7 @@ class ProcessorMaking:
             max_duration (`int`, *optional*): Most frames of a run. Defaults to 32 where durations are written.
             unit_durations (sequence of `float`, *optional*): Mean duration of each unit in frames; see
                 [`UnitCoding`], and [`unit_durations`] which measures them.
-            audio_in, projector_stack, latent_source: See [`SpeechLMProcessor`].
+            audio_in, projector_stack, latent_source, new_tasks: See [`SpeechLMProcessor`].
 
         Raises:
             ValueError: If the layout needs codebooks that the codec has not, the coding does not fit the codec, or
@@ -112,6 +113,7 @@ class ProcessorMaking:
             audio_in=audio_in,
             projector_stack=projector_stack,
             latent_source=latent_source,
+            new_tasks=new_tasks,
             **sizes,
             frame_rate=codec.frame_rate,
             sampling_rate=codec.sampling_rate,

@@ -49,6 +49,7 @@ class SpeechLMRequests(RowFrames):
     max_duration: int
     unit_merges: list[str]
     unit_durations: list[float]
+    new_tasks: dict[str, dict[str, Any]]
     _ids: SpeechIds
     _piece_ids: dict[str, int]
     _attached: Attached
@@ -68,6 +69,15 @@ class SpeechLMRequests(RowFrames):
     def pronouncer(self) -> Any:
         """The attached lexicon, or `None`."""
         return self._attached.pronouncer
+
+    def find_task(self, task: str | Task) -> Task:
+        """
+        The task of a name that this processor defines, or that is known to all; or the task itself.
+
+        Raises:
+            ValueError: As the function [`find_task`].
+        """
+        return find_task(task, self.new_tasks)
 
     def speech_prompt(self, text: str, pieces: Sequence[str] | None = None, voice: Any = None) -> str:
         """
@@ -150,7 +160,7 @@ class SpeechLMRequests(RowFrames):
         Raises:
             ValueError: As `speech_prompt`; or if text is given to a task that hears.
         """
-        task = find_task(task)
+        task = self.find_task(task)
         self.check_speaks(task)
         if task.source == SPEECH_COLUMN:
             if text is not None:
@@ -209,7 +219,7 @@ class SpeechLMRequests(RowFrames):
 
     def missing_column(self, row: Mapping[str, Any], task: str | Task = "tts") -> str | None:
         """The first column that a task needs and that a row lacks or leaves empty; `None` if it has all."""
-        task = find_task(task)
+        task = self.find_task(task)
         needed = list(task.columns)
         if task.speaks_its_text and self.text_alignment != "none":
             needed.append(PIECE_COLUMNS[self.text_alignment][0])
@@ -237,7 +247,7 @@ class SpeechLMRequests(RowFrames):
             ValueError: If a column is missing, the row is of another codec or too long, or its codes or pieces are not
                 those of this processor. The message names the row.
         """
-        task, name = find_task(task), f"Row {row.get('id')!r}"
+        task, name = self.find_task(task), f"Row {row.get('id')!r}"
         self.check_speaks(task)
         missing = self.missing_column(row, task)
         if missing is not None:

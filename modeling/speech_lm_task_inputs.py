@@ -11,7 +11,7 @@ from transformers import BatchFeature
 
 from .speech_lm_layouts import IGNORED
 from .speech_lm_sequences import WrittenClip, pad_sequences
-from .speech_lm_tasks import SPEECH_COLUMN, Task, find_task
+from .speech_lm_tasks import SPEECH_COLUMN, Task
 from .speech_lm_text import checked_text
 
 
@@ -63,11 +63,11 @@ class TaskInputs:
             ValueError: If the task hears nothing or answers by speech, there is no clip, rows and recordings are given
                 at once, or a clip is not what the processor takes.
         """
-        task = find_task(task)
-        if task.source != SPEECH_COLUMN or task.output != "text":
+        asked: Task = self.find_task(task)
+        if asked.source != SPEECH_COLUMN or asked.output != "text":
             raise ValueError(
-                f"The task {task.name!r} reads `{task.source}` and answers by {task.output}, but a task is needed that"
-                " hears a recording and answers by text."
+                f"The task {asked.name!r} reads `{asked.source}` and answers by {asked.output}, but a task is needed"
+                " that hears a recording and answers by text."
             )
         recordings = (audio, audio_codes, audio_latents)
         if (rows is not None) == any(part is not None for part in recordings):
@@ -84,7 +84,7 @@ class TaskInputs:
             clips = [(f"Clip {place}", clip) for place, clip in enumerate(written)]
         if not clips:
             raise ValueError("There is no clip to ask about; give at least one.")
-        prompt = self.task_prompt(task)
+        prompt = self.task_prompt(asked)
         sequences = [self._writer.sequence(prompt, None, iter([clip]), name) for name, clip in clips]
         for sequence in sequences:
             del sequence["labels"]

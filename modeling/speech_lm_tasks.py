@@ -2,7 +2,9 @@
 # Copyright 2026 The speech-tokenizers authors.
 """What a speech language model is asked to do with a row of a corpus: which column it reads, and which it answers."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 
 # The column of rows that holds speech. A task that reads it listens; a task that answers it speaks.
@@ -101,18 +103,73 @@ def register_task(task: Task, replace: bool = False) -> Task:
     return task
 
 
-def find_task(task: "str | Task") -> Task:
+def find_task(task: "str | Task", own: Mapping[str, Mapping[str, Any]] | None = None) -> Task:
     """
     The task of a name, or the task itself.
 
+    Args:
+        task (`str` or `Task`): The task.
+        own (`Mapping`, *optional*): Definitions that come with a model; see [`defined_tasks`]. They are known to that
+            model alone, so that two models may each have a task of one name.
+
     Raises:
-        ValueError: If there is no such task.
+        ValueError: If there is no such task, or the model's own contradicts the one that is known here.
     """
     if isinstance(task, Task):
         return task
+    if own and task in own:
+        return defined_tasks({task: own[task]})[task]
     if task not in TASKS:
-        raise ValueError(f"There is no task {task!r}; choose one of {', '.join(TASKS)}, or add it by `register_task`.")
+        raise ValueError(
+            f"There is no task {task!r}; choose one of {', '.join({**TASKS, **(own or {})})}, or define it: by"
+            " `new_tasks` of a recipe or a processor, or by `register_task`."
+        )
     return TASKS[task]
+
+
+def defined_tasks(definitions: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
+    """
+    The tasks that plain values define, as configurations and recipes have them.
+
+    Args:
+        definitions (`Mapping`): For the name of each task `instruction`, `target`, and perhaps `source`, `metrics` and
+            `is_closed`, as [`Task`] takes them. `source` defaults to `"audio_codes"`.
+
+    Returns:
+        `dict[str, Task]`: The tasks by name.
+
+    Raises:
+        ValueError: If a definition is none, or another task of its name is known: a model that was trained with one
+            instruction must not be asked with another.
+    """
+    known_fields = [field.name for field in fields(Task) if field.name != "name"]
+    found = {}
+    for name, given in definitions.items():
+        if not isinstance(given, Mapping) or not {"instruction", "target"} <= set(given) <= set(known_fields):
+            raise ValueError(
+                f"The task {name!r} is defined by {given!r}, but a definition has `instruction` and `target`, and may"
+                f" have {', '.join(f'`{field}`' for field in known_fields if field not in ('instruction', 'target'))}."
+            )
+        task = found[name] = Task(name=name, **{"source": SPEECH_COLUMN, **given})
+        known = TASKS.get(name, task)
+        if known != task:
+            differing = next(field for field in known_fields if getattr(known, field) != getattr(task, field))
+            raise ValueError(
+                f"The definition of the task {name!r} has {differing}={getattr(task, differing)!r}, but the task of"
+                f" this name that is known here has {getattr(known, differing)!r}; give one of them another name."
+            )
+    return found
+
+
+def task_definitions(tasks: "Mapping[str, Task]") -> dict[str, dict[str, Any]]:
+    """What [`defined_tasks`] reads, with all fields; tasks that the package itself has are left out."""
+    found = {}
+    for name, task in tasks.items():
+        if _BUILT_IN.get(name) != task:
+            values = asdict(task)
+            del values["name"]
+            found[name] = {**values, "metrics": list(task.metrics)}
+    return found
 
 
 register_task(Task("tts", "Say", source=TEXT_COLUMN, target=SPEECH_COLUMN))
@@ -126,6 +183,17 @@ register_task(Task("keyword", "Name the keyword", SPEECH_COLUMN, "keyword", _LAB
 register_task(Task("slots", "Name the slots", SPEECH_COLUMN, "slots", ("slots_right", "slot_f1")))
 register_task(Task("emotion", "Name the emotion", SPEECH_COLUMN, "emotion", _LABEL_METRICS, is_closed=True))
 register_task(Task("translate", "Translate", SPEECH_COLUMN, "translation", ("bleu", "chrf")))
+# Those of the package, which no checkpoint needs to define.
+_BUILT_IN = dict(TASKS)
 
 
-__all__ = ["SPEECH_COLUMN", "TASKS", "TEXT_COLUMN", "Task", "find_task", "register_task"]
+__all__ = [
+    "SPEECH_COLUMN",
+    "TASKS",
+    "TEXT_COLUMN",
+    "Task",
+    "defined_tasks",
+    "find_task",
+    "register_task",
+    "task_definitions",
+]

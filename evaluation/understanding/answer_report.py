@@ -229,7 +229,8 @@ def evaluate_answers(args: argparse.Namespace) -> int:
     is_choice = question.labels is not None
     if is_choice and (args.max_new_tokens is not None or args.beams != 1):
         raise ValueError("--max-new-tokens and --beams are for free answers, but here one of a set is chosen.")
-    metrics = list(args.metrics or (_LABEL_METRICS if is_choice and not task.is_closed else task.metrics))
+    own = task.metrics if task.is_closed or not is_choice else ()
+    metrics = list(args.metrics or own or (_LABEL_METRICS if is_choice else ()))
     if unknown := [name for name in metrics if name not in METRICS]:
         raise ValueError(f"--metrics: there is no metric {unknown[0]!r}; choose of {', '.join(METRICS)}.")
     rows = read_asked_rows(

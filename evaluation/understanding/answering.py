@@ -12,7 +12,7 @@ import torch
 
 from speech_tokenizers.evaluation.understanding.probes import derangement
 from speech_tokenizers.modeling.speech_lm_sequences import pad_sequences
-from speech_tokenizers.modeling.speech_lm_tasks import SPEECH_COLUMN, TASKS, Task, find_task
+from speech_tokenizers.modeling.speech_lm_tasks import SPEECH_COLUMN, TASKS, Task
 from speech_tokenizers.processing.metadata_files import read_text_lines
 from speech_tokenizers.processing.whole_files import LinesFile
 
@@ -83,7 +83,8 @@ def question_of(
     The question that a task is to a model.
 
     Args:
-        config ([`SpeechLMConfig`]): The model's configuration, which may know its tasks and their labels.
+        config ([`SpeechLMConfig`]): The model's configuration, which may define tasks, and name those that it learnt
+            and their labels.
         task (`str` or [`Task`]): The task.
         labels (sequence of `str`, *optional*): Answers to choose from. Defaults to those of the configuration, if it
             has some for this task.
@@ -93,30 +94,30 @@ def question_of(
         ValueError: If the task does not hear and answer by text, the model never learnt it, a label is empty or named
             twice, or the answer is one of a set that nobody knows.
     """
-    hearing = [known.name for known in TASKS.values() if _hears(known)]
+    hearing = [known for known in {**TASKS, **config.new_tasks} if _hears(config.find_task(known))]
     if isinstance(task, str) and task not in hearing:
         raise ValueError(f"There is no task {task!r} that is about a recording; choose one of {', '.join(hearing)}.")
-    task = find_task(task)
-    if not _hears(task):
-        raise ValueError(f"The task {task.name!r} is not about a recording; choose one of {', '.join(hearing)}.")
-    if config.tasks and task.name not in config.tasks:
+    chosen: Task = config.find_task(task)
+    if not _hears(chosen):
+        raise ValueError(f"The task {chosen.name!r} is not about a recording; choose one of {', '.join(hearing)}.")
+    if config.tasks and chosen.name not in config.tasks:
         raise ValueError(
-            f"This model never learnt the task {task.name!r}; it knows {', '.join(config.tasks)}. Ask for one of"
+            f"This model never learnt the task {chosen.name!r}; it knows {', '.join(config.tasks)}. Ask for one of"
             " these, or train it on rows of the task."
         )
     if labels is None:
-        labels = config.task_labels.get(task.name)
-        if labels is None and task.is_closed:
+        labels = config.task_labels.get(chosen.name)
+        if labels is None and chosen.is_closed:
             raise ValueError(
-                f"The answer to {task.name!r} is one of a set of labels, which the model does not say; name them"
+                f"The answer to {chosen.name!r} is one of a set of labels, which the model does not say; name them"
                 " (`--answers`)."
             )
     if labels is None:
-        return Question(task, None, max_new_tokens, num_beams)
+        return Question(chosen, None, max_new_tokens, num_beams)
     labels = tuple(label.strip() for label in labels)
     if not labels or not all(labels) or len(set(labels)) < len(labels):
         raise ValueError(f"The answers to choose from must be different and not empty, but are {', '.join(labels)!r}.")
-    return Question(task, labels)
+    return Question(chosen, labels)
 
 
 def read_labels(given: Sequence[str]) -> list[str]:

@@ -13,7 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rows", metavar="ROWS", type=Path, required=True, help="folder of held-out rows that encode-rows wrote"
     )
-    parser.add_argument("--task", required=True, help="task to ask about, such as asr, keyword or emotion")
+    parser.add_argument(
+        "--task", required=True, help="task to ask about, such as asr or emotion, or one that the model defines"
+    )
     parser.add_argument("--split", metavar="NAME", help="value of the column of splits whose rows are asked about")
     parser.add_argument("--split-column", metavar="COLUMN", default="split", help="column of splits; default: split")
     parser.add_argument("--target-column", metavar="COLUMN", help="column of true answers; default: the task's own")

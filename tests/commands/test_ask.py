@@ -8,9 +8,12 @@ import pytest
 import soundfile
 
 from helpers.tiny_listening_lm import listening_lm, save_with_codec
-from helpers.tiny_speaking_lm import tiny_codec
+from helpers.tiny_speaking_lm import tiny_codec, tiny_lm, tiny_speech_lm
 from speech_tokenizers.cli import main
+from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
+from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
 from speech_tokenizers.modeling.speech_lm_clips import encode_waveforms
+from speech_tokenizers.modeling.speech_lm_text import build_speech_vocabulary
 from speech_tokenizers.processing.audio_files import load_audio
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 
@@ -116,3 +119,37 @@ def test_what_is_not_there_is_told(model, tmp_path, capsys):
     code, _, errors = ask(capsys, tmp_path / "none.wav", "--model", model, "--task", "emotion")
     assert code == 2
     assert "none.wav" in errors
+
+
+@pytest.mark.parametrize("fields", [{"layout": "flat"}, {"layout": "delay"}, {"layout": "continuous"}])
+def test_every_task_is_answered_freely_by_a_model_that_knows_nothing(fields, recordings, tmp_path, capsys):
+    """Of random weights: each answer is that of the waveform, and whether it was cut is told."""
+    model, processor = tiny_speech_lm(**fields)
+    for parameter in model.parameters():
+        parameter.data *= 4  # so that answers differ
+    folder = save_with_codec(model, processor, tmp_path / "model")
+    said = set()
+    for task in ("asr", "phones", "slots", "translate"):
+        code, lines, errors = ask(capsys, recordings, "--task", task, "--model", folder, "--json",
+                                  "--max-new-tokens", 6)  # fmt: skip
+        found = [json.loads(line) for line in lines]
+        assert code == int(not all(line["ended"] for line in found))
+        assert errors.count("was cut") == sum(not line["ended"] for line in found)
+        for name, line in zip("ab", found, strict=True):
+            inputs = processor.task_inputs(task, audio=load_audio(recordings / f"{name}.wav", 800))
+            expected = model.answer(inputs, processor, max_new_tokens=6)
+            assert (line["answer"], line["ended"]) == (expected.texts[0], bool(expected.ended[0]))
+            said.add(line["answer"])
+    assert len(said) > 1
+
+
+def test_a_model_that_hears_features_is_asked_too(recordings, tmp_path, capsys):
+    codec = tiny_codec()
+    extractor = RVQCodecFeatureExtractor(sampling_rate=codec.sampling_rate)
+    made = SpeechLMProcessor.from_tokenizer(build_speech_vocabulary(), codec, extractor, audio_in="embeds")
+    lm = tiny_lm(vocab_size=made.audio_offset)
+    model = SpeechLMForConditionalGeneration.from_causal_lm(lm, codec, made).eval()
+    folder = save_with_codec(model, made, tmp_path / "model")
+    for task in ("asr", "phones", "slots", "translate"):
+        _, lines, _ = ask(capsys, recordings, "--task", task, "--model", folder, "--max-new-tokens", 3)
+        assert [line.partition(": ")[0] for line in lines] == [f"{recordings}/a.wav", f"{recordings}/b.wav"]

@@ -196,3 +196,40 @@ def test_a_public_corpus(run, tmp_path):
 
 def test_layouts_are_those_of_the_library():
     assert set(make_manifest._LAYOUTS) == set(LAYOUTS)
+
+
+def folder_of_classes(tmp_path, **speakers):
+    """A table of clips: for each label its speakers, two clips each."""
+    (tmp_path / "data").mkdir(exist_ok=True)
+    rows = []
+    for label, names in speakers.items():
+        for name in names:
+            for take in range(2):
+                file_name = f"{label}-{name}-{take}.wav"
+                (tmp_path / "data" / file_name).touch()
+                rows.append({"file_name": file_name, "class": label, "speaker": name})
+    path = tmp_path / "data" / "metadata.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_each_label_is_in_every_split_where_it_can(make, tmp_path):
+    options = ("--target", "class", "--split-by", "speaker", "--closed", "--overwrite")
+    metadata = folder_of_classes(tmp_path, cat=["a", "b", "c", "d"], dog=["e", "f", "g", "h"], owl=["i", "j"], yak="k")
+    dealt = []
+    for more in ([], [], ["--seed", 0], ["--seed", 0], ["--seed", 1]):
+        code, words, _ = make(*options, *more, metadata=metadata)
+        assert code == 0
+        clips = read_manifest(tmp_path / "out" / "manifest.jsonl", is_closed=True).clips
+        found = {split: {clip.target for clip in clips if clip.split == split} for split in ("train", "dev", "test")}
+        assert found == {"train": {"cat", "dog", "owl", "yak"}, "dev": {"cat", "dog"}, "test": {"cat", "dog", "owl"}}
+        assert "owl: not in dev, since three splits need it of three different speakers, but there is it of 2" in words
+        assert "yak: not in dev and test, since" in words
+        assert "leave it out by --filter, or pass another --split-by or --seed" in words
+        dealt.append([clip.split for clip in clips])
+    assert dealt[0] == dealt[1] != dealt[2] == dealt[3] != dealt[4]
+
+
+def test_a_seed_without_a_deal_is_refused(make):
+    assert "--seed is for splits that are made here" in make("--target", "who", "--group", "--seed", "1")[1]
+    assert "--seed must not be negative" in make("--target", "who", "--split-by", "who", "--seed", "-1")[1]

@@ -272,13 +272,20 @@ def test_neither_codes_nor_marks_nor_phones_are_written():
 
 
 def test_the_settings_of_a_checkpoint_change_no_answer():
-    model, processor = tiny_speech_lm()
-    sharpened(model)
-    batch = processor.task_inputs("asr", rows(3, 5))
-    expected = model.answer(batch, processor, max_new_tokens=8).texts
-    changed = copy.deepcopy(model)
-    changed.generation_config.update(do_sample=True, temperature=9.0, top_k=3, repetition_penalty=9.0, num_beams=4)
-    assert changed.answer(batch, processor, max_new_tokens=8).texts == expected
+    answers = ["size: large", "drink: tea; size: small"]
+    model, processor, table = learnt("flat", answers, kind="llama")
+    first = processor.answer_ids(answers).ids[0][0]
+    for told in (
+        {"do_sample": True, "temperature": 9.0, "top_k": 3},
+        {"repetition_penalty": 9.0, "num_beams": 4},
+        {"min_new_tokens": 40, "suppress_tokens": [first]},
+        {"return_dict_in_generate": True, "max_length": 3},
+    ):
+        changed = copy.deepcopy(model)
+        changed.generation_config.update(**told)
+        found = changed.answer(processor.task_inputs("slots", table), processor)
+        assert (found.texts, found.ended.tolist()) == (answers, [True, True])
+        assert changed.generation_config.to_dict().items() >= told.items()
 
 
 @pytest.mark.parametrize(

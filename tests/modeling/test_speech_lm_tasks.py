@@ -3,7 +3,20 @@
 
 import pytest
 
-from speech_tokenizers.modeling.speech_lm_tasks import TASKS, Task, find_task, register_task
+from helpers.tiny_speaking_lm import tiny_codec, tiny_lm
+from speech_tokenizers.modeling.configuration_speech_lm import SpeechLMConfig
+from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
+from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
+from speech_tokenizers.modeling.speech_lm_tasks import (
+    TASKS,
+    Task,
+    defined_tasks,
+    find_task,
+    register_task,
+    task_definitions,
+)
+from speech_tokenizers.modeling.speech_lm_text import build_speech_vocabulary
+from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 
 
 def test_a_task_says_what_it_answers_and_needs():
@@ -59,3 +72,52 @@ def test_a_mistake_is_told():
 def test_metrics_and_labels_belong_to_answers_of_text(changes, message):
     with pytest.raises(ValueError, match=message):
         Task(**{"name": "x", "instruction": "Do", "source": "audio_codes", "target": "text", **changes})
+
+
+ACCENT = {"instruction": "Name the accent", "target": "accent", "is_closed": True}
+
+
+def test_definitions_are_plain_values_and_tasks():
+    tasks = defined_tasks({"accent": ACCENT, "asr": {"instruction": "Transcribe", "target": "text",
+                                                     "metrics": ["wer", "cer"]}})  # fmt: skip
+    assert tasks["accent"] == Task("accent", "Name the accent", "audio_codes", "accent", is_closed=True)
+    assert tasks["asr"] == TASKS["asr"]
+    full = {"accent": {**ACCENT, "source": "audio_codes", "metrics": []}}
+    assert task_definitions(tasks) == full  # what the package has needs no definition
+    assert defined_tasks(full) == {"accent": tasks["accent"]}
+
+
+def test_two_models_may_have_tasks_of_one_name(tmp_path):
+    """Each keeps its own through its files, and none is known to all."""
+    asked = {}
+    for number, instruction in enumerate(("Name the accent", "Name the land")):
+        fields = {"accent": {**ACCENT, "instruction": instruction}}
+        codec = tiny_codec()
+        extractor = RVQCodecFeatureExtractor(sampling_rate=codec.sampling_rate)
+        made = SpeechLMProcessor.from_tokenizer(build_speech_vocabulary(), codec, extractor, new_tasks=fields)
+        lm = tiny_lm(vocab_size=made.audio_offset)
+        model = SpeechLMForConditionalGeneration.from_causal_lm(lm, codec, made, tasks=["accent"])
+        model.save_pretrained(tmp_path / str(number))
+        made.save_pretrained(tmp_path / str(number))
+        processor = SpeechLMProcessor.from_pretrained(tmp_path / str(number))
+        config = SpeechLMConfig.from_pretrained(tmp_path / str(number))
+        assert config.find_task("accent") == processor.find_task("accent")
+        asked[instruction] = processor, model
+    assert "accent" not in TASKS
+    for instruction, (processor, _) in asked.items():
+        assert instruction in processor.task_prompt("accent")
+    (first, _), (_, second) = asked.values()
+    with pytest.raises(ValueError, match="The model has `new_tasks` others, but the processor its own"):
+        first.check_model(second)
+
+
+def test_a_definition_never_changes_what_a_name_means(monkeypatch):
+    with pytest.raises(ValueError, match="'asr' has instruction='Write', but .* 'Transcribe'; give one of them"):
+        SpeechLMConfig(new_tasks={"asr": {"instruction": "Write", "target": "text"}})
+    config = SpeechLMConfig(new_tasks={"accent": ACCENT})
+    monkeypatch.setitem(TASKS, "accent", Task("accent", "Name the land", "audio_codes", "accent"))
+    with pytest.raises(ValueError, match="'accent' has instruction='Name the accent', but"):
+        config.find_task("accent")
+    for wrong in ({"instruction": "Name"}, {**ACCENT, "colour": 1}, "Name"):
+        with pytest.raises(ValueError, match="a definition has `instruction` and `target`, and may have `source`"):
+            defined_tasks({"mood": wrong})

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,7 +31,7 @@ from speech_tokenizers.processing.unit_bpe import UnitBPE
 from speech_tokenizers.processing.whole_files import whole_folder, write_whole
 from speech_tokenizers.training.common.checkpoint_faults import file_fault
 from speech_tokenizers.training.common.processes import process_state
-from speech_tokenizers.training.common.recipe_files import check_not_negative, check_positive, load_recipe
+from speech_tokenizers.training.common.recipe_files import check_names, check_not_negative, check_positive, load_recipe
 from speech_tokenizers.training.common.recipe_trainer import (
     RecipeTrainer,
     RunArguments,
@@ -41,6 +41,13 @@ from speech_tokenizers.training.common.recipe_trainer import (
 )
 from speech_tokenizers.training.common.run_record import RunRecord, fingerprint_of
 from speech_tokenizers.training.language_models.lora_settings import LoraArguments
+from speech_tokenizers.training.language_models.recipe_tasks import (
+    NewTaskArguments,
+    define_tasks,
+    recipe_definitions,
+    remember_tasks,
+)
+from speech_tokenizers.training.language_models.row_splits import rows_of_split
 from speech_tokenizers.training.language_models.speech_lm_items import (
     SpeechLMItems,
     frames_per_character,
@@ -62,7 +69,11 @@ class SpeechRowsArguments:
 
     Args:
         train (`str`): Folder of the rows to learn from.
+        train_split (`str` or `list[str]`, *optional*): Splits of these rows, by their column `split`. Needed where
+            there are several, or where the rows are held-out ones.
         eval (`str`, *optional*): Folder of held-out rows, whose losses are measured every `eval_steps` and in the end.
+            It may be that of `train`.
+        eval_split (`str` or `list[str]`, *optional*): Splits of these rows. Needed where there are several.
         max_length (`int`, *optional*): Most positions of a row; a longer one is refused by its name. Defaults to the
             language model's context.
         max_eval_rows (`int`): Most held-out rows that are measured.
@@ -71,13 +82,17 @@ class SpeechRowsArguments:
     """
 
     train: str
+    train_split: str | list[str] | None = None
     eval: str | None = None
+    eval_split: str | list[str] | None = None
     max_length: int | None = None
     max_eval_rows: int = 500
     pronunciations: str | None = None
 
     def __post_init__(self):
         check_positive(self, "max_eval_rows", prefix="data.")
+        if self.eval is None and self.eval_split is not None:
+            raise ValueError("`data.eval_split` needs `data.eval`, the folder of the held-out rows.")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -143,6 +158,10 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
         unit_bpe (`str`, *optional*): For `unit_coding: bpe`, the folder that `units-bpe` wrote.
         max_duration (`int`, *optional*): Most frames of a run; see [`~SpeechLMProcessor.from_tokenizer`].
         tasks (`dict`): Weight of each task in the mixture; see [`TASKS`].
+        new_tasks (`dict` of [`NewTaskArguments`]): Definitions of tasks that the package does not have, by name. The
+            model keeps them.
+        closed_tasks (`list[str]`): Those of `tasks` whose answer is one of the labels of the rows, though it is free
+            by their definition, such as `slots` with rows of one slot. The model keeps the labels.
         init (`str`): How the rows of new words begin; see [`SpeechLMForConditionalGeneration.init_audio_rows`]. A
             speech language model has them already.
         lora ([`LoraArguments`], *optional*): The adapter that is trained in place of all weights.
@@ -174,6 +193,8 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
     unit_bpe: str | None = None
     max_duration: int | None = None
     tasks: dict[str, float] = dataclasses.field(default_factory=lambda: {"tts": 1.0})
+    new_tasks: dict[str, NewTaskArguments] = dataclasses.field(default_factory=dict)
+    closed_tasks: list[str] = dataclasses.field(default_factory=list)
     init: str = "codebook"
     lora: LoraArguments | None = None
     text_loss_weight: float = 1.0
@@ -190,10 +211,13 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
         RunArguments.__post_init__(self)
         check_positive(self, "batch_positions", "eval_steps", *(["batch_seconds"] if self.batch_seconds else []))
         check_not_negative(self, "text_loss_weight", "audio_loss_weight")
-        for name in self.tasks:
-            find_task(name)
+        definitions = recipe_definitions(self.new_tasks)
+        found = {name: find_task(name, definitions) for name in self.tasks}
         if not self.tasks or any(weight <= 0 for weight in self.tasks.values()):
             raise ValueError("`tasks` must name at least one task, each with a positive weight.")
+        check_names(self.closed_tasks, self.tasks, "`closed_tasks`")
+        if spoken := [name for name in self.closed_tasks if found[name].output != "text"]:
+            raise ValueError(f"`closed_tasks` has {spoken[0]!r}, which answers by speech; leave it out.")
 
 
 class SpeechLMTrainer(RecipeTrainer):
@@ -209,7 +233,8 @@ class SpeechLMTrainer(RecipeTrainer):
     def __init__(self, *args: Any, recipe: SpeechLMArguments, held_out: SpeechLMItems | None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.recipe, self.held_out = recipe, held_out
-        self._speaks = any(find_task(name).output == "speech" for name in recipe.tasks)
+        find = self.train_dataset.processor.find_task
+        self._speaks = any(find(name).output == "speech" for name in recipe.tasks)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the losses of held-out rows, where it is time for them."""
@@ -290,8 +315,10 @@ def build_speech_lm(
         model.config.audio_loss_weight = args.audio_loss_weight
     else:
         model, processor = _with_new_words(args, folder, codec, feature_extractor, rows)
+    define_tasks(model.config, processor, args.tasks, recipe_definitions(args.new_tasks))
     if folder is None or model.config.tasks or load_config(folder).model_type != SPEECH_LM:
-        remember_tasks(model.config, args.tasks, rows)  # of a model that does not say what it knows, nothing is said
+        # Of a model that does not say what it knows, nothing is said.
+        remember_tasks(model.config, args.tasks, rows, args.closed_tasks)
     if args.data.pronunciations is not None:
         processor.attach_pronouncer(PronunciationLexicon.from_file(args.data.pronunciations))
     return model, processor
@@ -348,26 +375,6 @@ def _with_new_words(
         **(dataclasses.asdict(args.latents) if layout == "continuous" else {}),
     )
     return model, processor
-
-
-def remember_tasks(config: Any, tasks: Iterable[str], rows: Any) -> None:
-    """
-    Write into a configuration what a model is about to learn: the names of tasks, and the labels of closed ones.
-
-    Args:
-        config ([`SpeechLMConfig`]): The configuration. What it names already stays.
-        tasks (iterable of `str`): Names of the tasks.
-        rows (`datasets.Dataset`): The rows to learn from.
-    """
-    names = list(tasks)
-    labels = dict(config.task_labels)
-    for name in names:
-        task = find_task(name)
-        if task.is_closed and task.target in rows.column_names:
-            found = {label.strip() for label in rows[task.target] if label is not None and label.strip()}
-            labels[name] = sorted(found | set(labels.get(name, ())))
-    config.tasks = [*config.tasks, *(name for name in names if name not in config.tasks)]
-    config.task_labels = labels
 
 
 def _piece_labels(args: SpeechLMArguments, rows: Any) -> list[str]:
@@ -432,8 +439,11 @@ def train_speech_lm(args: SpeechLMArguments) -> dict[str, Any]:
         inputs["data.eval"] = rows_fingerprint(args.data.eval)
 
     def read(codec: Any) -> list[Any]:
-        folders = (args.data.train, args.data.eval)
-        return [None if folder is None else read_speech_rows(folder, codec=codec) for folder in folders]
+        data = args.data
+        trained = rows_of_split(read_speech_rows(data.train, codec=codec), "data.train", data.train_split)
+        if data.eval is None:
+            return [trained, None]
+        return [trained, rows_of_split(read_speech_rows(data.eval, codec=codec), "data.eval", data.eval_split)]
 
     return train_on_rows(args, read, inputs)
 
@@ -501,7 +511,7 @@ def _train(
         )
     if processor.text_alignment == "phone":
         model.set_piece_frames(piece_frames(rows, processor, known=model.config.piece_frames))
-    speaks = any(find_task(name).output == "speech" for name in args.tasks)
+    speaks = any(processor.find_task(name).output == "speech" for name in args.tasks)
     if speaks:
         model.config.frames_per_character = frames_per_character(rows, processor)
         model.config.longest_loop_seconds = longest_loop_seconds(rows, processor)

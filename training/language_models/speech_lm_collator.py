@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from speech_tokenizers.modeling.speech_lm_sequences import check_length, pad_sequences
-from speech_tokenizers.modeling.speech_lm_tasks import find_task
 from speech_tokenizers.modeling.speech_lm_writers import is_text
 
 
@@ -57,7 +56,7 @@ class SpeechLMCollator:
     ):
         tasks = {"tts": 1.0} if tasks is None else dict(tasks)
         for name, weight in tasks.items():
-            find_task(name)
+            processor.find_task(name)
             if not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"The weight of the task {name!r} must be a number of at least 0, but is {weight}.")
         if not any(tasks.values()):

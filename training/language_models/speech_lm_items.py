@@ -56,7 +56,7 @@ class SpeechLMItems(torch.utils.data.Dataset):
     ):
         tasks = {"tts": 1.0} if tasks is None else tasks
         self.condition_dropout = condition_dropout
-        check_names(tasks, TASKS, "`tasks`")
+        check_names(tasks, {**TASKS, **processor.new_tasks}, "`tasks`")
         self.rows, self.processor, self.seed = rows, processor, seed
         self.tasks = list(tasks)
         self.weights = dict(tasks)

@@ -13,7 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("inputs", metavar="AUDIO", nargs="+", help="audio files, folders or globs")
     parser.add_argument(
-        "--task", required=True, help="task to ask about: asr, phones, keyword, slots, emotion or translate"
+        "--task",
+        required=True,
+        help="task to ask about: asr, phones, keyword, slots, emotion, translate, or one that the model defines",
     )
     parser.add_argument("--model", required=True, help="name, folder or Hub id of a speech language model")
     parser.add_argument("--codec", default=None, help="name or folder of its codec, where it is not found by its name")
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     failed = 0
     for path in paths:
         try:
-            (answer,) = question.answers(model, processor, _inputs(path, args.task, model, processor))
+            (answer,) = question.answers(model, processor, _inputs(path, question.task, model, processor))
         except Exception as error:  # noqa: BLE001 - whatever it is, the other recordings are asked about
             raise_lost_interruption()
             failed += 1
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _inputs(path: Path, task: str, model: Any, processor: Any) -> Any:
+def _inputs(path: Path, task: Any, model: Any, processor: Any) -> Any:
     from speech_tokenizers.processing.audio_files import load_audio
 
     rate = model.config.sampling_rate

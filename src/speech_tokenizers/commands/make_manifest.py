@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 _LAYOUTS = ("librispeech", "speech-commands", "ravdess", "slurp", "covost", "iemocap")
 _SPLITS = ("train", "dev", "test")
-# Of all groups, where splits are made here; at least one each.
-_TEST_SHARE, _DEV_SHARE = 0.2, 0.1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     splits.add_argument(
         "--split-by",
         metavar="COLUMN",
-        help="column, such as speaker, whose values are sorted; the last fifth is test, the tenth before it dev",
+        help="column, such as speaker, whose values are dealt: a fifth is test, a tenth dev, and each label gets into"
+        " every split where it can",
+    )
+    parser.add_argument(
+        "--seed", type=int, help="seed of the deal of --split-by (default: the last values by name are test, then dev)"
     )
     parser.add_argument(
         "--group",
@@ -96,8 +98,13 @@ def run(args: argparse.Namespace) -> int:
         rows = _split_by_lists(rows, args.lists)
     # Before splits are made, so that every speaker that counts has an answer.
     rows = _with_targets(rows, target, args.strip_stress)
-    if not args.lists:
-        rows = _with_splits(rows, args)
+    by = None if args.lists else _dealt_by(rows, args)
+    if by is not None:
+        rows = _split_by_groups(rows, by, args.closed, args.seed)
+    elif args.seed is not None:
+        raise UsageError("--seed is for splits that are made here; pass --split-by COLUMN, or leave it out.")
+    elif not args.lists:
+        rows = _with_splits(rows, args.split_column)
     written = [(_kept(row.fields), row) for row in rows]
     group = None if args.group is None else tuple(args.group)
     manifest = manifest_of(
@@ -119,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
             found = Counter(clip.target for clip in manifest.of(split))
             if found:
                 print(f"{split}: {', '.join(f'{label} {found[label]}' for label in manifest.labels)}")
-            if found and (lacking := [label for label in manifest.labels if not found[label]]):
+            if by is None and found and (lacking := [label for label in manifest.labels if not found[label]]):
                 say(f"{split} has no clip of {', '.join(lacking)}; split by hand, so that each label can be measured")
     print(f"no {checked} crosses splits" if checked else "whether speakers cross splits was not checked")
     return 0
@@ -225,18 +232,20 @@ def _with_speakers(rows: list["MetadataRow"], column: str) -> list["MetadataRow"
     return [row._replace(fields={**row.fields, name: row.fields.get(column)}) for row in rows]
 
 
-def _with_splits(rows: list["MetadataRow"], args: argparse.Namespace) -> list["MetadataRow"]:
+def _dealt_by(rows: list["MetadataRow"], args: argparse.Namespace) -> str | None:
+    # Column whose values are dealt into splits; none where there are splits.
+    if args.split_by is None and args.layout is not None and not any(row.fields.get("split") for row in rows):
+        return "scene" if "scene" in _columns(rows) else "speaker"
+    return args.split_by
+
+
+def _with_splits(rows: list["MetadataRow"], column: str) -> list["MetadataRow"]:
     from speech_tokenizers.processing.task_manifests import OTHER_SPLIT_NAMES
 
-    by = args.split_by
-    if by is None and args.layout is not None and not any(row.fields.get("split") for row in rows):
-        by = "scene" if "scene" in _columns(rows) else "speaker"
-    if by is not None:
-        return _split_by_groups(rows, by)
-    _check_column(rows, args.split_column, "--split-column")
+    _check_column(rows, column, "--split-column")
     found = []
     for row in rows:
-        given = row.fields.get(args.split_column)
+        given = row.fields.get(column)
         meant = OTHER_SPLIT_NAMES.get(str(given).lower(), given)
         # An ambiguous name stays, and is refused with its row.
         found.append(row._replace(fields={**row.fields, "split": meant if meant in _SPLITS else given}))
@@ -265,21 +274,40 @@ def _split_by_lists(rows: list["MetadataRow"], lists: Sequence[str]) -> list["Me
     return found
 
 
-def _split_by_groups(rows: list["MetadataRow"], column: str) -> list["MetadataRow"]:
+def _split_by_groups(rows: list["MetadataRow"], column: str, is_closed: bool, seed: int | None) -> list["MetadataRow"]:
     from speech_tokenizers.processing.metadata_files import TableError
+    from speech_tokenizers.processing.task_splits import NUM_SPLITS, deal_groups, groups_of_labels
 
     _check_column(rows, column, "--split-by")
     for place, fields in rows:
         if fields.get(column) is None:
             raise TableError(place, f"`{column}` is not given, by which splits are to be made; give it.")
-    groups = sorted({str(row.fields[column]) for row in rows})
-    if len(groups) < 3:
-        raise UsageError(f"--split-by {column}: three splits need three values, but there are {len(groups)}.")
-    num_test, num_dev = (max(1, round(share * len(groups))) for share in (_TEST_SHARE, _DEV_SHARE))
-    test, dev = groups[-num_test:], groups[-num_test - num_dev : -num_test]
-    say(f"splits are made here, by {column}: {', '.join(_few(test))} test; {', '.join(_few(dev))} dev; others train")
-    where = {**dict.fromkeys(test, "test"), **dict.fromkeys(dev, "dev")}
-    return [row._replace(fields={**row.fields, "split": where.get(str(row.fields[column]), "train")}) for row in rows]
+    groups = [str(row.fields[column]) for row in rows]
+    labels = [row.fields["target"] for row in rows]
+    if (number := len(set(groups))) < NUM_SPLITS:
+        raise UsageError(f"--split-by {column}: three splits need three values, but there are {number}.")
+    if seed is not None and seed < 0:
+        raise UsageError(f"--seed must not be negative, but is {seed}.")
+    where = deal_groups(groups, labels, is_closed, seed)
+    test, dev = (sorted(group for group, split in where.items() if split == name) for name in ("test", "dev"))
+    told = f"{', '.join(_few(test))} test; {', '.join(_few(dev)) or 'none'} dev; others train"
+    say(f"splits are made here, by {column}: {told}")
+    missing: dict[tuple[str, str], list[str]] = {}
+    for label, found in sorted(groups_of_labels(groups, labels).items()):
+        lacking = [name for name in _SPLITS if name not in {where[group] for group in found}]
+        if lacking and (is_closed or len(found) >= NUM_SPLITS):
+            why = f"every {column} that has it is needed elsewhere for other answers"
+            if len(found) < NUM_SPLITS:
+                why = f"three splits need it of three different {column}s, but there is it of {len(found)}"
+            missing.setdefault((" and ".join(lacking), why), []).append(label)
+    for (lacking_in, why), names in missing.items():
+        say(
+            f"{', '.join(_few(names))}: not in {lacking_in}, since {why}; record more, leave it out by --filter, or"
+            " pass another --split-by or --seed"
+        )
+    return [
+        row._replace(fields={**row.fields, "split": where[group]}) for row, group in zip(rows, groups, strict=True)
+    ]
 
 
 def _few(names: Sequence[str]) -> list[str]:

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
-from speech_tokenizers.modeling.speech_lm_tasks import find_task
+from speech_tokenizers.modeling.speech_lm_tasks import defined_tasks, find_task, register_task
 from speech_tokenizers.training.common.recipe_files import check_positive, check_seed
+from speech_tokenizers.training.language_models.recipe_tasks import NewTaskArguments, recipe_definitions
 
 
 LEVELS = ("probe", "lm")
@@ -81,7 +82,8 @@ class TaskArguments:
 
     Args:
         manifest (`str`): Manifest of its recordings; see [`read_manifest`].
-        task (`str`): Name of a task of speech language models, whose instruction and metrics it has.
+        task (`str`): Name of a task of speech language models, whose instruction and metrics it has: one of the
+            package, or of `new_tasks`.
         folder (`str`, *optional*): Folder that the manifest's names are relative to. Defaults to that of the manifest.
         group (`str` or `list[str]`, *optional*): Columns that must not cross splits; an empty list checks nothing.
             Defaults to `speaker`, `voice` and `scene`, where there are such.
@@ -124,8 +126,6 @@ class TaskArguments:
         check_positive(self, "clips_per_label", "max_seconds", "num_seeds")
         _check_among("noise", self.noise, NOISES)
         _check_among("claim", self.claim, (None, "continuous", "units"))
-        if find_task(self.task).output != "text":
-            raise ValueError(f"`task` must be one that answers in text, but {self.task!r} speaks.")
 
 
 @dataclass
@@ -272,6 +272,9 @@ class TokenStudyArguments:
         ctc_steps (`int`): Steps of the probes that write phones; see [`ctc_probe`].
         notes (`list[str]`): Sentences for the head of the report, such as of what the data are.
         lm ([`LMLevelArguments`]): Settings of the level `lm`.
+        new_tasks (`dict` of [`NewTaskArguments`]): Definitions of tasks that the package does not have, by the name
+            that `tasks.NAME.task` gives. They become known to this process, as by [`register_task`], and to the models
+            that learn them.
     """
 
     trainer: ClassVar[str] = "token_study"
@@ -287,8 +290,10 @@ class TokenStudyArguments:
     ctc_steps: int = 1500
     notes: list[str] = field(default_factory=list)
     lm: LMLevelArguments = field(default_factory=LMLevelArguments)
+    new_tasks: dict[str, NewTaskArguments] = field(default_factory=dict)
 
     def __post_init__(self):
+        definitions = recipe_definitions(self.new_tasks)
         _check_among("level", self.level, LEVELS)
         check_positive(self, "ctc_steps")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -315,7 +320,11 @@ class TokenStudyArguments:
         for arm in self.arms:
             _check_among("arms", arm, known)
         for name, task in self.tasks.items():
+            if find_task(task.task, definitions).output != "text":
+                raise ValueError(f"`tasks.{name}.task` must be one that answers in text, but {task.task!r} speaks.")
             _check_among(f"tasks.{name}.layer", self.layer_of(name), self.encoder.layers)
+            if not (task.metrics or task.is_closed or find_task(task.task, definitions).metrics):
+                raise ValueError(f"`tasks.{name}.metrics` must name a measure, since the task {task.task!r} has none.")
             if task.clips_per_label is not None and task.is_closed is False:
                 raise ValueError(f"`tasks.{name}.clips_per_label` is for closed tasks, which have labels.")
         now = self.lm
@@ -333,6 +342,9 @@ class TokenStudyArguments:
             _check_among(f"lm.variants.{name}.arm", variant.arm, [arm for arm in known if arm not in CONTROL_ARMS])
         for name in self.robustness.tasks:
             _check_among("robustness.tasks", name, self.tasks)
+        # Last, so that a recipe that is refused leaves nothing behind.
+        for known in defined_tasks(definitions).values():
+            register_task(known)
 
     def is_closed(self, task: str) -> bool:
         """Whether the answer of a task is one of the labels of its training."""

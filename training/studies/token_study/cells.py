@@ -148,6 +148,9 @@ def cell_key(args: TokenStudyArguments, task: str, arm: str, seed: int, **more: 
     # Units are fitted on the clips of all tasks, few-shot ones on those of all seeds.
     tasks = {name: _settings(given) for name, given in sorted(args.tasks.items())}
     seeds = sorted(args.seeds) if any(given.clips_per_label for given in args.tasks.values()) else None
+    for name, given in args.tasks.items():
+        if (new := args.new_tasks.get(given.task)) is not None:
+            tasks[name]["definition"] = dataclasses.asdict(new)
     content = [task, tasks, seeds, encoder, arm, seed, more]
     of = args.lm.variants[arm].arm if arm in args.lm.variants else arm
     content.append(_model_key(args.systems.get(of, args.encoder.name)))

@@ -3,6 +3,7 @@
 
 import pytest
 
+from speech_tokenizers.modeling.speech_lm_tasks import TASKS, find_task
 from speech_tokenizers.training.common.recipe_files import load_recipe
 from speech_tokenizers.training.studies.token_study.arguments import TokenStudyArguments
 
@@ -61,8 +62,13 @@ def test_what_is_filled_in(load):
         ("encoder.num_units=1", "`num_units` must be at least 2"),
         ("encoder.bpe_tokens=501", "`bpe_tokens` must be at least 502"),
         ("encoder.fit_seconds=0", "`fit_seconds` must be positive"),
-        ("tasks.words.task=tts", "In `tasks.words`: `task` must be one that answers in text, but 'tts' speaks"),
+        ("tasks.words.task=tts", "`tasks.words.task` must be one that answers in text, but 'tts' speaks"),
         ("tasks.words.task=sing", "There is no task 'sing'"),
+        (
+            "new_tasks={asr: {instruction: Write, target: text}}",
+            "the task 'asr' has instruction='Write', but the task",
+        ),
+        ("new_tasks={mood: {instruction: Name}}", "lacks `new_tasks.mood.target`"),
         ("tasks.words.layer=3", "`tasks.words.layer` must be among 2, 4, but got 3"),
         ("tasks.words.noise=brown", "`noise` must be among speech_shaped, pink, white"),
         ("tasks.colours.clips_per_label=0", "`clips_per_label` must be positive"),
@@ -80,6 +86,26 @@ def test_what_is_filled_in(load):
 def test_what_is_refused(load, override, message):
     with pytest.raises(ValueError, match=message):
         load(override)
+
+
+MOOD = "new_tasks={mood: {instruction: Name the mood, target: mood"
+
+
+def test_a_task_of_the_recipe_is_known(load, monkeypatch):
+    monkeypatch.setattr("speech_tokenizers.modeling.speech_lm_tasks.TASKS", dict(TASKS))
+    args = load(MOOD + ", is_closed: true}}", "tasks.words.task=mood")
+    assert args.is_closed("words")
+    assert args.metrics_of("words") == ["accuracy", "macro_f1"]
+    assert find_task("mood").instruction == "Name the mood"
+    load(MOOD + ", is_closed: true}}", "tasks.words.task=mood")  # the same recipe again
+    with pytest.raises(ValueError, match="'mood' has metrics="):
+        load(MOOD + ", metrics: [wer]}}", "tasks.words.task=mood")
+
+
+def test_an_open_task_needs_a_measure(load):
+    with pytest.raises(ValueError, match="`tasks.words.metrics` must name a measure, since the task 'mood' has none"):
+        load(MOOD + "}}", "tasks.words.task=mood")
+    assert "mood" not in TASKS
 
 
 @pytest.mark.parametrize("name", ["../up", "a b", ""])

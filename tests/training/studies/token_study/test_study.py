@@ -4,10 +4,13 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 
+from speech_tokenizers.modeling.speech_lm_tasks import TASKS
 from speech_tokenizers.processing.task_manifests import read_manifest
+from speech_tokenizers.training.language_models.recipe_tasks import NewTaskArguments
 from speech_tokenizers.training.studies.token_study.arguments import (
     LMLevelArguments,
     LMLevelName,
@@ -157,6 +160,24 @@ def test_language_models_learn_a_task_from_every_kind_of_tokens(with_models):
     fewest = min(curves, key=lambda arm: curves[arm]["positions"][-1])
     assert curves[fewest]["at_equal_positions"] == pytest.approx(curves[fewest]["losses"][-1])
     assert "Language model `tiny`" in told
+
+
+def test_a_task_of_the_recipe_is_learnt_and_kept_with_the_model(with_models, monkeypatch):
+    monkeypatch.setattr("speech_tokenizers.modeling.speech_lm_tasks.TASKS", dict(TASKS))
+    args = with_models(["units"], max_steps=2)
+    pitch = NewTaskArguments(instruction="Name the pitch", target="height", is_closed=True)
+    tasks = {"tone": dataclasses.replace(args.tasks["tone"], task="pitch")}
+    args = dataclasses.replace(args, tasks=tasks, new_tasks={"pitch": pitch})
+    cell = LMLevel(args, StudySystems(args)).cell(TINY, "tone", "units", 0)
+    assert set(cell.answers) <= {"high", "low"}
+    (config,) = Path(args.output_dir).rglob("final/config.json")
+    told = json.loads(config.read_text())
+    assert (told["tasks"], told["task_labels"]) == (["pitch"], {"pitch": ["high", "low"]})
+    assert told["new_tasks"]["pitch"]["instruction"] == "Name the pitch"
+    # Another definition of the same name is another cell.
+    before = level_key(args, TINY, "tone", "units", 0)
+    args.new_tasks["pitch"] = dataclasses.replace(pitch, instruction="Which pitch is it")
+    assert level_key(args, TINY, "tone", "units", 0) != before
 
 
 def test_at_equal_positions_each_arm_has_as_many_as_continuous(with_models):
