@@ -25,9 +25,9 @@ NUM_STEPS = 1500
 # Passes after which the development clips are looked at, as shares of all.
 SNAPSHOTS = (0.4, 0.6, 0.8, 1.0)
 BATCH_SIZE = 16  # clips
-# A row of a code is seen seldom: it needs longer steps, and decay would undo them. Without decay, the many directions
-# of features are learnt by heart.
-LEARNING_RATE, CODE_LEARNING_RATE = 1e-2, 3e-2
+# Chosen by development clips. Rows of codes are seen seldom, so that decay would undo their steps. Without decay, the
+# many directions of features are learnt by heart.
+LEARNING_RATE, CODE_LEARNING_RATE = 3e-2, 3e-2
 DECAY, CODE_DECAY = 1.0, 0.0
 BLANK = 0
 # Added to the variances of uncorrelated directions, which are 1 on average, so that the least are not blown up.

@@ -20,6 +20,9 @@ import numpy as np
 from speech_tokenizers.processing.task_manifests import SPLITS
 
 
+# A study keeps what probes of one version found. Raise it with every change of what a probe, of clips or of sequences,
+# answers.
+PROBES_VERSION = 2
 # Penalties relative to the mean eigenvalue of the clips' inner products, which is 1.
 PENALTIES = tuple(float(10.0 ** (exponent / 2)) for exponent in range(-8, 7))
 

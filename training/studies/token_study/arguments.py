@@ -20,7 +20,7 @@ CONTROL_ARMS = ("no-audio", "other-audio", "shuffled-labels")
 MATCHED = ("steps", "positions")
 NOISES = ("speech_shaped", "pink", "white")
 # Settings of a training that the study decides, and those by which its arms differ.
-_OF_STUDY = ("output_dir", "codec", "data.train", "data.eval", "language_model", "tasks", "seed")
+_OF_STUDY = ("output_dir", "codec", "data.train", "data.eval", "language_model", "tasks", "closed_tasks", "seed")
 _OF_ARM = ("audio_in", "layout", "unit_coding", "unit_bpe", "latent_source")
 # Tasks and systems give folders their names.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

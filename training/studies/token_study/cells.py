@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from speech_tokenizers.evaluation.understanding.probes import PROBES_VERSION
 from speech_tokenizers.processing.metadata_files import read_metadata
+from speech_tokenizers.processing.recording_fingerprint import recordings_fingerprint
 from speech_tokenizers.processing.task_manifests import TaskClip
 from speech_tokenizers.processing.whole_files import write_whole
 from speech_tokenizers.training.common.run_record import fingerprint_of
@@ -160,7 +162,7 @@ def cell_key(args: TokenStudyArguments, task: str, arm: str, seed: int, **more: 
 def level_key(args: TokenStudyArguments, level: str | LMLevelName, task: str, arm: str, seed: int) -> str:
     """[`cell_key`] of a cell of a level: `"probe"`, or one of language models."""
     if isinstance(level, str):
-        return cell_key(args, task, arm, seed, ctc_steps=args.ctc_steps)
+        return cell_key(args, task, arm, seed, ctc_steps=args.ctc_steps, version=PROBES_VERSION)
     settings = [args.lm.sizes[level.size], args.lm.recipe, args.lm.settings_of(task)]
     if level.matched != MATCHED[0]:
         settings.append(level.matched)
@@ -183,7 +185,11 @@ def kept_analysis(
             `None`.
     """
     path = Path(args.output_dir) / kind / f"{task}.json"
-    more = {"facts": args.systems, "layers": None, "robustness": dataclasses.asdict(args.robustness)}[kind]
+    more = {
+        "facts": args.systems,
+        "layers": PROBES_VERSION,
+        "robustness": [PROBES_VERSION, dataclasses.asdict(args.robustness)],
+    }[kind]
     key = cell_key(args, task, kind, args.seeds[0], more=more)
     if (kept := _read_measured(path, key)) is not None:
         return kept["found"]
@@ -290,11 +296,7 @@ _model_key = functools.lru_cache(fingerprint_of)
 
 @functools.lru_cache
 def _manifest_key(manifest: str, folder: str | None, _: int) -> str:
-    # Of the manifest, and of the sizes and dates of its files.
-    digest = hashlib.sha256(Path(manifest).read_bytes())
+    # Of the manifest, and of what its files hold: dates and folders are others on another machine.
     root = Path(manifest).parent if folder is None else Path(folder)
-    for row in read_metadata(manifest):
-        path = root / str(row.fields.get("file_name"))
-        status = os.stat(path) if path.is_file() else None
-        digest.update(repr(status and (status.st_size, status.st_mtime_ns)).encode())
-    return digest.hexdigest()[:16]
+    files = recordings_fingerprint(root / str(row.fields.get("file_name")) for row in read_metadata(manifest))
+    return hashlib.sha256(Path(manifest).read_bytes() + files.encode()).hexdigest()[:16]

@@ -4,7 +4,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from speech_tokenizers.evaluation.units.perturbations import Noise, NoiseColour,
 from speech_tokenizers.modeling.speech_lm_tasks import find_task
 from speech_tokenizers.processing.audio_files import AudioReader, AudioWriter, load_audio
 from speech_tokenizers.processing.metadata_files import MetadataRow
+from speech_tokenizers.processing.recording_fingerprint import recording_fingerprint
 from speech_tokenizers.processing.recording_tables import from_metadata
 from speech_tokenizers.processing.task_manifests import TaskClip, read_manifest
 from speech_tokenizers.training.common.set_aside import write_set_aside
@@ -197,8 +197,7 @@ def _prepared(clip: TaskClip, task: TaskArguments, folder: Path) -> tuple[Path, 
         if not length:
             raise ValueError(f"{source}: contains no samples.")
         return source, length / SAMPLING_RATE
-    status = os.stat(source)
-    made_of = [clip.name, os.path.realpath(source), status.st_size, status.st_mtime_ns, task.trim]
+    made_of = [clip.name, recording_fingerprint(source), task.trim]
     if task.noise_snr is not None:
         made_of += [task.noise_snr, task.noise, _NOISE_SEED]
     target = folder / f"{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:20]}.flac"

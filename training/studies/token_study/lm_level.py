@@ -246,6 +246,7 @@ class LMLevel:
             "data.train": str(Path(self.args.output_dir) / "rows"),
             "language_model": lm.sizes[size],
             "tasks": {self.args.tasks[task].task: 1.0},
+            "closed_tasks": [self.args.tasks[task].task] if self.args.is_closed(task) else [],
             "seed": seed,
             **lm.settings_of(task),
             **tokens.settings,

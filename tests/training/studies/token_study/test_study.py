@@ -4,6 +4,8 @@
 import dataclasses
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from speech_tokenizers.training.studies.token_study.arguments import (
     VariantArguments,
 )
 from speech_tokenizers.training.studies.token_study.cells import cell_path, chosen_clips, level_key, read_cell
+from speech_tokenizers.training.studies.token_study.clips import prepare_clips
 from speech_tokenizers.training.studies.token_study.lm_level import LMLevel
 from speech_tokenizers.training.studies.token_study.study import study_results, study_tokens
 from speech_tokenizers.training.studies.token_study.systems import StudySystems
@@ -125,6 +128,23 @@ def test_a_cell_of_other_settings_or_damaged_is_measured_anew(study, tmp_path, c
     path.write_text(path.read_text()[:40])
     study_tokens(dataclasses.replace(study(layer=2), arms=["continuous"]))
     assert "damaged" in capsys.readouterr().err
+
+
+def test_what_was_measured_counts_for_the_same_recordings_wherever_they_lie(study, two_labels, tmp_path):
+    args = study(layer=1, trim=True)
+    place = ("tone", "continuous", 0)
+    moved = tmp_path / "moved"
+    shutil.copytree(two_labels.parent, moved)
+    of_copy = {"tone": dataclasses.replace(args.tasks["tone"], manifest=str(moved / two_labels.name))}
+    copied = dataclasses.replace(args, tasks=of_copy, output_dir=str(tmp_path / "copied"))
+    assert level_key(copied, "probe", *place) == level_key(args, "probe", *place)
+    names = [sorted(Path(clip.path).name for clip in prepare_clips(made, "tone").clips) for made in (args, copied)]
+    assert names[0] == names[1]
+    # Another recording is another one, though it has the same name and length.
+    path = next(moved.rglob("*.wav"))
+    path.write_bytes(path.read_bytes()[:-2] + b"\x01\x02")
+    os.utime(moved / two_labels.name)
+    assert level_key(copied, "probe", *place) != level_key(args, "probe", *place)
 
 
 def test_development_clips_are_taken_from_whole_groups(two_labels):
