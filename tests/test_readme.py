@@ -14,6 +14,7 @@ import soundfile
 from speech_tokenizers import (
     DEFAULT_CHECKPOINT,
     list_checkpoints,
+    list_listeners,
     list_voices,
     load_audio,
     load_speech_lm,
@@ -286,7 +287,7 @@ def test_the_checkpoint_it_names_is_here():
 
 
 def test_nothing_is_left_to_fill_in():
-    assert CARDS.keys() == {*list_checkpoints(), *list_voices()}
+    assert CARDS.keys() == {*list_checkpoints(), *list_voices(), *list_listeners()}
     for text in [*PAGES.values(), *CARDS.values()]:
         assert "@@" not in text
         assert "More information needed" not in text
@@ -296,6 +297,7 @@ def test_nothing_is_left_to_fill_in():
 def test_a_card_begins_with_what_a_reader_needs_and_folds_the_rest(name):
     _, front, text = CARDS[name].split("---\n", 2)
     purpose = "Says English text" if name in list_voices() else "Converts 16 kHz"
+    purpose = "Answers what" if name in list_listeners() else purpose
     order = [f"# {name}\n", purpose, "Licence:", "| --- |", "## When to use it", "## Use\n", "<details>"]
     places = [text.index(part) for part in order]
     assert places == sorted(places)

@@ -22,19 +22,28 @@ _REPOSITORY = ("revision", "token", "cache_dir", "local_files_only")
 
 def list_checkpoints() -> list[str]:
     """Names of the checkpoints that this installation has and [`load`] loads."""
-    return sorted(_checkpoint_folders().keys() - {*list_voices()})
+    return _answering_by(None)
 
 
 def list_voices() -> list[str]:
     """Names of the voices that this installation has, which [`load_speech_lm`] loads."""
+    return _answering_by("speech")
+
+
+def list_listeners() -> list[str]:
+    """Names of the models that this installation has and that are asked about speech; [`load_speech_lm`] loads them."""
+    return _answering_by("text")
+
+
+def _answering_by(answers: str | None) -> list[str]:
     released = released_checkpoints()
-    return sorted(name for name in _checkpoint_folders() if released.get(name, {}).get("is_voice", False))
+    return sorted(name for name in _checkpoint_folders() if released.get(name, {}).get("answers") == answers)
 
 
 def released_checkpoints() -> dict[str, dict[str, Any]]:
     """
-    All released checkpoints by name: their `family`, whether the wheel has them `embedded`, and `is_voice` of those
-    that speak text.
+    All released checkpoints by name: their `family`, whether the wheel has them `embedded`, and of speech language
+    models what they answer by, `answers`: `"speech"` or `"text"`.
     """
     index = resources.files("speech_tokenizers.model_cards").joinpath("released.json")
     return json.loads(index.read_text(encoding="utf-8"))

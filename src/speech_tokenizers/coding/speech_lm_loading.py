@@ -9,6 +9,7 @@ from speech_tokenizers.coding.loading import find_checkpoint, load, load_config
 
 SPEECH_LM = "speech_tokenizers_speech_lm"
 DEFAULT_VOICE = "tts-slt-delay-16khz"
+DEFAULT_LISTENER = "understanding-small-16khz"
 
 
 def load_speech_lm(name_or_path: str | Path, codec: Any = None, **kwargs: Any) -> tuple[Any, Any]:

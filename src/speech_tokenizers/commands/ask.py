@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="task to ask about: asr, phones, keyword, slots, emotion, translate, or one that the model defines",
     )
-    parser.add_argument("--model", required=True, help="name, folder or Hub id of a speech language model")
+    parser.add_argument(
+        "--model", help="name, folder or Hub id of a speech language model (default: the released one)"
+    )
     parser.add_argument("--codec", default=None, help="name or folder of its codec, where it is not found by its name")
     parser.add_argument(
         "--answers",
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from speech_tokenizers.coding.command_options import choose_device
-    from speech_tokenizers.coding.speech_lm_loading import load_speech_lm
+    from speech_tokenizers.coding.speech_lm_loading import DEFAULT_LISTENER, load_speech_lm
     from speech_tokenizers.commands.frame import UsageError, say
     from speech_tokenizers.commands.interruption import raise_lost_interruption
     from speech_tokenizers.evaluation.understanding.answering import question_of, read_labels
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     labels = None if args.answers is None else read_labels(args.answers)
     device = choose_device(args.device)
     logging.disable_progress_bar()
-    model, processor = load_speech_lm(args.model, args.codec)
+    model, processor = load_speech_lm(args.model or DEFAULT_LISTENER, args.codec)
     model.to(device)
     question = question_of(model.config, args.task, labels, args.max_new_tokens)
     if args.probabilities and question.labels is None:
