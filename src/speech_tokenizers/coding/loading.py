@@ -31,7 +31,7 @@ def list_voices() -> list[str]:
 
 
 def list_listeners() -> list[str]:
-    """Names of the models that this installation has and that are asked about speech; [`load_speech_lm`] loads them."""
+    """Names of the models of this installation that are asked about speech, which [`load_speech_lm`] loads."""
     return _answering_by("text")
 
 
