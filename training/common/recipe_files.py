@@ -31,7 +31,7 @@ def load_recipe(path_or_name: str, overrides: Sequence[str], section: type) -> A
         ValueError: If the recipe does not exist or names another trainer, or a key is unknown or has a value of the
             wrong type.
     """
-    recipe = _read(path_or_name, overrides)
+    recipe = read_recipe(path_or_name, overrides)
     named = as_written(recipe.pop("trainer", section.trainer))
     if named != section.trainer:
         raise ValueError(
@@ -50,10 +50,19 @@ def trainer_name(path_or_name: str, overrides: Sequence[str] = ()) -> str:
     Raises:
         ValueError: If the recipe does not exist.
     """
-    return as_written(_read(path_or_name, overrides).get("trainer", "codec"))
+    return as_written(read_recipe(path_or_name, overrides).get("trainer", "codec"))
 
 
-def _read(path_or_name: str, overrides: Sequence[str]) -> dict[str, Any]:
+def read_recipe(path_or_name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """
+    What a recipe says, with some of it changed, as plain values; nothing is checked but that it is a mapping.
+
+    Args:
+        path_or_name (`str`), overrides (sequence of `str`): See [`load_recipe`].
+
+    Raises:
+        ValueError: If the recipe does not exist or is no mapping.
+    """
     named = Path(path_or_name)
     if named.suffix not in (".yaml", ".yml"):
         named = named.with_name(named.name + ".yaml")

@@ -19,6 +19,7 @@ from speech_tokenizers.processing.metadata_files import read_metadata
 from speech_tokenizers.processing.recording_fingerprint import recordings_fingerprint
 from speech_tokenizers.processing.task_manifests import TaskClip
 from speech_tokenizers.processing.whole_files import write_whole
+from speech_tokenizers.training.common.recipe_files import read_recipe
 from speech_tokenizers.training.common.run_record import fingerprint_of
 from speech_tokenizers.training.studies.token_study.arguments import (
     MATCHED,
@@ -31,6 +32,8 @@ from speech_tokenizers.training.studies.token_study.clips import few_shot
 
 # Where a manifest has no development clips, every so many groups of its training clips become these.
 _DEV_SHARE = 6
+# Raise it with every change of how language models are trained and asked, so that cells of before do not count.
+LM_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,8 @@ def cell_key(args: TokenStudyArguments, task: str, arm: str, seed: int, **more: 
         more: Further settings, as plain values.
     """
     encoder = dataclasses.asdict(args.encoder)
-    encoder.pop("batch_seconds")
+    for name in ("name", "batch_seconds"):
+        encoder.pop(name)
     # Units are fitted on the clips of all tasks, few-shot ones on those of all seeds.
     tasks = {name: _settings(given) for name, given in sorted(args.tasks.items())}
     seeds = sorted(args.seeds) if any(given.clips_per_label for given in args.tasks.values()) else None
@@ -163,7 +167,13 @@ def level_key(args: TokenStudyArguments, level: str | LMLevelName, task: str, ar
     """[`cell_key`] of a cell of a level: `"probe"`, or one of language models."""
     if isinstance(level, str):
         return cell_key(args, task, arm, seed, ctc_steps=args.ctc_steps, version=PROBES_VERSION)
-    settings = [args.lm.sizes[level.size], args.lm.recipe, args.lm.settings_of(task)]
+    size = args.lm.sizes[level.size]
+    overrides = [f"{name}={json.dumps(value)}" for name, value in args.lm.settings_of(task).items()]
+    settings = [
+        LM_VERSION,
+        read_recipe(args.lm.recipe, overrides),
+        _model_key(size) if isinstance(size, str) else size,
+    ]
     if level.matched != MATCHED[0]:
         settings.append(level.matched)
     if (variant := args.lm.variants.get(arm)) is not None:
@@ -185,10 +195,11 @@ def kept_analysis(
             `None`.
     """
     path = Path(args.output_dir) / kind / f"{task}.json"
+    probes = [PROBES_VERSION, args.metrics_of(task)[0]]
     more = {
-        "facts": args.systems,
-        "layers": PROBES_VERSION,
-        "robustness": [PROBES_VERSION, dataclasses.asdict(args.robustness)],
+        "facts": {name: _model_key(system) for name, system in args.systems.items()},
+        "layers": probes,
+        "robustness": [*probes, dataclasses.asdict(args.robustness)],
     }[kind]
     key = cell_key(args, task, kind, args.seeds[0], more=more)
     if (kept := _read_measured(path, key)) is not None:
@@ -285,7 +296,7 @@ def plain(value: Any) -> Any:
 def _settings(task: TaskArguments) -> dict[str, Any]:
     # What the clips of a task follow from.
     settings = dataclasses.asdict(task)
-    for name in ("expected", "num_seeds", "metrics", "claim"):
+    for name in ("expected", "num_seeds", "metrics", "claim", "folder"):
         settings.pop(name)
     return {**settings, "manifest": _manifest_key(task.manifest, task.folder, os.stat(task.manifest).st_mtime_ns)}
 

@@ -9,10 +9,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from speech_tokenizers.modeling.speech_lm_tasks import TASKS
 from speech_tokenizers.processing.task_manifests import read_manifest
 from speech_tokenizers.training.language_models.recipe_tasks import NewTaskArguments
+from speech_tokenizers.training.studies.token_study import cells
 from speech_tokenizers.training.studies.token_study.arguments import (
     LMLevelArguments,
     LMLevelName,
@@ -145,6 +148,30 @@ def test_what_was_measured_counts_for_the_same_recordings_wherever_they_lie(stud
     path.write_bytes(path.read_bytes()[:-2] + b"\x01\x02")
     os.utime(moved / two_labels.name)
     assert level_key(copied, "probe", *place) != level_key(args, "probe", *place)
+
+
+def test_a_cell_depends_on_what_recipes_and_models_hold(with_models, tmp_path):
+    args = with_models(["continuous"])
+
+    def key(**changes):
+        lm = dataclasses.replace(args.lm, **changes)
+        return level_key(dataclasses.replace(args, lm=lm), TINY, "tone", "continuous", 0)
+
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("trainer: speech_lm\nmax_grad_norm: 1.0\n")
+    first = key(recipe=str(recipe))
+    assert key(recipe=str(recipe)) == first
+    recipe.write_text("trainer: speech_lm\nmax_grad_norm: 2.0\n")
+    assert key(recipe=str(recipe)) != first
+    folder = tmp_path / "language_model"
+    keys = set()
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        sizes = {name: value for name, value in LM.items() if name != "model_type"}
+        AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=8, **sizes)).save_pretrained(folder)
+        cells._model_key.cache_clear()
+        keys.add(key(sizes={"tiny": str(folder)}))
+    assert len(keys) == 2
 
 
 def test_development_clips_are_taken_from_whole_groups(two_labels):
