@@ -8,6 +8,7 @@ import shlex
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -323,6 +324,21 @@ def test_a_checkpoint_is_a_complete_repository(name):
     for file in ("README.md", "config.json", "preprocessor_config.json", "model.safetensors"):
         assert (folder / file).is_file()
     assert (folder / "model.safetensors").stat().st_size <= 15e6
+
+
+@pytest.mark.parametrize("name", list_listeners())
+def test_a_listener_is_a_complete_repository_and_answers(name):
+    folder = ROOT / "model_cards" / name
+    for file in ("README.md", "config.json", "processor_config.json", "recipe.yaml"):
+        assert (folder / file).is_file()
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 15e6
+    model, processor = load_speech_lm(name)
+    assert set(model.config.task_labels) <= set(model.config.tasks)
+    noise = np.random.default_rng(0).normal(scale=0.1, size=16_000).astype(np.float32)
+    prompts = processor.task_inputs("keyword", audio=[noise])
+    chosen = model.choose(prompts, model.config.task_labels["keyword"], processor)
+    assert chosen.texts[0] in model.config.task_labels["keyword"]
+    assert sum(chosen.probabilities[0]) == pytest.approx(1.0, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", list_voices())
