@@ -89,6 +89,40 @@ def test_differences_are_of_shared_seeds_and_an_exact_probe_stands_beside_all():
     assert alone["scores"]["accuracy"]["value"] == 0.0
 
 
+def speakers_of_two_kinds(seed, times=1.0):
+    """A cell of 300 clips by twelve speakers, half of whom are hard to understand."""
+    generator = np.random.default_rng(0)
+    speakers = np.repeat(np.arange(12), 25)
+    right = generator.random(300) < np.where(speakers % 2, 0.9, 0.3)
+    right &= np.random.default_rng(seed).random(300) < times
+    names, groups = [f"clip{number}" for number in range(300)], [f"s{number}" for number in speakers]
+    return Cell(names, ["yes"] * 300, groups, ["yes" if hit else "no" for hit in right])
+
+
+def test_the_paired_interval_is_narrower_than_either_and_leaves_out_nought():
+    cells = {"continuous": {0: speakers_of_two_kinds(1)}, "units": {0: speakers_of_two_kinds(1, times=0.9)}}
+    told = TaskCounts("mine", cells)
+    paired = told.less("accuracy", "units", "continuous")
+    units, continuous = (told.value("accuracy", arm) for arm in ("units", "continuous"))
+    assert paired.value == pytest.approx(units.value - continuous.value)
+    assert paired.high - paired.low < (units.high - units.low) / 2
+    assert paired.high < 0
+
+
+def test_counts_are_averaged_over_seeds_and_so_bleu_is_that_of_all_answers():
+    cells = {"continuous": {seed: speakers_of_two_kinds(seed, times=0.8) for seed in range(3)}}
+    told = TaskCounts("mine", cells)
+    seeds = told.by_seed("accuracy", "continuous")
+    assert len(set(seeds.values())) == 3
+    assert told.value("accuracy", "continuous").value == pytest.approx(np.mean(list(seeds.values())))
+    package = pytest.importorskip("sacrebleu")
+    targets = ["the cat sat on the mat", "where is the station"]
+    said = [["the cat sat on a mat", "there is a station"], ["the cat", "where is the station"]]
+    of_seeds = {seed: Cell(["a", "b"], targets, ["s", "t"], answers) for seed, answers in enumerate(said)}
+    pooled = package.corpus_bleu(said[0] + said[1], [targets * 2]).score
+    assert TaskCounts("mine", {"units": of_seeds}).value("bleu", "units").value == pytest.approx(pooled)
+
+
 def test_clips_that_an_arm_lacks_count_for_none_and_bits_follow_the_names():
     lacking = cell(bits=1.0)
     backwards = Cell(
