@@ -220,7 +220,8 @@ class TaskCounts:
                 known = dict(zip(cell.names, pairs, strict=True))
                 self._tables[place] = np.array([known[name] for name in self.names], np.float64)
             else:
-                self._tables[place] = counts(measure, *answers_of([cell], self.names), self.targets)
+                (answers,) = answers_of([cell], self.names)
+                self._tables[place] = counts(measure, answers, self.targets)
         return self._tables[place]
 
     def _grouped(self, table: np.ndarray) -> np.ndarray:
