@@ -227,26 +227,28 @@ def _size(level: str) -> str:
 
 
 def _of_rare_units(levels: Mapping[str, Any]) -> list[Verdict]:
-    told = [
-        _of(level, _rarity_verdict(name, task))
-        for level, tasks in levels.items()
-        for name, task in tasks.items()
-        if task["arms"].get(UNITS, {}).get("facts", {}).get("rarity")
-    ]
+    told, unknown = [], []
+    for level, tasks in levels.items():
+        for name, task in tasks.items():
+            if not task["arms"].get(UNITS, {}).get("facts", {}).get("rarity"):
+                continue
+            if task["rarity"] is None:
+                unknown.append(f"{name} with `{_size(level)}`")
+            else:
+                told.append(_of(level, _rarity_verdict(name, task, task["rarity"])))
+    if unknown:
+        text = (
+            f"rare units, {', '.join(unknown)}: units and {REFERENCE} cannot be compared, since they share no seed, a"
+            " fifth of the clips has one group, or the cells do not keep which clips a fifth has."
+        )
+        told.append(Verdict(OPEN, text))
     return told or [Verdict(NOT_MEASURED, "whether rare units are under-trained: no language model reads units yet.")]
 
 
-def _rarity_verdict(name: str, task: Mapping[str, Any]) -> Verdict:
-    line, gaps = f"{name}, rare units", task["rarity"]
-    if gaps is None:
-        reason = (
-            f"units and {REFERENCE} cannot be compared: they share no seed, a fifth of the clips has one group, or the"
-            " cells do not keep which clips a fifth has"
-        )
-        return Verdict(OPEN, f"{line}: {reason}.")
+def _rarity_verdict(name: str, task: Mapping[str, Any], gaps: Mapping[str, Any]) -> Verdict:
     more = gaps["more"]
-    line += (
-        ": clips of the rarest fifth less those of the most frequent one, for units"
+    line = (
+        f"{name}, rare units: clips of the rarest fifth less those of the most frequent one, for units"
         f" {_told(gaps[UNITS], BITS)}, for {REFERENCE} {_told(gaps[REFERENCE], BITS)}, so by {_told(more, BITS)} more"
     )
     reasons = [_why_nothing_follows(task, (arm,)) for arm in (UNITS, REFERENCE)]
