@@ -7,9 +7,8 @@ error rate, matching n-grams for BLEU. So one bootstrap serves all of them, and 
 wrong. All values are in percent.
 
 The bootstrap redraws whole groups of clips, such as the clips of one speaker: clips of one speaker succeed and fail
-together, and redrawing them one by one would give intervals that are too narrow. Where several seeds were run, the
-counts of each clip are averaged over them. The interval then tells how far other speakers would move the result; how
-far other seeds would, [`by_seed`] shows.
+together, and redrawing them one by one would give intervals that are too narrow. The interval tells how far other
+speakers would move the result; how far other seeds would, [`by_seed`] shows.
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from speech_tokenizers.evaluation.bootstrap import Estimate, Statistic, bootstrap_sums, paired_difference, ratio
+from speech_tokenizers.evaluation.bootstrap import Estimate, Statistic, bootstrap_sums, ratio
 from speech_tokenizers.evaluation.recognition import language_code, match_texts, text_normalizer
 from speech_tokenizers.evaluation.reconstruction.frame_probe import macro_f1
 from speech_tokenizers.evaluation.units.measures import grouped
@@ -64,29 +63,41 @@ class TaskMetric:
     needs_fluency: bool = False
 
 
-def counts(metric: str, answers: Answers, targets: Sequence[str], language: str = "en") -> np.ndarray:
+def counts(metric: str, answers: Sequence[str], targets: Sequence[str], language: str = "en") -> np.ndarray:
     """
-    Contribution of each clip to the sums of a metric; of several seeds their mean.
+    Contribution of each clip to the sums of a metric.
 
     Args:
         metric (`str`): Key of `METRICS`.
-        answers (sequence of `str`, or a sequence of such sequences): Answer to each clip, or those of each seed.
-        targets (sequence of `str`): True answer of each clip.
+        answers, targets (sequence of `str`): Answer to each clip, and the true one.
         language (`str`, *optional*, defaults to `"en"`): Language of the texts, for `wer`, `cer` and `bleu`.
 
     Returns:
         `np.ndarray` of shape `(num_clips, num_counts)`, float64.
 
     Raises:
-        ValueError: If the metric is unknown, the numbers of answers and targets differ, there is no clip, or a target
-            is empty or, for slots, malformed.
+        ValueError: If the metric is unknown, an answer is no text, the numbers of answers and targets differ, there is
+            no clip, or a target is empty or, for slots, malformed.
     """
-    return np.mean([_counts(metric, said, targets, language) for said in _seeds(answers)], axis=0)
+    if metric not in METRICS:
+        raise ValueError(f"`metric` is {metric!r}; choose one of {', '.join(METRICS)}.")
+    if isinstance(answers, str):
+        raise ValueError("`answers` must be a sequence of texts, but got a single text.")
+    if not len(answers):
+        raise ValueError("`answers` holds no answer.")
+    if wrong := [said for said in answers if not isinstance(said, str)]:
+        raise ValueError(f"`answers` must hold a text for each clip, but one is {wrong[0]!r}.")
+    if len(answers) != len(targets):
+        raise ValueError(f"There must be one answer for each target, but got {len(answers)} for {len(targets)}.")
+    empty = [number for number, target in enumerate(targets) if not target.strip()]
+    if empty:
+        raise ValueError(f"The target of clip {empty[0]} is empty; leave such clips out ({len(empty)} in all).")
+    return np.asarray(METRICS[metric].count(answers, targets, language), np.float64)
 
 
 def score(
     metric: str,
-    answers: Answers,
+    answers: Sequence[str],
     targets: Sequence[str],
     groups: Sequence[str],
     num_resamples: int = 1000,
@@ -98,8 +109,7 @@ def score(
 
     Args:
         metric (`str`): Key of `METRICS`.
-        answers (sequence of `str`, or a sequence of such sequences): Answer to each clip, or those of each seed.
-        targets (sequence of `str`): True answer of each clip.
+        answers, targets (sequence of `str`): Answer to each clip, and the true one.
         groups (sequence of `str`): Group of each clip, such as its speaker. Give each clip's own name if clips are
             independent.
         num_resamples (`int`, *optional*, defaults to 1000): Number of bootstrap samples.
@@ -115,39 +125,9 @@ def score(
     table = counts(metric, answers, targets, language)
     by_group = _by_group(table, groups)
     estimate = bootstrap_sums(by_group, METRICS[metric].statistic, num_resamples, seed=seed)
-    return _of_clips(estimate, metric, len(table))
-
-
-def difference(
-    metric: str,
-    answers: Answers,
-    baseline: Answers,
-    targets: Sequence[str],
-    groups: Sequence[str],
-    num_resamples: int = 1000,
-    seed: int = 0,
-    language: str = "en",
-) -> Estimate:
-    """
-    By how much the value for some answers exceeds that for others to the same clips, in points of percent.
-
-    Each bootstrap sample takes both systems' answers to the same groups, so that what makes a speaker hard for both
-    cancels.
-
-    Args:
-        metric (`str`): Key of `METRICS`.
-        answers, baseline (sequence of `str`, or a sequence of such sequences): Answers of the two systems to each
-            clip, or those of each seed; the systems may differ in their number of seeds.
-        targets, groups, num_resamples, seed, language: See [`score`].
-
-    Raises:
-        ValueError: As [`score`].
-    """
-    table, reference = (counts(metric, said, targets, language) for said in (answers, baseline))
-    estimate = paired_difference(
-        _by_group(table, groups), _by_group(reference, groups), METRICS[metric].statistic, num_resamples, seed=seed
-    )
-    return _of_clips(estimate, metric, len(table))
+    if estimate is None:
+        raise ValueError(_no_value(metric))
+    return dataclasses.replace(estimate, num_clips=len(table))
 
 
 def by_seed(metric: str, answers: Answers, targets: Sequence[str], language: str = "en") -> list[float]:
@@ -155,41 +135,25 @@ def by_seed(metric: str, answers: Answers, targets: Sequence[str], language: str
     Value of a metric for each seed by itself, in percent.
 
     Args:
-        metric, answers, targets, language: See [`score`].
+        answers (sequence of `str`, or a sequence of such sequences): Answer to each clip, or those of each seed.
+        metric, targets, language: See [`score`].
 
     Raises:
         ValueError: As [`counts`]; if the metric has no value.
     """
-    values = [
-        float(METRICS[metric].statistic(_counts(metric, said, targets, language).sum(0))) for said in _seeds(answers)
-    ]
+    tables = [counts(metric, said, targets, language) for said in _seeds(answers)]
+    values = [float(METRICS[metric].statistic(table.sum(0))) for table in tables]
     if np.isnan(values).any():
         raise ValueError(_no_value(metric))
     return values
 
 
 def _seeds(answers: Answers) -> list[Sequence[str]]:
-    if isinstance(answers, str):
-        raise ValueError("`answers` must be a sequence of texts, but got a single text.")
-    lists: list[Any] = list(answers)
-    if not lists:
-        raise ValueError("`answers` holds no answer.")
-    if all(isinstance(answer, str) for answer in lists):
-        return [lists]
-    if any(isinstance(answer, str) for answer in lists):
-        raise ValueError("`answers` must hold either texts or, for several seeds, lists of texts, but holds both.")
+    # What is neither all texts nor all lists of them, [`counts`] refuses.
+    lists: list[Any] = [answers] if isinstance(answers, str) else list(answers)
+    if not lists or isinstance(answers, str) or any(isinstance(answer, str) for answer in lists):
+        return [answers]  # type: ignore[list-item]
     return lists
-
-
-def _counts(metric: str, answers: Sequence[str], targets: Sequence[str], language: str) -> np.ndarray:
-    if metric not in METRICS:
-        raise ValueError(f"`metric` is {metric!r}; choose one of {', '.join(METRICS)}.")
-    if len(answers) != len(targets):
-        raise ValueError(f"There must be one answer for each target, but got {len(answers)} for {len(targets)}.")
-    empty = [number for number, target in enumerate(targets) if not target.strip()]
-    if empty:
-        raise ValueError(f"The target of clip {empty[0]} is empty; leave such clips out ({len(empty)} in all).")
-    return np.asarray(METRICS[metric].count(answers, targets, language), np.float64)
 
 
 def _by_group(table: np.ndarray, groups: Sequence[str]) -> np.ndarray:
@@ -201,12 +165,6 @@ def _by_group(table: np.ndarray, groups: Sequence[str]) -> np.ndarray:
             "as its group, and say that the interval holds for this speaker only."
         )
     return grouped(table, groups)
-
-
-def _of_clips(estimate: Estimate | None, metric: str, num_clips: int) -> Estimate:
-    if estimate is None:
-        raise ValueError(_no_value(metric))
-    return dataclasses.replace(estimate, num_clips=num_clips)
 
 
 def _no_value(metric: str) -> str:

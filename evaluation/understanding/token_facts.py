@@ -87,12 +87,14 @@ class LossBucket:
         count (`int`): Number of units or clips in the bucket.
         share (`float`): Share of all tokens that lie in it, 0 to 1.
         loss ([`~evaluation.bootstrap.Estimate`], *optional*): Mean loss with its interval when groups are redrawn;
-            `None` where no token lies in the bucket.
+            `None` where fewer than two groups have tokens in the bucket, since an interval needs two.
+        clips (`list` of `int`, *optional*): Numbers of the clips in the bucket, where it holds clips.
     """
 
     count: int
     share: float
     loss: Estimate | None
+    clips: list[int] | None = None
 
 
 def token_facts(
@@ -242,7 +244,10 @@ def loss_by_clip_rarity(
     lengths = np.bincount(bucket_of, [len(units) for units in tokens], num_buckets)
     buckets = _loss_buckets(rows, groups, np.bincount(bucket_of, minlength=num_buckets), num_resamples, seed)
     shares = lengths / lengths.sum()
-    return [dataclasses.replace(bucket, share=float(share)) for bucket, share in zip(buckets, shares, strict=True)]
+    return [
+        dataclasses.replace(bucket, share=float(share), clips=np.flatnonzero(bucket_of == number).tolist())
+        for number, (bucket, share) in enumerate(zip(buckets, shares, strict=True))
+    ]
 
 
 def unit_edit_distances(
@@ -309,11 +314,16 @@ def _loss_buckets(
 ) -> list[LossBucket]:
     by_group = grouped(rows, groups)
     total = by_group[..., 1].sum()
+    num_groups = (by_group[..., 1] > 0).sum(0)
     return [
         LossBucket(
             count=int(size),
             share=float(by_group[:, bucket, 1].sum() / total) if total else 0.0,
-            loss=bootstrap_sums(by_group[:, bucket], ratio, num_resamples, seed=seed),
+            loss=(
+                bootstrap_sums(by_group[:, bucket], ratio, num_resamples, seed=seed)
+                if num_groups[bucket] > 1
+                else None
+            ),
         )
         for bucket, size in enumerate(sizes)
     ]

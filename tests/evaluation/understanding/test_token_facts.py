@@ -103,6 +103,16 @@ def test_a_bucket_that_does_not_occur_has_no_loss():
     assert buckets[1].loss.value == pytest.approx(5 / 3)
 
 
+def test_a_bucket_of_one_group_has_no_interval_and_clips_are_told():
+    tokens, frequencies = [np.array([unit]) for unit in (3, 0, 2, 1)], np.arange(4)
+    buckets = loss_by_clip_rarity([1.0, 2.0, 3.0, 4.0], tokens, frequencies, ["a", "b", "c", "b"], 2)
+    assert [bucket.clips for bucket in buckets] == [[1, 3], [0, 2]]
+    assert buckets[0].loss is None
+    assert (buckets[1].loss.low, buckets[1].loss.value, buckets[1].loss.high) == (1, 2, 3)
+    of_units = loss_by_unit_frequency([1.0, 2.0, 3.0, 4.0], tokens, frequencies, ["a", "b", "c", "b"], 2)
+    assert of_units[0].loss is of_units[0].clips is None
+
+
 def test_unit_edit_distances_by_hand():
     clean = [np.array([[1, 1, 2, 3]]), np.array([[4, 5]])]
     changed = {"same": clean, "far": [np.array([[1, 2, 2, 4]]), np.array([[4, 4]])]}

@@ -21,6 +21,7 @@ from speech_tokenizers.training.studies.token_study.cells import Cell, answers_o
 
 
 REFERENCE, UNITS, MERGED, CENTROIDS = "continuous", "units", "units+bpe", "centroids"
+NO_AUDIO, OTHER_AUDIO = "no-audio", "other-audio"
 # The measure that language models have of every task: bits of an id of the true answer, its end among them.
 BITS = "bits"
 _NUM_RESAMPLES = 1000
@@ -113,6 +114,15 @@ class TaskCounts:
         mine, others = (self._grouped(table) for table in tables)
         return self._told(paired_difference(mine, others, measure_of(measure).statistic, _NUM_RESAMPLES), measure)
 
+    def less_by_seed(self, measure: str, one: str, other: str) -> dict[int, float]:
+        """[`less`] with each seed that both arms have; a fixed arm has all seeds of the other."""
+        mine, others = self.by_seed(measure, one), self.by_seed(measure, other)
+        if one in self.fixed:
+            mine = dict.fromkeys(others, next(iter(mine.values())))
+        elif other in self.fixed:
+            others = dict.fromkeys(mine, next(iter(others.values())))
+        return {seed: value - others[seed] for seed, value in mine.items() if seed in others}
+
     def change_of_difference(self, larger: "TaskCounts", measure: str, one: str, other: str) -> Estimate | None:
         """
         By how much the difference of two arms at another level exceeds that at this one, on the clips of both.
@@ -142,6 +152,55 @@ class TaskCounts:
         found = bootstrap_sums(by_group, change, _NUM_RESAMPLES)
         return None if found is None else dataclasses.replace(found, num_clips=len(shared))
 
+    def rarity_gaps(self) -> dict[str, Any] | None:
+        """
+        How many bits an id the clips of the rarest units take more than those of the most frequent ones.
+
+        Clips are of the fifths that the units arm found, with the first seed that it shares with the reference. Each
+        bootstrap sample takes both arms' bits of the same groups.
+
+        Returns:
+            `dict` with the gap of [`UNITS`] and of [`REFERENCE`], `more`, the first less the second, and `num_groups`,
+            the fewest groups that a fifth has; or `None` where the arms share no seed, a fifth has fewer than two
+            groups, or cells do not tell which clips a fifth has.
+        """
+        shared = [seed for seed in self.cells.get(UNITS, ()) if seed in self.cells.get(REFERENCE, ())]
+        if not shared or not (self.has_bits(UNITS) and self.has_bits(REFERENCE)):
+            return None
+        cell = self.cells[UNITS][shared[0]]
+        fifths = [fifth.get("clips") for fifth in cell.facts.get("rarity", ())]
+        # Clips are numbered among those that the encoder could hear; only where these are all, numbers tell names.
+        if not fifths or None in fifths or sum(map(len, fifths)) != len(cell.names):
+            return None
+        ends = [{cell.names[number] for number in fifth} for fifth in (fifths[0], fifths[-1])]
+        belongs = np.array([[name in end for end in ends] for name in self.names], np.float64)
+        num_groups = [
+            len({group for group, inside in zip(self.groups, end, strict=True) if inside}) for end in belongs.T
+        ]
+        if min(num_groups) < 2:
+            return None
+        # Columns (bits of units, bits of the reference, clips) of the rarest fifth, and of the most frequent one.
+        losses = [
+            table[:, 0] / table[:, 1] for table in (self._table(BITS, arm, shared[0]) for arm in (UNITS, REFERENCE))
+        ]
+        told = np.stack([*losses, np.ones(len(self.names))], axis=-1)
+        by_group = self._grouped((belongs[:, :, None] * told[:, None]).reshape(len(told), -1))
+
+        def gap(sums: np.ndarray, arm: int) -> np.ndarray:
+            return ratio(sums[..., [arm, 2]]) - ratio(sums[..., [3 + arm, 5]])
+
+        statistics: dict[str, Statistic] = {
+            UNITS: lambda sums: gap(sums, 0),
+            REFERENCE: lambda sums: gap(sums, 1),
+            "more": lambda sums: gap(sums, 0) - gap(sums, 1),
+        }
+        found: dict[str, Any] = {"num_groups": min(num_groups)}
+        for name, statistic in statistics.items():
+            estimate = self._told(bootstrap_sums(by_group, statistic, _NUM_RESAMPLES), BITS)
+            of_ends = {**plain(estimate), "num_clips": int(belongs.sum())}
+            found[name] = {**of_ends, "seeds": {shared[0]: estimate.value}}
+        return found
+
     def _pair(self, measure: str, one: str, other: str) -> tuple[np.ndarray, np.ndarray] | None:
         mine, others = list(self.cells[one]), list(self.cells[other])
         if one not in self.fixed and other not in self.fixed:
@@ -161,7 +220,8 @@ class TaskCounts:
                 known = dict(zip(cell.names, pairs, strict=True))
                 self._tables[place] = np.array([known[name] for name in self.names], np.float64)
             else:
-                self._tables[place] = counts(measure, answers_of([cell], self.names), self.targets)
+                (answers,) = answers_of([cell], self.names)
+                self._tables[place] = counts(measure, answers, self.targets)
         return self._tables[place]
 
     def _grouped(self, table: np.ndarray) -> np.ndarray:
@@ -184,9 +244,12 @@ def compared(args: TokenStudyArguments, task: str, told: TaskCounts) -> dict[str
 
     Returns:
         `dict`: `metrics`, `judge` (the measure that verdicts rest on: bits where no metric tells weak models apart),
-        `num_clips`, `num_groups`; by arm `scores`, `seeds` (by seed), `differences` (to the reference) and `controls`
+        `num_clips`, `num_groups`; `rarity` (see [`TaskCounts.rarity_gaps`]);
+        by arm `scores`, `seeds` (by seed), `differences` (to the reference) and `controls`
         (to each control), each by measure, `above_controls` and `facts` of the first seed; and in `pairs` by how
-        much one arm exceeds another that it differs from in one thing, by the judge.
+        much one arm exceeds another that it differs from in one thing, by the judge. Each difference has its value
+        with each seed in `seeds`. Wrong audio misleads the model of the reference, and so `other-audio` is a control
+        of the reference alone. `above_controls` is `None` where an arm shares no seed with any control.
     """
     metrics = args.metrics_of(task)
     with_bits = [arm for arm in told.cells if told.has_bits(arm)]
@@ -202,13 +265,15 @@ def compared(args: TokenStudyArguments, task: str, told: TaskCounts) -> dict[str
         for name in measures:
             others = told.cells if name != BITS else with_bits
             if REFERENCE in others and arm != REFERENCE:
-                entry["differences"] |= _known({name: told.less(name, arm, REFERENCE)})
+                entry["differences"] |= _known({name: _less(told, name, arm, REFERENCE)})
             if name in (judge, BITS) and arm not in controls:
-                over = {control: told.less(name, arm, control) for control in controls if control in others}
+                own = [control for control in controls if control != OTHER_AUDIO or arm == REFERENCE]
+                over = {control: _less(told, name, arm, control) for control in own if control in others}
                 entry["controls"][name] = _known(over)
         if arm not in controls:
             over = entry["controls"][judge]
-            entry["above_controls"] = all(measure_of(judge).is_better(less) for less in over.values())
+            is_above = all(measure_of(judge).is_better(less) for less in over.values())
+            entry["above_controls"] = is_above if over else None
         arms[arm] = entry
     return {
         "task": args.tasks[task].task,
@@ -219,10 +284,11 @@ def compared(args: TokenStudyArguments, task: str, told: TaskCounts) -> dict[str
         "num_clips": len(told.names),
         "num_groups": len(set(told.groups)),
         "arms": arms,
+        "rarity": told.rarity_gaps(),
         "pairs": [
-            {"arm": one, "other": other, "less": plain(less)}
+            {"arm": one, "other": other, "less": less}
             for one, other in _pairs(args)
-            if one in arms and other in arms and (less := told.less(judge, one, other)) is not None
+            if one in arms and other in arms and (less := _less(told, judge, one, other)) is not None
         ],
     }
 
@@ -236,20 +302,29 @@ def sizes_compared(smaller: TaskCounts, larger: TaskCounts, judge: str) -> dict[
         judge (`str`): The measure.
 
     Returns:
-        `dict` with `smaller` and `larger`, the difference at each size, and `change`, the second less the first; or
-        `None` where it is not known.
+        `dict` with `smaller` and `larger`, the difference at each size, and `change`, the second less the first, each
+        with its values by seed in `seeds`; or `None` where it is not known.
     """
     if any(arm not in level.cells for level in (smaller, larger) for arm in (REFERENCE, UNITS)):
         return None
     change = smaller.change_of_difference(larger, judge, UNITS, REFERENCE)
-    found = {"smaller": smaller, "larger": larger}
+    sizes = {"smaller": smaller, "larger": larger}
     if change is None:
         return None
-    return {"change": plain(change), **{n: plain(told.less(judge, UNITS, REFERENCE)) for n, told in found.items()}}
+    found = {name: _less(told, judge, UNITS, REFERENCE) for name, told in sizes.items()}
+    one, other = (told.less_by_seed(judge, UNITS, REFERENCE) for told in sizes.values())
+    seeds = {seed: value - one[seed] for seed, value in other.items() if seed in one}
+    return {"change": {**plain(change), "seeds": seeds}, **found}
 
 
-def _known(found: Mapping[str, Estimate | None]) -> dict[str, Any]:
-    return {name: plain(estimate) for name, estimate in found.items() if estimate is not None}
+def _less(told: TaskCounts, measure: str, one: str, other: str) -> dict[str, Any] | None:
+    # A difference as plain values, with that of each seed.
+    estimate = told.less(measure, one, other)
+    return None if estimate is None else {**plain(estimate), "seeds": told.less_by_seed(measure, one, other)}
+
+
+def _known(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: less for name, less in found.items() if less is not None}
 
 
 def _pairs(args: TokenStudyArguments) -> list[tuple[str, str]]:
@@ -263,4 +338,14 @@ def _pairs(args: TokenStudyArguments) -> list[tuple[str, str]]:
     return found
 
 
-__all__ = ["BITS", "REFERENCE", "Measure", "TaskCounts", "compared", "measure_of", "sizes_compared"]
+__all__ = [
+    "BITS",
+    "NO_AUDIO",
+    "OTHER_AUDIO",
+    "REFERENCE",
+    "Measure",
+    "TaskCounts",
+    "compared",
+    "measure_of",
+    "sizes_compared",
+]

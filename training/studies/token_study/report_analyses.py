@@ -95,7 +95,7 @@ def analysis_sections(results: Mapping[str, Any]) -> list[Section]:
     if len(rarity) > 1:
         caption = (
             "Bits of an id of the true answer, in fifths of the test clips: those whose units are rarest in training"
-            " first. The first seed."
+            " first. The first seed of each arm. A fifth whose clips have one group has no interval, and is left out."
         )
         sections.append(Section("Rare units", caption, [rarity]))
     if convergence := results.get("convergence"):
@@ -109,7 +109,11 @@ def _rarity_table(levels: Mapping[str, Any]) -> list[list[str]]:
         for name, task in tasks.items():
             for arm, told in task["arms"].items():
                 if buckets := told["facts"].get("rarity"):
-                    cells = [interval(bucket["loss"], 2) for bucket in buckets]
+                    # Cells of earlier versions hold intervals of one group, which have no width.
+                    losses = [
+                        loss if (loss := bucket["loss"]) and loss["low"] < loss["high"] else None for bucket in buckets
+                    ]
+                    cells = [interval(loss, 2) for loss in losses]
                     rows.append([f"{level.removeprefix('lm/')}, {name}", arm, *cells])
     return rows
 

@@ -52,7 +52,7 @@ def level_sections(level: str, tasks: Mapping[str, Any]) -> list[Section]:
     title, mains = level_title(level), _mains(tasks)
     further = [(name, metric) for name, task in tasks.items() for metric in task["metrics"][1:]]
     paper = _paper_rows(tasks)
-    caption = _level_caption(level) + (_PAPER_CAPTION if paper else "") + _seeds_caption(tasks)
+    caption = _level_caption(level) + (_PAPER_CAPTION if paper else "") + _seeds_caption(level, tasks)
     sections = [
         Section(title, caption, [_main_table(tasks, paper)], [_score_figure(level, tasks)]),
         Section(
@@ -80,9 +80,9 @@ _PAPER_CAPTION = (
 )
 _BITS_CAPTION = (
     "Bits of an id of the true answer, with its end, that the model needs: sum of bits over sum of ids. Differences"
-    " are paired, over the seeds that both have; *: the 95 % interval excludes 0. Fewer bits than with another clip's"
-    " audio: the model hears something. Fewer than without audio: what it hears tells of the answer. `other-audio` is"
-    " the model of continuous, whatever arm stands beside it."
+    " are paired, over the seeds that both have; *: the 95 % interval excludes 0. Fewer bits than without audio: the"
+    " model hears something that tells of the answer. `other-audio` is the model of continuous, which another clip's"
+    " audio misleads; an arm that hears nothing would need fewer bits too, and so only continuous stands beside it."
 )
 
 
@@ -126,15 +126,22 @@ def _level_caption(level: str) -> str:
         return "Ridge regression from the whole clip, and for phones a linear map with CTC; no language model."
     if level.endswith("@positions"):
         return (
-            "As many steps as above, and in each as many positions of the sequence for every arm as for continuous, so"
-            " that arms of more positions a second hear less speech. Arms of as many as continuous stand as above."
+            "As many steps as above, and in each at most as many positions of the sequence for every arm as for"
+            " continuous, since these limit a batch, so that arms of more positions a second hear less speech. Arms of"
+            " as many as continuous stand as above."
         )
-    return "The same language model, prompt, targets, steps and seeds for every arm; closed answers by likelihood."
+    return "The same language model, prompt, targets and steps for every arm; closed answers by likelihood."
 
 
-def _seeds_caption(tasks: Mapping[str, Any]) -> str:
-    told = " `seeds`: number of seeds of each arm, in the order of the columns; an exact probe needs but one."
-    return told if _seeds_differ(tasks) else ""
+def _seeds_caption(level: str, tasks: Mapping[str, Any]) -> str:
+    if _seeds_differ(tasks):
+        told = " `seeds`: number of seeds of each arm, in the order of the columns"
+        return told + ("; an exact probe needs but one." if level == "probe" else ".")
+    seeds = [
+        {frozenset(found(task, arm, "seeds", task["metrics"][0]) or ()) for arm in task["arms"]}
+        for task in tasks.values()
+    ]
+    return " Every arm of a task has the same seeds." if all(len(of_task) == 1 for of_task in seeds) else ""
 
 
 def _arms(tasks: Mapping[str, Any]) -> list[str]:

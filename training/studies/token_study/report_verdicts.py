@@ -12,6 +12,8 @@ from speech_tokenizers.training.studies.token_study.comparison import (
     BITS,
     CENTROIDS,
     MERGED,
+    NO_AUDIO,
+    OTHER_AUDIO,
     REFERENCE,
     UNITS,
     measure_of,
@@ -24,7 +26,6 @@ FEWEST_GROUPS = 8
 CONFIRMED, REFUTED, OPEN, BESIDE = "confirmed", "refuted", "cannot be said", "beside the paper"
 NOT_MEASURED = "not measured"
 _ORDER = (CONFIRMED, REFUTED, OPEN, BESIDE, NOT_MEASURED)
-_OTHER_AUDIO = "other-audio"
 
 
 @dataclass(frozen=True)
@@ -64,52 +65,91 @@ def task_verdicts(tasks: Mapping[str, Any], level: str) -> list[Verdict]:
 
 
 def _task_verdict(name: str, task: Mapping[str, Any], less: Mapping[str, Any], level: str) -> Verdict:
-    claim, kind = task["claim"], OPEN
-    line = f"{name}: units less {REFERENCE} {_told(less, task['judge'])}"
-    if not any(task["arms"][arm]["above_controls"] for arm in (REFERENCE, UNITS)):
-        line = f"{name}: neither {REFERENCE} nor units are above all controls, so that nothing follows"
-        return Verdict(OPEN, line + _hearing(task) + ".")
+    claim, judge = task["claim"], task["judge"]
+    line = f"{name}: units less {REFERENCE} {_told(less, judge)}"
+    if (reason := _why_nothing_follows(task, (REFERENCE, UNITS))) is not None:
+        return Verdict(OPEN, f"{line}: {reason}{_bits(task)}{_hearing(task)}.")
+    kind = OPEN
     if not excludes_zero(less):
         line += ": no difference is shown"
-        agrees = "neither confirmed nor refuted"
     else:
-        better = UNITS if measure_of(task["judge"]).is_better(less) else REFERENCE
+        better = UNITS if measure_of(judge).is_better(less) else REFERENCE
         line += f": {better} better"
-        kind = CONFIRMED if better == claim else REFUTED
-        agrees = kind
+        kind = BESIDE if claim is None else CONFIRMED if better == claim else REFUTED
+    kind, note = _settled(kind, task["num_groups"], less)
+    kind = kind if level != "probe" else OPEN
     if claim is not None:
+        agrees = kind if kind != OPEN else "neither confirmed nor refuted"
         line += f"; the paper: {claim} better" + (f" ({agrees} here)" if level != "probe" else "")
-    elif kind != OPEN:
-        kind = BESIDE
-    if not any(task["arms"][arm].get("controls", {}).get(task["judge"]) for arm in (REFERENCE, UNITS)):
-        line += "; no control is measured"
-    return Verdict(kind if level != "probe" else OPEN, line + _hearing(task) + _few(task) + ".")
+    return Verdict(kind, f"{line}{_hearing(task)}{note}.")
+
+
+def _why_nothing_follows(task: Mapping[str, Any], arms: Sequence[str]) -> str | None:
+    # Why differences between some arms say nothing; `None` where one of them is above all its controls.
+    measure, named = measure_of(task["judge"]), " and ".join(arms)
+    scores = [found(task, arm, "scores", task["judge"]) for arm in arms]
+    is_error_rate = task["judge"] != BITS and not measure.higher_is_better
+    if is_error_rate and all(score is not None and score["value"] >= 100 for score in scores):
+        reason = f"the {measure.title.lower()} of {named} is 100 % or more, so that the model did not learn to write"
+        return f"{reason}, and nothing follows"
+    above = [task["arms"][arm]["above_controls"] for arm in arms]
+    if any(above):
+        return None
+    if all(known is None for known in above):
+        return f"no control of {named} is measured, so that nothing follows"
+    shown = f"neither {arms[0]} nor {arms[1]} is" if len(arms) > 1 else f"{named} is not"
+    return f"{shown} above all controls, so that nothing follows"
+
+
+def _settled(kind: str, num_groups: int, *differences: Mapping[str, Any]) -> tuple[str, str]:
+    # The kind, which only enough groups and seeds of one sign leave as it is, and what is to be said of these.
+    note = ""
+    for less in differences:
+        signs = {(value > 0) - (value < 0) for value in less["seeds"].values()}
+        if kind != OPEN and signs not in ({1}, {-1}):
+            kind = OPEN
+            note = "; seeds do not agree on the sign" if signs else "; no seed is shared"
+    if any(len(less["seeds"]) == 1 for less in differences):
+        note += "; one seed"
+    if num_groups < FEWEST_GROUPS:
+        kind = OPEN
+        note += f"; only {num_groups} groups: an indication"
+    return kind, note
+
+
+def _bits(task: Mapping[str, Any]) -> str:
+    # What the bits of the true answers say where scores of answers say nothing.
+    told = []
+    for arm in (REFERENCE, UNITS):
+        less = task["arms"][arm].get("controls", {}).get(BITS, {}).get(NO_AUDIO)
+        if less is not None:
+            told.append(f"{arm} less {NO_AUDIO} {_told(less, BITS)}")
+    if task["judge"] != BITS and (less := found(task, UNITS, "differences", BITS)) is not None:
+        told.append(f"units less {REFERENCE} {_told(less, BITS)}")
+    return f"; by the bits of the true answers: {', '.join(told)}" if told else ""
 
 
 def _hearing(task: Mapping[str, Any]) -> str:
-    # Whether a model whose answers are too weak to be scored hears anything.
+    # Whether a model whose answers are too weak to be scored hears anything. Only the model of the reference was asked
+    # about other clips' audio.
     if task["judge"] != BITS:
         return ""
     told = []
     for arm in (REFERENCE, UNITS):
-        less = task["arms"].get(arm, {}).get("controls", {}).get(BITS, {}).get(_OTHER_AUDIO)
-        if less is None:
-            continue
-        if measure_of(BITS).is_better(less):
-            told.append(
-                f"{arm} needs fewer bits than with another clip's audio ({_told(less, BITS)}): it hears something"
-            )
-        else:
-            told.append(f"{arm} is not shown to need fewer bits than with another clip's audio ({_told(less, BITS)})")
+        over = task["arms"][arm].get("controls", {}).get(BITS, {})
+        for control, named in ((OTHER_AUDIO, "with another clip's audio"), (NO_AUDIO, "without audio")):
+            if (less := over.get(control)) is None:
+                continue
+            if measure_of(BITS).is_better(less):
+                told.append(f"{arm} needs fewer bits than {named} ({_told(less, BITS)}): it hears something")
+            else:
+                told.append(f"{arm} is not shown to need fewer bits than {named} ({_told(less, BITS)})")
+            break
     return "".join(f"; {part}" for part in told)
 
 
 def _told(less: Mapping[str, Any] | None, measure: str, signed: bool = True) -> str:
     return interval(less, measure_of(measure).digits, signed) + (" bits an id" if measure == BITS else "")
-
-
-def _few(task: Mapping[str, Any]) -> str:
-    return f"; only {task['num_groups']} groups: an indication" if task["num_groups"] < FEWEST_GROUPS else ""
 
 
 def conclusions(args: TokenStudyArguments, results: Mapping[str, Any]) -> list[str]:
@@ -131,7 +171,7 @@ def conclusions(args: TokenStudyArguments, results: Mapping[str, Any]) -> list[s
         text = "units against continuous: no language model has both yet, and probes neither confirm nor refute."
         told.append(Verdict(NOT_MEASURED, text))
     elif missing := missing_of_paper(levels):
-        told.append(Verdict(NOT_MEASURED, f"of the paper's tasks, at this level: {', '.join(missing)}."))
+        told.append(Verdict(NOT_MEASURED, f"of the paper's tasks, with no language model here: {', '.join(missing)}."))
     told += _of_sizes(results["sizes"], levels)
     told += _of_rare_units(levels)
     told += _of_pairs(args, levels)
@@ -157,19 +197,28 @@ def _of_sizes(sizes: Sequence[Mapping[str, Any]], levels: Mapping[str, Any]) -> 
             for n, level in zip(("smaller", "larger"), entry["levels"], strict=True)
         ]
         line = f"{entry['task']}: units less {REFERENCE} {gaps[0]}, {gaps[1]}; change {_told(entry['change'], judge)}"
-        behind = excludes_zero(entry["smaller"]) and not measure.is_better(entry["smaller"])
-        if not behind:
-            kind, follows = (
-                OPEN,
-                "units are not shown to be behind with the smaller model, so there is no gap to close",
-            )
+        of_sizes = {_size(level): levels[level][entry["task"]] for level in entry["levels"]}
+        failed = {size: _why_nothing_follows(of_size, (REFERENCE,)) for size, of_size in of_sizes.items()}
+        reasons = [f"with `{size}` {reason}" for size, reason in failed.items() if reason is not None]
+        is_behind, is_still_behind = (
+            excludes_zero(entry[name]) and not measure.is_better(entry[name]) for name in ("smaller", "larger")
+        )
+        kind = OPEN
+        if reasons:
+            follows = reasons[0]
+        elif not is_behind:
+            follows = "units are not shown to be behind with the smaller model, so there is no gap to close"
         elif not excludes_zero(entry["change"]):
-            kind, follows = OPEN, "no change of the gap is shown"
-        elif measure.is_better(entry["change"]):
-            kind, follows = CONFIRMED, "the larger model closes the gap, as the paper says"
-        else:
+            follows = "no change of the gap is shown"
+        elif not measure.is_better(entry["change"]):
             kind, follows = REFUTED, "the gap is wider with the larger model; the paper: it closes"
-        told.append(Verdict(kind, f"{line}: {follows}{_few(task)}."))
+        elif is_still_behind:
+            kind, follows = CONFIRMED, "the larger model narrows the gap, as the paper says, and does not close it"
+        else:
+            kind, follows = CONFIRMED, "the larger model closes the gap, as the paper says"
+        num_groups = min(of_size["num_groups"] for of_size in of_sizes.values())
+        kind, note = _settled(kind, num_groups, entry["smaller"], entry["change"])
+        told.append(Verdict(kind, f"{line}: {follows}{note}."))
     return told
 
 
@@ -178,36 +227,42 @@ def _size(level: str) -> str:
 
 
 def _of_rare_units(levels: Mapping[str, Any]) -> list[Verdict]:
-    told = []
+    told, unknown = [], []
     for level, tasks in levels.items():
         for name, task in tasks.items():
-            gaps = {arm: gap for arm in (UNITS, REFERENCE) if (gap := _rarity_gap(task, arm)) is not None}
-            if UNITS not in gaps:
+            if not task["arms"].get(UNITS, {}).get("facts", {}).get("rarity"):
                 continue
-            line = f"{name}, rare units: clips of the rarest fifth less those of the most frequent one, for units"
-            line += f" {_told(gaps[UNITS], BITS)}"
-            kind, follows = OPEN, "no difference is shown"
-            if REFERENCE in gaps:
-                more = unpaired(gaps[UNITS], gaps[REFERENCE])
-                line += f", for {REFERENCE} {_told(gaps[REFERENCE], BITS)}, so by {_told(more, BITS)} more (unpaired)"
-                if more["low"] > 0:
-                    kind, follows = (
-                        CONFIRMED,
-                        "rare units cost more than their clips are hard; the paper: under-trained",
-                    )
-                elif more["high"] < 0:
-                    kind, follows = REFUTED, "rare units cost less than their clips are hard; the paper: under-trained"
-                elif gaps[UNITS]["low"] > 0:
-                    follows = "such clips cost more, but this is not shown to be for their units"
-            told.append(_of(level, Verdict(kind, f"{line}: {follows}{_few(task)}.")))
+            if task["rarity"] is None:
+                unknown.append(f"{name} with `{_size(level)}`")
+            else:
+                told.append(_of(level, _rarity_verdict(name, task, task["rarity"])))
+    if unknown:
+        text = (
+            f"rare units, {', '.join(unknown)}: units and {REFERENCE} cannot be compared, since they share no seed, a"
+            " fifth of the clips has one group, or the cells do not keep which clips a fifth has."
+        )
+        told.append(Verdict(OPEN, text))
     return told or [Verdict(NOT_MEASURED, "whether rare units are under-trained: no language model reads units yet.")]
 
 
-def _rarity_gap(task: Mapping[str, Any], arm: str) -> dict[str, float] | None:
-    buckets = task["arms"].get(arm, {}).get("facts", {}).get("rarity")
-    if not buckets or buckets[0]["loss"] is None or buckets[-1]["loss"] is None:
-        return None
-    return unpaired(buckets[0]["loss"], buckets[-1]["loss"])
+def _rarity_verdict(name: str, task: Mapping[str, Any], gaps: Mapping[str, Any]) -> Verdict:
+    more = gaps["more"]
+    line = (
+        f"{name}, rare units: clips of the rarest fifth less those of the most frequent one, for units"
+        f" {_told(gaps[UNITS], BITS)}, for {REFERENCE} {_told(gaps[REFERENCE], BITS)}, so by {_told(more, BITS)} more"
+    )
+    reasons = [_why_nothing_follows(task, (arm,)) for arm in (UNITS, REFERENCE)]
+    kind, follows = OPEN, "no difference is shown"
+    if any(reasons):
+        follows = next(reason for reason in reasons if reason is not None)
+    elif more["low"] > 0:
+        kind, follows = CONFIRMED, "rare units cost more than their clips are hard; the paper: under-trained"
+    elif more["high"] < 0:
+        kind, follows = REFUTED, "rare units cost less than their clips are hard; the paper: under-trained"
+    elif gaps[UNITS]["low"] > 0:
+        follows = "such clips cost more, but this is not shown to be for their units"
+    kind, note = _settled(kind, gaps["num_groups"], more)
+    return Verdict(kind, f"{line}: {follows}{note}.")
 
 
 def unpaired(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
@@ -245,16 +300,17 @@ def _pair_verdict(name: str, task: Mapping[str, Any], pair: Mapping[str, Any]) -
     judge, less = task["judge"], pair["less"]
     line = f"{name}: {pair['arm']} less {pair['other']} {_told(less, judge)}"
     is_claim = (pair["arm"], pair["other"]) == (MERGED, UNITS)
-    if not any(task["arms"][pair[side]]["above_controls"] for side in ("arm", "other")):
-        return Verdict(OPEN, f"{line}: neither is above all controls, so that nothing follows.")
-    if not excludes_zero(less):
-        return Verdict(OPEN, f"{line}: no difference is shown{_few(task)}.")
-    helps = measure_of(judge).is_better(less)
-    follows = "it is better" if helps else "it is worse"
-    if is_claim:
-        follows = ("merges help" if helps else "merges do harm") + "; the paper: they help"
-    kind = BESIDE if not is_claim else CONFIRMED if helps else REFUTED
-    return Verdict(kind, f"{line}: {follows}{_few(task)}.")
+    if (reason := _why_nothing_follows(task, (pair["arm"], pair["other"]))) is not None:
+        return Verdict(OPEN, f"{line}: {reason}.")
+    kind, follows = OPEN, "no difference is shown"
+    if excludes_zero(less):
+        helps = measure_of(judge).is_better(less)
+        kind, follows = BESIDE, "it is better" if helps else "it is worse"
+        if is_claim:
+            kind = CONFIRMED if helps else REFUTED
+            follows = ("merges help" if helps else "merges do harm") + "; the paper: they help"
+    kind, note = _settled(kind, task["num_groups"], less)
+    return Verdict(kind, f"{line}: {follows}{note}.")
 
 
 def _of_noise(args: TokenStudyArguments, robustness: Mapping[str, Any]) -> list[Verdict]:
