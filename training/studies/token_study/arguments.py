@@ -198,8 +198,8 @@ class LMLevelArguments:
         task_overrides (`dict`): The same by task, such as `{"phones": {"max_steps": 2000}}`.
         variants (`dict` of [`VariantArguments`]): Further arms, by their names: others with other settings.
         matched (`list[str]`): What all arms of a task have as much of: always `"steps"`, of about the same seconds of
-            speech, and perhaps beside it `"positions"`, for which every batch holds as many positions of the sequence as
-            that of `continuous` does. The second trains again the arms that take more or fewer positions a second.
+            speech, and perhaps beside it `"positions"`, for which every batch holds as many positions of the sequence
+            as that of `continuous` does. The second trains again the arms that take more or fewer positions a second.
         size_names (`list[str]`, *optional*): Sizes to train now. Defaults to all.
         task_names (`list[str]`, *optional*): Tasks to train now. Defaults to all.
         arm_names (`list[str]`, *optional*): Arms to train now. Defaults to all.
@@ -340,7 +340,8 @@ class TokenStudyArguments:
                 )
             _check_among(f"tasks.{name}.layer", self.layer_of(name), self.encoder.layers)
             if not self.metrics_of(name):
-                why = "leave it out for those of the task" if known_task.metrics else f"the task {task.task!r} has none"
+                has = bool(known_task.metrics)
+                why = "leave it out for those of the task" if has else f"the task {task.task!r} has none"
                 raise ValueError(f"`tasks.{name}.metrics` must name a measure; {why}.")
             check_names(self.metrics_of(name), METRICS, f"`tasks.{name}.metrics`:")
             if task.clips_per_label is not None and task.is_closed is False:

@@ -85,7 +85,7 @@ def test_what_is_filled_in(load):
         ("lm.overrides={data.eval_split: dev}", "has `data.eval_split`, but the study decides `data.eval_split`"),
         ("lm.overrides={data: {max_length: 5}}", "has `data`, but the study decides `data.train` itself"),
         ("lm.task_overrides={words: {new_tasks: {}}}", "`lm.task_overrides.words` has `new_tasks`"),
-        ("lm.variants={mine: {arm: units, overrides: {tasks.asr: 1}}}", "`lm.variants.mine.overrides` has `tasks.asr`"),
+        ("lm.variants={mine: {arm: units, overrides: {tasks.asr: 1}}}", "`lm.variants.mine.overrides` has `tasks"),
         ("lm.matched=[positions]", r"`lm.matched` must name steps, but got \['positions'\]"),
         ("lm.matched=[]", r"`lm.matched` must name steps, but got \[\]"),
         ("lm.matched=[steps, steps]", "`lm.matched` must name at least one, none twice"),
