@@ -55,13 +55,13 @@ def check_apart(train_folder: str, train_rows: Any, eval_folder: str, eval_rows:
     Raises:
         ValueError: If both are of one folder and of the same splits, or without any.
     """
-    if Path(train_folder).resolve() == Path(eval_folder).resolve():
-        if common := sorted({*_splits(train_rows)} & {*_splits(eval_rows)}):
-            named = ", ".join(name or "rows without a split" for name in common)
-            raise ValueError(
-                f"`data.train` and `data.eval` are one folder, of which both have {named}; give each other rows by"
-                " `data.train_split` and `data.eval_split`, or leave out `data.eval`."
-            )
+    is_one = Path(train_folder).resolve() == Path(eval_folder).resolve()
+    if is_one and (common := sorted({*_splits(train_rows)} & {*_splits(eval_rows)})):
+        named = ", ".join(name or "rows without a split" for name in common)
+        raise ValueError(
+            f"`data.train` and `data.eval` are one folder, of which both have {named}; give each other rows by"
+            " `data.train_split` and `data.eval_split`, or leave out `data.eval`."
+        )
 
 
 def is_for_training(split: str) -> bool:
