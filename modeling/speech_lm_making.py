@@ -11,6 +11,7 @@ from typing import Any, Self
 from transformers import AddedToken
 
 from .speech_lm_requests import vocabulary_size
+from .speech_lm_tasks import find_task
 from .speech_lm_text import AUDIO, AUDIO_END, AUDIO_START, phone_token, prompt_template
 from .speech_lm_unit_coding import check_has_codes, coding_fields
 from .transformers_codecs import as_speech_codec
@@ -65,9 +66,11 @@ class ProcessorMaking:
             audio_in, projector_stack, latent_source, new_tasks: See [`SpeechLMProcessor`].
 
         Raises:
-            ValueError: If the layout needs codebooks that the codec has not, the coding does not fit the codec, or
-                the tokenizer has no end of sequence.
+            ValueError: If the layout needs codebooks that the codec has not, the coding does not fit the codec, the
+                tokenizer has no end of sequence, or another task of the name of a new one is known.
         """
+        for name in new_tasks or {}:
+            find_task(name, new_tasks)
         codec = as_speech_codec(codec, feature_extractor)
         layout = layout or ("flat" if codec.kind == "codes" and audio_in == "tokens" else "continuous")
         check_has_codes(unit_coding, layout)

@@ -113,12 +113,13 @@ def find_task(task: "str | Task", own: Mapping[str, Mapping[str, Any]] | None = 
             model alone, so that two models may each have a task of one name.
 
     Raises:
-        ValueError: If there is no such task, or the model's own contradicts the one that is known here.
+        ValueError: If there is no such task, or the model's own contradicts the one that is known here: a model that
+            was trained with one instruction must not be asked with another. Its other tasks can be asked for.
     """
     if isinstance(task, Task):
         return task
     if own and task in own:
-        return defined_tasks({task: own[task]})[task]
+        return _as_known(defined_tasks({task: own[task]})[task])
     if task not in TASKS:
         raise ValueError(
             f"There is no task {task!r}; choose one of {', '.join({**TASKS, **(own or {})})}, or define it: by"
@@ -129,7 +130,8 @@ def find_task(task: "str | Task", own: Mapping[str, Mapping[str, Any]] | None = 
 
 def defined_tasks(definitions: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
     """
-    The tasks that plain values define, as configurations and recipes have them.
+    The tasks that plain values define, as configurations and recipes have them. Whether other tasks of their names
+    are known is asked by [`find_task`], so that a model can be loaded whose task got another meaning since.
 
     Args:
         definitions (`Mapping`): For the name of each task `instruction`, `target`, and perhaps `source`, `metrics` and
@@ -139,10 +141,9 @@ def defined_tasks(definitions: Mapping[str, Mapping[str, Any]]) -> dict[str, Tas
         `dict[str, Task]`: The tasks by name.
 
     Raises:
-        ValueError: If a definition is none, or another task of its name is known: a model that was trained with one
-            instruction must not be asked with another.
+        ValueError: If a definition is none.
     """
-    known_fields = [field.name for field in fields(Task) if field.name != "name"]
+    known_fields = _task_fields()
     found = {}
     for name, given in definitions.items():
         if not isinstance(given, Mapping) or not {"instruction", "target"} <= set(given) <= set(known_fields):
@@ -150,15 +151,23 @@ def defined_tasks(definitions: Mapping[str, Mapping[str, Any]]) -> dict[str, Tas
                 f"The task {name!r} is defined by {given!r}, but a definition has `instruction` and `target`, and may"
                 f" have {', '.join(f'`{field}`' for field in known_fields if field not in ('instruction', 'target'))}."
             )
-        task = found[name] = Task(name=name, **{"source": SPEECH_COLUMN, **given})
-        known = TASKS.get(name, task)
-        if known != task:
-            differing = next(field for field in known_fields if getattr(known, field) != getattr(task, field))
-            raise ValueError(
-                f"The definition of the task {name!r} has {differing}={getattr(task, differing)!r}, but the task of"
-                f" this name that is known here has {getattr(known, differing)!r}; give one of them another name."
-            )
+        found[name] = Task(name=name, **{"source": SPEECH_COLUMN, **given})
     return found
+
+
+def _task_fields() -> list[str]:
+    return [field.name for field in fields(Task) if field.name != "name"]
+
+
+def _as_known(task: Task) -> Task:
+    known = TASKS.get(task.name, task)
+    if known != task:
+        differing = next(field for field in _task_fields() if getattr(known, field) != getattr(task, field))
+        raise ValueError(
+            f"The definition of the task {task.name!r} has {differing}={getattr(task, differing)!r}, but the task of"
+            f" this name that is known here has {getattr(known, differing)!r}; give one of them another name."
+        )
+    return task
 
 
 def task_definitions(tasks: "Mapping[str, Task]") -> dict[str, dict[str, Any]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Groups of recordings, such as speakers, dealt into splits so that each label is in every split where it can be."""
+"""Groups of recordings, such as speakers, dealt into splits greedily, so that labels are in every split."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,12 @@ def deal_groups(
     """
     A split for each group: a fifth of the groups for test, a tenth for dev, the others for training.
 
-    A group never crosses splits. A label of three groups or more gets into every split, one of two into training and
-    test, and one of a single group into training, wherever groups of several labels allow it. For that a split may
-    get more groups than its share, and dev none. Otherwise a split gets the groups that bring it nearest to its share
-    of the recordings of each label; where several do as well, the last of them.
+    A group never crosses splits. A label of three groups or more is meant for every split, one of two for training and
+    test, and one of a single group for training. Groups are dealt greedily, one after another to the split that is
+    being filled, first those with most of the labels that it lacks. So where groups have several labels, a label may
+    miss a split that another deal would give it. For the labels a split may get more groups than its share, and dev
+    none. Otherwise a split gets the groups that bring it nearest to its share of all recordings and of those of each
+    label; where several do as well, the last of them.
 
     Args:
         groups (sequence of `str`): Group of each recording, of three different ones at least.
@@ -46,6 +48,8 @@ def deal_groups(
     spread = groups_of_labels(groups, labels)
     names = sorted(label for label, found in spread.items() if is_closed or len(found) >= NUM_SPLITS)
     counts = _counts(groups, labels, order, names)  # (num_groups, num_labels)
+    recordings = Counter(groups)
+    sizes = np.array([recordings[group] for group in order], dtype=float)
     num_groups = (counts > 0).sum(0)
     is_left = np.ones(len(order), dtype=bool)
     splits = dict.fromkeys(order, "train")
@@ -53,7 +57,7 @@ def deal_groups(
     later = {"test": np.minimum(num_groups, 1) + (num_groups >= NUM_SPLITS), "dev": np.minimum(num_groups, 1)}
     wanted = {"test": num_groups >= NUM_SPLITS - 1, "dev": num_groups >= NUM_SPLITS}
     for split, share in _SHARES.items():
-        for place in _chosen(counts, is_left, wanted[split], later[split], share, split == "test"):
+        for place in _chosen(counts, sizes, is_left, wanted[split], later[split], share, split == "test"):
             splits[order[place]] = split
             is_left[place] = False
     return splits
@@ -78,19 +82,30 @@ def _counts(groups: Sequence[str], labels: Sequence[str], order: Sequence[str], 
 
 
 def _chosen(
-    counts: np.ndarray, is_left: np.ndarray, wanted: np.ndarray, later: np.ndarray, share: float, is_needed: bool
+    counts: np.ndarray,
+    sizes: np.ndarray,
+    is_left: np.ndarray,
+    wanted: np.ndarray,
+    later: np.ndarray,
+    share: float,
+    is_needed: bool,
 ) -> list[int]:
     # Places of the groups of a split, one after another; none where a split that is not needed would take from others.
     is_left, chosen = is_left.copy(), list[int]()
     num_chosen = max(1, round(share * len(counts)))
     has = counts > 0
-    totals = np.maximum(counts.sum(0), 1)
-    got = np.zeros(counts.shape[1])
+    # Of each group, its share of all recordings and of those of each label.
+    shares = np.column_stack([sizes / sizes.sum(), counts / np.maximum(counts.sum(0), 1)])
+    squares = np.einsum("ij,ij->i", shares, shares)
+    # The sum of squares of what a group would bring above the share, less what is the same with all groups.
+    misfit = squares - 2 * share * shares.sum(1)
+    num_left = has[is_left].sum(0)  # groups of each label
+    lacking = wanted.copy()
+    num_lacking = has[:, lacking].sum(1)  # labels that a group has and the split lacks
     while is_left.sum() > 1:  # training gets one at least
-        lacking = wanted & (got == 0)
         # What the later splits need stays: a group goes only if enough others have each of its labels.
-        is_free = is_left & ~(has & ((has & is_left[:, None]).sum(0) <= later)).any(1)
-        helps = (has & lacking).sum(1) * is_free
+        is_free = is_left & ~has[:, num_left <= later].any(1)
+        helps = num_lacking * is_free
         if not helps.any() and len(chosen) >= num_chosen:
             break
         if not is_free.any():
@@ -98,11 +113,15 @@ def _chosen(
                 break
             is_free = is_left
         best = is_free & (helps == helps[is_free].max())
-        misfit = (((got + counts) / totals - share) ** 2).sum(1).round(12)
-        place = int(np.where(best, misfit, np.inf).argmin())
+        place = int(np.where(best, misfit.round(12), np.inf).argmin())
         chosen.append(place)
         is_left[place] = False
-        got += counts[place]
+        # What changes does so by the labels of this group alone.
+        (touched,) = shares[place].nonzero()
+        misfit += 2 * np.einsum("ij,j->i", shares[:, touched], shares[place, touched])
+        num_lacking -= has[:, lacking & has[place]].sum(1)
+        num_left -= has[place]
+        lacking &= ~has[place]
     return chosen
 
 

@@ -12,7 +12,7 @@ import torch
 
 from speech_tokenizers.evaluation.understanding.probes import derangement
 from speech_tokenizers.modeling.speech_lm_sequences import pad_sequences
-from speech_tokenizers.modeling.speech_lm_tasks import SPEECH_COLUMN, TASKS, Task
+from speech_tokenizers.modeling.speech_lm_tasks import SPEECH_COLUMN, TASKS, Task, defined_tasks
 from speech_tokenizers.processing.metadata_files import read_text_lines
 from speech_tokenizers.processing.whole_files import LinesFile
 
@@ -94,7 +94,10 @@ def question_of(
         ValueError: If the task does not hear and answer by text, the model never learnt it, a label is empty or named
             twice, or the answer is one of a set that nobody knows.
     """
-    hearing = [known for known in {**TASKS, **config.new_tasks} if _hears(config.find_task(known))]
+    # Definitions of the model itself are not looked up by name: another task of one's name may be known here, which
+    # matters if it is asked for alone.
+    own = defined_tasks(config.new_tasks)
+    hearing = [name for name, known in {**TASKS, **own}.items() if _hears(known)]
     if isinstance(task, str) and task not in hearing:
         raise ValueError(f"There is no task {task!r} that is about a recording; choose one of {', '.join(hearing)}.")
     chosen: Task = config.find_task(task)

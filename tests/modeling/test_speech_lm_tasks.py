@@ -111,9 +111,33 @@ def test_two_models_may_have_tasks_of_one_name(tmp_path):
         first.check_model(second)
 
 
+def test_a_model_is_loaded_whose_task_got_another_meaning_since(tmp_path, monkeypatch):
+    codec = tiny_codec()
+    extractor = RVQCodecFeatureExtractor(sampling_rate=codec.sampling_rate)
+    made = SpeechLMProcessor.from_tokenizer(build_speech_vocabulary(), codec, extractor, new_tasks={"accent": ACCENT})
+    lm = tiny_lm(vocab_size=made.audio_offset)
+    model = SpeechLMForConditionalGeneration.from_causal_lm(lm, codec, made, tasks=["accent", "asr"])
+    model.save_pretrained(tmp_path)
+    made.save_pretrained(tmp_path)
+    monkeypatch.setitem(TASKS, "accent", Task("accent", "Name the land", "audio_codes", "accent"))
+    processor = SpeechLMProcessor.from_pretrained(tmp_path)
+    config = SpeechLMForConditionalGeneration.from_pretrained(tmp_path).config
+    assert config.new_tasks == processor.new_tasks == made.new_tasks
+    for known in (processor, config):
+        assert known.find_task("asr") == TASKS["asr"]
+        with pytest.raises(ValueError, match="'accent' has instruction='Name the accent', but .* 'Name the land'"):
+            known.find_task("accent")
+
+
 def test_a_definition_never_changes_what_a_name_means(monkeypatch):
-    with pytest.raises(ValueError, match="'asr' has instruction='Write', but .* 'Transcribe'; give one of them"):
-        SpeechLMConfig(new_tasks={"asr": {"instruction": "Write", "target": "text"}})
+    write = {"asr": {"instruction": "Write", "target": "text"}}
+    told = "'asr' has instruction='Write', but .* 'Transcribe'; give one of them"
+    with pytest.raises(ValueError, match=told):
+        SpeechLMConfig(new_tasks=write).find_task("asr")
+    codec = tiny_codec()
+    extractor = RVQCodecFeatureExtractor(sampling_rate=codec.sampling_rate)
+    with pytest.raises(ValueError, match=told):
+        SpeechLMProcessor.from_tokenizer(build_speech_vocabulary(), codec, extractor, new_tasks=write)
     config = SpeechLMConfig(new_tasks={"accent": ACCENT})
     monkeypatch.setitem(TASKS, "accent", Task("accent", "Name the land", "audio_codes", "accent"))
     with pytest.raises(ValueError, match="'accent' has instruction='Name the accent', but"):

@@ -60,6 +60,18 @@ def test_training_has_what_others_cannot_have():
     }  # fmt: skip
 
 
+def test_of_texts_a_split_has_about_its_share_of_recordings():
+    """By their names those who speak most would be measured on."""
+    groups = [f"s{number:02}" for number in range(40) for _ in range(number)]
+    splits = deal_groups(groups, [f"text {number}" for number in range(len(groups))])
+    found = {name: sum(splits[group] == name for group in groups) for name in ("train", "dev", "test")}
+    assert found["test"] / len(groups) == pytest.approx(0.2, abs=0.01)
+    assert found["dev"] / len(groups) == pytest.approx(0.1, abs=0.01)
+    few = [f"s{number}" for number in range(10) for _ in range(500 if number > 7 else 1)]
+    splits = deal_groups(few, [f"text {number}" for number in range(len(few))])
+    assert splits["s8"] == splits["s9"] == "train"
+
+
 def test_other_seeds_deal_otherwise():
     groups = [f"s{number:02}" for number in range(20)]
     dealt = [deal_groups(groups, ["a"] * 20, seed=seed) for seed in (None, 0, 0, 1)]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from speech_tokenizers.evaluation.understanding.metrics import METRICS
-from speech_tokenizers.modeling.speech_lm_tasks import SPEECH_COLUMN, defined_tasks, find_task, task_definitions
+from speech_tokenizers.modeling.speech_lm_tasks import SPEECH_COLUMN, find_task, task_definitions
 from speech_tokenizers.training.common.recipe_files import check_names
 
 
@@ -41,10 +41,11 @@ def recipe_definitions(new_tasks: Mapping[str, NewTaskArguments]) -> dict[str, d
     The definitions of a recipe as plain values, as processors and configurations take them.
 
     Raises:
-        ValueError: If one makes no sense, or another task of its name is known; see [`defined_tasks`].
+        ValueError: If one makes no sense, or another task of its name is known; see [`find_task`].
     """
     definitions = {name: dataclasses.asdict(given) for name, given in new_tasks.items()}
-    defined_tasks(definitions)
+    for name in definitions:
+        find_task(name, definitions)
     return definitions
 
 

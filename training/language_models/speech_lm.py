@@ -47,7 +47,7 @@ from speech_tokenizers.training.language_models.recipe_tasks import (
     recipe_definitions,
     remember_tasks,
 )
-from speech_tokenizers.training.language_models.row_splits import rows_of_split
+from speech_tokenizers.training.language_models.row_splits import check_apart, rows_of_split
 from speech_tokenizers.training.language_models.speech_lm_items import (
     SpeechLMItems,
     frames_per_character,
@@ -70,10 +70,11 @@ class SpeechRowsArguments:
     Args:
         train (`str`): Folder of the rows to learn from.
         train_split (`str` or `list[str]`, *optional*): Splits of these rows, by their column `split`. Needed where
-            there are several, or where the rows are held-out ones.
+            there are several, or one of another name than `train` or `training`.
         eval (`str`, *optional*): Folder of held-out rows, whose losses are measured every `eval_steps` and in the end.
-            It may be that of `train`.
-        eval_split (`str` or `list[str]`, *optional*): Splits of these rows. Needed where there are several.
+            It may be that of `train`, but of other splits.
+        eval_split (`str` or `list[str]`, *optional*): Splits of these rows. Needed where there are several, or one
+            that is named `train` or `training`.
         max_length (`int`, *optional*): Most positions of a row; a longer one is refused by its name. Defaults to the
             language model's context.
         max_eval_rows (`int`): Most held-out rows that are measured.
@@ -443,7 +444,9 @@ def train_speech_lm(args: SpeechLMArguments) -> dict[str, Any]:
         trained = rows_of_split(read_speech_rows(data.train, codec=codec), "data.train", data.train_split)
         if data.eval is None:
             return [trained, None]
-        return [trained, rows_of_split(read_speech_rows(data.eval, codec=codec), "data.eval", data.eval_split)]
+        held_out = rows_of_split(read_speech_rows(data.eval, codec=codec), "data.eval", data.eval_split)
+        check_apart(data.train, trained, data.eval, held_out)
+        return [trained, held_out]
 
     return train_on_rows(args, read, inputs)
 

@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     splits.add_argument(
         "--split-by",
         metavar="COLUMN",
-        help="column, such as speaker, whose values are dealt: a fifth is test, a tenth dev, and each label gets into"
-        " every split where it can",
+        help="column, such as speaker, whose values are dealt, one after another: a fifth is test, a tenth dev, with"
+        " the labels that a split lacks first",
     )
     parser.add_argument(
         "--seed", type=int, help="seed of the deal of --split-by (default: the last values by name are test, then dev)"

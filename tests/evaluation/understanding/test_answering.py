@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers about rows: what they are, what controls hear, and that a killed run goes on as if it had not been."""
 
+import copy
 import json
 import math
 
@@ -104,6 +105,15 @@ def test_a_question_takes_labels_from_the_model_or_the_caller(learnt):
         question_of(unknown, mine, ["scots", " "])
     with pytest.raises(ValueError, match="The task 'continuation' is not about a recording"):
         question_of(unknown, TASKS["continuation"])
+
+
+def test_a_task_that_got_another_meaning_does_not_hinder_the_others(learnt, monkeypatch):
+    config = copy.deepcopy(learnt[0].config)
+    config.new_tasks = {"accent": {"instruction": "Name the accent", "target": "accent"}}
+    monkeypatch.setitem(TASKS, "accent", Task("accent", "Name the land", "audio_codes", "accent"))
+    assert question_of(config, "emotion").task == TASKS["emotion"]
+    with pytest.raises(ValueError, match="The definition of the task 'accent' has instruction='Name the accent', but"):
+        question_of(config, "accent")
 
 
 @pytest.mark.parametrize("num_items", [2, 3, 10])

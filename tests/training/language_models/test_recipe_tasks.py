@@ -14,7 +14,7 @@ from speech_tokenizers.cli import main
 from speech_tokenizers.coding.speech_lm_loading import load_speech_lm
 from speech_tokenizers.modeling.speech_lm_tasks import TASKS, Task
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
-from speech_tokenizers.training.language_models.row_splits import rows_of_split
+from speech_tokenizers.training.language_models.row_splits import check_apart, rows_of_split
 
 
 INTENT = {"instruction": "Name the intent", "target": "intent", "is_closed": True}
@@ -166,6 +166,12 @@ def test_rows_that_were_set_apart_are_not_learnt(train, corpus, tmp_path):
     code, errors = train(data={"train": rows, "train_split": "dev"})
     assert code == 2
     assert "`data.train_split` is 'dev', but there is no such row; `data.train`: the rows are of the splits" in errors
+    code, errors = train(data={"train": rows, "train_split": "train", "eval": rows + "/.", "eval_split": "train"})
+    assert code == 2
+    assert "`data.train` and `data.eval` are one folder, of which both have train; give each other rows" in errors
+    code, errors = train(data={"train": rows, "train_split": []})
+    assert code == 2
+    assert "`data.train_split` names no split; `data.train`: the rows are of the splits test, train." in errors
     assert "needs `data.eval`" in train(data={"train": rows, "eval_split": "test"})[1]
     assert not (tmp_path / "run").exists()
     assert train(data={"train": rows, "train_split": "train", "eval": rows, "eval_split": ["test"]})[0] == 0
@@ -179,7 +185,7 @@ def test_rows_of_one_split_are_learnt_unless_they_are_held_out_ones(train, corpu
     assert train("one", data={"train": str(corpus / "rows-train")})[0] == 0
     code, errors = train("two", data={"train": str(corpus / "rows-test")})
     assert code == 2
-    assert "`data.train`: the rows are of the split test, which is for measuring" in errors
+    assert "`data.train`: the rows are of the split test, which is not named as one to learn from" in errors
     assert train("two", data={"train": str(corpus / "rows-test"), "train_split": "test"})[0] == 0
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
     assert [found["training_rows"] for found in results] == [4, 2]
@@ -190,7 +196,8 @@ def test_rows_of_one_split_are_learnt_unless_they_are_held_out_ones(train, corpu
     [
         ([None, "train", ""], None, [0, 1, 2]),
         (["a", "b", None], ["a", "b"], [0, 1]),
-        (["clean", "clean"], None, [0, 1]),
+        (["Training", "Training"], None, [0, 1]),
+        (["clean", "clean"], "clean", [0, 1]),
         (["x", " dev "], "dev", [1]),
     ],
 )
@@ -201,9 +208,39 @@ def test_splits_are_chosen_by_their_names(values, chosen, expected):
     assert rows_of_split(without, "data.train", None) is without
 
 
-@pytest.mark.parametrize("name", ["test", "Validation", "dev", "eval"])
-def test_held_out_splits_are_known_by_their_names(name):
+@pytest.mark.parametrize("name", ["test", "Validation", "dev", "eval", "test-clean", "held_out", "heldout", "clean"])
+def test_only_splits_for_training_are_learnt_unasked(name):
     rows = datasets.Dataset.from_dict({"split": [name]})
-    with pytest.raises(ValueError, match=f"of the split {name}, which is for measuring"):
+    with pytest.raises(ValueError, match=f"of the split {name}, which is not named .*`data.train_split={name}`"):
         rows_of_split(rows, "data.train", None)
+    assert len(rows_of_split(rows, "data.train", name)) == 1
     assert rows_of_split(rows, "data.eval", None) is rows
+
+
+def test_rows_for_training_are_not_measured_on_unasked():
+    rows = datasets.Dataset.from_dict({"split": ["train"]})
+    with pytest.raises(ValueError, match="of the split train, which is for learning; .*`data.eval_split=train`"):
+        rows_of_split(rows, "data.eval", None)
+    assert len(rows_of_split(rows, "data.eval", "train")) == 1
+
+
+@pytest.mark.parametrize(
+    ("known", "train", "held_out"),
+    [
+        (["heldout", "train"], "train", "heldout"),
+        (["dev", "test", "training"], "training", "dev"),
+        (["test-clean", "train-clean-100"], "train-clean-100", "test-clean"),
+    ],
+)
+def test_the_hint_names_a_split_for_training(known, train, held_out):
+    rows = datasets.Dataset.from_dict({"split": known})
+    for setting, expected in (("data.train", train), ("data.eval", held_out)):
+        with pytest.raises(ValueError, match=f"choose by `{setting}_split={expected}`"):
+            rows_of_split(rows, setting, None)
+
+
+def test_rows_without_splits_are_not_learnt_and_measured_on(tmp_path):
+    rows = datasets.Dataset.from_dict({"id": ["a"]})
+    with pytest.raises(ValueError, match="are one folder, of which both have rows without a split"):
+        check_apart(str(tmp_path), rows, str(tmp_path / "."), rows)
+    check_apart(str(tmp_path / "one"), rows, str(tmp_path / "two"), rows)

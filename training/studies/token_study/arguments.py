@@ -2,12 +2,13 @@
 """What a study of tokens is told: its tasks, encoder, systems and arms, and what is expected."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
-from speech_tokenizers.modeling.speech_lm_tasks import defined_tasks, find_task, register_task
-from speech_tokenizers.training.common.recipe_files import check_positive, check_seed
+from speech_tokenizers.evaluation.understanding.metrics import METRICS
+from speech_tokenizers.modeling.speech_lm_tasks import SPEECH_COLUMN, Task, defined_tasks, find_task, register_task
+from speech_tokenizers.training.common.recipe_files import check_names, check_positive, check_seed
 from speech_tokenizers.training.language_models.recipe_tasks import NewTaskArguments, recipe_definitions
 
 
@@ -19,8 +20,11 @@ CONTROL_ARMS = ("no-audio", "other-audio", "shuffled-labels")
 # What all arms have as much of at the level `lm`; the first always belongs to it.
 MATCHED = ("steps", "positions")
 NOISES = ("speech_shaped", "pink", "white")
-# Settings of a training that the study decides, and those by which its arms differ.
-_OF_STUDY = ("output_dir", "codec", "data.train", "data.eval", "language_model", "tasks", "closed_tasks", "seed")
+# Settings of a training that the study decides, whole sections among them, and those by which its arms differ.
+_OF_STUDY = (
+    *("output_dir", "codec", "data.train", "data.train_split", "data.eval", "data.eval_split"),
+    *("language_model", "tasks", "new_tasks", "closed_tasks", "seed"),
+)
 _OF_ARM = ("audio_in", "layout", "unit_coding", "unit_bpe", "latent_source")
 # Tasks and systems give folders their names.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -193,9 +197,9 @@ class LMLevelArguments:
             themselves, such as `seed` and `unit_coding`, is refused.
         task_overrides (`dict`): The same by task, such as `{"phones": {"max_steps": 2000}}`.
         variants (`dict` of [`VariantArguments`]): Further arms, by their names: others with other settings.
-        matched (`list[str]`): What all arms of a task have as much of: `"steps"`, of about the same seconds of speech,
-            and beside it `"positions"`, for which every batch holds as many positions of the sequence as that of
-            `continuous` does. The second trains again the arms that take more or fewer positions a second.
+        matched (`list[str]`): What all arms of a task have as much of: always `"steps"`, of about the same seconds of
+            speech, and perhaps beside it `"positions"`, for which every batch holds as many positions of the sequence
+            as that of `continuous` does. The second trains again the arms that take more or fewer positions a second.
         size_names (`list[str]`, *optional*): Sizes to train now. Defaults to all.
         task_names (`list[str]`, *optional*): Tasks to train now. Defaults to all.
         arm_names (`list[str]`, *optional*): Arms to train now. Defaults to all.
@@ -228,13 +232,19 @@ class LMLevelArguments:
             ("overrides", self.overrides),
             *((f"task_overrides.{name}", given) for name, given in self.task_overrides.items()),
         ):
-            _check_free(f"lm.{place}", settings, {*_OF_STUDY, *_OF_ARM})
+            _check_free(f"lm.{place}", settings, (*_OF_STUDY, *_OF_ARM))
         for name, variant in self.variants.items():
             _check_free(f"lm.variants.{name}.overrides", variant.overrides, _OF_STUDY)
         for name in self.size_names or ():
             _check_among("lm.size_names", name, self.sizes)
         for name in self.matched:
             _check_among("lm.matched", name, MATCHED)
+        if MATCHED[0] not in self.matched:
+            raise ValueError(f"`lm.matched` must name {MATCHED[0]}, but got {self.matched}.")
+        for setting in ("matched", "size_names", "task_names", "arm_names", "seeds_now"):
+            given = getattr(self, setting)
+            if given is not None and (not given or len(set(given)) < len(given)):
+                raise ValueError(f"`lm.{setting}` must name at least one, none twice, but got {given}.")
 
     @property
     def chosen_sizes(self) -> list[str]:
@@ -293,7 +303,7 @@ class TokenStudyArguments:
     new_tasks: dict[str, NewTaskArguments] = field(default_factory=dict)
 
     def __post_init__(self):
-        definitions = recipe_definitions(self.new_tasks)
+        self._definitions = definitions = recipe_definitions(self.new_tasks)
         _check_among("level", self.level, LEVELS)
         check_positive(self, "ctc_steps")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -320,11 +330,20 @@ class TokenStudyArguments:
         for arm in self.arms:
             _check_among("arms", arm, known)
         for name, task in self.tasks.items():
-            if find_task(task.task, definitions).output != "text":
+            known_task = self._task_of(name)
+            if known_task.output != "text":
                 raise ValueError(f"`tasks.{name}.task` must be one that answers in text, but {task.task!r} speaks.")
+            if known_task.source != SPEECH_COLUMN:
+                raise ValueError(
+                    f"`tasks.{name}.task` must be one that hears speech, but {task.task!r} reads"
+                    f" `{known_task.source}`; leave out `source` where the task is defined."
+                )
             _check_among(f"tasks.{name}.layer", self.layer_of(name), self.encoder.layers)
-            if not (task.metrics or task.is_closed or find_task(task.task, definitions).metrics):
-                raise ValueError(f"`tasks.{name}.metrics` must name a measure, since the task {task.task!r} has none.")
+            if not self.metrics_of(name):
+                has = bool(known_task.metrics)
+                why = "leave it out for those of the task" if has else f"the task {task.task!r} has none"
+                raise ValueError(f"`tasks.{name}.metrics` must name a measure; {why}.")
+            check_names(self.metrics_of(name), METRICS, f"`tasks.{name}.metrics`:")
             if task.clips_per_label is not None and task.is_closed is False:
                 raise ValueError(f"`tasks.{name}.clips_per_label` is for closed tasks, which have labels.")
         now = self.lm
@@ -342,14 +361,19 @@ class TokenStudyArguments:
             _check_among(f"lm.variants.{name}.arm", variant.arm, [arm for arm in known if arm not in CONTROL_ARMS])
         for name in self.robustness.tasks:
             _check_among("robustness.tasks", name, self.tasks)
+            if not self.is_closed(name):
+                raise ValueError(f"`robustness.tasks` has {name!r}, but only tasks with labels are measured in noise.")
         # Last, so that a recipe that is refused leaves nothing behind.
         for known in defined_tasks(definitions).values():
             register_task(known)
 
+    def _task_of(self, task: str) -> Task:
+        return find_task(self.tasks[task].task, self._definitions)
+
     def is_closed(self, task: str) -> bool:
         """Whether the answer of a task is one of the labels of its training."""
         given = self.tasks[task].is_closed
-        return find_task(self.tasks[task].task).is_closed if given is None else given
+        return self._task_of(task).is_closed if given is None else given
 
     def arms_of(self, level: str) -> list[str]:
         """The arms of a level: `"probe"`, or `"lm"` with its variants."""
@@ -358,7 +382,7 @@ class TokenStudyArguments:
 
     def metrics_of(self, task: str) -> list[str]:
         """Metrics of a task, the main one first."""
-        asked, known = self.tasks[task], find_task(self.tasks[task].task)
+        asked, known = self.tasks[task], self._task_of(task)
         if asked.metrics is not None:
             return list(asked.metrics)
         if self.is_closed(task) and not known.is_closed:
@@ -387,9 +411,14 @@ def encoder_system(layer: int, seed: int) -> str:
     return f"layer{layer}-seed{seed}"
 
 
-def _check_free(place: str, settings: Iterable[str], taken: Iterable[str]) -> None:
-    if decided := sorted(set(settings) & set(taken)):
-        raise ValueError(f"`{place}` has `{decided[0]}`, which the study decides itself; leave it out.")
+def _check_free(place: str, settings: Iterable[str], taken: Sequence[str]) -> None:
+    # A key within a section of the study is refused, and so is a section with a key of the study.
+    for given in sorted(settings):
+        for decided in taken:
+            if f"{given}.".startswith(f"{decided}.") or f"{decided}.".startswith(f"{given}."):
+                raise ValueError(
+                    f"`{place}` has `{given}`, but the study decides `{decided}` itself; leave `{given}` out."
+                )
 
 
 def _check_among(setting: str, value: Any, known: Iterable[Any]) -> None:

@@ -41,7 +41,7 @@ def test_what_is_filled_in(load):
         *("no-audio", "other-audio", "shuffled-labels"),
     ]
     assert args.lm.settings_of("words") == {"max_steps": 100}
-    assert load("robustness.tasks=[words]", "robustness.snr=[5]").robustness.snr == [5.0]
+    assert load("robustness.tasks=[colours]", "robustness.snr=[5]").robustness.snr == [5.0]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,25 @@ def test_what_is_filled_in(load):
         ("tasks.words.trimm=true", "`tasks.words.trimm` is unknown; did you mean `tasks.words.trim`"),
         ("robustness.tasks=[sounds]", "`robustness.tasks` must be among words, colours"),
         ("robustness.snr=[5, 5]", "`snr` must name no ratio twice"),
-        ("lm.overrides.seed=5", "`lm.overrides` has `seed`, which the study decides itself"),
+        ("lm.overrides.seed=5", "`lm.overrides` has `seed`, but the study decides `seed` itself"),
+        ("lm.overrides={tasks.asr: 1}", "has `tasks.asr`, but the study decides `tasks` itself"),
+        ("lm.overrides={language_model.hidden_size: 8}", "has `language_model.hidden_size`, but the study"),
+        ("lm.overrides={data.train_split: dev}", "has `data.train_split`, but the study decides `data.train_split`"),
+        ("lm.overrides={data.eval_split: dev}", "has `data.eval_split`, but the study decides `data.eval_split`"),
+        ("lm.overrides={data: {max_length: 5}}", "has `data`, but the study decides `data.train` itself"),
+        ("lm.task_overrides={words: {new_tasks: {}}}", "`lm.task_overrides.words` has `new_tasks`"),
+        ("lm.variants={mine: {arm: units, overrides: {tasks.asr: 1}}}", "`lm.variants.mine.overrides` has `tasks"),
+        ("lm.matched=[positions]", r"`lm.matched` must name steps, but got \['positions'\]"),
+        ("lm.matched=[]", r"`lm.matched` must name steps, but got \[\]"),
+        ("lm.matched=[steps, steps]", "`lm.matched` must name at least one, none twice"),
+        ("lm.seeds_now=[]", "`lm.seeds_now` must name at least one"),
+        ("lm.seeds_now=[1, 1]", "`lm.seeds_now` must name at least one, none twice"),
+        ("lm.arm_names=[]", "`lm.arm_names` must name at least one"),
+        ("lm.task_names=[]", "`lm.task_names` must name at least one"),
+        ("lm.size_names=[]", "`lm.size_names` must name at least one"),
+        ("tasks.words.metrics=[]", "`tasks.words.metrics` must name a measure; leave it out for those of the task"),
+        ("tasks.words.metrics=[wers]", "`tasks.words.metrics`: `wers` is unknown; did you mean `wer`"),
+        ("robustness.tasks=[words]", "`robustness.tasks` has 'words', but only tasks with labels"),
         ("lm.task_overrides={words: {unit_coding: runs}}", "`lm.task_overrides.words` has `unit_coding`"),
         ("lm.variants={mine: {arm: units, overrides: {codec: x}}}", "`lm.variants.mine.overrides` has `codec`"),
     ],
@@ -103,9 +121,21 @@ def test_a_task_of_the_recipe_is_known(load, monkeypatch):
 
 
 def test_an_open_task_needs_a_measure(load):
-    with pytest.raises(ValueError, match="`tasks.words.metrics` must name a measure, since the task 'mood' has none"):
+    with pytest.raises(ValueError, match="`tasks.words.metrics` must name a measure; the task 'mood' has none"):
         load(MOOD + "}}", "tasks.words.task=mood")
     assert "mood" not in TASKS
+
+
+def test_a_task_of_the_study_hears(load):
+    with pytest.raises(ValueError, match="`tasks.words.task` must be one that hears speech, but 'mood' reads `text`"):
+        load(MOOD + ", source: text, metrics: [wer]}}", "tasks.words.task=mood")
+    assert "mood" not in TASKS
+
+
+def test_what_overrides_may_say(load):
+    assert load("lm.overrides={data.max_length: 5, seeds: 1}").lm.overrides == {"data.max_length": 5, "seeds": 1}
+    args = load("lm.matched=[positions, steps]", "lm.seeds_now=[2, 0]", "lm.sizes={tiny: x}")
+    assert [str(level) for level in args.lm.chosen_levels] == ["lm/tiny@positions", "lm/tiny"]
 
 
 @pytest.mark.parametrize("name", ["../up", "a b", ""])

@@ -331,15 +331,8 @@ def test_units_are_not_fitted_on_what_another_task_holds_out(study, two_labels, 
     assert {name.split("-")[0] for _, name in systems._training_clips()} == {"cleo"}
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"metrics": ["acuracy"]}, "choose among accuracy"),
-        ({"task": "slots", "is_closed": False}, "slots"),
-    ],
-)
-def test_what_is_wrong_is_said_before_anything_is_measured(study, changes, message):
-    args = study(**changes)
-    with pytest.raises(ValueError, match=message):
+def test_what_is_wrong_is_said_before_anything_is_measured(study):
+    args = study(task="slots", is_closed=False)
+    with pytest.raises(ValueError, match="slots"):
         study_tokens(args)
     assert not (args_output(args) / "encoded").exists()
