@@ -99,7 +99,8 @@ def question_of(
     own = defined_tasks(config.new_tasks)
     hearing = [name for name, known in {**TASKS, **own}.items() if _hears(known)]
     if isinstance(task, str) and task not in hearing:
-        raise ValueError(f"There is no task {task!r} that is about a recording; choose one of {', '.join(hearing)}.")
+        known = ", ".join(name for name in hearing if name in (config.tasks or hearing))
+        raise ValueError(f"There is no task {task!r} that is about a recording; choose one of {known}.")
     chosen: Task = config.find_task(task)
     if not _hears(chosen):
         raise ValueError(f"The task {chosen.name!r} is not about a recording; choose one of {', '.join(hearing)}.")

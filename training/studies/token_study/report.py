@@ -52,7 +52,8 @@ def _notes(args: TokenStudyArguments) -> list[str]:
         " units without durations against stacked frames. Other arms are other models' tokens.",
         f"Controls: {', '.join(arm for arm in args.arms_of('lm') if arm in CONTROL_ARMS) or 'none'}.",
         "Intervals: 95 %, by redrawing groups (speakers, voices or scenes; single clips where a task names none). With"
-        " several seeds, counts are averaged over them; how far seeds lie apart stands in a table of its own.",
+        " several seeds, counts are averaged over them. Seeds are not in the intervals: how far"
+        " they lie apart stands in a table of its own. Of few groups an interval says little.",
         *args.notes,
     ]
 

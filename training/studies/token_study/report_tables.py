@@ -80,8 +80,9 @@ _PAPER_CAPTION = (
 )
 _BITS_CAPTION = (
     "Bits of an id of the true answer, with its end, that the model needs: sum of bits over sum of ids. Differences"
-    " are paired, over the seeds that both have; *: the 95 % interval excludes 0. Fewer bits than without audio: the"
-    " model hears something that tells of the answer. `other-audio` is the model of continuous, which another clip's"
+    " are paired, over the seeds that both have; *: the 95 % interval excludes 0. Fewer bits than without audio:"
+    " what is heard tells of the answer, unless the model's training went better by chance, which only seeds show, and"
+    " no interval. `other-audio` is the model of continuous, which another clip's"
     " audio misleads; an arm that hears nothing would need fewer bits too, and so only continuous stands beside it."
 )
 
