@@ -130,7 +130,7 @@ def test_anchors_and_merged_keys_are_taken(read):
 
 
 def test_every_recipe_of_the_package_has_no_text_where_a_number_was_meant():
-    from speech_tokenizers.training.common.recipe_files import _read, recipe_names
+    from speech_tokenizers.training.common.recipe_files import read_recipe, recipe_names
 
     def texts(value):
         if isinstance(value, dict):
@@ -138,7 +138,7 @@ def test_every_recipe_of_the_package_has_no_text_where_a_number_was_meant():
         return [text for element in value for text in texts(element)] if isinstance(value, list) else [value]
 
     for name in recipe_names():
-        for value in texts(plain_value(_read(name, []), name)):
+        for value in texts(plain_value(read_recipe(name, []), name)):
             assert not (isinstance(value, str) and value[:1].isdigit()), (name, value)
 
 
