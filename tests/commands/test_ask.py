@@ -99,7 +99,7 @@ def test_a_broken_file_is_told_and_the_others_are_answered(model, recordings, tm
     ("options", "message"),
     [
         (["--task", "asr"], "never learnt the task 'asr'; it knows emotion, slots, keyword"),
-        (["--task", "mood"], "no task 'mood' that is about a recording; choose one of asr, phones, keyword, slots"),
+        (["--task", "mood"], "no task 'mood' that is about a recording; choose one of keyword, slots, emotion"),
         (["--task", "tts"], "no task 'tts' that is about a recording"),
         (["--task", "keyword"], "one of a set of labels, which the model does not say; name them (`--answers`)"),
         (["--task", "emotion", "--answers", "calm", "calm"], "must be different and not empty"),
