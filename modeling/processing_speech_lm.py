@@ -169,9 +169,8 @@ class SpeechLMProcessor(ProcessorMaking, TaskInputs, SpeechLMRequests, Processor
     def model_fields(self) -> dict[str, Any]:
         """The fields of [`SpeechLMConfig`] that the processor decides."""
         ids = self.speech_ids
-        names = ("layout", "text_alignment", "num_codebooks", "codebook_size", "frame_rate", "sampling_rate")
-        names += ("delays", "latent_dim", "audio_in", "projector_stack", "latent_source", "new_tasks")  # type: ignore[assignment]
-        names += CODING_FIELDS  # type: ignore[assignment]
+        names = ["layout", "text_alignment", "num_codebooks", "codebook_size", "frame_rate", "sampling_rate"]
+        names += ["delays", "latent_dim", "audio_in", "projector_stack", "latent_source", "new_tasks", *CODING_FIELDS]
         return {
             **{name: getattr(self, name) for name in names},
             "codec_name": self.codec_name or None,

@@ -317,11 +317,13 @@ def _of_noise(args: TokenStudyArguments, robustness: Mapping[str, Any]) -> list[
     told = []
     for task, facts in robustness.items():
         measure = args.metrics_of(task)[0]
-        losses = {arm: _lost(facts["scores"][arm], measure) for arm in (REFERENCE, UNITS) if arm in facts["scores"]}
-        if len(losses) < 2 or None in losses.values():
+        if not {REFERENCE, UNITS} <= facts["scores"].keys():
             continue
-        parts = [interval(losses[arm], 1) for arm in (REFERENCE, UNITS)]
-        more = unpaired(losses[UNITS], losses[REFERENCE])  # type: ignore[arg-type]
+        of_reference, of_units = (_lost(facts["scores"][arm], measure) for arm in (REFERENCE, UNITS))
+        if of_reference is None or of_units is None:
+            continue
+        parts = [interval(lost, 1) for lost in (of_reference, of_units)]
+        more = unpaired(of_units, of_reference)
         line = (
             f"{task}, noise and rooms: a mean of {len(facts['scores'][UNITS]) - 1} conditions takes {parts[0]} points"
             f" from {REFERENCE} and {parts[1]} from units, a difference of {interval(more, 1, signed=True)} (unpaired)"
