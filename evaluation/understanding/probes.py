@@ -13,7 +13,7 @@ without the audio: labels that are shuffled, the audio of another clip, or none.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -210,22 +210,58 @@ def ridge_probe(
     Raises:
         ValueError: If the numbers of clips differ, a split has no clip, or the training clips have a single label.
     """
-    numbers = checked_splits(splits, targets, *(block.values for block in blocks))
+    return ridge_probes(blocks, {"": targets}, splits, learns_from_dev)[""]
+
+
+def ridge_probes(
+    blocks: Sequence[Block],
+    targets: Mapping[str, Sequence[str]],
+    splits: Sequence[str],
+    learns_from_dev: bool = True,
+) -> dict[str, ProbeAnswers]:
+    """
+    [`ridge_probe`] of several questions about the same clips, which costs little more than one of them.
+
+    Args:
+        blocks, splits, learns_from_dev: See [`ridge_probe`].
+        targets (mapping of `str` to a sequence of `str`): Labels of each clip by the name of the question.
+
+    Returns:
+        `dict`: The [`ProbeAnswers`] that [`ridge_probe`] gives to each question.
+
+    Raises:
+        ValueError: As [`ridge_probe`].
+    """
     if not blocks:
         raise ValueError("`blocks` is empty; a probe needs something to look at.")
-    labels = np.asarray(targets, dtype=object)
-    train, dev = numbers["train"], numbers["dev"]
-    found = []
-    for shares in _shares(len(blocks)):
-        fit = _RidgeFit(_beside(blocks, shares, train), labels, train)
-        for penalty, scores in zip(PENALTIES, fit.scores(dev, PENALTIES), strict=True):
-            misses = (fit.best(scores) != labels[dev]).mean()
-            found.append((misses, ((scores - fit.columns(labels[dev])) ** 2).mean(), penalty, shares))
-    misses, _, penalty, shares = min(found, key=lambda choice: choice[:2])
+    if not targets:
+        raise ValueError("`targets` is empty; a probe needs something to tell.")
+    for asked in targets.values():
+        numbers = checked_splits(splits, asked, *(block.values for block in blocks))
+    train, dev, test = numbers["train"], numbers["dev"], numbers["test"]
+    labels = {name: np.asarray(asked, dtype=object) for name, asked in targets.items()}
+    found: dict[str, list[tuple[float, float, float, int]]] = {name: [] for name in targets}
+    all_shares = _shares(len(blocks))
+    for place, shares in enumerate(all_shares):
+        values = _RidgeValues(_beside(blocks, shares, train), train)
+        for name, asked in labels.items():
+            fit = _RidgeFit(values, asked)
+            for penalty, scores in zip(PENALTIES, fit.scores(dev, PENALTIES), strict=True):
+                misses = float((fit.best(scores) != asked[dev]).mean())
+                error = float(((scores - fit.columns(asked[dev])) ** 2).mean())
+                found[name].append((misses, error, penalty, place))
+    # Of equal ones the first: smaller penalties, and equal shares.
+    best = {name: min(choices, key=lambda choice: choice[:2]) for name, choices in found.items()}
     both = np.concatenate([train, dev]) if learns_from_dev else train
-    fit = _RidgeFit(_beside(blocks, shares, both), labels, both)
-    (scores,) = fit.scores(numbers["test"], [penalty])
-    return ProbeAnswers(fit.best(scores).tolist(), penalty, float(100 * (1 - misses)))
+    answers = {}
+    for place in sorted({choice[3] for choice in best.values()}):
+        values = _RidgeValues(_beside(blocks, all_shares[place], both), both)
+        for name, (misses, _, penalty, chosen) in best.items():
+            if chosen == place:
+                fit = _RidgeFit(values, labels[name])
+                (scores,) = fit.scores(test, [penalty])
+                answers[name] = ProbeAnswers(fit.best(scores).tolist(), penalty, float(100 * (1 - misses)))
+    return {name: answers[name] for name in targets}
 
 
 def pooled_ridge(
@@ -331,26 +367,36 @@ def no_audio(clips: Sequence[np.ndarray], time_axis: int = 0) -> list[np.ndarray
     return [np.zeros(shape, clips[0].dtype)] * len(clips)
 
 
+class _RidgeValues:
+    # What ridge regression needs of the columns, whatever is asked: one eigendecomposition, that of the columns' inner
+    # products, or where there are more columns than clips that of the clips'.
+    def __init__(self, values: np.ndarray, learnt_from: np.ndarray):
+        self.values, self.learnt_from = values, learnt_from
+        known = values[learnt_from]
+        self.is_wide = known.shape[1] > len(known)
+        products = known @ known.T if self.is_wide else known.T @ known
+        eigenvalues, self.vectors = np.linalg.eigh(products)
+        self.eigenvalues = np.maximum(eigenvalues, 0.0)
+        self.left = known.T @ self.vectors if self.is_wide else self.vectors
+
+    def right(self, wanted: np.ndarray) -> np.ndarray:
+        """The wanted columns of the clips that are learnt from, in the directions of `left`."""
+        return self.vectors.T @ (wanted if self.is_wide else self.values[self.learnt_from].T @ wanted)
+
+
 class _RidgeFit:
-    # Ridge regression for all penalties at once, from one eigendecomposition: that of the columns' inner products, or
-    # where there are more columns than clips that of the clips'.
-    def __init__(self, values: np.ndarray, labels: np.ndarray, learnt_from: np.ndarray):
-        self.values = values
-        self.labels = np.array(sorted(set(labels[learnt_from].tolist())), dtype=object)
+    # Ridge regression to labels, for all penalties at once.
+    def __init__(self, of: _RidgeValues, labels: np.ndarray):
+        known = labels[of.learnt_from]
+        self.values, self.left, self.eigenvalues = of.values, of.left, of.eigenvalues
+        self.labels = np.array(sorted(set(known.tolist())), dtype=object)
         if len(self.labels) < 2:
             raise ValueError(
                 f"All training clips have the label {self.labels[0]!r}; a classifier needs at least two labels."
             )
-        known, wanted = values[learnt_from], self.columns(labels[learnt_from])
+        wanted = self.columns(known)
         self.offsets = wanted.mean(0)
-        wanted = wanted - self.offsets
-        if known.shape[1] > len(known):
-            eigenvalues, vectors = np.linalg.eigh(known @ known.T)
-            self.left, self.right = known.T @ vectors, vectors.T @ wanted
-        else:
-            eigenvalues, vectors = np.linalg.eigh(known.T @ known)
-            self.left, self.right = vectors, vectors.T @ (known.T @ wanted)
-        self.eigenvalues = np.maximum(eigenvalues, 0.0)
+        self.right = of.right(wanted - self.offsets)
 
     def columns(self, labels: np.ndarray) -> np.ndarray:
         """1 in the column of each clip's label, `(num_clips, num_labels)`; zeros for a label that was not learnt."""

@@ -6,21 +6,18 @@ import functools
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from speech_tokenizers.evaluation.understanding.probes import PROBES_VERSION
 from speech_tokenizers.processing.metadata_files import read_metadata
 from speech_tokenizers.processing.recording_fingerprint import recordings_fingerprint
 from speech_tokenizers.processing.task_manifests import TaskClip
-from speech_tokenizers.processing.whole_files import write_whole
 from speech_tokenizers.training.common.recipe_files import read_recipe
 from speech_tokenizers.training.common.run_record import fingerprint_of
+from speech_tokenizers.training.studies.measured_files import plain, read_measured, write_measured
 from speech_tokenizers.training.studies.token_study.arguments import (
     MATCHED,
     LMLevelName,
@@ -202,12 +199,12 @@ def kept_analysis(
         "robustness": [*probes, dataclasses.asdict(args.robustness)],
     }[kind]
     key = cell_key(args, task, kind, args.seeds[0], more=more)
-    if (kept := _read_measured(path, key)) is not None:
+    if (kept := read_measured(path, key)) is not None:
         return kept["found"]
     if measure is None:
         return None
     found = plain(measure())
-    write_whole(path, json.dumps({"made_of": key, "found": found}) + "\n")
+    write_measured(path, key, {"found": found})
     return found
 
 
@@ -219,7 +216,7 @@ def read_cell(path: Path, key: str) -> Cell | None:
         path (`Path`): Its file.
         key (`str`): What [`level_key`] gives. A cell of other settings is not returned.
     """
-    found = _read_measured(path, key)
+    found = read_measured(path, key)
     return None if found is None else Cell(**{name: found[name] for name in Cell.__dataclass_fields__})
 
 
@@ -227,21 +224,6 @@ def is_measured(args: TokenStudyArguments, level: str | LMLevelName, task: str, 
     """Whether a cell of these settings is there."""
     place = (level, task, arm, seed)
     return read_cell(cell_path(args, *place), level_key(args, *place)) is not None
-
-
-def _read_measured(path: Path, key: str) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text("utf-8"))
-        made_of = found["made_of"]
-    except (ValueError, KeyError, TypeError):
-        print(f"{path}: is damaged, and does not count", file=sys.stderr)
-        return None
-    if made_of != key:
-        print(f"{path}: was measured with other settings, and does not count", file=sys.stderr)
-        return None
-    return found
 
 
 def finished_cell(path: Path, key: str, measure: Callable[[], Cell]) -> Cell:
@@ -256,7 +238,7 @@ def finished_cell(path: Path, key: str, measure: Callable[[], Cell]) -> Cell:
     cell = read_cell(path, key)
     if cell is None:
         cell = measure()
-        write_whole(path, json.dumps({"made_of": key, **dataclasses.asdict(cell)}, ensure_ascii=False) + "\n")
+        write_measured(path, key, dataclasses.asdict(cell))
     return cell
 
 
@@ -280,17 +262,6 @@ def facts_of(cell: Cell, names: Sequence[str]) -> tuple[list[str], list[str]]:
     known = dict(zip(cell.names, zip(cell.targets, cell.groups, strict=True), strict=True))
     pairs = [known[name] for name in names]
     return [target for target, _ in pairs], [group for _, group in pairs]
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses and arrays as plain values for JSON."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: plain(part) for name, part in vars(value).items()}
-    if isinstance(value, Mapping):
-        return {key: plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _settings(task: TaskArguments) -> dict[str, Any]:

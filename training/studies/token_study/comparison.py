@@ -16,8 +16,9 @@ import numpy as np
 from speech_tokenizers.evaluation.bootstrap import Estimate, Statistic, bootstrap_sums, paired_difference, ratio
 from speech_tokenizers.evaluation.understanding.metrics import METRICS, counts
 from speech_tokenizers.evaluation.units.measures import grouped
+from speech_tokenizers.training.studies.measured_files import plain
 from speech_tokenizers.training.studies.token_study.arguments import CONTROL_ARMS, TokenStudyArguments
-from speech_tokenizers.training.studies.token_study.cells import Cell, answers_of, common_names, facts_of, plain
+from speech_tokenizers.training.studies.token_study.cells import Cell, answers_of, common_names, facts_of
 
 
 REFERENCE, UNITS, MERGED, CENTROIDS = "continuous", "units", "units+bpe", "centroids"

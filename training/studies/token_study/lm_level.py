@@ -34,6 +34,7 @@ from speech_tokenizers.training.common.recipe_files import load_recipe
 from speech_tokenizers.training.common.run_record import fingerprint_of
 from speech_tokenizers.training.language_models.speech_lm import SpeechLMArguments, train_on_rows
 from speech_tokenizers.training.language_models.speech_lm_items import rows_fingerprint
+from speech_tokenizers.training.studies.measured_files import plain
 from speech_tokenizers.training.studies.stages import StageArguments, training_command
 from speech_tokenizers.training.studies.token_study.arguments import (
     MATCHED,
@@ -50,7 +51,6 @@ from speech_tokenizers.training.studies.token_study.cells import (
     finished_cell,
     is_measured,
     level_key,
-    plain,
 )
 from speech_tokenizers.training.studies.token_study.systems import StudySystems
 

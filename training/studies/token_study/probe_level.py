@@ -32,6 +32,7 @@ from speech_tokenizers.evaluation.understanding.token_facts import token_facts, 
 from speech_tokenizers.evaluation.units.perturbations import listening_conditions, perturb
 from speech_tokenizers.processing.audio_files import load_audio
 from speech_tokenizers.processing.unit_bpe import UnitBPE
+from speech_tokenizers.training.studies.measured_files import plain
 from speech_tokenizers.training.studies.token_study.arguments import (
     CONTROL_ARMS,
     TokenStudyArguments,
@@ -46,7 +47,6 @@ from speech_tokenizers.training.studies.token_study.cells import (
     is_measured,
     kept_analysis,
     level_key,
-    plain,
 )
 from speech_tokenizers.training.studies.token_study.systems import StudySystems, TaskArrays
 

@@ -14,37 +14,33 @@ are fitted on these frames and assigned to them, so that all views of a clip are
 
 import hashlib
 import json
-import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet
 import torch
-from tqdm import tqdm
 
 from speech_tokenizers.coding.command_options import choose_device
 from speech_tokenizers.coding.loading import load
-from speech_tokenizers.coding.row_coding import RowCoding, RowFields, encode_speech_rows
+from speech_tokenizers.coding.row_coding import RowCoding, RowFields
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
 from speech_tokenizers.processing.speech_row_format import read_shard_metadata, shards_in
 from speech_tokenizers.processing.speech_rows import (
     RowsFacts,
-    SpeechRowsError,
     SpeechRowsWriter,
-    read_rows_facts,
     set_aside_path,
 )
 from speech_tokenizers.processing.task_manifests import TaskClip
 from speech_tokenizers.processing.unit_bpe import UnitBPE, train_unit_bpe
 from speech_tokenizers.processing.whole_files import whole_folder
 from speech_tokenizers.training.common.run_record import fingerprint_of
+from speech_tokenizers.training.studies.clip_tokens import encode_clips, make_current, read_set_aside, read_tokens
 from speech_tokenizers.training.studies.token_study.arguments import TokenStudyArguments, encoder_system
 from speech_tokenizers.training.studies.token_study.clips import (
     PreparedClips,
@@ -56,8 +52,6 @@ from speech_tokenizers.training.units.units_fitting import fit_units, save_units
 
 # System of the encoder's frames, of all layers.
 ENCODER = "encoder"
-# A kill costs at most the encoding of so many clips.
-_ROWS_PER_SHARD = 250
 _BPE_FOLDER = "bpe"
 # Draws of first centroids, of which k-means takes the best. The twenty of `fit-units` take longer than what follows.
 _STARTS_OF_KMEANS = 3
@@ -166,7 +160,7 @@ class StudySystems:
                     writer.write(0, list(rows()), inputs)
                 writer.finish(1)
 
-        _made_current(write)
+        make_current(write)
         self._checked.add(folder)
         return folder
 
@@ -343,21 +337,9 @@ class StudySystems:
         coding = RowCoding(
             model, extractor, name, RowFields(recordings), None, self.args.encoder.batch_seconds, kind=kind
         )
-        disable = None if self.show_progress is None else not self.show_progress
-
-        def write(overwrite: bool) -> None:
-            with tqdm(total=len(recordings), desc=f"{system}, {owner}", unit="clip", disable=disable) as progress:
-                for shard in encode_speech_rows(
-                    coding, recordings, folder, _ROWS_PER_SHARD, overwrite, progress.update
-                ):
-                    if shard.is_kept:
-                        progress.update(shard.num_rows)
-
-        _made_current(write)
+        encode_clips(coding, recordings, folder, f"{system}, {owner}", self.show_progress)
         if (path := set_aside_path(folder)).is_file():
-            entries = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-            print(f"{len(entries)} clips of {owner} could not be encoded; see {path}", file=sys.stderr)
-            check_share_set_aside(owner, entries, len(prepared.clips), path)
+            check_share_set_aside(owner, read_set_aside(path), len(prepared.clips), path)
         self._checked.add(folder)
         return folder
 
@@ -450,46 +432,6 @@ def _layer_and_seed(args: TokenStudyArguments, system: str) -> tuple[int, int] |
             f" {args.seeds}."
         )
     return layer, seed
-
-
-def _made_current(write: Callable[[bool], None]) -> None:
-    # Rows of a study follow from its recipe; what is left of another one gives way.
-    try:
-        write(False)
-    except SpeechRowsError as error:
-        print(f"{error} They belong to this study, and are made anew.", file=sys.stderr)
-        write(True)
-
-
-def read_tokens(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """
-    The tokens of rows, without a copy in the cache of `datasets`.
-
-    Args:
-        folder (`str` or `Path`): Finished folder of rows.
-
-    Returns:
-        `dict`: By the `id` of each row its codes `(num_quantizers, num_frames)`, int64, or its latents `(num_frames,
-        latent_dim)`, float16.
-
-    Raises:
-        SpeechRowsError: If the rows are not whole.
-    """
-    facts = read_rows_facts(folder)
-    found = {}
-    for path in shards_in(Path(folder)).values():
-        table = pyarrow.parquet.read_table(path, columns=["id", "num_frames", facts.column])
-        for batch in table.to_batches():
-            tokens, lengths = batch[facts.column], batch["num_frames"].to_numpy()
-            ends = np.asarray(tokens.offsets) - tokens.offsets[0].as_py()
-            values = tokens.flatten().to_numpy(zero_copy_only=False)
-            for index, name in enumerate(batch["id"].to_pylist()):
-                row = values[ends[index] : ends[index + 1]]
-                if facts.kind == "latents":
-                    found[name] = row.reshape(lengths[index], -1)
-                else:
-                    found[name] = row.reshape(-1, lengths[index]).astype(np.int64)
-    return found
 
 
 def _rows_key(folder: Path) -> list[str]:

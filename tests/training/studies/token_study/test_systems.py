@@ -15,7 +15,8 @@ from speech_tokenizers.processing.speech_rows import read_speech_rows, row_audio
 from speech_tokenizers.training.studies.token_study import systems as systems_module
 from speech_tokenizers.training.studies.token_study.arguments import TaskArguments
 from speech_tokenizers.training.studies.token_study.clips import few_shot
-from speech_tokenizers.training.studies.token_study.systems import ENCODER, StudySystems, read_tokens
+from speech_tokenizers.training.studies.clip_tokens import read_tokens
+from speech_tokenizers.training.studies.token_study.systems import ENCODER, StudySystems
 
 
 @pytest.fixture

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The syllables of a study of tone: the manifest, and the recordings as the encoders hear them."""
+
+import hashlib
+import io
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+from tqdm import tqdm
+
+from speech_tokenizers.processing.audio_files import AudioWriter, load_audio
+from speech_tokenizers.processing.metadata_files import MetadataRow, TableError, probably_meant, read_metadata
+from speech_tokenizers.processing.pitch_tracking import track_pitch
+from speech_tokenizers.processing.recording_fingerprint import recording_fingerprint
+from speech_tokenizers.processing.recording_tables import from_metadata
+from speech_tokenizers.processing.tone_labels import mandarin_parts, parse_tone
+from speech_tokenizers.processing.whole_files import write_whole
+from speech_tokenizers.training.common.set_aside import write_set_aside
+from speech_tokenizers.training.studies.token_study.clips import (
+    SAMPLING_RATE,
+    check_share_set_aside,
+    trim_silence,
+)
+
+
+@dataclass(frozen=True)
+class Syllable:
+    """
+    A spoken syllable.
+
+    Args:
+        name (`str`): Name that no other has.
+        path (`str`): Path of the recording that it is in.
+        span (tuple of `float`, *optional*): Its start and end there, in seconds. `None` is all of the recording.
+        speaker (`str`): Who speaks.
+        syllable (`str`): What is spoken, without the tone.
+        labels (mapping of `str` to `str`): Answer to each target.
+        split (`str`, *optional*): `"train"` or `"test"`, where the manifest says so.
+    """
+
+    name: str
+    path: str
+    span: tuple[float, float] | None
+    speaker: str
+    syllable: str
+    labels: Mapping[str, str]
+    split: str | None
+
+    @property
+    def group(self) -> str:
+        """What intervals redraw."""
+        return f"{self.speaker}/{self.syllable}"
+
+
+def read_syllables(
+    path: str | os.PathLike[str], targets: Sequence[str], folder: str | os.PathLike[str] | None = None
+) -> list[Syllable]:
+    """
+    Read a manifest of syllables.
+
+    Args:
+        path (`str` or `Path`): JSON lines, CSV or Parquet, a row a syllable, with `file_name`, `speaker`, `syllable` and
+            `tone`. Without `tone`, it is written in the syllable: `ma1`, `mā` or `ma˥˥`. `start` and `end`, in seconds,
+            say where in the recording it is. `split` may say `train` or `test`. Each target is a column; those of
+            `vowel`, `final` and `initial` that are not, follow from pinyin.
+        targets (sequence of `str`): What is to be told of a syllable.
+        folder (`str` or `Path`, *optional*): Folder that each `file_name` is relative to. Defaults to that of the
+            manifest.
+
+    Raises:
+        ValueError: If a column is missing or empty, a syllable cannot be read, a file is missing, there is one label
+            alone of a target, or training and test of the manifest share a syllable of a speaker, or a recording.
+        OSError: If the table cannot be read.
+    """
+    root = Path(path).parent if folder is None else Path(folder)
+    rows = read_metadata(path, root)
+    known = list(dict.fromkeys(name for _, fields in rows for name in fields))
+    for column in ("speaker", "syllable"):
+        if column not in known:
+            raise ValueError(
+                f"{path}: must have a column `{column}`; it has {known}{probably_meant(column, known)}. Without speakers"
+                " nobody can tell whether tone carries to a new one."
+            )
+    found = [_syllable(row, root, targets, known) for row in rows]
+    _check_names(rows, found)
+    for target in targets:
+        counts = Counter(syllable.labels[target] for syllable in found)
+        if len(counts) < 2:
+            raise ValueError(
+                f"{path}: `{target}` of all {len(found)} syllables is {next(iter(counts))!r}, so that there is nothing"
+                " to tell apart."
+            )
+    _check_given_split(path, found)
+    return found
+
+
+def _syllable(row: MetadataRow, root: Path, targets: Sequence[str], known: Sequence[str]) -> Syllable:
+    place, fields = row
+    values = {}
+    for column in ("speaker", "syllable", *(name for name in targets if name in known)):
+        value = fields.get(column)
+        if value is None or isinstance(value, list | dict) or not str(value).strip():
+            raise TableError(place, f"`{column}` is {value!r}; give it, or leave the syllable out.")
+        values[column] = str(value).strip()
+    try:
+        written = parse_tone(values["syllable"])
+        tone = values.get("tone", written.tone)
+        if tone is None:
+            raise ValueError("there is no `tone`, neither as a column nor in the syllable.")
+        if written.tone is not None and written.tone != tone:
+            raise ValueError(f"`tone` is {tone!r}, but the syllable says {written.tone!r}.")
+        missing = [target for target in targets if target not in values and target != "tone"]
+        parts = mandarin_parts(written.syllable)._asdict() if missing else {}
+    except ValueError as error:
+        raise TableError(place, str(error)) from error
+    if unknown := [target for target in missing if target not in parts]:
+        raise TableError(place, f"there is no column `{unknown[0]}`, which is among the targets; add it.")
+    labels = {target: tone if target == "tone" else values.get(target, parts.get(target, "")) for target in targets}
+    file = os.path.normpath(root / str(fields["file_name"]))
+    if not os.path.isfile(file):
+        raise TableError(place, f"there is no file {file!r}; put it there, or say which folder the names are in.")
+    span, split = _span(place, fields), fields.get("split")
+    if split not in (None, "train", "test"):
+        raise TableError(place, f"`split` is {split!r}, but must be train or test.")
+    name = str(fields["file_name"]) + ("" if span is None else f" {span[0]:g}-{span[1]:g}")
+    return Syllable(name, file, span, values["speaker"], written.syllable, labels, split)
+
+
+def _span(place: str, fields: Mapping) -> tuple[float, float] | None:
+    start, end = fields.get("start"), fields.get("end")
+    if start is None and end is None:
+        return None
+    try:
+        span = float(start), float(end)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise TableError(place, f"`start` and `end` must be seconds, but are {start!r} and {end!r}.") from None
+    if not 0 <= span[0] < span[1] < float("inf"):
+        raise TableError(place, f"`end` must lie behind `start`, but they are {start} and {end}.")
+    return span
+
+
+def _check_names(rows: Sequence[MetadataRow], found: Sequence[Syllable]) -> None:
+    first: dict[str, MetadataRow] = {}
+    for row, syllable in zip(rows, found, strict=True):
+        other = first.setdefault(syllable.name, row)
+        if other is not row:
+            raise TableError(row.place, f"{syllable.name!r} stands in an earlier row too ({other.place}); keep one.")
+
+
+def _check_given_split(path: str | os.PathLike[str], found: Sequence[Syllable]) -> None:
+    splits = {syllable.split for syllable in found}
+    if splits == {None}:
+        return
+    if splits != {"train", "test"}:
+        raise ValueError(f"{path}: `split` must say train or test in each row, and both must occur, or be left out.")
+    for what, key in (
+        ("the recording", lambda syllable: syllable.path),
+        ("the syllable", lambda syllable: f"{syllable.syllable!r} of {syllable.speaker!r}"),
+    ):
+        sides = [{key(syllable) for syllable in found if syllable.split == side} for side in ("train", "test")]
+        if shared := sorted(sides[0] & sides[1]):
+            raise ValueError(
+                f"{path}: {what} {shared[0]} stands in training and in test ({len(shared)} do), so that what is measured"
+                " would be too good. Keep each in one split, or leave `split` out: the study makes splits of its own."
+            )
+
+
+@dataclass(frozen=True)
+class PreparedSyllables:
+    """
+    Syllables as the encoders hear them.
+
+    Args:
+        syllables (list of [`Syllable`]): In the order of the manifest.
+        recordings (`datasets.Dataset`): A recording of each, with `file_name`, `audio` and `id`, its name.
+        pitch_times, pitches (lists of `np.ndarray`): F0 of each: times in seconds, and log2 of Hz, NaN where unvoiced.
+        set_aside (list of `dict`): `{"name", "reason"}` of what cannot be read.
+    """
+
+    syllables: list[Syllable]
+    recordings: datasets.Dataset
+    pitch_times: list[np.ndarray]
+    pitches: list[np.ndarray]
+    set_aside: list[dict[str, str]]
+
+    @property
+    def unvoiced(self) -> list[str]:
+        """Names of those in which no frame is voiced."""
+        return [
+            syllable.name
+            for syllable, pitch in zip(self.syllables, self.pitches, strict=True)
+            if np.isnan(pitch).all()
+        ]
+
+
+def prepare_syllables(
+    syllables: Sequence[Syllable], trim: bool, folder: Path, show_progress: bool | None = None
+) -> PreparedSyllables:
+    """
+    Cut syllables out of their recordings and track their F0. Cuts are FLAC files of 16 bits and 16 kHz in `folder`;
+    those that are there are not made again.
+
+    Args:
+        syllables (sequence of [`Syllable`]): What [`read_syllables`] gives.
+        trim (`bool`): Whether to cut silence off both ends.
+        folder (`Path`): Folder for the cuts.
+        show_progress (`bool`, *optional*): Whether to show a bar. Defaults to whether standard error is a terminal.
+
+    Raises:
+        ValueError: If more than 5 % cannot be read. `folder/set_aside.jsonl` names them.
+    """
+    kept, rows, set_aside = [], [], []
+    times: list[np.ndarray] = []
+    pitches: list[np.ndarray] = []
+    disable = None if show_progress is None else not show_progress
+    for syllable in tqdm(syllables, desc="syllables", unit="clip", disable=disable):
+        try:
+            path = _cut(syllable, trim, folder)
+            track_times, track = _pitch(path)
+        except (ValueError, RuntimeError, MemoryError) as error:
+            set_aside.append({"name": syllable.name, "reason": str(error)})
+            continue
+        kept.append(syllable)
+        rows.append(MetadataRow(str(path), {"file_name": str(path), "id": syllable.name}))
+        times.append(track_times)
+        pitches.append(track)
+    write_set_aside(folder / "set_aside.jsonl", set_aside)
+    check_share_set_aside("tone", set_aside, len(syllables), folder / "set_aside.jsonl")
+    prepared = PreparedSyllables(kept, from_metadata(rows, Path()), times, pitches, set_aside)
+    if unvoiced := prepared.unvoiced:
+        print(
+            f"{len(unvoiced)} of {len(kept)} syllables have no voiced frame (F0 was looked for from 60 to 500 Hz), such"
+            f" as {unvoiced[0]!r}; all their codes of F0 say so",
+            file=sys.stderr,
+        )
+    return prepared
+
+
+def _cut(syllable: Syllable, trim: bool, folder: Path) -> Path:
+    source = Path(syllable.path)
+    made_of = json.dumps([recording_fingerprint(source), syllable.span, trim])
+    target = folder / f"{hashlib.sha256(made_of.encode()).hexdigest()[:20]}.flac"
+    if target.is_file():
+        return target
+    audio = load_audio(source, SAMPLING_RATE)
+    if syllable.span is not None:
+        start, end = (round(second * SAMPLING_RATE) for second in syllable.span)
+        if start >= len(audio):
+            raise ValueError(f"it begins at {syllable.span[0]:g} s, behind the end of {source}.")
+        audio = audio[start:end]
+    if trim:
+        audio = trim_silence(audio, SAMPLING_RATE)
+    with AudioWriter(target, SAMPLING_RATE) as writer:
+        writer.write(audio)
+    return target
+
+
+def _pitch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    # Kept beside the cut, since it takes longer than all else.
+    known = path.with_suffix(".f0.npy")
+    if known.is_file():
+        times, pitch = np.load(known, allow_pickle=False)
+        return times, pitch
+    track = track_pitch(load_audio(path, SAMPLING_RATE), SAMPLING_RATE)
+    pitch = np.log2(np.where(track.voiced, track.frequencies, np.nan))
+    content = io.BytesIO()
+    np.save(content, np.stack([track.times, pitch]))
+    write_whole(known, content.getvalue())
+    return track.times, pitch
