@@ -265,6 +265,10 @@ _GROUPS = {
             "compare discrete and continuous tokens on understanding tasks",
             "training.studies.token_study.study",
         ),
+        "study tone": (
+            "measure what discrete units lose of lexical tone, and which units keep it",
+            "training.studies.tone_study.study",
+        ),
         "compare-heads": (
             "compare heads of continuous tokens on a distribution that is known",
             "training.language_models.head_comparison",

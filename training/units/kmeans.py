@@ -81,6 +81,7 @@ def fit_kmeans(
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_steps: int = 200,
     description: str = "k-means",
+    show_progress: bool | None = None,
 ) -> KMeansResult:
     """
     Fit centroids by mini-batch k-means, with the options of HuBERT's authors by default. (Sculley 2010,
@@ -114,6 +115,7 @@ def fit_kmeans(
         checkpoint_steps (`int`, *optional*, defaults to 200): Number of steps from one writing of the checkpoint to
             the next.
         description (`str`, *optional*, defaults to `"k-means"`): Words for the progress bar.
+        show_progress (`bool`, *optional*): Whether to show bars. Defaults to whether standard error is a terminal.
 
     Returns:
         [`KMeansResult`], the same in all processes.
@@ -146,7 +148,7 @@ def fit_kmeans(
 
     batch_size = min(batch_size, num_frames)
     init_size = min(num_frames, max(init_size or 3 * batch_size, 3 * num_clusters))
-    processes = _Processes(accelerator)
+    processes = _Processes(accelerator, show_progress)
     initial_frames = _initial_frames(frames, init_size, seed).to(processes.device)
     if not torch.isfinite(initial_frames).all():
         raise ValueError("`frames` have NaN or infinity.")
@@ -236,7 +238,7 @@ def mean_squared_distance(
         centroids (`torch.Tensor` of shape `(num_clusters, feature_size)`): Centroids of a [`KMeansResult`].
         accelerator (`Accelerator`, *optional*): Accelerator of the processes, as in [`fit_kmeans`].
     """
-    processes = _Processes(accelerator)
+    processes = _Processes(accelerator, show_progress)
     centroids = centroids.to(processes.device)
     total = torch.zeros((), dtype=torch.float64, device=processes.device)
     size = 16 * FRAMES_PER_BLOCK
@@ -249,12 +251,12 @@ def mean_squared_distance(
 class _Processes:
     # The processes that share the work, or this one alone.
 
-    def __init__(self, accelerator: Accelerator | None):
+    def __init__(self, accelerator: Accelerator | None, show_progress: bool | None = None):
         self.device = torch.device("cpu") if accelerator is None else accelerator.device
         self.count = 1 if accelerator is None else accelerator.num_processes
         self.index = 0 if accelerator is None else accelerator.process_index
         self.is_main = self.index == 0
-        self.progress_disabled = None if self.is_main else True
+        self.progress_disabled = True if not self.is_main else None if show_progress is None else not show_progress
 
     def share(self, size: int) -> np.ndarray:
         # Rows of a batch that this process works on: every `count`-th block.

@@ -99,7 +99,7 @@ def check_apart(syllables: Sequence[Syllable], fold: Fold, setting: str) -> None
         ValueError: If training and test share a recording or a syllable, or in A a speaker; or if training lacks a
             tone of test, or one of the two is empty.
     """
-    keys: dict[str, Callable[[Syllable], str]] = {"recording": lambda one: one.path}
+    keys: dict[str, Callable[[Syllable], str]] = {"recording": lambda one: one.recording}
     if setting != GIVEN and not _has_spans(syllables):
         keys["syllable"] = lambda one: one.syllable
     if setting == NEW_SPEAKER:
@@ -127,7 +127,7 @@ def _has_spans(syllables: Sequence[Syllable]) -> bool:
 
 def _kept_together(syllables: Sequence[Syllable]) -> list[str]:
     # Of syllables cut from longer recordings, those of one recording; else those that sound alike.
-    return [syllable.path if _has_spans([syllable]) else syllable.syllable for syllable in syllables]
+    return [syllable.recording if _has_spans([syllable]) else syllable.syllable for syllable in syllables]
 
 
 def _part(key: str, num_parts: int, salt: str = "") -> int:

@@ -37,7 +37,8 @@ class Syllable:
 
     Args:
         name (`str`): Name that no other has.
-        path (`str`): Path of the recording that it is in.
+        recording (`str`): Recording that it is in, as the manifest names it.
+        path (`str`): Path of the recording.
         span (tuple of `float`, *optional*): Its start and end there, in seconds. `None` is all of the recording.
         speaker (`str`): Who speaks.
         syllable (`str`): What is spoken, without the tone.
@@ -46,6 +47,7 @@ class Syllable:
     """
 
     name: str
+    recording: str
     path: str
     span: tuple[float, float] | None
     speaker: str
@@ -130,7 +132,7 @@ def _syllable(row: MetadataRow, root: Path, targets: Sequence[str], known: Seque
     if split not in (None, "train", "test"):
         raise TableError(place, f"`split` is {split!r}, but must be train or test.")
     name = str(fields["file_name"]) + ("" if span is None else f" {span[0]:g}-{span[1]:g}")
-    return Syllable(name, file, span, values["speaker"], written.syllable, labels, split)
+    return Syllable(name, str(fields["file_name"]), file, span, values["speaker"], written.syllable, labels, split)
 
 
 def _span(place: str, fields: Mapping) -> tuple[float, float] | None:
@@ -161,7 +163,7 @@ def _check_given_split(path: str | os.PathLike[str], found: Sequence[Syllable]) 
     if splits != {"train", "test"}:
         raise ValueError(f"{path}: `split` must say train or test in each row, and both must occur, or be left out.")
     for what, key in (
-        ("the recording", lambda syllable: syllable.path),
+        ("the recording", lambda syllable: syllable.recording),
         ("the syllable", lambda syllable: f"{syllable.syllable!r} of {syllable.speaker!r}"),
     ):
         sides = [{key(syllable) for syllable in found if syllable.split == side} for side in ("train", "test")]

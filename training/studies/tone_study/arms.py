@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arms of a study of tone in one fold: what is learnt from its training syllables, and what its codes stand for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from speech_tokenizers.evaluation.understanding.probes import Block, pooled_block
+from speech_tokenizers.evaluation.units.code_statistics import entropy
+from speech_tokenizers.training.studies.tone_study.arguments import ArmArguments, StreamArguments, ToneStudyArguments
+from speech_tokenizers.training.studies.tone_study.folds import Fold
+from speech_tokenizers.training.studies.tone_study.frames import ClipCodes, ClipFrames
+from speech_tokenizers.training.studies.tone_study.syllables import Syllable
+from speech_tokenizers.training.units.kept_directions import discriminative_directions, fit_weighting
+from speech_tokenizers.training.units.kmeans import assign, fit_kmeans
+
+
+# Points of the contour that a probe of F0 sees, evenly over the voiced frames.
+_PITCH_POINTS = 6
+# Most frames from which the decoder of F0 learns, and its penalty relative to the mean variance.
+_DECODER_FRAMES, _DECODER_PENALTY = 20000, 1e-3
+_BATCH_SIZE = 10000
+
+
+@dataclass(frozen=True)
+class Coded:
+    """
+    What an arm makes of the syllables of a fold.
+
+    Args:
+        blocks (list of [`Block`]): What the pooled probe sees: a block for each stream.
+        entries (`np.ndarray` of shape `(num_frames, dim)`): What the codes of all streams stand for, beside each other.
+        codes (`np.ndarray` of shape `(num_codes, num_frames)`, *optional*): Codes of all streams; `None` of continuous
+            frames.
+        sizes (list of `int`): Size of each codebook.
+    """
+
+    blocks: list[Block]
+    entries: np.ndarray
+    codes: np.ndarray | None
+    sizes: list[int]
+
+
+class FoldFrames:
+    """
+    The frames of a fold's syllables, reduced to the principal components of those that are learnt from.
+
+    Args:
+        args ([`ToneStudyArguments`]): The study.
+        frames ([`ClipFrames`]): Frames of all syllables.
+        fold ([`Fold`]): Fold, whose numbers are those of `frames.syllables`.
+        pca_dims (`int`, *optional*): Components that are kept. Defaults to all dimensions.
+    """
+
+    def __init__(self, args: ToneStudyArguments, frames: ClipFrames, fold: Fold, pca_dims: int | None):
+        self.args = args
+        self.numbers = np.sort(np.concatenate([fold.learnt, fold.test]))
+        self.syllables = [frames.syllables[number] for number in self.numbers]
+        self.splits = splits_of(fold, self.numbers)
+        lengths = (frames.ends - frames.starts)[self.numbers]
+        self.cuts = np.cumsum(lengths)[:-1]
+        rows = frames.of_clips(self.numbers)
+        self.values, self.pitch = frames.values[rows], frames.pitch[rows]
+        self.parts = frames.clip_parts(self.numbers, args.num_segments)
+        self.is_learnt = np.repeat(np.array([split != "test" for split in self.splits]), lengths)
+        self.lengths = lengths
+        self.frame_rate = frames.frame_rate
+        if pca_dims is not None and pca_dims < self.values.shape[1]:
+            known = self.values[self.is_learnt].astype(np.float64)
+            mean = known.mean(0)
+            _, axes = np.linalg.eigh(np.cov(known, rowvar=False))
+            self.values = ((self.values - mean) @ axes[:, ::-1][:, :pca_dims]).astype(np.float32)
+
+    def by_clip(self, frames: np.ndarray) -> list[np.ndarray]:
+        """Rows of each syllable."""
+        return np.split(frames, self.cuts)
+
+    def continuous(self) -> Coded:
+        """The frames themselves."""
+        return Coded([self._pooled(self.values)], self.values, None, [])
+
+    def coded(self, arm: ArmArguments, seed: int) -> Coded:
+        """
+        Codes of an arm. Codebooks, directions and bins are learnt from the frames of the training syllables.
+
+        Args:
+            arm ([`ArmArguments`]): The arm.
+            seed (`int`): Seed of the draw of frames and of k-means.
+        """
+        blocks, entries, codes, sizes = [], [], [], []
+        for stream in arm.streams.values():
+            if stream.source == "f0":
+                numbers, values = self._pitch_bins(stream.num_units)
+                blocks.append(pitch_block(self.by_clip(values)))
+                entries.append(np.stack([np.nan_to_num(values), ~np.isnan(values)], axis=1).astype(np.float32))
+                codes.append(numbers[None])
+            else:
+                of_stream, stands_for = self._clustered(stream, seed)
+                blocks.append(self._pooled(stands_for))
+                entries.append(stands_for)
+                codes.append(of_stream)
+            sizes += [stream.num_units] * stream.num_stages
+        return Coded(blocks, np.concatenate(entries, axis=1), np.concatenate(codes), sizes)
+
+    def _pooled(self, values: np.ndarray) -> Block:
+        return pooled_block(self.by_clip(values), self.args.num_segments)
+
+    def _pitch_bins(self, num_units: int) -> tuple[np.ndarray, np.ndarray]:
+        # Codes, 0 where unvoiced, and the medians of the bins, NaN where unvoiced.
+        is_voiced = ~np.isnan(self.pitch)
+        known = np.sort(self.pitch[is_voiced & self.is_learnt])
+        if len(known) < num_units:
+            raise ValueError(
+                f"the training syllables have {len(known)} voiced frames, too few for {num_units - 1} bins of F0."
+            )
+        edges = np.quantile(known, np.arange(1, num_units - 1) / (num_units - 1))
+        bins = np.searchsorted(edges, self.pitch[is_voiced], side="right")
+        medians = np.array([np.median(part) if len(part) else np.nan for part in np.split(known, np.searchsorted(known, edges))])
+        medians = np.where(np.isnan(medians), np.concatenate([edges, edges[-1:]]), medians)
+        numbers = np.zeros(len(self.pitch), np.int64)
+        numbers[is_voiced] = bins + 1
+        values = np.full(len(self.pitch), np.nan)
+        values[is_voiced] = medians[bins]
+        return numbers, values
+
+    def _clustered(self, stream: StreamArguments, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        values = self.values
+        if stream.told:
+            known = values[self.is_learnt]
+            kept = [
+                (discriminative_directions(known, self._classes(label, stream.deals_labels, seed)), weight)
+                for label, weight in stream.told.items()
+            ]
+            weighting = fit_weighting(known, stream.base, kept)
+            values = (weighting(values) if stream.base else weighting.kept(values)).astype(np.float32)
+        generator = np.random.default_rng([seed, self.args.fit_frames])
+        learnt = np.flatnonzero(self.is_learnt)
+        drawn = np.sort(generator.permutation(learnt)[: self.args.fit_frames])
+        residual, stands_for, codes = values, np.zeros_like(values), []
+        for stage in range(stream.num_stages):
+            fitted = fit_kmeans(
+                residual[drawn],
+                stream.num_units,
+                seed=seed + 1000 * stage,
+                batch_size=min(_BATCH_SIZE, len(drawn)),
+                max_epochs=self.args.fit_epochs,
+                num_init=1,
+                show_progress=False,
+            ).centroids
+            numbers = assign(torch.from_numpy(residual), fitted).numpy()
+            found = fitted.numpy()[numbers]
+            codes.append(numbers)
+            stands_for, residual = stands_for + found, residual - found
+        return np.stack(codes), stands_for
+
+    def _classes(self, label: str, deals_labels: bool, seed: int) -> np.ndarray:
+        # Of the frames that are learnt from: the label of the syllable and the part of it.
+        answers = np.array([syllable.labels[label] for syllable in self.syllables], dtype=object)
+        is_known = np.array([split != "test" for split in self.splits])
+        if deals_labels:
+            places = np.flatnonzero(is_known)
+            answers[places] = answers[np.random.default_rng(seed).permutation(places)]
+        _, numbers = np.unique(answers.astype(str), return_inverse=True)
+        return (np.repeat(numbers, self.lengths) * self.args.num_segments + self.parts)[self.is_learnt]
+
+    def decoded_pitch(self, coded: Coded) -> np.ndarray:
+        """
+        F0 as a linear map of what the codes stand for tells it, `(num_frames,)`, by the mean and deviation of the
+        speaker. The map is learnt from the voiced frames of the training syllables.
+        """
+        learnt = np.flatnonzero(self.is_learnt & ~np.isnan(self.pitch))[:: max(1, int(self.is_learnt.sum()) // _DECODER_FRAMES)]
+        known, wanted = coded.entries[learnt].astype(np.float64), self.pitch[learnt]
+        mean, offset = known.mean(0), wanted.mean()
+        known = known - mean
+        products = known.T @ known
+        products += np.eye(len(products)) * _DECODER_PENALTY * max(np.trace(products) / len(products), 1e-12)
+        weights = np.linalg.solve(products, known.T @ (wanted - offset))
+        return (coded.entries - mean) @ weights + offset
+
+
+def splits_of(fold: Fold, numbers: np.ndarray) -> list[str]:
+    """The split of each of some syllables."""
+    is_dev, is_test = np.isin(numbers, fold.dev), np.isin(numbers, fold.test)
+    return ["test" if tested else "dev" if chosen else "train" for tested, chosen in zip(is_test, is_dev, strict=True)]
+
+
+def pitch_block(pitch: Sequence[np.ndarray]) -> Block:
+    """
+    Contours of F0 for a probe: six points over the voiced frames of each syllable, and the share of these.
+
+    Args:
+        pitch (sequence of `np.ndarray` of shape `(num_frames,)`): F0 of each syllable by its speaker, NaN where
+            unvoiced. Of a syllable without a voiced frame, all is 0.
+    """
+    rows = np.zeros((len(pitch), _PITCH_POINTS + 1))
+    for row, values in zip(rows, pitch, strict=True):
+        voiced = values[~np.isnan(values)]
+        if len(voiced):
+            places = np.linspace(0, len(voiced) - 1, _PITCH_POINTS)
+            row[:-1] = np.interp(places, np.arange(len(voiced)), voiced)
+            row[-1] = len(voiced) / len(values)
+    return Block(rows)
+
+
+def system_coded(codes: ClipCodes, numbers: np.ndarray, num_quantizers: int, num_segments: int) -> Coded:
+    """
+    What a model that was trained elsewhere makes of some syllables.
+
+    Args:
+        codes ([`ClipCodes`]): Its codes of all syllables.
+        numbers (`np.ndarray` of `int`): Numbers of the syllables.
+        num_quantizers (`int`): First codebooks to use.
+        num_segments (`int`): Parts of a syllable whose means the probe sees.
+    """
+    vectors = codes.vectors[:num_quantizers]
+    chosen = [codes.codes[number][:num_quantizers] for number in numbers]
+    entries = [
+        sum(table[row] for table, row in zip(vectors, clip, strict=True)).astype(np.float32) for clip in chosen
+    ]
+    block = pooled_block(entries, num_segments)
+    return Coded(
+        [block], np.concatenate(entries), np.concatenate(chosen, axis=1), [vectors.shape[1]] * len(vectors)
+    )
+
+
+def rate_facts(coded: Coded, frame_rate: float, tested: np.ndarray) -> dict[str, Any]:
+    """
+    Bit rates of codes: `nominal`, of equally frequent codes, and `entropy`, of each stream's codes as often as they
+    occur in the frames that are tested; both in bit/s. Empty for continuous frames.
+    """
+    if coded.codes is None:
+        return {}
+    used = [
+        float(entropy(np.bincount(row[tested], minlength=size)))
+        for row, size in zip(coded.codes, coded.sizes, strict=True)
+    ]
+    nominal = float(np.log2(coded.sizes).sum())
+    return {"nominal": nominal * frame_rate, "entropy": sum(used) * frame_rate}
+
+
+def label_table(syllables: Sequence[Syllable], targets: Sequence[str]) -> Mapping[str, list[str]]:
+    """The labels of syllables by the target."""
+    return {target: [syllable.labels[target] for syllable in syllables] for target in targets}
+
+
+__all__ = ["Coded", "FoldFrames", "label_table", "pitch_block", "rate_facts", "splits_of", "system_coded"]
