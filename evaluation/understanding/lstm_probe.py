@@ -52,7 +52,9 @@ def lstm_probe(
     sizes = torch.tensor(list(codebook_sizes))
     for number, clip in enumerate(codes):
         if clip.ndim != 2 or clip.shape[0] != len(sizes) or not clip.shape[1]:
-            raise ValueError(f"Clip {number} must have codes of shape ({len(sizes)}, num_frames), with a frame at least.")
+            raise ValueError(
+                f"Clip {number} must have codes of shape ({len(sizes)}, num_frames), with a frame at least."
+            )
         if clip.min() < 0 or (clip.max(1) >= sizes.numpy()).any():
             raise ValueError(f"A code of clip {number} lies outside its codebook.")
     learnt = np.concatenate([numbers["train"], numbers["dev"]])

@@ -238,7 +238,7 @@ def mean_squared_distance(
         centroids (`torch.Tensor` of shape `(num_clusters, feature_size)`): Centroids of a [`KMeansResult`].
         accelerator (`Accelerator`, *optional*): Accelerator of the processes, as in [`fit_kmeans`].
     """
-    processes = _Processes(accelerator, show_progress)
+    processes = _Processes(accelerator)
     centroids = centroids.to(processes.device)
     total = torch.zeros((), dtype=torch.float64, device=processes.device)
     size = 16 * FRAMES_PER_BLOCK

@@ -52,8 +52,8 @@ class StreamArguments:
         num_units (`int`): Number of codes. Of `f0`, one of them stands for unvoiced frames.
         source (`str`): `"frames"`, or `"f0"`: quantile bins of log F0, by the mean and deviation of the speaker.
         num_stages (`int`): Number of codebooks, each of what those before it leave over (residual quantization).
-        told (`dict`): Labels whose discriminative directions are appended to the frames, with their weights. Directions
-            are learnt from the syllables that an arm is trained on.
+        told (`dict`): Labels whose discriminative directions are appended to the frames, with their weights. They are
+            learnt from the syllables that an arm is trained on.
         base (`float`): Weight of the frames themselves beside those directions; with 0, these alone are clustered.
         deals_labels (`bool`): Whether the labels are dealt out anew before directions are learnt; a control.
     """
@@ -161,7 +161,7 @@ class ToneStudyArguments:
         folder (`str`, *optional*): Folder that the manifest's names are relative to. Defaults to that of the manifest.
         encoders (`dict` of [`EncoderArguments`]): Encoders by their names.
         arms (`dict` of [`ArmArguments`]): Arms by their names.
-        main_encoder (`str`), main_layer (`int`), main_normalized (`bool`): View that has all arms and seeds. The others
+        main_encoder (`str`), main_layer (`int`), main_normalized (`bool`): View that has all arms and seeds. Others
             have `other_arms` and the first seed.
         systems (`dict`): Further models, whose codes are measured as they are, by name: folders or Hub ids.
         other_arms (`list[str]`, *optional*): Arms of the other views. Defaults to all.
@@ -170,8 +170,8 @@ class ToneStudyArguments:
         seeds (`list[int]`): Seeds of k-means and of what is drawn.
         num_folds (`int`): Number of parts of the syllables, each of which is tested once.
         num_segments (`int`): Parts of a syllable whose means the probe sees.
-        pca_dims (`int`, *optional*): Principal components of the frames that are kept, which makes all faster. Those of
-            the frames that an arm is trained on. Defaults to all dimensions.
+        pca_dims (`int`, *optional*): Principal components of the frames that are kept, which makes all faster. They
+            are those of the frames that an arm is trained on. Defaults to all dimensions.
         fit_frames (`int`): Frames that units are fitted on, drawn anew by each seed.
         fit_epochs (`int`): Most epochs of k-means.
         trim (`bool`): Whether to cut silence off both ends of a clip; see [`trim_silence`].

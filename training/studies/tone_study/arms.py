@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arms of a study of tone in one fold: what is learnt from its training syllables, and what its codes stand for."""
+"""The arms of a study of tone in one fold: what its training syllables teach, and what its codes stand for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,8 @@ class Coded:
 
     Args:
         blocks (list of [`Block`]): What the pooled probe sees: a block for each stream.
-        entries (`np.ndarray` of shape `(num_frames, dim)`): What the codes of all streams stand for, beside each other.
+        entries (`np.ndarray` of shape `(num_frames, dim)`): What the codes of all streams stand for, beside each
+            other.
         codes (`np.ndarray` of shape `(num_codes, num_frames)`, *optional*): Codes of all streams; `None` of continuous
             frames.
         sizes (list of `int`): Size of each codebook.
@@ -118,7 +119,9 @@ class FoldFrames:
             )
         edges = np.quantile(known, np.arange(1, num_units - 1) / (num_units - 1))
         bins = np.searchsorted(edges, self.pitch[is_voiced], side="right")
-        medians = np.array([np.median(part) if len(part) else np.nan for part in np.split(known, np.searchsorted(known, edges))])
+        medians = np.array(
+            [np.median(part) if len(part) else np.nan for part in np.split(known, np.searchsorted(known, edges))]
+        )
         medians = np.where(np.isnan(medians), np.concatenate([edges, edges[-1:]]), medians)
         numbers = np.zeros(len(self.pitch), np.int64)
         numbers[is_voiced] = bins + 1
@@ -171,7 +174,8 @@ class FoldFrames:
         F0 as a linear map of what the codes stand for tells it, `(num_frames,)`, by the mean and deviation of the
         speaker. The map is learnt from the voiced frames of the training syllables.
         """
-        learnt = np.flatnonzero(self.is_learnt & ~np.isnan(self.pitch))[:: max(1, int(self.is_learnt.sum()) // _DECODER_FRAMES)]
+        voiced = np.flatnonzero(self.is_learnt & ~np.isnan(self.pitch))
+        learnt = voiced[:: max(1, len(voiced) // _DECODER_FRAMES)]
         known, wanted = coded.entries[learnt].astype(np.float64), self.pitch[learnt]
         mean, offset = known.mean(0), wanted.mean()
         known = known - mean
@@ -217,13 +221,9 @@ def system_coded(codes: ClipCodes, numbers: np.ndarray, num_quantizers: int, num
     """
     vectors = codes.vectors[:num_quantizers]
     chosen = [codes.codes[number][:num_quantizers] for number in numbers]
-    entries = [
-        sum(table[row] for table, row in zip(vectors, clip, strict=True)).astype(np.float32) for clip in chosen
-    ]
+    entries = [sum(table[row] for table, row in zip(vectors, clip, strict=True)).astype(np.float32) for clip in chosen]
     block = pooled_block(entries, num_segments)
-    return Coded(
-        [block], np.concatenate(entries), np.concatenate(chosen, axis=1), [vectors.shape[1]] * len(vectors)
-    )
+    return Coded([block], np.concatenate(entries), np.concatenate(chosen, axis=1), [vectors.shape[1]] * len(vectors))
 
 
 def rate_facts(coded: Coded, frame_rate: float, tested: np.ndarray) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 """
 Cells of a study of tone: what an arm answered to the tested syllables of one fold, in a file of its own.
 
-A job is a fold of a view, or of the other models: its frames are read once, and all cells that are missing are measured.
-Jobs do not depend on each other, so that several processes share them.
+A job is a fold of a view, or of the other models: its frames are read once, and all cells that are missing are
+measured. Jobs do not depend on each other, so that several processes share them.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import hashlib
 import json
 import multiprocessing
 import time
+import urllib.parse
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ class ToneCells:
         """Settings that the syllables allow."""
         return settings_of(self.prepared.syllables)
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019
+    @functools.cache  # noqa: B019
     def fold_names(self, setting: str) -> list[str]:
         """Names of the folds of a setting."""
         return [fold.name for fold in make_folds(self.prepared.syllables, setting, self.args.num_folds)]
@@ -147,13 +148,19 @@ class ToneCells:
     def path(self, place: Place) -> Path:
         """File of a cell."""
         named = f"{place.arm.replace('/', '-of-')}-seed{place.seed}.json"
-        return Path(self.args.output_dir) / "cells" / place.view / place.setting / place.fold / named
+        fold = urllib.parse.quote(place.fold, safe="")
+        return Path(self.args.output_dir) / "cells" / place.view / place.setting / fold / named
 
     def key(self, place: Place) -> str:
         """Hash of all that a cell depends on."""
         args = self.args
         common = ("num_folds", "num_segments", "pca_dims", "fit_frames", "fit_epochs", "trim", "targets")
-        content: list[Any] = [VERSION, PROBES_VERSION, self._syllables_key, {name: getattr(args, name) for name in common}]
+        content: list[Any] = [
+            VERSION,
+            PROBES_VERSION,
+            self._syllables_key,
+            {name: getattr(args, name) for name in common},
+        ]
         if place.view == SYSTEMS:
             content.append(_model_key(args.systems[place.arm.split("/")[0]]))
         else:
@@ -173,7 +180,9 @@ class ToneCells:
         said = [
             [one.name, one.span, one.speaker, one.syllable, dict(one.labels), one.split, str(path)]
             for one, path in zip(
-                self.prepared.syllables, [Path(path).name for path in self.prepared.recordings["file_name"][:]], strict=True
+                self.prepared.syllables,
+                [Path(path).name for path in self.prepared.recordings["file_name"][:]],
+                strict=True,
             )
         ]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
@@ -185,7 +194,9 @@ class ToneCells:
 
     def _missing(self, view: View | str, setting: str, fold: str) -> list[tuple[str, int]]:
         return [
-            (arm, seed) for arm, seed in self.places(view) if self.read(Place(str(view), setting, fold, arm, seed)) is None
+            (arm, seed)
+            for arm, seed in self.places(view)
+            if self.read(Place(str(view), setting, fold, arm, seed)) is None
         ]
 
     def run(self, show_progress: bool | None = None) -> None:
@@ -244,7 +255,8 @@ class ToneCells:
             pitch = of_fold.decoded_pitch(coded)
             facts["f0"] = _agreement_of_pitch(of_fold.pitch, pitch, ~of_fold.is_learnt)
             facts["contours"] = _contours(of_fold, pitch)
-        self._finish(place, of_fold.syllables, of_fold.splits, of_fold.by_clip, coded, of_fold.frame_rate, begun, facts)
+        facts["frame_rate"] = of_fold.frame_rate
+        self._finish(place, of_fold.syllables, of_fold.splits, of_fold.by_clip, coded, begun, facts)
 
     def _measure_system(self, codes: ClipCodes, num_quantizers: int, place: Place) -> None:
         begun = time.perf_counter()
@@ -253,8 +265,9 @@ class ToneCells:
         coded = system_coded(codes, numbers, num_quantizers, self.args.num_segments)
         cuts = np.cumsum([codes.codes[number].shape[1] for number in numbers])[:-1]
         syllables = [codes.syllables[number] for number in numbers]
+        facts = {"frame_rate": codes.frame_rate}
         self._finish(
-            place, syllables, splits_of(fold, numbers), lambda rows: np.split(rows, cuts), coded, codes.frame_rate, begun, {}
+            place, syllables, splits_of(fold, numbers), lambda rows: np.split(rows, cuts), coded, begun, facts
         )
 
     def _finish(
@@ -264,7 +277,6 @@ class ToneCells:
         splits: list[str],
         by_clip: Any,
         coded: Coded,
-        frame_rate: float,
         begun: float,
         facts: dict[str, Any],
     ) -> None:
@@ -284,7 +296,7 @@ class ToneCells:
             answers = {name: said.answers for name, said in ridge_probes(coded.blocks, targets, splits).items()}
         if codes is not None:
             tested = np.repeat(is_test, [clip.shape[1] for clip in codes])
-            facts["rates"] = rate_facts(coded, frame_rate, tested)
+            facts["rates"] = rate_facts(coded, facts["frame_rate"], tested)
             if "final" in targets:
                 units = joint_symbols([clip for clip, chosen in zip(codes, is_test, strict=True) if chosen])
                 tones, finals = (
@@ -322,7 +334,9 @@ def _agreement_of_pitch(true: np.ndarray, decoded: np.ndarray, tested: np.ndarra
     x, y = true[chosen], decoded[chosen]
     return {
         "n": int(chosen.sum()),
-        **{name: float(value.sum()) for name, value in {"x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y}.items()},
+        **{
+            name: float(value.sum()) for name, value in {"x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y}.items()
+        },
     }
 
 

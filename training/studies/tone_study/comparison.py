@@ -27,7 +27,9 @@ class _SettingCounts:
 
     def __init__(self, cells: ToneCells, view: str, setting: str, found: Mapping[str, Mapping[int, list[ToneCell]]]):
         self.targets = cells.args.targets
-        every = [{name for cell in folds for name in cell.names} for seeds in found.values() for folds in seeds.values()]
+        every = [
+            {name for cell in folds for name in cell.names} for seeds in found.values() for folds in seeds.values()
+        ]
         shared = set.intersection(*every)
         self.syllables = [one for one in cells.prepared.syllables if one.name in shared]
         self.groups = [one.group for one in self.syllables]
@@ -61,12 +63,13 @@ class _SettingCounts:
         for target in self.targets:
             table = self.table(arm, target)
             by_seed = self.by_seed(arm, target)
+            mean = np.mean(list(by_seed.values()), axis=0)
             found[target] = {
                 _METRIC: bootstrap_sums(table, statistic, _NUM_RESAMPLES),
                 "balanced_accuracy": bootstrap_sums(table, balanced_accuracy, _NUM_RESAMPLES),
                 "by_seed": {str(seed): float(statistic(part.sum(0))) for seed, part in by_seed.items()},
                 "by_speaker": {
-                    speaker: float(statistic(np.mean([part[self.speakers == speaker].sum(0) for part in by_seed.values()], axis=0)))
+                    speaker: float(statistic(mean[self.speakers == speaker].sum(0)))
                     for speaker in sorted(set(self.speakers.tolist()))
                 },
             }
@@ -135,9 +138,7 @@ def study_results(cells: ToneCells) -> dict[str, Any]:
         for setting in cells.settings:
             found: dict[str, dict[int, list[ToneCell]]] = {}
             for arm, seed in cells.places(view):
-                folds = [
-                    cells.read(Place(str(view), setting, fold, arm, seed)) for fold in cells.fold_names(setting)
-                ]
+                folds = [cells.read(Place(str(view), setting, fold, arm, seed)) for fold in cells.fold_names(setting)]
                 if all(cell is not None for cell in folds):
                     found.setdefault(arm, {})[seed] = [cell for cell in folds if cell is not None]
             if not found:

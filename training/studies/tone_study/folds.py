@@ -2,9 +2,9 @@
 """
 Which syllables a study of tone learns from, and which it is tested on.
 
-Setting A: a new speaker says new syllables. Setting B: known speakers say new syllables. A setting has as many folds as
-it takes to test each syllable once. No fold has a syllable of test in training, and in A no speaker of test. Rows of
-one recording stay on one side.
+Setting A: a new speaker says new syllables. Setting B: known speakers say new syllables. A setting has as many folds
+as it takes to test each syllable once. No fold has a syllable of test in training, and in A no speaker of test. Rows
+of one recording stay on one side.
 """
 
 import hashlib
@@ -75,10 +75,13 @@ def make_folds(syllables: Sequence[Syllable], setting: str, num_folds: int) -> l
     else:
         found = [
             _fold(
-                f"{speaker}-{part}", syllables, (parts != part) & (speakers != speaker), (parts == part) & (speakers == speaker)
+                f"{speaker}-{part}",
+                syllables,
+                (parts != part) & (speakers != speaker),
+                (parts == part) & (speakers == speaker),
             )
             for speaker in sorted(set(speakers.tolist()))
-            for part in range(num_folds)
+            for part, is_part in enumerate(parts == part for part in range(num_folds))
         ]
     found = [fold for fold in found if len(fold.test)]
     for fold in found:

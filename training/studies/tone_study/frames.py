@@ -5,6 +5,7 @@ What the models of a study of tone make of its syllables: frames of encoders, an
 Everything lies below `output_dir/encoded`, and is made once.
 """
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,10 +95,8 @@ def frames_model(encoder: EncoderArguments) -> KMeansUnitsModel:
         ValueError: If there is no such encoder, or it lacks a layer.
     """
     given = None
-    try:
+    with contextlib.suppress(ValueError, OSError):  # of what is no model of ours, transformers says what is wrong
         given, _ = load(encoder.name)
-    except (ValueError, OSError):  # no model of ours: then transformers says what is wrong
-        pass
     if isinstance(given, UnitPreTrainedModel):
         names = ("do_normalize", "frame_rule", "padding_invariant", "window", "sampling_rate")
         config = KMeansUnitsConfig(

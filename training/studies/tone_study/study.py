@@ -26,8 +26,8 @@ def study_tone(args: ToneStudyArguments) -> str:
         `str`: The report in Markdown. `output_dir` gets `results.html`, `.md` and `.json`, and pictures.
 
     Raises:
-        ValueError: If the manifest is wrong, a fold would leak, a model is not to be found, or too many clips cannot be
-            read.
+        ValueError: If the manifest is wrong, a fold would leak, a model is not to be found, or too many clips cannot
+            be read.
     """
     # Imported here, since it takes seconds, for which the help need not wait.
     from speech_tokenizers.training.studies.tone_study.cells import ToneCells

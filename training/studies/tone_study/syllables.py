@@ -68,10 +68,10 @@ def read_syllables(
     Read a manifest of syllables.
 
     Args:
-        path (`str` or `Path`): JSON lines, CSV or Parquet, a row a syllable, with `file_name`, `speaker`, `syllable` and
-            `tone`. Without `tone`, it is written in the syllable: `ma1`, `mā` or `ma˥˥`. `start` and `end`, in seconds,
-            say where in the recording it is. `split` may say `train` or `test`. Each target is a column; those of
-            `vowel`, `final` and `initial` that are not, follow from pinyin.
+        path (`str` or `Path`): JSON lines, CSV or Parquet, a row a syllable, with `file_name`, `speaker`, `syllable`
+            and `tone`. Without `tone`, it is written in the syllable: `ma1`, `mā` or `ma˥˥`. `start` and `end`, in
+            seconds, say where in the recording it is. `split` may say `train` or `test`. Each target is a
+            column; those of `vowel`, `final` and `initial` that are not, follow from pinyin.
         targets (sequence of `str`): What is to be told of a syllable.
         folder (`str` or `Path`, *optional*): Folder that each `file_name` is relative to. Defaults to that of the
             manifest.
@@ -87,8 +87,8 @@ def read_syllables(
     for column in ("speaker", "syllable"):
         if column not in known:
             raise ValueError(
-                f"{path}: must have a column `{column}`; it has {known}{probably_meant(column, known)}. Without speakers"
-                " nobody can tell whether tone carries to a new one."
+                f"{path}: must have a column `{column}`; it has {known}{probably_meant(column, known)}. Without"
+                " speakers nobody can tell whether tone carries to a new one."
             )
     found = [_syllable(row, root, targets, known) for row in rows]
     _check_names(rows, found)
@@ -169,8 +169,9 @@ def _check_given_split(path: str | os.PathLike[str], found: Sequence[Syllable]) 
         sides = [{key(syllable) for syllable in found if syllable.split == side} for side in ("train", "test")]
         if shared := sorted(sides[0] & sides[1]):
             raise ValueError(
-                f"{path}: {what} {shared[0]} stands in training and in test ({len(shared)} do), so that what is measured"
-                " would be too good. Keep each in one split, or leave `split` out: the study makes splits of its own."
+                f"{path}: {what} {shared[0]} stands in training and in test ({len(shared)} do), so that what is"
+                " measured would be too good. Keep each in one split, or leave `split` out: the study makes splits"
+                " of its own."
             )
 
 
@@ -238,8 +239,8 @@ def prepare_syllables(
     prepared = PreparedSyllables(kept, from_metadata(rows, Path()), times, pitches, set_aside)
     if unvoiced := prepared.unvoiced:
         print(
-            f"{len(unvoiced)} of {len(kept)} syllables have no voiced frame (F0 was looked for from 60 to 500 Hz), such"
-            f" as {unvoiced[0]!r}; all their codes of F0 say so",
+            f"{len(unvoiced)} of {len(kept)} syllables have no voiced frame (F0 was looked for from 60 to 500 Hz),"
+            f" such as {unvoiced[0]!r}; all their codes of F0 say so",
             file=sys.stderr,
         )
     return prepared

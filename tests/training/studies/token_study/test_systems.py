@@ -12,10 +12,10 @@ import torch
 from speech_tokenizers import KMeansUnitsFeatureExtractor, KMeansUnitsModel
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.processing.speech_rows import read_speech_rows, row_audio_codes, row_audio_latents
+from speech_tokenizers.training.studies.clip_tokens import read_tokens
 from speech_tokenizers.training.studies.token_study import systems as systems_module
 from speech_tokenizers.training.studies.token_study.arguments import TaskArguments
 from speech_tokenizers.training.studies.token_study.clips import few_shot
-from speech_tokenizers.training.studies.clip_tokens import read_tokens
 from speech_tokenizers.training.studies.token_study.systems import ENCODER, StudySystems
 
 
