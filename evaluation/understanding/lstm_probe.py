@@ -76,7 +76,7 @@ def lstm_probe(
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                total += float(loss) * len(batch)
+                total += loss.item() * len(batch)
             losses.append(total / len(learnt))
     dev, test = (_answers(model, [clips[number] for number in numbers[split]], labels) for split in ("dev", "test"))
     hits = [said == targets[number] for said, number in zip(dev, numbers["dev"], strict=True)]

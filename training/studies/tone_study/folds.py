@@ -65,7 +65,7 @@ def make_folds(syllables: Sequence[Syllable], setting: str, num_folds: int) -> l
     Raises:
         ValueError: If training and test of a fold share what they must not, or one of them lacks a tone of the other.
     """
-    parts = np.array([_part(key, num_folds) for key in _kept_together(syllables)])
+    parts = np.array([_number(key) % num_folds for key in _kept_together(syllables)])
     speakers = np.array([syllable.speaker for syllable in syllables], dtype=object)
     if setting == GIVEN:
         is_test = np.array([syllable.split == "test" for syllable in syllables])
@@ -133,8 +133,8 @@ def _kept_together(syllables: Sequence[Syllable]) -> list[str]:
     return [syllable.recording if _has_spans([syllable]) else syllable.syllable for syllable in syllables]
 
 
-def _part(key: str, num_parts: int, salt: str = "") -> int:
-    return int.from_bytes(hashlib.sha256(f"{salt}{key}".encode()).digest()[:8], "big") % num_parts
+def _number(key: str, salt: str = "") -> int:
+    return int.from_bytes(hashlib.sha256(f"{salt}{key}".encode()).digest()[:8], "big")
 
 
 def _fold(name: str, syllables: Sequence[Syllable], learnt: np.ndarray, tested: np.ndarray) -> Fold:
@@ -144,11 +144,13 @@ def _fold(name: str, syllables: Sequence[Syllable], learnt: np.ndarray, tested: 
     speakers = sorted({syllables[number].speaker for number in numbers})
     are_new = not set(speakers) & {syllables[number].speaker for number in test}
     if are_new and len(speakers) > 2:
-        chosen = speakers[_part(name, len(speakers))]
+        chosen = speakers[_number(name) % len(speakers)]
         is_dev = np.array([syllables[number].speaker == chosen for number in numbers], dtype=bool)
     else:
         keys = _kept_together(syllables)
-        is_dev = np.array([_part(keys[number], _DEV_SHARE, "dev ") == 0 for number in numbers], dtype=bool)
+        drawn = sorted({keys[number] for number in numbers}, key=lambda key: _number(key, "dev "))
+        chosen_keys = set(drawn[: max(1, len(drawn) // _DEV_SHARE)])
+        is_dev = np.array([keys[number] in chosen_keys for number in numbers], dtype=bool)
     return Fold(name, numbers[~is_dev], numbers[is_dev], test)
 
 

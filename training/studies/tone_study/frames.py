@@ -145,6 +145,16 @@ class StudyModels:
             self._encode(name, "codes", model.to(choose_device(None)), extractor, path)
             self._say(name, codec, vectors=codec.codebook_vectors().cpu().numpy())
 
+    def set_aside(self) -> list[dict[str, str]]:
+        """`{"name", "reason"}` of what models could not hear, each once for each model."""
+        found = []
+        for name in (*self.args.encoders, *self.args.systems):
+            if (path := set_aside_path(self.output / name)).is_file():
+                found += [
+                    {"name": entry["name"], "reason": f"{name}: {entry['reason']}"} for entry in read_set_aside(path)
+                ]
+        return found
+
     def _encode(self, name: str, kind: Any, model: Any, extractor: Any, path: str) -> None:
         recordings = self.prepared.recordings
         coding = RowCoding(model, extractor, path, RowFields(recordings), None, self.args.batch_seconds, kind=kind)

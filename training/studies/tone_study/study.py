@@ -44,8 +44,11 @@ def study_tone(args: ToneStudyArguments) -> str:
     if cells.jobs():
         cells.models.encode_all()
         cells.run()
-    results: dict[str, Any] = {"views": study_results(cells), "set_aside": prepared.set_aside}
-    results["unvoiced"] = prepared.unvoiced
+    results: dict[str, Any] = {
+        "views": study_results(cells),
+        "set_aside": [*prepared.set_aside, *cells.models.set_aside()],
+        "unvoiced": prepared.unvoiced,
+    }
     report = study_report(args, results)
     written = report.write(output, "results")
     print(f"written: {', '.join(str(path) for path in written)}", file=sys.stderr)

@@ -108,6 +108,8 @@ def _syllable(row: MetadataRow, root: Path, targets: Sequence[str], known: Seque
     values = {}
     for column in ("speaker", "syllable", *(name for name in targets if name in known)):
         value = fields.get(column)
+        if column == "tone" and value is None:  # then it is written in the syllable
+            continue
         if value is None or isinstance(value, list | dict) or not str(value).strip():
             raise TableError(place, f"`{column}` is {value!r}; give it, or leave the syllable out.")
         values[column] = str(value).strip()

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which syllables a study of tone learns from: nothing leaks, and what would leak is refused."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from speech_tokenizers.training.studies.tone_study.folds import Fold, check_apart, make_folds, settings_of
+from speech_tokenizers.training.studies.tone_study.syllables import Syllable, read_syllables
+
+
+def _syllables(speakers="abcd", splits=None):
+    spoken = [f"{initial}{vowel}" for initial in ("", "b", "d", "g", "m", "l") for vowel in "aeiou"]
+    found = [
+        Syllable(f"{who}/{what}{tone}", f"{who}/{what}{tone}", "x", None, who, what, {"tone": tone}, None)
+        for who in speakers
+        for what in spoken
+        for tone in "1234"
+    ]
+    if splits is None:
+        return found
+    return [dataclasses.replace(one, split=splits(one)) for one in found]
+
+
+def test_each_syllable_is_tested_once_and_nothing_is_on_both_sides():
+    syllables = _syllables()
+    for setting, num_folds in (("A", 12), ("B", 3)):
+        folds = make_folds(syllables, setting, 3)
+        assert len(folds) == num_folds
+        tested = np.concatenate([fold.test for fold in folds])
+        assert sorted(tested) == list(range(len(syllables)))
+        for fold in folds:
+            learnt, tested = ([syllables[number] for number in numbers] for numbers in (fold.learnt, fold.test))
+            assert not {one.syllable for one in learnt} & {one.syllable for one in tested}
+            assert not set(fold.train) & set(fold.dev)
+            speakers = {one.speaker for one in learnt} & {one.speaker for one in tested}
+            assert (speakers == set()) == (setting == "A")
+
+
+def test_a_new_speakers_penalty_is_chosen_on_a_whole_speaker():
+    syllables = _syllables()
+    for fold in make_folds(syllables, "A", 3):
+        chosen = {syllables[number].speaker for number in fold.dev}
+        assert len(chosen) == 1
+        assert chosen.isdisjoint(syllables[number].speaker for number in fold.train)
+
+
+def test_folds_do_not_depend_on_the_order_of_rows():
+    syllables = _syllables()
+    for setting in "AB":
+        for one, other in zip(make_folds(syllables, setting, 3), make_folds(syllables[::-1], setting, 3), strict=True):
+            assert {syllables[number].name for number in one.test} == {
+                syllables[::-1][number].name for number in other.test
+            }
+
+
+def test_one_speaker_has_no_new_one():
+    assert settings_of(_syllables("a")) == ["B"]
+    assert settings_of(_syllables("ab", lambda one: "test" if one.speaker == "b" else "train")) == ["A", "B", "given"]
+
+
+def test_the_manifests_own_split_is_used():
+    syllables = _syllables("abc", lambda one: "test" if one.speaker == "c" else "train")
+    (fold,) = make_folds(syllables, "given", 3)
+    assert {syllables[number].speaker for number in fold.test} == {"c"}
+
+
+def test_a_fold_that_leaks_is_refused():
+    syllables = _syllables()
+    everything = np.arange(len(syllables))
+    fold = Fold("x", everything[::3], everything[1::3], everything[2::3])
+    with pytest.raises(ValueError, match="stands in training and in test"):
+        check_apart(syllables, fold, "B")
+    with pytest.raises(ValueError, match="nothing to learn from"):
+        check_apart(syllables, Fold("x", everything[:0], everything[:0], everything), "B")
+
+
+def _write(tmp_path, rows):
+    for row in rows:
+        (tmp_path / row["file_name"]).write_bytes(b"")
+    path = tmp_path / "syllables.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def _row(number, **fields):
+    return {
+        "file_name": f"{number}.wav",
+        "speaker": "a",
+        "syllable": ("ma", "lu")[number % 2],
+        "tone": 1 + number % 4,
+    } | fields
+
+
+def test_a_manifest_is_read(tmp_path):
+    rows = [_row(0), _row(1, tone=None, syllable="lǜ"), _row(2, start=0.5, end=0.75)]
+    found = read_syllables(_write(tmp_path, rows), ["tone", "final", "initial"])
+    assert [one.labels for one in found] == [
+        {"tone": "1", "final": "a", "initial": "m"},
+        {"tone": "4", "final": "ü", "initial": "l"},
+        {"tone": "3", "final": "a", "initial": "m"},
+    ]
+    assert found[2].span == (0.5, 0.75)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: [row.pop("speaker") for row in rows], "must have a column `speaker`"),
+        (lambda rows: rows[1].update(speaker=""), "line 2.*`speaker` is ''"),
+        (lambda rows: [row.update(tone="1") for row in rows], "`tone` of all 4 syllables is '1'"),
+        (lambda rows: rows[1].update(syllable="ma3"), "the syllable says '3'"),
+        (lambda rows: rows[2].update(tone=None), "line 3.*there is no `tone`"),
+        (lambda rows: rows[1].update(syllable="strength"), "no syllable of pinyin"),
+        (lambda rows: rows[1].update(file_name="0.wav"), "earlier row"),
+        (lambda rows: rows[1].update(start=1, end=1), "`end` must lie behind"),
+        (lambda rows: [row.update(split="train") for row in rows], "both must occur"),
+        (
+            lambda rows: [
+                row.update(split=split) for row, split in zip(rows, ("train", "test", "test", "test"), strict=True)
+            ],
+            "too good",
+        ),
+    ],
+)
+def test_a_manifest_that_would_give_a_wrong_number_is_refused(tmp_path, change, message):
+    rows = [_row(number) for number in range(4)]
+    change(rows)
+    with pytest.raises(ValueError, match=message):
+        read_syllables(_write(tmp_path, rows), ["tone", "vowel"])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    path = _write(tmp_path, [_row(0), _row(1)])
+    (tmp_path / "1.wav").unlink()
+    with pytest.raises(ValueError, match="line 2.*there is no file"):
+        read_syllables(path, ["tone"])
