@@ -178,6 +178,7 @@ class ToneStudyArguments:
         lstm ([`LSTMArguments`]): The paper's probe beside the pooled one.
         num_workers (`int`): Processes that measure. The numbers do not depend on it.
         batch_seconds (`float`): Audio that an encoder hears at once, in seconds.
+        pictured (`list[str]`, *optional*): Arms whose decoded F0 is drawn. Defaults to the first five.
         expected (`list[str]`): What is expected and why, written before the run.
         notes (`list[str]`): Sentences for the report.
     """
@@ -205,6 +206,7 @@ class ToneStudyArguments:
     lstm: LSTMArguments = field(default_factory=LSTMArguments)
     num_workers: int = 1
     batch_seconds: float = 60.0
+    pictured: list[str] | None = None
     expected: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -231,6 +233,9 @@ class ToneStudyArguments:
         _check_among("main_layer", [self.main_layer], self.encoders[self.main_encoder].layers)
         _check_among("other_arms", self.other_arms or [], self.arms)
         _check_among("lstm.arms", self.lstm.arms, self.arms)
+        _check_among("pictured", self.pictured or [], self.arms)
+        if self.pictured is None:
+            self.pictured = list(self.arms)[:5]
         for name, arm in self.arms.items():
             _check_among(f"arms.{name}: told", arm.told, self.targets)
 

@@ -20,8 +20,6 @@ Setting = Mapping[str, Any]  # `arms` by name, `num_syllables` and `num_groups`
 _NO_CODES = (CONTINUOUS, ALL_DIMS, SHUFFLED)
 # Shares of what lies above chance in which tone and vowel differ by less are not called different.
 _EQUAL_SHARE = 10.0
-# Arms whose confusions are drawn, and contours.
-_MOST_DRAWN = 6
 
 
 def study_report(args: ToneStudyArguments, results: Mapping[str, Any]) -> Report:
@@ -92,7 +90,7 @@ def _setting_sections(args: ToneStudyArguments, setting: str, found: Setting) ->
             f"{slug}-confusions.png",
         ),
     ]
-    if contours := _plot_contours(pooled, args.arms):
+    if contours := _plot_contours(pooled, args.pictured or []):
         figures.append(
             Figure(
                 contours,
@@ -327,13 +325,9 @@ def _plot_frontier(args: ToneStudyArguments, arms: Mapping[str, Any]) -> "matplo
         axes.plot(x, y, "o", color=colour, markersize=5)
         words = name if not rates else f"{name} ({rates['nominal']:.0f})"
         axes.annotate(words, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7, color=INK)
+    axes.margins(x=0.15)
     dress(axes, "", f"mean of {', '.join(others)}", "tone")
     return figure
-
-
-def _drawn(arms: Mapping[str, Any], coded: Sequence[str]) -> list[str]:
-    known = [CONTINUOUS, *coded]
-    return [name for name in known if name in arms][:_MOST_DRAWN]
 
 
 def _plot_confusions(arms: Mapping[str, Any], coded: Mapping[str, Any]) -> "matplotlib.figure.Figure":
@@ -365,8 +359,8 @@ def _plot_confusions(arms: Mapping[str, Any], coded: Mapping[str, Any]) -> "matp
     return figure
 
 
-def _plot_contours(arms: Mapping[str, Any], coded: Mapping[str, Any]) -> "matplotlib.figure.Figure | None":
-    names = [name for name in _drawn(arms, list(coded)) if arms[name]["contours"]]
+def _plot_contours(arms: Mapping[str, Any], pictured: Sequence[str]) -> "matplotlib.figure.Figure | None":
+    names = [name for name in (CONTINUOUS, *pictured) if name in arms and arms[name]["contours"]]
     if not names:
         return None
     tones = [clip["tone"] for clip in arms[names[0]]["contours"]]
