@@ -117,14 +117,16 @@ class ArmArguments:
 @dataclass
 class LSTMArguments:
     """
-    The paper's probe, which reads codes in their order.
+    The paper's probe, which reads codes in their order. It takes a minute a fold, an arm and a target.
 
     Args:
         arms (`list[str]`): Arms that it reads; none by default.
+        targets (`list[str]`): What it is asked.
         epochs (`int`), batch_size (`int`), learning_rate (`float`): Of its training. Defaults to the paper's.
     """
 
     arms: list[str] = field(default_factory=list)
+    targets: list[str] = field(default_factory=lambda: ["tone"])
     epochs: int = 20
     batch_size: int = 32
     learning_rate: float = 1e-3
@@ -233,6 +235,7 @@ class ToneStudyArguments:
         _check_among("main_layer", [self.main_layer], self.encoders[self.main_encoder].layers)
         _check_among("other_arms", self.other_arms or [], self.arms)
         _check_among("lstm.arms", self.lstm.arms, self.arms)
+        _check_among("lstm.targets", self.lstm.targets, self.targets)
         _check_among("pictured", self.pictured or [], self.arms)
         if self.pictured is None:
             self.pictured = list(self.arms)[:5]

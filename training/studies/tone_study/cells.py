@@ -219,7 +219,9 @@ class ToneCells:
                     for _ in pool.map(_work, jobs):
                         bar.update()
                 except BaseException:
-                    pool.shutdown(cancel_futures=True)
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    for worker in multiprocessing.active_children():  # what they have begun is measured again
+                        worker.terminate()
                     raise
 
     def measure(self, view: View | str, setting: str, fold_name: str) -> None:
@@ -289,8 +291,8 @@ class ToneCells:
             settings = dataclasses.asdict(self.args.lstm)
             settings.pop("arms")
             answers = {
-                name: lstm_probe(codes, coded.sizes, asked, splits, place.seed, **settings).answers
-                for name, asked in targets.items()
+                name: lstm_probe(codes, coded.sizes, targets[name], splits, place.seed, **settings).answers
+                for name in settings.pop("targets")
             }
         else:
             answers = {name: said.answers for name, said in ridge_probes(coded.blocks, targets, splits).items()}

@@ -43,6 +43,10 @@ class _SettingCounts:
     def labels(self, target: str) -> list[str]:
         return [one.labels[target] for one in self.syllables]
 
+    def told(self, arm: str) -> list[str]:
+        """Targets that an arm answers."""
+        return [target for target in self.targets if target in next(iter(self.found[arm].values()))]
+
     def by_seed(self, arm: str, target: str) -> dict[int, np.ndarray]:
         """Counts of each seed, `(num_syllables, num_counts)`."""
         return {
@@ -60,7 +64,7 @@ class _SettingCounts:
         """Scores of an arm by the target."""
         statistic = METRICS[_METRIC].statistic
         found = {}
-        for target in self.targets:
+        for target in self.told(arm):
             table = self.table(arm, target)
             by_seed = self.by_seed(arm, target)
             mean = np.mean(list(by_seed.values()), axis=0)
@@ -80,11 +84,13 @@ class _SettingCounts:
         statistic = METRICS[_METRIC].statistic
         return {
             target: paired_difference(self.table(arm, target), self.table(other, target), statistic, _NUM_RESAMPLES)
-            for target in self.targets
+            for target in self.told(arm)
         }
 
-    def confusion(self, arm: str) -> dict[str, Any]:
-        """Shares of the answers to each true tone, averaged over seeds."""
+    def confusion(self, arm: str) -> dict[str, Any] | None:
+        """Shares of the answers to each true tone, averaged over seeds; `None` of an arm that was not asked."""
+        if "tone" not in self.told(arm):
+            return None
         true = self.labels("tone")
         tones = sorted(set(true))
         table = np.zeros((len(tones), len(tones)))

@@ -123,7 +123,7 @@ def _setting_sections(args: ToneStudyArguments, setting: str, found: Setting) ->
             Section(
                 f"{_title(setting)}, the paper's probe",
                 "An LSTM of 128 cells over the codes in their order, beside the pooled probe. Macro-F1 in percent.",
-                tables=[_lstm_table(args, lstm, pooled)],
+                tables=[_lstm_table(lstm, pooled)],
             )
         )
     return sections
@@ -182,13 +182,14 @@ def _speaker_table(arms: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _lstm_table(args: ToneStudyArguments, lstm: Mapping[str, Any], pooled: Mapping[str, Any]) -> list[list[str]]:
-    rows = [["Arm", "Probe", *(target.capitalize() for target in args.targets)]]
+def _lstm_table(lstm: Mapping[str, Any], pooled: Mapping[str, Any]) -> list[list[str]]:
+    targets = list(next(iter(lstm.values()))["scores"])
+    rows = [["Arm", "Probe", *(target.capitalize() for target in targets)]]
     for name, told in lstm.items():
         arm = name.removesuffix(LSTM_SUFFIX)
         for words, of in (("LSTM", told), ("pooled", pooled.get(arm))):
             if of is not None:
-                rows.append([arm, words, *(interval(of["scores"][target]["macro_f1"], 1) for target in args.targets)])
+                rows.append([arm, words, *(interval(of["scores"][target]["macro_f1"], 1) for target in targets)])
     return rows
 
 

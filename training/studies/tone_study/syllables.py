@@ -71,7 +71,8 @@ def read_syllables(
         path (`str` or `Path`): JSON lines, CSV or Parquet, a row a syllable, with `file_name`, `speaker`, `syllable`
             and `tone`. Without `tone`, it is written in the syllable: `ma1`, `mā` or `ma˥˥`. `start` and `end`, in
             seconds, say where in the recording it is. `split` may say `train` or `test`. Each target is a
-            column; those of `vowel`, `final` and `initial` that are not, follow from pinyin.
+            column; those of `vowel`, `final` and `initial` that are not, follow from pinyin. A row with `labels`, as
+            `align` writes them, is a recording with a syllable, or a final, for each label that has a tone.
         targets (sequence of `str`): What is to be told of a syllable.
         folder (`str` or `Path`, *optional*): Folder that each `file_name` is relative to. Defaults to that of the
             manifest.
@@ -82,8 +83,10 @@ def read_syllables(
         OSError: If the table cannot be read.
     """
     root = Path(path).parent if folder is None else Path(folder)
-    rows = read_metadata(path, root)
+    rows = [part for row in read_metadata(path, root) for part in _labelled_parts(row)]
     known = list(dict.fromkeys(name for _, fields in rows for name in fields))
+    if not rows:
+        raise ValueError(f"{path}: has no syllable with a tone.")
     for column in ("speaker", "syllable"):
         if column not in known:
             raise ValueError(
@@ -100,6 +103,26 @@ def read_syllables(
                 " to tell apart."
             )
     _check_given_split(path, found)
+    return found
+
+
+def _labelled_parts(row: MetadataRow) -> list[MetadataRow]:
+    # A row for each label of `align` that has a tone; any other row as it is.
+    place, fields = row
+    if "labels" not in fields:
+        return [row]
+    others = {name: value for name, value in fields.items() if name not in ("labels", "words", "text")}
+    found = []
+    for item in fields["labels"] or []:
+        try:
+            written, start, end = parse_tone(str(item["label"])), item["start"], item["end"]
+        except (KeyError, TypeError) as error:
+            raise TableError(place, "`labels` must be a list of `label`, `start` and `end`.") from error
+        except ValueError:  # a boundary between words
+            continue
+        if written.tone is not None:
+            parts = {"syllable": written.syllable, "tone": written.tone, "start": start, "end": end}
+            found.append(MetadataRow(place, {**others, **parts}))
     return found
 
 

@@ -105,6 +105,17 @@ def test_a_manifest_is_read(tmp_path):
     assert found[2].span == (0.5, 0.75)
 
 
+def test_the_labels_of_align_are_read(tmp_path):
+    spans = [("b", 0.0, 0.1), ("i1", 0.1, 0.3), ("|", 0.3, 0.3), ("iang4", 0.4, 0.6)]
+    labels = [{"label": label, "start": start, "end": end} for label, start, end in spans]
+    rows = [{"file_name": "0.wav", "speaker": "a", "labels": labels, "words": []}]
+    found = read_syllables(_write(tmp_path, rows), ["tone", "vowel", "final"])
+    assert [(one.labels["tone"], one.labels["final"], one.span) for one in found] == [
+        ("1", "i", (0.1, 0.3)),
+        ("4", "iang", (0.4, 0.6)),
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

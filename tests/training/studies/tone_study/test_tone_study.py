@@ -32,6 +32,7 @@ arms:
   told: {{streams: {{units: {{num_units: 32, told: {{tone: 1.0, vowel: 1.0}}}}}}}}
   product: {{streams: {{units: {{num_units: 32}}, tone: {{num_units: 8, told: {{tone: 1.0}}, base: 0.0}}}}}}
 other_arms: [units]
+lstm: {{arms: [units], epochs: 2}}
 """
 
 
@@ -67,6 +68,13 @@ def test_the_right_order_is_found(study):
     assert known["units"] < min(known["told"], known["product"]) < known["continuous"]
     # What known speakers' frames tell does not carry to a new one.
     assert _tone(study, "A", "continuous")["high"] < _tone(study, "B", "continuous")["low"]
+
+
+def test_the_papers_probe_stands_beside(study):
+    arms = _results(study)["views"]["hubert-layer3-by-speaker"]["B"]["arms"]
+    assert list(arms["units@lstm"]["scores"]) == ["tone"]
+    page = (study.parent / "out" / "results.md").read_text()
+    assert "| units | LSTM |" in page
 
 
 def test_rates_information_and_contours_are_told(study):
@@ -122,7 +130,8 @@ def test_silence_too_short_and_unvoiced_clips_are_told(corpus, tmp_path, capsys)
     manifest.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *added]))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(_RECIPE.format(output=tmp_path / "out", manifest=manifest))
-    assert main(["study", "tone", str(recipe), "arms={units: {streams: {units: {num_units: 4}}}}", "num_folds=2"]) == 0
+    small = ["lstm.arms=[]", "num_folds=2"]
+    assert main(["study", "tone", str(recipe), *small, "arms={units: {streams: {units: {num_units: 4}}}}"]) == 0
     captured = capsys.readouterr()
     assert "have no voiced frame" in captured.err
     assert "short.flac" in captured.out
@@ -143,7 +152,7 @@ def test_silence_too_short_and_unvoiced_clips_are_told(corpus, tmp_path, capsys)
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(study, override, message, capsys):
-    assert main(["study", "tone", str(study), "other_arms=[]", override]) == 2
+    assert main(["study", "tone", str(study), "other_arms=[]", "lstm.arms=[]", override]) == 2
     assert message in capsys.readouterr().err
 
 
