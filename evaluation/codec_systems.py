@@ -14,6 +14,7 @@ from torch import nn
 from speech_tokenizers.coding.file_coding import encode_blocks
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.evaluation.stopwatch import Stopwatch
+from speech_tokenizers.modeling.codec_interface import codebook_sizes
 from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 
 
@@ -176,6 +177,7 @@ class EncodingSystem(_RunningModel):
             raise ValueError(f"{name}: {error}") from error
         self.num_quantizers = num_quantizers
         self.codebook_size: int = self.model.codebook_size
+        self.codebook_sizes: tuple[int, ...] = codebook_sizes(self.model)[:num_quantizers]
 
     def needs_windows(self, num_samples: int) -> bool:
         """Whether a clip is too long to be encoded at once; see [`SpeechCodec.longest_exact_stream`]."""
@@ -255,7 +257,7 @@ class ModelSystem(EncodingSystem):
     def code(self, audio: np.ndarray) -> CodedClip:
         encoded, clip = self._code(audio, "codes", self.num_quantizers)
         codes = encoded.audio_codes[0]
-        clip.num_bits = codes.numel() * math.log2(self.codebook_size)
+        clip.num_bits = codes.shape[1] * sum(math.log2(size) for size in self.codebook_sizes)
         clip.audio_codes = codes.cpu().numpy()
         return clip
 

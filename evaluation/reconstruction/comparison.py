@@ -210,9 +210,10 @@ def summarize(
             summary["bits_per_number"] = system.bits_per_number
         summary["residual_delay_samples"] = float(np.median([record["residual_delay"] for record in coded]))
         if system.codebook_size is not None:
-            stages = stage_statistics((np.array(record["audio_codes"]) for record in coded), system.codebook_size)
+            sizes = getattr(system, "codebook_sizes", system.codebook_size)
+            stages = stage_statistics((np.array(record["audio_codes"]) for record in coded), sizes)
             summary["kbps_nominal"] = (
-                nominal_bits_per_second(len(stages), system.codebook_size, system.frame_rate) / 1000
+                nominal_bits_per_second([stage.codebook_size for stage in stages], system.frame_rate) / 1000
             )
             summary["kbps_entropy"] = entropy_bits_per_second(stages, system.frame_rate) / 1000
             summary["num_frames"] = sum(len(record["audio_codes"][0]) for record in coded)

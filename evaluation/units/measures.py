@@ -163,7 +163,7 @@ def measure_rate(encoded: EncodedClips, settings: UnitSettings) -> Measured:
     """Bit rates of all codebooks together, in bit/s."""
     measured = Measured()
     system, num_clips = encoded.system, len(encoded.codes)
-    rates = bit_rates(encoded.codes, system.codebook_size, system.frame_rate)
+    rates = bit_rates(encoded.codes, system.codebook_sizes, system.frame_rate)
     for field, value in dataclasses.asdict(rates).items():
         if field != "units_per_second":
             measured.add_value(f"bits_{field}", value, num_clips)
@@ -193,7 +193,8 @@ def measure_usage(encoded: EncodedClips, settings: UnitSettings) -> Measured:
     total = counts.sum(0)  # (num_quantizers, codebook_size)
     measured.details["rank_frequency"] = np.sort(total[0])[::-1].tolist()
     measured.details["usage_by_codebook"] = [
-        {name: float(statistic(row)) for name, statistic in USAGE.items()} for row in total
+        {name: float(statistic(row[:size])) for name, statistic in USAGE.items()}
+        for row, size in zip(total, encoded.system.codebook_sizes, strict=True)
     ]
     return measured
 
