@@ -43,27 +43,10 @@ from speech_tokenizers.training.common.checkpoint_faults import file_fault, remo
 from speech_tokenizers.training.common.processes import leave_together
 from speech_tokenizers.training.common.run_record import fingerprint_of, is_older_fingerprint
 from speech_tokenizers.training.common.set_aside import shorter_than, write_set_aside
+from speech_tokenizers.training.units.excerpts import Excerpt, draw_excerpts, frame_places
+from speech_tokenizers.training.units.frame_files import changed_frames, frame_moments, is_readable
 from speech_tokenizers.training.units.kmeans import assign, fit_kmeans, mean_squared_distance
 from speech_tokenizers.training.units.pseudo_labels import as_float
-
-
-# Frames that are changed and written at once.
-_FRAMES_AT_ONCE = 65536
-
-
-@dataclass(frozen=True)
-class Excerpt:
-    """
-    A part of a recording, heard at once.
-
-    Args:
-        recording (`int`): Number of the recording.
-        start (`int`), num_samples (`int`): Where the part is.
-    """
-
-    recording: int
-    start: int
-    num_samples: int
 
 
 @dataclass(frozen=True)
@@ -83,43 +66,6 @@ class UnitsFit:
     seconds: float
     distortion: list[float]
     explained: list[float]
-
-
-def draw_excerpts(
-    recordings: DecodedRecordings,
-    max_samples: int,
-    min_samples: int,
-    fit_seconds: float | None = None,
-    seed: int = 0,
-) -> list[Excerpt]:
-    """
-    Whole recordings in a random order, long ones in parts, until there is enough.
-
-    Args:
-        recordings ([`DecodedRecordings`]): To draw from.
-        max_samples (`int`): Longer recordings are cut into parts of this length.
-        min_samples (`int`): Shorter recordings and remainders are left out.
-        fit_seconds (`float`, *optional*): Audio to draw. Defaults to all.
-        seed (`int`): Of the order.
-
-    Raises:
-        ValueError: If nothing is long enough.
-    """
-    left = float("inf") if fit_seconds is None else fit_seconds * recordings.sampling_rate
-    lengths = np.diff(recordings.starts)
-    excerpts = []
-    for index in np.random.default_rng(seed).permutation(len(recordings)).tolist():
-        for start in range(0, int(lengths[index]), max_samples):
-            num_samples = min(max_samples, int(lengths[index]) - start)
-            if num_samples >= min_samples and left > 0:
-                excerpts.append(Excerpt(index, start, num_samples))
-                left -= num_samples
-    if not excerpts:
-        raise ValueError(
-            f"Not one of the {len(recordings)} recordings has the {min_samples} samples that a frame needs; give "
-            "longer ones."
-        )
-    return excerpts
 
 
 def write_features(
@@ -152,12 +98,11 @@ def write_features(
     lengths = np.array([excerpt.num_samples for excerpt in excerpts])
     order = np.argsort(-lengths, kind="stable")
     batches = pack_by_length(lengths, order, round(batch_seconds * recordings.sampling_rate))
-    num_frames = [int(model.get_encoded_length(int(length))) for length in lengths]
-    starts = dict(zip(order.tolist(), np.cumsum([0, *(num_frames[i] for i in order)]).tolist(), strict=False))
-    shape = (model.config.num_streams, sum(num_frames), model.config.hidden_size)
+    places = frame_places(model, excerpts)
+    shape = (model.config.num_streams, max(place.stop for place in places), model.config.hidden_size)
     done_path = path.with_suffix(".done")
     is_main = accelerator is None or accelerator.is_main_process
-    if is_main and not (_is_readable(path) and done_path.is_file()):
+    if is_main and not (is_readable(path) and done_path.is_file()):
         if path.is_file():
             tqdm.write(f"{path} is damaged, or its list {done_path.name} is missing; all frames are computed anew.")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,8 +122,8 @@ def write_features(
             if not done[number]:
                 rows = _features_of(model, recordings, [excerpts[i] for i in batches[number]])
                 for i, row in zip(batches[number], rows, strict=True):
-                    features[:, starts[i] : starts[i] + num_frames[i]] = row
-                    if not np.isfinite(features[:, starts[i] : starts[i] + num_frames[i]]).all():
+                    features[:, places[i]] = row
+                    if not np.isfinite(features[:, places[i]]).all():
                         raise ValueError(
                             f"`{recordings.names[excerpts[i].recording]}` has frames that are not finite in {dtype};"
                             " use float32."
@@ -190,15 +135,6 @@ def write_features(
     if accelerator is not None:
         accelerator.wait_for_everyone()
     return open_memmap(path, mode="c")
-
-
-def _is_readable(path: Path) -> bool:
-    # Whether it is there and as long as it says.
-    try:
-        open_memmap(path, mode="r")
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _features_of(
@@ -251,7 +187,7 @@ def fit_units(
         )
     folder.mkdir(parents=True, exist_ok=True)
     if config.normalization == "standardize":
-        moments = [_moments(stream) for stream in features]
+        moments = [frame_moments(stream) for stream in features]
         mean, std = (torch.stack(part) for part in zip(*moments, strict=True))
         model.set_statistics(mean, std.clamp(min=1e-6))
     centroids, distortion, explained = [], [], []
@@ -263,8 +199,8 @@ def fit_units(
             def standardize(block: torch.Tensor, mean: torch.Tensor = mean, std: torch.Tensor = std) -> torch.Tensor:
                 return (block - mean) / std
 
-            frames = _changed(frames, folder / f"standardized-{stream}.npy", standardize, accelerator)
-        variance = float(_moments(frames)[1].square().sum())
+            frames = changed_frames(frames, folder / f"standardized-{stream}.npy", standardize, accelerator)
+        variance = float(frame_moments(frames)[1].square().sum())
         for stage in range(config.num_stages):
             name = f"codebook-{stream * config.num_stages + stage}"
             table = _fit_codebook(frames, config.codebook_size, folder / name, seed, accelerator, kmeans_options)
@@ -273,7 +209,7 @@ def fit_units(
             explained.append(1 - distortion[-1] / variance)
             if stage + 1 < config.num_stages:
                 path = folder / f"residual-{stream}-{stage}.npy"
-                frames = _changed(frames, path, lambda x, table=table: x - table[assign(x, table)], accelerator)
+                frames = changed_frames(frames, path, lambda x, table=table: x - table[assign(x, table)], accelerator)
     model.set_centroids(torch.stack(centroids))
     return UnitsFit(features.shape[1], features.shape[1] / model.frame_rate, distortion, explained)
 
@@ -309,30 +245,6 @@ def _fit_codebook(
         if accelerator is not None:
             accelerator.wait_for_everyone()
     return load_file(finished)["centroids"]
-
-
-def _moments(frames: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    # Mean and standard deviation of each dimension, (hidden_size,); in double precision, block by block.
-    total = torch.zeros(2, frames.shape[1], dtype=torch.float64)
-    for first in range(0, len(frames), _FRAMES_AT_ONCE):
-        block = torch.from_numpy(frames[first : first + _FRAMES_AT_ONCE].astype(np.float64))
-        total += torch.stack([block.sum(0), block.square().sum(0)])
-    mean, square = total / len(frames)
-    return mean.float(), (square - mean.square()).clamp(min=0).sqrt().float()
-
-
-def _changed(frames: np.ndarray, path: Path, change: Any, accelerator: Accelerator | None) -> np.ndarray:
-    # A second file, of changed frames.
-    if not _is_readable(path) and (accelerator is None or accelerator.is_main_process):
-        with WholeFile(path) as temporary:
-            target = open_memmap(temporary, mode="w+", dtype=np.float32, shape=frames.shape)
-            for first in range(0, len(frames), _FRAMES_AT_ONCE):
-                block = torch.from_numpy(frames[first : first + _FRAMES_AT_ONCE].astype(np.float32))
-                target[first : first + len(block)] = change(block).numpy()
-            target.flush()
-    if accelerator is not None:
-        accelerator.wait_for_everyone()
-    return open_memmap(path, mode="c")
 
 
 def fit_on_recordings(
