@@ -61,3 +61,12 @@ def changed_frames(
     if accelerator is not None:
         accelerator.wait_for_everyone()
     return open_memmap(path, mode="c")
+
+
+def remove_frames(folder: Path, accelerator: Accelerator | None) -> None:
+    """Remove the files of frames in a folder, once all processes are here."""
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+    if accelerator is None or accelerator.is_main_process:
+        for path in folder.glob("*.npy"):
+            path.unlink()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels that units are to keep: what the user named, where they are in each recording, and the class of each frame."""
+"""Labels that units are to keep: what was named, where they are in each recording, and the class of each frame."""
 
 import hashlib
 import math
@@ -171,9 +171,7 @@ def read_label_set(named: NamedLabels, recordings: datasets.Dataset, option: str
         values = [as_text(value) for value in recordings[column][:]]
         if any(not isinstance(value, str | None) for value in values):
             raise ValueError(f"{option}: the column {column!r} holds lists, but a label must be a text or a number.")
-        labels = {
-            key: [TimedLabel(value, 0.0, math.inf)] for key, value in zip(names, values, strict=True) if value
-        }
+        labels = {key: [TimedLabel(value, 0.0, math.inf)] for key, value in zip(names, values, strict=True) if value}
     else:
         columns = [column for column in recordings.column_names if column not in ("audio", "file_name")]
         raise ValueError(

@@ -44,7 +44,9 @@ from speech_tokenizers.training.common.processes import leave_together
 from speech_tokenizers.training.common.run_record import fingerprint_of, is_older_fingerprint
 from speech_tokenizers.training.common.set_aside import shorter_than, write_set_aside
 from speech_tokenizers.training.units.excerpts import Excerpt, draw_excerpts, frame_places
-from speech_tokenizers.training.units.frame_files import changed_frames, frame_moments, is_readable
+from speech_tokenizers.training.units.frame_files import changed_frames, frame_moments, is_readable, remove_frames
+from speech_tokenizers.training.units.kept_choice import KeptPlan, add_keep_arguments, keep_facts, keep_plan
+from speech_tokenizers.training.units.kept_frames import KeptFrames
 from speech_tokenizers.training.units.kmeans import assign, fit_kmeans, mean_squared_distance
 from speech_tokenizers.training.units.pseudo_labels import as_float
 
@@ -60,12 +62,14 @@ class UnitsFit:
         distortion (`list[float]`): Of each codebook, the mean squared distance of all frames from their centroids.
         explained (`list[float]`): Of each codebook, the share of the frames' variance that it and those before it in
             its stream account for.
+        kept (`dict`, *optional*): What was done to keep labels that were named; see [`KeptPlan`].
     """
 
     num_frames: int
     seconds: float
     distortion: list[float]
     explained: list[float]
+    kept: dict[str, Any] | None = None
 
 
 def write_features(
@@ -158,6 +162,7 @@ def fit_units(
     folder: Path,
     seed: int = 0,
     accelerator: Accelerator | None = None,
+    kept: KeptFrames | None = None,
     **kmeans_options: Any,
 ) -> UnitsFit:
     """
@@ -170,6 +175,7 @@ def fit_units(
         folder (`Path`): Keeps what is unfinished, and centroids that are finished. It belongs to this fit.
         seed (`int`): Of k-means.
         accelerator (`Accelerator`, *optional*): Of the processes that share the work.
+        kept ([`KeptFrames`], *optional*): What is appended to the frames. The model has its fields.
         kmeans_options: Of [`fit_kmeans`].
 
     Raises:
@@ -200,6 +206,8 @@ def fit_units(
                 return (block - mean) / std
 
             frames = changed_frames(frames, folder / f"standardized-{stream}.npy", standardize, accelerator)
+        if kept is not None:
+            frames = kept.weigh(model, stream, frames, folder, accelerator)
         variance = float(frame_moments(frames)[1].square().sum())
         for stage in range(config.num_stages):
             name = f"codebook-{stream * config.num_stages + stage}"
@@ -211,6 +219,14 @@ def fit_units(
                 path = folder / f"residual-{stream}-{stage}.npy"
                 frames = changed_frames(frames, path, lambda x, table=table: x - table[assign(x, table)], accelerator)
     model.set_centroids(torch.stack(centroids))
+    if kept is not None and config.kept_codebook_size:
+        frames = kept.beside()
+        table = _fit_codebook(
+            frames, config.kept_codebook_size, folder / "codebook-kept", seed, accelerator, kmeans_options
+        )
+        model.set_kept_centroids(table)
+        distortion.append(mean_squared_distance(frames, table, accelerator))
+        explained.append(1 - distortion[-1] / float(frame_moments(frames)[1].square().sum()))
     return UnitsFit(features.shape[1], features.shape[1] / model.frame_rate, distortion, explained)
 
 
@@ -257,6 +273,7 @@ def fit_on_recordings(
     batch_seconds: float = 60.0,
     seed: int = 0,
     accelerator: Accelerator | None = None,
+    keep: KeptPlan | None = None,
     **kmeans_options: Any,
 ) -> list[tuple[KMeansUnitsModel, UnitsFit]]:
     """
@@ -273,6 +290,7 @@ def fit_on_recordings(
         batch_seconds (`float`): Audio that the encoder hears at once, with padding.
         seed (`int`): Of the drawing and of k-means.
         accelerator (`Accelerator`, *optional*): Of the processes that share the work.
+        keep ([`KeptPlan`], *optional*): Labels that the units are to keep.
         kmeans_options: Of [`fit_kmeans`].
 
     Returns:
@@ -296,20 +314,40 @@ def fit_on_recordings(
     features = write_features(model, recordings, excerpts, folder / f"{key}.npy", batch_seconds, accelerator)
     fitted = []
     for codebook_size in codebook_sizes or [model.config.codebook_size]:
-        sized = _with_codebook_size(model, codebook_size)
-        config = sized.config
-        subfolder = folder / _key(key, config.normalization, config.num_stages, codebook_size, seed, kmeans_options)
-        fitted.append((sized, fit_units(sized, features, subfolder, seed, accelerator, **kmeans_options)))
+
+        def fit(
+            kept: KeptFrames | None, part: np.ndarray, *named: Any, size: int = codebook_size, **options: Any
+        ) -> tuple[KMeansUnitsModel, UnitsFit]:
+            # `part` is all features; or some of them for a while, which `named` tells apart, with `options` at most.
+            sized = _sized(model, size, {} if kept is None else kept.fields(model.config.hidden_size))
+            most = {name: min(value, kmeans_options.get(name, value)) for name, value in options.items()}
+            options = {**kmeans_options, **most}
+            parts = [key, sized.config.normalization, sized.config.num_stages, size, seed, options, *named]
+            subfolder = folder / _key(*parts, *([] if kept is None else [kept.key]))
+            found = fit_units(sized, part, subfolder, seed, accelerator, kept, **options)
+            if named:
+                remove_frames(subfolder, accelerator)
+            return sized, found
+
+        if keep is None:
+            fitted.append(fit(None, features))
+        else:
+            fitted.append(keep.fit(fit, model, recordings, excerpts, features, seed, accelerator))
     return fitted
 
 
-def _with_codebook_size(model: KMeansUnitsModel, codebook_size: int) -> KMeansUnitsModel:
-    config = type(model.config)(**{**model.config.to_diff_dict(), "codebook_size": codebook_size})
+def _sized(model: KMeansUnitsModel, codebook_size: int, fields: dict[str, int]) -> KMeansUnitsModel:
+    config = type(model.config)(**{**model.config.to_diff_dict(), "codebook_size": codebook_size, **fields})
     with torch.device("meta"):
         sized = KMeansUnitsModel(config)
-    sized.encoder, sized.quantizer = (
-        model.encoder,
-        type(model.quantizer)(config.num_streams, config.num_stages, codebook_size, config.hidden_size),
+    sized.encoder = model.encoder
+    sized.quantizer = type(model.quantizer)(
+        config.num_streams,
+        config.num_stages,
+        codebook_size,
+        config.hidden_size,
+        config.kept_dims,
+        config.kept_codebook_size,
     )
     sized.quantizer.to(model.device)
     return sized.eval()
@@ -342,10 +380,11 @@ def save_units(model: KMeansUnitsModel, fit: UnitsFit, folder: Path, **facts: An
         facts: Further entries of `fit.json`.
     """
     feature_extractor = KMeansUnitsFeatureExtractor(sampling_rate=model.sampling_rate, hop_length=model.hop_length)
+    found = {name: value for name, value in vars(fit).items() if name != "kept" or value is not None}
     with whole_folder(folder) as temporary:
         model.save_pretrained(temporary)
         feature_extractor.save_pretrained(temporary)
-        (temporary / "fit.json").write_text(json.dumps({**vars(fit), **facts}, indent=2) + "\n", encoding="utf-8")
+        (temporary / "fit.json").write_text(json.dumps({**found, **facts}, indent=2) + "\n", encoding="utf-8")
 
 
 # Options that decide the centroids, besides the layers and the size, which name the folders of several models.
@@ -406,6 +445,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frame-rule", choices=("conv", "fairseq"), default="conv", help="frames of a padded row (default: conv)"
     )
+    add_keep_arguments(parser)
     kept: dict[str, Any] = {"metavar": "COLUMN=VALUE[,VALUE]", "nargs": "*", "action": "extend", "default": []}
     parser.add_argument("--filter", **kept, help="rows of RECORDINGS to use")
     parser.add_argument("--fit-seconds", type=float, default=None, help="audio to use, drawn at random; default: all")
@@ -449,6 +489,8 @@ def _fit_all(args: argparse.Namespace) -> None:
         rows = load_recordings(args.data, parse_filter(args.filter))
     begun_with = {name.replace("_", "-"): getattr(args, name) for name in _DECIDING}
     begun_with |= {"RECORDINGS": recordings_fingerprint(rows), "ENCODER": fingerprint_of(args.encoder)}
+    plan = keep_plan(args, rows)
+    begun_with |= keep_facts(plan)
     for (group, _), target in targets.items():
         check_finished(target, {**begun_with, "layers": list(group)})
     with accelerator.main_process_first():
@@ -489,6 +531,7 @@ def _fit_all(args: argparse.Namespace) -> None:
                 args.batch_seconds,
                 args.seed,
                 accelerator,
+                plan,
                 max_epochs=args.max_epochs,
             ),
             strict=True,
