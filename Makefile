@@ -43,7 +43,7 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 	.training.studies.token_study.report_analyses .training.studies.token_study.study .training.language_models.speech_lm_losses \
 	.training.language_models.recipe_tasks .training.language_models.row_splits .processing.task_splits \
 	.training.units.kept_directions .training.units.kept_labels .training.units.kept_frames .training.units.kept_choice \
-	.training.units.excerpts .training.units.frame_files)
+	.training.units.excerpts .training.units.frame_files .training.units.units_fit)
 # On a few shared cores, tiny models are faster on one thread than on several that wait for each other.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false

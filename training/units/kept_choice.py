@@ -13,7 +13,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
@@ -29,13 +29,11 @@ from speech_tokenizers.processing.recordings import DecodedRecordings
 from speech_tokenizers.training.units.excerpts import Excerpt, frame_places
 from speech_tokenizers.training.units.kept_frames import KeptClasses, KeptFrames
 from speech_tokenizers.training.units.kept_labels import LabelSet, parse_labels, read_label_set
+from speech_tokenizers.training.units.units_fit import UnitsFit
 
-
-if TYPE_CHECKING:
-    from speech_tokenizers.training.units.units_fitting import UnitsFit
 
 # Function from what is kept (`None` for plain units), frames and what tells these apart to a fitted model.
-Fit = Callable[..., tuple[KMeansUnitsModel, "UnitsFit"]]
+Fit = Callable[..., tuple[KMeansUnitsModel, UnitsFit]]
 
 # Weights that are tried; the frames themselves have weight 1.
 GRID = (0.25, 0.5, 1.0, 2.0)
@@ -77,7 +75,7 @@ class KeptPlan:
         features: np.ndarray,
         seed: int,
         accelerator: Accelerator | None,
-    ) -> tuple[KMeansUnitsModel, "UnitsFit"]:
+    ) -> tuple[KMeansUnitsModel, UnitsFit]:
         """
         Fit units that keep the labels.
 

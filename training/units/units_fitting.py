@@ -13,7 +13,6 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,27 +48,7 @@ from speech_tokenizers.training.units.kept_choice import KeptPlan, add_keep_argu
 from speech_tokenizers.training.units.kept_frames import KeptFrames
 from speech_tokenizers.training.units.kmeans import assign, fit_kmeans, mean_squared_distance
 from speech_tokenizers.training.units.pseudo_labels import as_float
-
-
-@dataclass(frozen=True)
-class UnitsFit:
-    """
-    What [`fit_units`] found.
-
-    Args:
-        num_frames (`int`): Frames that were clustered.
-        seconds (`float`): Their duration.
-        distortion (`list[float]`): Of each codebook, the mean squared distance of all frames from their centroids.
-        explained (`list[float]`): Of each codebook, the share of the frames' variance that it and those before it in
-            its stream account for.
-        kept (`dict`, *optional*): What was done to keep labels that were named; see [`KeptPlan`].
-    """
-
-    num_frames: int
-    seconds: float
-    distortion: list[float]
-    explained: list[float]
-    kept: dict[str, Any] | None = None
+from speech_tokenizers.training.units.units_fit import UnitsFit
 
 
 def write_features(
