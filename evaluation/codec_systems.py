@@ -61,6 +61,13 @@ class CodecSystem(Protocol):
         ...
 
 
+def system_codebook_sizes(system: CodecSystem, num_quantizers: int) -> tuple[int, ...]:
+    """Codes of each codebook of a system with codebooks; all have as many, unless it says otherwise."""
+    own = getattr(system, "codebook_sizes", None)
+    assert system.codebook_size is not None
+    return (system.codebook_size,) * num_quantizers if own is None else tuple(own)
+
+
 def model_fingerprint(model: nn.Module, **settings: Any) -> str:
     """Short hash of a model's class, configuration, weights and buffers, and of further settings."""
     digest = hashlib.sha256(f"{type(model).__name__} {sorted(settings.items())}".encode())

@@ -41,6 +41,7 @@ from speech_tokenizers.evaluation.codec_systems import (
     CodedClip,
     LatentSystem,
     load_system,
+    system_codebook_sizes,
 )
 from speech_tokenizers.evaluation.peers import DecodedFiles, ProgramError, estimate_delay, load_peer, resample
 from speech_tokenizers.evaluation.recognition import check_language
@@ -210,7 +211,7 @@ def summarize(
             summary["bits_per_number"] = system.bits_per_number
         summary["residual_delay_samples"] = float(np.median([record["residual_delay"] for record in coded]))
         if system.codebook_size is not None:
-            sizes = getattr(system, "codebook_sizes", system.codebook_size)
+            sizes = system_codebook_sizes(system, len(coded[0]["audio_codes"]))
             stages = stage_statistics((np.array(record["audio_codes"]) for record in coded), sizes)
             summary["kbps_nominal"] = (
                 nominal_bits_per_second([stage.codebook_size for stage in stages], system.frame_rate) / 1000

@@ -40,9 +40,9 @@ GRID = (0.25, 0.5, 1.0, 2.0)
 DEFAULT_MAX_LOSS = 2.0
 # Share of the speakers, or recordings, that are held out; at least one.
 _HELD_OUT = 0.25
-# Frames that units are fitted on while weights are chosen, and labels that a probe learns from and is asked.
+# Frames that units are fitted on while weights are chosen, and labels that a probe learns from, and is asked.
 _MOST_FRAMES = 100_000
-_MOST_SEGMENTS = 3000
+_MOST_LEARNT, _MOST_ASKED = 2000, 4000
 # Options of these fits, but where those of the final fit are less.
 _QUICK: dict[str, int] = {"max_epochs": 5, "num_init": 2, "batch_size": 5000}
 _FRAMES_AT_ONCE = 16384
@@ -181,8 +181,8 @@ class _Trial:
                 " out --tell and --max-loss."
             )
         chosen = []
-        for found in (known, asked):
-            drawn = sorted(generator.permutation(len(found))[:_MOST_SEGMENTS].tolist())
+        for found, most in ((known, _MOST_LEARNT), (asked, _MOST_ASKED)):
+            drawn = sorted(generator.permutation(len(found))[:most].tolist())
             chosen.append([found[i] for i in drawn])
         is_dev = generator.permutation(len(chosen[0])) < max(1, len(chosen[0]) // 4)
         splits = ["dev" if dev else "train" for dev in is_dev] + ["test"] * len(chosen[1])
