@@ -520,8 +520,9 @@ def _fit_all(args: argparse.Namespace) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 facts = {"seed": args.seed, "encoder": Path(args.encoder).name, "layers": group}
                 save_units(fitted, fit, target, **facts, begun_with={**begun_with, "layers": group})
+            sizes = " and ".join(map(str, dict.fromkeys(fitted.config.codebook_sizes)))
             accelerator.print(
-                f"{target}: {size} centroids of {fit.num_frames} frames ({fit.seconds / 60:.1f} min) account for "
+                f"{target}: {sizes} centroids of {fit.num_frames} frames ({fit.seconds / 60:.1f} min) account for "
                 + ", ".join(f"{share:.1%}" for share in fit.explained)
                 + " of their variance"
             )

@@ -14,9 +14,13 @@ from transformers import AutoModel, HubertModel, Wav2Vec2FeatureExtractor
 from helpers.processes import run_ranks
 from helpers.tiny_models import tiny_hubert
 from speech_tokenizers import cli
+from speech_tokenizers.coding.loading import load
+from speech_tokenizers.evaluation.codec_systems import EncodingSystem
+from speech_tokenizers.evaluation.units.measures import measure_rate, measure_usage
 from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.processing.recordings import decode_all, load_recordings
+from speech_tokenizers.processing.unit_sequences import units_to_string
 from speech_tokenizers.training.units import kept_choice
 from speech_tokenizers.training.units.kept_choice import KeptPlan, _Trial
 from speech_tokenizers.training.units.kept_frames import KeptClasses, KeptFrames
@@ -219,6 +223,49 @@ def test_the_command_keeps_timed_labels_and_columns(encoder, speech, tmp_path, c
     assert cli.main(command(encoder, speech, plain)) == 0
     assert "kept" not in json.loads((plain / "fit.json").read_text(encoding="utf-8"))
     assert torch.equal(AutoModel.from_pretrained(plain).centroids, model.centroids)
+
+
+@pytest.fixture(scope="module")
+def beside(encoder, speech, tmp_path_factory):
+    """Folder of units with a second codebook, of 4 centroids beside 8."""
+    folder = tmp_path_factory.mktemp("beside") / "units"
+    assert cli.main(command(encoder, speech, folder, "--keep", speech.tones, "--keep-codebook", 4)) == 0
+    return folder
+
+
+def test_both_codebooks_are_written_and_described(beside, speech, tmp_path, capsys):
+    recording, output = str(speech.folder / "0.wav"), tmp_path / "units.jsonl"
+    assert cli.main(["units", recording, "-o", str(output), "--model", str(beside)]) == 0
+    spelled = json.loads(output.read_text(encoding="utf-8").splitlines()[0])["audio_repr"]
+    model, extractor = load(str(beside))
+    samples = soundfile.read(recording)[0].astype(np.float32)
+    codes = model.encode(**extractor(samples, sampling_rate=16000, return_tensors="pt")).audio_codes[0]
+    assert codes[0].max() > 3
+    assert codes[1].max() == 3
+    assert spelled == units_to_string(codes.numpy())
+    assert cli.main(["units", recording, "-o", str(tmp_path / "a.km"), "--model", str(beside), "--format", "km"]) == 2
+    assert "is for one codebook" in capsys.readouterr().err
+    assert cli.main(["info", str(beside)]) == 0
+    said = capsys.readouterr().out
+    assert "2 of 8, 4 entries" in said
+    assert "1 kbit/s" in said  # 200 frames a second of 3 + 2 bits
+
+
+def test_the_evaluation_counts_both_codebooks_by_their_sizes(beside, speech, tmp_path):
+    system = EncodingSystem(*load(str(beside)), "beside")
+    assert system.codebook_sizes == (8, 4)
+    assert EncodingSystem(*load(str(beside)), "beside", 1).codebook_sizes == (8,)
+    codes = [system.encode(soundfile.read(path)[0].astype(np.float32)) for path in sorted(speech.folder.glob("*.wav"))]
+    encoded = SimpleNamespace(
+        system=system,
+        codes=codes,
+        data=SimpleNamespace(groups=[str(i) for i in range(len(codes))]),
+        of_clips=lambda values: values,
+    )
+    rates = measure_rate(encoded, SimpleNamespace(seed=0))
+    assert rates.scores["bits_nominal"]["value"] == pytest.approx(200 * (3 + 2))
+    usage = measure_usage(encoded, SimpleNamespace(seed=0)).details["usage_by_codebook"]
+    assert [row["share_used"] for row in usage] == [1.0, 1.0]
 
 
 def test_weights_are_chosen_on_other_speakers(encoder, speech, tmp_path, capsys, monkeypatch):
