@@ -119,7 +119,13 @@ class KMeansQuantizer(nn.Module):
     def decode(self, audio_codes: torch.Tensor) -> torch.Tensor:
         """
         Sums of centroids, `(batch, num_frames, num_streams * (hidden_size + kept_dims))`, of codes of all codebooks.
+        Raises `ValueError` if a code of the last one lies outside it.
         """
+        size = self.kept_codebook_size
+        if size and numbers_are_known() and bool((audio_codes[:, -1] >= size).any()):
+            raise ValueError(
+                f"The last codebook has {size} codes, but `audio_codes` holds {int(audio_codes[:, -1].max())} there."
+            )
         plain_codes = audio_codes[:, : len(self.centroids)]
         entries = torch.stack(
             [table[codes] for table, codes in zip(self.centroids, plain_codes.unbind(1), strict=True)]
@@ -219,7 +225,7 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
         if not config.kept_codebook_size:
             return super().codebook_vectors()
         vectors = quantizer.centroids.new_zeros(
-            config.num_quantizers, config.codebook_size, config.num_streams, config.stream_dim
+            len(quantizer.centroids) + 1, config.codebook_size, config.num_streams, config.stream_dim
         )
         for row, table in enumerate(quantizer.centroids):
             vectors[row, :, row // config.num_stages, : config.hidden_size] = table
@@ -380,14 +386,7 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
         Raises:
             ValueError: If the shape is wrong, or a code lies outside the codebook.
         """
-        audio_codes = self._check_all_codes(audio_codes, self.config.codebook_size)
-        kept_size = self.config.kept_codebook_size
-        if kept_size and numbers_are_known() and bool((audio_codes[:, -1] >= kept_size).any()):
-            raise ValueError(
-                f"The last codebook has {kept_size} codes, but `audio_codes` holds {int(audio_codes[:, -1].max())}"
-                " there."
-            )
-        return self.quantizer.decode(audio_codes)
+        return self.quantizer.decode(self._check_all_codes(audio_codes, self.config.codebook_size))
 
     @can_return_tuple
     def forward(
