@@ -42,7 +42,13 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 	.training.studies.token_study.report_tables .training.studies.token_study.report_verdicts \
 	.training.studies.token_study.report_analyses .training.studies.token_study.study .training.language_models.speech_lm_losses \
 	.training.language_models.recipe_tasks .training.language_models.row_splits .processing.task_splits \
-	.training.units.kept_directions)
+	.training.units.kept_directions .training.units.kept_labels .training.units.kept_frames .training.units.kept_choice \
+	.training.units.excerpts .training.units.frame_files .training.units.units_fit \
+	.processing.tone_labels .evaluation.understanding.lstm_probe .training.studies.clip_tokens .training.studies.measured_files \
+	.training.studies.tone_study.arguments .training.studies.tone_study.syllables .training.studies.tone_study.folds \
+	.training.studies.tone_study.frames .training.studies.tone_study.arms .training.studies.tone_study.information \
+	.training.studies.tone_study.cells .training.studies.tone_study.comparison .training.studies.tone_study.report \
+	.training.studies.tone_study.study)
 # On a few shared cores, tiny models are faster on one thread than on several that wait for each other.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false

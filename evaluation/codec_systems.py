@@ -14,6 +14,7 @@ from torch import nn
 from speech_tokenizers.coding.file_coding import encode_blocks
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.evaluation.stopwatch import Stopwatch
+from speech_tokenizers.modeling.codec_interface import codebook_sizes
 from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 
 
@@ -58,6 +59,12 @@ class CodecSystem(Protocol):
     def code(self, audio: np.ndarray) -> CodedClip:
         """Encode and decode one clip of shape `(num_samples,)`, in [-1, 1] at `sampling_rate`."""
         ...
+
+
+def system_codebook_sizes(system: Any, num_quantizers: int) -> tuple[int, ...]:
+    """Codes of each codebook of a system with codebooks; all have as many, unless it says otherwise."""
+    own = getattr(system, "codebook_sizes", None)
+    return (system.codebook_size,) * num_quantizers if own is None else tuple(own)
 
 
 def model_fingerprint(model: nn.Module, **settings: Any) -> str:
@@ -176,6 +183,7 @@ class EncodingSystem(_RunningModel):
             raise ValueError(f"{name}: {error}") from error
         self.num_quantizers = num_quantizers
         self.codebook_size: int = self.model.codebook_size
+        self.codebook_sizes: tuple[int, ...] = codebook_sizes(self.model)[:num_quantizers]
 
     def needs_windows(self, num_samples: int) -> bool:
         """Whether a clip is too long to be encoded at once; see [`SpeechCodec.longest_exact_stream`]."""
@@ -255,7 +263,7 @@ class ModelSystem(EncodingSystem):
     def code(self, audio: np.ndarray) -> CodedClip:
         encoded, clip = self._code(audio, "codes", self.num_quantizers)
         codes = encoded.audio_codes[0]
-        clip.num_bits = codes.numel() * math.log2(self.codebook_size)
+        clip.num_bits = codes.shape[1] * sum(math.log2(size) for size in self.codebook_sizes)
         clip.audio_codes = codes.cpu().numpy()
         return clip
 

@@ -342,6 +342,17 @@ def is_speech_codec(model: Any) -> bool:
     )
 
 
+def codebook_sizes(model: Any) -> tuple[int, ...]:
+    """
+    Codes of each codebook of a model with codes. Where a configuration says nothing of its own, all have as many.
+
+    Args:
+        model ([`SpeechCodec`]): Model; its `codebook_size` is the largest of these.
+    """
+    own = getattr(model.config, "codebook_sizes", None)
+    return (model.codebook_size,) * model.num_quantizers if own is None else tuple(own)
+
+
 def pad_waveforms(waveforms: Sequence[Any]) -> dict[str, torch.Tensor]:
     """
     Recordings as a batch with zeros on the right: `input_values` (batch, 1, num_samples) in float32, `padding_mask`

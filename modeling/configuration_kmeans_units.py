@@ -2,6 +2,8 @@
 # Copyright 2026 The speech-tokenizers authors.
 """Configuration of k-means units."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 
 from .configuration_units import UnitsConfig
@@ -24,6 +26,11 @@ class KMeansUnitsConfig(UnitsConfig):
         normalization (`str`, *optional*): Normalization of each frame before clustering: `"layer_norm"` (over its
             dimensions), `"standardize"` (each dimension by the mean and deviation of the data that was clustered), or
             `None`.
+        kept_dims (`int`, defaults to 0): Dimensions that are appended to each stream's frames before clustering, of
+            directions in which labels are told apart.
+        kept_codebook_size (`int`, defaults to 0): With a number above 0, the frames are clustered without what is
+            appended, and that is clustered by itself, of all streams together: one codebook more, the last one, with
+            so many centroids. It must not be larger than the others.
         kwargs: Fields of [`UnitsConfig`].
     """
 
@@ -34,6 +41,8 @@ class KMeansUnitsConfig(UnitsConfig):
     num_stages: int = 1
     codebook_size: int = 100
     normalization: str | None = None
+    kept_dims: int = 0
+    kept_codebook_size: int = 0
 
     def __post_init__(self, **kwargs):
         self.layers = list(self.layers)
@@ -47,7 +56,26 @@ class KMeansUnitsConfig(UnitsConfig):
     @property
     def num_quantizers(self) -> int:
         """Codes per frame."""
-        return self.num_streams * self.num_stages
+        return self.num_streams * self.num_stages + (self.kept_codebook_size > 0)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Codes of each codebook."""
+        sizes = (self.codebook_size,) * (self.num_streams * self.num_stages)
+        return (*sizes, self.kept_codebook_size) if self.kept_codebook_size else sizes
+
+    @property
+    def stream_dim(self) -> int:
+        """Dimension of a stream's frames with what is appended."""
+        return self.hidden_size + self.kept_dims
+
+    @property
+    def bits_per_second(self) -> float:
+        """Nominal bit rate, in bit/s."""
+        if not self.kept_codebook_size:
+            return super().bits_per_second
+        # The last codebook has fewer codes.
+        return super().bits_per_second + self.frame_rate * math.log2(self.kept_codebook_size / self.codebook_size)
 
     @property
     def highest_layer(self) -> int:
@@ -70,6 +98,15 @@ class KMeansUnitsConfig(UnitsConfig):
                 f"`num_stages` must be at least 1 and `codebook_size` at least 2, but got {self.num_stages} and "
                 f"{self.codebook_size}."
             )
+        if self.kept_dims < 0:
+            raise ValueError(f"`kept_dims` must not be negative, but is {self.kept_dims}.")
+        if self.kept_codebook_size and not 2 <= self.kept_codebook_size <= self.codebook_size:
+            raise ValueError(
+                f"`kept_codebook_size` must be 0, or lie between 2 and `codebook_size`, {self.codebook_size}, but is"
+                f" {self.kept_codebook_size}."
+            )
+        if self.kept_codebook_size and not self.kept_dims:
+            raise ValueError("`kept_codebook_size` is for directions that are kept, but `kept_dims` is 0.")
         if self.normalization not in (None, "layer_norm", "standardize"):
             raise ValueError(
                 f"`normalization` must be 'layer_norm', 'standardize' or None, but got {self.normalization!r}."

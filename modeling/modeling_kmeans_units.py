@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_kmeans_units import KMeansUnitsConfig
-from .input_checks import check_arguments, check_encoded
+from .input_checks import check_arguments, check_encoded, numbers_are_known
 from .mixed_precision import warn_of_half_precision
 from .unit_model import UnitPreTrainedModel
 from .unit_runs import deduplicate_codes
@@ -29,7 +29,7 @@ class KMeansUnitsOutput(ModelOutput):
     Args:
         audio_codes (`torch.LongTensor` of shape `(batch, num_quantizers, num_frames)`): Numbers of the nearest
             centroids; 0 where the mask is 0.
-        latents (`torch.FloatTensor` of shape `(batch, num_frames, num_streams * hidden_size)`): The frames that were
+        latents (`torch.FloatTensor` of shape `(batch, num_frames, num_streams * stream_dim)`): The frames that were
             clustered; 0 where the mask is 0. `None` when de-duplicated.
         audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): Mask with 1 for frames of real audio.
         durations (`torch.LongTensor` of shape `(batch, num_frames)`): Frames that each unit lasts, if the units were
@@ -50,37 +50,92 @@ class KMeansQuantizer(nn.Module):
         num_streams (`int`): Number of sequences of frames.
         num_stages (`int`): Number of codebooks of each stream. A stage codes what those before it leave over.
         codebook_size (`int`): Centroids per codebook.
-        hidden_size (`int`): Dimension of a frame.
+        hidden_size (`int`): Dimension of a frame of the encoder.
+        kept_dims (`int`, *optional*, defaults to 0): Dimensions that are appended to the frames of each stream.
+        kept_codebook_size (`int`, *optional*, defaults to 0): Centroids of a codebook of what is appended, of all
+            streams together. With 0, there is none, and frames are clustered with what is appended.
     """
 
-    def __init__(self, num_streams: int, num_stages: int, codebook_size: int, hidden_size: int):
+    def __init__(
+        self,
+        num_streams: int,
+        num_stages: int,
+        codebook_size: int,
+        hidden_size: int,
+        kept_dims: int = 0,
+        kept_codebook_size: int = 0,
+    ):
         super().__init__()
         self.num_streams, self.num_stages = num_streams, num_stages
-        self.register_buffer("centroids", torch.zeros(num_streams * num_stages, codebook_size, hidden_size))
+        self.hidden_size, self.kept_dims, self.kept_codebook_size = hidden_size, kept_dims, kept_codebook_size
+        dim = hidden_size if kept_codebook_size else hidden_size + kept_dims
+        self.register_buffer("centroids", torch.zeros(num_streams * num_stages, codebook_size, dim))
         self.register_buffer("features_mean", torch.zeros(num_streams, hidden_size))
         self.register_buffer("features_std", torch.ones(num_streams, hidden_size))
+        if kept_dims:
+            self.register_buffer("kept_matrix", torch.zeros(num_streams, hidden_size, kept_dims))
+            self.register_buffer("kept_offset", torch.zeros(num_streams, kept_dims))
+        if kept_codebook_size:
+            self.register_buffer("kept_centroids", torch.zeros(kept_codebook_size, num_streams * kept_dims))
+        elif kept_dims:
+            self.register_buffer("base_scale", torch.ones(num_streams))
+            self.register_buffer("base_offset", torch.zeros(num_streams, hidden_size))
+
+    def weigh(self, streams: torch.Tensor) -> torch.Tensor:
+        """
+        Streams `(batch, num_streams, num_frames, hidden_size)` with what is kept of them appended, `(batch,
+        num_streams, num_frames, hidden_size + kept_dims)`; without `kept_dims`, the same streams.
+        """
+        if not self.kept_dims:
+            return streams
+        with torch.autocast(streams.device.type, enabled=False):
+            streams = streams.to(self.kept_matrix.dtype)
+            kept = streams @ self.kept_matrix + self.kept_offset[:, None]
+            if not self.kept_codebook_size:
+                streams = streams * self.base_scale[:, None, None] + self.base_offset[:, None]
+            return torch.cat([streams, kept], dim=-1)
 
     def encode(self, features: torch.Tensor) -> torch.Tensor:
-        """Codes `(batch, num_quantizers, num_frames)` of features `(batch, num_streams, num_frames, hidden_size)`."""
+        """Codes `(batch, num_quantizers, num_frames)` of weighed streams."""
         batch_size, _, num_frames, _ = features.shape
         codes = []
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(self.centroids.dtype)
+            plain, kept = features, None
+            if self.kept_codebook_size:
+                plain, kept = features.split([self.hidden_size, self.kept_dims], dim=-1)
+                plain = plain.contiguous()
             for stream, centroids in enumerate(self.centroids.unflatten(0, (self.num_streams, self.num_stages))):
-                residual = features[:, stream].flatten(0, 1)  # (B * F, D)
+                residual = plain[:, stream].flatten(0, 1)  # (B * F, D)
                 for stage_centroids in centroids:
                     nearest = nearest_centroids(residual, stage_centroids)
                     codes.append(nearest.view(batch_size, num_frames))
                     residual = residual - stage_centroids[nearest]
+            if kept is not None:
+                beside = kept.transpose(1, 2).flatten(2).flatten(0, 1)  # (B * F, S * kept_dims)
+                codes.append(nearest_centroids(beside, self.kept_centroids).view(batch_size, num_frames))
         return torch.stack(codes, dim=1)
 
     def decode(self, audio_codes: torch.Tensor) -> torch.Tensor:
-        """Sums of centroids, `(batch, num_frames, num_streams * hidden_size)`, of codes of all codebooks."""
+        """
+        Sums of centroids, `(batch, num_frames, num_streams * (hidden_size + kept_dims))`, of codes of all codebooks.
+        Raises `ValueError` if a code of the last one lies outside it.
+        """
+        size = self.kept_codebook_size
+        if size and numbers_are_known() and bool((audio_codes[:, -1] >= size).any()):
+            raise ValueError(
+                f"The last codebook has {size} codes, but `audio_codes` holds {int(audio_codes[:, -1].max())} there."
+            )
+        plain_codes = audio_codes[:, : len(self.centroids)]
         entries = torch.stack(
-            [table[codes] for table, codes in zip(self.centroids, audio_codes.unbind(1), strict=True)]
+            [table[codes] for table, codes in zip(self.centroids, plain_codes.unbind(1), strict=True)]
         )
         streams = entries.unflatten(0, (self.num_streams, self.num_stages)).sum(1)  # (S, B, F, D)
-        return streams.permute(1, 2, 0, 3).flatten(2)
+        streams = streams.permute(1, 2, 0, 3)
+        if self.kept_codebook_size:
+            kept = self.kept_centroids[audio_codes[:, -1]].unflatten(-1, (self.num_streams, self.kept_dims))
+            streams = torch.cat([streams, kept], dim=-1)
+        return streams.flatten(2)
 
 
 def nearest_centroids(frames: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
@@ -111,6 +166,14 @@ class KMeansUnitsPreTrainedModel(UnitPreTrainedModel):
             init.zeros_(module.centroids)
             init.zeros_(module.features_mean)
             init.ones_(module.features_std)
+            if module.kept_dims:
+                init.zeros_(module.kept_matrix)
+                init.zeros_(module.kept_offset)
+            if module.kept_codebook_size:
+                init.zeros_(module.kept_centroids)
+            elif module.kept_dims:
+                init.ones_(module.base_scale)
+                init.zeros_(module.base_offset)
         else:
             super()._init_weights(module)
 
@@ -129,19 +192,50 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
     def __init__(self, config: KMeansUnitsConfig):
         super().__init__(config)
         self.quantizer = KMeansQuantizer(
-            config.num_streams, config.num_stages, config.codebook_size, config.hidden_size
+            config.num_streams,
+            config.num_stages,
+            config.codebook_size,
+            config.hidden_size,
+            config.kept_dims,
+            config.kept_codebook_size,
         )
         self.post_init()
 
     @property
     def latent_dim(self) -> int:
         """See [`SpeechCodec.latent_dim`]; the streams beside each other."""
-        return self.config.num_streams * self.config.hidden_size
+        return self.config.num_streams * self.config.stream_dim
 
     @property
     def centroids(self) -> torch.Tensor:
-        """Centroids, `(num_quantizers, codebook_size, hidden_size)`."""
+        """
+        Centroids, `(num_quantizers, codebook_size, stream_dim)`; with a codebook of what is kept, those of the other
+        codebooks, `(num_quantizers - 1, codebook_size, hidden_size)`.
+        """
         return self.quantizer.centroids
+
+    @torch.no_grad()
+    def codebook_vectors(self) -> torch.Tensor:
+        """
+        See [`SpeechCodec.codebook_vectors`]: the centroids, `(num_quantizers, codebook_size, stream_dim)`. With a
+        codebook of what is kept, `(num_quantizers, codebook_size, latent_dim)`, with zeros for the codes that this
+        codebook does not have.
+        """
+        config, quantizer = self.config, self.quantizer
+        if not config.kept_codebook_size:
+            return super().codebook_vectors()
+        vectors = quantizer.centroids.new_zeros(
+            len(quantizer.centroids) + 1, config.codebook_size, config.num_streams, config.stream_dim
+        )
+        for row, table in enumerate(quantizer.centroids):
+            vectors[row, :, row // config.num_stages, : config.hidden_size] = table
+        kept = quantizer.kept_centroids.unflatten(-1, (config.num_streams, config.kept_dims))
+        vectors[-1, : len(kept), :, config.hidden_size :] = kept
+        return vectors.flatten(2).float()
+
+    def _fingerprinted(self) -> list[torch.Tensor]:
+        own = [self.quantizer.kept_centroids] if self.config.kept_codebook_size else []
+        return [*super()._fingerprinted(), *own]
 
     @torch.no_grad()
     def features(
@@ -157,7 +251,7 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
                 padded on the right.
 
         Returns:
-            The features `(batch, num_streams, num_frames, hidden_size)`, 0 beyond the end of a row, and the boolean
+            The features `(batch, num_streams, num_frames, stream_dim)`, 0 beyond the end of a row, and the boolean
             mask of their frames `(batch, num_frames)`.
 
         Raises:
@@ -169,15 +263,67 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
     def set_centroids(self, centroids: torch.Tensor) -> None:
         """
         Args:
-            centroids (`torch.Tensor` of shape `(num_quantizers, codebook_size, hidden_size)`): The new centroids.
+            centroids (`torch.Tensor`): The new centroids, of the shape of [`~KMeansUnitsModel.centroids`].
 
         Raises:
             ValueError: If the shape is wrong or a number is not finite.
         """
-        expected = tuple(self.quantizer.centroids.shape)
-        if tuple(centroids.shape) != expected or not torch.isfinite(centroids).all():
-            raise ValueError(f"`centroids` must be finite, of shape {expected}, but has {tuple(centroids.shape)}.")
-        self.quantizer.centroids.copy_(centroids)
+        self._set(centroids=centroids)
+
+    def set_kept_centroids(self, centroids: torch.Tensor) -> None:
+        """
+        Args:
+            centroids (`torch.Tensor` of shape `(kept_codebook_size, num_streams * kept_dims)`): The new centroids of
+                the codebook of what is kept.
+
+        Raises:
+            ValueError: If there is no such codebook, the shape is wrong, or a number is not finite.
+        """
+        if not self.config.kept_codebook_size:
+            raise ValueError("The model has no codebook of what is kept; its `kept_codebook_size` is 0.")
+        self._set(kept_centroids=centroids)
+
+    def set_weighting(
+        self,
+        matrix: torch.Tensor,
+        offset: torch.Tensor,
+        base_scale: torch.Tensor | None = None,
+        base_offset: torch.Tensor | None = None,
+    ) -> None:
+        """
+        Set what is appended to the frames of each stream, `frames @ matrix + offset`, and what becomes of the frames
+        themselves, `frames * base_scale + base_offset`.
+
+        Args:
+            matrix (`torch.Tensor` of shape `(num_streams, hidden_size, kept_dims)`), offset (`torch.Tensor` of shape
+                `(num_streams, kept_dims)`): What is appended.
+            base_scale (`torch.Tensor` of shape `(num_streams,)`), base_offset (`torch.Tensor` of shape `(num_streams,
+                hidden_size)`, *optional*): Of the frames themselves. With `kept_codebook_size` these stay as they
+                are, and both must be left out.
+
+        Raises:
+            ValueError: If `kept_dims` is 0, a shape is wrong, a number is not finite, or something is missing or too
+                much.
+        """
+        if not self.config.kept_dims:
+            raise ValueError("The model keeps no directions; its `kept_dims` is 0.")
+        base = {"base_scale": base_scale, "base_offset": base_offset}
+        given = {name: values for name, values in base.items() if values is not None}
+        if len(given) != (0 if self.config.kept_codebook_size else 2):
+            raise ValueError("`base_scale` and `base_offset` are both needed, but with `kept_codebook_size` neither.")
+        self._set(kept_matrix=matrix, kept_offset=offset, **given)
+
+    def _set(self, **values: torch.Tensor) -> None:
+        # All or nothing.
+        for name, value in values.items():
+            expected = tuple(getattr(self.quantizer, name).shape)
+            if tuple(value.shape) != expected or not torch.isfinite(value).all():
+                raise ValueError(
+                    f"`{name.removeprefix('kept_')}` must be finite, of shape {expected}, but has"
+                    f" {tuple(value.shape)}."
+                )
+        for name, value in values.items():
+            getattr(self.quantizer, name).copy_(value)
 
     def set_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         """
@@ -234,7 +380,7 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
             audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): Codes of all codebooks.
 
         Returns:
-            `torch.Tensor` of shape `(batch, num_frames, num_streams * hidden_size)`: Centroids, those of the stages of
+            `torch.Tensor` of shape `(batch, num_frames, num_streams * stream_dim)`: Centroids, those of the stages of
             a stream summed up.
 
         Raises:
@@ -266,20 +412,27 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
         return self._units(features, mask, deduplicate)
 
     def _check_fitted(self) -> None:
-        if not self.quantizer.centroids.any():
+        tables = [self.quantizer.centroids]
+        if self.config.kept_codebook_size:
+            tables.append(self.quantizer.kept_centroids)
+        if not all(table.any() for table in tables):
             raise ValueError("The model has no centroids yet; fit it first, e.g. with `speech-tokenizers fit-units`.")
 
     def streams(self, states: torch.Tensor) -> torch.Tensor:
         """
-        The frames that are clustered, from states of the encoder: mixed and normalized as the configuration says.
+        The frames that are clustered, from states of the encoder: mixed, normalized and weighed as the configuration
+        says.
 
         Args:
             states (`torch.Tensor` of shape `(batch, num_layers, num_frames, hidden_size)`): States of
                 `config.layers`; see [`~UnitPreTrainedModel.encoder_states`].
 
         Returns:
-            `torch.Tensor` of shape `(batch, num_streams, num_frames, hidden_size)`.
+            `torch.Tensor` of shape `(batch, num_streams, num_frames, stream_dim)`.
         """
+        return self.quantizer.weigh(self._normalized_streams(states))
+
+    def _normalized_streams(self, states: torch.Tensor) -> torch.Tensor:
         if self.config.layer_weights is not None:
             weights = torch.tensor(self.config.layer_weights, dtype=states.dtype, device=states.device)
             states = torch.einsum("l,blfd->bfd", weights, states)[:, None]

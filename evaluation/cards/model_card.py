@@ -120,6 +120,11 @@ def _codec_facts(config: Any) -> dict[str, str]:
     return facts
 
 
+def _sizes(config: Any) -> str:
+    sizes = getattr(config, "codebook_sizes", (config.codebook_size,))
+    return ", ".join(map(str, sizes if len({*sizes}) > 1 else sizes[:1]))
+
+
 def _unit_facts(config: Any) -> dict[str, str]:
     encoder = config.encoder_config
     learnt = {}
@@ -130,7 +135,7 @@ def _unit_facts(config: Any) -> dict[str, str]:
             + (f", beside an auxiliary codebook of {auxiliary} (DC-Spin)" if auxiliary else " (Spin)")
         )
     return {
-        "units": f"{config.num_quantizers} of {config.codebook_size} a frame",
+        "units": f"{config.num_quantizers} of {_sizes(config)} a frame",
         "bit rate": f"{config.bits_per_second:.0f} bit/s before runs of equal units are merged",
         "encoder": f"{encoder.model_type}, {encoder.hidden_size} dimensions, read at layer "
         + ", ".join(map(str, config.layers)),

@@ -5,7 +5,7 @@ reach.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,12 +37,12 @@ class StageStatistics:
         return 2.0**self.entropy
 
 
-def stage_statistics(audio_codes: Iterable[np.ndarray], codebook_size: int) -> list[StageStatistics]:
+def stage_statistics(audio_codes: Iterable[np.ndarray], codebook_size: int | Sequence[int]) -> list[StageStatistics]:
     """
     Args:
         audio_codes (iterable of `np.ndarray` of shape `(num_quantizers, num_frames)`): Codes of the clips, equal in
             `num_quantizers`.
-        codebook_size (`int`): Entries per codebook.
+        codebook_size (`int` or sequence of `int`): Entries per codebook, or of each.
 
     Returns:
         `list` of [`StageStatistics`]: One entry for each stage. The entropy is that of the sample. With few frames
@@ -52,23 +52,30 @@ def stage_statistics(audio_codes: Iterable[np.ndarray], codebook_size: int) -> l
         ValueError: If a code lies outside the codebook, or the clips differ in their number of stages.
     """
     counts: np.ndarray | None = None
+    sizes = (codebook_size,) if isinstance(codebook_size, int) else tuple(codebook_size)
+    largest = max(sizes)
     for codes in audio_codes:
         codes = np.asarray(codes)
-        if codes.size and not (codes.min() >= 0 and codes.max() < codebook_size):
-            raise ValueError(f"Codes must lie in 0 to {codebook_size - 1}, but got {codes.min()} to {codes.max()}.")
+        if codes.size and not (codes.min() >= 0 and codes.max() < largest):
+            raise ValueError(f"Codes must lie in 0 to {largest - 1}, but got {codes.min()} to {codes.max()}.")
         if counts is None:
-            counts = np.zeros((len(codes), codebook_size), np.int64)
+            counts = np.zeros((len(codes), largest), np.int64)
         if len(codes) != len(counts):
             raise ValueError(f"Every clip must have {len(counts)} stages, but one has {len(codes)}.")
         for stage, row in enumerate(codes):
-            counts[stage] += np.bincount(row, minlength=codebook_size)
+            counts[stage] += np.bincount(row, minlength=largest)
     if counts is None or not counts.sum():
         return []
+    sizes = sizes * len(counts) if isinstance(codebook_size, int) else sizes
+    if len(sizes) != len(counts):
+        raise ValueError(f"Sizes of {len(sizes)} codebooks were given, but there are {len(counts)} stages.")
     statistics = []
-    for row in counts:
+    for stage, (row, size) in enumerate(zip(counts, sizes, strict=True)):
+        if row[size:].any():
+            raise ValueError(f"Codes of stage {stage + 1} must lie in 0 to {size - 1}, but got larger ones.")
         shares = row[row > 0] / row.sum()
         # Adding zero turns the -0.0 of a codebook with a single used code into 0.0.
-        statistics.append(StageStatistics(len(shares), codebook_size, float(-(shares * np.log2(shares)).sum()) + 0.0))
+        statistics.append(StageStatistics(len(shares), size, float(-(shares * np.log2(shares)).sum()) + 0.0))
     return statistics
 
 
@@ -77,6 +84,6 @@ def entropy_bits_per_second(statistics: Iterable[StageStatistics], frame_rate: f
     return frame_rate * sum(stage.entropy for stage in statistics)
 
 
-def nominal_bits_per_second(num_quantizers: int, codebook_size: int, frame_rate: float) -> float:
-    """Bit rate of codes stored with log2 of `codebook_size` bits each, in bit/s."""
-    return frame_rate * num_quantizers * math.log2(codebook_size)
+def nominal_bits_per_second(codebook_sizes: Sequence[int], frame_rate: float) -> float:
+    """Bit rate of codes stored with log2 of their codebook's size in bits each, in bit/s."""
+    return frame_rate * sum(math.log2(size) for size in codebook_sizes)

@@ -41,6 +41,7 @@ from speech_tokenizers.evaluation.codec_systems import (
     CodedClip,
     LatentSystem,
     load_system,
+    system_codebook_sizes,
 )
 from speech_tokenizers.evaluation.peers import DecodedFiles, ProgramError, estimate_delay, load_peer, resample
 from speech_tokenizers.evaluation.recognition import check_language
@@ -210,9 +211,10 @@ def summarize(
             summary["bits_per_number"] = system.bits_per_number
         summary["residual_delay_samples"] = float(np.median([record["residual_delay"] for record in coded]))
         if system.codebook_size is not None:
-            stages = stage_statistics((np.array(record["audio_codes"]) for record in coded), system.codebook_size)
+            sizes = system_codebook_sizes(system, len(coded[0]["audio_codes"]))
+            stages = stage_statistics((np.array(record["audio_codes"]) for record in coded), sizes)
             summary["kbps_nominal"] = (
-                nominal_bits_per_second(len(stages), system.codebook_size, system.frame_rate) / 1000
+                nominal_bits_per_second([stage.codebook_size for stage in stages], system.frame_rate) / 1000
             )
             summary["kbps_entropy"] = entropy_bits_per_second(stages, system.frame_rate) / 1000
             summary["num_frames"] = sum(len(record["audio_codes"][0]) for record in coded)

@@ -46,11 +46,11 @@ class BitRates:
     units_per_second: float
 
 
-def bit_rates(audio_codes: Sequence[np.ndarray], codebook_size: int, frame_rate: float) -> BitRates:
+def bit_rates(audio_codes: Sequence[np.ndarray], codebook_size: int | Sequence[int], frame_rate: float) -> BitRates:
     """
     Args:
         audio_codes (sequence of `np.ndarray` of shape `(num_quantizers, num_frames)`): Codes of the clips.
-        codebook_size (`int`): Entries per codebook.
+        codebook_size (`int` or sequence of `int`): Entries per codebook, or of each.
         frame_rate (`float`): Frames a second.
 
     Raises:
@@ -62,12 +62,13 @@ def bit_rates(audio_codes: Sequence[np.ndarray], codebook_size: int, frame_rate:
     runs = [run_lengths(codes) for codes in audio_codes]
     durations = np.concatenate([lengths for _, lengths in runs])
     units_per_second = frame_rate * len(durations) / durations.sum()
+    sizes = [stage.codebook_size for stage in stages]
     run_stages = stage_statistics([units for units, _ in runs], codebook_size)
     deduplicated_entropy = entropy_bits_per_second(run_stages, units_per_second)
     return BitRates(
-        nominal=nominal_bits_per_second(len(stages), codebook_size, frame_rate),
+        nominal=nominal_bits_per_second(sizes, frame_rate),
         entropy=entropy_bits_per_second(stages, frame_rate),
-        deduplicated=nominal_bits_per_second(len(stages), codebook_size, units_per_second),
+        deduplicated=nominal_bits_per_second(sizes, units_per_second),
         deduplicated_entropy=deduplicated_entropy,
         deduplicated_entropy_with_durations=deduplicated_entropy
         + units_per_second * float(entropy(np.bincount(durations))),

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from speech_tokenizers.evaluation.bootstrap import Estimate, Statistic, bootstrap_sums, ratio
 from speech_tokenizers.evaluation.clips import SAMPLING_RATE, Clip
+from speech_tokenizers.evaluation.codec_systems import system_codebook_sizes
 from speech_tokenizers.evaluation.units import abx as phone_abx
 from speech_tokenizers.evaluation.units.agreement import joint_counts, joint_symbols, roll_labels
 from speech_tokenizers.evaluation.units.code_statistics import (
@@ -163,7 +164,8 @@ def measure_rate(encoded: EncodedClips, settings: UnitSettings) -> Measured:
     """Bit rates of all codebooks together, in bit/s."""
     measured = Measured()
     system, num_clips = encoded.system, len(encoded.codes)
-    rates = bit_rates(encoded.codes, system.codebook_size, system.frame_rate)
+    sizes = system_codebook_sizes(system, len(encoded.codes[0]))
+    rates = bit_rates(encoded.codes, sizes, system.frame_rate)
     for field, value in dataclasses.asdict(rates).items():
         if field != "units_per_second":
             measured.add_value(f"bits_{field}", value, num_clips)
@@ -193,7 +195,8 @@ def measure_usage(encoded: EncodedClips, settings: UnitSettings) -> Measured:
     total = counts.sum(0)  # (num_quantizers, codebook_size)
     measured.details["rank_frequency"] = np.sort(total[0])[::-1].tolist()
     measured.details["usage_by_codebook"] = [
-        {name: float(statistic(row)) for name, statistic in USAGE.items()} for row in total
+        {name: float(statistic(row[:size])) for name, statistic in USAGE.items()}
+        for row, size in zip(total, system_codebook_sizes(encoded.system, len(total)), strict=True)
     ]
     return measured
 

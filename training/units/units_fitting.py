@@ -13,7 +13,6 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,83 +42,13 @@ from speech_tokenizers.training.common.checkpoint_faults import file_fault, remo
 from speech_tokenizers.training.common.processes import leave_together
 from speech_tokenizers.training.common.run_record import fingerprint_of, is_older_fingerprint
 from speech_tokenizers.training.common.set_aside import shorter_than, write_set_aside
+from speech_tokenizers.training.units.excerpts import Excerpt, draw_excerpts, frame_places
+from speech_tokenizers.training.units.frame_files import changed_frames, frame_moments, is_readable, remove_frames
+from speech_tokenizers.training.units.kept_choice import KeptPlan, add_keep_arguments, keep_facts, keep_plan
+from speech_tokenizers.training.units.kept_frames import KeptFrames
 from speech_tokenizers.training.units.kmeans import assign, fit_kmeans, mean_squared_distance
 from speech_tokenizers.training.units.pseudo_labels import as_float
-
-
-# Frames that are changed and written at once.
-_FRAMES_AT_ONCE = 65536
-
-
-@dataclass(frozen=True)
-class Excerpt:
-    """
-    A part of a recording, heard at once.
-
-    Args:
-        recording (`int`): Number of the recording.
-        start (`int`), num_samples (`int`): Where the part is.
-    """
-
-    recording: int
-    start: int
-    num_samples: int
-
-
-@dataclass(frozen=True)
-class UnitsFit:
-    """
-    What [`fit_units`] found.
-
-    Args:
-        num_frames (`int`): Frames that were clustered.
-        seconds (`float`): Their duration.
-        distortion (`list[float]`): Of each codebook, the mean squared distance of all frames from their centroids.
-        explained (`list[float]`): Of each codebook, the share of the frames' variance that it and those before it in
-            its stream account for.
-    """
-
-    num_frames: int
-    seconds: float
-    distortion: list[float]
-    explained: list[float]
-
-
-def draw_excerpts(
-    recordings: DecodedRecordings,
-    max_samples: int,
-    min_samples: int,
-    fit_seconds: float | None = None,
-    seed: int = 0,
-) -> list[Excerpt]:
-    """
-    Whole recordings in a random order, long ones in parts, until there is enough.
-
-    Args:
-        recordings ([`DecodedRecordings`]): To draw from.
-        max_samples (`int`): Longer recordings are cut into parts of this length.
-        min_samples (`int`): Shorter recordings and remainders are left out.
-        fit_seconds (`float`, *optional*): Audio to draw. Defaults to all.
-        seed (`int`): Of the order.
-
-    Raises:
-        ValueError: If nothing is long enough.
-    """
-    left = float("inf") if fit_seconds is None else fit_seconds * recordings.sampling_rate
-    lengths = np.diff(recordings.starts)
-    excerpts = []
-    for index in np.random.default_rng(seed).permutation(len(recordings)).tolist():
-        for start in range(0, int(lengths[index]), max_samples):
-            num_samples = min(max_samples, int(lengths[index]) - start)
-            if num_samples >= min_samples and left > 0:
-                excerpts.append(Excerpt(index, start, num_samples))
-                left -= num_samples
-    if not excerpts:
-        raise ValueError(
-            f"Not one of the {len(recordings)} recordings has the {min_samples} samples that a frame needs; give "
-            "longer ones."
-        )
-    return excerpts
+from speech_tokenizers.training.units.units_fit import UnitsFit
 
 
 def write_features(
@@ -152,12 +81,11 @@ def write_features(
     lengths = np.array([excerpt.num_samples for excerpt in excerpts])
     order = np.argsort(-lengths, kind="stable")
     batches = pack_by_length(lengths, order, round(batch_seconds * recordings.sampling_rate))
-    num_frames = [int(model.get_encoded_length(int(length))) for length in lengths]
-    starts = dict(zip(order.tolist(), np.cumsum([0, *(num_frames[i] for i in order)]).tolist(), strict=False))
-    shape = (model.config.num_streams, sum(num_frames), model.config.hidden_size)
+    places = frame_places(model, excerpts)
+    shape = (model.config.num_streams, max(place.stop for place in places), model.config.hidden_size)
     done_path = path.with_suffix(".done")
     is_main = accelerator is None or accelerator.is_main_process
-    if is_main and not (_is_readable(path) and done_path.is_file()):
+    if is_main and not (is_readable(path) and done_path.is_file()):
         if path.is_file():
             tqdm.write(f"{path} is damaged, or its list {done_path.name} is missing; all frames are computed anew.")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,8 +105,8 @@ def write_features(
             if not done[number]:
                 rows = _features_of(model, recordings, [excerpts[i] for i in batches[number]])
                 for i, row in zip(batches[number], rows, strict=True):
-                    features[:, starts[i] : starts[i] + num_frames[i]] = row
-                    if not np.isfinite(features[:, starts[i] : starts[i] + num_frames[i]]).all():
+                    features[:, places[i]] = row
+                    if not np.isfinite(features[:, places[i]]).all():
                         raise ValueError(
                             f"`{recordings.names[excerpts[i].recording]}` has frames that are not finite in {dtype};"
                             " use float32."
@@ -190,15 +118,6 @@ def write_features(
     if accelerator is not None:
         accelerator.wait_for_everyone()
     return open_memmap(path, mode="c")
-
-
-def _is_readable(path: Path) -> bool:
-    # Whether it is there and as long as it says.
-    try:
-        open_memmap(path, mode="r")
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _features_of(
@@ -222,6 +141,7 @@ def fit_units(
     folder: Path,
     seed: int = 0,
     accelerator: Accelerator | None = None,
+    kept: KeptFrames | None = None,
     **kmeans_options: Any,
 ) -> UnitsFit:
     """
@@ -234,6 +154,7 @@ def fit_units(
         folder (`Path`): Keeps what is unfinished, and centroids that are finished. It belongs to this fit.
         seed (`int`): Of k-means.
         accelerator (`Accelerator`, *optional*): Of the processes that share the work.
+        kept ([`KeptFrames`], *optional*): What is appended to the frames. The model has its fields.
         kmeans_options: Of [`fit_kmeans`].
 
     Raises:
@@ -251,7 +172,7 @@ def fit_units(
         )
     folder.mkdir(parents=True, exist_ok=True)
     if config.normalization == "standardize":
-        moments = [_moments(stream) for stream in features]
+        moments = [frame_moments(stream) for stream in features]
         mean, std = (torch.stack(part) for part in zip(*moments, strict=True))
         model.set_statistics(mean, std.clamp(min=1e-6))
     centroids, distortion, explained = [], [], []
@@ -263,8 +184,10 @@ def fit_units(
             def standardize(block: torch.Tensor, mean: torch.Tensor = mean, std: torch.Tensor = std) -> torch.Tensor:
                 return (block - mean) / std
 
-            frames = _changed(frames, folder / f"standardized-{stream}.npy", standardize, accelerator)
-        variance = float(_moments(frames)[1].square().sum())
+            frames = changed_frames(frames, folder / f"standardized-{stream}.npy", standardize, accelerator)
+        if kept is not None:
+            frames = kept.weigh(model, stream, frames, folder, accelerator)
+        variance = float(frame_moments(frames)[1].square().sum())
         for stage in range(config.num_stages):
             name = f"codebook-{stream * config.num_stages + stage}"
             table = _fit_codebook(frames, config.codebook_size, folder / name, seed, accelerator, kmeans_options)
@@ -273,8 +196,16 @@ def fit_units(
             explained.append(1 - distortion[-1] / variance)
             if stage + 1 < config.num_stages:
                 path = folder / f"residual-{stream}-{stage}.npy"
-                frames = _changed(frames, path, lambda x, table=table: x - table[assign(x, table)], accelerator)
+                frames = changed_frames(frames, path, lambda x, table=table: x - table[assign(x, table)], accelerator)
     model.set_centroids(torch.stack(centroids))
+    if kept is not None and config.kept_codebook_size:
+        frames = kept.beside()
+        table = _fit_codebook(
+            frames, config.kept_codebook_size, folder / "codebook-kept", seed, accelerator, kmeans_options
+        )
+        model.set_kept_centroids(table)
+        distortion.append(mean_squared_distance(frames, table, accelerator))
+        explained.append(1 - distortion[-1] / float(frame_moments(frames)[1].square().sum()))
     return UnitsFit(features.shape[1], features.shape[1] / model.frame_rate, distortion, explained)
 
 
@@ -311,30 +242,6 @@ def _fit_codebook(
     return load_file(finished)["centroids"]
 
 
-def _moments(frames: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    # Mean and standard deviation of each dimension, (hidden_size,); in double precision, block by block.
-    total = torch.zeros(2, frames.shape[1], dtype=torch.float64)
-    for first in range(0, len(frames), _FRAMES_AT_ONCE):
-        block = torch.from_numpy(frames[first : first + _FRAMES_AT_ONCE].astype(np.float64))
-        total += torch.stack([block.sum(0), block.square().sum(0)])
-    mean, square = total / len(frames)
-    return mean.float(), (square - mean.square()).clamp(min=0).sqrt().float()
-
-
-def _changed(frames: np.ndarray, path: Path, change: Any, accelerator: Accelerator | None) -> np.ndarray:
-    # A second file, of changed frames.
-    if not _is_readable(path) and (accelerator is None or accelerator.is_main_process):
-        with WholeFile(path) as temporary:
-            target = open_memmap(temporary, mode="w+", dtype=np.float32, shape=frames.shape)
-            for first in range(0, len(frames), _FRAMES_AT_ONCE):
-                block = torch.from_numpy(frames[first : first + _FRAMES_AT_ONCE].astype(np.float32))
-                target[first : first + len(block)] = change(block).numpy()
-            target.flush()
-    if accelerator is not None:
-        accelerator.wait_for_everyone()
-    return open_memmap(path, mode="c")
-
-
 def fit_on_recordings(
     model: KMeansUnitsModel,
     recordings: DecodedRecordings,
@@ -345,6 +252,7 @@ def fit_on_recordings(
     batch_seconds: float = 60.0,
     seed: int = 0,
     accelerator: Accelerator | None = None,
+    keep: KeptPlan | None = None,
     **kmeans_options: Any,
 ) -> list[tuple[KMeansUnitsModel, UnitsFit]]:
     """
@@ -361,6 +269,7 @@ def fit_on_recordings(
         batch_seconds (`float`): Audio that the encoder hears at once, with padding.
         seed (`int`): Of the drawing and of k-means.
         accelerator (`Accelerator`, *optional*): Of the processes that share the work.
+        keep ([`KeptPlan`], *optional*): Labels that the units are to keep.
         kmeans_options: Of [`fit_kmeans`].
 
     Returns:
@@ -384,20 +293,40 @@ def fit_on_recordings(
     features = write_features(model, recordings, excerpts, folder / f"{key}.npy", batch_seconds, accelerator)
     fitted = []
     for codebook_size in codebook_sizes or [model.config.codebook_size]:
-        sized = _with_codebook_size(model, codebook_size)
-        config = sized.config
-        subfolder = folder / _key(key, config.normalization, config.num_stages, codebook_size, seed, kmeans_options)
-        fitted.append((sized, fit_units(sized, features, subfolder, seed, accelerator, **kmeans_options)))
+
+        def fit(
+            kept: KeptFrames | None, part: np.ndarray, *named: Any, size: int = codebook_size, **options: Any
+        ) -> tuple[KMeansUnitsModel, UnitsFit]:
+            # `part` is all features; or some of them for a while, which `named` tells apart, with `options` at most.
+            sized = _sized(model, size, {} if kept is None else kept.fields(model.config.hidden_size))
+            most = {name: min(value, kmeans_options.get(name, value)) for name, value in options.items()}
+            options = {**kmeans_options, **most}
+            parts = [key, sized.config.normalization, sized.config.num_stages, size, seed, options, *named]
+            subfolder = folder / _key(*parts, *([] if kept is None else [kept.key]))
+            found = fit_units(sized, part, subfolder, seed, accelerator, kept, **options)
+            if named:
+                remove_frames(subfolder, accelerator)
+            return sized, found
+
+        if keep is None:
+            fitted.append(fit(None, features))
+        else:
+            fitted.append(keep.fit(fit, model, recordings, excerpts, features, seed, accelerator))
     return fitted
 
 
-def _with_codebook_size(model: KMeansUnitsModel, codebook_size: int) -> KMeansUnitsModel:
-    config = type(model.config)(**{**model.config.to_diff_dict(), "codebook_size": codebook_size})
+def _sized(model: KMeansUnitsModel, codebook_size: int, fields: dict[str, int]) -> KMeansUnitsModel:
+    config = type(model.config)(**{**model.config.to_diff_dict(), "codebook_size": codebook_size, **fields})
     with torch.device("meta"):
         sized = KMeansUnitsModel(config)
-    sized.encoder, sized.quantizer = (
-        model.encoder,
-        type(model.quantizer)(config.num_streams, config.num_stages, codebook_size, config.hidden_size),
+    sized.encoder = model.encoder
+    sized.quantizer = type(model.quantizer)(
+        config.num_streams,
+        config.num_stages,
+        codebook_size,
+        config.hidden_size,
+        config.kept_dims,
+        config.kept_codebook_size,
     )
     sized.quantizer.to(model.device)
     return sized.eval()
@@ -430,10 +359,11 @@ def save_units(model: KMeansUnitsModel, fit: UnitsFit, folder: Path, **facts: An
         facts: Further entries of `fit.json`.
     """
     feature_extractor = KMeansUnitsFeatureExtractor(sampling_rate=model.sampling_rate, hop_length=model.hop_length)
+    found = {name: value for name, value in vars(fit).items() if name != "kept" or value is not None}
     with whole_folder(folder) as temporary:
         model.save_pretrained(temporary)
         feature_extractor.save_pretrained(temporary)
-        (temporary / "fit.json").write_text(json.dumps({**vars(fit), **facts}, indent=2) + "\n", encoding="utf-8")
+        (temporary / "fit.json").write_text(json.dumps({**found, **facts}, indent=2) + "\n", encoding="utf-8")
 
 
 # Options that decide the centroids, besides the layers and the size, which name the folders of several models.
@@ -494,6 +424,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frame-rule", choices=("conv", "fairseq"), default="conv", help="frames of a padded row (default: conv)"
     )
+    add_keep_arguments(parser)
     kept: dict[str, Any] = {"metavar": "COLUMN=VALUE[,VALUE]", "nargs": "*", "action": "extend", "default": []}
     parser.add_argument("--filter", **kept, help="rows of RECORDINGS to use")
     parser.add_argument("--fit-seconds", type=float, default=None, help="audio to use, drawn at random; default: all")
@@ -537,6 +468,8 @@ def _fit_all(args: argparse.Namespace) -> None:
         rows = load_recordings(args.data, parse_filter(args.filter))
     begun_with = {name.replace("_", "-"): getattr(args, name) for name in _DECIDING}
     begun_with |= {"RECORDINGS": recordings_fingerprint(rows), "ENCODER": fingerprint_of(args.encoder)}
+    plan = keep_plan(args, rows)
+    begun_with |= keep_facts(plan)
     for (group, _), target in targets.items():
         check_finished(target, {**begun_with, "layers": list(group)})
     with accelerator.main_process_first():
@@ -577,6 +510,7 @@ def _fit_all(args: argparse.Namespace) -> None:
                 args.batch_seconds,
                 args.seed,
                 accelerator,
+                plan,
                 max_epochs=args.max_epochs,
             ),
             strict=True,
@@ -586,8 +520,9 @@ def _fit_all(args: argparse.Namespace) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 facts = {"seed": args.seed, "encoder": Path(args.encoder).name, "layers": group}
                 save_units(fitted, fit, target, **facts, begun_with={**begun_with, "layers": group})
+            sizes = " and ".join(map(str, dict.fromkeys(fitted.config.codebook_sizes)))
             accelerator.print(
-                f"{target}: {size} centroids of {fit.num_frames} frames ({fit.seconds / 60:.1f} min) account for "
+                f"{target}: {sizes} centroids of {fit.num_frames} frames ({fit.seconds / 60:.1f} min) account for "
                 + ", ".join(f"{share:.1%}" for share in fit.explained)
                 + " of their variance"
             )

@@ -82,6 +82,8 @@ def _audio_facts(path: str) -> dict[str, object]:
 
 
 def _model_facts(name: str) -> dict[str, object]:
+    from speech_tokenizers.modeling.codec_interface import codebook_sizes
+
     model, _ = load_model(name, "cpu")
     kilobits = model.bits_per_second / 1000
     facts: dict[str, object] = {
@@ -94,8 +96,12 @@ def _model_facts(name: str) -> dict[str, object]:
         facts["latents"] = f"{model.latent_dim} numbers a frame"
         facts["bit rate"] = f"{kilobits:g} kbit/s in half precision"
     else:
-        facts["codebooks"] = f"{model.num_quantizers} of {model.codebook_size} entries"
-        facts["bit rate"] = f"{kilobits:g} kbit/s, or {kilobits / model.num_quantizers:g} a codebook"
+        sizes = codebook_sizes(model)
+        facts["codebooks"] = f"{len(sizes)} of {model.codebook_size} entries"
+        facts["bit rate"] = f"{kilobits:g} kbit/s, or {kilobits / len(sizes):g} a codebook"
+        if len({*sizes}) > 1:
+            facts["codebooks"] = f"{len(sizes)} of {', '.join(map(str, sizes))} entries"
+            facts["bit rate"] = f"{kilobits:g} kbit/s"
     facts["streaming"] = "frame by frame" if model.is_streamable else "in windows with look-ahead"
     facts["decodes"] = ", ".join(model.decodable_kinds) or "nothing, for want of a vocoder"
     facts["fingerprint"] = model.fingerprint() or "none yet"

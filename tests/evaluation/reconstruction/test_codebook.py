@@ -21,7 +21,7 @@ def test_hand_computed_stages():
     assert [stage.share_used for stage in stages] == [0.5, 0.125, 0.375]
     assert [stage.perplexity for stage in stages] == pytest.approx([4.0, 1.0, 2**1.5])
     assert entropy_bits_per_second(stages, 50.0) == 175.0
-    assert nominal_bits_per_second(3, 8, 50.0) == 450.0
+    assert nominal_bits_per_second([8, 8, 8], 50.0) == 450.0
 
 
 def test_entropy_equals_a_naive_version():
@@ -30,6 +30,17 @@ def test_entropy_equals_a_naive_version():
         counts = Counter(row)
         assert stage.entropy == pytest.approx(-sum(n / 500 * math.log2(n / 500) for n in counts.values()))
         assert stage.num_used == len(counts)
+
+
+def test_codebooks_of_different_sizes_are_counted_each_by_its_own():
+    codes = [np.array([[0, 7, 3, 2], [0, 1, 1, 0]])]
+    stages = stage_statistics(codes, [8, 2])
+    assert [stage.share_used for stage in stages] == [0.5, 1.0]
+    assert nominal_bits_per_second([stage.codebook_size for stage in stages], 50.0) == 50 * (3 + 1)
+    with pytest.raises(ValueError, match="Codes of stage 2 must lie in 0 to 1"):
+        stage_statistics([np.array([[0], [2]])], [8, 2])
+    with pytest.raises(ValueError, match="Sizes of 3 codebooks were given, but there are 2 stages"):
+        stage_statistics(codes, [8, 2, 2])
 
 
 def test_no_codes_have_no_statistics():
