@@ -46,8 +46,8 @@ class KMeansUnitsConfig(UnitsConfig):
 
     @property
     def num_quantizers(self) -> int:
-        """Codes per frame."""
-        return self.num_streams * self.num_stages
+        """Codes per frame, that of F0 among them."""
+        return self.num_streams * self.num_stages + self.num_f0_rows
 
     @property
     def highest_layer(self) -> int:

@@ -110,14 +110,35 @@ class UnitStream(RecordingStream):
 class _UnitWindows(StreamState):
     # The samples of a recording that are still needed, from the sample where frame `first` begins.
 
-    def __init__(self, stream: UnitStream, may_be_empty: bool, num_quantizers: int | None = None):
+    def __init__(
+        self,
+        stream: UnitStream,
+        may_be_empty: bool,
+        num_quantizers: int | None = None,
+        speaker_f0: torch.Tensor | None = None,
+    ):
         self.stream, self.may_be_empty, self.num_quantizers = stream, may_be_empty, num_quantizers
         self.held: torch.Tensor | None = None  # (1, 1, num_samples)
         self.first = self.done = self.num_pushed = 0
+        model = stream.model
+        # F0 is told of the recording as a whole, so that what it goes by runs on from window to window.
+        rows = model.config.num_quantizers if num_quantizers is None else num_quantizers
+        has_f0 = rows == model.config.num_quantizers and getattr(model, "f0_codebook", None) is not None
+        self.f0 = model.f0_stream(speaker_f0) if has_f0 else None
+        self.num_given = 0
+        self.waiting = torch.zeros(1, rows - has_f0, 0, dtype=torch.long)  # units whose F0 is not settled
+        self.waiting_f0 = torch.zeros(1, 0, dtype=torch.long)  # F0 whose units are not
+
+    def copied(self) -> "_UnitWindows":
+        copied = super().copied()
+        copied.f0 = None if self.f0 is None else self.f0.copied()
+        return copied
 
     def push(self, inputs: torch.Tensor) -> torch.Tensor:
         stream, hop = self.stream, self.stream.model.hop_length
         self.num_pushed += inputs.shape[-1]
+        if self.f0 is not None:
+            self.waiting_f0 = torch.cat([self.waiting_f0, self.f0.push(inputs[:, 0])], dim=1)
         self.held = inputs if self.held is None else torch.cat([self.held, inputs], dim=-1)
         codes: list[torch.Tensor] = []
         if self.done == 0 and self.held.shape[-1] <= stream.whole_samples:
@@ -141,18 +162,29 @@ class _UnitWindows(StreamState):
             raise ValueError(
                 f"The recording has {self.num_pushed} samples, but a frame needs {model.frame_span}; leave it out."
             )
+        if self.f0 is not None:
+            num_frames = self.num_given + self.waiting.shape[-1] + sum(part.shape[-1] for part in codes)
+            if num_frames:
+                self.waiting_f0 = torch.cat([self.waiting_f0, self.f0.finish(num_frames)], dim=1)
         return self._joined(codes)
 
     def _codes(self, samples: torch.Tensor) -> torch.Tensor:
+        if self.f0 is not None:
+            return self.stream.model.unit_codes(samples).cpu()
         encoded = self.stream.model.encode(samples)
         # A tuple if the model's configuration says `return_dict=False`.
         codes = encoded[0] if isinstance(encoded, tuple) else encoded.audio_codes
         return codes[:, : self.num_quantizers].cpu()
 
     def _joined(self, codes: list[torch.Tensor]) -> torch.Tensor:
-        if codes:
-            return torch.cat(codes, dim=-1)
-        return torch.zeros(1, self.num_quantizers or self.stream.model.config.num_quantizers, 0, dtype=torch.long)
+        units = torch.cat([self.waiting, *codes], dim=-1)
+        if self.f0 is None:
+            return units
+        ready = min(units.shape[-1], self.waiting_f0.shape[1])
+        given = torch.cat([units[..., :ready], self.waiting_f0[:, None, :ready]], dim=1)
+        self.waiting, self.waiting_f0 = units[..., ready:], self.waiting_f0[:, ready:]
+        self.num_given += ready
+        return given
 
 
 class WindowedUnitStream(RecordingStream):
