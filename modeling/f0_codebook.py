@@ -72,6 +72,12 @@ class F0Codebook(nn.Module):
         first = first_frame_centre(config.encoder_config)
         return PitchFrames(config.hop_length, first, config.sampling_rate, config.f0_floor, config.f0_ceiling)
 
+    def needed_samples(self, num_frames: int) -> int:
+        """Samples that have to arrive for the codes of the first frames."""
+        pitch, stride = self.pitch_frames(), self.config.f0_stride
+        last = -(-num_frames // stride) * stride - 1
+        return pitch.first_centre + last * pitch.hop_length + pitch.look_ahead_samples + 1
+
     def encode(
         self,
         waveforms: torch.Tensor,

@@ -221,7 +221,8 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
                 row's speaker, where they are known. Defaults to those that run along; see [`F0Codebook`].
 
         Raises:
-            ValueError: If there are no centroids yet, or `speaker_f0` is wrong or given without F0; and see [`~KMeansUnitsModel.features`].
+            ValueError: If there are no centroids yet, or `speaker_f0` is wrong or given without F0; and see
+                [`~KMeansUnitsModel.features`].
         """
         self._check_fitted()
         warn_of_half_precision(self)

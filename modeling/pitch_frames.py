@@ -133,9 +133,8 @@ class PitchFrames:
         """
         device = waveforms.device
         filtered = F.conv1d(waveforms[:, None], self.high_cut.to(device)[None, None], stride=self.decimation)
-        frames = _filtered(filtered[:, 0], self.low_cut.to(device)).unfold(
-            1, 2 * self.half + 1, self.hop_length // self.decimation
-        )
+        filtered = _filtered(filtered[:, 0], self.low_cut.to(device))
+        frames = filtered.unfold(1, 2 * self.half + 1, self.hop_length // self.decimation)
         batch_size, num_frames, _ = frames.shape
         frames = frames.flatten(0, 1)
         parts = [self._candidates(part) for part in frames.split(_FRAMES_AT_ONCE)]
@@ -272,9 +271,8 @@ class PitchState:
             scores.append(score)
             origins.append(origin)
         ends = torch.stack(scores, dim=1).argmax(-1)
-        self.origins = (
-            torch.cat([self.origins, torch.stack(origins, dim=1)], dim=1) if known else torch.stack(origins, 1)
-        )
+        found = torch.stack(origins, dim=1)
+        self.origins = torch.cat([self.origins, found], dim=1) if known else found
         self.ends = torch.cat([self.ends, ends], dim=1) if known else ends
         self.score = score
         self.num_searched += ready

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .f0_codebook import check_speaker_f0
 from .input_checks import check_seconds, check_whole_number
 from .recording_stream import EMPTY_STREAM, RecordingStream, StreamState
 
@@ -29,6 +30,8 @@ class UnitStream(RecordingStream):
         right_context_seconds (`float`, *optional*, defaults to 0.5): Speech that is heard after a chunk, in seconds.
         whole_samples (`int`, *optional*, defaults to 0): A recording that is no longer than this is heard whole, once
             it has ended. The first codes of a longer one come when so many samples have arrived.
+        speaker_f0 (`torch.Tensor` of shape `(1, 2)`, *optional*): Mean and deviation of log2 F0 in Hz of the speaker,
+            for units with F0. Defaults to those that run along, from the recording's beginning; see [`F0Codebook`].
 
     Raises:
         ValueError: If the model is in training mode, the chunk shorter than a frame, a context negative, or Whisper's
@@ -46,8 +49,12 @@ class UnitStream(RecordingStream):
         left_context_seconds: float = 4.0,
         right_context_seconds: float = 0.5,
         whole_samples: int = 0,
+        speaker_f0: torch.Tensor | None = None,
     ):
         super().__init__(model)
+        if speaker_f0 is not None and getattr(model, "f0_codebook", None) is None:
+            raise ValueError("`speaker_f0` is for units with F0 (`f0_bins`), which these have not; leave it out.")
+        self.speaker_f0 = None if speaker_f0 is None else check_speaker_f0(speaker_f0, 1)
         check_seconds(chunk_seconds, "chunk_seconds", above_zero=True)
         check_seconds(left_context_seconds, "left_context_seconds")
         check_seconds(right_context_seconds, "right_context_seconds")
@@ -76,6 +83,8 @@ class UnitStream(RecordingStream):
     def latency_seconds(self) -> float:
         """Seconds from the beginning of a chunk to the arrival of the last sample that its codes need."""
         needed = max(self.num_samples(self.chunk + self.right_context), self.whole_samples + 1)
+        if getattr(self.model, "f0_codebook", None) is not None:
+            needed = max(needed, self.model.f0_codebook.needed_samples(self.chunk))
         return needed / self.model.sampling_rate
 
     def push(self, samples: torch.Tensor) -> torch.Tensor:
@@ -115,7 +124,6 @@ class _UnitWindows(StreamState):
         stream: UnitStream,
         may_be_empty: bool,
         num_quantizers: int | None = None,
-        speaker_f0: torch.Tensor | None = None,
     ):
         self.stream, self.may_be_empty, self.num_quantizers = stream, may_be_empty, num_quantizers
         self.held: torch.Tensor | None = None  # (1, 1, num_samples)
@@ -124,7 +132,7 @@ class _UnitWindows(StreamState):
         # F0 is told of the recording as a whole, so that what it goes by runs on from window to window.
         rows = model.config.num_quantizers if num_quantizers is None else num_quantizers
         has_f0 = rows == model.config.num_quantizers and getattr(model, "f0_codebook", None) is not None
-        self.f0 = model.f0_stream(speaker_f0) if has_f0 else None
+        self.f0 = model.f0_stream(stream.speaker_f0) if has_f0 else None
         self.num_given = 0
         self.waiting = torch.zeros(1, rows - has_f0, 0, dtype=torch.long)  # units whose F0 is not settled
         self.waiting_f0 = torch.zeros(1, 0, dtype=torch.long)  # F0 whose units are not
@@ -203,6 +211,7 @@ class WindowedUnitStream(RecordingStream):
             `longest_exact_stream`.
         eager (`bool`, *optional*, defaults to `False`): Whether units are decoded as soon as the vocoder's context is
             there, and not in full windows.
+        speaker_f0 (`torch.Tensor` of shape `(1, 2)`, *optional*): See [`UnitStream`].
 
     Raises:
         ValueError: If the model is in training mode, a number is no whole one, or the windows are impossible; see
@@ -223,6 +232,7 @@ class WindowedUnitStream(RecordingStream):
         decode_seconds: float = 10.0,
         whole_samples: int | None = None,
         eager: bool = False,
+        speaker_f0: torch.Tensor | None = None,
     ):
         super().__init__(model)
         self.eager = eager
@@ -230,7 +240,7 @@ class WindowedUnitStream(RecordingStream):
         self.num_samples = None if num_samples is None else check_whole_number(num_samples, "num_samples", 1)
         whole_samples = model.longest_exact_stream if whole_samples is None else whole_samples
         check_seconds(decode_seconds, "decode_seconds", above_zero=True)
-        self._stream = UnitStream(model, window_seconds, context_seconds, context_seconds, whole_samples)
+        self._stream = UnitStream(model, window_seconds, context_seconds, context_seconds, whole_samples, speaker_f0)
         self._window = max(1, round(decode_seconds * model.frame_rate))
 
     @property
