@@ -140,6 +140,18 @@ class F0Codebook(nn.Module):
         last = running[..., -1:] if running.shape[-1] else sums
         return (octaves - mean) / deviation.clamp(min=LEAST_DEVIATION) * voiced, last
 
+    def averaged(self, octaves: torch.Tensor, speaker_f0: torch.Tensor) -> torch.Tensor:
+        """
+        What codes of a known speaker's F0 code, as `encode` gives it.
+
+        Args:
+            octaves (`torch.Tensor` of shape `(batch, num_frames)`): log2 of F0 in Hz; 0 where it is unvoiced.
+            speaker_f0 (`torch.Tensor` of shape `(batch, 2)`): See `encode`.
+        """
+        is_real = torch.ones_like(octaves, dtype=torch.bool)
+        deviations, _ = self.normalized(octaves, is_real, speaker_f0)
+        return _averaged(deviations, octaves > 0, is_real, self.config.f0_stride)
+
     def codes(self, latents: torch.Tensor) -> torch.Tensor:
         """Codes `(batch, num_frames)` of `latents` as `encode` gives them."""
         is_voiced, deviations = latents.unbind(-1)

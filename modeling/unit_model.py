@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, WhisperFeatureExtractor
@@ -234,7 +235,7 @@ class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, PreT
             for name, value in {"f0_bins": f0_bins, **fields}.items():
                 setattr(self.config, name, value)
             self.config.validate_architecture()
-        except ValueError:
+        except (ValueError, StrictDataclassError):
             for name, value in known.items():
                 setattr(self.config, name, value)
             raise

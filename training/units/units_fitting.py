@@ -43,6 +43,7 @@ from speech_tokenizers.training.common.checkpoint_faults import file_fault, remo
 from speech_tokenizers.training.common.processes import leave_together
 from speech_tokenizers.training.common.run_record import fingerprint_of, is_older_fingerprint
 from speech_tokenizers.training.common.set_aside import shorter_than, write_set_aside
+from speech_tokenizers.training.units.f0_fitting import add_f0_arguments, check_f0_arguments, f0_facts
 from speech_tokenizers.training.units.kmeans import assign, fit_kmeans, mean_squared_distance
 from speech_tokenizers.training.units.pseudo_labels import as_float
 
@@ -439,7 +440,7 @@ def save_units(model: KMeansUnitsModel, fit: UnitsFit, folder: Path, **facts: An
 # Options that decide the centroids, besides the layers and the size, which name the folders of several models.
 _DECIDING = (
     *("num_stages", "normalization", "window", "frame_rule", "fit_seconds", "max_seconds", "batch_seconds"),
-    *("max_epochs", "seed"),
+    *("max_epochs", "seed", "f0_bins", "f0_stride"),
 )
 
 
@@ -494,6 +495,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frame-rule", choices=("conv", "fairseq"), default="conv", help="frames of a padded row (default: conv)"
     )
+    add_f0_arguments(parser)
     kept: dict[str, Any] = {"metavar": "COLUMN=VALUE[,VALUE]", "nargs": "*", "action": "extend", "default": []}
     parser.add_argument("--filter", **kept, help="rows of RECORDINGS to use")
     parser.add_argument("--fit-seconds", type=float, default=None, help="audio to use, drawn at random; default: all")
@@ -521,6 +523,7 @@ def _fit_all(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise ValueError(f"--{name.replace('_', '-')} must be positive, but is {value:g}.")
+    check_f0_arguments(args)
     accelerator = Accelerator()
     groups = [[layer] for layer in args.layers] if args.separately else [args.layers]
     targets = {}
@@ -585,6 +588,7 @@ def _fit_all(args: argparse.Namespace) -> None:
             if accelerator.is_main_process and not (target / "config.json").is_file():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 facts = {"seed": args.seed, "encoder": Path(args.encoder).name, "layers": group}
+                facts |= f0_facts(fitted, recordings, args)
                 save_units(fitted, fit, target, **facts, begun_with={**begun_with, "layers": group})
             accelerator.print(
                 f"{target}: {size} centroids of {fit.num_frames} frames ({fit.seconds / 60:.1f} min) account for "
