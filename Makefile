@@ -41,7 +41,8 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 	.training.studies.token_study.comparison .training.studies.token_study.report \
 	.training.studies.token_study.report_tables .training.studies.token_study.report_verdicts \
 	.training.studies.token_study.report_analyses .training.studies.token_study.study .training.language_models.speech_lm_losses \
-	.training.language_models.recipe_tasks .training.language_models.row_splits .processing.task_splits)
+	.training.language_models.recipe_tasks .training.language_models.row_splits .processing.task_splits \
+	.modeling.pitch_frames .modeling.f0_codebook .training.units.f0_fitting)
 # On a few shared cores, tiny models are faster on one thread than on several that wait for each other.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
