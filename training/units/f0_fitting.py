@@ -80,8 +80,6 @@ def fit_f0(
     if recordings.sampling_rate != model.sampling_rate:
         raise ValueError(f"`recordings` must be at {model.sampling_rate} Hz, but are at {recordings.sampling_rate}.")
     model.add_f0(f0_bins, f0_stride=f0_stride)
-    codebook = model.f0_codebook
-    assert codebook is not None
     try:
         fit = _fit(model, recordings, min(fit_seconds or MOST_SECONDS, MOST_SECONDS), max_seconds, seed)
     except ValueError:
@@ -95,6 +93,7 @@ def _fit(
     model: UnitPreTrainedModel, recordings: DecodedRecordings, fit_seconds: float, max_seconds: float, seed: int
 ) -> F0Fit:
     config, codebook = model.config, model.f0_codebook
+    assert codebook is not None
     by_speaker = SPEAKER_COLUMN in recordings.metadata.column_names
     names = recordings.metadata[SPEAKER_COLUMN] if by_speaker else recordings.names
     pitch, most = codebook.pitch_frames(), round(max_seconds * recordings.sampling_rate)
