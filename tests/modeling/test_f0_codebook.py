@@ -298,3 +298,13 @@ def test_a_vocoder_speaks_units_with_f0(encoder, signal, speech):
     assert spoken.shape[-1] == codes.shape[2] * 320
     monotone = torch.cat([codes[:, :-1], torch.full_like(codes[:, -1:], 3)], dim=1)
     assert not torch.allclose(model.decode(monotone).audio_values, spoken)  # F0 is heard
+
+
+@pytest.mark.parametrize("num_samples", [0, 100, 400, 720])
+def test_short_recordings_have_as_many_codes_as_frames(models, speech, num_samples):
+    model = models["kmeans"]
+    part = speech[0, 8000 : 8000 + num_samples]
+    given = streamed(UnitStream(model, 0.2, 0.3, 0.1), [part])
+    assert given.shape == (3, max(0, model.get_encoded_length(num_samples)))
+    if given.shape[1]:
+        assert torch.equal(given, model.encode(part[None]).audio_codes[0])
