@@ -48,7 +48,8 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 	.training.studies.tone_study.arguments .training.studies.tone_study.syllables .training.studies.tone_study.folds \
 	.training.studies.tone_study.frames .training.studies.tone_study.arms .training.studies.tone_study.information \
 	.training.studies.tone_study.cells .training.studies.tone_study.comparison .training.studies.tone_study.report \
-	.training.studies.tone_study.study)
+	.training.studies.tone_study.study \
+	.modeling.pitch_frames .modeling.f0_codebook .training.units.f0_fitting)
 # On a few shared cores, tiny models are faster on one thread than on several that wait for each other.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false

@@ -63,8 +63,8 @@ class DCSpinConfig(UnitsConfig):
 
     @property
     def num_quantizers(self) -> int:
-        """Codes per frame: one, as the auxiliary codebook's are not transmitted."""
-        return 1
+        """Codes per frame: one, as the auxiliary codebook's are not transmitted, and perhaps one of F0."""
+        return 1 + self.num_f0_rows
 
     @property
     def layers(self) -> list[int]:

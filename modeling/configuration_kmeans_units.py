@@ -2,7 +2,6 @@
 # Copyright 2026 The speech-tokenizers authors.
 """Configuration of k-means units."""
 
-import math
 
 from huggingface_hub.dataclasses import strict
 
@@ -55,12 +54,12 @@ class KMeansUnitsConfig(UnitsConfig):
 
     @property
     def num_quantizers(self) -> int:
-        """Codes per frame."""
-        return self.num_streams * self.num_stages + (self.kept_codebook_size > 0)
+        """Codes per frame, that of F0 among them."""
+        return len(self.unit_codebook_sizes) + self.num_f0_rows
 
     @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        """Codes of each codebook."""
+    def unit_codebook_sizes(self) -> tuple[int, ...]:
+        """Codes of each codebook of units."""
         sizes = (self.codebook_size,) * (self.num_streams * self.num_stages)
         return (*sizes, self.kept_codebook_size) if self.kept_codebook_size else sizes
 
@@ -68,14 +67,6 @@ class KMeansUnitsConfig(UnitsConfig):
     def stream_dim(self) -> int:
         """Dimension of a stream's frames with what is appended."""
         return self.hidden_size + self.kept_dims
-
-    @property
-    def bits_per_second(self) -> float:
-        """Nominal bit rate, in bit/s."""
-        if not self.kept_codebook_size:
-            return super().bits_per_second
-        # The last codebook has fewer codes.
-        return super().bits_per_second + self.frame_rate * math.log2(self.kept_codebook_size / self.codebook_size)
 
     @property
     def highest_layer(self) -> int:

@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from .configuration_unit_vocoder import UnitVocoderConfig
 from .encoder_geometry import frame_geometry, has_fixed_window
 from .padding_invariance import FRAME_RULES, num_conv_frames
+from .pitch_frames import check_pitch_range
 
 
 @strict
@@ -32,6 +33,14 @@ class UnitsConfig(PreTrainedConfig):
         sampling_rate (`int`, defaults to 16000): Sampling rate of the encoder, in Hz.
         vocoder_config (`UnitVocoderConfig` or `dict`, *optional*): Configuration of the vocoder that `decode` uses, if
             one is attached.
+        f0_bins (`int`, *optional*): Codes of a codebook of F0 beside the units, the last row of `audio_codes`: 0 for
+            what is unvoiced, the others for bins of F0 relative to the speaker's; see [`F0Codebook`]. At most
+            `codebook_size`. `None` leaves it out.
+        f0_stride (`int`, defaults to 1): Frames that an F0 code lasts.
+        f0_floor, f0_ceiling (`float`, defaults to 55 and 550): Range in which F0 is looked for, in Hz.
+        f0_prior_mean, f0_prior_deviation (`float`, defaults to 7.4 and 0.3): Mean and deviation of log2 F0 in Hz that
+            a recording is taken to have before anything is heard.
+        f0_prior_frames (`float`, defaults to 25): Voiced frames that this prior counts for.
     """
 
     sub_configs = {"encoder_config": AutoConfig, "vocoder_config": UnitVocoderConfig}
@@ -43,6 +52,13 @@ class UnitsConfig(PreTrainedConfig):
     window: str = "padded"
     sampling_rate: int = 16000
     vocoder_config: dict | PreTrainedConfig | None = None
+    f0_bins: int | None = None
+    f0_stride: int = 1
+    f0_floor: float | int = 55.0
+    f0_ceiling: float | int = 550.0
+    f0_prior_mean: float | int = 7.4
+    f0_prior_deviation: float | int = 0.3
+    f0_prior_frames: float | int = 25.0
 
     def __post_init__(self, **kwargs):
         if self.encoder_config is None:
@@ -71,7 +87,25 @@ class UnitsConfig(PreTrainedConfig):
     @property
     def bits_per_second(self) -> float:
         """Nominal bit rate, in bit/s."""
-        return self.frame_rate * self.num_quantizers * math.log2(self.codebook_size)
+        bits = sum(math.log2(size) for size in self.unit_codebook_sizes)
+        if self.f0_bins is not None:
+            bits += math.log2(self.f0_bins) / self.f0_stride
+        return self.frame_rate * bits
+
+    @property
+    def unit_codebook_sizes(self) -> tuple[int, ...]:
+        """Codes of each codebook of units."""
+        return (self.codebook_size,) * (self.num_quantizers - self.num_f0_rows)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Codes of each codebook, that of F0 the last."""
+        return self.unit_codebook_sizes if self.f0_bins is None else (*self.unit_codebook_sizes, self.f0_bins)
+
+    @property
+    def num_f0_rows(self) -> int:
+        """Rows of `audio_codes` that hold F0: 1 or 0."""
+        return 0 if self.f0_bins is None else 1
 
     def get_encoded_length(self, num_samples):
         """Frames for a number of samples (integer or integer tensor)."""
@@ -88,11 +122,29 @@ class UnitsConfig(PreTrainedConfig):
             raise ValueError("`frame_rule` 'fairseq' is for encoders with a convolutional front end; use 'conv'.")
         if self.window not in ("padded", "tight"):
             raise ValueError(f"`window` must be 'padded' or 'tight', but got {self.window!r}.")
+        if self.f0_bins is not None:
+            self._validate_f0()
         if self.vocoder_config is not None:
             for name in ("num_quantizers", "codebook_size", "hop_length", "sampling_rate"):
                 wanted, given = getattr(self, name), getattr(self.vocoder_config, name)
                 if wanted != given:
                     raise ValueError(f"The vocoder's `{name}` must be that of the units, {wanted}, but is {given}.")
+
+    def _validate_f0(self) -> None:
+        assert self.f0_bins is not None
+        if not 3 <= self.f0_bins <= self.codebook_size:
+            raise ValueError(
+                f"`f0_bins` must lie between 3 and the units' `codebook_size`, {self.codebook_size}, but got"
+                f" {self.f0_bins}."
+            )
+        if self.f0_stride < 1:
+            raise ValueError(f"`f0_stride` must be at least 1, but got {self.f0_stride}.")
+        check_pitch_range(self.f0_floor, self.f0_ceiling, self.sampling_rate)
+        for name in ("f0_prior_deviation", "f0_prior_frames"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be positive and finite, but got {getattr(self, name)}.")
+        if not math.isfinite(self.f0_prior_mean):
+            raise ValueError(f"`f0_prior_mean` must be finite, but got {self.f0_prior_mean}.")
 
 
 __all__ = ["UnitsConfig"]

@@ -11,15 +11,17 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_dc_spin import DCSpinConfig
+from .f0_codebook import F0_DIM
 from .input_checks import check_arguments, check_encoded, check_waveforms
 from .mixed_precision import warn_of_half_precision
 from .speech_encoders import transformer_layers
 from .swapped_prediction import SwappedPrediction
-from .unit_model import UnitPreTrainedModel
+from .unit_model import UnitPreTrainedModel, with_f0
 from .unit_runs import deduplicate_codes
 
 
 _CODEBOOKS = ("primary", "auxiliary")
+_KEPT_IN_FP32 = (*_CODEBOOKS, "f0_codebook")
 
 
 @dataclass
@@ -38,10 +40,11 @@ class DCSpinOutput(ModelOutput):
         primary_probability_perplexity, auxiliary_probability_perplexity (`torch.Tensor`): The same number for the
             predicted probabilities.
         audio_codes (`torch.LongTensor` of shape `(batch, 1, num_frames)`): Numbers of the nearest codes; 0 where the
-            mask is 0.
+            mask is 0. With F0 a second row, of its codes.
         latents (`torch.FloatTensor` of shape `(batch, num_frames, projection_dim)`): The projected frames as they were
             compared with the codes, in the space of [`~DCSpinModel.dequantize`]: of unit length; 0 where the mask is
-            0. `None` when de-duplicated.
+            0. `None` when de-duplicated. With F0 two dimensions more, which are 1 for voiced frames and log2 F0 in
+            deviations from the speaker's mean.
         audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): Mask with 1 for frames of real audio.
         durations (`torch.LongTensor` of shape `(batch, num_frames)`): Frames that each unit lasts, if the units were
             de-duplicated; 0 where the mask is 0.
@@ -118,7 +121,9 @@ class DCSpinModel(DCSpinPreTrainedModel):
             if not config.share_projection:
                 self.auxiliary_projection = nn.Linear(config.hidden_size, config.projection_dim)
         # Codebooks and projections; transformers wants none that are absent.
-        self._keep_in_fp32_modules_strict = [name for name, _ in self.named_children() if name.startswith(_CODEBOOKS)]
+        self._keep_in_fp32_modules_strict = [
+            name for name, _ in self.named_children() if name.startswith(_KEPT_IN_FP32)
+        ]
         self.post_init()
 
     @property
@@ -135,7 +140,7 @@ class DCSpinModel(DCSpinPreTrainedModel):
     @property
     def latent_dim(self) -> int:
         """See [`SpeechCodec.latent_dim`]."""
-        return self.config.projection_dim
+        return self.config.projection_dim + F0_DIM * self.config.num_f0_rows
 
     @property
     def centroids(self) -> torch.Tensor:
@@ -173,6 +178,7 @@ class DCSpinModel(DCSpinPreTrainedModel):
         padding_mask: torch.Tensor | None = None,
         codebook: str = "primary",
         deduplicate: bool = False,
+        speaker_f0: torch.Tensor | None = None,
     ) -> DCSpinOutput:
         """
         Args:
@@ -182,20 +188,38 @@ class DCSpinModel(DCSpinPreTrainedModel):
                 `"auxiliary"`.
             deduplicate (`bool`, *optional*, defaults to `False`): Whether to return runs of equal units as one, with
                 `durations`.
+            speaker_f0 (`torch.Tensor` of shape `(batch, 2)`, *optional*): Mean and deviation of log2 F0 in Hz of each
+                row's speaker, where they are known. Defaults to those that run along; see [`F0Codebook`].
 
         Raises:
-            ValueError: If there is no such codebook.
+            ValueError: If there is no such codebook, or `speaker_f0` is wrong or given without F0.
         """
         warn_of_half_precision(self)
         features, mask = self.features(input_values, padding_mask)
         check_encoded(features)
-        return self._units(features, mask, codebook, deduplicate)
+        f0 = self._f0_of(input_values, padding_mask, mask, speaker_f0)
+        return self._units(features, mask, codebook, deduplicate, f0)
 
-    def _units(self, features: torch.Tensor, mask: torch.Tensor, codebook: str, deduplicate: bool) -> DCSpinOutput:
+    @torch.no_grad()
+    def unit_codes(self, input_values: torch.Tensor) -> torch.Tensor:
+        """See [`UnitPreTrainedModel.unit_codes`]."""
+        features, mask = self.features(input_values)
+        check_encoded(features)
+        return self._units(features, mask, "primary", False, None).audio_codes
+
+    def _units(
+        self,
+        features: torch.Tensor,
+        mask: torch.Tensor,
+        codebook: str,
+        deduplicate: bool,
+        f0: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> DCSpinOutput:
         projection, swapped_prediction = self._codebook(codebook)
         with torch.autocast(features.device.type, enabled=False):
             latents = swapped_prediction.latents(projection(features.to(projection.weight.dtype))) * mask[..., None]
             audio_codes = swapped_prediction.encode(latents)[:, None] * mask[:, None]
+        audio_codes, latents = with_f0(audio_codes, latents, f0)
         if deduplicate:
             audio_codes, unit_mask, durations = deduplicate_codes(audio_codes, mask)
             return DCSpinOutput(audio_codes=audio_codes, audio_codes_mask=unit_mask.long(), durations=durations)
@@ -206,18 +230,20 @@ class DCSpinModel(DCSpinPreTrainedModel):
         The codes' places among the latents.
 
         Args:
-            audio_codes (`torch.Tensor` of shape `(batch, 1, num_frames)`): Units.
+            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): Units, with F0 if there is.
             codebook (`str`, *optional*, defaults to `"primary"`): Codebook that the codes belong to: `"primary"` or
                 `"auxiliary"`.
 
         Returns:
-            `torch.Tensor` of shape `(batch, num_frames, projection_dim)`.
+            `torch.Tensor` of shape `(batch, num_frames, projection_dim)`; with F0 two dimensions more.
 
         Raises:
             ValueError: If the shape is wrong, there is no such codebook, or a code lies outside it.
         """
         entries = self._codebook(codebook)[1].codebook
-        return entries[self._check_all_codes(audio_codes, len(entries))[:, 0]]
+        units, f0 = self._split_codes(audio_codes, len(entries))
+        frames = entries[units[:, 0]]
+        return frames if f0 is None else torch.cat([frames, f0.to(frames.dtype)], dim=-1)
 
     @can_return_tuple
     def forward(
@@ -228,6 +254,7 @@ class DCSpinModel(DCSpinPreTrainedModel):
         codebook: str = "primary",
         deduplicate: bool = False,
         return_loss: bool = True,
+        speaker_f0: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> DCSpinOutput:
         """
@@ -240,7 +267,7 @@ class DCSpinModel(DCSpinPreTrainedModel):
                 voices, sample for sample.
             padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): Mask with 1 for real samples of
                 both views, padded on the right. The frames of the others do not count.
-            codebook, deduplicate: Arguments of [`~DCSpinModel.encode`], if there are no losses.
+            codebook, deduplicate, speaker_f0: Arguments of [`~DCSpinModel.encode`], if there are no losses.
             return_loss (`bool`, *optional*, defaults to `True`): Whether to compute losses. `False` encodes also where
                 there are two views.
             kwargs: Arguments that transformers passes to any model, such as `output_attentions`.
@@ -253,7 +280,8 @@ class DCSpinModel(DCSpinPreTrainedModel):
         if perturbed_values is None or not return_loss:
             with torch.no_grad():
                 features, mask = self.features(input_values, padding_mask)
-                return self._units(features, mask, codebook, deduplicate)
+                f0 = self._f0_of(input_values, padding_mask, mask, speaker_f0)
+                return self._units(features, mask, codebook, deduplicate, f0)
         views = [check_waveforms(values)[0] for values in (input_values, perturbed_values)]
         if views[0].shape != views[1].shape:
             raise ValueError(

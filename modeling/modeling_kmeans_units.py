@@ -13,9 +13,10 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_kmeans_units import KMeansUnitsConfig
+from .f0_codebook import F0_DIM
 from .input_checks import check_arguments, check_encoded, numbers_are_known
 from .mixed_precision import warn_of_half_precision
-from .unit_model import UnitPreTrainedModel
+from .unit_model import UnitPreTrainedModel, with_f0
 from .unit_runs import deduplicate_codes
 
 
@@ -30,7 +31,8 @@ class KMeansUnitsOutput(ModelOutput):
         audio_codes (`torch.LongTensor` of shape `(batch, num_quantizers, num_frames)`): Numbers of the nearest
             centroids; 0 where the mask is 0.
         latents (`torch.FloatTensor` of shape `(batch, num_frames, num_streams * stream_dim)`): The frames that were
-            clustered; 0 where the mask is 0. `None` when de-duplicated.
+            clustered; 0 where the mask is 0. `None` when de-duplicated. With F0 two dimensions more, which are 1 for
+            voiced frames and log2 F0 in deviations from the speaker's mean.
         audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): Mask with 1 for frames of real audio.
         durations (`torch.LongTensor` of shape `(batch, num_frames)`): Frames that each unit lasts, if the units were
             de-duplicated; 0 where the mask is 0.
@@ -199,31 +201,32 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
             config.kept_dims,
             config.kept_codebook_size,
         )
+        # transformers wants none that are absent.
+        self._keep_in_fp32_modules_strict = ["quantizer", *["f0_codebook"] * config.num_f0_rows]
         self.post_init()
 
     @property
     def latent_dim(self) -> int:
         """See [`SpeechCodec.latent_dim`]; the streams beside each other."""
-        return self.config.num_streams * self.config.stream_dim
+        return self.config.num_streams * self.config.stream_dim + F0_DIM * self.config.num_f0_rows
 
     @property
     def centroids(self) -> torch.Tensor:
         """
-        Centroids, `(num_quantizers, codebook_size, stream_dim)`; with a codebook of what is kept, those of the other
-        codebooks, `(num_quantizers - 1, codebook_size, hidden_size)`.
+        Centroids of the units, `(num_streams * num_stages, codebook_size, stream_dim)`; with a codebook of what is
+        kept, those of the other codebooks, `(num_streams * num_stages, codebook_size, hidden_size)`.
         """
         return self.quantizer.centroids
 
     @torch.no_grad()
-    def codebook_vectors(self) -> torch.Tensor:
+    def unit_vectors(self) -> torch.Tensor:
         """
-        See [`SpeechCodec.codebook_vectors`]: the centroids, `(num_quantizers, codebook_size, stream_dim)`. With a
-        codebook of what is kept, `(num_quantizers, codebook_size, latent_dim)`, with zeros for the codes that this
-        codebook does not have.
+        See [`~UnitPreTrainedModel.unit_vectors`]: the centroids. With a codebook of what is kept, `(num_codebooks,
+        codebook_size, num_streams * stream_dim)`, with zeros for the codes that this codebook does not have.
         """
         config, quantizer = self.config, self.quantizer
         if not config.kept_codebook_size:
-            return super().codebook_vectors()
+            return super().unit_vectors()
         vectors = quantizer.centroids.new_zeros(
             len(quantizer.centroids) + 1, config.codebook_size, config.num_streams, config.stream_dim
         )
@@ -347,29 +350,50 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
 
     @can_return_tuple
     def encode(
-        self, input_values: torch.Tensor, padding_mask: torch.Tensor | None = None, deduplicate: bool = False
+        self,
+        input_values: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        deduplicate: bool = False,
+        speaker_f0: torch.Tensor | None = None,
     ) -> KMeansUnitsOutput:
         """
         Args:
             input_values, padding_mask: Waveforms and their mask; see [`~KMeansUnitsModel.features`].
             deduplicate (`bool`, *optional*, defaults to `False`): Whether to return runs of equal units as one, with
                 `durations`. With several codebooks a run lasts as long as all of them stay.
+            speaker_f0 (`torch.Tensor` of shape `(batch, 2)`, *optional*): Mean and deviation of log2 F0 in Hz of each
+                row's speaker, where they are known. Defaults to those that run along; see [`F0Codebook`].
 
         Raises:
-            ValueError: If there are no centroids yet; and see [`~KMeansUnitsModel.features`].
+            ValueError: If there are no centroids yet, or `speaker_f0` is wrong or given without F0; and see
+                [`~KMeansUnitsModel.features`].
         """
         self._check_fitted()
         warn_of_half_precision(self)
         features, mask = self.features(input_values, padding_mask)
         check_encoded(features)
-        return self._units(features, mask, deduplicate)
+        return self._units(features, mask, deduplicate, self._f0_of(input_values, padding_mask, mask, speaker_f0))
 
-    def _units(self, features: torch.Tensor, mask: torch.Tensor, deduplicate: bool) -> KMeansUnitsOutput:
+    @torch.no_grad()
+    def unit_codes(self, input_values: torch.Tensor) -> torch.Tensor:
+        """See [`UnitPreTrainedModel.unit_codes`]."""
+        self._check_fitted()
+        features, mask = self.features(input_values)
+        check_encoded(features)
+        return self.quantizer.encode(features) * mask[:, None]
+
+    def _units(
+        self,
+        features: torch.Tensor,
+        mask: torch.Tensor,
+        deduplicate: bool,
+        f0: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> KMeansUnitsOutput:
         audio_codes = self.quantizer.encode(features) * mask[:, None]
+        audio_codes, latents = with_f0(audio_codes, features.transpose(1, 2).flatten(2), f0)
         if deduplicate:
             audio_codes, unit_mask, durations = deduplicate_codes(audio_codes, mask)
             return KMeansUnitsOutput(audio_codes, None, unit_mask.long(), durations)
-        latents = features.transpose(1, 2).flatten(2)
         return KMeansUnitsOutput(audio_codes=audio_codes, latents=latents, audio_codes_mask=mask.long())
 
     def dequantize(self, audio_codes: torch.Tensor) -> torch.Tensor:
@@ -381,12 +405,14 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
 
         Returns:
             `torch.Tensor` of shape `(batch, num_frames, num_streams * stream_dim)`: Centroids, those of the stages of
-            a stream summed up.
+            a stream summed up; with F0 two dimensions more, as of `latents`.
 
         Raises:
             ValueError: If the shape is wrong, or a code lies outside the codebook.
         """
-        return self.quantizer.decode(self._check_all_codes(audio_codes, self.config.codebook_size))
+        units, f0 = self._split_codes(audio_codes, self.config.codebook_size)
+        frames = self.quantizer.decode(units)
+        return frames if f0 is None else torch.cat([frames, f0.to(frames.dtype)], dim=-1)
 
     @can_return_tuple
     def forward(
@@ -394,13 +420,14 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
         input_values: torch.Tensor,
         padding_mask: torch.Tensor | None = None,
         deduplicate: bool = False,
+        speaker_f0: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> KMeansUnitsOutput:
         """
         As [`~KMeansUnitsModel.encode`].
 
         Args:
-            input_values, padding_mask, deduplicate: See [`~KMeansUnitsModel.encode`], also for the errors.
+            input_values, padding_mask, deduplicate, speaker_f0: See [`~KMeansUnitsModel.encode`], also for the errors.
             kwargs: What transformers passes to any model, such as `output_attentions`, of which units have none.
 
         Raises:
@@ -409,7 +436,7 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
         check_arguments(kwargs)
         self._check_fitted()
         features, mask = self.features(input_values, padding_mask)
-        return self._units(features, mask, deduplicate)
+        return self._units(features, mask, deduplicate, self._f0_of(input_values, padding_mask, mask, speaker_f0))
 
     def _check_fitted(self) -> None:
         tables = [self.quantizer.centroids]

@@ -2,12 +2,15 @@
 # Copyright 2026 The speech-tokenizers authors.
 """What all unit models have in common, however the frames of their speech encoder become codes."""
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from torch.nn import functional as F
 from transformers import AutoModel, WhisperFeatureExtractor
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
@@ -15,6 +18,7 @@ from .checked_loading import CheckedLoading
 from .codec_interface import SpeechCodec, SpeechStream, TokenKind
 from .configuration_units import UnitsConfig
 from .encoder_geometry import first_frame_centre, frame_geometry, has_fixed_window, num_encoder_layers
+from .f0_codebook import F0_DIM, F0Codebook, F0Stream
 from .input_checks import check_codes, check_waveforms
 from .mixed_precision import MixedPrecisionModel, at_least_single, guard_convolutions
 from .modeling_unit_vocoder import UnitVocoderModel, UnitVocoderOutput
@@ -23,6 +27,8 @@ from .speech_encoders import encoder_of, load_pretrained, spectrogram_states, tr
 from .unit_streaming import WindowedUnitStream
 
 
+# Fields of the configuration that an F0 codebook goes by, besides its size.
+F0_NUMBERS = (*("f0_stride", "f0_floor", "f0_ceiling", "f0_prior_mean", "f0_prior_deviation", "f0_prior_frames"),)
 # Recordings up to this length are heard whole, longer ones in windows.
 _WHOLE_SECONDS = 60
 
@@ -51,7 +57,15 @@ class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, PreT
         self.vocoder = None
         if config.vocoder_config is not None:
             self.vocoder = UnitVocoderModel(config.vocoder_config)  # type: ignore[arg-type]
+        self.f0_codebook = None if config.f0_bins is None else F0Codebook(config)
         self._prepare_encoder()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, F0Codebook):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
 
     @classmethod
     def from_encoder(
@@ -170,11 +184,102 @@ class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, PreT
         return encoded
 
     def codebook_vectors(self) -> torch.Tensor:
-        """See [`SpeechCodec.codebook_vectors`]; the centroids, `(num_quantizers, codebook_size, dim)`."""
+        """
+        See [`SpeechCodec.codebook_vectors`]; the centroids, `(num_quantizers, codebook_size, dim)`. Of F0 codes, the
+        last two dimensions alone are not 0.
+        """
+        vectors = self.unit_vectors()
+        if self.f0_codebook is None:
+            return vectors
+        added = self.f0_codebook.vectors().to(vectors.device)
+        padded = F.pad(vectors, (0, F0_DIM, 0, 0, 0, 1))
+        padded[-1, : len(added), -F0_DIM:] = added
+        return padded
+
+    @torch.no_grad()
+    def unit_vectors(self) -> torch.Tensor:
+        """What each code of each codebook of units stands for, `(num_codebooks, codebook_size, dim)`, float32."""
         return self.centroids.detach().float()
 
     def _fingerprinted(self) -> list[torch.Tensor]:
-        return list(self.centroids)
+        f0 = [] if self.f0_codebook is None else [self.f0_codebook.boundaries, self.f0_codebook.centres]
+        return [*self.centroids, *f0]
+
+    def encoder_fingerprint(self) -> str:
+        """See [`SpeechCodec.encoder_fingerprint`]; with an F0 codebook, what it tells F0 by decides too."""
+        fingerprint = super().encoder_fingerprint()
+        if self.f0_codebook is None:
+            return fingerprint
+        numbers = [float(getattr(self.config, name)) for name in F0_NUMBERS]
+        return hashlib.sha256(f"{fingerprint} {numbers}".encode()).hexdigest()[:16]
+
+    def add_f0(self, f0_bins: int, **fields: Any) -> None:
+        """
+        Put a codebook of F0 beside the units; `training.units.f0_fitting` fits its bins and prior to speech.
+
+        Args:
+            f0_bins (`int`): Codes of F0; see [`UnitsConfig`].
+            fields: Other fields of F0 of the configuration, such as `f0_stride` or `f0_prior_mean`.
+
+        Raises:
+            TypeError: If a field is not one of F0.
+            ValueError: If there is such a codebook already, a vocoder is attached, which speaks units without it, or a
+                field is wrong.
+        """
+        if unknown := sorted(fields.keys() - {*F0_NUMBERS}):
+            raise TypeError(f"`add_f0` has no argument {unknown[0]!r}; it has {', '.join(F0_NUMBERS)}.")
+        if self.f0_codebook is not None:
+            raise ValueError("These units have an F0 codebook already.")
+        if self.vocoder is not None:
+            raise ValueError(
+                "The attached vocoder speaks units without F0; set `vocoder` and `config.vocoder_config` to `None`"
+                " first, and train another."
+            )
+        known = {name: getattr(self.config, name) for name in ("f0_bins", *fields)}
+        try:
+            for name, value in {"f0_bins": f0_bins, **fields}.items():
+                setattr(self.config, name, value)
+            self.config.validate_architecture()
+        except (ValueError, StrictDataclassError):
+            for name, value in known.items():
+                setattr(self.config, name, value)
+            raise
+        with torch.device(self.device):
+            self.f0_codebook = F0Codebook(self.config)
+
+    def f0_stream(self, speaker_f0: torch.Tensor | None = None) -> F0Stream | None:
+        """The F0 codes of a recording that is still arriving; `None` where units have no F0."""
+        return None if self.f0_codebook is None else F0Stream(self.f0_codebook, speaker_f0)
+
+    def unit_codes(self, input_values: torch.Tensor) -> torch.Tensor:
+        """The codes of [`encode`] without those of F0."""
+        raise NotImplementedError
+
+    def _f0_of(
+        self,
+        input_values: torch.Tensor,
+        padding_mask: torch.Tensor | None,
+        mask: torch.Tensor,
+        speaker_f0: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        # Codes (B, F) and what they code (B, F, 2), where there is an F0 codebook.
+        if self.f0_codebook is None:
+            if speaker_f0 is not None:
+                raise ValueError("`speaker_f0` is for units with F0 (`f0_bins`), which these have not; leave it out.")
+            return None
+        input_values, padding_mask = check_waveforms(input_values, padding_mask, side="right")
+        waveforms = input_values[:, 0]
+        num_samples = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
+        if padding_mask is not None:
+            num_samples = padding_mask.sum(-1)
+        return self.f0_codebook.encode(waveforms, num_samples, mask, speaker_f0)
+
+    def _split_codes(self, audio_codes: torch.Tensor, codebook_size: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        # Checked codes of all codebooks, those of units, and what those of F0 stand for.
+        audio_codes = check_codes(audio_codes, self.config.num_quantizers, codebook_size, need_all=True)[0]
+        if self.f0_codebook is None:
+            return audio_codes, None
+        return audio_codes[:, :-1], self.f0_codebook.decode(audio_codes[:, -1])
 
     @property
     def frame_span(self) -> int:
@@ -270,8 +375,26 @@ class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, PreT
         centred = (waveforms - (waveforms * mask).sum(-1, keepdim=True) / count) * mask
         return centred / (centred.square().sum(-1, keepdim=True) / count + 1e-7).sqrt()
 
-    def _check_all_codes(self, audio_codes: torch.Tensor, codebook_size: int) -> torch.Tensor:
-        return check_codes(audio_codes, self.config.num_quantizers, codebook_size, need_all=True)[0]
+
+def with_f0(
+    audio_codes: torch.Tensor, latents: torch.Tensor, f0: tuple[torch.Tensor, torch.Tensor] | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Units and their F0, as one.
+
+    Args:
+        audio_codes (`torch.Tensor` of shape `(batch, num_unit_rows, num_frames)`): Codes of units.
+        latents (`torch.Tensor` of shape `(batch, num_frames, dim)`): What they code.
+        f0 (`tuple` of `torch.Tensor`, *optional*): Codes of F0 `(batch, num_frames)`, and what they code `(batch,
+            num_frames, 2)`.
+
+    Returns:
+        The codes with a row more, and the latents with two dimensions more; unchanged where there is no F0.
+    """
+    if f0 is None:
+        return audio_codes, latents
+    codes, values = f0
+    return torch.cat([audio_codes, codes[:, None]], dim=1), torch.cat([latents, values.to(latents.dtype)], dim=-1)
 
 
 def _keep_layers(encoder: nn.Module, num_layers: int) -> None:
@@ -281,4 +404,4 @@ def _keep_layers(encoder: nn.Module, num_layers: int) -> None:
     setattr(encoder.config, name, num_layers)
 
 
-__all__ = ["UnitPreTrainedModel"]
+__all__ = ["F0_NUMBERS", "UnitPreTrainedModel", "with_f0"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .f0_codebook import check_speaker_f0
 from .input_checks import check_seconds, check_whole_number
 from .recording_stream import EMPTY_STREAM, RecordingStream, StreamState
 
@@ -29,6 +30,8 @@ class UnitStream(RecordingStream):
         right_context_seconds (`float`, *optional*, defaults to 0.5): Speech that is heard after a chunk, in seconds.
         whole_samples (`int`, *optional*, defaults to 0): A recording that is no longer than this is heard whole, once
             it has ended. The first codes of a longer one come when so many samples have arrived.
+        speaker_f0 (`torch.Tensor` of shape `(1, 2)`, *optional*): Mean and deviation of log2 F0 in Hz of the speaker,
+            for units with F0. Defaults to those that run along, from the recording's beginning; see [`F0Codebook`].
 
     Raises:
         ValueError: If the model is in training mode, the chunk shorter than a frame, a context negative, or Whisper's
@@ -46,8 +49,12 @@ class UnitStream(RecordingStream):
         left_context_seconds: float = 4.0,
         right_context_seconds: float = 0.5,
         whole_samples: int = 0,
+        speaker_f0: torch.Tensor | None = None,
     ):
         super().__init__(model)
+        if speaker_f0 is not None and getattr(model, "f0_codebook", None) is None:
+            raise ValueError("`speaker_f0` is for units with F0 (`f0_bins`), which these have not; leave it out.")
+        self.speaker_f0 = None if speaker_f0 is None else check_speaker_f0(speaker_f0, 1)
         check_seconds(chunk_seconds, "chunk_seconds", above_zero=True)
         check_seconds(left_context_seconds, "left_context_seconds")
         check_seconds(right_context_seconds, "right_context_seconds")
@@ -76,6 +83,8 @@ class UnitStream(RecordingStream):
     def latency_seconds(self) -> float:
         """Seconds from the beginning of a chunk to the arrival of the last sample that its codes need."""
         needed = max(self.num_samples(self.chunk + self.right_context), self.whole_samples + 1)
+        if getattr(self.model, "f0_codebook", None) is not None:
+            needed = max(needed, self.model.f0_codebook.needed_samples(self.chunk))
         return needed / self.model.sampling_rate
 
     def push(self, samples: torch.Tensor) -> torch.Tensor:
@@ -110,14 +119,34 @@ class UnitStream(RecordingStream):
 class _UnitWindows(StreamState):
     # The samples of a recording that are still needed, from the sample where frame `first` begins.
 
-    def __init__(self, stream: UnitStream, may_be_empty: bool, num_quantizers: int | None = None):
+    def __init__(
+        self,
+        stream: UnitStream,
+        may_be_empty: bool,
+        num_quantizers: int | None = None,
+    ):
         self.stream, self.may_be_empty, self.num_quantizers = stream, may_be_empty, num_quantizers
         self.held: torch.Tensor | None = None  # (1, 1, num_samples)
         self.first = self.done = self.num_pushed = 0
+        model = stream.model
+        # F0 is told of the recording as a whole, so that what it goes by runs on from window to window.
+        rows = model.config.num_quantizers if num_quantizers is None else num_quantizers
+        has_f0 = rows == model.config.num_quantizers and getattr(model, "f0_codebook", None) is not None
+        self.f0 = model.f0_stream(stream.speaker_f0) if has_f0 else None
+        self.num_given = 0
+        self.waiting = torch.zeros(1, rows - has_f0, 0, dtype=torch.long)  # units whose F0 is not settled
+        self.waiting_f0 = torch.zeros(1, 0, dtype=torch.long)  # F0 whose units are not
+
+    def copied(self) -> "_UnitWindows":
+        copied = super().copied()
+        copied.f0 = None if self.f0 is None else self.f0.copied()
+        return copied
 
     def push(self, inputs: torch.Tensor) -> torch.Tensor:
         stream, hop = self.stream, self.stream.model.hop_length
         self.num_pushed += inputs.shape[-1]
+        if self.f0 is not None:
+            self.waiting_f0 = torch.cat([self.waiting_f0, self.f0.push(inputs[:, 0])], dim=1)
         self.held = inputs if self.held is None else torch.cat([self.held, inputs], dim=-1)
         codes: list[torch.Tensor] = []
         if self.done == 0 and self.held.shape[-1] <= stream.whole_samples:
@@ -141,18 +170,29 @@ class _UnitWindows(StreamState):
             raise ValueError(
                 f"The recording has {self.num_pushed} samples, but a frame needs {model.frame_span}; leave it out."
             )
+        if self.f0 is not None:
+            num_frames = self.num_given + self.waiting.shape[-1] + sum(part.shape[-1] for part in codes)
+            if num_frames:
+                self.waiting_f0 = torch.cat([self.waiting_f0, self.f0.finish(num_frames)], dim=1)
         return self._joined(codes)
 
     def _codes(self, samples: torch.Tensor) -> torch.Tensor:
+        if self.f0 is not None:
+            return self.stream.model.unit_codes(samples).cpu()
         encoded = self.stream.model.encode(samples)
         # A tuple if the model's configuration says `return_dict=False`.
         codes = encoded[0] if isinstance(encoded, tuple) else encoded.audio_codes
         return codes[:, : self.num_quantizers].cpu()
 
     def _joined(self, codes: list[torch.Tensor]) -> torch.Tensor:
-        if codes:
-            return torch.cat(codes, dim=-1)
-        return torch.zeros(1, self.num_quantizers or self.stream.model.config.num_quantizers, 0, dtype=torch.long)
+        units = torch.cat([self.waiting, *codes], dim=-1)
+        if self.f0 is None:
+            return units
+        ready = min(units.shape[-1], self.waiting_f0.shape[1])
+        given = torch.cat([units[..., :ready], self.waiting_f0[:, None, :ready]], dim=1)
+        self.waiting, self.waiting_f0 = units[..., ready:], self.waiting_f0[:, ready:]
+        self.num_given += ready
+        return given
 
 
 class WindowedUnitStream(RecordingStream):
@@ -171,6 +211,7 @@ class WindowedUnitStream(RecordingStream):
             `longest_exact_stream`.
         eager (`bool`, *optional*, defaults to `False`): Whether units are decoded as soon as the vocoder's context is
             there, and not in full windows.
+        speaker_f0 (`torch.Tensor` of shape `(1, 2)`, *optional*): See [`UnitStream`].
 
     Raises:
         ValueError: If the model is in training mode, a number is no whole one, or the windows are impossible; see
@@ -191,6 +232,7 @@ class WindowedUnitStream(RecordingStream):
         decode_seconds: float = 10.0,
         whole_samples: int | None = None,
         eager: bool = False,
+        speaker_f0: torch.Tensor | None = None,
     ):
         super().__init__(model)
         self.eager = eager
@@ -198,7 +240,7 @@ class WindowedUnitStream(RecordingStream):
         self.num_samples = None if num_samples is None else check_whole_number(num_samples, "num_samples", 1)
         whole_samples = model.longest_exact_stream if whole_samples is None else whole_samples
         check_seconds(decode_seconds, "decode_seconds", above_zero=True)
-        self._stream = UnitStream(model, window_seconds, context_seconds, context_seconds, whole_samples)
+        self._stream = UnitStream(model, window_seconds, context_seconds, context_seconds, whole_samples, speaker_f0)
         self._window = max(1, round(decode_seconds * model.frame_rate))
 
     @property

@@ -27,6 +27,7 @@ class WindowedEncoder:
             in seconds.
         whole_samples (`int`, *optional*): Length up to which a recording is heard whole. Defaults to the model's
             `longest_exact_stream`, so that the codes are those of `encode_stream`.
+        speaker_f0 (`torch.Tensor` of shape `(1, 2)`, *optional*): See [`UnitStream`].
 
     Raises:
         ValueError: If the window is shorter than a frame, the context negative, or Whisper's encoder cannot hear a
@@ -39,6 +40,7 @@ class WindowedEncoder:
         window_seconds: float = 20.0,
         context_seconds: float = 2.0,
         whole_samples: int | None = None,
+        speaker_f0: torch.Tensor | None = None,
     ):
         self._new_stream = partial(
             WindowedUnitStream,
@@ -46,6 +48,7 @@ class WindowedEncoder:
             window_seconds=window_seconds,
             context_seconds=context_seconds,
             whole_samples=whole_samples,
+            speaker_f0=speaker_f0,
         )
         self._new_stream()  # what is wrong is said now
 

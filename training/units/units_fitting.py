@@ -43,6 +43,7 @@ from speech_tokenizers.training.common.processes import leave_together
 from speech_tokenizers.training.common.run_record import fingerprint_of, is_older_fingerprint
 from speech_tokenizers.training.common.set_aside import shorter_than, write_set_aside
 from speech_tokenizers.training.units.excerpts import Excerpt, draw_excerpts, frame_places
+from speech_tokenizers.training.units.f0_fitting import add_f0_arguments, check_f0_arguments, f0_facts
 from speech_tokenizers.training.units.frame_files import changed_frames, frame_moments, is_readable, remove_frames
 from speech_tokenizers.training.units.kept_choice import KeptPlan, add_keep_arguments, keep_facts, keep_plan
 from speech_tokenizers.training.units.kept_frames import KeptFrames
@@ -369,7 +370,7 @@ def save_units(model: KMeansUnitsModel, fit: UnitsFit, folder: Path, **facts: An
 # Options that decide the centroids, besides the layers and the size, which name the folders of several models.
 _DECIDING = (
     *("num_stages", "normalization", "window", "frame_rule", "fit_seconds", "max_seconds", "batch_seconds"),
-    *("max_epochs", "seed"),
+    *("max_epochs", "seed", "f0_bins", "f0_stride"),
 )
 
 
@@ -425,6 +426,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--frame-rule", choices=("conv", "fairseq"), default="conv", help="frames of a padded row (default: conv)"
     )
     add_keep_arguments(parser)
+    add_f0_arguments(parser)
     kept: dict[str, Any] = {"metavar": "COLUMN=VALUE[,VALUE]", "nargs": "*", "action": "extend", "default": []}
     parser.add_argument("--filter", **kept, help="rows of RECORDINGS to use")
     parser.add_argument("--fit-seconds", type=float, default=None, help="audio to use, drawn at random; default: all")
@@ -452,6 +454,7 @@ def _fit_all(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise ValueError(f"--{name.replace('_', '-')} must be positive, but is {value:g}.")
+    check_f0_arguments(args)
     accelerator = Accelerator()
     groups = [[layer] for layer in args.layers] if args.separately else [args.layers]
     targets = {}
@@ -519,6 +522,7 @@ def _fit_all(args: argparse.Namespace) -> None:
             if accelerator.is_main_process and not (target / "config.json").is_file():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 facts = {"seed": args.seed, "encoder": Path(args.encoder).name, "layers": group}
+                facts |= f0_facts(fitted, recordings, args)
                 save_units(fitted, fit, target, **facts, begun_with={**begun_with, "layers": group})
             sizes = " and ".join(map(str, dict.fromkeys(fitted.config.codebook_sizes)))
             accelerator.print(

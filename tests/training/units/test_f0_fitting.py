@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An F0 codebook fitted to voices: bins that they fill alike, and the prior of their speakers."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import HubertModel, Wav2Vec2FeatureExtractor
+
+from helpers.tiny_models import tiny_hubert
+from helpers.voices import voice
+from speech_tokenizers import cli
+from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
+from speech_tokenizers.processing.recordings import decode_all, load_recordings
+from speech_tokenizers.training.units.f0_fitting import fit_f0
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    config = tiny_hubert(conv_dim=(8, 8, 8), conv_kernel=(10, 8, 4), conv_stride=(5, 8, 8))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        HubertModel(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def speech_folder(tmp_path_factory):
+    """Two speakers an octave apart, who rise and fall by half an octave, with a speaker column."""
+    folder = tmp_path_factory.mktemp("speech")
+    lines = []
+    for speaker, base in (("low", 100.0), ("high", 200.0)):
+        for number, ratio in enumerate((1.41, 0.71)):
+            waveform = voice(np.geomspace(base, base * ratio, 12000))[0].numpy()
+            name = f"{speaker}{number}.wav"
+            soundfile.write(folder / name, waveform, 16000)
+            lines.append(json.dumps({"file_name": name, "speaker": speaker}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def fitted(encoder, folder, tmp_path, **options):
+    model = KMeansUnitsModel.from_encoder(str(encoder), layers=[1], codebook_size=8)
+    recordings = decode_all(load_recordings(str(folder)), 16000, tmp_path)
+    return model, fit_f0(model, recordings, 8, **options), recordings
+
+
+def test_bins_are_filled_alike_and_the_prior_is_the_speakers(encoder, speech_folder, tmp_path):
+    model, fit, recordings = fitted(encoder, speech_folder, tmp_path)
+    assert (fit.speakers, fit.by_speaker, fit.f0_bins) == (2, True, 8)
+    assert fit.mean == model.config.f0_prior_mean == pytest.approx(np.log2(100 * 2**0.5), abs=0.03)
+    assert fit.deviation == model.config.f0_prior_deviation == pytest.approx(1 / 12**0.5, abs=0.03)
+    assert fit.voiced > 0.9
+    counts = torch.zeros(8)
+    for index in range(len(recordings)):
+        mean = 7.64 if recordings.metadata["speaker"][index] == "high" else 6.64
+        waveform = torch.from_numpy(recordings[index] / np.float32(32767))[None]
+        mask = torch.ones(1, model.get_encoded_length(waveform.shape[1]))
+        speaker = torch.tensor([[mean, fit.deviation]])
+        codes, _ = model.f0_codebook.encode(waveform, torch.tensor([waveform.shape[1]]), mask, speaker)
+        counts += torch.bincount(codes[0], minlength=8)
+    assert counts[1:].max() < 1.5 * counts[1:].min()
+    assert 2.5 < fit.entropy < 3
+
+
+def test_without_speakers_each_recording_is_its_own(encoder, speech_folder, tmp_path):
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for path in speech_folder.glob("*.wav"):
+        (plain / path.name).write_bytes(path.read_bytes())
+    _, fit, _ = fitted(encoder, plain, tmp_path / "cache", f0_stride=2)
+    assert (fit.speakers, fit.by_speaker, fit.f0_stride) == (4, False, 2)
+    assert fit.deviation == pytest.approx(0.5 / 12**0.5, abs=0.03)
+
+
+def test_what_has_no_voice_is_refused_and_leaves_the_model_as_it_was(encoder, tmp_path):
+    folder = tmp_path / "noise"
+    folder.mkdir()
+    soundfile.write(folder / "a.wav", np.random.default_rng(0).normal(size=16000) * 0.1, 16000)
+    model = KMeansUnitsModel.from_encoder(str(encoder), layers=[1], codebook_size=8)
+    with pytest.raises(ValueError, match="too little voice"):
+        fit_f0(model, decode_all(load_recordings(str(folder)), 16000, tmp_path / "cache"), 8)
+    assert model.f0_codebook is None
+    assert model.config.num_quantizers == 1
+
+
+def test_the_command_fits_units_with_f0(encoder, speech_folder, tmp_path):
+    units = tmp_path / "units"
+    arguments = ["fit-units", str(encoder), str(speech_folder), "-o", str(units), "--layers", "1"]
+    assert cli.main([*arguments, "--codebook-size", "10", "--f0-bins", "8", "--f0-stride", "2"]) == 0
+    model = KMeansUnitsModel.from_pretrained(units)
+    assert (model.config.f0_bins, model.config.f0_stride, model.num_quantizers) == (8, 2, 2)
+    facts = json.loads((units / "fit.json").read_text(encoding="utf-8"))
+    assert facts["f0"]["speakers"] == 2
+    assert facts["begun_with"]["f0-bins"] == 8
+    codes = model.encode(voice(np.geomspace(100, 180, 16000))).audio_codes[0, 1]
+    assert codes.unique().numel() > 4
+    written = tmp_path / "units.jsonl"
+    assert cli.main(["units", str(speech_folder), "--model", str(units), "-o", str(written), "--deduplicate"]) == 0
+    assert len(written.read_text(encoding="utf-8").splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--f0-bins", "11"], "between 3 and --codebook-size, 10"),
+        (["--f0-bins", "8", "--f0-stride", "0"], "--f0-stride"),
+        (["--f0-stride", "2"], "--f0-bins too"),
+    ],
+    ids=str,
+)
+def test_the_command_says_what_is_wrong(encoder, speech_folder, tmp_path, capsys, changes, message):
+    arguments = ["fit-units", str(encoder), str(speech_folder), "-o", str(tmp_path / "units"), "--layers", "1"]
+    assert cli.main([*arguments, "--codebook-size", "10", *changes]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
