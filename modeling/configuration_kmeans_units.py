@@ -2,7 +2,6 @@
 # Copyright 2026 The speech-tokenizers authors.
 """Configuration of k-means units."""
 
-
 from huggingface_hub.dataclasses import strict
 
 from .configuration_units import UnitsConfig
