@@ -236,10 +236,10 @@ def ridge_probes(
         raise ValueError("`blocks` is empty; a probe needs something to look at.")
     if not targets:
         raise ValueError("`targets` is empty; a probe needs something to tell.")
-    for asked in targets.values():
-        numbers = checked_splits(splits, asked, *(block.values for block in blocks))
+    for wanted in targets.values():
+        numbers = checked_splits(splits, wanted, *(block.values for block in blocks))
     train, dev, test = numbers["train"], numbers["dev"], numbers["test"]
-    labels = {name: np.asarray(asked, dtype=object) for name, asked in targets.items()}
+    labels = {name: np.asarray(wanted, dtype=object) for name, wanted in targets.items()}
     found: dict[str, list[tuple[float, float, float, int]]] = {name: [] for name in targets}
     all_shares = _shares(len(blocks))
     for place, shares in enumerate(all_shares):

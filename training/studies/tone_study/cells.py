@@ -288,6 +288,7 @@ class ToneCells:
         is_test = np.array([split == "test" for split in splits])
         codes = None if coded.codes is None else [rows.T for rows in by_clip(coded.codes.T)]
         if place.arm.endswith(LSTM_SUFFIX):
+            assert codes is not None
             settings = dataclasses.asdict(self.args.lstm)
             settings.pop("arms")
             answers = {

@@ -140,18 +140,18 @@ def _number(key: str, salt: str = "") -> int:
 def _fold(name: str, syllables: Sequence[Syllable], learnt: np.ndarray, tested: np.ndarray) -> Fold:
     # A whole training speaker chooses the penalty where there are enough and the tested speakers are others; else a
     # fifth of the training syllables.
-    numbers, test = np.flatnonzero(learnt), np.flatnonzero(tested)
+    numbers, test = np.flatnonzero(learnt).tolist(), np.flatnonzero(tested).tolist()
     speakers = sorted({syllables[number].speaker for number in numbers})
     are_new = not set(speakers) & {syllables[number].speaker for number in test}
     if are_new and len(speakers) > 2:
-        chosen = speakers[_number(name) % len(speakers)]
-        is_dev = np.array([syllables[number].speaker == chosen for number in numbers], dtype=bool)
+        keys = [syllable.speaker for syllable in syllables]
+        chosen = {speakers[_number(name) % len(speakers)]}
     else:
         keys = _kept_together(syllables)
         drawn = sorted({keys[number] for number in numbers}, key=lambda key: _number(key, "dev "))
-        chosen_keys = set(drawn[: max(1, len(drawn) // _DEV_SHARE)])
-        is_dev = np.array([keys[number] in chosen_keys for number in numbers], dtype=bool)
-    return Fold(name, numbers[~is_dev], numbers[is_dev], test)
+        chosen = set(drawn[: max(1, len(drawn) // _DEV_SHARE)])
+    train, dev = ([number for number in numbers if (keys[number] in chosen) is is_dev] for is_dev in (False, True))
+    return Fold(name, *(np.array(part, np.int64) for part in (train, dev, test)))
 
 
 __all__ = [

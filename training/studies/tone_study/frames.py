@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file, save
 
 from speech_tokenizers.coding.command_options import choose_device
 from speech_tokenizers.coding.loading import load
@@ -22,6 +23,7 @@ from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 from speech_tokenizers.modeling.unit_model import UnitPreTrainedModel
 from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
 from speech_tokenizers.processing.speech_rows import set_aside_path
+from speech_tokenizers.processing.whole_files import write_whole
 from speech_tokenizers.training.studies.clip_tokens import encode_clips, read_set_aside, read_tokens
 from speech_tokenizers.training.studies.token_study.clips import check_share_set_aside
 from speech_tokenizers.training.studies.tone_study.arguments import EncoderArguments, ToneStudyArguments, View
@@ -164,16 +166,15 @@ class StudyModels:
 
     def _say(self, name: str, model: Any, **arrays: np.ndarray) -> None:
         # What measuring needs to know of the model without loading it.
-        from speech_tokenizers.processing.whole_files import WholeFile
-
         longest = max(len(times) for times in self.prepared.pitch_times) + 100
         centres = model.frame_centres(2 * longest).numpy()
-        with WholeFile(self.output / f"{name}.npz") as temporary, open(temporary, "wb") as file:
-            np.savez(file, centres=centres, frame_rate=np.float64(model.frame_rate), **arrays)
+        content = {"centres": centres, "frame_rate": np.float64(model.frame_rate), **arrays}
+        write_whole(
+            self.output / f"{name}.safetensors", save({key: np.asarray(value) for key, value in content.items()})
+        )
 
     def _facts(self, name: str) -> dict[str, np.ndarray]:
-        with np.load(self.output / f"{name}.npz", allow_pickle=False) as found:
-            return dict(found)
+        return load_file(self.output / f"{name}.safetensors")
 
     def frames(self, view: View) -> ClipFrames:
         """The frames of a view."""

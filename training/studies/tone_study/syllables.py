@@ -149,7 +149,8 @@ def _syllable(row: MetadataRow, root: Path, targets: Sequence[str], known: Seque
         raise TableError(place, str(error)) from error
     if unknown := [target for target in missing if target not in parts]:
         raise TableError(place, f"there is no column `{unknown[0]}`, which is among the targets; add it.")
-    labels = {target: tone if target == "tone" else values.get(target, parts.get(target, "")) for target in targets}
+    known_labels = {**parts, **values, "tone": tone}
+    labels = {target: str(known_labels[target]) for target in targets}
     file = os.path.normpath(root / str(fields["file_name"]))
     if not os.path.isfile(file):
         raise TableError(place, f"there is no file {file!r}; put it there, or say which folder the names are in.")
