@@ -13,6 +13,7 @@ from speech_tokenizers.training.common.recipe_files import load_recipe, recipe_n
 from speech_tokenizers.training.recognition.ctc_recipe import CTCRecipeArguments
 from speech_tokenizers.training.studies.lm_token_study import LMTokenStudyArguments
 from speech_tokenizers.training.studies.token_study.arguments import TokenStudyArguments
+from speech_tokenizers.training.studies.tone_study.arguments import ToneStudyArguments
 from speech_tokenizers.training.studies.unit_study import UnitStudyArguments
 
 
@@ -50,7 +51,7 @@ def test_every_recipe_of_the_package_names_its_trainer(name):
     path = resources.files("speech_tokenizers.training") / "recipes" / f"{name}.yaml"
     named = yaml.safe_load(path.read_text(encoding="utf-8"))["trainer"]
     assert named == trainer_name(name)
-    studies = (UnitStudyArguments, LMTokenStudyArguments, TokenStudyArguments)
+    studies = (UnitStudyArguments, LMTokenStudyArguments, TokenStudyArguments, ToneStudyArguments)
     assert named in {*TRAINERS, *(study.trainer for study in studies)}
 
 

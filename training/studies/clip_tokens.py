@@ -45,7 +45,7 @@ def encode_clips(
 
     make_current(write)
     if (path := set_aside_path(folder)).is_file():
-        print(f"{description}: {len(read_set_aside(path))} clips could not be encoded; see {path}", file=sys.stderr)
+        print(f"{len(read_set_aside(path))} clips of {description} could not be encoded; see {path}", file=sys.stderr)
 
 
 def read_set_aside(path: Path) -> list[dict[str, Any]]:

@@ -221,7 +221,7 @@ def test_what_the_encoder_cannot_hear_is_set_aside(study, two_labels, tmp_path, 
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, long]))
     arrays = StudySystems(study(manifest=str(path))).arrays(ENCODER, "tone")
     assert len(arrays.clips) == len(arrays.features) == 24
-    assert "1 clips of tone could not be encoded" in capsys.readouterr().err
+    assert "1 clips of encoder, tone could not be encoded" in capsys.readouterr().err
     for number in range(2):
         soundfile.write(tmp_path / f"{number}.wav", np.zeros(31 * 16000), 16000)
     more = [{**long, "file_name": str(tmp_path / f"{number}.wav")} for number in range(2)]
