@@ -2,9 +2,10 @@
 """
 Syllables with tones, as corpora write them, and the initial, final and vowel of a syllable of Mandarin.
 
-A tone may stand behind the syllable as a digit (`ma1`), above its vowel as in pinyin (`mā`), or behind it as tone
-letters of the IPA (`ma˥˩`). Initials and finals are those of the Chinese Pinyin Scheme; what is one sound and written
-in two ways is one final (`yi` and `bi` have `i`, `you` and `liu` have `iou`).
+A tone may stand behind the syllable as digits (`ma1`, or by Chao's five levels `ma51`, raised or not), above its vowel
+as in pinyin (`mā`), or behind it as tone letters of the IPA (`ma˥˩`). Initials and finals are those of the Chinese
+Pinyin Scheme; what is one sound and written in two ways is one final (`yi` and `bi` have `i`, `you` and `liu` have
+`iou`).
 """
 
 import re
@@ -58,7 +59,7 @@ class ToneSyllable(NamedTuple):
 
     Args:
         syllable (`str`): Syllable without the tone, in lower case.
-        tone (`str`, *optional*): Digit, or tone letters of the IPA; `None` where none is written.
+        tone (`str`, *optional*): Digits, or tone letters of the IPA; `None` where none is written.
     """
 
     syllable: str
@@ -90,13 +91,13 @@ def parse_tone(text: str) -> ToneSyllable:
     """
     marks: list[str] = []
     letters = []
-    for letter in unicodedata.normalize("NFD", text.strip().lower()):
+    for letter in unicodedata.normalize("NFKD", text.strip().lower()):
         if letter in _MARKS:
             marks.append(_MARKS[letter])
         else:
             letters.append(letter)
     plain = unicodedata.normalize("NFC", "".join(letters)).replace("u:", "ü")
-    found = re.fullmatch(rf"(\D*?)(?:([0-9])|([{_TONE_LETTERS}]+))?", plain)
+    found = re.fullmatch(rf"(\D*?)(?:([0-9]{{1,3}})|([{_TONE_LETTERS}]+))?", plain)
     if found is None or not found[1] or any(letter in found[1] for letter in _TONE_LETTERS):
         raise ValueError(f"{text!r} is no syllable with at most one tone, such as 'ma1', 'mā' or 'ma˥˥'.")
     tones = [*marks, *(tone for tone in found.groups()[1:] if tone)]

@@ -78,6 +78,8 @@ VOCODER_FILES = {
 }
 UNITS_FILES = VOCODER_FILES | EXTRACTOR_FILES
 UNITS_FILES |= {
+    "f0_codebook.py",
+    "pitch_frames.py",
     "configuration_kmeans_units.py",
     "configuration_units.py",
     "encoder_geometry.py",

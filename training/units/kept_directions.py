@@ -104,6 +104,8 @@ def discriminative_directions(
         np.add.at(sums, numbers[part], block)
     means = sums / counts[:, None]
     mean = sums.sum(0) / len(rows)
+    if np.abs(means - mean).max() <= 1e-9 * max(np.abs(means).max(), np.finfo(np.float64).tiny):
+        raise ValueError("The means of all classes are the same; no direction tells the labels apart.")
     within = np.zeros((dim, dim))
     for part, block in _blocks(frames, rows):
         block -= means[numbers[part]]
@@ -112,14 +114,12 @@ def discriminative_directions(
 
     variances = np.diag(within)
     # A dimension that never changes within a class would leave the matrix singular.
-    floor = 1e-9 * max(float(variances.mean()), np.finfo(np.float64).tiny)
+    floor = 1e-9 * max(float(variances.mean()), float(np.square(means - mean).mean()))
     within = within + np.diag(shrinkage * variances + floor)
     factor = np.linalg.cholesky(within)
     # With frames x = factor @ y, y is white within a class, and the means' main axes are the directions.
     spread = np.linalg.solve(factor, ((means - mean) * np.sqrt(counts / len(rows))[:, None]).T)  # (D, C)
     axes, lengths, _ = np.linalg.svd(spread, full_matrices=False)
-    if not lengths[0] > 0:
-        raise ValueError("The means of all classes are the same; no direction tells the labels apart.")
     projection = np.linalg.solve(factor.T, axes[:, :num_directions])
     largest = projection[np.abs(projection).argmax(0), np.arange(num_directions)]
     return KeptDirections(mean, projection * np.sign(largest), np.square(lengths[:num_directions]))

@@ -16,6 +16,8 @@ MANDARIN_TARGETS = ("tone", "vowel", "final", "initial")
 SOURCES = ("frames", "f0")
 # Arms that every view has: its frames, and its frames with labels that were dealt out anew.
 CONTINUOUS, SHUFFLED = "continuous", "shuffled-labels"
+# The frames of the main view without the reduction to principal components.
+ALL_DIMS = "continuous-all-dims"
 # Encoders, systems and arms give folders their names.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -28,7 +30,7 @@ class EncoderArguments:
     Args:
         name (`str`): Folder or Hub id of a speech encoder of transformers, or of a model of units, whose encoder is
             taken.
-        layers (`list[int]`): Layers to measure, counted from 1.
+        layers (`list[int]`): Layers to measure, counted from 1; 0 is the input of the first.
         window (`str`): Form of Whisper's input; see [`WaveformEncoder`]. Of no matter to other encoders.
     """
 
@@ -162,7 +164,8 @@ class ToneStudyArguments:
             [`read_syllables`].
         folder (`str`, *optional*): Folder that the manifest's names are relative to. Defaults to that of the manifest.
         encoders (`dict` of [`EncoderArguments`]): Encoders by their names.
-        arms (`dict` of [`ArmArguments`]): Arms by their names.
+        arms (`dict` of [`ArmArguments`]): Arms by their names. Others are compared with the one that is called
+            `units`.
         main_encoder (`str`), main_layer (`int`), main_normalized (`bool`): View that has all arms and seeds. Others
             have `other_arms` and the first seed.
         systems (`dict`): Further models, whose codes are measured as they are, by name: folders or Hub ids.
@@ -229,8 +232,10 @@ class ToneStudyArguments:
         for name in (*self.encoders, *self.arms, *self.systems):
             if not _NAME.fullmatch(name):
                 raise ValueError(f"{name!r} cannot be the name of a folder; use letters, digits, '-', '+' and '_'.")
-        if reserved := {CONTINUOUS, SHUFFLED} & {*self.arms, *self.systems}:
+        if reserved := {CONTINUOUS, ALL_DIMS, SHUFFLED} & {*self.arms, *self.systems}:
             raise ValueError(f"every view has an arm {sorted(reserved)[0]!r}; give yours another name.")
+        if shared := {*self.encoders} & {*self.systems}:
+            raise ValueError(f"an encoder and a system are both called {sorted(shared)[0]!r}; rename one of them.")
         _check_among("main_encoder", [self.main_encoder], self.encoders)
         _check_among("main_layer", [self.main_layer], self.encoders[self.main_encoder].layers)
         _check_among("other_arms", self.other_arms or [], self.arms)
@@ -277,6 +282,15 @@ def _check_among(name: str, given: Iterable, known: Iterable) -> None:
 
 
 __all__ = [
-    *("CONTINUOUS", "MANDARIN_TARGETS", "SHUFFLED", "SOURCES", "ArmArguments", "EncoderArguments", "LSTMArguments"),
+    *(
+        "ALL_DIMS",
+        "CONTINUOUS",
+        "MANDARIN_TARGETS",
+        "SHUFFLED",
+        "SOURCES",
+        "ArmArguments",
+        "EncoderArguments",
+        "LSTMArguments",
+    ),
     *("StreamArguments", "ToneStudyArguments", "View"),
 ]

@@ -221,7 +221,11 @@ def system_coded(codes: ClipCodes, numbers: np.ndarray, num_quantizers: int, num
     """
     vectors = codes.vectors[:num_quantizers]
     chosen = [codes.codes[number][:num_quantizers] for number in numbers]
-    entries = [sum(table[row] for table, row in zip(vectors, clip, strict=True)).astype(np.float32) for clip in chosen]
+    entries = []
+    for clip in chosen:
+        found = [table[row] for table, row in zip(vectors, clip, strict=True)]
+        joined = np.sum(found, axis=0) if codes.adds_up else np.concatenate(found, axis=1)
+        entries.append(joined.astype(np.float32))
     block = pooled_block(entries, num_segments)
     return Coded([block], np.concatenate(entries), np.concatenate(chosen, axis=1), [vectors.shape[1]] * len(vectors))
 

@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 from speech_tokenizers.evaluation.understanding.lstm_probe import lstm_probe
 from speech_tokenizers.evaluation.understanding.probes import PROBES_VERSION, ridge_probes, shuffle_targets
-from speech_tokenizers.evaluation.units.agreement import joint_symbols
 from speech_tokenizers.training.common.run_record import fingerprint_of
 from speech_tokenizers.training.studies.measured_files import plain, read_measured, write_measured
 from speech_tokenizers.training.studies.tone_study.arguments import (
+    ALL_DIMS,
     CONTINUOUS,
     SHUFFLED,
     ToneStudyArguments,
@@ -49,11 +49,9 @@ from speech_tokenizers.training.studies.tone_study.syllables import PreparedSyll
 
 
 # Raise it with every change of what a cell holds.
-VERSION = 1
+VERSION = 2
 # The view whose arms are the models that were trained elsewhere.
 SYSTEMS = "systems"
-# Frames without the reduction to principal components, on the main view.
-ALL_DIMS = "continuous-all-dims"
 # The paper's probe, beside the pooled one.
 LSTM_SUFFIX = "@lstm"
 
@@ -114,6 +112,18 @@ class ToneCells:
     def fold_names(self, setting: str) -> list[str]:
         """Names of the folds of a setting."""
         return [fold.name for fold in make_folds(self.prepared.syllables, setting, self.args.num_folds)]
+
+    def never_learnt(self) -> dict[str, dict[str, int]]:
+        """By the setting and the target, the tested syllables whose label the training of their fold lacks."""
+        syllables, found = self.prepared.syllables, {}
+        for setting in self.settings:
+            counts = dict.fromkeys(self.args.targets, 0)
+            for fold in make_folds(syllables, setting, self.args.num_folds):
+                for target in counts:
+                    known = {syllables[number].labels[target] for number in fold.learnt}
+                    counts[target] += sum(syllables[number].labels[target] not in known for number in fold.test)
+            found[setting] = {target: count for target, count in counts.items() if count}
+        return found
 
     def places(self, view: View | str) -> list[tuple[str, int]]:
         """Arm and seed of each cell of a view's fold."""
@@ -253,7 +263,8 @@ class ToneCells:
         arm = place.arm.removesuffix(LSTM_SUFFIX)
         coded = of_fold.coded(self.args.arms[arm], place.seed) if arm in self.args.arms else of_fold.continuous()
         facts: dict[str, Any] = {}
-        if place.arm == arm and arm != SHUFFLED:
+        is_voiced = bool((of_fold.is_learnt & ~np.isnan(of_fold.pitch)).any())
+        if place.arm == arm and arm != SHUFFLED and is_voiced:
             pitch = of_fold.decoded_pitch(coded)
             facts["f0"] = _agreement_of_pitch(of_fold.pitch, pitch, ~of_fold.is_learnt)
             facts["contours"] = _contours(of_fold, pitch)
@@ -301,12 +312,11 @@ class ToneCells:
             tested = np.repeat(is_test, [clip.shape[1] for clip in codes])
             facts["rates"] = rate_facts(coded, facts["frame_rate"], tested)
             if "final" in targets:
-                units = joint_symbols([clip for clip, chosen in zip(codes, is_test, strict=True) if chosen])
-                tones, finals = (
-                    [one.labels[name] for one, chosen in zip(syllables, is_test, strict=True) if chosen]
-                    for name in ("tone", "final")
-                )
-                facts["information"] = conditional_information(units, tones, finals)
+                told = [
+                    conditional_information([clip[row] for clip in codes], targets["tone"], targets["final"], ~is_test)
+                    for row in range(len(coded.sizes))
+                ]
+                facts["information"] = {"bits": max(told)}
         facts["seconds"] = time.perf_counter() - begun
         names = [one.name for one, chosen in zip(syllables, is_test, strict=True) if chosen]
         write_measured(self.path(place), self.key(place), {"names": names, "answers": answers, "facts": plain(facts)})
@@ -328,7 +338,13 @@ def _num_quantizers(path: str) -> int:
     return load(path)[0].num_quantizers
 
 
+# A study asks for it at each cell, and weights take long to read.
 _model_key = functools.lru_cache(fingerprint_of)
+
+
+def forget_models() -> None:
+    """Look at the models anew for the keys of cells: a model of the Hub is known by its commit once it is here."""
+    _model_key.cache_clear()
 
 
 def _agreement_of_pitch(true: np.ndarray, decoded: np.ndarray, tested: np.ndarray) -> dict[str, float]:
@@ -375,4 +391,4 @@ def _work(job: tuple[View | str, str, str]) -> None:
     _WORKER[0].measure(*job)
 
 
-__all__ = ["ALL_DIMS", "LSTM_SUFFIX", "SYSTEMS", "Place", "ToneCell", "ToneCells", "system_arms"]
+__all__ = ["forget_models", "LSTM_SUFFIX", "SYSTEMS", "Place", "ToneCell", "ToneCells", "system_arms"]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from speech_tokenizers.evaluation.bootstrap import bootstrap_sums, paired_difference
-from speech_tokenizers.evaluation.understanding.metrics import METRICS, counts
+from speech_tokenizers.evaluation.bootstrap import Estimate, bootstrap_sums, paired_difference
+from speech_tokenizers.evaluation.reconstruction.frame_probe import macro_f1
 from speech_tokenizers.evaluation.units.measures import grouped
 from speech_tokenizers.evaluation.units.probes import balanced_accuracy
 from speech_tokenizers.training.studies.measured_files import plain
@@ -16,7 +16,7 @@ from speech_tokenizers.training.studies.tone_study.arguments import CONTINUOUS, 
 from speech_tokenizers.training.studies.tone_study.cells import SYSTEMS, Place, ToneCell, ToneCells
 
 
-# The arm that others with the same rate are compared with.
+# The arm that others are compared with, whatever their rates.
 PLAIN = "units"
 _METRIC = "macro_f1"
 _NUM_RESAMPLES = 1000
@@ -25,7 +25,7 @@ _NUM_RESAMPLES = 1000
 class _SettingCounts:
     # Counts of the answers of all arms of a view in a setting, on the syllables that all of them answered.
 
-    def __init__(self, cells: ToneCells, view: str, setting: str, found: Mapping[str, Mapping[int, list[ToneCell]]]):
+    def __init__(self, cells: ToneCells, found: Mapping[str, Mapping[int, list[ToneCell]]]):
         self.targets = cells.args.targets
         every = [
             {name for cell in folds for name in cell.names} for seeds in found.values() for folds in seeds.values()
@@ -49,9 +49,7 @@ class _SettingCounts:
 
     def by_seed(self, arm: str, target: str) -> dict[int, np.ndarray]:
         """Counts of each seed, `(num_syllables, num_counts)`."""
-        return {
-            seed: counts(_METRIC, answers[target], self.labels(target)) for seed, answers in self.found[arm].items()
-        }
+        return {seed: _class_counts(answers[target], self.labels(target)) for seed, answers in self.found[arm].items()}
 
     def table(self, arm: str, target: str) -> np.ndarray:
         """Counts by (speaker, syllable), averaged over seeds."""
@@ -62,18 +60,17 @@ class _SettingCounts:
 
     def scores(self, arm: str) -> dict[str, Any]:
         """Scores of an arm by the target."""
-        statistic = METRICS[_METRIC].statistic
         found = {}
         for target in self.told(arm):
             table = self.table(arm, target)
             by_seed = self.by_seed(arm, target)
             mean = np.mean(list(by_seed.values()), axis=0)
             found[target] = {
-                _METRIC: bootstrap_sums(table, statistic, _NUM_RESAMPLES),
+                _METRIC: bootstrap_sums(table, macro_f1, _NUM_RESAMPLES),
                 "balanced_accuracy": bootstrap_sums(table, balanced_accuracy, _NUM_RESAMPLES),
-                "by_seed": {str(seed): float(statistic(part.sum(0))) for seed, part in by_seed.items()},
+                "by_seed": {str(seed): float(macro_f1(part.sum(0))) for seed, part in by_seed.items()},
                 "by_speaker": {
-                    speaker: float(statistic(mean[self.speakers == speaker].sum(0)))
+                    speaker: float(macro_f1(mean[self.speakers == speaker].sum(0)))
                     for speaker in sorted(set(self.speakers.tolist()))
                 },
             }
@@ -81,23 +78,48 @@ class _SettingCounts:
 
     def less(self, arm: str, other: str) -> dict[str, Any]:
         """By how much an arm exceeds another, by the target."""
-        statistic = METRICS[_METRIC].statistic
         return {
-            target: paired_difference(self.table(arm, target), self.table(other, target), statistic, _NUM_RESAMPLES)
+            target: paired_difference(self.table(arm, target), self.table(other, target), macro_f1, _NUM_RESAMPLES)
             for target in self.told(arm)
         }
+
+    def more_kept(self, arm: str, target: str, other: str) -> Estimate | None:
+        """
+        By how many points the share of a target that an arm keeps exceeds that of another target: of what continuous
+        frames tell above chance, in percent. `None` where the controls are missing.
+        """
+        arms = (arm, CONTINUOUS, SHUFFLED)
+        if not {*arms} <= {*self.found} or not {target, other} <= {*self.told(arm)}:
+            return None
+        tables = [self.table(name, asked) for asked in (target, other) for name in arms]
+        edges = np.cumsum([table.shape[1] for table in tables])[:-1]
+
+        def difference(sums: np.ndarray) -> np.ndarray:
+            values = [macro_f1(part) for part in np.split(sums, edges, axis=-1)]
+            shares = [(value - chance) / (most - chance) for value, most, chance in (values[:3], values[3:])]
+            return 100 * (shares[0] - shares[1])
+
+        return bootstrap_sums(np.concatenate(tables, axis=1), difference, _NUM_RESAMPLES)
 
     def confusion(self, arm: str) -> dict[str, Any] | None:
         """Shares of the answers to each true tone, averaged over seeds; `None` of an arm that was not asked."""
         if "tone" not in self.told(arm):
             return None
         true = self.labels("tone")
-        tones = sorted(set(true))
+        tones = sorted({*true, *(tone for answers in self.found[arm].values() for tone in answers["tone"])})
         table = np.zeros((len(tones), len(tones)))
         for answers in self.found[arm].values():
             for said, tone in zip(answers["tone"], true, strict=True):
                 table[tones.index(tone), tones.index(said)] += 1
         return {"tones": tones, "shares": (table / np.maximum(table.sum(1, keepdims=True), 1)).tolist()}
+
+
+def _class_counts(answers: Sequence[str], targets: Sequence[str]) -> np.ndarray:
+    # Hits, answers and true labels by the class, `(num_syllables, 3 * num_classes)`. Labels that differ in case are
+    # different ones, as in SAMPA.
+    labels = sorted(set(targets))
+    true, said = (np.array(texts)[:, None] == np.array(labels) for texts in (targets, answers))
+    return np.concatenate([true & said, said, true], axis=1).astype(np.float64)
 
 
 def _joined(folds: Sequence[ToneCell], names: Sequence[str]) -> dict[str, list[str]]:
@@ -149,7 +171,7 @@ def study_results(cells: ToneCells) -> dict[str, Any]:
                     found.setdefault(arm, {})[seed] = [cell for cell in folds if cell is not None]
             if not found:
                 continue
-            counted = _SettingCounts(cells, str(view), setting, found)
+            counted = _SettingCounts(cells, found)
             arms = {}
             for arm, seeds in found.items():
                 told: dict[str, Any] = {
@@ -157,6 +179,7 @@ def study_results(cells: ToneCells) -> dict[str, Any]:
                     "confusion": counted.confusion(arm),
                     "facts": _facts([cell for folds in seeds.values() for cell in folds]),
                     "seeds": list(seeds),
+                    "vowel_kept_more_than_tone": counted.more_kept(arm, "vowel", "tone"),
                     "contours": next(iter(seeds.values()))[0].facts.get("contours", []),
                 }
                 if CONTINUOUS in found and arm not in (CONTINUOUS, SHUFFLED):

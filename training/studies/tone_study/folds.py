@@ -3,8 +3,9 @@
 Which syllables a study of tone learns from, and which it is tested on.
 
 Setting A: a new speaker says new syllables. Setting B: known speakers say new syllables. A setting has as many folds
-as it takes to test each syllable once. No fold has a syllable of test in training, and in A no speaker of test. Rows
-of one recording stay on one side.
+as it takes to test each syllable once. No fold has a syllable of test in training, and in A no speaker of test. Of
+syllables that are cut from recordings, those of one recording stay on one side instead: running speech has all
+syllables everywhere.
 """
 
 import hashlib
@@ -18,8 +19,8 @@ from speech_tokenizers.training.studies.tone_study.syllables import Syllable
 
 NEW_SPEAKER, KNOWN_SPEAKERS, GIVEN = "A", "B", "given"
 SETTING_WORDS = {
-    NEW_SPEAKER: "new speaker, new syllables",
-    KNOWN_SPEAKERS: "known speakers, new syllables",
+    NEW_SPEAKER: "new speaker",
+    KNOWN_SPEAKERS: "known speakers",
     GIVEN: "split of the manifest",
 }
 # Share of training that chooses the penalty, where no whole speaker can.

@@ -74,14 +74,15 @@ class ClipCodes:
     Args:
         syllables (list of [`Syllable`]): Syllables that the model could hear.
         codes (list of `np.ndarray` of shape `(num_quantizers, num_frames)`): Their codes.
-        pitch (list of `np.ndarray` of shape `(num_frames,)`): As in [`ClipFrames`].
+        adds_up (`bool`): Whether codes of several codebooks stand for the sum of what each stands for, as those of a
+            residual quantizer do; else for all beside each other.
         vectors (`np.ndarray` of shape `(num_quantizers, codebook_size, dim)`): What each code adds to a frame.
         frame_rate (`float`): Frames a second.
     """
 
     syllables: list[Syllable]
     codes: list[np.ndarray]
-    pitch: list[np.ndarray]
+    adds_up: bool
     vectors: np.ndarray
     frame_rate: float
 
@@ -145,7 +146,8 @@ class StudyModels:
             if codec.kind != "codes":
                 raise ValueError(f"the system {name!r} has no codes; leave {path} out, or name its encoder.")
             self._encode(name, "codes", model.to(choose_device(None)), extractor, path)
-            self._say(name, codec, vectors=codec.codebook_vectors().cpu().numpy())
+            adds_up = np.array(not isinstance(model, UnitPreTrainedModel))
+            self._say(name, codec, vectors=codec.codebook_vectors().cpu().numpy(), adds_up=adds_up)
 
     def set_aside(self) -> list[dict[str, str]]:
         """`{"name", "reason"}` of what models could not hear, each once for each model."""
@@ -200,8 +202,7 @@ class StudyModels:
         facts, tokens = self._facts(name), read_tokens(self.output / name)
         syllables = [syllable for syllable in self.prepared.syllables if syllable.name in tokens]
         codes = [tokens[syllable.name] for syllable in syllables]
-        pitch = self._pitch(syllables, facts["centres"], [row.shape[1] for row in codes])
-        return ClipCodes(syllables, codes, pitch, facts["vectors"], float(facts["frame_rate"]))
+        return ClipCodes(syllables, codes, bool(facts["adds_up"]), facts["vectors"], float(facts["frame_rate"]))
 
     def _pitch(self, syllables: list[Syllable], centres: np.ndarray, lengths: list[int]) -> list[np.ndarray]:
         # At the middles of frames: that of the nearest frame of the tracker, if one is near.

@@ -6,8 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from speech_tokenizers.evaluation.report_figures import INK, dress, new_figure
 from speech_tokenizers.evaluation.report_pages import DASH, Figure, Report, Section, excludes_zero, interval
-from speech_tokenizers.training.studies.tone_study.arguments import CONTINUOUS, SHUFFLED, ToneStudyArguments
-from speech_tokenizers.training.studies.tone_study.cells import ALL_DIMS, LSTM_SUFFIX, SYSTEMS
+from speech_tokenizers.training.studies.tone_study.arguments import (
+    ALL_DIMS,
+    CONTINUOUS,
+    SHUFFLED,
+    ToneStudyArguments,
+)
+from speech_tokenizers.training.studies.tone_study.cells import LSTM_SUFFIX, SYSTEMS
 from speech_tokenizers.training.studies.tone_study.comparison import PLAIN
 from speech_tokenizers.training.studies.tone_study.folds import KNOWN_SPEAKERS, NEW_SPEAKER, SETTING_WORDS
 
@@ -56,17 +61,35 @@ def _notes(args: ToneStudyArguments, results: Mapping[str, Any]) -> list[str]:
         f"{main['num_syllables']} syllables, in {main['num_groups']} pairs of speaker and syllable.",
         f"Main view: {args.main_view}{reduced}; seeds {', '.join(map(str, args.seeds))}. Codebooks, directions,"
         " components and bins are learnt in each fold from its training syllables alone.",
-        "A: a new speaker says new syllables. B: known speakers say new syllables. No tested syllable is in training.",
+        _said_of_settings(results["are_cut"]),
         f"Probe: ridge regression on means over {args.num_segments} parts of a syllable, of frames or of what the"
-        " codes stand for, so that arms differ by their quantization alone.",
+        " codes stand for. Its penalty is chosen on syllables that directions are learnt from, too; test syllables are"
+        " in neither. F0 is a source that frames do not have.",
         "Intervals: 95 %, by redrawing pairs of speaker and syllable, paired for differences; an asterisk marks those"
         " that exclude 0. Speakers are not redrawn: what holds for these speakers need not hold for others. Seeds are"
         " averaged over.",
         "Nominal: bits a second of equally frequent codes. Entropy: as often as codes occur, each stream by itself.",
     ]
+    if NEW_SPEAKER not in results["views"][str(args.main_view)]:
+        told.append("There is one speaker, so that setting A was not measured.")
+    for setting, counts in results["never_learnt"].items():
+        if counts:
+            listed = ", ".join(f"{target} {count}" for target, count in counts.items())
+            told.append(
+                f"{setting}: labels that training of a fold lacks count as missed, with any arm. Syllables: {listed}."
+            )
     if results["unvoiced"]:
         told.append(f"{len(results['unvoiced'])} syllables have no voiced frame; their codes of F0 all say so.")
     return [*told, *args.notes]
+
+
+def _said_of_settings(are_cut: bool) -> str:
+    if are_cut:
+        return (
+            "Syllables are cut from recordings. A: a new speaker's recordings. B: known speakers' recordings that are"
+            " new. Syllables of test occur in training, in other recordings."
+        )
+    return "A: a new speaker says new syllables. B: known speakers say new syllables. No tested one is in training."
 
 
 def _title(setting: str) -> str:
@@ -108,13 +131,14 @@ def _setting_sections(args: ToneStudyArguments, setting: str, found: Setting) ->
         ),
         Section(
             f"{_title(setting)}, differences",
-            f"Macro-F1 less that of continuous frames, and less that of {PLAIN}.",
+            f"Macro-F1 less that of continuous frames, and less that of {PLAIN}, whatever the rates (above).",
             tables=[_difference_table(args, pooled, "less_continuous"), _difference_table(args, pooled, "less_units")],
         ),
         Section(
             f"{_title(setting)}, tone by speaker",
-            "Macro-F1 of the tone; I(tone; unit | final) in bits a frame, less what chance gives; the correlation of"
-            " F0 with what is decoded linearly from the codes.",
+            "Macro-F1 of the tone; by how many bits a frame the best stream of codes tells the tone of tested"
+            " syllables beyond the final, a lower bound of I(tone; unit | final); the correlation of F0 with what is"
+            " decoded linearly from the codes.",
             tables=[_speaker_table(pooled)],
         ),
     ]
@@ -136,7 +160,11 @@ def _rates(told: Mapping[str, Any]) -> list[str]:
 
 def _words(args: ToneStudyArguments, arm: str) -> str:
     told = args.arms[arm].told if arm in args.arms else []
-    return ", ".join(told) or DASH
+    return (", ".join(told) or DASH) + (" (dealt)" if _is_control(args, arm) else "")
+
+
+def _is_control(args: ToneStudyArguments, arm: str) -> bool:
+    return arm in args.arms and any(stream.deals_labels for stream in args.arms[arm].streams.values())
 
 
 def _score_table(args: ToneStudyArguments, found: Setting) -> list[list[str]]:
@@ -226,8 +254,9 @@ def _paper_section(args: ToneStudyArguments, main: Mapping[str, Setting]) -> Sec
     return Section(
         "The paper's claims beside ours",
         "Of arXiv 2410.19935 (Mandarin and Yoruba, HuBERT and others, layer 9): units keep vowels and lose tone; the"
-        " cure is a better discretization, not an encoder of the language. Its follow-up (arXiv 2604.07467) says that"
-        " residual k-means keeps more tone. Its splits share speakers and recordings. The table has the share of what"
+        " cure is a better discretization, not an encoder of the language. Its splits share speakers and recordings."
+        " Its follow-up (arXiv 2604.07467) says that residual k-means keeps more tone. We know none of their tables:"
+        " the claims are their abstracts'. The table has the share of what"
         " continuous frames tell above chance that an arm keeps.",
         tables=[rows],
         lines=lines,
@@ -236,14 +265,15 @@ def _paper_section(args: ToneStudyArguments, main: Mapping[str, Setting]) -> Sec
 
 def _claims(args: ToneStudyArguments, setting: str, arms: Mapping[str, Any]) -> list[str]:
     found = []
-    tone, vowel = (share_kept(arms, PLAIN, target) if target in args.targets else None for target in ("tone", "vowel"))
-    if tone is not None and vowel is not None:
-        said = (
-            "confirmed" if vowel - tone > _EQUAL_SHARE else "refuted" if tone - vowel > _EQUAL_SHARE else "not shown"
-        )
+    further = arms.get(PLAIN, {}).get("vowel_kept_more_than_tone")
+    if further is not None:
+        tone, vowel = (share_kept(arms, PLAIN, target) for target in ("tone", "vowel"))
+        is_large = abs(further["value"]) > _EQUAL_SHARE and excludes_zero(further)
+        said = "not shown" if not is_large else "confirmed" if further["value"] > 0 else "refuted"
         found.append(
-            f"Setting {setting}: units keep {tone:.0f} % of the tone and {vowel:.0f} % of the vowel. That units lose"
-            f" tone rather than vowels is {said} (it takes more than {_EQUAL_SHARE:.0f} points)."
+            f"Setting {setting}: units keep {tone:.0f} % of the tone and {vowel:.0f} % of the vowel,"
+            f" {interval(further, 0, signed=True)} points more. That units lose tone rather than vowels is {said} (it"
+            f" takes more than {_EQUAL_SHARE:.0f} points, and an interval without 0)."
         )
     for name, arm in args.arms.items():
         if name not in arms or "less_units" not in arms[name]:
@@ -276,7 +306,7 @@ def _best(args: ToneStudyArguments, arms: Mapping[str, Any]) -> str:
     if PLAIN not in arms or CONTINUOUS not in arms:
         return ""
     same = [name for name in args.arms if name in arms and name != PLAIN and _nearest_rate(args, name)]
-    same = [name for name in same if "less_units" in arms[name]]
+    same = [name for name in same if "less_units" in arms[name] and not _is_control(args, name)]
     if not same:
         return ""
     best = max(same, key=lambda name: arms[name]["scores"]["tone"]["macro_f1"]["value"])
@@ -287,8 +317,13 @@ def _best(args: ToneStudyArguments, arms: Mapping[str, Any]) -> str:
         if target != "tone" and told["less_units"][target]["value"] < 0 and excludes_zero(told["less_units"][target])
     ]
     less = interval(told["less_continuous"]["tone"], 1, signed=True)
-    rest = f"it loses against units: {', '.join(lost)}" if lost else "it loses nothing else against units"
-    return f"of arms at the rate of {PLAIN}, {best} has most tone, {less} against continuous frames; {rest}."
+    rest = f"it loses against units: {', '.join(lost)}" if lost else "no other loss against units is shown"
+    untold = [target for target in args.targets if target not in args.arms[best].told]
+    rest += f" (not told: {', '.join(untold)})" if untold else " (it was told all that is measured)"
+    return (
+        f"of arms at the rate of {PLAIN}, {best} has most tone on these syllables, {less} against continuous frames;"
+        f" {rest}."
+    )
 
 
 def _view_sections(args: ToneStudyArguments, views: Mapping[str, Any]) -> list[Section]:

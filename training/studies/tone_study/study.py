@@ -30,8 +30,9 @@ def study_tone(args: ToneStudyArguments) -> str:
             be read.
     """
     # Imported here, since it takes seconds, for which the help need not wait.
-    from speech_tokenizers.training.studies.tone_study.cells import ToneCells
+    from speech_tokenizers.training.studies.tone_study.cells import ToneCells, forget_models
     from speech_tokenizers.training.studies.tone_study.comparison import study_results
+    from speech_tokenizers.training.studies.tone_study.folds import NEW_SPEAKER
     from speech_tokenizers.training.studies.tone_study.report import study_report
     from speech_tokenizers.training.studies.tone_study.syllables import prepare_syllables, read_syllables
 
@@ -39,15 +40,20 @@ def study_tone(args: ToneStudyArguments) -> str:
     syllables = read_syllables(args.manifest, args.targets, args.folder)
     prepared = prepare_syllables(syllables, args.trim, output / "clips")
     cells = ToneCells(args, prepared)
+    if NEW_SPEAKER not in cells.settings:
+        print("there is one speaker, so that setting A (a new speaker) cannot be measured", file=sys.stderr)
     for setting in cells.settings:  # a fold that leaks is refused before anything is encoded
         cells.fold_names(setting)
     if cells.jobs():
         cells.models.encode_all()
+        forget_models()
         cells.run()
     results: dict[str, Any] = {
         "views": study_results(cells),
         "set_aside": [*prepared.set_aside, *cells.models.set_aside()],
         "unvoiced": prepared.unvoiced,
+        "are_cut": any(syllable.span is not None for syllable in prepared.syllables),
+        "never_learnt": cells.never_learnt(),
     }
     report = study_report(args, results)
     written = report.write(output, "results")

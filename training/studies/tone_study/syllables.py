@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from speech_tokenizers.processing.metadata_files import MetadataRow, TableError,
 from speech_tokenizers.processing.pitch_tracking import track_pitch
 from speech_tokenizers.processing.recording_fingerprint import recording_fingerprint
 from speech_tokenizers.processing.recording_tables import from_metadata
-from speech_tokenizers.processing.tone_labels import mandarin_parts, parse_tone
+from speech_tokenizers.processing.tone_labels import NO_INITIAL, mandarin_parts, parse_tone
 from speech_tokenizers.processing.whole_files import write_whole
 from speech_tokenizers.training.common.set_aside import write_set_aside
 from speech_tokenizers.training.studies.token_study.clips import (
@@ -28,6 +28,12 @@ from speech_tokenizers.training.studies.token_study.clips import (
     check_share_set_aside,
     trim_silence,
 )
+
+
+# Of the tracker of F0 and its range; another gives other files.
+_TRACKER = "boersma-60-500"
+# Aligners count in frames of their own, so that a last label may end a little after the recording.
+_SECONDS_AFTER_END = 0.1
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,8 @@ def read_syllables(
             )
     found = [_syllable(row, root, targets, known) for row in rows]
     _check_names(rows, found)
+    if len({syllable.span is None for syllable in found}) > 1:
+        raise ValueError(f"{path}: some rows have `start` and `end`, and others have not; give all of them, or none.")
     for target in targets:
         counts = Counter(syllable.labels[target] for syllable in found)
         if len(counts) < 2:
@@ -141,10 +149,12 @@ def _syllable(row: MetadataRow, root: Path, targets: Sequence[str], known: Seque
         tone = values.get("tone", written.tone)
         if tone is None:
             raise ValueError("there is no `tone`, neither as a column nor in the syllable.")
-        if written.tone is not None and written.tone != tone:
+        if str(tone).isdigit() and (written.tone or "").isdigit() and written.tone != tone:
             raise ValueError(f"`tone` is {tone!r}, but the syllable says {written.tone!r}.")
         missing = [target for target in targets if target not in values and target != "tone"]
         parts = mandarin_parts(written.syllable)._asdict() if missing else {}
+        # One sound is one syllable, however it is spelt.
+        spoken = (parts["initial"] + parts["final"]).removeprefix(NO_INITIAL) if parts else written.syllable
     except ValueError as error:
         raise TableError(place, str(error)) from error
     if unknown := [target for target in missing if target not in parts]:
@@ -157,8 +167,9 @@ def _syllable(row: MetadataRow, root: Path, targets: Sequence[str], known: Seque
     span, split = _span(place, fields), fields.get("split")
     if split not in (None, "train", "test"):
         raise TableError(place, f"`split` is {split!r}, but must be train or test.")
-    name = str(fields["file_name"]) + ("" if span is None else f" {span[0]:g}-{span[1]:g}")
-    return Syllable(name, str(fields["file_name"]), file, span, values["speaker"], written.syllable, labels, split)
+    recording = os.path.normpath(str(fields["file_name"]))
+    name = recording if span is None else f"{recording} {span[0]!r}-{span[1]!r}"
+    return Syllable(name, recording, file, span, values["speaker"], spoken, labels, split)
 
 
 def _span(place: str, fields: Mapping) -> tuple[float, float] | None:
@@ -188,10 +199,10 @@ def _check_given_split(path: str | os.PathLike[str], found: Sequence[Syllable]) 
         return
     if splits != {"train", "test"}:
         raise ValueError(f"{path}: `split` must say train or test in each row, and both must occur, or be left out.")
-    for what, key in (
-        ("the recording", lambda syllable: syllable.recording),
-        ("the syllable", lambda syllable: f"{syllable.syllable!r} of {syllable.speaker!r}"),
-    ):
+    keys: list[tuple[str, Callable[[Syllable], str]]] = [("the recording", lambda syllable: syllable.recording)]
+    if found[0].span is None:
+        keys.append(("the syllable", lambda syllable: f"{syllable.syllable!r} of {syllable.speaker!r}"))
+    for what, key in keys:
         sides = [{key(syllable) for syllable in found if syllable.split == side} for side in ("train", "test")]
         if shared := sorted(sides[0] & sides[1]):
             raise ValueError(
@@ -281,8 +292,11 @@ def _cut(syllable: Syllable, trim: bool, folder: Path) -> Path:
     audio = load_audio(source, SAMPLING_RATE)
     if syllable.span is not None:
         start, end = (round(second * SAMPLING_RATE) for second in syllable.span)
-        if start >= len(audio):
-            raise ValueError(f"it begins at {syllable.span[0]:g} s, behind the end of {source}.")
+        if end > len(audio) + _SECONDS_AFTER_END * SAMPLING_RATE or start >= len(audio):
+            raise ValueError(
+                f"it lies from {syllable.span[0]:g} to {syllable.span[1]:g} s, but {source} is"
+                f" {len(audio) / SAMPLING_RATE:.3f} s long."
+            )
         audio = audio[start:end]
     if trim:
         audio = trim_silence(audio, SAMPLING_RATE)
@@ -293,7 +307,7 @@ def _cut(syllable: Syllable, trim: bool, folder: Path) -> Path:
 
 def _pitch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     # Kept beside the cut, since it takes longer than all else.
-    known = path.with_suffix(".f0.npy")
+    known = path.with_suffix(f".f0-{_TRACKER}.npy")
     if known.is_file():
         times, pitch = np.load(known, allow_pickle=False)
         return times, pitch

@@ -95,14 +95,16 @@ def _row(number, **fields):
 
 
 def test_a_manifest_is_read(tmp_path):
-    rows = [_row(0), _row(1, tone=None, syllable="lǜ"), _row(2, start=0.5, end=0.75)]
+    spans = [{"start": 0.5, "end": 0.75}, {"start": 0, "end": 1}, {"start": 1000.121, "end": 1000.5}]
+    rows = [_row(0, **spans[0]), _row(1, tone=None, syllable="lǜ", **spans[1]), _row(2, **spans[2])]
     found = read_syllables(_write(tmp_path, rows), ["tone", "final", "initial"])
     assert [one.labels for one in found] == [
         {"tone": "1", "final": "a", "initial": "m"},
         {"tone": "4", "final": "ü", "initial": "l"},
         {"tone": "3", "final": "a", "initial": "m"},
     ]
-    assert found[2].span == (0.5, 0.75)
+    assert found[0].span == (0.5, 0.75)
+    assert found[2].name == "2.wav 1000.121-1000.5"
 
 
 def test_the_labels_of_align_are_read(tmp_path):
@@ -127,6 +129,7 @@ def test_the_labels_of_align_are_read(tmp_path):
         (lambda rows: rows[1].update(syllable="strength"), "no syllable of pinyin"),
         (lambda rows: rows[1].update(file_name="0.wav"), "earlier row"),
         (lambda rows: rows[1].update(start=1, end=1), "`end` must lie behind"),
+        (lambda rows: rows[1].update(start=1, end=2), "give all of them, or none"),
         (lambda rows: [row.update(split="train") for row in rows], "both must occur"),
         (
             lambda rows: [
@@ -148,3 +151,16 @@ def test_a_missing_file_is_named(tmp_path):
     (tmp_path / "1.wav").unlink()
     with pytest.raises(ValueError, match="line 2.*there is no file"):
         read_syllables(path, ["tone"])
+
+
+def test_one_sound_spelt_in_two_ways_is_one_syllable(tmp_path):
+    rows = [_row(0, syllable="lü"), _row(1, syllable="luu"), _row(2, syllable="lv"), _row(3, syllable="ma")]
+    found = read_syllables(_write(tmp_path, rows), ["tone", "vowel"])
+    assert len({one.syllable for one in found[:3]}) == 1
+    assert found[0].group == found[2].group != found[3].group
+
+
+def test_marks_of_other_languages_give_way_to_the_column(tmp_path):
+    rows = [_row(0, syllable="bá", tone="H", vowel="a"), _row(1, syllable="bà", tone="L", vowel="e")]
+    found = read_syllables(_write(tmp_path, rows), ["tone", "vowel"])
+    assert [(one.syllable, one.labels["tone"]) for one in found] == [("ba", "H"), ("ba", "L")]
