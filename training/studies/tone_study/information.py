@@ -11,7 +11,7 @@ _BACKED_OFF = 10.0
 
 
 def conditional_information(
-    units: Sequence[np.ndarray], labels: Sequence[str], given: Sequence[str], is_learnt: Sequence[bool]
+    units: Sequence[np.ndarray], labels: Sequence[str], given: Sequence[str], is_learnt: Sequence[bool] | np.ndarray
 ) -> float:
     """
     A lower bound of I(label; unit | given) in bits a frame, of clips that nothing was learnt from.
