@@ -180,14 +180,27 @@ def _count_hits(answers: Sequence[str], targets: Sequence[str], language: str) -
     return np.array([(plain(said) == plain(true), 1) for said, true in zip(answers, targets, strict=True)])
 
 
+def class_counts(answers: Sequence[str], targets: Sequence[str]) -> np.ndarray:
+    """
+    Hits, answers and true labels by the class of each clip, for [`macro_f1`] and balanced accuracy.
+
+    Labels are compared letter by letter: phones of SAMPA differ in case alone. The metric `macro_f1` of this module
+    is of what language models write, where case says nothing.
+
+    Args:
+        answers, targets (sequence of `str`): Answer to each clip, and the true one. Classes are those of the targets.
+            Any other answer is a miss of its clip's class, and no class of its own.
+
+    Returns:
+        `np.ndarray` of shape `(num_clips, 3 * num_classes)`, float64.
+    """
+    labels = np.array(sorted(set(targets)), dtype=object)
+    true, said = (np.array(texts, dtype=object)[:, None] == labels for texts in (targets, answers))
+    return np.concatenate([true & said, said, true], axis=1).astype(np.float64)
+
+
 def _count_classes(answers: Sequence[str], targets: Sequence[str], language: str) -> np.ndarray:
-    # Classes are those of the targets. Any other answer is a miss of its clip's class, and no class of its own.
-    labels = sorted({plain(target) for target in targets})
-    true, said = (
-        np.array([[plain(text) == label for label in labels] for text in texts]).astype(np.float64)
-        for texts in (targets, answers)
-    )
-    return np.concatenate([true * said, said, true], axis=1)
+    return class_counts([plain(answer) for answer in answers], [plain(target) for target in targets])
 
 
 def _count_text_errors(unit: str) -> Counting:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configurations of models that are small enough for a test."""
 
+from pathlib import Path
 from typing import Any
 
-from transformers import HubertConfig
+import torch
+from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 
 def tiny_hubert(config_class: type = HubertConfig, **changes: Any) -> Any:
@@ -26,3 +28,12 @@ def tiny_hubert(config_class: type = HubertConfig, **changes: Any) -> Any:
     if "conv_dim" not in changes:
         sizes |= {"conv_dim": (8, 8), "conv_kernel": (10, 4), "conv_stride": (5, 4)}
     return config_class(**sizes | changes)
+
+
+def write_tiny_hubert(folder: Path, **changes: Any) -> Path:
+    """Save a [`tiny_hubert`] with random weights, the same each time, and its feature extractor; returns the folder."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        HubertModel(tiny_hubert(**changes)).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)
+    return folder

@@ -21,7 +21,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from speech_tokenizers.evaluation.understanding.metrics import METRICS, counts
+from speech_tokenizers.evaluation.reconstruction.frame_probe import macro_f1
+from speech_tokenizers.evaluation.understanding.metrics import class_counts
 from speech_tokenizers.evaluation.understanding.probes import Block, pooled_block, ridge_probe
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.processing.metadata_files import as_text
@@ -253,8 +254,7 @@ class _Trial:
                 rows = [pooled_block([_quantized(units, codes[:, place])], part.parts).values for place in places]
                 answers = ridge_probe([Block(np.concatenate(rows))], labels, splits).answers
                 targets = [label for label, split in zip(labels, splits, strict=True) if split == "test"]
-                table = counts("macro_f1", answers, targets)
-                scores[0][part.name] = float(METRICS["macro_f1"].statistic(table.sum(0)))
+                scores[0][part.name] = float(macro_f1(class_counts(answers, targets).sum(0)))
         if self.accelerator is not None and self.accelerator.num_processes > 1:
             broadcast_object_list(scores)
         return scores[0]

@@ -246,11 +246,3 @@ def fit_weighting(
         [scale * directions.projection for scale, (directions, _) in zip(scales[1:], kept, strict=True)], axis=1
     )
     return FrameWeighting(float(scales[0]), -scales[0] * mean, matrix, -mean @ matrix)
-
-
-def appended(
-    frames: np.ndarray, base_weight: float, kept: Sequence[tuple[KeptDirections, float]]
-) -> tuple[np.ndarray, FrameWeighting]:
-    """The weighted frames `(num_frames, dim + kept_dims)`, and the map that gave them; see [`fit_weighting`]."""
-    weighting = fit_weighting(frames, base_weight, kept)
-    return weighting(np.asarray(frames, dtype=np.float64)), weighting

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import HubertModel, Wav2Vec2FeatureExtractor
 
-from helpers.tiny_models import tiny_hubert
+from helpers.tiny_models import write_tiny_hubert
 from helpers.voices import voice
 from speech_tokenizers import cli
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
@@ -19,13 +18,9 @@ from speech_tokenizers.training.units.f0_fitting import fit_f0
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("encoder")
-    config = tiny_hubert(conv_dim=(8, 8, 8), conv_kernel=(10, 8, 4), conv_stride=(5, 8, 8))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        HubertModel(config).save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)
-    return folder
+    return write_tiny_hubert(
+        tmp_path_factory.mktemp("encoder"), conv_dim=(8, 8, 8), conv_kernel=(10, 8, 4), conv_stride=(5, 8, 8)
+    )
 
 
 @pytest.fixture(scope="module")

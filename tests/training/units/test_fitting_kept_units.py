@@ -9,10 +9,10 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, HubertModel, Wav2Vec2FeatureExtractor
+from transformers import AutoModel
 
 from helpers.processes import run_ranks
-from helpers.tiny_models import tiny_hubert
+from helpers.tiny_models import tiny_hubert, write_tiny_hubert
 from speech_tokenizers import cli
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.evaluation.codec_systems import EncodingSystem
@@ -121,14 +121,9 @@ def spoken(vowel, pitch, num_samples, generator):
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     """Folder of a tiny HuBERT of two layers with random weights."""
-    folder = tmp_path_factory.mktemp("encoder")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        HubertModel(tiny_hubert(conv_dim=(8, 8, 8), conv_kernel=(10, 4, 4), conv_stride=(5, 4, 4))).save_pretrained(
-            folder
-        )
-    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)
-    return folder
+    return write_tiny_hubert(
+        tmp_path_factory.mktemp("encoder"), conv_dim=(8, 8, 8), conv_kernel=(10, 4, 4), conv_stride=(5, 4, 4)
+    )
 
 
 @pytest.fixture(scope="module")

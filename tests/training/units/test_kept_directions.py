@@ -5,7 +5,6 @@ import pytest
 from speech_tokenizers.processing.timed_labels import TimedLabel
 from speech_tokenizers.training.units import kept_directions
 from speech_tokenizers.training.units.kept_directions import (
-    appended,
     discriminative_directions,
     fit_weighting,
     framewise_classes,
@@ -111,7 +110,8 @@ def test_each_block_has_the_squared_norm_of_its_weight():
     frames, labels = gaussians()
     coarse = discriminative_directions(frames, labels, num_directions=1)
     fine = discriminative_directions(frames, (frames[:, 5] > 7).astype(int))
-    weighted, weighting = appended(frames, 0.5, [(coarse, 1.0), (fine, 2.0)])
+    weighting = fit_weighting(frames, 0.5, [(coarse, 1.0), (fine, 2.0)])
+    weighted = weighting(frames)
     assert weighted.shape == (len(frames), 6 + 2)
     assert np.allclose(weighted.mean(0), 0)
     norms = [np.square(block).sum(1).mean() for block in (weighted[:, :6], weighted[:, 6:7], weighted[:, 7:])]

@@ -9,10 +9,10 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel, HubertModel, Wav2Vec2FeatureExtractor
+from transformers import BertConfig, BertModel
 
 from helpers.processes import run_ranks, start
-from helpers.tiny_models import tiny_hubert
+from helpers.tiny_models import write_tiny_hubert
 from speech_tokenizers import cli
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
@@ -24,13 +24,9 @@ from speech_tokenizers.training.units.units_fitting import draw_excerpts, fit_on
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     """Folder of a tiny HuBERT of two layers with random weights."""
-    folder = tmp_path_factory.mktemp("encoder")
-    config = tiny_hubert(conv_dim=(8, 8, 8), conv_kernel=(10, 4, 4), conv_stride=(5, 4, 4))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        HubertModel(config).save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)
-    return folder
+    return write_tiny_hubert(
+        tmp_path_factory.mktemp("encoder"), conv_dim=(8, 8, 8), conv_kernel=(10, 4, 4), conv_stride=(5, 4, 4)
+    )
 
 
 @pytest.fixture(scope="module")

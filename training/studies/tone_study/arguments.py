@@ -31,7 +31,8 @@ class EncoderArguments:
         name (`str`): Folder or Hub id of a speech encoder of transformers, or of a model of units, whose encoder is
             taken.
         layers (`list[int]`): Layers to measure, counted from 1; 0 is the input of the first.
-        window (`str`): Form of Whisper's input; see [`WaveformEncoder`]. Of no matter to other encoders.
+        window (`str`): Form of Whisper's input; see [`WaveformEncoder`]. Of no matter to other encoders, and to a
+            model of units, which has its own.
     """
 
     name: str

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arms of a study of tone in one fold: what its training syllables teach, and what its codes stand for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ from speech_tokenizers.evaluation.units.code_statistics import entropy
 from speech_tokenizers.training.studies.tone_study.arguments import ArmArguments, StreamArguments, ToneStudyArguments
 from speech_tokenizers.training.studies.tone_study.folds import Fold
 from speech_tokenizers.training.studies.tone_study.frames import ClipCodes, ClipFrames
-from speech_tokenizers.training.studies.tone_study.syllables import Syllable
 from speech_tokenizers.training.units.kept_directions import discriminative_directions, fit_weighting
 from speech_tokenizers.training.units.kmeans import assign, fit_kmeans
 
@@ -245,9 +244,4 @@ def rate_facts(coded: Coded, frame_rate: float, tested: np.ndarray) -> dict[str,
     return {"nominal": nominal * frame_rate, "entropy": sum(used) * frame_rate}
 
 
-def label_table(syllables: Sequence[Syllable], targets: Sequence[str]) -> Mapping[str, list[str]]:
-    """The labels of syllables by the target."""
-    return {target: [syllable.labels[target] for syllable in syllables] for target in targets}
-
-
-__all__ = ["Coded", "FoldFrames", "label_table", "pitch_block", "rate_facts", "splits_of", "system_coded"]
+__all__ = ["Coded", "FoldFrames", "pitch_block", "rate_facts", "splits_of", "system_coded"]

@@ -37,7 +37,6 @@ from speech_tokenizers.training.studies.tone_study.arguments import (
 from speech_tokenizers.training.studies.tone_study.arms import (
     Coded,
     FoldFrames,
-    label_table,
     rate_facts,
     splits_of,
     system_coded,
@@ -45,7 +44,7 @@ from speech_tokenizers.training.studies.tone_study.arms import (
 from speech_tokenizers.training.studies.tone_study.folds import Fold, make_folds, settings_of
 from speech_tokenizers.training.studies.tone_study.frames import ClipCodes, ClipFrames, StudyModels
 from speech_tokenizers.training.studies.tone_study.information import conditional_information
-from speech_tokenizers.training.studies.tone_study.syllables import PreparedSyllables, Syllable
+from speech_tokenizers.training.studies.tone_study.syllables import TRACKER, PreparedSyllables, Syllable
 
 
 # Raise it with every change of what a cell holds.
@@ -101,24 +100,29 @@ class ToneCells:
     def __init__(self, args: ToneStudyArguments, prepared: PreparedSyllables):
         self.args, self.prepared = args, prepared
         self.models = StudyModels(args, prepared)
-        self._frames: dict[View, ClipFrames] = {}
+        self._frames: dict[View, ClipFrames] = {}  # of the last view
+        self._codes: dict[str, ClipCodes] = {}
 
     @functools.cached_property
     def settings(self) -> list[str]:
         """Settings that the syllables allow."""
         return settings_of(self.prepared.syllables)
 
-    @functools.cache  # noqa: B019
-    def fold_names(self, setting: str) -> list[str]:
-        """Names of the folds of a setting."""
-        return [fold.name for fold in make_folds(self.prepared.syllables, setting, self.args.num_folds)]
+    @functools.cached_property
+    def folds(self) -> dict[str, dict[str, Fold]]:
+        """The folds of each setting by their names. Raises `ValueError` where one would leak."""
+        syllables = self.prepared.syllables
+        return {
+            setting: {fold.name: fold for fold in make_folds(syllables, setting, self.args.num_folds)}
+            for setting in self.settings
+        }
 
     def never_learnt(self) -> dict[str, dict[str, int]]:
         """By the setting and the target, the tested syllables whose label the training of their fold lacks."""
         syllables, found = self.prepared.syllables, {}
-        for setting in self.settings:
+        for setting, folds in self.folds.items():
             counts = dict.fromkeys(self.args.targets, 0)
-            for fold in make_folds(syllables, setting, self.args.num_folds):
+            for fold in folds.values():
                 for target in counts:
                     known = {syllables[number].labels[target] for number in fold.learnt}
                     counts[target] += sum(syllables[number].labels[target] not in known for number in fold.test)
@@ -150,8 +154,8 @@ class ToneCells:
         return [
             (view, setting, fold)
             for view in self.views
-            for setting in self.settings
-            for fold in self.fold_names(setting)
+            for setting, folds in self.folds.items()
+            for fold in folds
             if self._missing(view, setting, fold)
         ]
 
@@ -168,6 +172,7 @@ class ToneCells:
         content: list[Any] = [
             VERSION,
             PROBES_VERSION,
+            TRACKER,
             self._syllables_key,
             {name: getattr(args, name) for name in common},
         ]
@@ -240,7 +245,9 @@ class ToneCells:
         if isinstance(view, str):
             for arm, seed in missing:
                 name, num_quantizers = arm.split("/")
-                codes = self.models.codes(name)
+                if name not in self._codes:
+                    self._codes[name] = self.models.codes(name)
+                codes = self._codes[name]
                 self._measure_system(codes, int(num_quantizers), Place(view, setting, fold_name, arm, seed))
             return
         if view not in self._frames:
@@ -255,8 +262,11 @@ class ToneCells:
                 reduced = of_fold = reduced or FoldFrames(self.args, frames, fold, self.args.pca_dims)
             self._measure_arm(of_fold, Place(str(view), setting, fold_name, arm, seed))
 
-    def _fold(self, syllables: Sequence[Syllable], setting: str, name: str) -> Fold:
-        return next(fold for fold in make_folds(syllables, setting, self.args.num_folds) if fold.name == name)
+    def _fold(self, heard: Sequence[Syllable], setting: str, name: str) -> Fold:
+        # Of the syllables that a model could hear.
+        names = {syllable.name for syllable in heard}
+        kept = [number for number, syllable in enumerate(self.prepared.syllables) if syllable.name in names]
+        return self.folds[setting][name].among(kept)
 
     def _measure_arm(self, of_fold: FoldFrames, place: Place) -> None:
         begun = time.perf_counter()
@@ -293,7 +303,7 @@ class ToneCells:
         begun: float,
         facts: dict[str, Any],
     ) -> None:
-        targets = dict(label_table(syllables, self.args.targets))
+        targets = {target: [one.labels[target] for one in syllables] for target in self.args.targets}
         if place.arm == SHUFFLED:
             targets = {name: shuffle_targets(asked, splits, place.seed) for name, asked in targets.items()}
         is_test = np.array([split == "test" for split in splits])

@@ -9,11 +9,12 @@ import numpy as np
 
 from speech_tokenizers.evaluation.bootstrap import Estimate, bootstrap_sums, paired_difference
 from speech_tokenizers.evaluation.reconstruction.frame_probe import macro_f1
+from speech_tokenizers.evaluation.understanding.metrics import class_counts
 from speech_tokenizers.evaluation.units.measures import grouped
 from speech_tokenizers.evaluation.units.probes import balanced_accuracy
 from speech_tokenizers.training.studies.measured_files import plain
 from speech_tokenizers.training.studies.tone_study.arguments import CONTINUOUS, SHUFFLED
-from speech_tokenizers.training.studies.tone_study.cells import SYSTEMS, Place, ToneCell, ToneCells
+from speech_tokenizers.training.studies.tone_study.cells import Place, ToneCell, ToneCells
 
 
 # The arm that others are compared with, whatever their rates.
@@ -49,7 +50,7 @@ class _SettingCounts:
 
     def by_seed(self, arm: str, target: str) -> dict[int, np.ndarray]:
         """Counts of each seed, `(num_syllables, num_counts)`."""
-        return {seed: _class_counts(answers[target], self.labels(target)) for seed, answers in self.found[arm].items()}
+        return {seed: class_counts(answers[target], self.labels(target)) for seed, answers in self.found[arm].items()}
 
     def table(self, arm: str, target: str) -> np.ndarray:
         """Counts by (speaker, syllable), averaged over seeds."""
@@ -96,7 +97,8 @@ class _SettingCounts:
 
         def difference(sums: np.ndarray) -> np.ndarray:
             values = [macro_f1(part) for part in np.split(sums, edges, axis=-1)]
-            shares = [(value - chance) / (most - chance) for value, most, chance in (values[:3], values[3:])]
+            with np.errstate(divide="ignore", invalid="ignore"):  # where continuous frames tell nothing
+                shares = [(value - chance) / (most - chance) for value, most, chance in (values[:3], values[3:])]
             return 100 * (shares[0] - shares[1])
 
         return bootstrap_sums(np.concatenate(tables, axis=1), difference, _NUM_RESAMPLES)
@@ -112,14 +114,6 @@ class _SettingCounts:
             for said, tone in zip(answers["tone"], true, strict=True):
                 table[tones.index(tone), tones.index(said)] += 1
         return {"tones": tones, "shares": (table / np.maximum(table.sum(1, keepdims=True), 1)).tolist()}
-
-
-def _class_counts(answers: Sequence[str], targets: Sequence[str]) -> np.ndarray:
-    # Hits, answers and true labels by the class, `(num_syllables, 3 * num_classes)`. Labels that differ in case are
-    # different ones, as in SAMPA.
-    labels = sorted(set(targets))
-    true, said = (np.array(texts)[:, None] == np.array(labels) for texts in (targets, answers))
-    return np.concatenate([true & said, said, true], axis=1).astype(np.float64)
 
 
 def _joined(folds: Sequence[ToneCell], names: Sequence[str]) -> dict[str, list[str]]:
@@ -166,7 +160,7 @@ def study_results(cells: ToneCells) -> dict[str, Any]:
         for setting in cells.settings:
             found: dict[str, dict[int, list[ToneCell]]] = {}
             for arm, seed in cells.places(view):
-                folds = [cells.read(Place(str(view), setting, fold, arm, seed)) for fold in cells.fold_names(setting)]
+                folds = [cells.read(Place(str(view), setting, fold, arm, seed)) for fold in cells.folds[setting]]
                 if all(cell is not None for cell in folds):
                     found.setdefault(arm, {})[seed] = [cell for cell in folds if cell is not None]
             if not found:
@@ -195,4 +189,4 @@ def study_results(cells: ToneCells) -> dict[str, Any]:
     return plain(results)
 
 
-__all__ = ["PLAIN", "SYSTEMS", "study_results"]
+__all__ = ["PLAIN", "study_results"]

@@ -46,6 +46,15 @@ class Fold:
         """All that may be learnt from."""
         return np.sort(np.concatenate([self.train, self.dev]))
 
+    def among(self, kept: Sequence[int]) -> "Fold":
+        """The fold of some of the syllables, by their numbers among these; `kept` rises."""
+        places = {number: place for place, number in enumerate(kept)}
+        parts = (self.train, self.dev, self.test)
+        return Fold(
+            self.name,
+            *(np.array([places[number] for number in part.tolist() if number in places], np.int64) for part in parts),
+        )
+
 
 def settings_of(syllables: Sequence[Syllable]) -> list[str]:
     """The settings that the syllables allow: A needs two speakers, and the manifest's own split is one more."""
@@ -82,7 +91,7 @@ def make_folds(syllables: Sequence[Syllable], setting: str, num_folds: int) -> l
                 (parts == part) & (speakers == speaker),
             )
             for speaker in sorted(set(speakers.tolist()))
-            for part, is_part in enumerate(parts == part for part in range(num_folds))
+            for part in range(num_folds)
         ]
     found = [fold for fold in found if len(fold.test)]
     for fold in found:

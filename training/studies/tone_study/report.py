@@ -158,7 +158,7 @@ def _rates(told: Mapping[str, Any]) -> list[str]:
     return [f"{rates['nominal']:.0f}", f"{rates['entropy']:.0f}"] if rates else [DASH, DASH]
 
 
-def _words(args: ToneStudyArguments, arm: str) -> str:
+def _told_words(args: ToneStudyArguments, arm: str) -> str:
     told = args.arms[arm].told if arm in args.arms else []
     return (", ".join(told) or DASH) + (" (dealt)" if _is_control(args, arm) else "")
 
@@ -174,7 +174,7 @@ def _score_table(args: ToneStudyArguments, found: Setting) -> list[list[str]]:
         rows.append(
             [
                 name,
-                _words(args, name),
+                _told_words(args, name),
                 *_rates(told),
                 *(interval(scores[target]["macro_f1"], 1) for target in args.targets),
                 interval(scores["tone"]["balanced_accuracy"], 1),
@@ -256,8 +256,8 @@ def _paper_section(args: ToneStudyArguments, main: Mapping[str, Setting]) -> Sec
         "Of arXiv 2410.19935 (Mandarin and Yoruba, HuBERT and others, layer 9): units keep vowels and lose tone; the"
         " cure is a better discretization, not an encoder of the language. Its splits share speakers and recordings."
         " Its follow-up (arXiv 2604.07467) says that residual k-means keeps more tone. We know none of their tables:"
-        " the claims are their abstracts'. The table has the share of what"
-        " continuous frames tell above chance that an arm keeps.",
+        " the claims are those of their abstracts. The table says how much an arm keeps of what continuous frames tell"
+        " above chance.",
         tables=[rows],
         lines=lines,
     )
@@ -278,10 +278,9 @@ def _claims(args: ToneStudyArguments, setting: str, arms: Mapping[str, Any]) -> 
     for name, arm in args.arms.items():
         if name not in arms or "less_units" not in arms[name]:
             continue
-        rate = _nearest_rate(args, name)
         less = arms[name]["less_units"]["tone"]
         stages = [stream.num_stages for stream in arm.streams.values()]
-        if max(stages) > 1 and rate:
+        if max(stages) > 1 and _has_rate_of_units(args, name):
             said = (
                 "more tone than" if less["low"] > 0 else "less tone than" if less["high"] < 0 else "no other tone than"
             )
@@ -294,7 +293,7 @@ def _claims(args: ToneStudyArguments, setting: str, arms: Mapping[str, Any]) -> 
     return found
 
 
-def _nearest_rate(args: ToneStudyArguments, name: str) -> bool:
+def _has_rate_of_units(args: ToneStudyArguments, name: str) -> bool:
     # Whether an arm has the rate of plain units, within a twentieth.
     if PLAIN not in args.arms:
         return False
@@ -305,7 +304,7 @@ def _best(args: ToneStudyArguments, arms: Mapping[str, Any]) -> str:
     # What was asked for: at the rate of units, tone near that of continuous frames, and no other target below units.
     if PLAIN not in arms or CONTINUOUS not in arms:
         return ""
-    same = [name for name in args.arms if name in arms and name != PLAIN and _nearest_rate(args, name)]
+    same = [name for name in args.arms if name in arms and name != PLAIN and _has_rate_of_units(args, name)]
     same = [name for name in same if "less_units" in arms[name] and not _is_control(args, name)]
     if not same:
         return ""

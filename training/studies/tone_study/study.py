@@ -42,9 +42,7 @@ def study_tone(args: ToneStudyArguments) -> str:
     cells = ToneCells(args, prepared)
     if NEW_SPEAKER not in cells.settings:
         print("there is one speaker, so that setting A (a new speaker) cannot be measured", file=sys.stderr)
-    for setting in cells.settings:  # a fold that leaks is refused before anything is encoded
-        cells.fold_names(setting)
-    if cells.jobs():
+    if cells.jobs():  # a fold that leaks is refused here, before anything is encoded
         cells.models.encode_all()
         forget_models()
         cells.run()

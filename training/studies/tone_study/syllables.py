@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -31,7 +32,7 @@ from speech_tokenizers.training.studies.token_study.clips import (
 
 
 # Of the tracker of F0 and its range; another gives other files.
-_TRACKER = "boersma-60-500"
+TRACKER = "boersma-60-500"
 # Aligners count in frames of their own, so that a last label may end a little after the recording.
 _SECONDS_AFTER_END = 0.1
 
@@ -172,12 +173,13 @@ def _syllable(row: MetadataRow, root: Path, targets: Sequence[str], known: Seque
     return Syllable(name, recording, file, span, values["speaker"], spoken, labels, split)
 
 
-def _span(place: str, fields: Mapping) -> tuple[float, float] | None:
-    start, end = fields.get("start"), fields.get("end")
+def _span(place: str, fields: Mapping[str, Any]) -> tuple[float, float] | None:
+    start: Any = fields.get("start")
+    end: Any = fields.get("end")
     if start is None and end is None:
         return None
     try:
-        span = float(start), float(end)  # type: ignore[arg-type]
+        span = float(start), float(end)
     except (TypeError, ValueError):
         raise TableError(place, f"`start` and `end` must be seconds, but are {start!r} and {end!r}.") from None
     if not 0 <= span[0] < span[1] < float("inf"):
@@ -307,7 +309,7 @@ def _cut(syllable: Syllable, trim: bool, folder: Path) -> Path:
 
 def _pitch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     # Kept beside the cut, since it takes longer than all else.
-    known = path.with_suffix(f".f0-{_TRACKER}.npy")
+    known = path.with_suffix(f".f0-{TRACKER}.npy")
     if known.is_file():
         times, pitch = np.load(known, allow_pickle=False)
         return times, pitch
