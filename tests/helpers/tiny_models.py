@@ -31,7 +31,7 @@ def tiny_hubert(config_class: type = HubertConfig, **changes: Any) -> Any:
 
 
 def write_tiny_hubert(folder: Path, **changes: Any) -> Path:
-    """Save a [`tiny_hubert`] with random weights, the same each time, and its feature extractor; returns the folder."""
+    """Save a [`tiny_hubert`] with the same random weights each time, and its feature extractor; returns the folder."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         HubertModel(tiny_hubert(**changes)).save_pretrained(folder)
