@@ -101,7 +101,9 @@ def discriminative_directions(
     for part, block in _blocks(frames, rows):
         if not np.isfinite(block).all():
             raise ValueError("`frames` have NaN or infinity.")
-        np.add.at(sums, numbers[part], block)
+        order = np.argsort(numbers[part], kind="stable")
+        found, first = np.unique(numbers[part][order], return_index=True)
+        sums[found] += np.add.reduceat(block[order], first)
     means = sums / counts[:, None]
     mean = sums.sum(0) / len(rows)
     if np.abs(means - mean).max() <= 1e-9 * max(np.abs(means).max(), np.finfo(np.float64).tiny):

@@ -54,6 +54,8 @@ class StreamArguments:
     Args:
         num_units (`int`): Number of codes. Of `f0`, one of them stands for unvoiced frames.
         source (`str`): `"frames"`, or `"f0"`: quantile bins of log F0, by the mean and deviation of the speaker.
+        stride (`int`): Frames that a code lasts. It codes their mean; of F0 that of the voiced ones, and nothing where
+            fewer than half are.
         num_stages (`int`): Number of codebooks, each of what those before it leave over (residual quantization).
         told (`dict`): Labels whose discriminative directions are appended to the frames, with their weights. They are
             learnt from the syllables that an arm is trained on.
@@ -63,17 +65,16 @@ class StreamArguments:
 
     num_units: int
     source: str = "frames"
+    stride: int = 1
     num_stages: int = 1
     told: dict[str, float] = field(default_factory=dict)
     base: float = 1.0
     deals_labels: bool = False
 
     def __post_init__(self):
-        if self.num_units < 2 or self.num_stages < 1:
-            raise ValueError(
-                f"`num_units` must be at least 2 and `num_stages` at least 1, but got {self.num_units} and"
-                f" {self.num_stages}."
-            )
+        if self.num_units < 2:
+            raise ValueError(f"`num_units` must be at least 2, but got {self.num_units}.")
+        check_positive(self, "stride", "num_stages")
         if self.source not in SOURCES:
             raise ValueError(f"`source` must be one of {', '.join(SOURCES)}, but got {self.source!r}.")
         if self.source == "f0" and (self.told or self.num_stages > 1 or self.num_units < 3):
@@ -88,7 +89,7 @@ class StreamArguments:
     @property
     def bits_per_frame(self) -> float:
         """Nominal bits of a frame."""
-        return self.num_stages * math.log2(self.num_units)
+        return self.num_stages * math.log2(self.num_units) / self.stride
 
 
 @dataclass

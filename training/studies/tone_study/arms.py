@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arms of a study of tone in one fold: what its training syllables teach, and what its codes stand for."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,12 +37,14 @@ class Coded:
         codes (`np.ndarray` of shape `(num_codes, num_frames)`, *optional*): Codes of all streams; `None` of continuous
             frames.
         sizes (list of `int`): Size of each codebook.
+        strides (list of `int`): Frames that a code of each lasts. Codes stand at each of these frames.
     """
 
     blocks: list[Block]
     entries: np.ndarray
     codes: np.ndarray | None
     sizes: list[int]
+    strides: list[int]
 
 
 class FoldFrames:
@@ -68,6 +71,7 @@ class FoldFrames:
         self.is_learnt = np.repeat(np.array([split != "test" for split in self.splits]), lengths)
         self.lengths = lengths
         self.frame_rate = frames.frame_rate
+        self._seen: tuple[Any, np.ndarray] | None = None
         if pca_dims is not None and pca_dims < self.values.shape[1]:
             known = self.values[self.is_learnt].astype(np.float64)
             mean = known.mean(0)
@@ -80,7 +84,7 @@ class FoldFrames:
 
     def continuous(self) -> Coded:
         """The frames themselves."""
-        return Coded([self._pooled(self.values)], self.values, None, [])
+        return Coded([self._pooled(self.values)], self.values, None, [], [])
 
     def coded(self, arm: ArmArguments, seed: int) -> Coded:
         """
@@ -90,10 +94,10 @@ class FoldFrames:
             arm ([`ArmArguments`]): The arm.
             seed (`int`): Seed of the draw of frames and of k-means.
         """
-        blocks, entries, codes, sizes = [], [], [], []
+        blocks, entries, codes, sizes, strides = [], [], [], [], []
         for stream in arm.streams.values():
             if stream.source == "f0":
-                numbers, values = self._pitch_bins(stream.num_units)
+                numbers, values = self._pitch_bins(stream)
                 blocks.append(pitch_block(self.by_clip(values)))
                 entries.append(np.stack([np.nan_to_num(values), ~np.isnan(values)], axis=1).astype(np.float32))
                 codes.append(numbers[None])
@@ -103,41 +107,51 @@ class FoldFrames:
                 entries.append(stands_for)
                 codes.append(of_stream)
             sizes += [stream.num_units] * stream.num_stages
-        return Coded(blocks, np.concatenate(entries, axis=1), np.concatenate(codes), sizes)
+            strides += [stream.stride] * stream.num_stages
+        return Coded(blocks, np.concatenate(entries, axis=1), np.concatenate(codes), sizes, strides)
 
     def _pooled(self, values: np.ndarray) -> Block:
         return pooled_block(self.by_clip(values), self.args.num_segments)
 
-    def _pitch_bins(self, num_units: int) -> tuple[np.ndarray, np.ndarray]:
+    def _pitch_bins(self, stream: StreamArguments) -> tuple[np.ndarray, np.ndarray]:
         # Codes, 0 where unvoiced, and the medians of the bins, NaN where unvoiced.
-        is_voiced = ~np.isnan(self.pitch)
-        known = np.sort(self.pitch[is_voiced & self.is_learnt])
+        num_units, pitch = stream.num_units, self._averaged_pitch(stream.stride)
+        is_voiced = ~np.isnan(pitch)
+        known = np.sort(pitch[is_voiced & self.is_learnt])
         if len(known) < num_units:
             raise ValueError(
                 f"the training syllables have {len(known)} voiced frames, too few for {num_units - 1} bins of F0."
             )
         edges = np.quantile(known, np.arange(1, num_units - 1) / (num_units - 1))
-        bins = np.searchsorted(edges, self.pitch[is_voiced], side="right")
+        bins = np.searchsorted(edges, pitch[is_voiced], side="right")
         medians = np.array(
             [np.median(part) if len(part) else np.nan for part in np.split(known, np.searchsorted(known, edges))]
         )
         medians = np.where(np.isnan(medians), np.concatenate([edges, edges[-1:]]), medians)
-        numbers = np.zeros(len(self.pitch), np.int64)
+        numbers = np.zeros(len(pitch), np.int64)
         numbers[is_voiced] = bins + 1
-        values = np.full(len(self.pitch), np.nan)
+        values = np.full(len(pitch), np.nan)
         values[is_voiced] = medians[bins]
         return numbers, values
 
+    def _averaged_pitch(self, stride: int) -> np.ndarray:
+        # Of the voiced frames of each group; NaN where fewer than half are.
+        groups, sizes = self._groups(stride)
+        is_voiced = ~np.isnan(self.pitch)
+        voiced = np.bincount(groups[is_voiced], minlength=len(sizes))
+        total = np.bincount(groups[is_voiced], self.pitch[is_voiced], minlength=len(sizes))
+        with np.errstate(invalid="ignore"):
+            return np.where(2 * voiced >= sizes, total / voiced, np.nan)[groups]
+
+    def _groups(self, stride: int) -> tuple[np.ndarray, np.ndarray]:
+        # The group of each frame, and their sizes: so many frames of a syllable, and what is left at its end.
+        starts = np.concatenate([[0], np.cumsum(-(-self.lengths // stride))[:-1]])
+        within = np.arange(self.lengths.sum()) - np.repeat(np.cumsum(self.lengths) - self.lengths, self.lengths)
+        groups = np.repeat(starts, self.lengths) + within // stride
+        return groups, np.bincount(groups)
+
     def _clustered(self, stream: StreamArguments, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        values = self.values
-        if stream.told:
-            known = values[self.is_learnt]
-            kept = [
-                (discriminative_directions(known, self._classes(label, stream.deals_labels, seed)), weight)
-                for label, weight in stream.told.items()
-            ]
-            weighting = fit_weighting(known, stream.base, kept)
-            values = (weighting(values) if stream.base else weighting.kept(values)).astype(np.float32)
+        values = self._weighted(stream, seed)
         generator = np.random.default_rng([seed, self.args.fit_frames])
         learnt = np.flatnonzero(self.is_learnt)
         drawn = np.sort(generator.permutation(learnt)[: self.args.fit_frames])
@@ -148,6 +162,7 @@ class FoldFrames:
                 stream.num_units,
                 seed=seed + 1000 * stage,
                 batch_size=min(_BATCH_SIZE, len(drawn)),
+                init_size=_BATCH_SIZE,
                 max_epochs=self.args.fit_epochs,
                 num_init=1,
                 show_progress=False,
@@ -157,6 +172,26 @@ class FoldFrames:
             codes.append(numbers)
             stands_for, residual = stands_for + found, residual - found
         return np.stack(codes), stands_for
+
+    def _weighted(self, stream: StreamArguments, seed: int) -> np.ndarray:
+        # What k-means sees. The last is remembered, since seeds and sizes do not matter to it.
+        key = (tuple(stream.told.items()), stream.base, stream.stride, stream.deals_labels and seed)
+        if self._seen is None or self._seen[0] != key:
+            values = self.values
+            if stream.told:
+                known = values[self.is_learnt]
+                kept = [
+                    (discriminative_directions(known, self._classes(label, stream.deals_labels, seed)), weight)
+                    for label, weight in stream.told.items()
+                ]
+                weighting = fit_weighting(known, stream.base, kept)
+                values = (weighting(values) if stream.base else weighting.kept(values)).astype(np.float32)
+            if stream.stride > 1:
+                groups, sizes = self._groups(stream.stride)
+                first = np.cumsum(sizes) - sizes
+                values = (np.add.reduceat(values, first) / sizes[:, None]).astype(np.float32)[groups]
+            self._seen = (key, values)
+        return self._seen[1]
 
     def _classes(self, label: str, deals_labels: bool, seed: int) -> np.ndarray:
         # Of the frames that are learnt from: the label of the syllable and the part of it.
@@ -226,7 +261,8 @@ def system_coded(codes: ClipCodes, numbers: np.ndarray, num_quantizers: int, num
         joined = np.sum(found, axis=0) if codes.adds_up else np.concatenate(found, axis=1)
         entries.append(joined.astype(np.float32))
     block = pooled_block(entries, num_segments)
-    return Coded([block], np.concatenate(entries), np.concatenate(chosen, axis=1), [vectors.shape[1]] * len(vectors))
+    sizes, strides = [vectors.shape[1]] * len(vectors), [1] * len(vectors)
+    return Coded([block], np.concatenate(entries), np.concatenate(chosen, axis=1), sizes, strides)
 
 
 def rate_facts(coded: Coded, frame_rate: float, tested: np.ndarray) -> dict[str, Any]:
@@ -237,10 +273,10 @@ def rate_facts(coded: Coded, frame_rate: float, tested: np.ndarray) -> dict[str,
     if coded.codes is None:
         return {}
     used = [
-        float(entropy(np.bincount(row[tested], minlength=size)))
-        for row, size in zip(coded.codes, coded.sizes, strict=True)
+        float(entropy(np.bincount(row[tested], minlength=size))) / stride
+        for row, size, stride in zip(coded.codes, coded.sizes, coded.strides, strict=True)
     ]
-    nominal = float(np.log2(coded.sizes).sum())
+    nominal = sum(math.log2(size) / stride for size, stride in zip(coded.sizes, coded.strides, strict=True))
     return {"nominal": nominal * frame_rate, "entropy": sum(used) * frame_rate}
 
 

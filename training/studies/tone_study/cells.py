@@ -10,22 +10,20 @@ import dataclasses
 import functools
 import hashlib
 import json
-import multiprocessing
 import time
 import urllib.parse
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from speech_tokenizers.evaluation.understanding.lstm_probe import lstm_probe
 from speech_tokenizers.evaluation.understanding.probes import PROBES_VERSION, ridge_probes, shuffle_targets
 from speech_tokenizers.training.common.run_record import fingerprint_of
+from speech_tokenizers.training.common.shared_work import share_work
 from speech_tokenizers.training.studies.measured_files import plain, read_measured, write_measured
 from speech_tokenizers.training.studies.tone_study.arguments import (
     ALL_DIMS,
@@ -48,7 +46,7 @@ from speech_tokenizers.training.studies.tone_study.syllables import TRACKER, Pre
 
 
 # Raise it with every change of what a cell holds.
-VERSION = 2
+VERSION = 3
 # The view whose arms are the models that were trained elsewhere.
 SYSTEMS = "systems"
 # The paper's probe, beside the pooled one.
@@ -219,25 +217,8 @@ class ToneCells:
         jobs = self.jobs()
         disable = None if show_progress is None else not show_progress
         with tqdm(total=len(jobs), desc="folds", unit="fold", disable=disable) as bar:
-            if self.args.num_workers == 1 or len(jobs) < 2:
-                for job in jobs:
-                    self.measure(*job)
-                    bar.update()
-                return
-            with ProcessPoolExecutor(
-                self.args.num_workers,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_begin_work,
-                initargs=(self.args, self.prepared),
-            ) as pool:
-                try:
-                    for _ in pool.map(_work, jobs):
-                        bar.update()
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    for worker in multiprocessing.active_children():  # what they have begun is measured again
-                        worker.terminate()
-                    raise
+            for _ in share_work(_measure, jobs, self.args.num_workers, ToneCells, (self.args, self.prepared)):
+                bar.update()
 
     def measure(self, view: View | str, setting: str, fold_name: str) -> None:
         """Measure the cells of a job that are missing."""
@@ -389,16 +370,8 @@ def _contours(of_fold: FoldFrames, decoded: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-_WORKER: list[ToneCells] = []
-
-
-def _begin_work(args: ToneStudyArguments, prepared: PreparedSyllables) -> None:
-    torch.set_num_threads(1)
-    _WORKER[:] = [ToneCells(args, prepared)]
-
-
-def _work(job: tuple[View | str, str, str]) -> None:
-    _WORKER[0].measure(*job)
+def _measure(cells: ToneCells, job: tuple[View | str, str, str]) -> None:
+    cells.measure(*job)
 
 
 __all__ = ["forget_models", "LSTM_SUFFIX", "SYSTEMS", "Place", "ToneCell", "ToneCells", "system_arms"]

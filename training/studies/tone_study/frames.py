@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save
+from tqdm import tqdm
 
 from speech_tokenizers.coding.command_options import choose_device
 from speech_tokenizers.coding.loading import load
@@ -24,6 +25,7 @@ from speech_tokenizers.modeling.unit_model import UnitPreTrainedModel
 from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
 from speech_tokenizers.processing.speech_rows import set_aside_path
 from speech_tokenizers.processing.whole_files import write_whole
+from speech_tokenizers.training.common.shared_work import share_work
 from speech_tokenizers.training.studies.clip_tokens import encode_clips, read_set_aside, read_tokens
 from speech_tokenizers.training.studies.token_study.clips import check_share_set_aside
 from speech_tokenizers.training.studies.tone_study.arguments import EncoderArguments, ToneStudyArguments, View
@@ -134,20 +136,31 @@ class StudyModels:
         self.output = Path(args.output_dir) / "encoded"
 
     def encode_all(self) -> None:
-        """Encode what is not encoded yet."""
-        for name, encoder in self.args.encoders.items():
+        """Encode what is not encoded yet, in `args.num_workers` processes."""
+        args, names = self.args, [*self.args.encoders, *self.args.systems]
+        shows_clips = self.show_progress if args.num_workers == 1 else False
+        disable = None if self.show_progress is None else not self.show_progress
+        with tqdm(total=len(names), desc="models", unit="model", disable=disable or args.num_workers == 1) as bar:
+            for _ in share_work(_encode, names, args.num_workers, StudyModels, (args, self.prepared, shows_clips)):
+                bar.update()
+
+    def encode(self, name: str) -> None:
+        """Encode what an encoder or a system has not encoded yet."""
+        if name in self.args.encoders:
+            encoder = self.args.encoders[name]
             model = frames_model(encoder).to(choose_device(None))
             extractor = KMeansUnitsFeatureExtractor(sampling_rate=model.sampling_rate, hop_length=model.hop_length)
             self._encode(name, "latents", model, extractor, encoder.name)
             self._say(name, model)
-        for name, path in self.args.systems.items():
-            model, extractor = load(path)
-            codec = as_speech_codec(model, extractor)
-            if codec.kind != "codes":
-                raise ValueError(f"the system {name!r} has no codes; leave {path} out, or name its encoder.")
-            self._encode(name, "codes", model.to(choose_device(None)), extractor, path)
-            adds_up = np.array(not isinstance(model, UnitPreTrainedModel))
-            self._say(name, codec, vectors=codec.codebook_vectors().cpu().numpy(), adds_up=adds_up)
+            return
+        path = self.args.systems[name]
+        model, extractor = load(path)
+        codec = as_speech_codec(model, extractor)
+        if codec.kind != "codes":
+            raise ValueError(f"the system {name!r} has no codes; leave {path} out, or name its encoder.")
+        self._encode(name, "codes", model.to(choose_device(None)), extractor, path)
+        adds_up = np.array(not isinstance(model, UnitPreTrainedModel))
+        self._say(name, codec, vectors=codec.codebook_vectors().cpu().numpy(), adds_up=adds_up)
 
     def set_aside(self) -> list[dict[str, str]]:
         """`{"name", "reason"}` of what models could not hear, each once for each model."""
@@ -212,12 +225,15 @@ class StudyModels:
         for syllable, length in zip(syllables, lengths, strict=True):
             times, pitch = (part[places[syllable.name]] for part in (prepared.pitch_times, prepared.pitches))
             values = np.full(length, np.nan)
-            if len(times):
-                nearest = np.abs(centres[:length, None] - times).argmin(1)
-                is_near = np.abs(centres[:length] - times[nearest]) <= 0.02
-                values[is_near] = pitch[nearest[is_near]]
+            nearest = np.abs(centres[:length, None] - times).argmin(1)
+            is_near = np.abs(centres[:length] - times[nearest]) <= 0.02
+            values[is_near] = pitch[nearest[is_near]]
             found.append(values)
         return _by_speaker(syllables, found)
+
+
+def _encode(models: StudyModels, name: str) -> None:
+    models.encode(name)
 
 
 def _by_speaker(syllables: list[Syllable], pitch: list[np.ndarray]) -> list[np.ndarray]:

@@ -38,7 +38,7 @@ def study_tone(args: ToneStudyArguments) -> str:
 
     output = Path(args.output_dir)
     syllables = read_syllables(args.manifest, args.targets, args.folder)
-    prepared = prepare_syllables(syllables, args.trim, output / "clips")
+    prepared = prepare_syllables(syllables, args.trim, output / "clips", num_workers=args.num_workers)
     cells = ToneCells(args, prepared)
     if NEW_SPEAKER not in cells.settings:
         print("there is one speaker, so that setting A (a new speaker) cannot be measured", file=sys.stderr)

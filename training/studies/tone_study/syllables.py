@@ -10,20 +10,22 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import torch
 from tqdm import tqdm
 
+from speech_tokenizers.modeling.pitch_frames import PitchFrames
 from speech_tokenizers.processing.audio_files import AudioWriter, load_audio
 from speech_tokenizers.processing.metadata_files import MetadataRow, TableError, probably_meant, read_metadata
-from speech_tokenizers.processing.pitch_tracking import track_pitch
 from speech_tokenizers.processing.recording_fingerprint import recording_fingerprint
 from speech_tokenizers.processing.recording_tables import from_metadata
 from speech_tokenizers.processing.tone_labels import NO_INITIAL, mandarin_parts, parse_tone
 from speech_tokenizers.processing.whole_files import write_whole
 from speech_tokenizers.training.common.set_aside import write_set_aside
+from speech_tokenizers.training.common.shared_work import share_work
 from speech_tokenizers.training.studies.token_study.clips import (
     SAMPLING_RATE,
     check_share_set_aside,
@@ -31,8 +33,10 @@ from speech_tokenizers.training.studies.token_study.clips import (
 )
 
 
+# The range of F0 in Hz, and samples between its frames.
+_FLOOR, _CEILING, _PITCH_HOP = 55.0, 550.0, 160
 # Of the tracker of F0 and its range; another gives other files.
-TRACKER = "boersma-60-500"
+TRACKER = f"frames-{_FLOOR:g}-{_CEILING:g}-{_PITCH_HOP}"
 # Aligners count in frames of their own, so that a last label may end a little after the recording.
 _SECONDS_AFTER_END = 0.1
 
@@ -243,7 +247,7 @@ class PreparedSyllables:
 
 
 def prepare_syllables(
-    syllables: Sequence[Syllable], trim: bool, folder: Path, show_progress: bool | None = None
+    syllables: Sequence[Syllable], trim: bool, folder: Path, show_progress: bool | None = None, num_workers: int = 1
 ) -> PreparedSyllables:
     """
     Cut syllables out of their recordings and track their F0. Cuts are FLAC files of 16 bits and 16 kHz in `folder`;
@@ -254,6 +258,7 @@ def prepare_syllables(
         trim (`bool`): Whether to cut silence off both ends.
         folder (`Path`): Folder for the cuts.
         show_progress (`bool`, *optional*): Whether to show a bar. Defaults to whether standard error is a terminal.
+        num_workers (`int`): Processes that share the work.
 
     Raises:
         ValueError: If more than 5 % cannot be read. `folder/set_aside.jsonl` names them.
@@ -262,13 +267,14 @@ def prepare_syllables(
     times: list[np.ndarray] = []
     pitches: list[np.ndarray] = []
     disable = None if show_progress is None else not show_progress
-    for syllable in tqdm(syllables, desc="syllables", unit="clip", disable=disable):
-        try:
-            path = _cut(syllable, trim, folder)
-            track_times, track = _pitch(path)
-        except (ValueError, RuntimeError, MemoryError) as error:
-            set_aside.append({"name": syllable.name, "reason": str(error)})
+    work = share_work(_prepared, syllables, num_workers, _Preparation, (trim, folder), jobs_at_once=32)
+    for syllable, found in tqdm(
+        zip(syllables, work, strict=True), desc="syllables", unit="clip", total=len(syllables), disable=disable
+    ):
+        if isinstance(found, str):
+            set_aside.append({"name": syllable.name, "reason": found})
             continue
+        path, track_times, track = found
         kept.append(syllable)
         rows.append(MetadataRow(str(path), {"file_name": str(path), "id": syllable.name}))
         times.append(track_times)
@@ -278,11 +284,26 @@ def prepare_syllables(
     prepared = PreparedSyllables(kept, from_metadata(rows, Path()), times, pitches, set_aside)
     if unvoiced := prepared.unvoiced:
         print(
-            f"{len(unvoiced)} of {len(kept)} syllables have no voiced frame (F0 was looked for from 60 to 500 Hz),"
-            f" such as {unvoiced[0]!r}; all their codes of F0 say so",
+            f"{len(unvoiced)} of {len(kept)} syllables have no voiced frame (F0 was looked for from {_FLOOR:g} to"
+            f" {_CEILING:g} Hz), such as {unvoiced[0]!r}; all their codes of F0 say so",
             file=sys.stderr,
         )
     return prepared
+
+
+class _Preparation(NamedTuple):
+    # What is done with each syllable.
+    trim: bool
+    folder: Path
+
+
+def _prepared(how: _Preparation, syllable: Syllable) -> tuple[Path, np.ndarray, np.ndarray] | str:
+    # The cut, and times and values of its F0; or the reason why there is none.
+    try:
+        path = _cut(syllable, how.trim, how.folder)
+        return path, *_pitch(path)
+    except (ValueError, RuntimeError, MemoryError) as error:
+        return str(error)
 
 
 def _cut(syllable: Syllable, trim: bool, folder: Path) -> Path:
@@ -313,9 +334,13 @@ def _pitch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if known.is_file():
         times, pitch = np.load(known, allow_pickle=False)
         return times, pitch
-    track = track_pitch(load_audio(path, SAMPLING_RATE), SAMPLING_RATE)
-    pitch = np.log2(np.where(track.voiced, track.frequencies, np.nan))
+    waveform = torch.from_numpy(load_audio(path, SAMPLING_RATE))[None]
+    num_samples = waveform.shape[1]
+    tracker = PitchFrames(_PITCH_HOP, 0, SAMPLING_RATE, _FLOOR, _CEILING)
+    octaves = tracker.track(waveform, torch.tensor([num_samples]), num_samples // _PITCH_HOP + 1)[0].numpy()
+    pitch = np.where(octaves > 0, octaves, np.nan)
+    times = np.arange(len(pitch)) * _PITCH_HOP / SAMPLING_RATE
     content = io.BytesIO()
-    np.save(content, np.stack([track.times, pitch]))
+    np.save(content, np.stack([times, pitch]))
     write_whole(known, content.getvalue())
-    return track.times, pitch
+    return times, pitch

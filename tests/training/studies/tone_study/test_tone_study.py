@@ -31,6 +31,8 @@ arms:
   units+f0: {{streams: {{units: {{num_units: 8}}, f0: {{source: f0, num_units: 4}}}}}}
   told: {{streams: {{units: {{num_units: 32, told: {{tone: 1.0, vowel: 1.0}}}}}}}}
   product: {{streams: {{units: {{num_units: 32}}, tone: {{num_units: 8, told: {{tone: 1.0}}, base: 0.0}}}}}}
+  slow-f0: {{streams: {{units: {{num_units: 8}}, f0: {{source: f0, num_units: 16, stride: 4}}}}}}
+  slow-tone: {{streams: {{units: {{num_units: 8}}, tone: {{num_units: 16, stride: 4, told: {{tone: 1.0}}, base: 0.0}}}}}}
 other_arms: [units]
 lstm: {{arms: [units], epochs: 2}}
 """
@@ -64,6 +66,8 @@ def test_the_right_order_is_found(study):
         assert _tone(study, setting, "units+f0")["low"] > 85
         assert _tone(study, setting, "units+f0")["low"] > _tone(study, setting, "told")["high"]
         assert _tone(study, setting, "shuffled-labels")["value"] < 40
+        # F0 moves slowly: a code each 80 ms tells as much of the tone as half of them in vain.
+        assert _tone(study, setting, "slow-f0")["low"] > 85
     known = {arm: _tone(study, "B", arm)["value"] for arm in ("continuous", "units", "told", "product")}
     assert known["units"] < min(known["told"], known["product"]) < known["continuous"]
     # What known speakers' frames tell does not carry to a new one.
@@ -83,6 +87,8 @@ def test_rates_information_and_contours_are_told(study):
     assert arms["units+f0"]["facts"]["rates"]["nominal"] == pytest.approx(250)
     assert arms["product"]["facts"]["rates"]["nominal"] == pytest.approx(400)
     assert arms["units"]["facts"]["rates"]["entropy"] < 250
+    assert arms["slow-f0"]["facts"]["rates"]["nominal"] == pytest.approx(200)
+    assert arms["slow-tone"]["facts"]["rates"]["entropy"] <= 200
     assert arms["units+f0"]["facts"]["f0_correlation"] > 0.9 > arms["units"]["facts"]["f0_correlation"]
     assert [clip["tone"] for clip in arms["units"]["contours"]] == ["1", "2", "3", "4"]
     assert "information" not in arms["units"]["facts"]  # nobody asked for finals

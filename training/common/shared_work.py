@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs that do not depend on each other, shared by the processes of one machine."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import torch
+
+
+def share_work(
+    work: Callable[[Any, Any], Any],
+    jobs: Sequence[Any],
+    num_workers: int,
+    begin: Callable[..., Any],
+    begin_args: Sequence[Any] = (),
+    jobs_at_once: int = 1,
+) -> Iterator[Any]:
+    """
+    Do jobs, and yield what each gives, in their order. An error of one ends all.
+
+    Args:
+        work (callable): Gets what `begin` gave, and a job.
+        jobs (sequence): Jobs.
+        num_workers (`int`): Processes, each of one thread. With 1, or of one job alone, this process does them.
+        begin (callable): Called once in each process.
+        begin_args (sequence): Its arguments. Functions, arguments and jobs must be such that `pickle` can send them.
+        jobs_at_once (`int`): Jobs that a process is sent together.
+    """
+    if num_workers == 1 or len(jobs) < 2:
+        state = begin(*begin_args) if jobs else None
+        yield from (work(state, job) for job in jobs)
+        return
+    with ProcessPoolExecutor(
+        min(num_workers, len(jobs)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(work, begin, tuple(begin_args)),
+    ) as pool:
+        try:
+            yield from pool.map(_work, jobs, chunksize=jobs_at_once)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():  # their jobs are begun anew
+                worker.terminate()
+            raise
+
+
+# What a process works with: the function, and what `begin` gave.
+_WORK: list[Any] = []
+
+
+def _begin(work: Callable[[Any, Any], Any], begin: Callable[..., Any], begin_args: tuple) -> None:
+    torch.set_num_threads(1)
+    _WORK[:] = [work, begin(*begin_args)]
+
+
+def _work(job: Any) -> Any:
+    return _WORK[0](_WORK[1], job)
+
+
+__all__ = ["share_work"]
