@@ -200,6 +200,16 @@ class FrameWeighting:
         """The weighted frames `(num_frames, dim + kept_dims)` of frames `(num_frames, dim)`."""
         return np.concatenate([frames * self.base_scale + self.base_offset, self.kept(frames)], axis=1)
 
+    def compact(self, frames: np.ndarray) -> np.ndarray:
+        """
+        The weighted frames, moved and turned so that they need as few dimensions as the frames have: `(num_frames,
+        dim)`. Their differences have the lengths and angles that those of the weighted frames have, so that k-means
+        finds the same clusters.
+        """
+        squared = self.base_scale**2 * np.eye(len(self.matrix)) + self.matrix @ self.matrix.T
+        lengths, axes = np.linalg.eigh(squared)
+        return frames @ (axes * np.sqrt(np.maximum(lengths, 0))).astype(frames.dtype)
+
 
 def fit_weighting(
     frames: np.ndarray, base_weight: float, kept: Sequence[tuple[KeptDirections, float]]

@@ -120,6 +120,10 @@ def test_each_block_has_the_squared_norm_of_its_weight():
     other = gaussians(seed=1)[0]
     assert np.allclose(weighting(other)[:, 6:], other @ weighting.matrix + weighting.offset)
     assert np.allclose(weighting.kept(other), weighting(other)[:, 6:])
+    compact, weighted = weighting.compact(other), weighting(other)
+    assert compact.shape == (len(other), 6)
+    differences = [part[1:] - part[:-1] for part in (compact, weighted)]
+    assert np.allclose(differences[0] @ differences[0].T, differences[1] @ differences[1].T)
 
 
 @pytest.mark.parametrize("weights", [(-1.0, 1.0), (1.0, np.nan), (0.0, 0.0)])

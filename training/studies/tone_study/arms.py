@@ -185,7 +185,7 @@ class FoldFrames:
                     for label, weight in stream.told.items()
                 ]
                 weighting = fit_weighting(known, stream.base, kept)
-                values = (weighting(values) if stream.base else weighting.kept(values)).astype(np.float32)
+                values = (weighting.compact(values) if stream.base else weighting.kept(values)).astype(np.float32)
             if stream.stride > 1:
                 groups, sizes = self._groups(stream.stride)
                 first = np.cumsum(sizes) - sizes

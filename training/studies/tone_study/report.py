@@ -308,21 +308,31 @@ def _best(args: ToneStudyArguments, arms: Mapping[str, Any]) -> str:
     same = [name for name in same if "less_units" in arms[name] and not _is_control(args, name)]
     if not same:
         return ""
-    best = max(same, key=lambda name: arms[name]["scores"]["tone"]["macro_f1"]["value"])
-    told = arms[best]
-    lost = [
-        f"{target} {interval(told['less_units'][target], 1, signed=True)}"
-        for target in args.targets
-        if target != "tone" and told["less_units"][target]["value"] < 0 and excludes_zero(told["less_units"][target])
-    ]
-    less = interval(told["less_continuous"]["tone"], 1, signed=True)
-    rest = f"it loses against units: {', '.join(lost)}" if lost else "no other loss against units is shown"
+    lost = {name: _lost(args, arms[name]["less_units"]) for name in same}
+    # One that loses nothing is better than any that does.
+    best = max(same, key=lambda name: (not lost[name], arms[name]["scores"]["tone"]["macro_f1"]["value"]))
+    less = interval(arms[best]["less_continuous"]["tone"], 1, signed=True)
+    which = "that are shown to lose no target" if not lost[best] else "(each is shown to lose a target)"
+    rest = f"it loses {', '.join(lost[best])}" if lost[best] else "of the other targets it has"
+    if not lost[best]:
+        others = [target for target in args.targets if target != "tone"]
+        said = [f"{target} {interval(arms[best]['less_units'][target], 1, signed=True)}" for target in others]
+        rest += f" {', '.join(said)} against {PLAIN}"
     untold = [target for target in args.targets if target not in args.arms[best].told]
     rest += f" (not told: {', '.join(untold)})" if untold else " (it was told all that is measured)"
     return (
-        f"of arms at the rate of {PLAIN}, {best} has most tone on these syllables, {less} against continuous frames;"
-        f" {rest}."
+        f"of arms at the rate of {PLAIN} {which}, {best} has most tone on these syllables, {less} against continuous"
+        f" frames; {rest}."
     )
+
+
+def _lost(args: ToneStudyArguments, less_units: Mapping[str, Any]) -> list[str]:
+    # Targets but the tone that are shown to be below those of units, and by how much.
+    return [
+        f"{target} {interval(less_units[target], 1, signed=True)}"
+        for target in args.targets
+        if target != "tone" and less_units[target]["value"] < 0 and excludes_zero(less_units[target])
+    ]
 
 
 def _view_sections(args: ToneStudyArguments, views: Mapping[str, Any]) -> list[Section]:
