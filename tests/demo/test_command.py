@@ -2,6 +2,7 @@
 import matplotlib.image
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from helpers.tiny_models import tiny_hubert
@@ -18,7 +19,7 @@ from speech_tokenizers import (
 from speech_tokenizers.cli import main
 from speech_tokenizers.demo.command import SENTENCE, measure
 from speech_tokenizers.demo.spectrograms import spectrogram
-from speech_tokenizers.demo.units import draw_units
+from speech_tokenizers.demo.units import decoded_f0, draw_units
 from speech_tokenizers.processing.unit_exports import load_unit_lines
 
 
@@ -83,6 +84,25 @@ def test_units_are_shown_in_runs(tmp_path, tiny_units, write_audio, capsys):
     assert np.array_equal(np.repeat(line.units, line.durations), codes)
     assert f"{len(line.units)} of {len(codes)} frames" in capsys.readouterr().out
     assert (tmp_path / "out" / "units.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_f0_is_drawn_as_its_codes_tell_it(tmp_path, tiny_units, capsys):
+    model, feature_extractor = load(tiny_units)
+    model.add_f0(8, f0_stride=2)
+    model.save_pretrained(tiny_units)
+    times = np.arange(24000) / 16000
+    voice = np.where(times < 0.75, 0.3 * np.sin(2 * np.pi * 150 * times) * np.sin(2 * np.pi * 300 * times), 0.0)
+    path = tmp_path / "voice.wav"
+    soundfile.write(path, voice, 16000)
+    assert main(["demo", "--model", str(tiny_units), "--audio", str(path), "-o", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert "8 codes, one each 40 ms; " in told
+    inputs = feature_extractor(load_audio(path, 16000), sampling_rate=16000, return_tensors="pt")
+    codes = load(tiny_units)[0].encode(**inputs).audio_codes[0].numpy()
+    contour = decoded_f0(load(tiny_units)[0], codes)
+    assert np.array_equal(np.isnan(contour), codes[1] == 0)
+    assert 0.3 < np.mean(np.isnan(contour)) < 0.7
+    assert f"{100 * np.mean(codes[1] > 0):.0f} % voiced" in told
 
 
 def test_a_run_is_drawn_where_it_is_and_as_long_as_it_lasts(tmp_path):

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     from speech_tokenizers.coding.loading import DEFAULT_CHECKPOINT, DEFAULT_UNITS, load
     from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
+    from speech_tokenizers.modeling.unit_model import UnitPreTrainedModel
 
     logging.disable_progress_bar()
     check_output_folder(args.output)
@@ -53,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
         audio_path = packaged_path if args.audio is None else Path(args.audio)
         for number, name in enumerate(names):
             model = as_speech_codec(*load(name))
-            show = show_units if model.num_quantizers == 1 else show_codec
+            are_units = isinstance(model, UnitPreTrainedModel) and len(model.config.unit_codebook_sizes) == 1
+            show = show_units if are_units else show_codec
             facts = show(model, name, audio_path, args.output)
             print_facts(facts, is_first=number == 0)
     if args.model is None and args.audio is None:

@@ -13,15 +13,17 @@ from speech_tokenizers.processing.unit_sequences import deduplicate
 
 
 SECONDS_PER_ROW = 4.0
+# F0 is drawn so far from its mean, in deviations.
+_MOST_DEVIATIONS = 3
 
 
 def show_units(model: Any, name: str, audio_path: Path, output: Path) -> dict[str, str]:
     """
-    Write the units of a recording, de-duplicated, as `units.jsonl`, draw them as `units.png` and, if the model has a
-    vocoder with a voice to speak in, let it say them in `units.wav`.
+    Write the units of a recording, de-duplicated, as `units.jsonl`, draw them, and F0 if the model has codes of it, as
+    `units.png` and, if the model has a vocoder with a voice to speak in, let it say them in `units.wav`.
 
     Args:
-        model (`PreTrainedModel`): Units of one codebook, in evaluation mode.
+        model ([`UnitPreTrainedModel`]): Units of one codebook, with F0 or without, in evaluation mode.
         name (`str`): Name of the model.
         audio_path (`Path`): The recording.
         output (`Path`): Folder for the results.
@@ -35,8 +37,8 @@ def show_units(model: Any, name: str, audio_path: Path, output: Path) -> dict[st
     from speech_tokenizers.coding.file_coding import decode_file, encode_file
     from speech_tokenizers.processing.unit_exports import UnitLine, save_unit_lines
 
-    if model.config.num_quantizers != 1:
-        raise ValueError(f"{name} has {model.config.num_quantizers} codebooks; the demo draws units of one.")
+    if (count := len(model.config.unit_codebook_sizes)) != 1:
+        raise ValueError(f"{name} has {count} codebooks of units; the demo draws units of one.")
     waveform = load_audio(audio_path, model.sampling_rate)
     start = time.perf_counter()
     codes_path, lines_path, picture_path, spoken_path = (
@@ -50,7 +52,8 @@ def show_units(model: Any, name: str, audio_path: Path, output: Path) -> dict[st
         written.append(spoken_path)
     units, durations = deduplicate(codes.audio_codes[0])
     save_unit_lines(lines_path, [UnitLine(audio_path.name, units, durations)])
-    draw_units(waveform, model.sampling_rate, model.hop_length, units, durations, picture_path)
+    contour = decoded_f0(model, codes.audio_codes)
+    draw_units(waveform, model.sampling_rate, model.hop_length, units, durations, picture_path, contour)
     beginning = " ".join(f"{unit}x{duration}" for unit, duration in zip(units[:12], durations[:12], strict=True))
     beginning += " ..." if len(units) > 12 else ""
     return {
@@ -58,10 +61,34 @@ def show_units(model: Any, name: str, audio_path: Path, output: Path) -> dict[st
         "units": f"{name}: {model.frame_rate:g} frames/s, {codes.codebook_size} units",
         "in runs": f"{len(units)} of {codes.num_frames} frames, {len(units) / codes.seconds:.1f} a second",
         "beginning": f"{beginning} (each unit x its frames)",
+        **({} if contour is None else {"F0": _f0_words(model, contour)}),
         "bit rate": f"{codes.bits_per_second:.0f} bit/s, before runs are merged",
         "encoding": speed(elapsed, codes.seconds),
         "written": ", ".join(map(str, written)),
     }
+
+
+def decoded_f0(model: Any, audio_codes: np.ndarray) -> np.ndarray | None:
+    """
+    The F0 that codes stand for, `(num_frames,)`: log2 F0 in deviations from the speaker's mean, NaN where it is
+    unvoiced. `None` of units without F0.
+
+    Args:
+        model ([`UnitPreTrainedModel`]): The units.
+        audio_codes (`np.ndarray` of shape `(num_quantizers, num_frames)`): Their codes.
+    """
+    import torch
+
+    if model.f0_codebook is None:
+        return None
+    is_voiced, deviation = model.f0_codebook.decode(torch.from_numpy(audio_codes[-1].astype(np.int64))).T.numpy()
+    return np.where(is_voiced > 0, deviation, np.nan)
+
+
+def _f0_words(model: Any, contour: np.ndarray) -> str:
+    config = model.config
+    milliseconds = 1000 * config.f0_stride / model.frame_rate
+    return f"{config.f0_bins} codes, one each {milliseconds:g} ms; {100 * np.mean(~np.isnan(contour)):.0f} % voiced"
 
 
 def speed(elapsed: float, seconds: float) -> str:
@@ -76,7 +103,13 @@ def speed(elapsed: float, seconds: float) -> str:
 
 
 def draw_units(
-    waveform: np.ndarray, sampling_rate: int, hop_length: int, units: np.ndarray, durations: np.ndarray, path: Path
+    waveform: np.ndarray,
+    sampling_rate: int,
+    hop_length: int,
+    units: np.ndarray,
+    durations: np.ndarray,
+    path: Path,
+    contour: np.ndarray | None = None,
 ) -> None:
     """
     Draw runs of units over the spectrogram, in rows of some seconds: a field for each run, as wide as it lasts, with
@@ -88,6 +121,8 @@ def draw_units(
         units, durations (`np.ndarray` of shape `(num_units,)`): Units and their durations in frames; see
             [`deduplicate`].
         path (`Path`): PNG to write.
+        contour (`np.ndarray` of shape `(num_frames,)`, *optional*): F0 to draw over the spectrogram, as [`decoded_f0`]
+            gives it.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import hsv_to_rgb
@@ -138,9 +173,16 @@ def draw_units(
         axis.set_ylim(-strip, top_khz)
         axis.set_yticks([0, top_khz / 2, top_khz])
         axis.set_ylabel("kHz")
-    axes[0].set_title(
-        "Units and how many frames each lasts, under the spectrogram that they stand for", loc="left", fontsize=10
-    )
+        if contour is not None:
+            right = axis.twinx()
+            right.plot((np.arange(len(contour)) + 0.5) * hop_length / sampling_rate, contour, color="#0b4fb3")
+            right.set_ylim(-_MOST_DEVIATIONS * (1 + 2 * strip / top_khz), _MOST_DEVIATIONS)
+            right.set_yticks([-_MOST_DEVIATIONS, 0, _MOST_DEVIATIONS])
+            right.set_ylabel("F0", color="#0b4fb3")
+    title = "Units and how many frames each lasts, under the spectrogram that they stand for"
+    if contour is not None:
+        title += "; F0 as its codes tell it, in deviations from the speaker's mean"
+    axes[0].set_title(title, loc="left", fontsize=10)
     axes[-1].set_xlabel("Time (s)")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
