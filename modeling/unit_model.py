@@ -159,10 +159,27 @@ class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, PreT
         number = (config.default_speaker or 0) if voice is None else names.index(voice)
         return {"speaker_ids": torch.tensor([number], device=self.device)}
 
-    def encode_stream(self, kind: TokenKind | None = None, num_quantizers: int | None = None) -> SpeechStream:
-        """See [`SpeechCodec.encode_stream`]. The codes are those of [`WindowedEncoder`]."""
+    def encode_stream(
+        self,
+        kind: TokenKind | None = None,
+        num_quantizers: int | None = None,
+        speaker_f0: torch.Tensor | None = None,
+    ) -> SpeechStream:
+        """
+        See [`SpeechCodec.encode_stream`]. The codes are those of [`WindowedEncoder`].
+
+        Args:
+            kind, num_quantizers: Arguments of [`SpeechCodec.encode_stream`].
+            speaker_f0 (`torch.Tensor` of shape `(1, 2)`, *optional*): Mean and deviation of log2 F0 in Hz of the
+                speaker; see [`UnitStream`].
+
+        Raises:
+            TypeError: If `speaker_f0` is no tensor.
+            ValueError: If `speaker_f0` has another shape, is not finite, a deviation is not positive, or no row of F0
+                is given; and see [`SpeechCodec.encode_stream`].
+        """
         self.check_kind(kind)
-        return WindowedUnitStream(self, num_quantizers)
+        return WindowedUnitStream(self, num_quantizers, speaker_f0=speaker_f0)
 
     @property
     def decode_look_ahead(self) -> int:

@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel, HubertConfig, HubertModel, WhisperConfig
 
 from helpers.voices import voice
+from speech_tokenizers.coding.file_coding import encode_blocks
 from speech_tokenizers.modeling.configuration_dc_spin import DCSpinConfig
 from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
 from speech_tokenizers.modeling.configuration_unit_vocoder import UnitVocoderConfig
@@ -157,6 +158,21 @@ def test_speakers_an_octave_apart_have_the_same_codes_where_they_are_known(model
     assert torch.equal(streamed(stream, high[0].split(3000))[-1], known[1])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_known_speaker_is_streamed_as_encoded(models, speech, name):
+    model, speaker = models[name], torch.tensor([[7.6, 0.1]])
+    expected = model.encode(speech, speaker_f0=speaker).audio_codes
+    assert not torch.equal(expected, model.encode(speech).audio_codes)
+    for num_quantizers in (None, model.num_quantizers):
+        stream = model.encode_stream("codes", num_quantizers, speaker_f0=speaker)
+        parts = [stream.encode(part[None]) for part in speech.split(3100, dim=1)]
+        assert torch.equal(torch.cat([*parts, stream.finish_encode()], dim=-1), expected)
+    blocks = encode_blocks(model, speech[0].split(7000), speaker_f0=speaker)
+    assert torch.equal(torch.cat(list(blocks), dim=-1), expected[0])
+    with pytest.raises(ValueError, match="leaves out"):
+        model.encode_stream(num_quantizers=1, speaker_f0=speaker)
+
+
 def test_a_code_lasts_its_stride(models, speech):
     model = models["whisper"]
     f0 = model.encode(speech).audio_codes[0, -1]
@@ -258,16 +274,21 @@ def test_impossible_fields_are_refused(fields, message):
     ("speaker", "message"),
     [
         (torch.tensor([7.0, 0.3]), "shape"),
+        (torch.tensor([[7.0, 0.3], [7.5, 0.3]]), "shape"),
         (torch.tensor([[7.0, 0.0]]), "positive"),
         (torch.tensor([[float("nan"), 0.3]]), "finite"),
     ],
-    ids=["shape", "zero", "nan"],
+    ids=["shape", "rows", "zero", "nan"],
 )
 def test_impossible_speakers_are_refused(models, speech, speaker, message):
     with pytest.raises(ValueError, match=message):
         models["kmeans"].encode(speech, speaker_f0=speaker)
     with pytest.raises(ValueError, match=message):
         UnitStream(models["kmeans"], speaker_f0=speaker)
+    with pytest.raises(ValueError, match=message):
+        models["kmeans"].encode_stream(speaker_f0=speaker)
+    with pytest.raises(ValueError, match=message):
+        list(encode_blocks(models["kmeans"], speech, speaker_f0=speaker))
 
 
 def test_speakers_are_refused_where_units_have_no_f0(encoder, signal, speech):
@@ -276,6 +297,10 @@ def test_speakers_are_refused_where_units_have_no_f0(encoder, signal, speech):
         model.encode(speech, speaker_f0=torch.tensor([[7.0, 0.3]]))
     with pytest.raises(ValueError, match="leave it out"):
         UnitStream(model, speaker_f0=torch.tensor([[7.0, 0.3]]))
+    with pytest.raises(ValueError, match="leave it out"):
+        model.encode_stream(speaker_f0=torch.tensor([[7.0, 0.3]]))
+    with pytest.raises(ValueError, match="which this KMeansUnitsModel has not"):
+        list(encode_blocks(model, speech, speaker_f0=torch.tensor([[7.0, 0.3]])))
 
 
 def test_bins_must_rise(models):
