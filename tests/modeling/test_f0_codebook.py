@@ -205,6 +205,10 @@ def test_bits_are_counted_as_they_are_sent():
     config = KMeansUnitsConfig(**sizes, f0_bins=16, f0_stride=2, num_stages=2)
     assert config.bits_per_second == pytest.approx(50 * (12 + 2))
     assert config.num_quantizers == 3
+    assert (config.codebook_sizes, config.codebook_strides) == ((64, 64, 16), (1, 1, 2))
+    kept = KMeansUnitsConfig(**sizes, f0_bins=16, f0_stride=4, kept_dims=2, kept_codebook_size=8)
+    assert (kept.codebook_sizes, kept.codebook_strides) == ((64, 8, 16), (1, 1, 4))
+    assert kept.bits_per_second == pytest.approx(50 * (6 + 3 + 1))
     assert KMeansUnitsConfig(**sizes).bits_per_second == pytest.approx(300)
 
 
