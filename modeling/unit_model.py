@@ -57,6 +57,7 @@ class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, PreT
         self.vocoder = None
         if config.vocoder_config is not None:
             self.vocoder = UnitVocoderModel(config.vocoder_config)  # type: ignore[arg-type]
+            self.vocoder.codebook_sizes = list(config.codebook_sizes)
         self.f0_codebook = None if config.f0_bins is None else F0Codebook(config)
         self._prepare_encoder()
 
@@ -364,6 +365,8 @@ class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, PreT
         except ValueError:
             self.config.vocoder_config = None if self.vocoder is None else self.vocoder.config
             raise
+        # Also of a vocoder whose configuration does not say them, as it is from before it could.
+        vocoder.codebook_sizes = list(self.config.codebook_sizes)
         self.vocoder = vocoder
 
     def decode(self, audio_codes: torch.Tensor, *args: Any, **kwargs: Any) -> UnitVocoderOutput:
@@ -371,7 +374,7 @@ class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, PreT
         Speech from units, by the attached vocoder; see [`UnitVocoderModel.decode`] for the arguments.
 
         Raises:
-            ValueError: If no vocoder is attached.
+            ValueError: If no vocoder is attached, or a code lies outside its codebook.
         """
         return self.needed_vocoder().decode(audio_codes, *args, **kwargs)
 

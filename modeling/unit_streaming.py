@@ -239,8 +239,8 @@ class WindowedUnitStream(RecordingStream):
         self.num_quantizers = None if num_quantizers is None else model.check_num_quantizers(num_quantizers)
         if speaker_f0 is not None and self.num_quantizers not in (None, model.config.num_quantizers):
             raise ValueError(
-                f"`speaker_f0` is for F0 codes, the last row, which `num_quantizers={num_quantizers}` leaves out; leave"
-                " out one of them."
+                f"`speaker_f0` is for F0 codes, the last row, which `num_quantizers={num_quantizers}` leaves out; give"
+                " one of them."
             )
         self.num_samples = None if num_samples is None else check_whole_number(num_samples, "num_samples", 1)
         whole_samples = model.longest_exact_stream if whole_samples is None else whole_samples

@@ -110,8 +110,8 @@ SECTIONS = (
             "units_per_second",
         ),
         "All codebooks together. Nominal: log2 of the codebook's size a code, and a code a frame or, for F0 with a "
-        "stride, for that many; by entropy: of single units without regard to their neighbours; de-duplicated: one unit for each run of equal frames, without the durations that "
-        "decoding needs.",
+        "stride, for that many; by entropy: of single units without regard to their neighbours; de-duplicated: one "
+        "unit for each run of equal frames, without the durations that decoding needs.",
     ),
     ScoreSection(
         "Use of the codes",

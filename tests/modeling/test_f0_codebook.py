@@ -315,7 +315,7 @@ def test_bins_must_rise(models):
         codebook.set_bins(torch.zeros(3), torch.zeros(15))
 
 
-def test_a_vocoder_speaks_units_with_f0(encoder, signal, speech):
+def test_a_vocoder_speaks_units_with_f0(encoder, signal, speech, tmp_path):
     model = make_kmeans(encoder, signal, f0_bins=16)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "codebook_size": 50}
     with pytest.raises(ValueError, match="num_quantizers"):
@@ -327,6 +327,20 @@ def test_a_vocoder_speaks_units_with_f0(encoder, signal, speech):
     assert spoken.shape[-1] == codes.shape[2] * 320
     monotone = torch.cat([codes[:, :-1], torch.full_like(codes[:, -1:], 3)], dim=1)
     assert not torch.allclose(model.decode(monotone).audio_values, spoken)  # F0 is heard
+    assert model.vocoder.config.codebook_sizes is None  # a vocoder of before; its units know better
+    stranger = torch.cat([codes[:, :-1], torch.full_like(codes[:, -1:], 16)], dim=1)
+    with pytest.raises(ValueError, match="between 0 and 15 in codebook 2"):
+        model.decode(stranger)
+    model.save_pretrained(tmp_path)
+    loaded = KMeansUnitsModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.decode(codes).audio_values, spoken)
+    with pytest.raises(ValueError, match="between 0 and 15 in codebook 2"):
+        loaded.decode(stranger)
+    with pytest.raises(ValueError, match="codebook_sizes"):
+        model.attach_vocoder(
+            UnitVocoderModel(UnitVocoderConfig(num_quantizers=3, codebook_sizes=[50, 50, 8], **sizes))
+        )
+    assert torch.equal(model.decode(codes).audio_values, spoken)
 
 
 @pytest.mark.parametrize("num_samples", [0, 100, 400, 720])
