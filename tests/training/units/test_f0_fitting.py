@@ -173,8 +173,13 @@ def test_the_command_that_adds_f0_says_what_is_wrong(encoder, speech_folder, tmp
         assert message in capsys.readouterr().err.splitlines()[-1]
         assert {path.name for path in tmp_path.iterdir()} == {"plain", "noise", "spoken"}
     command = ["units", "add-f0", str(tmp_path / "spoken"), str(speech_folder), "-o", str(output)]
-    assert cli.main([*command, "--f0-bins", "8", "--drop-vocoder"]) == 0
+    assert cli.main([*command, "--f0-bins", "10", "--f0-stride", "2", "--drop-vocoder"]) == 0
     assert load(output)[0].vocoder is None
+    capsys.readouterr()
+    assert cli.main(["info", str(output)]) == 0
+    told = capsys.readouterr().out
+    assert "3 of 10 entries" in told
+    assert "a codebook" not in told  # the codebook of F0 takes less than the others
 
 
 @pytest.mark.parametrize(
