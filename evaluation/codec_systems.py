@@ -14,7 +14,7 @@ from torch import nn
 from speech_tokenizers.coding.file_coding import encode_blocks
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.evaluation.stopwatch import Stopwatch
-from speech_tokenizers.modeling.codec_interface import codebook_sizes
+from speech_tokenizers.modeling.codec_interface import codebook_sizes, codebook_strides
 from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
 
 
@@ -65,6 +65,12 @@ def system_codebook_sizes(system: Any, num_quantizers: int) -> tuple[int, ...]:
     """Codes of each codebook of a system with codebooks; all have as many, unless it says otherwise."""
     own = getattr(system, "codebook_sizes", None)
     return (system.codebook_size,) * num_quantizers if own is None else tuple(own)
+
+
+def system_codebook_strides(system: Any, num_quantizers: int) -> tuple[int, ...]:
+    """Frames that a code of each codebook of a system lasts; 1, unless it says otherwise."""
+    own = getattr(system, "codebook_strides", None)
+    return (1,) * num_quantizers if own is None else tuple(own)
 
 
 def model_fingerprint(model: nn.Module, **settings: Any) -> str:
@@ -184,6 +190,7 @@ class EncodingSystem(_RunningModel):
         self.num_quantizers = num_quantizers
         self.codebook_size: int = self.model.codebook_size
         self.codebook_sizes: tuple[int, ...] = codebook_sizes(self.model)[:num_quantizers]
+        self.codebook_strides: tuple[int, ...] = codebook_strides(self.model)[:num_quantizers]
 
     def needs_windows(self, num_samples: int) -> bool:
         """Whether a clip is too long to be encoded at once; see [`SpeechCodec.longest_exact_stream`]."""
@@ -263,7 +270,8 @@ class ModelSystem(EncodingSystem):
     def code(self, audio: np.ndarray) -> CodedClip:
         encoded, clip = self._code(audio, "codes", self.num_quantizers)
         codes = encoded.audio_codes[0]
-        clip.num_bits = codes.shape[1] * sum(math.log2(size) for size in self.codebook_sizes)
+        rows = zip(self.codebook_sizes, self.codebook_strides, strict=True)
+        clip.num_bits = sum(-(-codes.shape[1] // stride) * math.log2(size) for size, stride in rows)
         clip.audio_codes = codes.cpu().numpy()
         return clip
 

@@ -182,15 +182,16 @@ class WindowedRepetition(LogitsProcessor):
             raise ValueError(f"`window` must be at least 1 frame, but is {window}.")
         if (limit is None) == (penalty is None):
             raise ValueError(f"Give one of `limit` and `penalty`, but not both; they are {limit} and {penalty}.")
-        if limit is not None and (limit < 1 or window // limit >= ids.codebook_size):
+        counted = ids.num_codebooks if num_codebooks is None else num_codebooks
+        fewest = min(ids.sizes[:counted])
+        if limit is not None and (limit < 1 or window // limit >= fewest):
             raise ValueError(
-                f"`limit` must be at least 1, and leave one of {ids.codebook_size} codes in a window of {window}"
+                f"`limit` must be at least 1, and leave one of {fewest} codes in a window of {window}"
                 f" frames, but is {limit}; raise it, or shorten the window."
             )
         if penalty is not None and not 0 < penalty < float("inf"):
             raise ValueError(f"`penalty` must be a number above 0, but is {penalty}.")
         self.ids, self.window, self.limit, self.penalty = ids, window, limit, penalty
-        counted = ids.num_codebooks if num_codebooks is None else num_codebooks
         self.stop = ids.audio_offset + counted * ids.codebook_size
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:

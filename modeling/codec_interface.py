@@ -353,6 +353,17 @@ def codebook_sizes(model: Any) -> tuple[int, ...]:
     return (model.codebook_size,) * model.num_quantizers if own is None else tuple(own)
 
 
+def codebook_strides(model: Any) -> tuple[int, ...]:
+    """
+    Frames that a code of each codebook of a model with codes lasts: 1, where its configuration says nothing else.
+
+    Args:
+        model ([`SpeechCodec`]): The model.
+    """
+    own = getattr(model.config, "codebook_strides", None)
+    return (1,) * model.num_quantizers if own is None else tuple(own)
+
+
 def pad_waveforms(waveforms: Sequence[Any]) -> dict[str, torch.Tensor]:
     """
     Recordings as a batch with zeros on the right: `input_values` (batch, 1, num_samples) in float32, `padding_mask`

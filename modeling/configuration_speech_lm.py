@@ -12,7 +12,7 @@ from .continuous_heads import HEADS
 from .speech_lm_ids import SpeechIds, checked_delays
 from .speech_lm_layouts import LAYOUTS
 from .speech_lm_tasks import Task, defined_tasks, find_task, task_definitions
-from .speech_lm_unit_coding import UnitCoding, check_has_codes, unit_coding_of
+from .speech_lm_unit_coding import UnitCoding, check_codec_sizes, check_has_codes, unit_coding_of, written_sizes
 
 
 TEXT_ALIGNMENTS = ("none", "word", "phone")
@@ -40,6 +40,9 @@ class SpeechLMConfig(PreTrainedConfig):
             (`"none"`), or also within it, each word (`"word"`) or phone (`"phone"`) before its frames.
         num_codebooks (`int`, defaults to 1): Number of the codec's first codebooks that are read and written.
         codebook_size (`int`, defaults to 1024): Codes of a codebook.
+        codebook_sizes (`list[int]`, *optional*): Codes that each codebook of the codec has, where these are not
+            equally large, as those of units with F0: at most `codebook_size`. What a codebook lacks is never written.
+            Defaults to `codebook_size` each.
         frame_rate (`float`, defaults to 50.0): Frames of the codec a second, in Hz.
         sampling_rate (`int`, defaults to 16000): Samples of the codec's audio a second, in Hz.
         codec_name (`str`, *optional*): Name, folder or Hub id of the codec. The codec itself is attached; see
@@ -102,6 +105,7 @@ class SpeechLMConfig(PreTrainedConfig):
     text_alignment: str = "none"
     num_codebooks: int = 1
     codebook_size: int = 1024
+    codebook_sizes: list[int] | None = None
     frame_rate: float | int = 50.0
     sampling_rate: int = 16000
     codec_name: str | None = None
@@ -165,10 +169,15 @@ class SpeechLMConfig(PreTrainedConfig):
         return self.audio_offset + units
 
     @property
+    def code_sizes(self) -> tuple[int, ...]:
+        """Codes that each codebook has in the sequence: those of runs, if there are any, or of the codec."""
+        return written_sizes(self) or (self.codebook_size,) * self.num_codebooks
+
+    @property
     def speech_ids(self) -> SpeechIds:
         """Where audio lies in `input_ids`: the codes, or `<|audio|>` alone for each frame."""
         if self.layout == "flat":
-            return self._ids_with(self.audio_offset, self.num_codebooks, self.codebook_size)
+            return self._ids_with(self.audio_offset, self.num_codebooks, self.codebook_size, written_sizes(self))
         return self._ids_with(self.audio_token_id, 1, 1)
 
     @property
@@ -180,9 +189,14 @@ class SpeechLMConfig(PreTrainedConfig):
         if self.layout == "flat":
             return self.speech_ids
         rows = self.text_config.vocab_size  # type: ignore[union-attr]
-        return self._ids_with(rows, 1, self.codebook_size if self.layout == "delay" else 1)
+        if self.layout == "delay":
+            sizes = written_sizes(self)
+            return self._ids_with(rows, 1, self.codebook_size, None if sizes is None else sizes[:1])
+        return self._ids_with(rows, 1, 1)
 
-    def _ids_with(self, audio_offset: int, num_codebooks: int, codebook_size: int) -> SpeechIds:
+    def _ids_with(
+        self, audio_offset: int, num_codebooks: int, codebook_size: int, codebook_sizes: tuple[int, ...] | None = None
+    ) -> SpeechIds:
         return SpeechIds(
             audio_start=self.audio_start_token_id,
             audio_end=self.audio_end_token_id,
@@ -191,6 +205,7 @@ class SpeechLMConfig(PreTrainedConfig):
             codebook_size=codebook_size,
             piece_offset=self.piece_offset,
             num_pieces=len(self.piece_labels),
+            codebook_sizes=codebook_sizes,
         )
 
     @property
@@ -288,6 +303,7 @@ class SpeechLMConfig(PreTrainedConfig):
         check_audio_in(self)
         check_has_codes(self.unit_coding, self.layout)
         self.coding.codec_sizes(self.num_codebooks, self.codebook_size)
+        check_codec_sizes(self)
         if self.layout == "delay":
             checked_delays(self.codebook_delays, self.num_codebooks)
             if self.delays is not None and self.codebook_delays[0] != 0:

@@ -9,6 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .configuration_codec import check_spectra
+from .input_checks import check_codebook_sizes
 
 
 UNIT_VOCODER_PRESETS = {
@@ -32,6 +33,8 @@ class UnitVocoderConfig(PreTrainedConfig):
     Args:
         num_quantizers (`int`, defaults to 1): Codes per frame.
         codebook_size (`int`, defaults to 100): Entries per codebook.
+        codebook_sizes (`list[int]`, *optional*): Codes that each codebook of the units has, where these are not
+            equally large, as with F0: at most `codebook_size`. Others are refused. Defaults to `codebook_size` each.
         sampling_rate (`int`, defaults to 16000): Samples per second of the waveform, in Hz.
         hop_length (`int`, defaults to 320): Samples per frame.
         hidden_size (`int`, defaults to 128): Dimension of the units' and speakers' vectors.
@@ -61,6 +64,7 @@ class UnitVocoderConfig(PreTrainedConfig):
 
     num_quantizers: int = 1
     codebook_size: int = 100
+    codebook_sizes: list[int] | None = None
     sampling_rate: int = 16000
     hop_length: int = 320
     hidden_size: int = 128
@@ -102,8 +106,9 @@ class UnitVocoderConfig(PreTrainedConfig):
 
     @property
     def bits_per_second(self) -> float:
-        """Nominal bit rate of the codes, in bit/s."""
-        return self.frame_rate * self.num_quantizers * math.log2(self.codebook_size)
+        """Nominal bit rate of the codes, in bit/s, with a code of each codebook for each frame."""
+        sizes = self.codebook_sizes or [self.codebook_size] * self.num_quantizers
+        return self.frame_rate * sum(math.log2(size) for size in sizes)
 
     def validate_architecture(self):
         """Raises `ValueError` where fields contradict each other."""
@@ -125,6 +130,7 @@ class UnitVocoderConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be at least 1, but got {value}.")
         if self.codebook_size < 2:
             raise ValueError(f"`codebook_size` must be at least 2, but got {self.codebook_size}.")
+        check_codebook_sizes(self.codebook_sizes, self.num_quantizers, self.codebook_size)
         if self.default_speaker is not None and not 0 <= self.default_speaker < (self.num_speakers or 0):
             raise ValueError(
                 f"`default_speaker` must lie below `num_speakers` ({self.num_speakers or 0}), but got"

@@ -87,10 +87,8 @@ class UnitsConfig(PreTrainedConfig):
     @property
     def bits_per_second(self) -> float:
         """Nominal bit rate, in bit/s."""
-        bits = sum(math.log2(size) for size in self.unit_codebook_sizes)
-        if self.f0_bins is not None:
-            bits += math.log2(self.f0_bins) / self.f0_stride
-        return self.frame_rate * bits
+        rows = zip(self.codebook_sizes, self.codebook_strides, strict=True)
+        return self.frame_rate * sum(math.log2(size) / stride for size, stride in rows)
 
     @property
     def unit_codebook_sizes(self) -> tuple[int, ...]:
@@ -101,6 +99,12 @@ class UnitsConfig(PreTrainedConfig):
     def codebook_sizes(self) -> tuple[int, ...]:
         """Codes of each codebook, that of F0 the last."""
         return self.unit_codebook_sizes if self.f0_bins is None else (*self.unit_codebook_sizes, self.f0_bins)
+
+    @property
+    def codebook_strides(self) -> tuple[int, ...]:
+        """Frames that a code of each codebook lasts: `f0_stride` for F0, and 1 for units."""
+        strides = (1,) * len(self.unit_codebook_sizes)
+        return strides if self.f0_bins is None else (*strides, self.f0_stride)
 
     @property
     def num_f0_rows(self) -> int:
@@ -129,6 +133,13 @@ class UnitsConfig(PreTrainedConfig):
                 wanted, given = getattr(self, name), getattr(self.vocoder_config, name)
                 if wanted != given:
                     raise ValueError(f"The vocoder's `{name}` must be that of the units, {wanted}, but is {given}.")
+            # Vocoders that say nothing are from before they could.
+            sizes = self.vocoder_config.codebook_sizes  # type: ignore[union-attr]
+            if sizes is not None and tuple(sizes) != self.codebook_sizes:
+                raise ValueError(
+                    f"The vocoder's `codebook_sizes` must be those of the units, {list(self.codebook_sizes)}, but are"
+                    f" {sizes}."
+                )
 
     def _validate_f0(self) -> None:
         assert self.f0_bins is not None

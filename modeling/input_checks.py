@@ -199,6 +199,41 @@ def check_codes(
     return audio_codes, audio_codes_mask
 
 
+def check_codebook_sizes(codebook_sizes: Sequence[int] | None, num_codebooks: int, codebook_size: int) -> None:
+    """
+    Raises:
+        ValueError: If sizes are given, but not one for each codebook, or one is not between 1 and `codebook_size`.
+    """
+    if codebook_sizes is None:
+        return
+    if len(codebook_sizes) != num_codebooks or not all(1 <= size <= codebook_size for size in codebook_sizes):
+        raise ValueError(
+            f"`codebook_sizes` must hold a size for each of {num_codebooks} codebooks, between 1 and `codebook_size`,"
+            f" {codebook_size}, but is {list(codebook_sizes)}."
+        )
+
+
+def check_codes_of_rows(audio_codes: torch.Tensor, codebook_sizes: Sequence[int] | None) -> None:
+    """
+    Check codes of codebooks that are not equally large.
+
+    Args:
+        audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): Codes that [`check_codes`] gave.
+        codebook_sizes (sequence of `int`, *optional*): Codes of each codebook. `None` checks nothing.
+
+    Raises:
+        ValueError: If a code lies outside its codebook.
+    """
+    if codebook_sizes is None or not audio_codes.numel() or not numbers_are_known():
+        return
+    for codebook, (size, row) in enumerate(zip(codebook_sizes, audio_codes.unbind(1), strict=True)):
+        if int(row.max()) >= size:
+            raise ValueError(
+                f"`audio_codes` must lie between 0 and {size - 1} in codebook {codebook}, counted from 0, which has"
+                f" {size} codes, but holds {int(row.max())} there."
+            )
+
+
 def check_latents(
     latents: torch.Tensor, dim: int, audio_codes_mask: torch.Tensor | None = None, may_be_empty: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -21,6 +21,7 @@ from .configuration_unit_vocoder import UnitVocoderConfig
 from .input_checks import (
     check_arguments,
     check_codes,
+    check_codes_of_rows,
     check_finite,
     check_floats,
     check_num_samples,
@@ -105,6 +106,7 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
 
     def __init__(self, config: UnitVocoderConfig):
         super().__init__(config)
+        self.codebook_sizes = config.codebook_sizes
         self.unit_embeddings = nn.ModuleList(
             nn.Embedding(config.codebook_size, config.hidden_size) for _ in range(config.num_quantizers)
         )
@@ -245,6 +247,7 @@ class UnitVocoderModel(UnitVocoderPreTrainedModel):
             audio_codes, config.num_quantizers, config.codebook_size, audio_codes_mask, side="right", need_all=True
         )
         expected = (audio_codes.shape[0], audio_codes.shape[2])
+        check_codes_of_rows(audio_codes, self.codebook_sizes)
         if mask is None:
             mask = audio_codes.new_ones(expected)
         if durations is None:

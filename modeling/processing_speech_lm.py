@@ -29,7 +29,7 @@ from .speech_lm_text import (
     phone_token,
     prompt_template,
 )
-from .speech_lm_unit_coding import CODING_FIELDS, check_has_codes
+from .speech_lm_unit_coding import CODING_FIELDS, check_codec_sizes, check_has_codes, written_sizes
 from .transformers_codecs import as_speech_codec
 
 
@@ -56,6 +56,7 @@ class SpeechLMProcessor(ProcessorMaking, TaskInputs, SpeechLMRequests, Processor
             text: `"none"`, each `"word"`, or each `"phone"`.
         num_codebooks (`int`): Number of codebooks that the language model reads and writes, Q.
         codebook_size (`int`): Codes of a codebook, K.
+        codebook_sizes (sequence of `int`, *optional*): See [`SpeechLMConfig`].
         frame_rate (`float`): Frames a second, in Hz.
         sampling_rate (`int`): Sampling rate of recordings, in Hz.
         codec_name (`str`): Name or Hub id of the codec.
@@ -107,6 +108,7 @@ class SpeechLMProcessor(ProcessorMaking, TaskInputs, SpeechLMRequests, Processor
         unit_merges: Sequence[str] = (),
         unit_durations: Sequence[float] = (),
         new_tasks: Mapping[str, Mapping[str, Any]] | None = None,
+        codebook_sizes: Sequence[int] | None = None,
     ):
         if layout not in LAYOUTS:
             raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, but is {layout!r}.")
@@ -138,6 +140,8 @@ class SpeechLMProcessor(ProcessorMaking, TaskInputs, SpeechLMRequests, Processor
         self.unit_coding, self.num_units, self.max_duration = unit_coding, int(num_units), int(max_duration)
         self.unit_merges, self.unit_durations = list(unit_merges), [float(value) for value in unit_durations]
         self.coding.codec_sizes(self.num_codebooks, self.codebook_size)
+        self.codebook_sizes = None if codebook_sizes is None else [int(size) for size in codebook_sizes]
+        check_codec_sizes(self)
         self.new_tasks = task_definitions(defined_tasks(new_tasks or {}))
         self.audio_token, self.audio_token_id = AUDIO, self._token_id(AUDIO)
         piece_ids = {label: self._token_id(phone_token(label)) for label in self.piece_labels}
@@ -155,6 +159,7 @@ class SpeechLMProcessor(ProcessorMaking, TaskInputs, SpeechLMRequests, Processor
             ),
             first,
             len(piece_ids),
+            written_sizes(self) if layout == "flat" else None,
         )
         self._attached = Attached()
         self._check_vocabulary()
@@ -170,6 +175,7 @@ class SpeechLMProcessor(ProcessorMaking, TaskInputs, SpeechLMRequests, Processor
         """The fields of [`SpeechLMConfig`] that the processor decides."""
         ids = self.speech_ids
         names = ["layout", "text_alignment", "num_codebooks", "codebook_size", "frame_rate", "sampling_rate"]
+        names += ["codebook_sizes"]
         names += ["delays", "latent_dim", "audio_in", "projector_stack", "latent_source", "new_tasks", *CODING_FIELDS]
         return {
             **{name: getattr(self, name) for name in names},

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .codec_interface import codebook_sizes
 from .speech_lm_ids import IGNORED
 from .speech_lm_layouts import next_targets
 
@@ -244,6 +245,9 @@ def check_codec(codec: Any, config: Any) -> None:
                 f"The codec has {codec.num_quantizers} codebooks of {codec.codebook_size} codes, but"
                 f" {num_codebooks} of {codebook_size} are needed."
             )
+        own = list(codebook_sizes(codec)[:num_codebooks])
+        if config.codebook_sizes is not None and own != config.codebook_sizes:
+            raise ValueError(f"The codec has codebooks of {own} codes, but {config.codebook_sizes} are needed.")
     fingerprint = codec.fingerprint()
     if config.codec_fingerprint and fingerprint != config.codec_fingerprint:
         raise ValueError(

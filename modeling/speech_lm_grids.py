@@ -5,7 +5,14 @@ from collections.abc import Sequence
 
 import torch
 
-from .speech_lm_ids import IGNORED, check_code_range, check_integers, checked_delays
+from .input_checks import check_codebook_sizes
+from .speech_lm_ids import (
+    IGNORED,
+    check_code_range,
+    check_integers,
+    checked_delays,
+    unused_codes,
+)
 
 
 # --- Delay grid ---
@@ -101,7 +108,9 @@ def delay_labels(grid: torch.Tensor, codebook_size: int) -> torch.Tensor:
     return grid.masked_fill((grid == codebook_size) | is_further, IGNORED)
 
 
-def delay_legal_mask(grid: torch.Tensor, delays: Sequence[int], codebook_size: int) -> torch.Tensor:
+def delay_legal_mask(
+    grid: torch.Tensor, delays: Sequence[int], codebook_size: int, codebook_sizes: Sequence[int] | None = None
+) -> torch.Tensor:
     """
     What may stand in the next column of a grid, so that it can be decoded whatever is drawn.
 
@@ -114,6 +123,7 @@ def delay_legal_mask(grid: torch.Tensor, delays: Sequence[int], codebook_size: i
             left, rows may be filled with BOS.
         delays (`Sequence[int]`): Columns by which each codebook is late; at least one is 0.
         codebook_size (`int`): Codes of a codebook, K.
+        codebook_sizes (`Sequence[int]`, *optional*): Codes that each codebook has, at most K. Defaults to K each.
 
     Returns:
         `torch.BoolTensor` of shape `(batch, num_codebooks, codebook_size + 2)`: True for what may follow: codes, BOS,
@@ -121,7 +131,7 @@ def delay_legal_mask(grid: torch.Tensor, delays: Sequence[int], codebook_size: i
 
     Raises:
         TypeError: If the grid does not hold integers.
-        ValueError: If it does not have three dimensions, or a delay is impossible.
+        ValueError: If it does not have three dimensions, or a delay or a size is impossible.
     """
     grid, late, first = _read_grid(grid, delays, codebook_size)
     leader = int(late.argmin())
@@ -134,6 +144,9 @@ def delay_legal_mask(grid: torch.Tensor, delays: Sequence[int], codebook_size: i
     legal[..., codebook_size] = is_late
     legal[..., codebook_size + 1] = is_over
     legal[:, leader, codebook_size + 1] = True
+    if codebook_sizes is not None:
+        check_codebook_sizes(codebook_sizes, grid.shape[1], codebook_size)
+        legal[..., :codebook_size] &= ~unused_codes(codebook_sizes, codebook_size).to(grid.device)
     return legal
 
 

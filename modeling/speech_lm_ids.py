@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .input_checks import check_codebook_sizes
+
 
 # Labels of this value are no targets; the value that `torch.nn.functional.cross_entropy` leaves out.
 IGNORED = -100
@@ -24,9 +26,11 @@ class SpeechIds:
         codebook_size (`int`): Codes of a codebook, K.
         piece_offset (`int`): Id of the first phone.
         num_pieces (`int`): Number of phones; their ids are contiguous. 0 if pieces have no ids of their own.
+        codebook_sizes (`tuple` of `int`, *optional*): Codes that each codebook has, at most K; the ids behind them are
+            never written. Defaults to K each.
 
     Raises:
-        ValueError: If a number is too small, or two kinds of ids overlap.
+        ValueError: If a number is too small or too large, or two kinds of ids overlap.
     """
 
     audio_start: int
@@ -36,11 +40,13 @@ class SpeechIds:
     codebook_size: int
     piece_offset: int = 0
     num_pieces: int = 0
+    codebook_sizes: tuple[int, ...] | None = None
 
     def __post_init__(self):
+        check_codebook_sizes(self.codebook_sizes, self.num_codebooks, self.codebook_size)
         least = {"num_codebooks": 1, "codebook_size": 1}
         for name in self.__dataclass_fields__:
-            if getattr(self, name) < least.get(name, 0):
+            if name != "codebook_sizes" and getattr(self, name) < least.get(name, 0):
                 raise ValueError(f"`{name}` must be at least {least.get(name, 0)}, but is {getattr(self, name)}.")
         kinds = {
             "`audio_start`": range(self.audio_start, self.audio_start + 1),
@@ -62,6 +68,11 @@ class SpeechIds:
     def audio_stop(self) -> int:
         """The id behind the last unit; a vocabulary needs at least so many rows."""
         return self.audio_offset + self.num_codebooks * self.codebook_size
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Codes that each codebook has."""
+        return self.codebook_sizes or (self.codebook_size,) * self.num_codebooks
 
     def is_unit(self, ids: torch.Tensor) -> torch.Tensor:
         """Which ids are units, of the shape of `ids`, bool."""
@@ -119,6 +130,12 @@ def checked_codes(audio_codes: torch.Tensor, ids: SpeechIds) -> torch.Tensor:
         )
     codes = audio_codes.long()
     check_code_range(codes, ids.codebook_size)
+    for codebook, (row, size) in enumerate(zip(codes, ids.sizes, strict=True)):
+        if len(row) and int(row.max()) >= size:
+            raise ValueError(
+                f"`audio_codes` hold {int(row.max())} in codebook {codebook}, which has {size} codes; they are of"
+                " another codec."
+            )
     return codes
 
 
@@ -147,6 +164,17 @@ def check_code_range(codes: torch.Tensor, codebook_size: int) -> None:
             f"`audio_codes` must lie between 0 and {codebook_size - 1}, but reach from {int(codes.min())} to"
             f" {int(codes.max())}; they are of another codec."
         )
+
+
+def unused_codes(codebook_sizes: Sequence[int], codebook_size: int) -> torch.Tensor:
+    """
+    Which codes no clip has, where codebooks are not equally large, `(num_codebooks, codebook_size)`, bool.
+
+    Args:
+        codebook_sizes (sequence of `int`): Codes of each codebook.
+        codebook_size (`int`): Codes that there is room for, K.
+    """
+    return torch.arange(codebook_size) >= torch.tensor(list(codebook_sizes))[:, None]
 
 
 def checked_delays(delays: Sequence[int], num_codebooks: int) -> list[int]:

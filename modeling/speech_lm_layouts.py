@@ -144,7 +144,7 @@ def flat_to_codes(input_ids: torch.Tensor, ids: SpeechIds) -> FlatCodes:
 
 def flat_legal_mask(num_units: torch.Tensor, vocab_size: int, ids: SpeechIds) -> torch.Tensor:
     """
-    The ids that may follow within a clip: the codebook whose turn it is, and the end behind a whole frame.
+    The ids that may follow within a clip: codes of the codebook whose turn it is, and the end behind a whole frame.
 
     Args:
         num_units (`torch.Tensor` of shape `(batch,)`): Units since the start of the clip.
@@ -177,7 +177,11 @@ def units_mask(first: torch.Tensor, vocab_size: int, ids: SpeechIds) -> torch.Te
         `torch.BoolTensor` of shape `(batch, vocab_size)`: True for the units of the row's codebook.
     """
     code = torch.arange(vocab_size, device=first.device) - first[:, None]
-    return (code >= 0) & (code < ids.codebook_size)
+    if ids.codebook_sizes is None:
+        return (code >= 0) & (code < ids.codebook_size)
+    sizes = torch.tensor([*ids.codebook_sizes, 0], device=first.device)
+    codebook = (first - ids.audio_offset).div(ids.codebook_size, rounding_mode="floor").clamp(max=ids.num_codebooks)
+    return (code >= 0) & (code < sizes[codebook][:, None])
 
 
 # --- Targets and lengths ---

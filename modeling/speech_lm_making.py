@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from transformers import AddedToken
 
+from .codec_interface import codebook_sizes
 from .speech_lm_requests import vocabulary_size
 from .speech_lm_tasks import find_task
 from .speech_lm_text import AUDIO, AUDIO_END, AUDIO_START, phone_token, prompt_template
@@ -91,6 +92,9 @@ class ProcessorMaking:
         else:
             used = codec.num_quantizers if num_codebooks is None else codec.check_num_quantizers(num_codebooks)
             sizes = {"num_codebooks": used, "codebook_size": codec.codebook_size}
+            own = codebook_sizes(codec)[:used]
+            if unit_coding == "frames" and len({*own, codec.codebook_size}) > 1:
+                sizes["codebook_sizes"] = list(own)
         sizes |= coding_fields(unit_coding, sizes, unit_bpe, max_duration, unit_durations)
         if not codec.fingerprint():
             raise ValueError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers import LogitsProcessorList
 
 from .audio_logits import AudioOnly, GuidedText, MinFrames, RowSampling, WindowedRepetition
 from .input_checks import check_number, check_whole_number
@@ -378,8 +378,6 @@ class SpeechPlan:
         else:
             processors = [AudioOnly(ids), MinFrames(ids, settings.min_frames)]
         coding = self.config.coding
-        if unused := coding.unused_ids(ids):
-            processors.insert(0, SuppressTokensLogitsProcessor(unused, device=str(self.model.device)))
         if settings.repetition_window:
             counted = 1 if coding.sizes else None  # of runs, units alone
             window, limit = settings.repetition_window, settings.repetition_limit

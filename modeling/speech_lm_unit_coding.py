@@ -11,7 +11,8 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from .speech_lm_ids import SpeechIds, check_code_range, check_integers
+from .input_checks import check_codebook_sizes
+from .speech_lm_ids import check_code_range, check_integers
 from .speech_lm_layouts import piece_ends
 from .unit_runs import deduplicate_codes, expand_codes
 
@@ -161,18 +162,6 @@ class UnitCoding:
                 f" {codebook_size}."
             )
         return 1, self.num_units
-
-    def is_unused(self, num_codebooks: int, codebook_size: int) -> torch.Tensor:
-        """
-        Which codes no clip has, since the codebooks of runs are not equally large: `(num_codebooks, codebook_size)`.
-        """
-        sizes = self.sizes[:num_codebooks] or [codebook_size] * num_codebooks
-        return torch.arange(codebook_size) >= torch.tensor(sizes)[:, None]
-
-    def unused_ids(self, ids: SpeechIds) -> list[int]:
-        """The ids of the codes that no clip has."""
-        is_unused = self.is_unused(ids.num_codebooks, ids.codebook_size)
-        return (ids.audio_offset + is_unused.flatten().nonzero()[:, 0]).tolist()
 
     def token_vectors(self, vectors: torch.Tensor) -> list[torch.Tensor]:
         """
@@ -373,6 +362,29 @@ def coding_fields(
     return {**dict(zip(CODING_FIELDS, values, strict=True)), "num_codebooks": sizes[0], "codebook_size": sizes[1]}
 
 
+def check_codec_sizes(fields: Any) -> None:
+    """
+    Refuse, by a `ValueError`, fields `codebook_sizes` of a configuration or processor that do not fit its codebooks.
+    """
+    if fields.codebook_sizes is None:
+        return
+    if fields.layout == "continuous" or fields.unit_coding != "frames":
+        raise ValueError(
+            f"`codebook_sizes` is for codes of frames, not for `layout={fields.layout!r}` with"
+            f" `unit_coding={fields.unit_coding!r}`; leave it out."
+        )
+    check_codebook_sizes(fields.codebook_sizes, fields.num_codebooks, fields.codebook_size)
+
+
+def written_sizes(fields: Any) -> tuple[int, ...] | None:
+    """
+    Codes that each codebook has in the sequence of the language model that a configuration or processor describes:
+    those of runs, or of the codec's `codebook_sizes`; `None` where all have `codebook_size`.
+    """
+    sizes = unit_coding_of(fields).sizes or fields.codebook_sizes
+    return tuple(sizes) if sizes else None
+
+
 def unit_coding_of(fields: Any) -> UnitCoding:
     """The coding that the fields `CODING_FIELDS` of a configuration or a processor name."""
     kind, num_units, max_duration, merges, unit_durations = (getattr(fields, name) for name in CODING_FIELDS)
@@ -391,5 +403,7 @@ __all__ = [
     "UnitCoding",
     "check_has_codes",
     "coding_fields",
+    "check_codec_sizes",
     "unit_coding_of",
+    "written_sizes",
 ]

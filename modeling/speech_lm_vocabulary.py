@@ -211,7 +211,9 @@ class AudioVocabulary:
         # have no vectors, as durations, are drawn at random.
         config = self.config
         mapped = []
-        for vectors in config.coding.token_vectors(self.codec.codebook_vectors().cpu())[: config.num_codebooks]:
+        found = config.coding.token_vectors(self.codec.codebook_vectors().cpu())[: config.num_codebooks]
+        for vectors, num_codes in zip(found, config.code_sizes, strict=False):
+            vectors = vectors[:num_codes]
             deviation = vectors.std(0)
             vectors = (vectors - vectors.mean(0)) / deviation.clamp(min=1e-6 * float(deviation.max()) + 1e-12)
             size = vectors.shape[1]

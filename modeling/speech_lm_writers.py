@@ -24,7 +24,7 @@ from transformers.utils import ModelOutput
 from .audio_logits import RowSampling
 from .continuous_heads import check_draw
 from .speech_lm_grids import from_delay_grid
-from .speech_lm_ids import SpeechIds
+from .speech_lm_ids import SpeechIds, unused_codes
 
 
 class FlatWriter:
@@ -128,7 +128,7 @@ class DelayWriter(FrameWriter):
         super().__init__(model)
         self.size, self.sampling = model.config.codebook_size, sampling
         self.late = torch.tensor(model.config.codebook_delays, device=model.device)
-        self.is_unused = model.config.coding.is_unused(model.config.num_codebooks, self.size).to(model.device)
+        self.is_unused = unused_codes(model.config.code_sizes, self.size).to(model.device)
         self.num_late = int(self.late.max())
         self.columns: list[torch.Tensor] = []
         # Columns of each row, and the one in which its first codebook ended.

@@ -57,6 +57,7 @@ class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, PreT
         self.vocoder = None
         if config.vocoder_config is not None:
             self.vocoder = UnitVocoderModel(config.vocoder_config)  # type: ignore[arg-type]
+            self.vocoder.codebook_sizes = list(config.codebook_sizes)
         self.f0_codebook = None if config.f0_bins is None else F0Codebook(config)
         self._prepare_encoder()
 
@@ -159,10 +160,27 @@ class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, PreT
         number = (config.default_speaker or 0) if voice is None else names.index(voice)
         return {"speaker_ids": torch.tensor([number], device=self.device)}
 
-    def encode_stream(self, kind: TokenKind | None = None, num_quantizers: int | None = None) -> SpeechStream:
-        """See [`SpeechCodec.encode_stream`]. The codes are those of [`WindowedEncoder`]."""
+    def encode_stream(
+        self,
+        kind: TokenKind | None = None,
+        num_quantizers: int | None = None,
+        speaker_f0: torch.Tensor | None = None,
+    ) -> SpeechStream:
+        """
+        See [`SpeechCodec.encode_stream`]. The codes are those of [`WindowedEncoder`].
+
+        Args:
+            kind, num_quantizers: Arguments of [`SpeechCodec.encode_stream`].
+            speaker_f0 (`torch.Tensor` of shape `(1, 2)`, *optional*): Mean and deviation of log2 F0 in Hz of the
+                speaker; see [`UnitStream`].
+
+        Raises:
+            TypeError: If `speaker_f0` is no tensor.
+            ValueError: If `speaker_f0` has another shape, is not finite, a deviation is not positive, or no row of F0
+                is given; and see [`SpeechCodec.encode_stream`].
+        """
         self.check_kind(kind)
-        return WindowedUnitStream(self, num_quantizers)
+        return WindowedUnitStream(self, num_quantizers, speaker_f0=speaker_f0)
 
     @property
     def decode_look_ahead(self) -> int:
@@ -347,6 +365,8 @@ class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, PreT
         except ValueError:
             self.config.vocoder_config = None if self.vocoder is None else self.vocoder.config
             raise
+        # Also of a vocoder whose configuration does not say them, as it is from before it could.
+        vocoder.codebook_sizes = list(self.config.codebook_sizes)
         self.vocoder = vocoder
 
     def decode(self, audio_codes: torch.Tensor, *args: Any, **kwargs: Any) -> UnitVocoderOutput:
@@ -354,7 +374,7 @@ class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, PreT
         Speech from units, by the attached vocoder; see [`UnitVocoderModel.decode`] for the arguments.
 
         Raises:
-            ValueError: If no vocoder is attached.
+            ValueError: If no vocoder is attached, or a code lies outside its codebook.
         """
         return self.needed_vocoder().decode(audio_codes, *args, **kwargs)
 

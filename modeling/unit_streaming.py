@@ -214,8 +214,8 @@ class WindowedUnitStream(RecordingStream):
         speaker_f0 (`torch.Tensor` of shape `(1, 2)`, *optional*): See [`UnitStream`].
 
     Raises:
-        ValueError: If the model is in training mode, a number is no whole one, or the windows are impossible; see
-            [`UnitStream`].
+        ValueError: If the model is in training mode, a number is no whole one, `speaker_f0` is given where
+            `num_quantizers` leaves F0 out, or the windows are impossible; see [`UnitStream`].
     """
 
     batch_size = 1
@@ -237,6 +237,11 @@ class WindowedUnitStream(RecordingStream):
         super().__init__(model)
         self.eager = eager
         self.num_quantizers = None if num_quantizers is None else model.check_num_quantizers(num_quantizers)
+        if speaker_f0 is not None and self.num_quantizers not in (None, model.config.num_quantizers):
+            raise ValueError(
+                f"`speaker_f0` is for F0 codes, the last row, which `num_quantizers={num_quantizers}` leaves out; give"
+                " one of them."
+            )
         self.num_samples = None if num_samples is None else check_whole_number(num_samples, "num_samples", 1)
         whole_samples = model.longest_exact_stream if whole_samples is None else whole_samples
         check_seconds(decode_seconds, "decode_seconds", above_zero=True)

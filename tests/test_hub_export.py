@@ -5,6 +5,7 @@ import importlib.util
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoModel, LlamaConfig
 from helpers.fake_hub import FakeHub
 from helpers.strangers import run_without_this_package
 from helpers.tiny_models import tiny_hubert
+from helpers.voices import voice
 from speech_tokenizers.modeling.configuration_cst import CSTConfig
 from speech_tokenizers.modeling.configuration_dc_spin import DCSpinConfig
 from speech_tokenizers.modeling.configuration_dm_codec import DMCodecConfig
@@ -42,7 +44,19 @@ CODECS = {
     "kmeans-units": {"layers": [1, 2], "num_stages": 2},
     "cst": {"encoder_type": "stft", "latent_stride": 2, "bottleneck_type": "kl", "ctc_labels": ["<pad>", "a", "b"]},
     "dc-spin": {"encoder_layer": 1, "trainable_layers": 1, "projection_dim": 8, "auxiliary_codebook_size": 32},
+    "kmeans-units-kept": {"layers": [2], "num_stages": 1, "kept_dims": 3, "kept_codebook_size": 8},
+    "kmeans-units-kept-f0": {
+        "layers": [1, 2],
+        "num_stages": 2,
+        "kept_dims": 3,
+        "kept_codebook_size": 8,
+        "f0_bins": 6,
+        "f0_stride": 2,
+    },
+    "dc-spin-f0": {"encoder_layer": 1, "trainable_layers": 1, "projection_dim": 8, "f0_bins": 16},
 }
+# Hz in which each voice begins and ends that units with F0 are given.
+F0_ENDS = [(110, 190), (260, 170)]
 RVQ_MODEL_FILES = {
     "checked_loading.py",
     "codec_interface.py",
@@ -114,6 +128,9 @@ FILES = {
     "kmeans-units": UNITS_FILES,
     "cst": CST_FILES,
     "dc-spin": SPIN_FILES,
+    "kmeans-units-kept": UNITS_FILES,
+    "kmeans-units-kept-f0": UNITS_FILES,
+    "dc-spin-f0": SPIN_FILES,
 }
 
 # The exporter is loaded by its path, to save once more what was loaded with its code.
@@ -202,10 +219,22 @@ def make_units(**fields) -> KMeansUnitsModel:
     config = KMeansUnitsConfig(encoder_config=tiny_hubert(), codebook_size=16, **fields)
     model = KMeansUnitsModel(config).eval()
     model.set_centroids(torch.randn(model.centroids.shape))
+    if model.config.kept_dims:
+        quantizer = model.quantizer
+        model.set_weighting(torch.randn(quantizer.kept_matrix.shape), torch.randn(quantizer.kept_offset.shape))
+        model.set_kept_centroids(torch.randn(quantizer.kept_centroids.shape))
+    if model.f0_codebook is not None:
+        set_bins(model)
     vocoder_sizes = {"hidden_size": 8, "decoder_hidden_size": 16, "decoder_num_layers": 1, "hop_length": 20}
     config = UnitVocoderConfig(num_quantizers=model.config.num_quantizers, codebook_size=16, **vocoder_sizes)
     model.attach_vocoder(UnitVocoderModel(config).eval())
     return model
+
+
+def set_bins(model: KMeansUnitsModel | DCSpinModel) -> None:
+    # Others than those that a new model has.
+    num_bins = model.config.f0_bins - 1
+    model.f0_codebook.set_bins(torch.linspace(-1, 2, num_bins - 1), torch.linspace(-1.5, 2.5, num_bins))
 
 
 def make_codec(**overrides) -> RVQCodecModel | CSTModel | KMeansUnitsModel | DCSpinModel:
@@ -213,7 +242,10 @@ def make_codec(**overrides) -> RVQCodecModel | CSTModel | KMeansUnitsModel | DCS
         return make_units(**overrides)
     torch.manual_seed(0)
     if "encoder_layer" in overrides:
-        return DCSpinModel(DCSpinConfig(encoder_config=tiny_hubert(), **overrides)).eval()
+        model = DCSpinModel(DCSpinConfig(encoder_config=tiny_hubert(), **overrides)).eval()
+        if model.f0_codebook is not None:
+            set_bins(model)
+        return model
     sizes = {"num_filters": 4, "hidden_size": 8, "encoder_hidden_size": 8, "decoder_hidden_size": 8}
     layers = {"encoder_num_layers": 1, "decoder_num_layers": 1}
     if "bottleneck_type" in overrides:
@@ -227,12 +259,19 @@ def make_codec(**overrides) -> RVQCodecModel | CSTModel | KMeansUnitsModel | DCS
 
 
 def make_feature_extractor(name: str) -> RVQCodecFeatureExtractor:
-    if name == "kmeans-units":
+    if name.startswith("kmeans-units"):
         return KMeansUnitsFeatureExtractor(hop_length=20)
-    if name == "dc-spin":
+    if name.startswith("dc-spin"):
         return DCSpinFeatureExtractor(hop_length=20)
     classes = {"dm-codec": DMCodecFeatureExtractor, "cst": CSTFeatureExtractor}
     return classes.get(name, RVQCodecFeatureExtractor)(padding_side="left")
+
+
+def make_waveform(name: str) -> torch.Tensor:
+    if not name.endswith("f0"):
+        return torch.rand(2, 777) - 0.5
+    voices = [torch.cat([torch.zeros(1, 800), voice(np.geomspace(*ends, 5000))], dim=1) for ends in F0_ENDS]
+    return torch.cat(voices)
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +289,7 @@ def visited(hub, tmp_path_factory):
         feature_extractor = make_feature_extractor(name)
         written = save_pretrained_with_code(make_codec(**CODECS[name]), feature_extractor, folder / "repository")
         assert {path.name for path in written} == FILES[name]
-        save_file({"waveform": torch.rand(2, 777) - 0.5}, folder / "input.safetensors")
+        save_file({"waveform": make_waveform(name)}, folder / "input.safetensors")
 
     exporter = importlib.util.find_spec("speech_tokenizers.modeling.hub_export").origin
     online = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0"}
@@ -275,6 +314,12 @@ def test_a_saved_codec_computes_the_same_without_this_package(visited, name):
         assert outputs.keys() == expected.keys()
         for key in outputs:
             assert torch.equal(outputs[key], expected[key]), key
+    if isinstance(model, (KMeansUnitsModel, DCSpinModel)):
+        # Each row has codes of its own codebook, and more than one of them.
+        assert len(model.config.codebook_sizes) == expected["audio_codes"].shape[1]
+        for size, row in zip(model.config.codebook_sizes, expected["audio_codes"].unbind(1), strict=True):
+            assert row.max() < size
+            assert row.unique().numel() > 1
 
 
 def read_json(path) -> dict:

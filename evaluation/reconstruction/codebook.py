@@ -79,11 +79,35 @@ def stage_statistics(audio_codes: Iterable[np.ndarray], codebook_size: int | Seq
     return statistics
 
 
-def entropy_bits_per_second(statistics: Iterable[StageStatistics], frame_rate: float) -> float:
-    """Bit rate of an ideal entropy coder that treats stages and frames as independent, in bit/s."""
-    return frame_rate * sum(stage.entropy for stage in statistics)
+def entropy_bits_per_second(
+    statistics: Iterable[StageStatistics], frame_rate: float, codebook_strides: Sequence[int] | None = None
+) -> float:
+    """
+    Bit rate of an ideal entropy coder that treats stages and codes as independent, in bit/s.
+
+    Args:
+        statistics (iterable of [`StageStatistics`]): Use of each codebook.
+        frame_rate (`float`): Frames a second.
+        codebook_strides (sequence of `int`, *optional*): Frames that a code of each codebook lasts, and for which it
+            is sent once. Defaults to one each.
+    """
+    return _bits_per_second([stage.entropy for stage in statistics], frame_rate, codebook_strides)
 
 
-def nominal_bits_per_second(codebook_sizes: Sequence[int], frame_rate: float) -> float:
-    """Bit rate of codes stored with log2 of their codebook's size in bits each, in bit/s."""
-    return frame_rate * sum(math.log2(size) for size in codebook_sizes)
+def nominal_bits_per_second(
+    codebook_sizes: Sequence[int], frame_rate: float, codebook_strides: Sequence[int] | None = None
+) -> float:
+    """
+    Bit rate of codes stored with log2 of their codebook's size in bits each, in bit/s.
+
+    Args:
+        codebook_sizes (sequence of `int`): Entries of each codebook.
+        frame_rate (`float`): Frames a second.
+        codebook_strides (sequence of `int`, *optional*): As in [`entropy_bits_per_second`].
+    """
+    return _bits_per_second([math.log2(size) for size in codebook_sizes], frame_rate, codebook_strides)
+
+
+def _bits_per_second(bits: Sequence[float], frame_rate: float, strides: Sequence[int] | None) -> float:
+    strides = [1] * len(bits) if strides is None else strides
+    return frame_rate * sum(code / stride for code, stride in zip(bits, strides, strict=True))

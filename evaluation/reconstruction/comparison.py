@@ -42,6 +42,7 @@ from speech_tokenizers.evaluation.codec_systems import (
     LatentSystem,
     load_system,
     system_codebook_sizes,
+    system_codebook_strides,
 )
 from speech_tokenizers.evaluation.peers import DecodedFiles, ProgramError, estimate_delay, load_peer, resample
 from speech_tokenizers.evaluation.recognition import check_language
@@ -213,10 +214,9 @@ def summarize(
         if system.codebook_size is not None:
             sizes = system_codebook_sizes(system, len(coded[0]["audio_codes"]))
             stages = stage_statistics((np.array(record["audio_codes"]) for record in coded), sizes)
-            summary["kbps_nominal"] = (
-                nominal_bits_per_second([stage.codebook_size for stage in stages], system.frame_rate) / 1000
-            )
-            summary["kbps_entropy"] = entropy_bits_per_second(stages, system.frame_rate) / 1000
+            strides = system_codebook_strides(system, len(sizes))
+            summary["kbps_nominal"] = nominal_bits_per_second(sizes, system.frame_rate, strides) / 1000
+            summary["kbps_entropy"] = entropy_bits_per_second(stages, system.frame_rate, strides) / 1000
             summary["num_frames"] = sum(len(record["audio_codes"][0]) for record in coded)
             summary["stages"] = [
                 {**dataclasses.asdict(stage), "share_used": stage.share_used, "perplexity": stage.perplexity}

@@ -28,9 +28,12 @@ class BitRates:
     few frames they are too low. With Q quantizers of K codes, F frames a second, and R runs a second:
 
     Args:
-        nominal (`float`): Nominal rate, F Q log2(K).
-        entropy (`float`): Rate of an ideal entropy coder: F times the summed entropies of the quantizers' codes.
-        deduplicated (`float`): Nominal rate of the runs, R Q log2(K), without their durations.
+        nominal (`float`): Nominal rate, F Q log2(K). Quantizers may have sizes of their own, and a code that lasts
+            several frames, as one of F0 with a stride, counts once.
+        entropy (`float`): Rate of an ideal entropy coder: F times the summed entropies of the quantizers' codes; what
+            lasts several frames counts once.
+        deduplicated (`float`): Nominal rate of the runs, R Q log2(K), without their durations. Each run has a code of
+            each quantizer, however long one lasts.
         deduplicated_entropy (`float`): Rate of an ideal entropy coder of the runs, without their durations: R times
             the summed entropies of the quantizers' codes, counted once a run.
         deduplicated_entropy_with_durations (`float`): `deduplicated_entropy` and R times the entropy of a run's
@@ -46,12 +49,19 @@ class BitRates:
     units_per_second: float
 
 
-def bit_rates(audio_codes: Sequence[np.ndarray], codebook_size: int | Sequence[int], frame_rate: float) -> BitRates:
+def bit_rates(
+    audio_codes: Sequence[np.ndarray],
+    codebook_size: int | Sequence[int],
+    frame_rate: float,
+    codebook_strides: Sequence[int] | None = None,
+) -> BitRates:
     """
     Args:
         audio_codes (sequence of `np.ndarray` of shape `(num_quantizers, num_frames)`): Codes of the clips.
         codebook_size (`int` or sequence of `int`): Entries per codebook, or of each.
         frame_rate (`float`): Frames a second.
+        codebook_strides (sequence of `int`, *optional*): Frames that a code of each quantizer lasts. Defaults to one
+            each.
 
     Raises:
         ValueError: If there is no frame, or as [`~codebook.stage_statistics`] does.
@@ -66,8 +76,8 @@ def bit_rates(audio_codes: Sequence[np.ndarray], codebook_size: int | Sequence[i
     run_stages = stage_statistics([units for units, _ in runs], codebook_size)
     deduplicated_entropy = entropy_bits_per_second(run_stages, units_per_second)
     return BitRates(
-        nominal=nominal_bits_per_second(sizes, frame_rate),
-        entropy=entropy_bits_per_second(stages, frame_rate),
+        nominal=nominal_bits_per_second(sizes, frame_rate, codebook_strides),
+        entropy=entropy_bits_per_second(stages, frame_rate, codebook_strides),
         deduplicated=nominal_bits_per_second(sizes, units_per_second),
         deduplicated_entropy=deduplicated_entropy,
         deduplicated_entropy_with_durations=deduplicated_entropy

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from speech_tokenizers.evaluation.bootstrap import Estimate, Statistic, bootstrap_sums, ratio
 from speech_tokenizers.evaluation.clips import SAMPLING_RATE, Clip
-from speech_tokenizers.evaluation.codec_systems import system_codebook_sizes
+from speech_tokenizers.evaluation.codec_systems import system_codebook_sizes, system_codebook_strides
 from speech_tokenizers.evaluation.units import abx as phone_abx
 from speech_tokenizers.evaluation.units.agreement import joint_counts, joint_symbols, roll_labels
 from speech_tokenizers.evaluation.units.code_statistics import (
@@ -165,7 +165,7 @@ def measure_rate(encoded: EncodedClips, settings: UnitSettings) -> Measured:
     measured = Measured()
     system, num_clips = encoded.system, len(encoded.codes)
     sizes = system_codebook_sizes(system, len(encoded.codes[0]))
-    rates = bit_rates(encoded.codes, sizes, system.frame_rate)
+    rates = bit_rates(encoded.codes, sizes, system.frame_rate, system_codebook_strides(system, len(sizes)))
     for field, value in dataclasses.asdict(rates).items():
         if field != "units_per_second":
             measured.add_value(f"bits_{field}", value, num_clips)

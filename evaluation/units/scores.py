@@ -109,9 +109,9 @@ SECTIONS = (
             "bits_deduplicated_entropy_with_durations",
             "units_per_second",
         ),
-        "All codebooks together. Nominal: log2 of the codebook's size a frame; by entropy: of single units without "
-        "regard to their neighbours; de-duplicated: one unit for each run of equal frames, without the durations that "
-        "decoding needs.",
+        "All codebooks together. Nominal: log2 of the codebook's size a code, and a code a frame or, for F0 with a "
+        "stride, for that many; by entropy: of single units without regard to their neighbours; de-duplicated: one "
+        "unit for each run of equal frames, without the durations that decoding needs.",
     ),
     ScoreSection(
         "Use of the codes",

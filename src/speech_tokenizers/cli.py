@@ -209,6 +209,7 @@ _GROUPS = {
     "make units": {
         "units": ("turn speech into discrete units, in the formats of other tools", "commands.units"),
         "units-bpe": ("learn to merge frequent units", "commands.units_bpe"),
+        "units add-f0": ("put a codebook of F0 beside fitted units", "commands.units_add_f0"),
         "fit-units": ("cluster the frames of a speech encoder", "training.units.units_fitting"),
         "align": ("find when words are spoken", "commands.align"),
         "encode-rows": (

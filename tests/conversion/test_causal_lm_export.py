@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An exported speech language model is an ordinary one: without this package it says the same ids."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -259,6 +260,21 @@ def test_grammars_allow_whole_frames_alone(alignment, num_codebooks, tmp_path):
     for pattern in (speech_regex(speech), as_regex(speech_grammar(speech))):
         assert all(re.fullmatch(pattern, text) for text in good)
         assert not [text for text in bad if re.fullmatch(pattern, text)]
+
+
+def test_grammars_know_codebooks_of_their_own_sizes(tmp_path):
+    model, processor = tiny_speech_lm("llama", "none", num_codebooks=2)
+    plain = read_served_speech(export_causal_lm(model, processor, tmp_path / "voice"))
+    assert plain.codebook_sizes is None
+    assert "codebook_sizes" not in (tmp_path / "voice/speech.json").read_text(encoding="utf-8")
+    dataclasses.replace(plain, codebook_sizes=[16, 5]).save(tmp_path / "speech.json")
+    speech = read_served_speech(tmp_path / "speech.json")
+    assert speech.speech_ids.sizes == (16, 5)
+    for pattern in (speech_regex(speech), as_regex(speech_grammar(speech))):
+        for second in range(16):
+            assert bool(re.fullmatch(pattern, f"<a0_15><a1_{second}>")) == (second < 5)
+    with pytest.raises(ValueError, match="codebook_sizes"):
+        dataclasses.replace(plain, codebook_sizes=[16])
 
 
 # --- Answers ---

@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel, HubertConfig, HubertModel, WhisperConfig
 
 from helpers.voices import voice
+from speech_tokenizers.coding.file_coding import encode_blocks
 from speech_tokenizers.modeling.configuration_dc_spin import DCSpinConfig
 from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
 from speech_tokenizers.modeling.configuration_unit_vocoder import UnitVocoderConfig
@@ -157,6 +158,21 @@ def test_speakers_an_octave_apart_have_the_same_codes_where_they_are_known(model
     assert torch.equal(streamed(stream, high[0].split(3000))[-1], known[1])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_known_speaker_is_streamed_as_encoded(models, speech, name):
+    model, speaker = models[name], torch.tensor([[7.6, 0.1]])
+    expected = model.encode(speech, speaker_f0=speaker).audio_codes
+    assert not torch.equal(expected, model.encode(speech).audio_codes)
+    for num_quantizers in (None, model.num_quantizers):
+        stream = model.encode_stream("codes", num_quantizers, speaker_f0=speaker)
+        parts = [stream.encode(part[None]) for part in speech.split(3100, dim=1)]
+        assert torch.equal(torch.cat([*parts, stream.finish_encode()], dim=-1), expected)
+    blocks = encode_blocks(model, speech[0].split(7000), speaker_f0=speaker)
+    assert torch.equal(torch.cat(list(blocks), dim=-1), expected[0])
+    with pytest.raises(ValueError, match="leaves out"):
+        model.encode_stream(num_quantizers=1, speaker_f0=speaker)
+
+
 def test_a_code_lasts_its_stride(models, speech):
     model = models["whisper"]
     f0 = model.encode(speech).audio_codes[0, -1]
@@ -189,6 +205,10 @@ def test_bits_are_counted_as_they_are_sent():
     config = KMeansUnitsConfig(**sizes, f0_bins=16, f0_stride=2, num_stages=2)
     assert config.bits_per_second == pytest.approx(50 * (12 + 2))
     assert config.num_quantizers == 3
+    assert (config.codebook_sizes, config.codebook_strides) == ((64, 64, 16), (1, 1, 2))
+    kept = KMeansUnitsConfig(**sizes, f0_bins=16, f0_stride=4, kept_dims=2, kept_codebook_size=8)
+    assert (kept.codebook_sizes, kept.codebook_strides) == ((64, 8, 16), (1, 1, 4))
+    assert kept.bits_per_second == pytest.approx(50 * (6 + 3 + 1))
     assert KMeansUnitsConfig(**sizes).bits_per_second == pytest.approx(300)
 
 
@@ -258,16 +278,21 @@ def test_impossible_fields_are_refused(fields, message):
     ("speaker", "message"),
     [
         (torch.tensor([7.0, 0.3]), "shape"),
+        (torch.tensor([[7.0, 0.3], [7.5, 0.3]]), "shape"),
         (torch.tensor([[7.0, 0.0]]), "positive"),
         (torch.tensor([[float("nan"), 0.3]]), "finite"),
     ],
-    ids=["shape", "zero", "nan"],
+    ids=["shape", "rows", "zero", "nan"],
 )
 def test_impossible_speakers_are_refused(models, speech, speaker, message):
     with pytest.raises(ValueError, match=message):
         models["kmeans"].encode(speech, speaker_f0=speaker)
     with pytest.raises(ValueError, match=message):
         UnitStream(models["kmeans"], speaker_f0=speaker)
+    with pytest.raises(ValueError, match=message):
+        models["kmeans"].encode_stream(speaker_f0=speaker)
+    with pytest.raises(ValueError, match=message):
+        list(encode_blocks(models["kmeans"], speech, speaker_f0=speaker))
 
 
 def test_speakers_are_refused_where_units_have_no_f0(encoder, signal, speech):
@@ -276,6 +301,10 @@ def test_speakers_are_refused_where_units_have_no_f0(encoder, signal, speech):
         model.encode(speech, speaker_f0=torch.tensor([[7.0, 0.3]]))
     with pytest.raises(ValueError, match="leave it out"):
         UnitStream(model, speaker_f0=torch.tensor([[7.0, 0.3]]))
+    with pytest.raises(ValueError, match="leave it out"):
+        model.encode_stream(speaker_f0=torch.tensor([[7.0, 0.3]]))
+    with pytest.raises(ValueError, match="which this KMeansUnitsModel has not"):
+        list(encode_blocks(model, speech, speaker_f0=torch.tensor([[7.0, 0.3]])))
 
 
 def test_bins_must_rise(models):
@@ -286,7 +315,7 @@ def test_bins_must_rise(models):
         codebook.set_bins(torch.zeros(3), torch.zeros(15))
 
 
-def test_a_vocoder_speaks_units_with_f0(encoder, signal, speech):
+def test_a_vocoder_speaks_units_with_f0(encoder, signal, speech, tmp_path):
     model = make_kmeans(encoder, signal, f0_bins=16)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "codebook_size": 50}
     with pytest.raises(ValueError, match="num_quantizers"):
@@ -298,6 +327,20 @@ def test_a_vocoder_speaks_units_with_f0(encoder, signal, speech):
     assert spoken.shape[-1] == codes.shape[2] * 320
     monotone = torch.cat([codes[:, :-1], torch.full_like(codes[:, -1:], 3)], dim=1)
     assert not torch.allclose(model.decode(monotone).audio_values, spoken)  # F0 is heard
+    assert model.vocoder.config.codebook_sizes is None  # a vocoder of before; its units know better
+    stranger = torch.cat([codes[:, :-1], torch.full_like(codes[:, -1:], 16)], dim=1)
+    with pytest.raises(ValueError, match="between 0 and 15 in codebook 2"):
+        model.decode(stranger)
+    model.save_pretrained(tmp_path)
+    loaded = KMeansUnitsModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.decode(codes).audio_values, spoken)
+    with pytest.raises(ValueError, match="between 0 and 15 in codebook 2"):
+        loaded.decode(stranger)
+    with pytest.raises(ValueError, match="codebook_sizes"):
+        model.attach_vocoder(
+            UnitVocoderModel(UnitVocoderConfig(num_quantizers=3, codebook_sizes=[50, 50, 8], **sizes))
+        )
+    assert torch.equal(model.decode(codes).audio_values, spoken)
 
 
 @pytest.mark.parametrize("num_samples", [0, 100, 400, 720])

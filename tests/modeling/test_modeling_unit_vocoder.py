@@ -52,6 +52,33 @@ SPEAKERS = {
 }
 
 
+def test_codes_beyond_a_smaller_codebook_are_refused(tmp_path):
+    model = make_vocoder(num_quantizers=3, codebook_sizes=[11, 8, 4])
+    codes = make_codes(3, size=4)
+    spoken = model.decode(codes).audio_values
+    assert torch.equal(make_vocoder(num_quantizers=3).decode(codes).audio_values, spoken)
+    wrong = codes.clone()
+    wrong[1, 2, 20] = 4
+    with pytest.raises(ValueError, match="between 0 and 3 in codebook 2, .* but holds 4"):
+        model.decode(wrong)
+    with pytest.raises(ValueError, match="in codebook 2"):
+        model(wrong)
+    mask = torch.ones(len(codes), codes.shape[2])
+    mask[1, 20:] = 0
+    model.decode(wrong, mask)  # what is no frame does not matter
+    make_vocoder(num_quantizers=3).decode(wrong)  # as before, where nothing is said of sizes
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="in codebook 2"):
+        AutoModel.from_pretrained(tmp_path).decode(wrong)
+    assert model.config.bits_per_second == pytest.approx(model.frame_rate * (math.log2(11) + 3 + 2))
+
+
+@pytest.mark.parametrize("sizes", [[11, 8], [11, 8, 12], [11, 8, 0]], ids=str)
+def test_impossible_sizes_are_refused(sizes):
+    with pytest.raises(StrictDataclassError, match="codebook_sizes"):
+        UnitVocoderConfig(num_quantizers=3, codebook_size=11, codebook_sizes=sizes)
+
+
 @pytest.mark.parametrize("num_quantizers", [1, 3])
 @pytest.mark.parametrize("voices", SPEAKERS)
 def test_a_padded_batch_speaks_each_row_like_the_row_alone(voices, num_quantizers):

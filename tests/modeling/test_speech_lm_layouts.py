@@ -22,6 +22,7 @@ from speech_tokenizers.modeling.speech_lm_layouts import (
     split_pieces,
     to_continuous,
     to_delay_grid,
+    units_mask,
 )
 
 
@@ -337,6 +338,26 @@ def test_columns_drawn_from_the_legal_mask_are_a_grid(delays):
         again = to_delay_grid(codes[row : row + 1], lengths[row : row + 1], delays, 5)
         assert torch.equal(own[..., : again.shape[2]], again)
         assert bool((own[..., again.shape[2] :] == EOS).all())
+
+
+def test_codes_that_a_smaller_codebook_lacks_are_not_legal():
+    ids = SpeechIds(20, 21, 22, 3, 5, piece_offset=10, num_pieces=10, codebook_sizes=(5, 2, 3))
+    legal = flat_legal_mask(torch.tensor([0, 1, 2, 3]), ids.audio_stop + 4, ids)
+    expected = [[21, 22, 23, 24, 25, 26], [27, 28], [32, 33, 34], [21, 22, 23, 24, 25, 26]]
+    assert [row.nonzero()[:, 0].tolist() for row in legal] == expected
+    assert not units_mask(torch.tensor([ids.audio_stop + 4]), ids.audio_stop + 4, ids).any()  # no codebook
+    assert codes_to_flat(torch.tensor([[4], [1], [2]]), ids).tolist() == [26, 28, 34]
+    with pytest.raises(ValueError, match="hold 2 in codebook 1, which has 2 codes"):
+        codes_to_flat(torch.tensor([[4], [2], [2]]), ids)
+    grid = torch.tensor([[[0, 1], [BOS, 1]]])
+    for width, column in enumerate([[[0, 1, 2, 3, 4, EOS], [BOS]], [[0, 1, 2, 3, 4, EOS], [0, 1]]]):
+        mask = delay_legal_mask(grid[..., :width], [0, 1], 5, [5, 2])[0]
+        assert [row.nonzero()[:, 0].tolist() for row in mask] == column
+    for sizes in ([5], [5, 6], [5, 0]):
+        with pytest.raises(ValueError, match="`codebook_sizes` must hold"):
+            delay_legal_mask(grid, [0, 1], 5, sizes)
+        with pytest.raises(ValueError, match="`codebook_sizes` must hold"):
+            SpeechIds(20, 21, 22, 2, 5, codebook_sizes=tuple(sizes))
 
 
 def test_the_legal_columns_of_a_grid_by_hand():

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from speech_tokenizers.coding.loading import load
+from speech_tokenizers.modeling.codec_interface import codebook_sizes
 from speech_tokenizers.modeling.configuration_unit_vocoder import UNIT_VOCODER_PRESETS, UnitVocoderConfig
 from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
 from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
@@ -48,10 +49,11 @@ class UnitConditions:
         labeler = TokenLabeler(units, model.sampling_rate, num_quantizers=self.args.num_quantizers)
         found = unit_sizes(units, self.args)
         for name, value in found.items():
-            if value != getattr(model.config, name):
-                raise ValueError(
-                    f"`units.model` has `{name}` {value}, but the vocoder is for {getattr(model.config, name)}."
-                )
+            has = getattr(model.config, name)
+            if name == "codebook_sizes" and has is None:
+                continue  # begun before vocoders could say them
+            if value != has:
+                raise ValueError(f"`units.model` has `{name}` {value}, but the vocoder is for {has}.")
         self.codes_per_frame = units.frame_rate / model.frame_rate
         cache_dir = Path(self.args.cache_dir or folder / "unit_cache")
         self.train = self.evaluation = None
@@ -134,9 +136,11 @@ def load_units(args: UnitArguments) -> Any:
     return units
 
 
-def unit_sizes(units: Any, args: UnitArguments) -> dict[str, int]:
-    """Number of codes per frame, and number of different codes."""
-    return {"num_quantizers": args.num_quantizers or units.num_quantizers, "codebook_size": units.codebook_size}
+def unit_sizes(units: Any, args: UnitArguments) -> dict[str, Any]:
+    """Number of codes per frame, number of different codes, and that of each codebook where they differ."""
+    sizes = {"num_quantizers": args.num_quantizers or units.num_quantizers, "codebook_size": units.codebook_size}
+    own = codebook_sizes(units)[: sizes["num_quantizers"]]
+    return sizes if len({*own, units.codebook_size}) == 1 else {**sizes, "codebook_sizes": list(own)}
 
 
 def new_vocoder(args: CodecTrainingArguments) -> UnitVocoderModel:

@@ -262,7 +262,7 @@ def nominal_bits_per_second(config: Mapping[str, Any], symbols_per_second: float
     """
     if config["layout"] == "continuous":
         return None
-    sizes = [config["codebook_size"]] * config["num_codebooks"]
+    sizes = config.get("codebook_sizes") or [config["codebook_size"]] * config["num_codebooks"]
     if config.get("unit_coding", "frames") != "frames":
         sizes = unit_coding_of(SimpleNamespace(**config)).sizes
     return (symbols_per_second or config["frame_rate"]) * sum(map(math.log2, sizes))

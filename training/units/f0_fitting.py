@@ -157,13 +157,14 @@ def _fit(
     )
 
 
-def add_f0_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `fit-units` for an F0 codebook."""
+def add_f0_arguments(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """Arguments of `fit-units` and `units add-f0` for an F0 codebook, which may be required."""
     parser.add_argument(
         "--f0-bins",
         metavar="N",
         type=int,
         default=None,
+        required=required,
         help="a codebook of F0 beside the units, with N codes: unvoiced, and bins relative to the speaker (a column"
         " `speaker`, if there is one, else the recording)",
     )
@@ -175,12 +176,17 @@ def check_f0_arguments(args: argparse.Namespace) -> None:
     if args.f0_bins is None:
         if args.f0_stride != 1:
             raise ValueError("--f0-stride is for units with F0; give --f0-bins too.")
-    elif not 3 <= args.f0_bins <= min(args.codebook_size):
-        raise ValueError(
-            f"--f0-bins must lie between 3 and --codebook-size, {min(args.codebook_size)}, but is {args.f0_bins}."
-        )
-    elif args.f0_stride < 1:
-        raise ValueError(f"--f0-stride must be at least 1, but is {args.f0_stride}.")
+    else:
+        most = min(args.codebook_size)
+        check_f0_sizes(args.f0_bins, args.f0_stride, most, f"--codebook-size, {most}")
+
+
+def check_f0_sizes(f0_bins: int, f0_stride: int, most: int, what: str) -> None:
+    """Raises `ValueError` if there are fewer than 3 bins or more than `most`, which is `what`, or no stride."""
+    if not 3 <= f0_bins <= most:
+        raise ValueError(f"--f0-bins must lie between 3 and {what}, but is {f0_bins}.")
+    if f0_stride < 1:
+        raise ValueError(f"--f0-stride must be at least 1, but is {f0_stride}.")
 
 
 def f0_facts(model: UnitPreTrainedModel, recordings: DecodedRecordings, args: argparse.Namespace) -> dict[str, object]:

@@ -26,7 +26,11 @@ _BLOCK_SECONDS = 10.0
 
 
 def encode_blocks(
-    model: Any, blocks: Iterable[torch.Tensor], num_quantizers: int | None = None, kind: str | None = None
+    model: Any,
+    blocks: Iterable[torch.Tensor],
+    num_quantizers: int | None = None,
+    kind: str | None = None,
+    speaker_f0: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
     """
     Codes or latents of a recording that comes block by block; see [`SpeechCodec.encode_stream`].
@@ -36,12 +40,22 @@ def encode_blocks(
         blocks (iterable of `torch.Tensor` of shape `(num_samples,)`): The recording, in [-1, 1].
         num_quantizers (`int`, *optional*): Number of first codebooks to use. Defaults to all.
         kind (`str`, *optional*): Kind of tokens: `"codes"` or `"latents"`. Defaults to the model's.
+        speaker_f0 (`torch.Tensor` of shape `(1, 2)`, *optional*): Mean and deviation of log2 F0 in Hz of the speaker,
+            for units with F0; see [`UnitStream`].
 
     Returns:
         Iterator of `torch.Tensor`, which follow each other: codes `(num_quantizers, num_frames)` or latents
         `(num_frames, latent_dim)`.
+
+    Raises:
+        ValueError: If `speaker_f0` is wrong, or given to a model without F0; and see [`SpeechCodec.encode_stream`].
     """
-    stream = model.encode_stream(kind, num_quantizers)
+    if speaker_f0 is None:
+        stream = model.encode_stream(kind, num_quantizers)
+    elif getattr(model, "f0_codebook", None) is None:
+        raise ValueError(f"`speaker_f0` is for units with F0 (`f0_bins`), which this {model.family} has not.")
+    else:
+        stream = model.encode_stream(kind, num_quantizers, speaker_f0=speaker_f0)
     for block in blocks:
         yield stream.encode(block[None, None])[0].cpu()
     yield stream.finish_encode()[0].cpu()

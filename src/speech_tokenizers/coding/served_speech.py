@@ -61,6 +61,7 @@ class ServedSpeech:
         prompt (`str`): The prompt that asks for speech, with `{text}` or `{phones}` in place of what is to be said.
         template_version (`int`): Version of the prompts.
         layout (`str`): How codes lie in the sequence; always `"flat"`.
+        codebook_sizes (`list[int]`, *optional*): Codes that each codebook has, at most K. Defaults to K each.
 
     Raises:
         ValueError: If a field makes no sense, or two kinds of ids overlap.
@@ -82,11 +83,14 @@ class ServedSpeech:
     piece_labels: list[str] | None = None
     template_version: int = 1
     layout: str = "flat"
+    codebook_sizes: list[int] | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "piece_labels", list(self.piece_labels or []))
         for name, kind in self.__annotations__.items():
             value = getattr(self, name)
+            if name == "codebook_sizes" and value is None:
+                continue
             wanted: tuple[type, ...] = {int: (int,), float: (int, float), str: (str,)}.get(kind, (list,))
             if not isinstance(value, wanted) or isinstance(value, bool):
                 raise ValueError(f"`{name}` must be a {wanted[-1].__name__}, but is {value!r}.")
@@ -115,6 +119,7 @@ class ServedSpeech:
             codebook_size=self.codebook_size,
             piece_offset=self.piece_offset,
             num_pieces=len(self.piece_labels or []),
+            codebook_sizes=None if self.codebook_sizes is None else tuple(self.codebook_sizes),
         )
 
     @property
@@ -133,6 +138,8 @@ class ServedSpeech:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file whole or not at all."""
         fields = {"format": _FORMAT, "format_version": _VERSION, **asdict(self)}
+        if self.codebook_sizes is None:
+            del fields["codebook_sizes"]  # which earlier releases do not know
         write_whole(path, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -82,7 +82,7 @@ def _audio_facts(path: str) -> dict[str, object]:
 
 
 def _model_facts(name: str) -> dict[str, object]:
-    from speech_tokenizers.modeling.codec_interface import codebook_sizes
+    from speech_tokenizers.modeling.codec_interface import codebook_sizes, codebook_strides
 
     model, _ = load_model(name, "cpu")
     kilobits = model.bits_per_second / 1000
@@ -101,6 +101,7 @@ def _model_facts(name: str) -> dict[str, object]:
         facts["bit rate"] = f"{kilobits:g} kbit/s, or {kilobits / len(sizes):g} a codebook"
         if len({*sizes}) > 1:
             facts["codebooks"] = f"{len(sizes)} of {', '.join(map(str, sizes))} entries"
+        if len({*zip(sizes, codebook_strides(model), strict=True)}) > 1:
             facts["bit rate"] = f"{kilobits:g} kbit/s"
     facts["streaming"] = "frame by frame" if model.is_streamable else "in windows with look-ahead"
     facts["decodes"] = ", ".join(model.decodable_kinds) or "nothing, for want of a vocoder"

@@ -131,6 +131,7 @@ def _served_speech(model: Any, processor: Any) -> ServedSpeech:
         piece_offset=config.piece_offset,
         piece_labels=list(config.piece_labels),
         template_version=TEMPLATE_VERSION,
+        codebook_sizes=config.codebook_sizes,
     )
 
 

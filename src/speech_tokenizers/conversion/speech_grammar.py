@@ -48,8 +48,10 @@ def speech_regex(speech: ServedSpeech) -> str:
     Args:
         speech ([`ServedSpeech`]): What the model's `speech.json` says.
     """
-    alternatives = "|".join("".join(_digits(*pair) for pair in pairs) for pairs in numbers_below(speech.codebook_size))
-    frame = "".join(f"<a{q}_({alternatives})>" for q in range(speech.num_codebooks))
+    frame = ""
+    for q, size in enumerate(speech.speech_ids.sizes):
+        alternatives = "|".join("".join(_digits(*pair) for pair in pairs) for pairs in numbers_below(size))
+        frame += f"<a{q}_({alternatives})>"
     piece = ""
     if speech.text_alignment == "phone":
         piece = f"({'|'.join(map(re.escape, speech.phone_names()))})?"
@@ -65,13 +67,15 @@ def speech_grammar(speech: ServedSpeech) -> str:
     Args:
         speech ([`ServedSpeech`]): What the model's `speech.json` says.
     """
-    codebooks = range(speech.num_codebooks)
+    sizes = speech.speech_ids.sizes
+    codes = {size: "code" if size == speech.codebook_size else f"code{size}" for size in sizes}
     piece = {"none": "", "phone": "phone? ", "word": "word? "}[speech.text_alignment]
     rules = [f"root ::= ({piece}frame)+ {_quoted(AUDIO_END)}?"]
-    rules.append("frame ::= " + " ".join(f"a{q}" for q in codebooks))
-    rules += [f'a{q} ::= "<a{q}_" code ">"' for q in codebooks]
-    alternatives = (" ".join(_digits(*pair) for pair in pairs) for pairs in numbers_below(speech.codebook_size))
-    rules.append("code ::= " + " | ".join(alternatives))
+    rules.append("frame ::= " + " ".join(f"a{q}" for q in range(len(sizes))))
+    rules += [f'a{q} ::= "<a{q}_" {codes[size]} ">"' for q, size in enumerate(sizes)]
+    for size, name in codes.items():
+        alternatives = (" ".join(_digits(*pair) for pair in pairs) for pairs in numbers_below(size))
+        rules.append(f"{name} ::= " + " | ".join(alternatives))
     if speech.text_alignment == "phone":
         rules.append("phone ::= " + " | ".join(map(_quoted, speech.phone_names())))
     elif speech.text_alignment == "word":

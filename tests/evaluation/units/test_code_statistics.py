@@ -85,6 +85,15 @@ def test_units_without_repetitions_cost_the_same_deduplicated():
     assert rates.deduplicated_entropy_with_durations == 100.0
 
 
+def test_codes_that_last_several_frames_count_once():
+    # Units of 2 bits, and codes of 1 bit that last 4 frames.
+    codes = [np.stack([np.tile(np.arange(4), 4), np.repeat([0, 1, 0, 1], 4)])]
+    rates = bit_rates(codes, [4, 2], 50.0, [1, 4])
+    assert rates.nominal == rates.entropy == 50 * (2 + 1 / 4)
+    assert rates.deduplicated == 50 * (2 + 1)  # each run has both
+    assert bit_rates(codes, [4, 2], 50.0).nominal == 150.0
+
+
 def test_no_frames_have_no_bit_rate():
     with pytest.raises(ValueError, match="holds no frame"):
         bit_rates([np.zeros((1, 0), int)], 4, 50.0)

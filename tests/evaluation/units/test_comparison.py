@@ -293,6 +293,25 @@ def units_model():
     return model
 
 
+def test_bits_are_those_that_the_configuration_says(data, tmp_path):
+    torch.manual_seed(0)
+    encoder = tiny_hubert(intermediate_size=32, conv_dim=(8,) * 7, num_conv_pos_embeddings=16)
+    fields = {"kept_dims": 2, "kept_codebook_size": 4, "f0_bins": 4, "f0_stride": 5}
+    model = KMeansUnitsModel(KMeansUnitsConfig(encoder_config=encoder, layers=[1], codebook_size=6, **fields)).eval()
+    quantizer = model.quantizer
+    model.set_centroids(torch.randn(model.centroids.shape))
+    model.set_weighting(torch.randn(quantizer.kept_matrix.shape), torch.randn(quantizer.kept_offset.shape))
+    model.set_kept_centroids(torch.randn(quantizer.kept_centroids.shape))
+    system = EncodingSystem(model, KMeansUnitsFeatureExtractor(), "units")
+    scores = compare(data, tmp_path, system, ("rate",))["scores"]
+    assert scores["bits_nominal"]["value"] == pytest.approx(model.bits_per_second)
+    assert scores["bits_nominal"]["value"] == pytest.approx(50 * (np.log2(6) + 2 + 2 / 5))
+    assert scores["bits_entropy"]["value"] <= scores["bits_nominal"]["value"]
+    first = EncodingSystem(model, KMeansUnitsFeatureExtractor(), "units", num_quantizers=1)
+    found = compare(data, tmp_path / "first", first, ("rate",), labels=tmp_path / "labels.jsonl")["scores"]
+    assert found["bits_nominal"]["value"] == pytest.approx(50 * np.log2(6))
+
+
 def test_the_command_knows_the_perturbations_that_there_are():
     assert tuple(default_perturbations()) == units.PERTURBATION_NAMES
 

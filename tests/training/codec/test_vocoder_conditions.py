@@ -148,6 +148,26 @@ def test_a_crop_has_the_codes_of_its_place(model, hop_ratio, request, write_reci
         assert torch.equal(whole["audio_codes"], conditions.of_crop(number, 0, len(samples))["audio_codes"])
 
 
+def test_a_vocoder_knows_the_sizes_of_codebooks_that_differ(units_folder, speech_folder, write_recipe, tmp_path):
+    units, feature_extractor = load(units_folder)
+    units.add_f0(5)
+    with_f0 = tmp_path / "with-f0"
+    units.save_pretrained(with_f0)
+    feature_extractor.save_pretrained(with_f0)
+    args = arguments(write_recipe(with_f0))
+    vocoder = new_vocoder(args)
+    assert vocoder.config.codebook_sizes == [12, 5]
+    assert new_vocoder(arguments(write_recipe(with_f0, {"num_quantizers": 1}))).config.codebook_sizes is None
+    units.attach_vocoder(vocoder)
+    recordings = decode_all(load_recordings(str(speech_folder)), 16000, tmp_path / "cache")
+    for known in ([12, 5], None):  # a training that was begun before vocoders could say them goes on
+        vocoder.config.codebook_sizes = known
+        UnitConditions(args.units).prepare(recordings, None, vocoder, Accelerator(), tmp_path / "run")
+    vocoder.config.codebook_sizes = [12, 6]
+    with pytest.raises(ValueError, match=r"`codebook_sizes` \[12, 5\], but the vocoder is for \[12, 6\]"):
+        UnitConditions(args.units).prepare(recordings, None, vocoder, Accelerator(), tmp_path / "run")
+
+
 def test_codes_are_computed_once(write_recipe, tmp_path, monkeypatch):
     original, calls = TokenLabeler.__call__, []
     monkeypatch.setattr(

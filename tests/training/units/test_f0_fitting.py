@@ -10,8 +10,13 @@ import torch
 
 from helpers.tiny_models import write_tiny_hubert
 from helpers.voices import voice
-from speech_tokenizers import cli
+from speech_tokenizers import cli, load
+from speech_tokenizers.modeling.configuration_unit_vocoder import UnitVocoderConfig
+from speech_tokenizers.modeling.modeling_dc_spin import DCSpinModel
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
+from speech_tokenizers.modeling.modeling_unit_vocoder import UnitVocoderModel
+from speech_tokenizers.processing.feature_extraction_dc_spin import DCSpinFeatureExtractor
+from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
 from speech_tokenizers.processing.recordings import decode_all, load_recordings
 from speech_tokenizers.training.units.f0_fitting import fit_f0
 
@@ -97,6 +102,84 @@ def test_the_command_fits_units_with_f0(encoder, speech_folder, tmp_path):
     written = tmp_path / "units.jsonl"
     assert cli.main(["units", str(speech_folder), "--model", str(units), "-o", str(written), "--deduplicate"]) == 0
     assert len(written.read_text(encoding="utf-8").splitlines()) == 4
+
+
+def write_kmeans(encoder, folder):
+    torch.manual_seed(0)
+    model = KMeansUnitsModel.from_encoder(str(encoder), layers=[1, 2], codebook_size=10)
+    model.set_centroids(torch.randn(model.centroids.shape))
+    model.save_pretrained(folder)
+    KMeansUnitsFeatureExtractor(hop_length=model.hop_length).save_pretrained(folder)
+    return model
+
+
+def write_dc_spin(encoder, folder):
+    torch.manual_seed(0)
+    sizes = {"projection_dim": 8, "primary_codebook_size": 10, "auxiliary_codebook_size": 12}
+    model = DCSpinModel.from_encoder(str(encoder), encoder_layer=1, trainable_layers=1, **sizes)
+    model.save_pretrained(folder)
+    DCSpinFeatureExtractor(hop_length=model.hop_length).save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("write", [write_kmeans, write_dc_spin])
+def test_a_command_adds_f0_to_fitted_units_whose_codes_stay(encoder, speech_folder, tmp_path, capsys, write):
+    plain, output = write(encoder, tmp_path / "plain"), tmp_path / "with-f0"
+    arguments = ["units", "add-f0", str(tmp_path / "plain"), str(speech_folder), "--f0-bins", "8"]
+    assert cli.main([*arguments, "-o", str(output), "--f0-stride", "2"]) == 0
+    assert "8 codes of F0" in capsys.readouterr().out
+    model, feature_extractor = load(output)
+    assert type(feature_extractor).__name__.startswith(type(model).__name__.removesuffix("Model"))
+    assert (model.config.f0_bins, model.config.f0_stride) == (8, 2)
+    speech = voice(np.geomspace(100, 180, 16000))
+    codes = model.encode(speech).audio_codes
+    assert torch.equal(codes[:, :-1], plain.encode(speech).audio_codes)
+    assert codes[0, -1].unique().numel() > 3
+    facts = json.loads((output / "f0.json").read_text(encoding="utf-8"))
+    assert (facts["speakers"], facts["units"], facts["mean"]) == (2, plain.fingerprint(), model.config.f0_prior_mean)
+    # It is what `fit_f0` finds.
+    fit_f0(plain, decode_all(load_recordings(str(speech_folder)), 16000, tmp_path / "cache"), 8, 2)
+    assert torch.equal(plain.encode(speech).audio_codes, codes)
+    assert {path.name for path in tmp_path.iterdir()} == {"plain", "with-f0", "cache"}
+
+    assert cli.main([*arguments, "-o", str(output)]) == 2
+    assert "with-f0 exists" in capsys.readouterr().err
+    again = ["units", "add-f0", str(output), str(speech_folder), "--f0-bins", "8", "-o", str(tmp_path / "again")]
+    assert cli.main(again) == 2
+    assert "has an F0 codebook already" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+
+
+def test_the_command_that_adds_f0_says_what_is_wrong(encoder, speech_folder, tmp_path, capsys):
+    model = write_kmeans(encoder, tmp_path / "plain")
+    noise = tmp_path / "noise"
+    noise.mkdir()
+    soundfile.write(noise / "a.wav", np.random.default_rng(0).normal(size=16000) * 0.1, 16000)
+    sizes = {"hidden_size": 8, "decoder_hidden_size": 8, "decoder_num_layers": 1, "hop_length": model.hop_length}
+    model.attach_vocoder(UnitVocoderModel(UnitVocoderConfig(num_quantizers=2, codebook_size=10, **sizes)))
+    model.save_pretrained(tmp_path / "spoken")
+    KMeansUnitsFeatureExtractor(hop_length=model.hop_length).save_pretrained(tmp_path / "spoken")
+    cases = [
+        ("plain", noise, ["--f0-bins", "8"], "too little voice"),
+        ("plain", speech_folder, ["--f0-bins", "11"], "between 3 and the units' number, 10"),
+        ("plain", speech_folder, ["--f0-bins", "8", "--f0-stride", "0"], "--f0-stride"),
+        ("plain", speech_folder, ["--f0-bins", "8", "--max-seconds", "0"], "--max-seconds"),
+        ("spoken", speech_folder, ["--f0-bins", "8"], "--drop-vocoder"),
+    ]
+    output = tmp_path / "out"
+    for name, data, options, message in cases:
+        command = ["units", "add-f0", str(tmp_path / name), str(data), "-o", str(output), *options]
+        assert cli.main(command) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+        assert {path.name for path in tmp_path.iterdir()} == {"plain", "noise", "spoken"}
+    command = ["units", "add-f0", str(tmp_path / "spoken"), str(speech_folder), "-o", str(output)]
+    assert cli.main([*command, "--f0-bins", "10", "--f0-stride", "2", "--drop-vocoder"]) == 0
+    assert load(output)[0].vocoder is None
+    capsys.readouterr()
+    assert cli.main(["info", str(output)]) == 0
+    told = capsys.readouterr().out
+    assert "3 of 10 entries" in told
+    assert "a codebook" not in told  # the codebook of F0 takes less than the others
 
 
 @pytest.mark.parametrize(
