@@ -293,11 +293,16 @@ class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, PreT
         return self.f0_codebook.encode(waveforms, num_samples, mask, speaker_f0)
 
     def _split_codes(self, audio_codes: torch.Tensor, codebook_size: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        # Checked codes of all codebooks, those of units, and what those of F0 stand for.
-        audio_codes = check_codes(audio_codes, self.config.num_quantizers, codebook_size, need_all=True)[0]
+        # Checked codes of all codebooks, those of units, and what those of F0 stand for. Without the row of F0, its
+        # dimensions are 0, as where speech is unvoiced.
+        num_units = len(self.config.unit_codebook_sizes)
+        lacks_f0 = torch.is_tensor(audio_codes) and audio_codes.ndim == 3 and audio_codes.shape[1] == num_units
+        num_codes = num_units if lacks_f0 else self.config.num_quantizers
+        audio_codes = check_codes(audio_codes, num_codes, codebook_size, need_all=True)[0]
         if self.f0_codebook is None:
             return audio_codes, None
-        return audio_codes[:, :-1], self.f0_codebook.decode(audio_codes[:, -1])
+        f0_codes = torch.zeros_like(audio_codes[:, 0]) if lacks_f0 else audio_codes[:, -1]
+        return audio_codes[:, :num_units], self.f0_codebook.decode(f0_codes)
 
     @property
     def frame_span(self) -> int:

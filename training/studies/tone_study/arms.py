@@ -261,7 +261,7 @@ def system_coded(codes: ClipCodes, numbers: np.ndarray, num_quantizers: int, num
         joined = np.sum(found, axis=0) if codes.adds_up else np.concatenate(found, axis=1)
         entries.append(joined.astype(np.float32))
     block = pooled_block(entries, num_segments)
-    sizes, strides = [vectors.shape[1]] * len(vectors), [1] * len(vectors)
+    sizes, strides = codes.sizes[:num_quantizers], codes.strides[:num_quantizers]
     return Coded([block], np.concatenate(entries), np.concatenate(chosen, axis=1), sizes, strides)
 
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from speech_tokenizers.coding.command_options import choose_device
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.coding.row_coding import RowCoding, RowFields
+from speech_tokenizers.modeling.codec_interface import codebook_sizes, codebook_strides
 from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.modeling.transformers_codecs import as_speech_codec
@@ -79,6 +80,7 @@ class ClipCodes:
         adds_up (`bool`): Whether codes of several codebooks stand for the sum of what each stands for, as those of a
             residual quantizer do; else for all beside each other.
         vectors (`np.ndarray` of shape `(num_quantizers, codebook_size, dim)`): What each code adds to a frame.
+        sizes, strides (lists of `int`): Codes of each codebook, and frames that one lasts.
         frame_rate (`float`): Frames a second.
     """
 
@@ -86,6 +88,8 @@ class ClipCodes:
     codes: list[np.ndarray]
     adds_up: bool
     vectors: np.ndarray
+    sizes: list[int]
+    strides: list[int]
     frame_rate: float
 
 
@@ -160,7 +164,9 @@ class StudyModels:
             raise ValueError(f"the system {name!r} has no codes; leave {path} out, or name its encoder.")
         self._encode(name, "codes", model.to(choose_device(None)), extractor, path)
         adds_up = np.array(not isinstance(model, UnitPreTrainedModel))
-        self._say(name, codec, vectors=codec.codebook_vectors().cpu().numpy(), adds_up=adds_up)
+        vectors = codec.codebook_vectors().cpu().numpy()
+        sizes, strides = (np.array(found(codec)) for found in (codebook_sizes, codebook_strides))
+        self._say(name, codec, vectors=vectors, adds_up=adds_up, sizes=sizes, strides=strides)
 
     def set_aside(self) -> list[dict[str, str]]:
         """`{"name", "reason"}` of what models could not hear, each once for each model."""
@@ -215,7 +221,9 @@ class StudyModels:
         facts, tokens = self._facts(name), read_tokens(self.output / name)
         syllables = [syllable for syllable in self.prepared.syllables if syllable.name in tokens]
         codes = [tokens[syllable.name] for syllable in syllables]
-        return ClipCodes(syllables, codes, bool(facts["adds_up"]), facts["vectors"], float(facts["frame_rate"]))
+        sizes, strides = facts["sizes"].tolist(), facts["strides"].tolist()
+        rate = float(facts["frame_rate"])
+        return ClipCodes(syllables, codes, bool(facts["adds_up"]), facts["vectors"], sizes, strides, rate)
 
     def _pitch(self, syllables: list[Syllable], centres: np.ndarray, lengths: list[int]) -> list[np.ndarray]:
         # At the middles of frames: that of the nearest frame of the tracker, if one is near.
