@@ -230,12 +230,14 @@ class DCSpinModel(DCSpinPreTrainedModel):
         The codes' places among the latents.
 
         Args:
-            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): Units, with F0 if there is.
+            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): Units, with F0 if there is, or
+                without.
             codebook (`str`, *optional*, defaults to `"primary"`): Codebook that the codes belong to: `"primary"` or
                 `"auxiliary"`.
 
         Returns:
-            `torch.Tensor` of shape `(batch, num_frames, projection_dim)`; with F0 two dimensions more.
+            `torch.Tensor` of shape `(batch, num_frames, projection_dim)`; with F0 two dimensions more, which are 0
+            where its codes are left out.
 
         Raises:
             ValueError: If the shape is wrong, there is no such codebook, or a code lies outside it.

@@ -401,11 +401,12 @@ class KMeansUnitsModel(KMeansUnitsPreTrainedModel):
         The frames that codes stand for.
 
         Args:
-            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): Codes of all codebooks.
+            audio_codes (`torch.Tensor` of shape `(batch, num_quantizers, num_frames)`): Codes of all codebooks; those
+                of F0 may be left out.
 
         Returns:
             `torch.Tensor` of shape `(batch, num_frames, num_streams * stream_dim)`: Centroids, those of the stages of
-            a stream summed up; with F0 two dimensions more, as of `latents`.
+            a stream summed up; with F0 two dimensions more, as of `latents`, which are 0 where its codes are left out.
 
         Raises:
             ValueError: If the shape is wrong, or a code lies outside the codebook.

@@ -195,6 +195,9 @@ def test_vectors_of_codes_sum_to_what_they_stand_for(models, speech, name):
     if name != "kmeans":  # whose streams lie beside each other
         summed = sum(rows[codes] for rows, codes in zip(vectors, encoded.audio_codes[0], strict=True))
         torch.testing.assert_close(summed, frames[0])
+    without = model.dequantize(encoded.audio_codes[:, :-1])
+    assert torch.equal(without[..., :-2], frames[..., :-2])
+    assert not without[..., -2:].any()
     with pytest.raises(ValueError, match="below `f0_bins`"):
         model.dequantize(torch.full_like(encoded.audio_codes, model.config.f0_bins))
 
