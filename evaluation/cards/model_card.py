@@ -65,6 +65,8 @@ def describe_model(folder: Path) -> dict[str, Any]:
         # Codes that were learnt by swapped prediction, rather than the centroids of clusters.
         described["is_swapped"] = hasattr(config, "primary_codebook_size")
         described["has_vocoder"] = config.vocoder_config is not None
+        described["num_units"] = len(config.unit_codebook_sizes)
+        described |= {"f0_bins": config.f0_bins, "f0_stride": config.f0_stride}
     elif described["family"] == "codec":
         facts |= _codec_facts(config)
     described["tags"] = "swapped units" if described.get("is_swapped") else described["family"]
@@ -120,11 +122,6 @@ def _codec_facts(config: Any) -> dict[str, str]:
     return facts
 
 
-def _sizes(config: Any) -> str:
-    sizes = getattr(config, "codebook_sizes", (config.codebook_size,))
-    return ", ".join(map(str, sizes if len({*sizes}) > 1 else sizes[:1]))
-
-
 def _unit_facts(config: Any) -> dict[str, str]:
     encoder = config.encoder_config
     learnt = {}
@@ -134,8 +131,15 @@ def _unit_facts(config: Any) -> dict[str, str]:
             f"swapped prediction in {config.projection_dim} dimensions with the top {config.trainable_layers} layers"
             + (f", beside an auxiliary codebook of {auxiliary} (DC-Spin)" if auxiliary else " (Spin)")
         )
+    sizes = config.unit_codebook_sizes
+    listed = ", ".join(map(str, sizes if len({*sizes}) > 1 else sizes[:1]))
+    f0 = {}
+    if config.f0_bins is not None:
+        frames = f"{config.f0_stride} frames" if config.f0_stride > 1 else "a frame"
+        f0["F0"] = f"one of {config.f0_bins} codes for {frames}, {config.f0_floor:g} to {config.f0_ceiling:g} Hz"
     return {
-        "units": f"{config.num_quantizers} of {_sizes(config)} a frame",
+        "units": f"{len(sizes)} of {listed} a frame",
+        **f0,
         "bit rate": f"{config.bits_per_second:.0f} bit/s before runs of equal units are merged",
         "encoder": f"{encoder.model_type}, {encoder.hidden_size} dimensions, read at layer "
         + ", ".join(map(str, config.layers)),

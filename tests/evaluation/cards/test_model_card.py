@@ -166,6 +166,16 @@ def test_a_card_of_units_tells_how_to_get_them(tmp_path):
     assert "No vocoder" not in text
 
 
+def test_a_card_of_units_with_f0_tells_of_its_codes(tmp_path):
+    fields = {"encoder_config": {"model_type": "hubert", "hidden_size": 96}, "layers": [1], "codebook_size": 16}
+    KMeansUnitsConfig(**fields, f0_bins=8, f0_stride=4).save_pretrained(tmp_path)
+    text = str(build_card(tmp_path, "tiny-units"))
+    assert "to 50 units per second." in text
+    assert "The last row of codes tells the fundamental frequency (F0): one of 8 codes each 80 ms." in text
+    assert "| units | 1 of 16 a frame |" in text
+    assert "| F0 | one of 8 codes for 4 frames, 55 to 550 Hz |" in text
+
+
 @pytest.mark.parametrize(("auxiliary", "learnt"), [(64, "an auxiliary codebook of 64 (DC-Spin)"), (None, "(Spin)")])
 def test_a_card_of_dc_spin_tells_how_its_units_were_learnt(tmp_path, auxiliary, learnt):
     encoder = {"model_type": "hubert", "hidden_size": 96}
