@@ -38,11 +38,13 @@ def share_work(
         initializer=_begin,
         initargs=(work, begin, tuple(begin_args)),
     ) as pool:
+        parts = [jobs[start : start + jobs_at_once] for start in range(0, len(jobs), jobs_at_once)]
+        promised = [pool.submit(_work, part) for part in parts]
         try:
-            yield from pool.map(_work, jobs, chunksize=jobs_at_once)
+            for part in promised:
+                yield from part.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in multiprocessing.active_children():  # their jobs are begun anew
+            for worker in multiprocessing.active_children():  # what they have begun is begun anew the next time
                 worker.terminate()
             raise
 
@@ -56,8 +58,8 @@ def _begin(work: Callable[[Any, Any], Any], begin: Callable[..., Any], begin_arg
     _WORK[:] = [work, begin(*begin_args)]
 
 
-def _work(job: Any) -> Any:
-    return _WORK[0](_WORK[1], job)
+def _work(jobs: Sequence[Any]) -> list[Any]:
+    return [_WORK[0](_WORK[1], job) for job in jobs]
 
 
 __all__ = ["share_work"]
