@@ -24,9 +24,10 @@ def _syllables(speakers="abcd", splits=None):
     return [dataclasses.replace(one, split=splits(one)) for one in found]
 
 
-def test_each_syllable_is_tested_once_and_nothing_is_on_both_sides():
-    syllables = _syllables()
-    for setting, num_folds in (("A", 12), ("B", 3)):
+@pytest.mark.parametrize(("speakers", "num_new"), [("abcd", 4), ("abcdefghijklm", 8)])
+def test_each_syllable_is_tested_once_and_nothing_is_on_both_sides(speakers, num_new):
+    syllables = _syllables(speakers)
+    for setting, num_folds in (("A", 3 * num_new), ("B", 3)):
         folds = make_folds(syllables, setting, 3)
         assert len(folds) == num_folds
         tested = np.concatenate([fold.test for fold in folds])
@@ -35,8 +36,8 @@ def test_each_syllable_is_tested_once_and_nothing_is_on_both_sides():
             learnt, tested = ([syllables[number] for number in numbers] for numbers in (fold.learnt, fold.test))
             assert not {one.syllable for one in learnt} & {one.syllable for one in tested}
             assert not set(fold.train) & set(fold.dev)
-            speakers = {one.speaker for one in learnt} & {one.speaker for one in tested}
-            assert (speakers == set()) == (setting == "A")
+            shared = {one.speaker for one in learnt} & {one.speaker for one in tested}
+            assert (shared == set()) == (setting == "A")
 
 
 def test_a_new_speakers_penalty_is_chosen_on_a_whole_speaker():
