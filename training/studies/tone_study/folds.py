@@ -2,10 +2,10 @@
 """
 Which syllables a study of tone learns from, and which it is tested on.
 
-Setting A: a new speaker says new syllables (of more than eight speakers, some are new together). Setting B: known speakers say new syllables. A setting has as many folds
-as it takes to test each syllable once. No fold has a syllable of test in training, and in A no speaker of test. Of
-syllables that are cut from recordings, those of one recording stay on one side instead: running speech has all
-syllables everywhere.
+Setting A: a new speaker says new syllables; of more than eight speakers, some are new together. Setting B: known
+speakers say new syllables. A setting has as many folds as it takes to test each syllable once. No fold has a syllable
+of test in training, and in A no speaker of test. Of syllables that are cut from recordings, those of one recording
+stay on one side instead: running speech has all syllables everywhere.
 """
 
 import hashlib
