@@ -15,6 +15,8 @@ import torch
 from torch.nn import functional as F
 
 
+# Raise it with every change of what is found: files and measurements that hold F0 name it.
+PITCH_VERSION = 1
 LOW_CUT, HIGH_CUT = 75.0, 1000.0  # Hz: what the correlation hears
 LOW_CUT_SECONDS, HIGH_CUT_SECONDS = 0.05, 0.004  # lengths of the filters
 CORRELATED_RATE = 8000  # Hz: the waveform is not brought below
@@ -316,4 +318,4 @@ def _low_pass(cut: float, size: int) -> torch.Tensor:
     return response / response.sum()
 
 
-__all__ = ["PitchFrames", "PitchState", "check_pitch_range"]
+__all__ = ["PITCH_VERSION", "PitchFrames", "PitchState", "check_pitch_range"]

@@ -296,7 +296,13 @@ class UnitPreTrainedModel(MixedPrecisionModel, SpeechCodec, CheckedLoading, PreT
         # Checked codes of all codebooks, those of units, and what those of F0 stand for. Without the row of F0, its
         # dimensions are 0, as where speech is unvoiced.
         num_units = len(self.config.unit_codebook_sizes)
-        lacks_f0 = torch.is_tensor(audio_codes) and audio_codes.ndim == 3 and audio_codes.shape[1] == num_units
+        rows = audio_codes.shape[1] if torch.is_tensor(audio_codes) and audio_codes.ndim == 3 else None
+        if self.f0_codebook is not None and rows is not None and rows not in (num_units, num_units + 1):
+            raise ValueError(
+                f"`audio_codes` must have all {num_units} codebooks of units, with that of F0 behind them or without,"
+                f" but has {rows}."
+            )
+        lacks_f0 = rows == num_units
         num_codes = num_units if lacks_f0 else self.config.num_quantizers
         audio_codes = check_codes(audio_codes, num_codes, codebook_size, need_all=True)[0]
         if self.f0_codebook is None:

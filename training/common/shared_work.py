@@ -32,6 +32,7 @@ def share_work(
         state = begin(*begin_args) if jobs else None
         yield from (work(state, job) for job in jobs)
         return
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(
         min(num_workers, len(jobs)),
         mp_context=multiprocessing.get_context("spawn"),
@@ -44,7 +45,7 @@ def share_work(
             for part in promised:
                 yield from part.result()
         except BaseException:
-            for worker in multiprocessing.active_children():  # what they have begun is begun anew the next time
+            for worker in set(multiprocessing.active_children()) - others:  # what they have begun is begun anew later
                 worker.terminate()
             raise
 

@@ -204,11 +204,12 @@ class FrameWeighting:
         """
         The weighted frames, moved and turned so that they need as few dimensions as the frames have: `(num_frames,
         dim)`. Their differences have the lengths and angles that those of the weighted frames have, so that k-means
-        finds the same clusters.
+        finds the same clusters. Of all ways to turn them, this one leaves the frames nearest to where they were: each
+        dimension remains that of the frames, which matters to what scales each by itself.
         """
         squared = self.base_scale**2 * np.eye(len(self.matrix)) + self.matrix @ self.matrix.T
         lengths, axes = np.linalg.eigh(squared)
-        return frames @ (axes * np.sqrt(np.maximum(lengths, 0))).astype(frames.dtype)
+        return frames @ (axes * np.sqrt(np.maximum(lengths, 0)) @ axes.T).astype(frames.dtype)
 
 
 def fit_weighting(

@@ -183,7 +183,7 @@ class ToneStudyArguments:
         fit_epochs (`int`): Most epochs of k-means.
         trim (`bool`): Whether to cut silence off both ends of a clip; see [`trim_silence`].
         lstm ([`LSTMArguments`]): The paper's probe beside the pooled one.
-        num_workers (`int`): Processes that measure. The numbers do not depend on it.
+        num_workers (`int`): Processes that share all work, each of one thread.
         batch_seconds (`float`): Audio that an encoder hears at once, in seconds.
         pictured (`list[str]`, *optional*): Arms whose decoded F0 is drawn. Defaults to the first five.
         expected (`list[str]`): What is expected and why, written before the run.

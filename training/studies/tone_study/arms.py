@@ -2,6 +2,7 @@
 """The arms of a study of tone in one fold: what its training syllables teach, and what its codes stand for."""
 
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -144,10 +145,13 @@ class FoldFrames:
             return np.where(2 * voiced >= sizes, total / voiced, np.nan)[groups]
 
     def _groups(self, stride: int) -> tuple[np.ndarray, np.ndarray]:
-        # The group of each frame, and their sizes: so many frames of a syllable, and what is left at its end.
-        starts = np.concatenate([[0], np.cumsum(-(-self.lengths // stride))[:-1]])
+        # The group of each frame, and their sizes: so many frames of a syllable. In running speech, syllables begin
+        # anywhere within a group; so each begins where the hash of its name says.
+        phases = np.array([zlib.crc32(one.name.encode()) % stride for one in self.syllables])
+        counts = -(-(self.lengths + phases) // stride)
         within = np.arange(self.lengths.sum()) - np.repeat(np.cumsum(self.lengths) - self.lengths, self.lengths)
-        groups = np.repeat(starts, self.lengths) + within // stride
+        groups = np.repeat(np.cumsum(counts) - counts, self.lengths)
+        groups += (within + np.repeat(phases, self.lengths)) // stride
         return groups, np.bincount(groups)
 
     def _clustered(self, stream: StreamArguments, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +179,8 @@ class FoldFrames:
 
     def _weighted(self, stream: StreamArguments, seed: int) -> np.ndarray:
         # What k-means sees. The last is remembered, since seeds and sizes do not matter to it.
-        key = (tuple(stream.told.items()), stream.base, stream.stride, stream.deals_labels and seed)
+        dealt_by = seed if stream.deals_labels else None
+        key = (tuple(stream.told.items()), stream.base, stream.stride, dealt_by)
         if self._seen is None or self._seen[0] != key:
             values = self.values
             if stream.told:
@@ -268,7 +273,8 @@ def system_coded(codes: ClipCodes, numbers: np.ndarray, num_quantizers: int, num
 def rate_facts(coded: Coded, frame_rate: float, tested: np.ndarray) -> dict[str, Any]:
     """
     Bit rates of codes: `nominal`, of equally frequent codes, and `entropy`, of each stream's codes as often as they
-    occur in the frames that are tested; both in bit/s. Empty for continuous frames.
+    occur in the frames that are tested; both in bit/s. Empty for continuous frames. A code of a slow stream counts for
+    all frames that it lasts, as in running speech; the ends of syllables cut some short.
     """
     if coded.codes is None:
         return {}

@@ -144,7 +144,9 @@ class StudyModels:
         args, names = self.args, [*self.args.encoders, *self.args.systems]
         shows_clips = self.show_progress if args.num_workers == 1 else False
         disable = None if self.show_progress is None else not self.show_progress
-        with tqdm(total=len(names), desc="models", unit="model", disable=disable or args.num_workers == 1) as bar:
+        if args.num_workers == 1:
+            disable = True
+        with tqdm(total=len(names), desc="models", unit="model", disable=disable) as bar:
             for _ in share_work(_encode, names, args.num_workers, StudyModels, (args, self.prepared, shows_clips)):
                 bar.update()
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speech_tokenizers.modeling.pitch_frames import PitchFrames
+from speech_tokenizers.modeling.pitch_frames import PITCH_VERSION, PitchFrames
 from speech_tokenizers.processing.audio_files import AudioWriter, load_audio
 from speech_tokenizers.processing.metadata_files import MetadataRow, TableError, probably_meant, read_metadata
 from speech_tokenizers.processing.recording_fingerprint import recording_fingerprint
@@ -36,7 +36,7 @@ from speech_tokenizers.training.studies.token_study.clips import (
 # The range of F0 in Hz, and samples between its frames.
 _FLOOR, _CEILING, _PITCH_HOP = 55.0, 550.0, 160
 # Of the tracker of F0 and its range; another gives other files.
-TRACKER = f"frames-{_FLOOR:g}-{_CEILING:g}-{_PITCH_HOP}"
+TRACKER = f"frames{PITCH_VERSION}-{_FLOOR:g}-{_CEILING:g}-{_PITCH_HOP}"
 # Aligners count in frames of their own, so that a last label may end a little after the recording.
 _SECONDS_AFTER_END = 0.1
 
