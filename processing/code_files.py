@@ -102,7 +102,10 @@ class AudioCodes:
 
     @property
     def bits_per_second(self) -> float:
-        """Nominal bit rate: every code costs log2(codebook_size) bits."""
+        """
+        Nominal bit rate: every code costs log2(codebook_size) bits. Where a model's codebooks are smaller, or their
+        codes last for several frames (`codebook_sizes`, `codebook_strides`), its own `bits_per_second` is less.
+        """
         frame_rate = self.sampling_rate / self.hop_length
         return float(frame_rate * self.num_quantizers * np.log2(self.codebook_size))
 

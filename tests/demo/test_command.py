@@ -97,6 +97,7 @@ def test_f0_is_drawn_as_its_codes_tell_it(tmp_path, tiny_units, capsys):
     assert main(["demo", "--model", str(tiny_units), "--audio", str(path), "-o", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out
     assert "8 codes, one each 40 ms; " in told
+    assert f"{50 * (3 + 3 / 2):.0f} bit/s" in told  # 8 units a frame, and 8 codes of F0 for two
     inputs = feature_extractor(load_audio(path, 16000), sampling_rate=16000, return_tensors="pt")
     codes = load(tiny_units)[0].encode(**inputs).audio_codes[0].numpy()
     contour = decoded_f0(load(tiny_units)[0], codes)

@@ -58,11 +58,11 @@ def show_units(model: Any, name: str, audio_path: Path, output: Path) -> dict[st
     beginning += " ..." if len(units) > 12 else ""
     return {
         "recording": f"{audio_path.name}, {codes.seconds:.1f} s at {codes.sampling_rate} Hz",
-        "units": f"{name}: {model.frame_rate:g} frames/s, {codes.codebook_size} units",
+        "units": f"{name}: {model.frame_rate:g} frames/s, {model.config.unit_codebook_sizes[0]} units",
         "in runs": f"{len(units)} of {codes.num_frames} frames, {len(units) / codes.seconds:.1f} a second",
         "beginning": f"{beginning} (each unit x its frames)",
         **({} if contour is None else {"F0": _f0_words(model, contour)}),
-        "bit rate": f"{codes.bits_per_second:.0f} bit/s, before runs are merged",
+        "bit rate": f"{model.bits_per_second:.0f} bit/s, before runs are merged",
         "encoding": speed(elapsed, codes.seconds),
         "written": ", ".join(map(str, written)),
     }
