@@ -359,18 +359,23 @@ def _view_sections(args: ToneStudyArguments, views: Mapping[str, Any]) -> list[S
 
 
 def _plot_frontier(args: ToneStudyArguments, arms: Mapping[str, Any]) -> "matplotlib.figure.Figure":
-    figure = new_figure(7.0, 4.6)
+    figure = new_figure(9.0, 4.6)
     axes = figure.subplots()
     others = [target for target in args.targets if target != "tone"]
-    for name, told in arms.items():
-        scores = {target: told["scores"][target]["macro_f1"]["value"] for target in args.targets}
-        rates = told["facts"].get("rates")
+    shown = {name: told for name, told in arms.items() if name != SHUFFLED}
+    ranked = sorted(shown, key=lambda name: -shown[name]["scores"]["tone"]["macro_f1"]["value"])
+    for number, name in enumerate(ranked, 1):
+        scores = {target: shown[name]["scores"][target]["macro_f1"]["value"] for target in args.targets}
+        rates = shown[name]["facts"].get("rates")
         x, y = sum(scores[target] for target in others) / max(1, len(others)), scores["tone"]
         colour = INK if name in _NO_CODES else "#3d7fc1" if rates and rates["nominal"] < 500 else "#c1663d"
-        axes.plot(x, y, "o", color=colour, markersize=5)
         words = name if not rates else f"{name} ({rates['nominal']:.0f})"
-        axes.annotate(words, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7, color=INK)
-    axes.margins(x=0.15)
+        axes.plot(x, y, "o", color=colour, markersize=5, label=f"{number}  {words}")
+        # Neighbours of nearly the same height have their numbers on different sides.
+        place = ((4, 3), (-4, -10), (4, -10), (-9, 3))[number % 4]
+        axes.annotate(f"{number}", (x, y), xytext=place, textcoords="offset points", fontsize=8, color=INK)
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8, frameon=False, handletextpad=0.3)
+    axes.margins(x=0.08, y=0.08)
     dress(axes, "", f"mean of {', '.join(others)}", "tone")
     return figure
 
