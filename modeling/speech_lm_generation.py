@@ -99,6 +99,7 @@ class SpeechGeneration:
             top_p (`float`, *optional*): Draw from the likeliest ids whose probabilities sum to it; likewise.
             repetition_window (`int`, *optional*, defaults to 0): Frames back in which a code of a codebook may occur
                 `repetition_limit` times; 0 for no limit. In the delay layout the first codebook alone is limited.
+                Codebooks that are smaller than others, as that of F0, are not.
             repetition_limit (`int`, *optional*, defaults to 3): See `repetition_window`.
             durations (sequence of sequences of `int`, *optional*): Frames of each piece of each text, where they are
                 given in place of the model's own.

@@ -379,7 +379,9 @@ class SpeechPlan:
             processors = [AudioOnly(ids), MinFrames(ids, settings.min_frames)]
         coding = self.config.coding
         if settings.repetition_window:
-            counted = 1 if coding.sizes else None  # of runs, units alone
+            # Of runs, units alone; and no smaller codebooks behind them: what these hold, such as F0, stays the same.
+            largest = [size == ids.codebook_size for size in (*ids.sizes, 0)]
+            counted = 1 if coding.sizes else largest.index(False)
             window, limit = settings.repetition_window, settings.repetition_limit
             processors.append(WindowedRepetition(ids, window, limit, num_codebooks=counted))
         return LogitsProcessorList(processors)

@@ -215,7 +215,10 @@ class AudioVocabulary:
         for vectors, num_codes in zip(found, config.code_sizes, strict=False):
             vectors = vectors[:num_codes]
             deviation = vectors.std(0)
-            vectors = (vectors - vectors.mean(0)) / deviation.clamp(min=1e-6 * float(deviation.max()) + 1e-12)
+            varies = deviation > 1e-6 * float(deviation.max())  # of F0 codes, two dimensions alone do
+            if varies.any():
+                vectors, deviation = vectors[:, varies], deviation[varies]
+            vectors = (vectors - vectors.mean(0)) / deviation.clamp(min=1e-12)
             size = vectors.shape[1]
             # Orthonormal columns or rows, whichever there are fewer of.
             basis = torch.linalg.qr(torch.randn(max(size, dim), min(size, dim), generator=generator))[0]

@@ -66,6 +66,7 @@ def describe_model(folder: Path) -> dict[str, Any]:
         described["is_swapped"] = hasattr(config, "primary_codebook_size")
         described["has_vocoder"] = config.vocoder_config is not None
         described["num_units"] = len(config.unit_codebook_sizes)
+        described["unit_sizes"] = list(dict.fromkeys(config.unit_codebook_sizes))
         described |= {"f0_bins": config.f0_bins, "f0_stride": config.f0_stride}
     elif described["family"] == "codec":
         facts |= _codec_facts(config)

@@ -95,6 +95,34 @@ def test_what_a_codebook_lacks_is_never_written(units, layout, text_alignment):
         assert output.audio_values.isfinite().all()
 
 
+def test_codes_of_small_codebooks_may_repeat_where_units_may_not(units):
+    model, processor = make(units, "flat")
+    wanted = torch.zeros(3, 16, dtype=torch.bool)
+    wanted[:, 1] = True
+    prefer(model, wanted)
+    output = model.generate_speech(
+        "hi",
+        processor,
+        min_frames=12,
+        max_frames=12,
+        temperature=0,
+        generators=[torch.Generator().manual_seed(0)],
+        repetition_window=6,
+        repetition_limit=1,
+    )
+    codes = output.audio_codes[0][:, output.audio_codes_mask[0].bool()]
+    assert codes.shape[1] >= 11
+    assert (codes[1:] == 1).all()
+    assert all(len(set(codes[0, start : start + 6].tolist())) == 6 for start in range(codes.shape[1] - 5))
+
+
+def test_codes_of_small_codebooks_begin_as_large_as_others(units):
+    model = make(units, "flat")[0]
+    rows = model._mapped_codebooks(64, torch.Generator().manual_seed(0))
+    for row, size in zip(rows, SIZES, strict=True):
+        assert 0.7 < row[:size].std() < 1.3
+
+
 def test_the_sizes_travel_with_model_and_processor(units, tmp_path):
     model, processor = make(units, "delay", num_codebooks=2)
     assert model.config.codebook_sizes == [16, 5]

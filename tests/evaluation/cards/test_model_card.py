@@ -174,6 +174,11 @@ def test_a_card_of_units_with_f0_tells_of_its_codes(tmp_path):
     assert "The last row of codes tells the fundamental frequency (F0): one of 8 codes each 80 ms." in text
     assert "| units | 1 of 16 a frame |" in text
     assert "| F0 | one of 8 codes for 4 frames, 55 to 550 Hz |" in text
+    assert "one of 16 k-means clusters of a speech encoder's features (log2 16 = 4 bits)." in text
+    KMeansUnitsConfig(**fields, kept_dims=2, kept_codebook_size=4).save_pretrained(tmp_path)
+    text = str(build_card(tmp_path, "tiny-units"))
+    assert "50 frames per second of 2 units each" in text
+    assert "one of 16 or 4 k-means clusters of a speech encoder's features." in text
 
 
 @pytest.mark.parametrize(("auxiliary", "learnt"), [(64, "an auxiliary codebook of 64 (DC-Spin)"), (None, "(Spin)")])
