@@ -249,7 +249,7 @@ def test_an_adapter_of_another_coding_is_refused(tmp_path):
     model, _ = tiny_speech_lm()
     save_adapter(add_adapter(model, r=4), tmp_path / "adapter")
     other, _ = tiny_speech_lm()
-    other.config.unit_coding = "units"
+    other.config.unit_coding, other.config.num_units = "units", 4
     with pytest.raises(ValueError, match="`unit_coding` was 'frames' and is 'units'"):
         load_adapter(other, tmp_path / "adapter")
 
