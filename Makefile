@@ -47,7 +47,7 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 	.processing.tone_labels .evaluation.understanding.lstm_probe .training.studies.clip_tokens .training.studies.measured_files \
 	.training.studies.tone_study.arguments .training.studies.tone_study.syllables .training.studies.tone_study.folds \
 	.training.studies.tone_study.frames .training.studies.tone_study.arms .training.studies.tone_study.information \
-	.training.studies.tone_study.cells .training.studies.tone_study.comparison .training.studies.tone_study.report \
+	.training.studies.tone_study.cells .training.common.shared_work .training.studies.tone_study.comparison .training.studies.tone_study.report \
 	.training.studies.tone_study.study \
 	.modeling.pitch_frames .modeling.f0_codebook .training.units.f0_fitting)
 # On a few shared cores, tiny models are faster on one thread than on several that wait for each other.
