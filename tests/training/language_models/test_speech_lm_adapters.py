@@ -249,7 +249,13 @@ def test_an_adapter_of_another_coding_is_refused(tmp_path):
     model, _ = tiny_speech_lm()
     save_adapter(add_adapter(model, r=4), tmp_path / "adapter")
     other, _ = tiny_speech_lm()
-    other.config.unit_coding, other.config.num_units = "units", 4
+    for name, value in {
+        "unit_coding": "units",
+        "num_codebooks": 1,
+        "num_units": 4,
+        "unit_durations": [1.0] * 4,
+    }.items():
+        setattr(other.config, name, value)
     with pytest.raises(ValueError, match="`unit_coding` was 'frames' and is 'units'"):
         load_adapter(other, tmp_path / "adapter")
 
