@@ -93,7 +93,7 @@ def row_codes(
 
     Args:
         row (`Mapping`): Row with `audio_codes` (row-major, codebook by codebook), `num_quantizers`, `num_frames` and
-            `codec_fingerprint`.
+            `codec_fingerprint`; of de-duplicated rows with `durations`, too.
         name (`str`): Name of the row, for messages.
         codec_fingerprint (`str`): Fingerprint of the language model's codec.
         num_codebooks (`int`): Codebooks that the language model has.
@@ -182,6 +182,11 @@ def _row_values(
         )
     shape = tuple(int(row[field]) for field in sizes)
     values = np.asarray(row[column])
+    if column == "audio_codes" and row.get("durations") is not None and values.size % shape[0] == 0:
+        # De-duplicated codes, spread over the frames that they last.
+        runs = values.reshape(shape[0], -1)
+        if len(row["durations"]) == runs.shape[1]:
+            values = np.repeat(runs, row["durations"], axis=1)
     if values.size != shape[0] * shape[1]:
         raise ValueError(
             f"{name} has {values.size} numbers in `{column}`, but `{sizes[0]}` {shape[0]}"

@@ -96,20 +96,26 @@ def load_recordings(
 
     if isinstance(recordings, datasets.Dataset) and not len(recordings):
         raise ValueError(f"`{path}` holds no recording.")
-    recordings = _keep_rows(recordings, filter_by or {}, file_list, path, parquet_files, unique_names)
+    recordings = keep_rows(recordings, filter_by or {}, file_list, path, parquet_files, unique_names)
     if streaming and isinstance(recordings, datasets.Dataset):
         return recordings.to_iterable_dataset()
     return recordings
 
 
-def _keep_rows(
+def keep_rows(
     recordings: Any,
     filter_by: dict[str, Any],
     file_list: str | None,
     path: str,
-    parquet_files: Sequence[Path],
-    unique_names: bool,
+    parquet_files: Sequence[Path] = (),
+    unique_names: bool = False,
 ) -> Any:
+    """
+    The rows that filters and a list choose; see [`load_recordings`], which has the same arguments.
+
+    Args:
+        parquet_files (sequence of `Path`, *optional*): Files of a stream, whose columns are known by them.
+    """
     conditions: list[tuple[str, set[str | None] | None]] = []
     for column, values in filter_by.items():
         values = values if isinstance(values, list | tuple | set) else [values]

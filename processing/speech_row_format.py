@@ -15,8 +15,10 @@ from .file_errors import FileError
 
 
 ROWS_FORMAT = "speech-tokenizers speech rows"
-# Rows of codes are as they were before there were rows of latents, which a reader of that time refuses by the version.
+# What a reader of that time would misread, it refuses by the version: there were rows of codes first, then of latents,
+# then of codes without repetitions.
 ROWS_VERSIONS = {"codes": 1, "latents": 2}
+DEDUPLICATED_VERSION = 3
 # What rows of one kind have, and those of the other lack.
 _FACTS_OF_KIND = {"codes": ("num_quantizers", "codebook_size"), "latents": ("kind", "latent_dim")}
 # What stands in a shard's metadata, as JSON.
@@ -44,6 +46,8 @@ class RowsFacts:
         sampling_rate (`int`): Sampling rate of the codec, in Hz.
         kind (`str`, *optional*, defaults to `"codes"`): What the rows hold: `"codes"` or `"latents"`.
         latent_dim (`int`, *optional*): Numbers of a latent; `None` for codes.
+        deduplicated (`bool`, *optional*, defaults to `False`): Whether runs of equal frames are one code, beside which
+            `durations` says how many frames it lasts.
 
     Raises:
         ValueError: If a kind lacks what it has, or has what it lacks.
@@ -58,6 +62,7 @@ class RowsFacts:
     sampling_rate: int
     kind: str = "codes"
     latent_dim: int | None = None
+    deduplicated: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ROWS_VERSIONS:
@@ -70,10 +75,17 @@ class RowsFacts:
                 )
             if not is_needed and value is not None:
                 raise ValueError(f"`{name}` must be left out of rows of {self.kind}, but got {value!r}.")
+        if self.deduplicated and self.kind != "codes":
+            raise ValueError("`deduplicated` merges equal codes, of which latents have none; leave it out.")
 
     @classmethod
     def of_codec(
-        cls, codec: Any, name: str, num_quantizers: int | None = None, kind: str | None = None
+        cls,
+        codec: Any,
+        name: str,
+        num_quantizers: int | None = None,
+        kind: str | None = None,
+        deduplicated: bool = False,
     ) -> "RowsFacts":
         """
         Args:
@@ -81,6 +93,7 @@ class RowsFacts:
             name (`str`): Name of the codec.
             num_quantizers (`int`, *optional*): Number of first codebooks to keep. Defaults to all.
             kind (`str`, *optional*): What the rows hold: `"codes"` or `"latents"`. Defaults to the codec's `kind`.
+            deduplicated (`bool`, *optional*, defaults to `False`): Whether runs of equal frames are one code.
 
         Raises:
             ValueError: If it gives nothing of that kind, has not so many codebooks, or such as are not decided yet.
@@ -107,6 +120,7 @@ class RowsFacts:
             frame_rate=float(codec.frame_rate),
             sampling_rate=codec.sampling_rate,
             kind=kind,
+            deduplicated=deduplicated,
             **of_kind,
         )
 
@@ -118,7 +132,7 @@ class RowsFacts:
     @property
     def format_version(self) -> int:
         """Version of the format in which rows of this kind are written."""
-        return ROWS_VERSIONS[self.kind]
+        return format_version(self.kind, self.deduplicated)
 
     @property
     def command(self) -> str:
@@ -128,7 +142,8 @@ class RowsFacts:
     def said(self) -> dict[str, Any]:
         """What a shard says of them; see [`facts_in`], which reads it."""
         (other,) = set(_FACTS_OF_KIND) - {self.kind}
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in _FACTS_OF_KIND[other]}
+        unsaid = {*_FACTS_OF_KIND[other], *([] if self.deduplicated else ["deduplicated"])}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in unsaid}
 
     def difference(self, other: "RowsFacts", with_name: bool = True) -> str | None:
         """
@@ -144,6 +159,11 @@ class RowsFacts:
             if (there := getattr(other, name)) != here and (with_name or name != "codec"):
                 return f"{name}={there} instead of {name}={here}"
         return None
+
+
+def format_version(kind: str, deduplicated: bool = False) -> int:
+    """Version of the format of rows of a kind."""
+    return DEDUPLICATED_VERSION if deduplicated else ROWS_VERSIONS[kind]
 
 
 def encoding_command(codec: str = "CODEC", num_quantizers: int | None = None, kind: str = "codes") -> str:
@@ -173,11 +193,13 @@ def rows_schema(facts: RowsFacts, others: Iterable[pyarrow.Field] = ()) -> pyarr
     else:
         assert facts.codebook_size is not None
         token, size = pyarrow.uint16() if facts.codebook_size <= 1 << 16 else pyarrow.uint32(), "num_quantizers"
+    durations = [("durations", pyarrow.list_(pyarrow.uint32()))] if facts.deduplicated else []
     schema = pyarrow.schema(
         [
             ("id", pyarrow.string()),
             ("text", pyarrow.string()),
             (facts.column, pyarrow.list_(token)),
+            *durations,
             (size, pyarrow.int32()),
             ("num_frames", pyarrow.int32()),
             ("seconds", pyarrow.float64()),
@@ -244,7 +266,7 @@ def check_format(path: Path, said: Mapping[str, Any]) -> None:
     kind = said.get("kind", "codes")
     if kind not in ROWS_VERSIONS:
         raise SpeechRowsError(path, f"holds {kind!r}, of which this package knows nothing; update it.")
-    if said["format_version"] != (known := ROWS_VERSIONS[kind]):
+    if said["format_version"] != (known := format_version(kind, said.get("deduplicated", False))):
         raise SpeechRowsError(
             path,
             f"has version {said['format_version']} of the format, but this package reads {known} for rows of {kind};"
@@ -260,6 +282,6 @@ def facts_in(said: Mapping[str, Any]) -> RowsFacts:
         KeyError, ValueError: If it lacks some, or they contradict each other.
     """
     of_kind: dict[str, Any] = {name: said.get(name) for name in ("num_quantizers", "codebook_size", "latent_dim")}
-    of_kind["kind"] = said.get("kind", "codes")
+    of_kind |= {"kind": said.get("kind", "codes"), "deduplicated": said.get("deduplicated", False)}
     others = [field.name for field in dataclasses.fields(RowsFacts) if field.name not in of_kind]
     return RowsFacts(**{name: said[name] for name in others}, **of_kind)

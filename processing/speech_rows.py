@@ -9,6 +9,7 @@ No row holds ids of a language model, so that one encoded corpus serves every mo
   `seconds`; or `audio_latents`, the latents of `(num_frames, latent_dim)` frame by frame in float16 (relative error
   2^-11 at most, from 6.1e-5 on), with `latent_dim`, `num_frames` and `seconds`;
 - `words`, a list of `{word, start, end}`, and `phones`, a list of `{label, start, end}`, in seconds, or null;
+- where rows were de-duplicated, `durations`: the frames that each code of `(num_quantizers, num_runs)` lasts;
 - `codec`, `codec_fingerprint`, `encoder_fingerprint`, and the other columns of the corpus.
 
 A folder holds `rows-00000.parquet` and so on and, once it is complete, `dataset_info.json`. Each shard says in its
@@ -18,7 +19,6 @@ reason; within it, `load_dataset("parquet", data_dir=FOLDER)` would take that fi
 
 import dataclasses
 import glob
-import hashlib
 import json
 import os
 import re
@@ -35,8 +35,6 @@ import pyarrow.parquet
 from .metadata_files import probably_meant
 from .speech_row_format import (
     ENCODE_ANEW,
-    METADATA_KEY,
-    ROWS_FORMAT,
     RowsFacts,
     SpeechRowsError,
     check_format,
@@ -47,14 +45,14 @@ from .speech_row_format import (
     shard_name,
     shards_in,
 )
-from .whole_files import LinesFile, WholeFile, beside, check_folder_is_writable, write_whole
+from .speech_row_shards import SpeechRowShards, folder_info, unstorable_latent
+from .unit_sequences import expand
+from .whole_files import LinesFile, beside, check_folder_is_writable, write_whole
 
 
 INFO_NAME = "dataset_info.json"
 ROWS_PER_SHARD = 1000
 _LOCK_NAME = ".writing"
-# Of float16; a latent beyond it would become infinite.
-LARGEST_LATENT = 65504.0
 # What a killed process leaves of a `WholeFile`.
 _TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _ANEW = "choose another folder, or pass --overwrite to make the rows anew"
@@ -108,15 +106,13 @@ class SpeechRowsWriter:
         others: Iterable[pyarrow.Field] = (),
         overwrite: bool = False,
     ):
-        if rows_per_shard < 1:
-            raise ValueError(f"`rows_per_shard` must be at least 1, but got {rows_per_shard}.")
         self.folder, self.facts, self.rows_per_shard = Path(folder), facts, rows_per_shard
-        self.schema = rows_schema(facts, others)
+        self.shards = SpeechRowShards(self.folder, facts, rows_per_shard, others)
         check_folder_is_writable(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = LinesFile(self.folder / _LOCK_NAME)
         self._is_closed = False
-        self._written: dict[int, WrittenShard] = {}
+        self._written: dict[int, dict[str, Any]] = {}
         try:
             for path in self.folder.iterdir():
                 if _TEMPORARY_NAME.fullmatch(path.name):
@@ -129,12 +125,12 @@ class SpeechRowsWriter:
             raise
 
     def _remove_all(self) -> None:
-        self._unfinish()
+        self.unfinish()
         for path in shards_in(self.folder).values():
             path.unlink()
 
-    def _unfinish(self) -> None:
-        # A folder is complete where this file is; it goes before anything else changes.
+    def unfinish(self) -> None:
+        """Say that the folder is not complete, before anything in it changes."""
         (self.folder / INFO_NAME).unlink(missing_ok=True)
         set_aside_path(self.folder).unlink(missing_ok=True)
 
@@ -148,7 +144,7 @@ class SpeechRowsWriter:
                 if not isinstance(error.__cause__, pyarrow.ArrowException):
                     raise  # a file of somebody else's
                 print(f"{path}: is damaged, and written anew", file=sys.stderr)
-                self._unfinish()
+                self.unfinish()
                 path.unlink()
                 continue
             difference = self.facts.difference(facts_in(said))
@@ -180,14 +176,11 @@ class SpeechRowsWriter:
             return None
         missing = {entry["position"] for entry in said["set_aside"]}
         present = [digest for position, digest in enumerate(inputs) if position not in missing]
-        if said["inputs"] != self._digest(present):
+        if said["inputs"] != self.shards.digest(present):
             path = self.folder / shard_name(number)
             raise SpeechRowsError(path, f"was made from other recordings, texts, times or columns; {_ANEW}.")
-        self._written[number] = _shard_of(said, is_kept=True)
-        return self._written[number]
-
-    def _digest(self, inputs: Iterable[str]) -> str:
-        return hashlib.sha256("\n".join([str(self.schema), *inputs]).encode()).hexdigest()[:24]
+        self._written[number] = said
+        return _shard_of(said, is_kept=True)
 
     def write(
         self,
@@ -208,76 +201,10 @@ class SpeechRowsWriter:
             ValueError: If there are more than `rows_per_shard`, or a row is not what the columns hold.
             OSError: If it cannot be written.
         """
-        if len(rows) > self.rows_per_shard or len(rows) != len(inputs):
-            raise ValueError(
-                f"`rows` has {len(rows)} entries and `inputs` {len(inputs)}, but a shard takes up to"
-                f" {self.rows_per_shard} recordings with one of each."
-            )
-        present = [position for position, row in enumerate(rows) if "reason" not in row]
-        set_aside = [{"position": at, **row} for at, row in enumerate(rows) if "reason" in row]
-        filled = [self._filled(rows[position]) for position in present]
-        said = {
-            "format": ROWS_FORMAT,
-            "format_version": self.facts.format_version,
-            **self.facts.said(),
-            "rows_per_shard": self.rows_per_shard,
-            "num_rows": len(filled),
-            "seconds": sum(row["seconds"] for row in filled),
-            "inputs": self._digest(inputs[position] for position in present),
-            "set_aside": set_aside,
-        }
-        self._unfinish()
-        if filled:
-            self._write_table(number, filled, said)
-        self._there[number] = said
-        self._written[number] = _shard_of(said)
-        return self._written[number]
-
-    def _filled(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        made_by = ("codec", "codec_fingerprint", "encoder_fingerprint", "num_quantizers", "latent_dim")
-        filled = {name: row.get(name) for name in self.schema.names}
-        filled |= {name: getattr(self.facts, name) for name in made_by if name in filled}
-        if unknown := sorted(set(row) - set(filled)):
-            raise ValueError(f"`rows` has columns {unknown}, which were not announced; pass them as `others`.")
-        tokens, num_frames = self._latents(row) if self.facts.kind == "latents" else self._codes(row)
-        return {**filled, self.facts.column: tokens, "num_frames": num_frames}
-
-    def _codes(self, row: Mapping[str, Any]) -> tuple[np.ndarray, int]:
-        # Row by row, and the number of frames.
-        assert self.facts.codebook_size is not None
-        codes = np.asarray(row["audio_codes"])
-        if codes.ndim != 2 or len(codes) != self.facts.num_quantizers or not codes.shape[1]:
-            expected = f"({self.facts.num_quantizers}, num_frames)"
-            raise ValueError(f"`audio_codes` of {row['id']!r} must have shape {expected}, but got {codes.shape}.")
-        if codes.min() < 0 or codes.max() >= self.facts.codebook_size:
-            raise ValueError(
-                f"`audio_codes` of {row['id']!r} must lie between 0 and {self.facts.codebook_size - 1}, but range from"
-                f" {codes.min()} to {codes.max()}."
-            )
-        return codes.reshape(-1), codes.shape[1]
-
-    def _latents(self, row: Mapping[str, Any]) -> tuple[np.ndarray, int]:
-        # Frame by frame, and the number of frames.
-        latents = np.asarray(row["audio_latents"])
-        if latents.ndim != 2 or latents.shape[1] != self.facts.latent_dim or not len(latents):
-            expected = f"(num_frames, {self.facts.latent_dim})"
-            raise ValueError(f"`audio_latents` of {row['id']!r} must have shape {expected}, but got {latents.shape}.")
-        if reason := unstorable_latent(latents):
-            raise ValueError(f"`audio_latents`: {row['id']!r} {reason} Leave the recording out.")
-        return latents.reshape(-1), len(latents)
-
-    def _write_table(self, number: int, rows: list[dict[str, Any]], said: Mapping[str, Any]) -> None:
-        schema = self.schema.with_metadata({METADATA_KEY: json.dumps(said, ensure_ascii=False).encode()})
-        column = self.facts.column
-        token = schema.field(column).type.value_type.to_pandas_dtype()
-        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in schema.names}
-        columns[column] = [tokens.astype(token) for tokens in columns[column]]
-        try:
-            table = pyarrow.table(columns, schema=schema)
-        except (pyarrow.ArrowException, TypeError) as error:
-            raise ValueError(f"`rows` from {rows[0]['id']!r} on do not fit the columns: {error}.") from error
-        with WholeFile(self.folder / shard_name(number)) as temporary:
-            pyarrow.parquet.write_table(table, temporary, compression="zstd")
+        self.unfinish()
+        said = self.shards.write(number, rows, inputs)
+        self._there[number] = self._written[number] = said
+        return _shard_of(said)
 
     def finish(self, num_shards: int) -> None:
         """
@@ -290,27 +217,9 @@ class SpeechRowsWriter:
             SpeechRowsError: If one was not, or there are others.
         """
         self.check_number_of_shards(num_shards)
-        shards = {number: self._written.get(number) for number in range(num_shards)}
-        if unwritten := [number for number, shard in shards.items() if shard is None]:
+        if unwritten := [number for number in range(num_shards) if number not in self._written]:
             raise SpeechRowsError(self.folder / shard_name(unwritten[0]), "was not written; write it before the end.")
-        written = [(number, shard) for number, shard in shards.items() if shard is not None]
-        set_aside = [entry for _, shard in written for entry in shard.set_aside.values()]
-        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in set_aside)
-        if lines:
-            write_whole(set_aside_path(self.folder), lines.encode(errors="backslashreplace"))
-        else:
-            set_aside_path(self.folder).unlink(missing_ok=True)
-        info = {
-            "format": ROWS_FORMAT,
-            "format_version": self.facts.format_version,
-            **self.facts.said(),
-            "rows_per_shard": self.rows_per_shard,
-            "num_rows": sum(shard.num_rows for _, shard in written),
-            "num_set_aside": len(set_aside),
-            "seconds": round(sum(shard.seconds for _, shard in written), 3),
-            "shards": {shard_name(number): shard.num_rows for number, shard in written if shard.num_rows},
-        }
-        write_whole(self.folder / INFO_NAME, json.dumps(info, indent=2) + "\n")
+        finish_folder(self.shards, [self._written[number] for number in range(num_shards)])
 
     def close(self) -> None:
         """Let other processes write."""
@@ -326,13 +235,37 @@ class SpeechRowsWriter:
         self.close()
 
 
+def finish_folder(shards: SpeechRowShards, said: Sequence[Mapping[str, Any]]) -> None:
+    """
+    Say that a folder is complete: write the list of what was set aside, and then `dataset_info.json`.
+
+    Args:
+        shards ([`SpeechRowShards`]): Its shards.
+        said (sequence of `dict`): What each of them says of itself, in order.
+
+    Raises:
+        OSError: If these cannot be written.
+    """
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for shard in said for entry in _named(shard))
+    if lines:
+        write_whole(set_aside_path(shards.folder), lines.encode(errors="backslashreplace"))
+    else:
+        set_aside_path(shards.folder).unlink(missing_ok=True)
+    write_whole(shards.folder / INFO_NAME, json.dumps(folder_info(shards, said), indent=2) + "\n")
+
+
+def _named(said: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [{"name": entry["name"], "reason": entry["reason"]} for entry in said["set_aside"]]
+
+
 def set_aside_path(folder: str | os.PathLike[str]) -> Path:
     """The file, beside a folder of rows, of recordings that were set aside."""
     return beside(os.path.abspath(folder), ".set_aside.jsonl")
 
 
 def _shard_of(said: Mapping[str, Any], is_kept: bool = False) -> WrittenShard:
-    set_aside = {entry["position"]: {"name": entry["name"], "reason": entry["reason"]} for entry in said["set_aside"]}
+    positions = [entry["position"] for entry in said["set_aside"]]
+    set_aside = dict(zip(positions, _named(said), strict=True))
     return WrittenShard(said["num_rows"], said["seconds"], set_aside, is_kept)
 
 
@@ -490,10 +423,11 @@ def row_audio_codes(row: Mapping[str, Any]) -> np.ndarray:
     The codes of a row.
 
     Args:
-        row (mapping): Row with `audio_codes`, `num_quantizers` and `num_frames`.
+        row (mapping): Row with `audio_codes`, `num_quantizers` and `num_frames`, and of de-duplicated rows with
+            `durations`.
 
     Returns:
-        `np.ndarray` of shape `(num_quantizers, num_frames)`, int64.
+        `np.ndarray` of shape `(num_quantizers, num_frames)`, int64. De-duplicated codes are spread over their frames.
 
     Raises:
         ValueError: If one of these is missing, or the numbers do not fit.
@@ -501,6 +435,8 @@ def row_audio_codes(row: Mapping[str, Any]) -> np.ndarray:
     _check_columns(row, "codes", "num_quantizers")
     codes = np.asarray(row["audio_codes"], dtype=np.int64)
     shape = int(row["num_quantizers"]), int(row["num_frames"])
+    if row.get("durations") is not None and codes.ndim == 1 and len(codes) % shape[0] == 0:
+        codes = expand(codes.reshape(shape[0], -1), np.asarray(row["durations"], dtype=np.int64)).reshape(-1)
     if codes.ndim != 1 or len(codes) != shape[0] * shape[1]:
         raise ValueError(
             f"`audio_codes` of {row.get('id')!r} has {codes.size} codes, but {shape[0]} codebooks of {shape[1]} frames"
@@ -535,14 +471,6 @@ def row_audio_latents(row: Mapping[str, Any]) -> np.ndarray:
     return latents.reshape(shape)
 
 
-def unstorable_latent(latents: np.ndarray) -> str | None:
-    """Why rows cannot hold latents `(num_frames, latent_dim)`, or `None` where they can."""
-    if (np.abs(latents) <= LARGEST_LATENT).all():  # false for what is no number, too
-        return None
-    largest = float(np.abs(latents).max())
-    return f"has a latent of {largest:g}, but the float16 of rows ends at {LARGEST_LATENT:.0f}."
-
-
 def _check_columns(row: Mapping[str, Any], kind: str, size: str) -> None:
     other = "latents" if kind == "codes" else "codes"
     if f"audio_{kind}" not in row and f"audio_{other}" in row:
@@ -565,6 +493,7 @@ __all__ = [
     "SpeechRowsError",
     "SpeechRowsWriter",
     "WrittenShard",
+    "finish_folder",
     "read_rows_facts",
     "read_speech_rows",
     "row_audio_codes",

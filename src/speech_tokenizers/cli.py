@@ -216,6 +216,11 @@ _GROUPS = {
             "turn a corpus into rows of codes or latents, for speech language models",
             "commands.encode_rows",
         ),
+        "encode-corpus": (
+            "the same for a corpus of any size, by many processes or a cluster",
+            "commands.encode_corpus",
+        ),
+        "verify-corpus": ("encode a sample of such a corpus again, and compare", "commands.verify_corpus"),
     },
     "train": {
         "train": ("train what a recipe describes: a codec, units, an encoder, a language model", "commands.train"),

@@ -14,6 +14,7 @@ from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
 from speech_tokenizers.modeling.speech_lm_alarms import longest_loop
 from speech_tokenizers.modeling.speech_lm_sequences import PIECE_COLUMNS, pad_sequences
 from speech_tokenizers.modeling.speech_lm_tasks import TASKS
+from speech_tokenizers.processing.speech_rows import row_audio_codes
 from speech_tokenizers.processing.unit_sequences import deduplicate
 from speech_tokenizers.training.common.processes import process_state
 from speech_tokenizers.training.common.recipe_files import check_names
@@ -139,7 +140,7 @@ def piece_frames(
             it still says a label that the new rows lack.
     """
     frames: dict[str, list[int]] = {label: [] for label in processor.piece_labels}
-    for row in rows.select_columns(["phones", *processor.count_columns]):
+    for row in rows.select_columns(["phones", *columns_of_counts(rows, processor)]):
         phones = row["phones"] or ()
         if not phones:
             continue
@@ -168,7 +169,7 @@ def frames_per_character(rows: Any, processor: SpeechLMProcessor, share: float =
     """
     of_words = processor.text_alignment == "word"
     of_texts, of_pieces = [], []
-    for row in rows.select_columns(["text", *processor.count_columns, *(["words"] if of_words else [])]):
+    for row in rows.select_columns(["text", *columns_of_counts(rows, processor), *(["words"] if of_words else [])]):
         if not row["text"]:
             continue
         of_texts.append(processor.frame_counts(row)[0] / (len(row["text"]) + 1))
@@ -198,6 +199,11 @@ def latent_moments(rows: Any, processor: SpeechLMProcessor) -> tuple[torch.Tenso
     return mean, products / max(1, count) - torch.outer(mean, mean)
 
 
+def columns_of_counts(rows: Any, processor: SpeechLMProcessor) -> list[str]:
+    """The columns of rows that [`SpeechLMProcessor.frame_counts`] reads; de-duplicated rows have durations."""
+    return [*processor.count_columns, *(["durations"] if "durations" in rows.column_names else [])]
+
+
 def unit_durations(rows: Any, num_units: int) -> list[float]:
     """
     Mean duration of each unit, in frames, over runs of equal frames; 1 for a unit that does not occur.
@@ -207,8 +213,8 @@ def unit_durations(rows: Any, num_units: int) -> list[float]:
         num_units (`int`): Number of units.
     """
     frames, runs = np.zeros(num_units), np.zeros(num_units)
-    for row in rows.select_columns(["audio_codes", "num_frames"]):
-        units, lasting = deduplicate(np.asarray(row["audio_codes"][: row["num_frames"]]))
+    for row in rows:
+        units, lasting = deduplicate(row_audio_codes(row)[0])
         np.add.at(frames, units, lasting)
         np.add.at(runs, units, 1)
     return [round(float(value), 3) for value in np.where(runs > 0, frames, 1) / np.maximum(runs, 1)]
@@ -239,7 +245,7 @@ def symbols_per_second(rows: Any, processor: SpeechLMProcessor, max_rows: int = 
         max_rows (`int`, *optional*, defaults to 500): Most rows, the first ones, that are counted.
     """
     timed = PIECE_COLUMNS[processor.text_alignment][0] if processor.text_alignment != "none" else None
-    columns = ["seconds", *processor.count_columns, *([timed] if timed in rows.column_names else [])]
+    columns = ["seconds", *columns_of_counts(rows, processor), *([timed] if timed in rows.column_names else [])]
     total, seconds = 0, 0.0
     for row in rows.select(range(min(max_rows, len(rows)))).select_columns(columns):
         total += sum(processor.frame_counts(row, (row.get(timed) or None) if timed else None))

@@ -119,7 +119,7 @@ class RowFields:
         return fields | {other.name: row[before.get(other.name, other.name)] for other in self.others}
 
     def fingerprints(self, recordings: "datasets.Dataset") -> list[str]:
-        """A fingerprint of each recording and of its fields, 24 hexadecimal digits; each file is read as a whole."""
+        """The [`row_fingerprint`] of each recording; each file is read as a whole."""
         from speech_tokenizers.processing.recording_fingerprint import recording_fingerprints
 
         found = []
@@ -128,8 +128,7 @@ class RowFields:
                 fields: Any = self.of(row)
             except ValueError as error:
                 fields = str(error)
-            content = json.dumps([recording, fields], ensure_ascii=False, default=repr)
-            found.append(hashlib.sha256(content.encode(errors="backslashreplace")).hexdigest()[:24])
+            found.append(row_fingerprint(recording, fields))
         return found
 
 
@@ -142,11 +141,13 @@ class RowCoding:
         model ([`SpeechCodec`] or `PreTrainedModel`): Codec, units or continuous tokens, in evaluation mode.
         feature_extractor: The model's feature extractor.
         codec_name (`str`): Name of the model, by which it is found again.
-        fields ([`RowFields`]): What is known of the recordings.
+        fields ([`RowFields`], *optional*): What is known of the recordings, for whole datasets of them.
         num_quantizers (`int`, *optional*): Number of first codebooks to keep. Defaults to all.
         batch_seconds (`float`, *optional*, defaults to 60.0): See [`encode_recordings`].
         kind (`str`, *optional*): What the rows hold: `"codes"`, or `"latents"` for continuous tokens, a codec's frames
             before quantization or an encoder's features. Defaults to the model's `kind`.
+        deduplicate (`bool`, *optional*, defaults to `False`): Whether to merge runs of equal frames.
+        num_threads (`int`, *optional*, defaults to 2): Number of threads that decode audio.
 
     Raises:
         ValueError: If the model gives nothing of that kind, has not so many codebooks, or is in training mode, where
@@ -156,10 +157,12 @@ class RowCoding:
     model: Any
     feature_extractor: Any
     codec_name: str
-    fields: RowFields
+    fields: RowFields | None = None
     num_quantizers: int | None = None
     batch_seconds: float = 60.0
     kind: str | None = None
+    deduplicate: bool = False
+    num_threads: int = 2
 
     def __post_init__(self) -> None:
         if getattr(self.model, "training", False):
@@ -176,7 +179,7 @@ class RowCoding:
         kind = model.kind if self.kind is None else self.kind
         if kind == "codes":
             model.encode_stream("codes", self.num_quantizers)  # refuses codebooks that cannot be chosen
-        return RowsFacts.of_codec(model, self.codec_name, self.num_quantizers, kind)
+        return RowsFacts.of_codec(model, self.codec_name, self.num_quantizers, kind, self.deduplicate)
 
     def __call__(
         self, recordings: "datasets.Dataset", on_recording: Callable[[], object] | None = None
@@ -191,6 +194,7 @@ class RowCoding:
                 `(num_quantizers, num_frames)`) or `audio_latents` (`np.ndarray` of shape `(num_frames, latent_dim)`,
                 float32) and `seconds`, or `{"name", "reason"}` where it cannot be a row.
         """
+        assert self.fields is not None
         found: list[dict[str, Any]] = []
         for row in _without_audio(recordings):
             try:
@@ -198,23 +202,45 @@ class RowCoding:
             except ValueError as error:
                 found.append(_set_aside(row[self.fields.id_column], str(error)))
         usable = [index for index, fields in enumerate(found) if "reason" not in fields]
+        coded = self.code([found[index] for index in usable], recordings.select(usable), on_recording)
+        for index, row in zip(usable, coded, strict=True):
+            found[index] = row
+        return found
+
+    def code(
+        self,
+        fields: Sequence[dict[str, Any]],
+        recordings: Sequence[Any],
+        on_recording: Callable[[], object] | None = None,
+    ) -> list[dict[str, Any]]:
+        """
+        Args:
+            fields (sequence of `dict`): What is known of each recording, as [`RowFields.of`] gives it.
+            recordings (sequence): The recordings; see [`encode_recordings`].
+            on_recording (callable, *optional*): Function that is called after each recording.
+
+        Returns:
+            list of `dict`: What a call of this object gives.
+        """
+        found = list(fields)
         results = encode_recordings(
             self.model,
             self.feature_extractor,
-            recordings.select(usable),
+            recordings,
             self.batch_seconds,
             in_order=False,
+            num_threads=self.num_threads,
             kind=self.facts.kind,
         )
-        for result in results if usable else ():
-            index = usable[result.index]
-            found[index] = self._row(found[index], result)
+        for result in results if found else ():
+            found[result.index] = self._row(found[result.index], result)
             if on_recording is not None:
                 on_recording()
         return found
 
     def _row(self, fields: dict[str, Any], result: EncodedRecording) -> dict[str, Any]:
         from speech_tokenizers.processing.speech_rows import unstorable_latent
+        from speech_tokenizers.processing.unit_sequences import deduplicate
 
         if result.reason is not None:
             return _set_aside(fields["id"], result.reason)
@@ -236,6 +262,9 @@ class RowCoding:
             return _set_aside(fields["id"], "is too short for a frame.")
         if self.facts.kind == "latents" and (fault := unstorable_latent(tokens)) is not None:
             return _set_aside(fields["id"], fault)
+        if self.deduplicate:
+            tokens, durations = deduplicate(tokens)
+            fields = {**fields, "durations": durations}
         return {**fields, self.facts.column: tokens, "seconds": seconds}
 
 
@@ -270,6 +299,7 @@ def encode_speech_rows(
     from speech_tokenizers.processing.speech_rows import ROWS_PER_SHARD, SpeechRowsWriter
 
     size = ROWS_PER_SHARD if rows_per_shard is None else rows_per_shard
+    assert coding.fields is not None
     with SpeechRowsWriter(folder, coding.facts, size, coding.fields.others, overwrite) as writer:
         starts = range(0, len(recordings), size)
         writer.check_number_of_shards(len(starts))
@@ -288,6 +318,18 @@ def _is_mended(coding: RowCoding, block: "datasets.Dataset", shard: "WrittenShar
     if not shard.set_aside:
         return False
     return any("reason" not in row for row in coding(block.select(list(shard.set_aside))))
+
+
+def row_fingerprint(recording: str, fields: Any) -> str:
+    """
+    Fingerprint of a recording with all that is known of it, 24 hexadecimal digits.
+
+    Args:
+        recording (`str`): [`recording_fingerprint`].
+        fields (`dict` or `str`): Its fields, as [`RowFields.of`] gives them, or why it has none.
+    """
+    content = json.dumps([recording, fields], ensure_ascii=False, default=repr)
+    return hashlib.sha256(content.encode(errors="backslashreplace")).hexdigest()[:24]
 
 
 def _set_aside(name: str, reason: str) -> dict[str, Any]:
@@ -392,4 +434,4 @@ def _read_times(
     return found
 
 
-__all__ = ["RowCoding", "RowFields", "encode_speech_rows", "timed_pieces"]
+__all__ = ["RowCoding", "RowFields", "encode_speech_rows", "row_fingerprint", "timed_pieces"]

@@ -2,7 +2,6 @@
 """`speech-tokenizers encode-rows`: a corpus to Parquet rows of codes or latents, for speech language models."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,11 @@ from speech_tokenizers.coding.command_options import (
     add_batch_seconds_argument,
     add_device_argument,
     check_batch_seconds,
-    count,
 )
-from speech_tokenizers.commands.file_jobs import Tally, add_num_quantizers_argument
-from speech_tokenizers.commands.frame import UsageError, check_output_folder, load_model, say
+from speech_tokenizers.commands.file_jobs import Tally
+from speech_tokenizers.commands.frame import UsageError, load_model, say
 from speech_tokenizers.commands.interruption import raise_lost_interruption
+from speech_tokenizers.commands.row_options import add_row_arguments, check_rows_folder, lasting_name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,40 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="a folder of Parquet files; what an interrupted run left there is continued",
     )
-    parser.add_argument("--model", metavar="CODEC", required=True, help="checkpoint name, folder or Hub id")
-    add_num_quantizers_argument(parser)
-    parser.add_argument(
-        "--kind",
-        choices=("codes", "latents"),
-        help="content of the rows: codes, or latents in float16 (continuous tokens, a codec's frames before"
-        " quantization, an encoder's features); default: the model's own kind",
-    )
-    parser.add_argument(
-        "--times",
-        metavar="FILE",
-        type=Path,
-        help="times of words and phones, as `align` writes them; default: the metadata's columns `words` and `phones`",
-    )
-    parser.add_argument(
-        "--text-column", metavar="COLUMN", help="column of the metadata with what is said; default: `text`"
-    )
-    parser.add_argument(
-        "--split",
-        metavar="NAME",
-        help="rows whose column `split` is NAME (default: all), or split of a saved or Hub dataset (default: train)",
-    )
-    parser.add_argument("--list", metavar="FILE", help="the `file_name`s to encode, one a line")
-    parser.add_argument(
-        "--filter",
-        metavar="COLUMN=VALUE[,VALUE]",
-        nargs="*",
-        action="extend",
-        default=[],
-        help="the rows of the metadata to encode",
-    )
-    parser.add_argument(
-        "--rows-per-shard", metavar="N", type=count, default=1000, help="recordings in a Parquet file (default: 1000)"
-    )
+    add_row_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="remove the rows that are there, and begin anew")
     add_batch_seconds_argument(parser)
     add_device_argument(parser)
@@ -72,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from speech_tokenizers.coding.row_coding import RowCoding, RowFields
 
     check_batch_seconds(args.batch_seconds)
-    _check_output(args)
+    check_rows_folder(args)
     recordings = _recordings(args)
     fields = RowFields(recordings, args.text_column, args.times)
     model, feature_extractor = load_model(args.model, args.device)
@@ -80,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         coding = RowCoding(
             model,
             feature_extractor,
-            _lasting_name(args.model),
+            lasting_name(args.model),
             fields,
             args.num_quantizers,
             args.batch_seconds,
@@ -130,18 +96,6 @@ def _write(args: argparse.Namespace, coding: Any, recordings: Any) -> int:
     return tally.exit_code
 
 
-def _check_output(args: argparse.Namespace) -> None:
-    if args.output.suffix.lower() in (".parquet", ".jsonl", ".arrow") and not args.output.is_dir():
-        raise UsageError(f"--output {args.output} names a file, but several are written; name a folder.")
-    check_output_folder(args.output)
-    data = Path(os.path.realpath(args.data))
-    if data.is_dir() and Path(os.path.realpath(args.output)).is_relative_to(data):
-        raise UsageError(
-            f"--output {args.output} lies within {args.data}, whose readers would take the rows for recordings; name"
-            " a folder elsewhere."
-        )
-
-
 def _recordings(args: argparse.Namespace) -> Any:
     from speech_tokenizers.processing.labelled_rows import check_one_row_each
     from speech_tokenizers.processing.metadata_folders import is_saved_dataset
@@ -157,10 +111,3 @@ def _recordings(args: argparse.Namespace) -> Any:
     recordings = load_recordings(args.data, filter_by, args.list, unique_names=True, **split)
     check_one_row_each(recordings, args.data)
     return recordings
-
-
-def _lasting_name(name: str) -> str:
-    # By which the codec is found from another folder, too.
-    from speech_tokenizers.coding.loading import list_checkpoints
-
-    return os.path.abspath(name) if name not in list_checkpoints() and os.path.isdir(name) else name
