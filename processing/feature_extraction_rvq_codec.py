@@ -243,14 +243,17 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
                 remedy = f"some are longer than `max_length` ({max_length}); pass `truncation=True` to cut them"
             raise ValueError(f"No tensor can hold rows of {len(found)} different lengths: {remedy}.")
         for name in waveforms:
-            columns[name] = [row[np.newaxis] for row in columns[name]]
+            rows = columns[name]
+            columns[name] = rows[:, np.newaxis] if isinstance(rows, np.ndarray) else [row[np.newaxis] for row in rows]
         return BatchFeature(columns)
 
 
 def _converted(batch: BatchFeature, return_tensors: str | TensorType | None) -> BatchFeature:
     # Rows of different lengths stay a list.
-    is_ragged = len({len(mask) for mask in batch["padding_mask"]}) > 1
-    return batch if is_ragged else batch.convert_to_tensors(return_tensors)
+    if return_tensors is None or len({len(mask) for mask in batch["padding_mask"]}) > 1:
+        batch.update({name: list(rows) for name, rows in batch.items() if isinstance(rows, np.ndarray)})
+        return batch
+    return batch.convert_to_tensors(return_tensors)
 
 
 def _columns(rows: Any) -> dict[str, Sequence[Any]]:

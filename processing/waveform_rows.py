@@ -183,7 +183,9 @@ def one_row(values: Any) -> np.ndarray:
     return values
 
 
-def padded_rows(rows: Sequence[np.ndarray], length: int, side: str, value: float = 0.0) -> list[np.ndarray]:
+def padded_rows(
+    rows: Sequence[np.ndarray], length: int, side: str, value: float = 0.0
+) -> np.ndarray | list[np.ndarray]:
     """
     Rows with as much padding as they need for a length; longer ones stay as they are.
 
@@ -192,11 +194,17 @@ def padded_rows(rows: Sequence[np.ndarray], length: int, side: str, value: float
         length (`int`): Length to pad to.
         side (`str`): Side of the padding: `"right"` or `"left"`.
         value (`float`, *optional*, defaults to 0.0): Value of the padding.
+
+    Returns:
+        `np.ndarray` of shape `(num_rows, length)`, or a list of rows where some are longer.
     """
-    padded = []
-    for row in rows:
-        missing = max(0, length - len(row))
-        padded.append(np.pad(row, (0, missing) if side == "right" else (missing, 0), constant_values=value))
+    if any(len(row) > length for row in rows):
+        return [row if len(row) > length else padded_rows([row], length, side, value)[0] for row in rows]
+    # One array for all, which is filled once.
+    kind = rows[0].dtype
+    padded = np.full((len(rows), length), value, kind) if value else np.zeros((len(rows), length), kind)
+    for target, row in zip(padded, rows, strict=True):
+        target[slice(len(row)) if side == "right" else slice(length - len(row), length)] = row
     return padded
 
 

@@ -233,7 +233,7 @@ class RowCoding:
             kind=self.facts.kind,
         )
         for result in results if found else ():
-            found[result.index] = self._row(found[result.index], result)
+            found[result.index] = _without_path(self._row(found[result.index], result), recordings[result.index])
             if on_recording is not None:
                 on_recording()
         return found
@@ -318,6 +318,15 @@ def _is_mended(coding: RowCoding, block: "datasets.Dataset", shard: "WrittenShar
     if not shard.set_aside:
         return False
     return any("reason" not in row for row in coding(block.select(list(shard.set_aside))))
+
+
+def _without_path(row: dict[str, Any], recording: Any) -> dict[str, Any]:
+    # Reasons stand in shards, whose bytes must not depend on where the corpus lies.
+    audio = recording.get("audio") if isinstance(recording, dict) else recording
+    path = audio.get("path") if isinstance(audio, dict) else audio
+    if "reason" not in row or not isinstance(path, str | os.PathLike):
+        return row
+    return {**row, "reason": row["reason"].removeprefix(f"{os.fspath(path)}: ")}
 
 
 def row_fingerprint(recording: str, fields: Any) -> str:

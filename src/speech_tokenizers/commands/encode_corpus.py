@@ -168,8 +168,9 @@ def _engine_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _work(args: argparse.Namespace, step: Any, plan: Any, options: dict[str, Any], undone: list[int]) -> int:
     from speech_tokenizers.coding.corpus.engines import run_here, run_on_ray, run_workers
+    from speech_tokenizers.coding.corpus.preparation import num_shards_there
 
-    size = plan.shards.rows_per_shard
+    size, num_there = plan.shards.rows_per_shard, num_shards_there(plan, undone)
     num_left = sum(min(size, plan.num_recordings - number * size) for number in undone)
     started = time.perf_counter()
     with _progress(args, plan.num_recordings, plan.num_recordings - num_left) as bar:
@@ -188,7 +189,7 @@ def _work(args: argparse.Namespace, step: Any, plan: Any, options: dict[str, Any
                 raise_lost_interruption()
 
             run_here(step, plan, on_recording)
-    return _told(args, plan, len(undone), time.perf_counter() - started)
+    return _told(args, plan, len(undone) - num_there, time.perf_counter() - started)
 
 
 @contextlib.contextmanager

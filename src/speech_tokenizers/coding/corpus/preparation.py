@@ -109,6 +109,11 @@ def prepared_corpus(
         yield plan, fields.told
 
 
+def num_shards_there(plan: CorpusPlan, numbers: Sequence[int]) -> int:
+    """How many of these tasks have a shard already, which only has to be compared with its recordings."""
+    return sum((plan.shards.folder / _shard_name(number)).exists() for number in numbers)
+
+
 def _options(webdataset: str | None) -> dict[str, Any]:
     return {"webdataset": None if webdataset is None else os.path.abspath(webdataset)}
 
@@ -180,4 +185,4 @@ def stored_rows(folder: str | os.PathLike[str]) -> StoredRows:
     )
 
 
-__all__ = ["CorpusRequest", "StoredRows", "prepared_corpus", "stored_rows"]
+__all__ = ["CorpusRequest", "StoredRows", "num_shards_there", "prepared_corpus", "stored_rows"]

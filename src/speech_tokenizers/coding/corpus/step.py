@@ -4,6 +4,7 @@
 import functools
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,16 +202,18 @@ def _code_group(
     on_recording: Callable[[], object] | None,
 ) -> None:
     # Fills in the rows and the fingerprints of a group.
-    for position, fingerprint in _fingerprints(recordings, group):
-        inputs[position] = fingerprint
     for position, row in group:
         if "reason" in row:
             rows[position] = {"name": recordings[position].fields["id"], "reason": row["reason"]}
     positions = [position for position, row in group if "reason" not in row]
     audio = [row for _, row in group if "reason" not in row]
-    coded = coding.code([recordings[position].fields for position in positions], audio, on_recording)
-    for position, row in zip(positions, coded, strict=True):
-        rows[position] = row
+    with ThreadPoolExecutor(1) as pool:
+        fingerprints = pool.submit(lambda: list(_fingerprints(recordings, group)))
+        coded = coding.code([recordings[position].fields for position in positions], audio, on_recording)
+        for position, row in zip(positions, coded, strict=True):
+            rows[position] = row
+        for position, fingerprint in fingerprints.result():
+            inputs[position] = fingerprint
 
 
 @functools.lru_cache(maxsize=1)
