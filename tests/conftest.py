@@ -45,6 +45,23 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def other_checkpoint(tiny_checkpoint, tmp_path_factory):
+    """Folder of a codec like `tiny_checkpoint`, with other codebooks."""
+    from speech_tokenizers import load
+
+    model, feature_extractor = load(tiny_checkpoint)
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5)
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.mul_(1.5)
+    folder = tmp_path_factory.mktemp("checkpoint") / "other"
+    model.save_pretrained(folder)
+    feature_extractor.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def write_audio():
     """Function: write a noisy tone of so many seconds as an audio file, and return its path."""

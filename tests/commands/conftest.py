@@ -31,23 +31,6 @@ def unit_checkpoints(tmp_path_factory):
     return folders
 
 
-@pytest.fixture(scope="session")
-def other_checkpoint(tiny_checkpoint, tmp_path_factory):
-    """Folder of a codec like `tiny_checkpoint`, with other codebooks."""
-    from speech_tokenizers import load
-
-    model, feature_extractor = load(tiny_checkpoint)
-    for parameter in model.parameters():
-        parameter.data.mul_(1.5)
-    for buffer in model.buffers():
-        if buffer.is_floating_point():
-            buffer.mul_(1.5)
-    folder = tmp_path_factory.mktemp("checkpoint") / "other"
-    model.save_pretrained(folder)
-    feature_extractor.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def with_other_part(tmp_path):
     """Function: copy a checkpoint's folder with a part trained further, such as `"encoder"`; returns the copy."""

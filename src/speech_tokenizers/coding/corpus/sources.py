@@ -376,12 +376,14 @@ def _samples_in(tar: str) -> Iterator[_Sample]:
 
 
 def _fields_of(content: bytes, suffix: str) -> dict[str, Any]:
+    from speech_tokenizers.processing.metadata_files import as_text
+
     if suffix == ".txt":
         return {"text": content.decode().strip()}
     found = json.loads(content)
     if not isinstance(found, dict):
         raise ValueError("a .json in it holds no object")
-    return {name: value for name, value in found.items() if name not in ("audio", "file_name")}
+    return {name: as_text(value) for name, value in found.items() if name not in ("audio", "file_name")}
 
 
 # The Hub
@@ -402,7 +404,7 @@ def _hub_source(data: str, split: str, audio_column: str, config: str | None) ->
         ) from error
     by_split = builder.config.data_files or {}
     if split not in by_split:
-        raise ValueError(f"{data}: has no split {split!r}; it has {', '.join(map(repr, by_split)) or 'none'}.")
+        raise ValueError(f"{data}: has no split {split!r}; it has {', '.join(repr(str(name)) for name in by_split) or 'none'}.")
     files = [str(file) for file in by_split[split]]
     kind = type(builder).__module__.rsplit(".", 1)[-1]
     if kind == "webdataset":
