@@ -217,10 +217,10 @@ _GROUPS = {
             "commands.encode_rows",
         ),
         "encode-corpus": (
-            "the same for a corpus of any size, by many processes or a cluster",
+            "turn a corpus of any size into such rows, by many processes or a cluster",
             "commands.encode_corpus",
         ),
-        "verify-corpus": ("encode a sample of such a corpus again, and compare", "commands.verify_corpus"),
+        "verify-corpus": ("encode a sample of an encoded corpus again, and compare", "commands.verify_corpus"),
     },
     "train": {
         "train": ("train what a recipe describes: a codec, units, an encoder, a language model", "commands.train"),
