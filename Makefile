@@ -28,7 +28,10 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 	.modeling.speech_lm_streaming .modeling.speech_lm_voices \
 	.modeling.speech_lm_text .modeling.speech_lm_checks .modeling.speech_lm_frames .modeling.speech_lm_making \
 	.modeling.speech_lm_row_frames .modeling.speech_lm_vocabulary .modeling.speech_lm_writers .modeling.audio_logits .modeling.pronunciations \
-	.processing.speech_row_format .processing.speech_rows .coding.row_coding .coding.speech_lm_loading .coding.served_speech \
+	.processing.speech_row_format .processing.speech_row_shards .processing.speech_rows .coding.row_coding \
+	.coding.corpus.sources .coding.corpus.plan .coding.corpus.places .coding.corpus.step .coding.corpus.engines \
+	.coding.corpus.preparation .coding.corpus.verification .coding.corpus.webdataset .commands.encode_corpus \
+	.commands.verify_corpus .commands.row_options .coding.speech_lm_loading .coding.served_speech \
 	.conversion.causal_lm_checks .conversion.causal_lm_export .conversion.causal_lm_readme .conversion.speech_grammar \
 	.training.language_models.lora_settings .training.language_models.speech_lm_adapters \
 	.training.studies.lm_token_study .training.studies.lm_token_report \

@@ -130,6 +130,15 @@ class SpeechRowShards:
             raise ValueError(f"`audio_latents`: {row['id']!r} {reason} Leave the recording out.")
         return latents.reshape(-1), len(latents)
 
+    def _encodings(self) -> dict[str, Any]:
+        # Codes go through Parquet's dictionary, which packs them into as few bits as they need. Latents hardly repeat;
+        # their bytes of signs and exponents, beside each other, are what compression makes smaller.
+        if self.facts.kind != "latents":
+            return {}
+        column = self.facts.column
+        others = [name for name in self.schema.names if name != column]
+        return {"use_dictionary": others, "use_byte_stream_split": [f"{column}.list.element"]}
+
     def _write_table(self, number: int, rows: list[dict[str, Any]], said: Mapping[str, Any]) -> None:
         schema = self.schema.with_metadata({METADATA_KEY: json.dumps(said, ensure_ascii=False).encode()})
         column = self.facts.column
@@ -141,7 +150,7 @@ class SpeechRowShards:
         except (pyarrow.ArrowException, TypeError) as error:
             raise ValueError(f"`rows` from {rows[0]['id']!r} on do not fit the columns: {error}.") from error
         with WholeFile(self.folder / shard_name(number)) as temporary:
-            pyarrow.parquet.write_table(table, temporary, compression="zstd")
+            pyarrow.parquet.write_table(table, temporary, compression="zstd", **self._encodings())
 
 
 def unstorable_latent(latents: np.ndarray) -> str | None:

@@ -131,6 +131,12 @@ def check_understanding(names, folder):
     assert names["model"].config.find_task("mood").instruction == "Name the mood"
 
 
+def check_corpora(names, folder):
+    assert len(names["rows"]) == 3
+    by_hand = names["read_speech_rows"]("by-hand")
+    assert by_hand["audio_codes"][:] == names["rows"]["audio_codes"][:]
+
+
 CHECKS = {
     "README.md": check_readme,
     "docs/interface.md": check_interface,
@@ -144,6 +150,7 @@ CHECKS = {
     "docs/adapters.md": check_adapters,
     "docs/speaking.md": check_speaking,
     "docs/understanding.md": check_understanding,
+    "docs/corpora.md": check_corpora,
 }
 
 
@@ -159,6 +166,14 @@ def make_rows(folder, page="docs/speech_language_models.md", place=0):
 
 SETUPS = dict.fromkeys(("README.md", "docs/speech_language_models.md", "docs/adapters.md"), make_rows)
 SETUPS["docs/understanding.md"] = lambda folder: make_rows(folder, "docs/understanding.md", 3)
+
+
+def encode_and_verify(folder):
+    for command in blocks(PAGES["docs/corpora.md"], "bash")[0].splitlines():
+        assert main(shlex.split(command)[1:]) == 0
+
+
+SETUPS["docs/corpora.md"] = encode_and_verify
 
 
 def test_every_page_with_python_is_checked():

@@ -31,6 +31,7 @@ def read_groups(
     """
     kind = plan.said["kind"]
     usable = [position for position, recording in enumerate(recordings) if recording.fault is None]
+    rows: Iterator[tuple[int, dict[str, Any]]]
     if kind == "files":
         rows = ((at, _row(recordings[at], {"path": recordings[at].place.path, "bytes": None})) for at in usable)
     elif kind == "tar":
@@ -63,7 +64,8 @@ def _num_bytes(audio: Any) -> int:
 
 
 def _in_tars(recordings: Sequence[PlannedRecording], positions: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-    stream, path = None, None
+    stream: Any = None
+    path = None
     try:
         for position in positions:
             place = recordings[position].place
@@ -91,7 +93,7 @@ def _in_parquet(
     for position in positions:
         by_file.setdefault(recordings[position].place.path, []).append(position)
     for path, some in by_file.items():
-        at_row = {recordings[position].place.row: position for position in some}
+        at_row = {recordings[position].place.row or 0: position for position in some}
         for row, audio in _audio_of_rows(path, column, at_row):
             position = at_row.pop(row)
             if isinstance(audio, Exception):

@@ -142,7 +142,7 @@ def _loaded_source(
         if "split" in chosen:
             raise ValueError("`split` and a filter by `split` say the same; leave one out.")
         chosen["split"] = [split]
-    loading = {
+    loading: dict[str, Any] = {
         "path": os.path.abspath(data),
         "filter_by": chosen,
         "file_list": file_list,
@@ -308,7 +308,10 @@ def _tar_source(tars: Sequence[str], root: str | None) -> CorpusSource:
 
     from speech_tokenizers.processing.metadata_files import MetadataRow, as_columns
 
-    rows, places, faults, paths = [], [], {}, []
+    rows: list[MetadataRow] = []
+    places: list[Place] = []
+    faults: dict[int, str] = {}
+    paths: list[str] = []
     names: set[str] = set()
     for tar in tars:
         shown = tar.rsplit("/", 1)[-1] if root is None else os.path.relpath(os.path.abspath(tar), root)
@@ -367,7 +370,7 @@ def _samples_in(tar: str) -> Iterator[_Sample]:
                     assert file is not None
                     known.setdefault(key, {}).update(_fields_of(file.read(), suffix))
                 # `tarfile` remembers all members, of which a large tar has very many.
-                opened.members.clear()
+                opened.members.clear()  # type: ignore[attr-defined]
     except (tarfile.TarError, OSError, ValueError) as error:
         order.append(_Sample("(the rest)", {}, fault=f"{tar}: is no whole tar ({error}); copy it anew."))
     for key, sample in audio.items():

@@ -46,6 +46,7 @@ def _as_npy(row: dict[str, Any]) -> bytes:
     # Takes the numbers out of the row.
     import numpy as np
 
+    numbers: Any
     if "audio_latents" in row:
         numbers = np.asarray(row.pop("audio_latents"), np.float16).reshape(row["num_frames"], row["latent_dim"])
     else:
