@@ -407,7 +407,8 @@ def _hub_source(data: str, split: str, audio_column: str, config: str | None) ->
         ) from error
     by_split = builder.config.data_files or {}
     if split not in by_split:
-        raise ValueError(f"{data}: has no split {split!r}; it has {', '.join(repr(str(name)) for name in by_split) or 'none'}.")
+        known = ", ".join(repr(str(name)) for name in by_split) or "none"
+        raise ValueError(f"{data}: has no split {split!r}; it has {known}.")
     files = [str(file) for file in by_split[split]]
     kind = type(builder).__module__.rsplit(".", 1)[-1]
     if kind == "webdataset":
