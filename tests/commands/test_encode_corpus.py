@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`encode-corpus` and `verify-corpus`: many processes, a cluster that is played, and what users are told."""
 
+import contextlib
 import json
 import os
 import random
@@ -79,6 +80,25 @@ def test_workers_give_what_one_process_gives(run, words_of, tmp_path, num_worker
     assert contents(tmp_path / "more") == contents(tmp_path / "rows")
     # datatrove's own words stay in its files.
     assert "Launching pipeline" not in output
+
+
+def test_a_worker_that_is_killed_is_told_and_the_rest_goes_on_later(run, words_of, tmp_path):
+    run(*words_of(tmp_path / "rows"))
+    process = start("-m", "speech_tokenizers", *words_of(tmp_path / "more", "--workers", 2))
+    running = tmp_path / "more.plan" / "running"
+    deadline = time.monotonic() + 300
+    killed = False
+    while not killed and process.poll() is None and time.monotonic() < deadline:
+        for path in running.glob("*") if running.is_dir() else ():
+            with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
+                os.kill(int(path.read_text().split()[0]), signal.SIGKILL)
+                killed = True
+    output, _ = process.communicate(timeout=300)
+    assert killed
+    assert process.returncode == 1, output
+    assert "was killed, perhaps for lack of memory" in output
+    run(*words_of(tmp_path / "more"))
+    assert contents(tmp_path / "more") == contents(tmp_path / "rows")
 
 
 @pytest.mark.slow

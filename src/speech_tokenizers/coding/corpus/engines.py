@@ -6,6 +6,7 @@ datatrove counts a task as a rank, and remembers which ranks are complete. The p
 that its memory is made to agree with the plan before each start.
 """
 
+import _thread
 import os
 import shlex
 import shutil
@@ -58,6 +59,7 @@ def run_workers(
 
     Raises:
         MissingPackageError: If datatrove is not installed.
+        RuntimeError: If a process was killed, as for lack of memory.
     """
     _require_datatrove()
     from speech_tokenizers.coding.corpus.quiet_executor import QuietExecutor
@@ -66,8 +68,18 @@ def run_workers(
         [step], tasks=plan.num_tasks, workers=num_workers, logging_dir=_logs(plan), start_method="spawn"
     )
     _agree(executor, plan)
-    with _watching(plan, on_shard):
-        executor.run()
+    plan.forget_running()
+    with _Watch(plan, on_shard) as watch:
+        try:
+            executor.run()
+        except KeyboardInterrupt:
+            if not watch.lost:
+                raise
+    if watch.lost:
+        raise RuntimeError(
+            f"the process of shard {watch.lost[0]} was killed, perhaps for lack of memory; start the same command"
+            " again, with fewer --workers."
+        )
     finish_if_done(plan)
 
 
@@ -173,24 +185,31 @@ def _agree(executor: "PipelineExecutor", plan: CorpusPlan) -> None:
             executor.logging_dir.rm(f"completions/{number:05d}")
 
 
-class _watching:
-    # Tells how many tasks are done, as long as the block lasts.
+class _Watch:
+    # Tells how many tasks are done, as long as the block lasts. A pool of processes waits forever for one that was
+    # killed, so the main thread is interrupted then.
 
     def __init__(self, plan: CorpusPlan, on_shard: Callable[[int], object] | None):
         self.plan, self.on_shard = plan, on_shard
+        self.lost: list[int] = []
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
     def _watch(self) -> None:
         while not self.ended.wait(_GLANCE):
             self._tell()
+            if lost := self.plan.lost():
+                self.lost = lost
+                _thread.interrupt_main()
+                return
 
     def _tell(self) -> None:
         if self.on_shard is not None:
             self.on_shard(self.plan.num_done())
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "_Watch":
         self.thread.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.ended.set()

@@ -81,6 +81,7 @@ class CorpusStep:
         """
         from speech_tokenizers.processing.speech_row_format import shard_name
 
+        plan.mark_running(number)
         shard = plan.shards.folder / shard_name(number)
         recordings = plan.recordings(number)
         rows: list[dict[str, Any]] = [
