@@ -76,9 +76,9 @@ def unit_chips(
         colours (sequence of `str`): Colour of each unit, by its number.
     """
     chips = "".join(
-        f'<span data-start="{start:.3f}" data-end="{end:.3f}" title="unit {unit}, {duration} frames from {start:.2f} s"'
-        f' style="background:{colours[unit]};min-width:{2.2 + 0.45 * duration:.2f}em">{unit}<sub>×{duration}</sub></span>'
-        for unit, duration, (start, end) in zip(units, durations, times, strict=True)
+        f'<span data-start="{start:.3f}" data-end="{end:.3f}" title="unit {unit}, {count} frames from {start:.2f} s"'
+        f' style="background:{colours[unit]};min-width:{2.2 + 0.45 * count:.2f}em">{unit}<sub>×{count}</sub></span>'
+        for unit, count, (start, end) in zip(units, durations, times, strict=True)
     )
     return f'<div class="st-units" tabindex="0" aria-label="Units and their durations in frames">{chips}</div>'
 

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--port",
         type=int,
         default=None,
-        help="port to listen at; 0 takes any free one (default: first free from 7860)",
+        help="port to listen at; 0 takes any free one (default: the first free one from 7860)",
     )
     parser.add_argument("--no-browser", action="store_true", help="do not open the page in a browser")
     parser.add_argument(

@@ -2,14 +2,16 @@
 """Style and script of a page. Nothing in them is fetched from elsewhere."""
 
 CSS = """
+.st-head, .st-out { --st-quiet: #52525b; }
+.dark .st-head, .dark .st-out { --st-quiet: #b4b4bd; }
 .st-head h1 { margin: 0; font-size: 1.6rem; }
-.st-head p { margin: .2rem 0 0; color: var(--body-text-color-subdued); }
+.st-head p { margin: .2rem 0 0; color: var(--st-quiet); }
 .st-note {
   padding: .8rem 1rem; border-left: 4px solid #d97706; border-radius: 6px;
   background: color-mix(in srgb, #d97706 14%, transparent); color: var(--body-text-color);
 }
 .st-group h3, .st-out h3 { margin: 1.2rem 0 .1rem; font-size: 1.05rem; }
-.st-group p, .st-out p { margin: 0 0 .6rem; color: var(--body-text-color-subdued); }
+.st-group p, .st-out p { margin: 0 0 .6rem; color: var(--st-quiet); }
 .st-cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: .9rem; }
 .st-card {
   margin: 0; padding: .6rem .7rem; border: 1px solid var(--border-color-primary); border-radius: 8px;
@@ -17,7 +19,7 @@ CSS = """
 }
 .st-card figcaption { display: flex; flex-wrap: wrap; gap: .1rem .8rem; align-items: baseline; margin-bottom: .4rem; }
 .st-card figcaption b { overflow-wrap: anywhere; }
-.st-card figcaption span { font-size: .85rem; color: var(--body-text-color-subdued); }
+.st-card figcaption span { font-size: .85rem; color: var(--st-quiet); }
 .st-strip { position: relative; line-height: 0; }
 .st-strip img { width: 100%; height: 84px; object-fit: fill; border-radius: 4px; cursor: pointer; margin: 0; }
 .st-strip i {
@@ -41,7 +43,7 @@ CSS = """
 .st-units span {
   padding: .12em .3em; border-radius: 4px; color: #111; font-size: .8rem; text-align: center; cursor: pointer;
 }
-.st-units sub { opacity: .75; margin-left: .1em; }
+.st-units sub { color: #111; opacity: .8; margin-left: .1em; }
 .st-units span.st-lit { outline: 3px solid #f97316; outline-offset: -1px; }
 """
 

@@ -118,7 +118,8 @@ def load_models(
     if names is None:
         # What is offered first is what is chosen when the page opens.
         first = (DEFAULT_CHECKPOINT, DEFAULT_UNITS, DEFAULT_VOICE)
-        names = sorted([*list_checkpoints(), *list_voices()], key=lambda name: (name not in first, name))
+        there = [*list_checkpoints(), *list_voices()]
+        names = sorted(there, key=lambda name: (first.index(name) if name in first else len(first), name))
     models = []
     for name in dict.fromkeys(names):
         if on_progress is not None:

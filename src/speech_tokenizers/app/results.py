@@ -59,6 +59,7 @@ class Results:
         levels = decode_levels(offered, waveform)
         model, all_tokens = offered.model, levels[-1].tokens
         is_latent = model.kind == "latents"
+        tokens_name = "Vectors" if is_latent else "Codes"
         parts = [self._recorded(waveform, model.sampling_rate)]
         for level, heard in enumerate(levels, 1):
             parts.append(self._decoded(_level_name(level, is_latent), heard))
@@ -74,7 +75,7 @@ class Results:
         return cards.group(
             cards.heading("Listen", shape),
             cards.cards(parts),
-            cards.heading("Vectors" if is_latent else "Codes", "Time goes from left to right. A colour is a value."),
+            cards.heading(tokens_name, "Time goes from left to right. A colour is a value."),
             cards.picture(
                 self._files.add(drawn, ".png"), f"{'Vectors' if is_latent else 'Codes'} of {name} over time"
             ),

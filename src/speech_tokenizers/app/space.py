@@ -26,7 +26,8 @@ host = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if "SPACE_ID" in os.enviro
 serve(load_models(MODELS), host, int(os.environ.get("GRADIO_SERVER_PORT", "7860")))
 '''
 
-_REQUIREMENTS = """# The package in the version that wrote this file. If your index lacks it, put the address of a wheel here:
+_REQUIREMENTS = """\
+# The package in the version that wrote this file. If your index lacks it, put the address of a wheel instead:
 # speech-tokenizers[app] @ https://huggingface.co/spaces/NAMESPACE/NAME/resolve/main/FILE.whl
 speech-tokenizers[app]=={version}
 # More checkpoints, and two voices for the tab "Say".
