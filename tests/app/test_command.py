@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`speech-tokenizers app` as a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+from speech_tokenizers.cli import main
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_it_prints_its_address_serves_and_leaves_nothing(tmp_path, tiny_checkpoint, number, code):
+    (tmp_path / "temporary").mkdir()
+    words = [sys.executable, "-m", "speech_tokenizers", "app", "--no-browser", "--port", "0", "--device", "cpu"]
+    process = subprocess.Popen(
+        [*words, "--model", str(tiny_checkpoint)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+        # Tests may run in the background, where Ctrl-C is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("The page is at http://127.0.0.1:"), process.communicate(timeout=60)[1]
+        text = urllib.request.urlopen(line.split()[4], timeout=60).read().decode()
+        assert "Code and decode" in text
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    assert not [path for path in (tmp_path / "temporary").iterdir() if "app" in path.name or "gradio" in path.name]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--port", "70000"], "--port must lie between 0 and 65535"),
+        (["--model", "rvq-codec-17khz"], "`--model` is 'rvq-codec-17khz'"),
+        (["--device", "tpu9"], "--device tpu9"),
+    ],
+)
+def test_wrong_usage_is_told_before_a_page_is_shown(options, told, capsys):
+    assert main(["app", "--no-browser", *options]) == 2
+    assert told in capsys.readouterr().err
