@@ -13,8 +13,7 @@ from speech_tokenizers.cli import main
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_it_prints_its_address_serves_and_leaves_nothing(tmp_path, tiny_checkpoint, number, code):
+def test_it_prints_its_address_serves_and_leaves_nothing(tmp_path, tiny_checkpoint):
     (tmp_path / "temporary").mkdir()
     words = [sys.executable, "-m", "speech_tokenizers", "app", "--no-browser", "--port", "0", "--device", "cpu"]
     process = subprocess.Popen(
@@ -23,19 +22,17 @@ def test_it_prints_its_address_serves_and_leaves_nothing(tmp_path, tiny_checkpoi
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
-        # Tests may run in the background, where Ctrl-C is ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         line = process.stdout.readline()
         assert line.startswith("The page is at http://127.0.0.1:"), process.communicate(timeout=60)[1]
         text = urllib.request.urlopen(line.split()[4], timeout=60).read().decode()
         assert "Code and decode" in text
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == code
+    assert process.returncode == 143
     assert "Traceback" not in errors
     assert not [path for path in (tmp_path / "temporary").iterdir() if "app" in path.name or "gradio" in path.name]
 
