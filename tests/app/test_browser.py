@@ -211,7 +211,7 @@ def test_speech_is_recorded_by_the_microphone(open_page):
     page.locator("#st-recording .record-button").wait_for(state="detached")
     out = run(page, "codec")
     out.locator(".st-card").first.wait_for()
-    assert out.locator("audio").first.evaluate("(player) => player.duration") > 1
+    page.wait_for_function("document.querySelector('#st-codec-out audio').duration > 1")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -232,7 +232,8 @@ def test_a_narrow_screen_shows_everything_and_letters_stand_out(open_page, talk,
           };
           let under = node;
           while (under && parts(getComputedStyle(under).backgroundColor)[3] === 0) under = under.parentElement;
-          const pair = [light(getComputedStyle(node).color), light(getComputedStyle(under ?? document.body).backgroundColor)];
+          const back = getComputedStyle(under ?? document.body).backgroundColor;
+          const pair = [light(getComputedStyle(node).color), light(back)];
           return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
         }""")
         assert contrast > 4.5, place

@@ -3,7 +3,8 @@
 
 CSS = """
 .st-head, .st-out { --st-quiet: #52525b; }
-.dark .st-head, .dark .st-out { --st-quiet: #b4b4bd; }
+.dark .st-head { --st-quiet: #b4b4bd; }
+.dark .st-out { --st-quiet: #b4b4bd; }
 .st-head h1 { margin: 0; font-size: 1.6rem; }
 .st-head p { margin: .2rem 0 0; color: var(--st-quiet); }
 .st-note {
