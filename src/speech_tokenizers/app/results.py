@@ -117,7 +117,7 @@ class Results:
         names = list(dict.fromkeys(names or []))
         if len(names) < 2:
             raise PageError(f"To compare, choose two checkpoints or more; {len(names) or 'none'} is chosen.")
-        parts = []
+        parts: list[str] = []
         for name in names:
             offered = self._offered(name, self._shelf.speaking, "checkpoint")
             waveform = read_recording(path, offered.model.sampling_rate)
@@ -151,7 +151,7 @@ class Results:
         )
 
     def _offered(self, name: str | None, names: Sequence[str], kind: str) -> OfferedModel:
-        if name not in names:
+        if name is None or name not in names:
             known = ", ".join(names) or "none"
             raise PageError(f"Choose a {kind} of the list; {name or 'nothing'} is none that fits here ({known}).")
         return self._shelf[name]
