@@ -12,10 +12,29 @@ import pytest
 from speech_tokenizers.cli import main
 
 
+# The command in a process that tells each address outside the machine that it asks, or whose name it looks up.
+PROGRAM = """
+import sys
+from speech_tokenizers.cli import main
+
+def tell(event, arguments):
+    host = None
+    if event == "socket.getaddrinfo":
+        host = arguments[0]
+    elif event == "socket.connect" and isinstance(arguments[1], tuple):  # others are of this machine
+        host = arguments[1][0]
+    if host not in (None, "127.0.0.1", "localhost", "::1"):
+        print("ASKED", host, file=sys.stderr)
+
+sys.addaudithook(tell)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent")
-def test_it_prints_its_address_serves_and_leaves_nothing(tmp_path, tiny_checkpoint):
+def test_it_prints_its_address_serves_asks_nobody_and_leaves_nothing(tmp_path, tiny_checkpoint):
     (tmp_path / "temporary").mkdir()
-    words = [sys.executable, "-m", "speech_tokenizers", "app", "--no-browser", "--port", "0", "--device", "cpu"]
+    words = [sys.executable, "-c", PROGRAM, "app", "--no-browser", "--port", "0", "--device", "cpu"]
     process = subprocess.Popen(
         [*words, "--model", str(tiny_checkpoint)],
         stdout=subprocess.PIPE,
@@ -34,6 +53,7 @@ def test_it_prints_its_address_serves_and_leaves_nothing(tmp_path, tiny_checkpoi
         process.kill()
     assert process.returncode == 143
     assert "Traceback" not in errors
+    assert "ASKED" not in errors
     assert not [path for path in (tmp_path / "temporary").iterdir() if "app" in path.name or "gradio" in path.name]
 
 

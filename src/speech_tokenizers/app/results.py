@@ -127,8 +127,8 @@ class Results:
         return cards.group(
             cards.heading(
                 "Listen",
-                "STOI tells how intelligible speech is: 1 is the recording, and below 0.6 little is understood."
-                " Units keep what is said and not how the speaker sounds, so their STOI is low.",
+                "STOI estimates how much of the speech is understood; the recording has 1. Units keep what is said more"
+                " than how the speaker sounds.",
             ),
             cards.cards(parts),
         )
