@@ -52,7 +52,8 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 	.training.studies.tone_study.frames .training.studies.tone_study.arms .training.studies.tone_study.information \
 	.training.studies.tone_study.cells .training.common.shared_work .training.studies.tone_study.comparison .training.studies.tone_study.report \
 	.training.studies.tone_study.study \
-	.modeling.pitch_frames .modeling.f0_codebook .training.units.f0_fitting)
+	.modeling.pitch_frames .modeling.f0_codebook .training.units.f0_fitting \
+	.app.recordings .app.models .app.speech .app.pictures .app.page_files .app.cards .app.results .app.page .app.space .app.command)
 # On a few shared cores, tiny models are faster on one thread than on several that wait for each other.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false

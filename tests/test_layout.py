@@ -16,7 +16,7 @@ FLOORS = [
     ["coding"],
     ["evaluation"],
     ["training"],
-    ["commands", "conversion", "demo", "cli", "__main__"],
+    ["commands", "conversion", "demo", "app", "cli", "__main__"],
 ]
 # Within `training/`: a room imports from itself and from rooms of earlier lines.
 ROOMS = [["common"], ["recognition"], ["units"], ["codec", "language_models"], ["studies"]]

@@ -196,6 +196,7 @@ _GROUPS = {
         "reconstruct": ("pass speech through a codec and back", "commands.reconstruct"),
         "info": ("describe a checkpoint, a file of codes or an audio file", "commands.info"),
         "demo": ("encode and decode a recording that comes with the package", "demo.command"),
+        "app": ("show a page to try models in a browser", "app.command"),
     },
     "speak": {
         "say": ("turn text into speech, by a speech language model", "commands.say"),

@@ -112,6 +112,36 @@ def draw_units(
     contour: np.ndarray | None = None,
 ) -> None:
     """
+    Write the picture of [`units_figure`].
+
+    Args:
+        waveform, sampling_rate, hop_length, units, durations, contour: See [`units_figure`].
+        path (`Path`): PNG to write.
+    """
+    figure = units_figure(waveform, sampling_rate, hop_length, units, durations, contour)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def unit_colours(num_units: int) -> np.ndarray:
+    """A colour for each unit, `(num_units, 3)`, in [0, 1]."""
+    from matplotlib.colors import hsv_to_rgb
+
+    # Steps of the golden ratio: neighbouring numbers, which mean nothing, get unlike colours.
+    hues = (np.arange(num_units) * 0.618034) % 1.0
+    return hsv_to_rgb(np.stack([hues, np.full(len(hues), 0.45), np.full(len(hues), 0.95)], axis=-1))
+
+
+def units_figure(
+    waveform: np.ndarray,
+    sampling_rate: int,
+    hop_length: int,
+    units: np.ndarray,
+    durations: np.ndarray,
+    contour: np.ndarray | None = None,
+    has_title: bool = True,
+) -> Any:
+    """
     Draw runs of units over the spectrogram, in rows of some seconds: a field for each run, as wide as it lasts, with
     its unit and its duration in frames. A unit has the same colour everywhere.
 
@@ -120,12 +150,14 @@ def draw_units(
         sampling_rate (`int`), hop_length (`int`): Sampling rate in Hz, and samples per frame.
         units, durations (`np.ndarray` of shape `(num_units,)`): Units and their durations in frames; see
             [`deduplicate`].
-        path (`Path`): PNG to write.
         contour (`np.ndarray` of shape `(num_frames,)`, *optional*): F0 to draw over the spectrogram, as [`decoded_f0`]
             gives it.
+        has_title (`bool`, *optional*, defaults to `True`): Whether a title says what is seen.
+
+    Returns:
+        `matplotlib.figure.Figure`: The picture.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import hsv_to_rgb
     from matplotlib.figure import Figure
 
     seconds = len(waveform) / sampling_rate
@@ -137,9 +169,7 @@ def draw_units(
     power -= power.max()
     ends = np.cumsum(durations) * hop_length / sampling_rate
     starts = ends - durations * hop_length / sampling_rate
-    # Steps of the golden ratio: neighbouring numbers, which mean nothing, get unlike colours.
-    hues = (np.arange(int(units.max(initial=0)) + 1) * 0.618034) % 1.0
-    colours = hsv_to_rgb(np.stack([hues, np.full(len(hues), 0.45), np.full(len(hues), 0.95)], axis=-1))
+    colours = unit_colours(int(units.max(initial=0)) + 1)
     top_khz, strip = sampling_rate / 2000, 0.28 * sampling_rate / 2000
     for row, axis in enumerate(axes):
         first, last = row * SECONDS_PER_ROW, (row + 1) * SECONDS_PER_ROW
@@ -182,7 +212,7 @@ def draw_units(
     title = "Units and how many frames each lasts, under the spectrogram that they stand for"
     if contour is not None:
         title += "; F0 as its codes tell it, in deviations from the speaker's mean"
-    axes[0].set_title(title, loc="left", fontsize=10)
+    if has_title:
+        axes[0].set_title(title, loc="left", fontsize=10)
     axes[-1].set_xlabel("Time (s)")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    return figure
