@@ -12,7 +12,8 @@ from speech_tokenizers.sharing.repository_files import RepositoryFiles
 
 
 # What stands beside transformers wherever that can load a model of sound.
-_EVERYWHERE = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", "tqdm", "packaging", "yaml"}
+_EVERYWHERE = {"torch", "transformers", "tokenizers", "numpy", "huggingface_hub", "safetensors", "tqdm", "packaging"}
+_EVERYWHERE |= {"yaml", "regex"}
 _LONGEST_CODE = 2_000_000
 _MAPPED = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
 
@@ -119,7 +120,7 @@ def _check_imports(files: RepositoryFiles, path: str, tree: ast.Module, waiting:
                 what = f"imports {module} (line {node.lineno}), which is absent where this package is not installed"
                 yield error(path, what, "write `from .sibling import Name`, or save it by `push`")
             elif package not in sys.stdlib_module_names | _EVERYWHERE and node.lineno not in guarded:
-                what = f"imports {package} (line {node.lineno}), which transformers does not bring"
+                what = f"imports {package}, which transformers does not bring"
                 yield warning(path, what, "say so in the card, or import it where it is used")
 
 
