@@ -47,7 +47,7 @@ STRANGER = """
     code("user/tiny", "second", revision="second")
     vocoder = AutoModel.from_pretrained("user/vocoder", trust_remote_code=True).eval()
     with torch.no_grad():
-        found["spoken"] = vocoder.decode(torch.arange(8)[None, None] % 4, num_samples=400).audio_values.contiguous()
+        found["spoken"] = vocoder.decode(torch.arange(8)[None, None] % 4, num_samples=2560).audio_values.contiguous()
     voice = AutoModel.from_pretrained("user/voice", trust_remote_code=True).eval()
     processor = AutoProcessor.from_pretrained("user/voice", trust_remote_code=True)
     assert voice.config.codec_name == processor.codec_name == "user/voice-codec"
@@ -228,6 +228,6 @@ def test_others_load_what_was_pushed_online_and_from_the_cache(pushed, hub, mode
         assert (expected == found[name]).float().mean() > 0.99, name  # threads change the order of sums
     vocoder = UnitVocoderModel.from_pretrained(models / "vocoder").eval()
     with torch.no_grad():
-        spoken = vocoder.decode(torch.arange(8)[None, None] % 4, num_samples=400).audio_values
+        spoken = vocoder.decode(torch.arange(8)[None, None] % 4, num_samples=2560).audio_values
     assert torch.allclose(spoken, found["spoken"], atol=1e-5)
     assert found["said"].shape[-1] > 0
