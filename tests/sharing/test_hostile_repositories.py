@@ -36,7 +36,8 @@ VICTIM = """
         return call
 
     ways = {"load": load, "load_speech_lm": load_speech_lm, "info": command("info"), "check": command("check-repo")}
-    for name in sys.argv[1:]:
+    told_to = open(sys.argv[1], "w")
+    for name in sys.argv[2:]:
         for way, call in ways.items():
             try:
                 call(name)
@@ -45,7 +46,7 @@ VICTIM = """
                 told = str(error)
             except BaseException as error:
                 told = f"UNFORESEEN {type(error).__name__}: {error}"
-            print(json.dumps([name, way, told]), flush=True)
+            print(json.dumps([name, way, told]), file=told_to, flush=True)
 """
 EVIL = b"""
 import os
@@ -106,7 +107,15 @@ def hostile(codec: dict[str, bytes], voice: dict[str, bytes]) -> dict[str, tuple
         "extra-pickle": ({**codec, "training_args.bin": bomb, "x.pkl": bomb}, {"load": "loaded", "check": "a pickle"}),
         "adapter": (
             {**codec, "adapter_config.json": b'{"peft_type": "LORA"}', "adapter_model.bin": bomb},
+            {"load": "adapter", "check": "a pickle"},
+        ),
+        "voice-adapter": (
+            {**voice, "adapter_config.json": b'{"peft_type": "LORA"}', "adapter_model.bin": bomb},
             {"check": "a pickle"},
+        ),
+        "borrowed": (
+            {**voice, "adapter_config.json": b'{"peft_type": "LORA", "base_model_name_or_path": "user/other"}'},
+            {"load_speech_lm": "adapter"},
         ),
         "large": (
             {**codec, "config.json": large},
@@ -193,7 +202,7 @@ def visit(hub: FakeHub, root: Path, names: list[str]) -> dict[tuple[str, str], s
     home.mkdir(parents=True)
     before = {path for path in root.rglob("*") if home not in path.parents}
     process = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(VICTIM), *names],
+        [sys.executable, "-c", textwrap.dedent(VICTIM), str(home / "told.jsonl"), *names],
         cwd=home,
         env=online(hub, home, MARKER=str(root / "marker"), HF_HUB_DISABLE_TELEMETRY="1"),
         input="y\n" * 1000,
@@ -201,18 +210,15 @@ def visit(hub: FakeHub, root: Path, names: list[str]) -> dict[tuple[str, str], s
         text=True,
         timeout=500,
     )
-    told = {}
-    for line in process.stdout.splitlines():
-        if line.startswith("["):
-            name, way, text = json.loads(line)
-            told[name, way] = text
+    lines = map(json.loads, (home / "told.jsonl").read_text().splitlines())
+    told = {(name, way): text for name, way, text in lines}
     assert len(told) == 4 * len(names), process.stderr
     assert not (root / "marker").exists(), "code was run"
     assert "custom code? [y/N]" not in process.stdout
     assert {path for path in root.rglob("*") if home not in path.parents} == before
-    assert {path.name for path in home.iterdir()} <= {"cache", "modules"}
+    assert {path.name for path in home.iterdir()} <= {"cache", "modules", "told.jsonl"}
     assert not list(home.rglob("escaped*"))
-    assert not list(home.rglob("evil.py"))
+    assert not list((home / "modules").rglob("evil.py"))  # from where transformers runs code
     return told
 
 
@@ -266,9 +272,8 @@ def test_links_out_of_a_folder_are_told_of_and_not_read(tiny_checkpoint, tmp_pat
     os.symlink(folder, folder / "circle")
     os.symlink(tmp_path / "nothing", folder / "nothing")
     os.mkfifo(folder / "pipe")
-    found = {finding.file: finding.what for finding in check_repository(FolderFiles(folder)) if finding.level == "error"}
-    assert found.keys() >= {"README.md", "more", "nothing", "pipe"}
-    assert "leads out of the folder" in found["README.md"]
-    assert "leads out of the folder" in found["more"]
-    assert "leads nowhere" in found["nothing"]
-    assert not any("token" in what for what in found.values())
+    found = [f"{finding.file}: {finding.what}" for finding in check_repository(FolderFiles(folder))]
+    for name, where in (("README.md", "out of the folder"), ("more", "out of the folder"), ("nothing", "nowhere")):
+        assert f"{name}: is a symbolic link that leads {where}" in found
+    assert "pipe: is no regular file" in found
+    assert not any("token" in line for line in found)
