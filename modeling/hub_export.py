@@ -94,9 +94,9 @@ def save_pretrained_with_code(
         for picture in {own_card.with_name(found) for found in _PICTURE.findall(text)}:
             if picture.is_file() and picture.parent.resolve() != folder.resolve():
                 shutil.copyfile(picture, folder / picture.name)
-        (folder / "README.md").write_text(with_use(text, _use(model, feature_extractor, name)), encoding="utf-8")
+        (folder / "README.md").write_text(with_use(text, use_section(model, feature_extractor, name)), encoding="utf-8")
     elif card and not (folder / "README.md").exists():
-        text = short_card(model, name, licence) + _use(model, feature_extractor, name)
+        text = short_card(model, name, licence) + use_section(model, feature_extractor, name)
         (folder / "README.md").write_text(text, encoding="utf-8")
     return [Path(shutil.copyfile(source, folder / name)) for name, source in code_files.items()]
 
@@ -224,7 +224,7 @@ def with_use(card: str, use: str) -> str:
     return f"{card.rstrip()}\n\n{use}"
 
 
-def _use(model: Any, preprocessor: Any, name: str) -> str:
+def use_section(model: Any, preprocessor: Any, name: str) -> str:
     # The part of a card that shows how the repository is loaded.
     kind = None if preprocessor is None else getattr(model, "kind", None)
     is_processor = isinstance(preprocessor, ProcessorMixin)

@@ -137,7 +137,7 @@ def _drop_auto_maps(path: Path) -> None:
 
 
 def _write_plain_card(shared: Shared, folder: Path, repo_id: str, own: Path | None, licence: str | None) -> None:
-    use = _use_with_package(shared, repo_id)
+    use = plain_use_section(shared, repo_id)
     if own is None:
         text = short_card(shared.model, repo_id, licence) + use
     else:
@@ -148,7 +148,8 @@ def _write_plain_card(shared: Shared, folder: Path, repo_id: str, own: Path | No
     (folder / _CARD).write_text(text, encoding="utf-8")
 
 
-def _use_with_package(shared: Shared, repo_id: str) -> str:
+def plain_use_section(shared: Shared, repo_id: str) -> str:
+    """The part of a card that shows how a repository without code is loaded by this package."""
     loader, names = "load", "model, feature_extractor"
     if hasattr(shared.model, "generate_speech"):
         loader, names = "load_speech_lm", "model, processor"
@@ -207,4 +208,4 @@ def add_sounds(
     return examples
 
 
-__all__ = ["Shared", "add_sounds", "load_shared", "stage"]
+__all__ = ["Shared", "add_sounds", "load_shared", "plain_use_section", "stage"]
