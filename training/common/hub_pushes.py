@@ -162,14 +162,15 @@ class HubPushes:
         from speech_tokenizers.sharing.findings import errors_of
         from speech_tokenizers.sharing.repository_check import check_repository
         from speech_tokenizers.sharing.repository_files import FolderFiles
-        from speech_tokenizers.sharing.staging import Shared, plain_use_section, stage
+        from speech_tokenizers.sharing.staging import Shared, codec_named, plain_use_section, stage
         from speech_tokenizers.sharing.training_card import training_card
 
         repo_id = str(self.repo_id)
-        shared = Shared(model, preprocessor, None)
-        stage(shared, folder, repo_id, with_code=self.args.hub_with_code, licence=self.args.hub_licence)
-        text = training_card(model, folder, repo_id, self.folder, self.args.hub_licence)
-        use = use_section(model, preprocessor, repo_id) if self.args.hub_with_code else plain_use_section(shared, repo_id)
+        shared, with_code = Shared(model, preprocessor, None), self.args.hub_with_code
+        with codec_named(shared):
+            stage(shared, folder, repo_id, with_code=with_code, licence=self.args.hub_licence)
+            text = training_card(model, folder, repo_id, self.folder, self.args.hub_licence)
+            use = use_section(model, preprocessor, repo_id) if with_code else plain_use_section(shared, repo_id)
         (folder / "README.md").write_text(with_use(text, use), encoding="utf-8")
         if errors := errors_of(check_repository(FolderFiles(folder, repo_id))):
             raise ValueError("; ".join(map(str, errors)))

@@ -168,7 +168,7 @@ def _check_staged(folder: Path, repo_id: str) -> None:
 
 
 def _tell_of_codec(args: argparse.Namespace, model: Any, repo_id: str) -> None:
-    name = model.config.codec_name
+    name = model.config.codec_name or "CODEC"
     if args.codec is not None:
         print(f"its codec is a repository of its own, {args.codec}; `speech-tokenizers push` puts that there, too")
         return

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model as a folder that can be uploaded: weights, configuration, what prepares its input, code, card and sounds."""
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,12 +102,39 @@ def stage(
         ValueError: If the code cannot travel, or `codec` is given for another kind of model.
         OSError: If the card cannot be read.
     """
+    if codec is not None and not hasattr(shared.model, "generate_speech"):
+        raise ValueError(f"`codec` is {codec!r}, but a {type(shared.model).__name__} needs none; leave it out.")
+    with codec_named(shared, codec):
+        _stage(shared, folder, repo_id, with_code, card, licence)
+
+
+@contextlib.contextmanager
+def codec_named(shared: Shared, name: str | None = None) -> Iterator[None]:
+    """
+    Within this context a speech language model names its codec as others can find it.
+
+    Args:
+        shared ([`Shared`]): Any model; those without a codec stay as they are.
+        name (`str`, *optional*): Hub id of the codec. Defaults to what the model says, without the folders of this
+            machine.
+    """
+    model, processor = shared.model, shared.preprocessor
+    before = getattr(model.config, "codec_name", None)
+    if before is None and name is None:
+        yield
+        return
+    is_place = before is not None and (Path(before).is_absolute() or Path(before).is_dir())
+    model.config.codec_name = processor.codec_name = name or (Path(before).name if is_place else before)
+    try:
+        yield
+    finally:
+        model.config.codec_name = processor.codec_name = before
+
+
+def _stage(
+    shared: Shared, folder: Path, repo_id: str, with_code: bool, card: Path | None, licence: str | None
+) -> None:
     model, preprocessor = shared.model, shared.preprocessor
-    if codec is not None:
-        if not hasattr(model, "generate_speech"):
-            raise ValueError(f"`codec` is {codec!r}, but a {type(model).__name__} needs none; leave it out.")
-        model.config.codec_name = codec
-        preprocessor.codec_name = codec
     own = card if card is not None else card_of(model)
     if with_code:
         save_pretrained_with_code(model, preprocessor, folder, card=card or True, licence=licence, repo_id=repo_id)
@@ -208,4 +236,4 @@ def add_sounds(
     return examples
 
 
-__all__ = ["Shared", "add_sounds", "load_shared", "plain_use_section", "stage"]
+__all__ = ["Shared", "add_sounds", "codec_named", "load_shared", "plain_use_section", "stage"]
