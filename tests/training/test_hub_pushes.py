@@ -154,13 +154,9 @@ def test_a_speech_language_model_is_pushed_with_its_processor(hub, tmp_path):
         **{"push_to_hub": True, "hub_model_id": "user/voice", "hub_strategy": "every_save", "hub_always_push": True},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    look = (
-        "from speech_tokenizers import load_speech_lm; model, processor = load_speech_lm('user/voice', codec='codec');"
-        "open('said', 'w').write(str(model.generate_speech('hi', processor, max_frames=5).audio_values.shape[-1]))"
-    )
-    (tmp_path / "look.py").write_text(look)
-    (trained, checked) = run_online(
-        hub, tmp_path, [["train", tmp_path / "recipe.yaml"], ["check-repo", "user/voice"]], **CPU
+    say = ["say", "hi", "--model", "user/voice", "--codec", "codec", "-o", "said.wav"]
+    (trained, checked, said) = run_online(
+        hub, tmp_path, [["train", tmp_path / "recipe.yaml"], ["check-repo", "user/voice"], say], **CPU
     )
     assert trained.code == 0, trained
     steps = [f"Training in progress, step {step}" for step in (2, 4)]
@@ -168,6 +164,8 @@ def test_a_speech_language_model_is_pushed_with_its_processor(hub, tmp_path):
     files = hub.files("user/voice")
     assert {"processor_config.json", "tokenizer.json", "pronunciations.txt.gz", "modeling_speech_lm.py"} < files.keys()
     assert checked.code == 0, checked
+    assert said.code in (0, 1), said  # 1: what was said had no end
+    assert (tmp_path / "said.wav").stat().st_size > 44
     for name in ("config.json", "processor_config.json", "README.md"):
         assert str(tmp_path).encode() not in files[name]
     assert "## Training" in files["README.md"].decode()
