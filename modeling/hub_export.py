@@ -94,7 +94,9 @@ def save_pretrained_with_code(
         for picture in {own_card.with_name(found) for found in _PICTURE.findall(text)}:
             if picture.is_file() and picture.parent.resolve() != folder.resolve():
                 shutil.copyfile(picture, folder / picture.name)
-        (folder / "README.md").write_text(with_use(text, use_section(model, feature_extractor, name)), encoding="utf-8")
+        (folder / "README.md").write_text(
+            with_use(text, use_section(model, feature_extractor, name)), encoding="utf-8"
+        )
     elif card and not (folder / "README.md").exists():
         text = short_card(model, name, licence) + use_section(model, feature_extractor, name)
         (folder / "README.md").write_text(text, encoding="utf-8")

@@ -88,7 +88,9 @@ class TransformersRecognizer:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
         self.is_ctc = any(name.endswith("ForCTC") for name in config.architectures or ())
         loader: Any = AutoModelForCTC if self.is_ctc else AutoModelForSpeechSeq2Seq
-        self.model = loader.from_pretrained(name_or_path, dtype=torch.float32, trust_remote_code=False).eval().to(device)
+        self.model = (
+            loader.from_pretrained(name_or_path, dtype=torch.float32, trust_remote_code=False).eval().to(device)
+        )
         multilingual = getattr(getattr(self.model, "generation_config", None), "is_multilingual", False)
         self.generate_kwargs = {"language": language, "task": "transcribe"} if multilingual else {}
         if multilingual:

@@ -64,7 +64,9 @@ def test_a_release_is_tested_and_checked_and_published_without_a_token():
     path = ROOT / ".github/workflows/release.yml"
     workflow = read(path)
     runs = [step["run"] for step in workflow["jobs"]["build"]["steps"] if "run" in step]
-    order = [next(at for at, run in enumerate(runs) if words in run) for words in ("make test", "make dist", "check_dist")]
+    order = [
+        next(at for at, run in enumerate(runs) if words in run) for words in ("make test", "make dist", "check_dist")
+    ]
     assert order == sorted(order)
     publish = workflow["jobs"]["publish"]
     assert publish["needs"] == "build"

@@ -89,7 +89,13 @@ def hostile(codec: dict[str, bytes], voice: dict[str, bytes]) -> dict[str, tuple
     text_config = json.loads(voice["config.json"])["text_config"]
     return {
         "dots": (
-            {**codec, "../escaped.py": EVIL, "a/../../escaped.txt": b"x", "/tmp/absolute": b"x", "..\\\\escaped": b"x"},
+            {
+                **codec,
+                "../escaped.py": EVIL,
+                "a/../../escaped.txt": b"x",
+                "/tmp/absolute": b"x",
+                "..\\\\escaped": b"x",
+            },
             {"load": "loaded", "check": "leads out of its folder"},
         ),
         "shards": (

@@ -37,7 +37,9 @@ class Stop:
 
 
 @pytest.mark.parametrize(
-    ("method", "words", "let_through"), [("PUT", "/store/", 2), ("POST", "/commit/", 0)], ids=["between files", "all sent"]
+    ("method", "words", "let_through"),
+    [("PUT", "/store/", 2), ("POST", "/commit/", 0)],
+    ids=["between files", "all sent"],
 )
 def test_what_has_arrived_is_not_sent_again(tiny_checkpoint, tmp_path, method, words, let_through):
     push = ["push", tiny_checkpoint, "user/tiny", "--licence", "mit"]

@@ -136,7 +136,9 @@ def test_files_card_and_sounds_arrive(pushed, hub):
     text = files["README.md"].decode()
     assert ModelCard(text).data.eval_results == ModelCard.load(original / "README.md").data.eval_results
     sounds = sorted(name for name in files if name.startswith("samples/"))
-    assert sounds == [f"samples/{name}.flac" for name in ("decoded-1kbps", "decoded-2kbps", "decoded-4kbps", "recorded")]
+    assert sounds == [
+        f"samples/{name}.flac" for name in ("decoded-1kbps", "decoded-2kbps", "decoded-4kbps", "recorded")
+    ]
     for name in sounds:
         samples, rate = soundfile.read(io.BytesIO(files[name]))
         assert (rate, len(samples)) == (16000, 12 * 16000)

@@ -85,9 +85,7 @@ class HubPushes:
         self._api = HfApi(token=args.hub_token)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
         name = args.hub_model_id or self.folder.resolve().name
-        self.repo_id = prepare_repository(
-            self._api, name, private=args.hub_private_repo, revision=args.hub_revision
-        )
+        self.repo_id = prepare_repository(self._api, name, private=args.hub_private_repo, revision=args.hub_revision)
 
     def at_save(self, model: Any, preprocessor: Any, step: int, checkpoint: Path) -> None:
         """
@@ -113,7 +111,9 @@ class HubPushes:
             if strategy in ("checkpoint", "all_checkpoints"):
                 # Linked, since old checkpoints are removed while this one is on its way.
                 shutil.copytree(checkpoint, place / "checkpoint", copy_function=_link_or_copy)
-                uploads.append((place / "checkpoint", "last-checkpoint" if strategy == "checkpoint" else checkpoint.name))
+                uploads.append(
+                    (place / "checkpoint", "last-checkpoint" if strategy == "checkpoint" else checkpoint.name)
+                )
         except (OSError, ValueError) as error:
             self._tell(f"step {step} was not pushed", error)
             return

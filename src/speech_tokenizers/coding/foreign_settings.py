@@ -13,7 +13,9 @@ _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementati
 _PLACE = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 
 
-def read_settings(checkpoint: str, name: str, place: dict[str, Any], *, trusted: bool = False) -> dict[str, Any] | None:
+def read_settings(
+    checkpoint: str, name: str, place: dict[str, Any], *, trusted: bool = False
+) -> dict[str, Any] | None:
     """
     Fields of a JSON file of a model. It is fetched, if it lies on the Hub, and nothing in it is followed.
 

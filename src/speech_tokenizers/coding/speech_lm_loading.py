@@ -75,7 +75,9 @@ def _without_codec(name_or_path: str | Path, **kwargs: Any) -> tuple[Any, Any, s
         model = SpeechLMForConditionalGeneration.from_pretrained(checkpoint, **kwargs).eval()
         processor = SpeechLMProcessor.from_pretrained(checkpoint, trust_remote_code=False, **place)
     except (TypeError, AttributeError, LookupError, RecursionError) as error:
-        raise ValueError(f"{checkpoint} cannot be loaded, since a file of it is damaged: {' '.join(str(error).split())}") from error
+        raise ValueError(
+            f"{checkpoint} cannot be loaded, since a file of it is damaged: {' '.join(str(error).split())}"
+        ) from error
     return model, processor, checkpoint
 
 

@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--card", type=Path, metavar="FILE", help="card to upload (default: the model's own)")
     parser.add_argument("--licence", help="the Hub's name of the weights' licence, such as apache-2.0")
     parser.add_argument(
-        "--codec", metavar="REPO_ID", help="of a speech language model: the repository on the Hub of its codec"
+        "--codec",
+        metavar="REPO_ID",
+        help="repository of the codec that a speech language model writes for, for its configuration",
     )
     parser.add_argument(
         "--samples",
@@ -36,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-samples", action="store_true", help="leave sound examples out")
     parser.add_argument(
-        "--stage", type=Path, metavar="FOLDER", help="write what would be uploaded into this folder, and upload nothing"
+        "--stage",
+        type=Path,
+        metavar="FOLDER",
+        help="write what would be uploaded into this folder, and upload nothing",
     )
     parser.add_argument("--token", help="access token of the Hub (default: HF_TOKEN, or the one of `hf auth login`)")
 

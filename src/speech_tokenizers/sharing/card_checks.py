@@ -25,7 +25,9 @@ _UNFILLED = {
     ),
     "a name that stands for another": re.compile(r"\b(?:USER|NAMESPACE|YOUR[-_ ]?NAME|your-username)/[\w.-]+"),
 }
-_LINKS = re.compile(r"""!?\[[^\]]*\]\(\s*<?([^)\s>]+)|<(?:img|audio|video|source|a)\b[^>]*?\b(?:src|href)=["']([^"']+)""")
+_LINKS = re.compile(
+    r"""!?\[[^\]]*\]\(\s*<?([^)\s>]+)|<(?:img|audio|video|source|a)\b[^>]*?\b(?:src|href)=["']([^"']+)"""
+)
 _FENCES = re.compile(r"(?ms)^(```|~~~).*?^\1[^\n]*$|`[^`\n]*`")
 _MEDIA = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".wav", ".flac", ".mp3", ".ogg", ".opus", ".mp4", ".webm")
 

@@ -33,7 +33,9 @@ def check_code(files: RepositoryFiles, settings: dict[str, dict[str, Any]]) -> I
                 continue
             repository, _, own = reference.rpartition("--")
             if repository:
-                what = f"names code of another repository, {repository}, which can change without notice ({auto_class})"
+                what = (
+                    f"names code of another repository, {repository}, which can change without notice ({auto_class})"
+                )
                 yield error(name, what, "put the code itself beside the model, as `push` does")
                 continue
             module, _, class_name = own.rpartition(".")
@@ -55,7 +57,9 @@ def check_code(files: RepositoryFiles, settings: dict[str, dict[str, Any]]) -> I
         tree, _ = _parse(files, path)
         if tree is not None:
             yield from _check_imports(files, path, tree, waiting)
-    for path in sorted(path for path in files.entries if path.endswith(".py") and "/" not in path and path not in done):
+    for path in sorted(
+        path for path in files.entries if path.endswith(".py") and "/" not in path and path not in done
+    ):
         yield warning(path, "is code that no `auto_map` leads to", "remove it, if nobody needs it")
 
 

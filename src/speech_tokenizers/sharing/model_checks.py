@@ -187,9 +187,7 @@ def _check_preprocessors(
         yield error(file, f"disagrees about the sampling rate: {told}", "save the feature extractor of this model")
 
 
-def _check_speech_lm(
-    files: RepositoryFiles, config: dict[str, Any], processor: dict[str, Any]
-) -> Iterator[Finding]:
+def _check_speech_lm(files: RepositoryFiles, config: dict[str, Any], processor: dict[str, Any]) -> Iterator[Finding]:
     fingerprint, name = config.get("codec_fingerprint"), config.get("codec_name")
     if not fingerprint:
         what = "has no fingerprint of the codec, so that a wrong one would make noise"

@@ -11,7 +11,13 @@ from speech_tokenizers.sharing.model_checks import CONFIG, check_model, kind_of
 from speech_tokenizers.sharing.repository_files import FolderFiles, HubFiles, RepositoryFiles
 
 
-_READ = (CONFIG, "preprocessor_config.json", "processor_config.json", "tokenizer_config.json", "generation_config.json")
+_READ = (
+    CONFIG,
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+)
 
 
 def open_repository(name: str, revision: str | None = None, token: str | bool | None = None) -> RepositoryFiles:

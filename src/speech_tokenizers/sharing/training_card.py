@@ -13,7 +13,9 @@ _UNSTATED = "not stated; state it as `license` above."
 _NOTHING = "Nothing has been measured of these weights."
 _BELOW = "What its training measured stands below. Nothing else has been measured of these weights."
 # Settings that name where things are, who pushes, or what was learnt from: the user tells of that, or does not.
-_PRIVATE = re.compile(r"hub_\w+|push_to_hub|\w+_dir|resume_from_checkpoint|allow_changes|report_to|pronunciations|codec")
+_PRIVATE = re.compile(
+    r"hub_\w+|push_to_hub|\w+_dir|resume_from_checkpoint|allow_changes|report_to|pronunciations|codec"
+)
 
 
 def training_card(model: Any, folder: Path, repo_id: str, run_folder: Path, licence: str | None = None) -> str:
