@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print the oldest versions that pyproject.toml allows, as constraints: `python .ci/minimum_versions.py > oldest.txt`."""
+"""Print the oldest versions that pyproject.toml allows: `python .ci/minimum_versions.py > oldest.txt`."""
 
 import re
 import tomllib

@@ -205,7 +205,7 @@ def _is_of_transformers(some_class: type) -> bool:
 
 
 def card_of(model: PreTrainedModel) -> Path | None:
-    # The card of the folder that the model comes from, if it is still a card of these weights.
+    """The card of the folder that a model comes from, if it is still a card of these weights."""
     folder = Path(model.name_or_path or "")
     card, weights = folder / "README.md", folder / "model.safetensors"
     if not (model.name_or_path and card.is_file() and weights.is_file()):
@@ -220,14 +220,14 @@ def card_of(model: PreTrainedModel) -> Path | None:
 
 
 def with_use(card: str, use: str) -> str:
-    # The card with its part on use exchanged, or the part at its end.
+    """A card with its part on use exchanged, or with the part at its end."""
     if _USE.search(card):
         return _USE.sub(lambda _: use + "\n", card, count=1).rstrip() + "\n"
     return f"{card.rstrip()}\n\n{use}"
 
 
 def use_section(model: Any, preprocessor: Any, name: str) -> str:
-    # The part of a card that shows how the repository is loaded.
+    """The part of a card that shows how the repository of this Hub id is loaded with its code."""
     kind = None if preprocessor is None else getattr(model, "kind", None)
     is_processor = isinstance(preprocessor, ProcessorMixin)
     variable = "processor" if is_processor else "feature_extractor"
@@ -286,6 +286,7 @@ def _speaks(model: Any) -> bool:
 
 
 def short_card(model: Any, name: str, licence: str | None) -> str:
+    """A card without the part on use, which claims nothing that the configuration does not say."""
     kind, facts = getattr(model, "kind", None), []
     if kind is not None:
         facts.append(f"It turns speech at {model.sampling_rate} Hz into {model.frame_rate:g} frames a second")

@@ -14,7 +14,7 @@ from .atomic_files import write_atomically
 
 
 PAUSE = "pau"
-# Bytes of a lexicon once it is unpacked: a hundred times the largest that is known. A small file could fill the memory.
+# Bytes of a lexicon once it is unpacked, a hundred times those of ours: a small file could fill the memory.
 _LARGEST = 200_000_000
 # What may follow a word in the lexicon, in round brackets: the word is spoken so before a vowel, or before a pause.
 BEFORE_VOWEL, BEFORE_PAUSE = "vowel", "pause"

@@ -85,12 +85,17 @@ class FolderFiles:
         ValueError: If it is no folder.
     """
 
+    name: str
+    repo_id: str | None
+    revision: str | None
+    entries: Mapping[str, Entry]
+
     def __init__(self, folder: str | os.PathLike[str], repo_id: str | None = None):
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ValueError(f"{folder} is no folder; name the folder of a saved model, or a Hub id.")
         self.name, self.repo_id, self.revision = str(folder), repo_id, None
-        self.entries: dict[str, Entry] = {}
+        entries: dict[str, Entry] = {}
         # Links are listed, and never followed: one could lead out of the folder, or around in a circle.
         for parent, folders, files in os.walk(self.folder):
             inside = Path(parent).relative_to(self.folder)
@@ -98,7 +103,8 @@ class FolderFiles:
             linked = [name for name in folders if (Path(parent) / name).is_symlink()]
             folders[:] = [name for name in folders if name not in linked]
             for name in sorted([*files, *linked]):
-                self.entries[(inside / name).as_posix()] = self._entry(Path(parent) / name)
+                entries[(inside / name).as_posix()] = self._entry(Path(parent) / name)
+        self.entries = entries
 
     def _entry(self, path: Path) -> Entry:
         link = None
@@ -162,6 +168,11 @@ class HubFiles:
         OSError: If there is no such repository or revision, or the Hub cannot be reached.
     """
 
+    name: str
+    repo_id: str | None
+    revision: str | None
+    entries: Mapping[str, Entry]
+
     def __init__(self, repo_id: str, revision: str | None = None, token: str | bool | None = None):
         from huggingface_hub import HfApi
         from huggingface_hub.hf_api import RepoFile
@@ -171,7 +182,7 @@ class HubFiles:
         info = self.api.model_info(repo_id, revision=revision)
         self.name, self.repo_id, self.revision = repo_id, repo_id, info.sha
         tree = self.api.list_repo_tree(repo_id, recursive=True, revision=info.sha)
-        self.entries: dict[str, Entry] = {
+        self.entries = {
             file.path: Entry(file.size, is_large=file.lfs is not None) for file in tree if isinstance(file, RepoFile)
         }
 

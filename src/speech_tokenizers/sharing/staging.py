@@ -69,8 +69,8 @@ def load_shared(name: str, **place: Any) -> Shared:
     if kind in BASE_CLASSES:
         return Shared(AutoModel.from_pretrained(checkpoint, **place).eval(), None, folder)
     raise ValueError(
-        f"{name} is a model of type {kind!r}; codecs, units, unit vocoders, continuous tokens and speech language models"
-        " of this package can be pushed. Push others by their own `push_to_hub`."
+        f"{name} is a model of type {kind!r}; codecs, units, unit vocoders, continuous tokens and speech language"
+        " models of this package can be pushed. Push others by their own `push_to_hub`."
     )
 
 
@@ -123,8 +123,9 @@ def codec_named(shared: Shared, name: str | None = None) -> Iterator[None]:
     if before is None and name is None:
         yield
         return
-    is_place = before is not None and (Path(before).is_absolute() or Path(before).is_dir())
-    model.config.codec_name = processor.codec_name = name or (Path(before).name if is_place else before)
+    place = Path(before or "")
+    is_place = bool(before) and (place.is_absolute() or place.is_dir())
+    model.config.codec_name = processor.codec_name = name or (place.name if is_place else before)
     try:
         yield
     finally:
@@ -192,7 +193,7 @@ def plain_use_section(shared: Shared, repo_id: str) -> str:
 def _set_licence(path: Path, licence: str) -> None:
     from huggingface_hub import ModelCard
 
-    card = ModelCard(path.read_text(encoding="utf-8"))
+    card: Any = ModelCard(path.read_text(encoding="utf-8"))
     card.data.license = licence
     path.write_text(str(card), encoding="utf-8")
 

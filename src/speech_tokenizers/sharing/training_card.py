@@ -37,7 +37,11 @@ def training_card(model: Any, folder: Path, repo_id: str, run_folder: Path, lice
     with tempfile.TemporaryDirectory() as parent:
         run = _public_run(run_folder, Path(parent))
         if model.config.model_type in AUTO_CLASSES:
-            told = {"licence": licence, "licence_text": f"`{licence}`." if licence else _UNSTATED, "language": None}
+            told: dict[str, Any] = {
+                "licence": licence,
+                "licence_text": f"`{licence}`." if licence else _UNSTATED,
+                "language": None,
+            }
             return str(build_card(folder, name, run_folder=run, **told))
         text = short_card(model, name, licence)
         if run is None:

@@ -43,7 +43,7 @@ def told_plainly(repo_id: str) -> Iterator[None]:
         raise UploadError(f"{repo_id} has no such revision; name another, or leave it out.") from error
     except RepositoryNotFoundError as error:
         raise UploadError(
-            f"{repo_id} is not there, or you may not see it; log in by `hf auth login` as somebody who may write to it."
+            f"{repo_id} is not there, or you may not see it; log in by `hf auth login` as one who may write to it."
         ) from error
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
