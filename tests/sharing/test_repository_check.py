@@ -301,11 +301,27 @@ def test_the_command_prints_its_findings_and_its_code_tells_of_errors(repository
     out = capsys.readouterr().out
     assert "error: x.pkl: is a pickle" in out
     assert "\x1b" not in out  # a name that would colour the terminal
-    assert out.splitlines()[-1] == "1 errors, 1 warnings"
+    assert out.splitlines()[-1] == "2 errors, 0 warnings"
     assert main(["check-repo", str(repository), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
-    assert [finding["level"] for finding in report["findings"]] == ["error", "warning"]
+    assert [finding["level"] for finding in report["findings"]] == ["error", "error"]
     assert report["num_files"] == count + 2
+
+
+def test_a_stranger_loads_it_if_the_user_says_so(repository, capsys):
+    assert main(["check-repo", str(repository), "--load"]) == 0
+    out = capsys.readouterr().out
+    assert "their code was run" in out
+    told = "loaded as RVQCodecModel; a second gives audio_codes of shape (1, 4, 400), and decodes to as many samples"
+    assert told in out
+    code = (repository / "modeling_rvq_codec.py").read_text()
+    (repository / "modeling_rvq_codec.py").write_text(f"{code}\nraise RuntimeError('not for you')\n")
+    assert main(["check-repo", str(repository)]) == 0  # by reading alone nobody can know
+    assert main(["check-repo", str(repository), "--load"]) == 1
+    assert "cannot be loaded or used by a stranger (RuntimeError: not for you)" in capsys.readouterr().out
+    put(repository, "x.pkl")
+    assert main(["check-repo", str(repository), "--load"]) == 1
+    assert "it is not loaded, since there are errors" in capsys.readouterr().err
 
 
 def test_what_is_no_repository_is_refused(tmp_path, capsys):
