@@ -111,7 +111,7 @@ class CheckedLoading:
                     "asks for quantized weights (`quantization_config`), which no model of this package has; remove"
                     " the field.",
                 )
-            _check_counts(fields, len(stored), folder / "config.json")
+            check_counts(fields, len(stored), folder / "config.json")
         kept = {name: kwargs[name] for name in _PLACE if kwargs.get(name) is not None}
         other_sizes = kwargs.pop("ignore_mismatched_sizes", False)
         device_map = kwargs.get("device_map")
@@ -400,12 +400,12 @@ def _weights_name(source: Any, kwargs: Mapping[str, Any]) -> str:
     return str(path if path.is_file() else folder)
 
 
-def _check_counts(fields: Mapping[str, Any], num_tensors: int, path: Path) -> None:
+def check_counts(fields: Mapping[str, Any], num_tensors: int, path: Path) -> None:
     # Before modules are made: there are more layers than tensors only in a configuration that is damaged.
     for name, value in fields.items():
         if isinstance(value, dict):
             if name in ("encoder_config", "vocoder_config", "text_config"):
-                _check_counts(value, num_tensors, path)
+                check_counts(value, num_tensors, path)
         elif (
             (name in _COUNTS or name.endswith("num_layers"))
             and isinstance(value, int)

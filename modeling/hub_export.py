@@ -78,7 +78,7 @@ def save_pretrained_with_code(
         OSError: If there is no such card.
     """
     folder = Path(folder)
-    own_card = Path(card) if isinstance(card, str | PathLike) else _card_of(model) if card else None
+    own_card = Path(card) if isinstance(card, str | PathLike) else card_of(model) if card else None
     text = None if own_card is None else own_card.read_text(encoding="utf-8")
     exports = _exports(model, feature_extractor)
     code_files = find_code_files([export.exported_class for export in exports])
@@ -94,9 +94,11 @@ def save_pretrained_with_code(
         for picture in {own_card.with_name(found) for found in _PICTURE.findall(text)}:
             if picture.is_file() and picture.parent.resolve() != folder.resolve():
                 shutil.copyfile(picture, folder / picture.name)
-        (folder / "README.md").write_text(_with_use(text, _use(model, feature_extractor, name)), encoding="utf-8")
+        (folder / "README.md").write_text(
+            with_use(text, use_section(model, feature_extractor, name)), encoding="utf-8"
+        )
     elif card and not (folder / "README.md").exists():
-        text = _short_card(model, name, licence) + _use(model, feature_extractor, name)
+        text = short_card(model, name, licence) + use_section(model, feature_extractor, name)
         (folder / "README.md").write_text(text, encoding="utf-8")
     return [Path(shutil.copyfile(source, folder / name)) for name, source in code_files.items()]
 
@@ -138,7 +140,7 @@ def push_to_hub_with_code(
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        if card is True and _card_of(model) is None:
+        if card is True and card_of(model) is None:
             card = not api.file_exists(repo_id, "README.md", revision=None if create_pr else revision)
         save_pretrained_with_code(model, feature_extractor, folder, card=card, licence=licence, repo_id=repo_id)
         return api.upload_folder(
@@ -202,8 +204,8 @@ def _is_of_transformers(some_class: type) -> bool:
     return some_class.__module__.split(".")[0] == "transformers"
 
 
-def _card_of(model: PreTrainedModel) -> Path | None:
-    # The card of the folder that the model comes from, if it is still a card of these weights.
+def card_of(model: PreTrainedModel) -> Path | None:
+    """The card of the folder that a model comes from, if it is still a card of these weights."""
     folder = Path(model.name_or_path or "")
     card, weights = folder / "README.md", folder / "model.safetensors"
     if not (model.name_or_path and card.is_file() and weights.is_file()):
@@ -217,15 +219,15 @@ def _card_of(model: PreTrainedModel) -> Path | None:
     return card
 
 
-def _with_use(card: str, use: str) -> str:
-    # The card with its part on use exchanged, or the part at its end.
+def with_use(card: str, use: str) -> str:
+    """A card with its part on use exchanged, or with the part at its end."""
     if _USE.search(card):
         return _USE.sub(lambda _: use + "\n", card, count=1).rstrip() + "\n"
     return f"{card.rstrip()}\n\n{use}"
 
 
-def _use(model: Any, preprocessor: Any, name: str) -> str:
-    # The part of a card that shows how the repository is loaded.
+def use_section(model: Any, preprocessor: Any, name: str) -> str:
+    """The part of a card that shows how the repository of this Hub id is loaded with its code."""
     kind = None if preprocessor is None else getattr(model, "kind", None)
     is_processor = isinstance(preprocessor, ProcessorMixin)
     variable = "processor" if is_processor else "feature_extractor"
@@ -283,7 +285,8 @@ def _speaks(model: Any) -> bool:
     return hasattr(model, "generate_speech")
 
 
-def _short_card(model: Any, name: str, licence: str | None) -> str:
+def short_card(model: Any, name: str, licence: str | None) -> str:
+    """A card without the part on use, which claims nothing that the configuration does not say."""
     kind, facts = getattr(model, "kind", None), []
     if kind is not None:
         facts.append(f"It turns speech at {model.sampling_rate} Hz into {model.frame_rate:g} frames a second")

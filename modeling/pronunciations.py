@@ -5,6 +5,7 @@ import gzip
 import os
 import re
 import unicodedata
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from .atomic_files import write_atomically
 
 
 PAUSE = "pau"
+# Bytes of a lexicon once it is unpacked, a hundred times those of ours: a small file could fill the memory.
+_LARGEST = 200_000_000
 # What may follow a word in the lexicon, in round brackets: the word is spoken so before a vowel, or before a pause.
 BEFORE_VOWEL, BEFORE_PAUSE = "vowel", "pause"
 
@@ -108,8 +111,13 @@ class PronunciationLexicon:
         """
         content = Path(path).read_bytes()
         try:
-            text = (gzip.decompress(content) if os.fspath(path).endswith(".gz") else content).decode()
-        except (EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
+            if os.fspath(path).endswith(".gz"):
+                with gzip.open(path) as file:
+                    content = file.read(_LARGEST + 1)
+                if len(content) > _LARGEST:
+                    raise ValueError(f"{path} unpacks to more than {_LARGEST // 10**6} MB, too much for a lexicon.")
+            text = content.decode()
+        except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{path} is no lexicon of lines `word ph ph ph` in UTF-8: {error}.") from error
         lexicon = cls()
         entries = lexicon._entries

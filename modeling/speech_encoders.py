@@ -46,6 +46,8 @@ def load_pretrained(
     """
     place = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
     found = find_model(name_or_path, argument=argument, **place)
+    # Left to itself, transformers asks whether to run code, and takes the "y" of any input.
+    kwargs["trust_remote_code"] = place["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
     with quiet_report():
         model, info = auto_class.from_pretrained(found, dtype=torch.float32, output_loading_info=True, **kwargs)
     # Parts that no feature comes from, and which checkpoints of other tasks lack.

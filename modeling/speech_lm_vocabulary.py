@@ -87,7 +87,7 @@ class AudioVocabulary:
             reads = processor.text_alignment == "phone" and processor.layout != "flat"
             fields["piece_context"] = _PIECE_CONTEXT if reads else 0
         if isinstance(lm, str):
-            lm = AutoModelForCausalLM.from_pretrained(lm, dtype=dtype)
+            lm = AutoModelForCausalLM.from_pretrained(lm, dtype=dtype, trust_remote_code=False)
         old_rows = lm.get_input_embeddings().weight.shape[0]
         ids = processor.speech_ids
         first_new = min(ids.audio_start, ids.audio_end, ids.piece_offset if ids.num_pieces else ids.audio_start)

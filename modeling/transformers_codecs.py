@@ -81,7 +81,7 @@ class TransformersCodec(SpeechCodec):
         if feature_extractor is None and not model.name_or_path:
             raise ValueError(f"`feature_extractor` is needed: this {name} was loaded from no folder that has one.")
         if feature_extractor is None:
-            feature_extractor = AutoFeatureExtractor.from_pretrained(model.name_or_path)
+            feature_extractor = AutoFeatureExtractor.from_pretrained(model.name_or_path, trust_remote_code=False)
         guard_convolutions(model)
         self.model, self.config, self.feature_extractor = model, config, feature_extractor
         self._sampling_rate = int(feature_extractor.sampling_rate)

@@ -80,15 +80,17 @@ class TransformersRecognizer:
         self.name = folder.name
         self.key = f"{self.name}-{folder_fingerprint(folder)}" if folder.is_dir() else name_or_path
         if (folder / "processor_config.json").is_file() or not folder.is_dir():
-            self.processor = AutoProcessor.from_pretrained(name_or_path)
+            self.processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=False)
             self.features, self.tokenizer = self.processor.feature_extractor, self.processor.tokenizer
         else:
-            self.features = AutoFeatureExtractor.from_pretrained(name_or_path)
-            self.tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-        config = AutoConfig.from_pretrained(name_or_path)
+            self.features = AutoFeatureExtractor.from_pretrained(name_or_path, trust_remote_code=False)
+            self.tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
         self.is_ctc = any(name.endswith("ForCTC") for name in config.architectures or ())
         loader: Any = AutoModelForCTC if self.is_ctc else AutoModelForSpeechSeq2Seq
-        self.model = loader.from_pretrained(name_or_path, dtype=torch.float32).eval().to(device)
+        self.model = (
+            loader.from_pretrained(name_or_path, dtype=torch.float32, trust_remote_code=False).eval().to(device)
+        )
         multilingual = getattr(getattr(self.model, "generation_config", None), "is_multilingual", False)
         self.generate_kwargs = {"language": language, "task": "transcribe"} if multilingual else {}
         if multilingual:

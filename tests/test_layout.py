@@ -15,6 +15,7 @@ FLOORS = [
     ["processing"],
     ["coding"],
     ["evaluation"],
+    ["sharing"],
     ["training"],
     ["commands", "conversion", "demo", "app", "cli", "__main__"],
 ]

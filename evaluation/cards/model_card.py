@@ -372,9 +372,9 @@ def build_card(
     result: str = "",
     beside: list[str] | None = None,
     sections: dict[str, str] | None = None,
-    licence: str = "apache-2.0",
+    licence: str | None = "apache-2.0",
     licence_text: str = "Apache License 2.0.",
-    language: str = "en",
+    language: str | None = "en",
 ) -> Any:
     """
     Args:
@@ -394,9 +394,9 @@ def build_card(
             scores of the report; see [`short_table`].
         beside (`list` of `str`, *optional*): Systems beside the model in that default, at most four.
         sections (`dict` of `str` to `str`, *optional*): More sections in Markdown, by title.
-        licence (`str`, *optional*): Hub's name of the model's licence.
+        licence (`str`, *optional*): Hub's name of the model's licence; `None` leaves it unstated.
         licence_text (`str`, *optional*): Sentence that names the licence.
-        language (`str`, *optional*): Code of the language of the model's speech.
+        language (`str`, *optional*): Code of the language of the model's speech; `None` leaves it unstated.
 
     Returns:
         `huggingface_hub.ModelCard`: What the model is, the short result, its uses and three lines of code; below

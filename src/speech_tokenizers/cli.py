@@ -235,6 +235,10 @@ _GROUPS = {
         "convert-spin": ("convert a checkpoint of Spin", "conversion.spin"),
         "card": ("write the card of a checkpoint", "evaluation.cards.model_card"),
     },
+    "share": {
+        "push": ("put a model on the Hub, with its code, card and sound examples", "commands.push"),
+        "check-repo": ("say what a stranger would miss in a model's repository", "commands.check_repo"),
+    },
     "measure": {
         "evaluate": (
             "measure reconstruction beside other codecs; also `evaluate reconstruction`",

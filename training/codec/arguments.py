@@ -13,6 +13,7 @@ from speech_tokenizers.training.codec.latent_arguments import (
     RecognitionArguments,
 )
 from speech_tokenizers.training.common.data import DataArguments
+from speech_tokenizers.training.common.hub_pushes import HubSettings
 from speech_tokenizers.training.common.optimization import OptimizerArguments
 from speech_tokenizers.training.common.recipe_files import check_not_negative, check_positive, check_seed, load_recipe
 
@@ -234,7 +235,7 @@ class UnitArguments:
 
 
 @dataclass
-class CodecTrainingArguments:
+class CodecTrainingArguments(HubSettings):
     """
     Everything a [`CodecTrainer`] needs to know besides the model and the data.
 
@@ -280,7 +281,7 @@ class CodecTrainingArguments:
             there is one.
         allow_changes (`list[str]`): Dotted names of settings or sections in which a resumed run may differ from how it
             was begun, such as `[optimizer.learning_rate, loss_weights]`. The older recipe is kept beside.
-        hub_model_id (`str`, *optional*): Repository for `push_to_hub`.
+        kwargs: Whether and how the model is pushed; see [`HubSettings`].
     """
 
     trainer: ClassVar[str] = "codec"
@@ -318,9 +319,9 @@ class CodecTrainingArguments:
     report_to: list[str] = field(default_factory=list)
     resume_from_checkpoint: str | None = None
     allow_changes: list[str] = field(default_factory=list)
-    hub_model_id: str | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("global_batch_size", "gradient_accumulation_steps", "max_steps", "logging_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")

@@ -43,7 +43,9 @@ def train_from_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> "Code
     trainer.train()
     trainer.draw_curves()
     if trainer.finished:
-        trainer.save_model()
+        final = trainer.save_model()
+        if trainer.pushes is not None:
+            trainer.pushes.finish(final)
     else:
         place = f"step {trainer.step} of {args.max_steps}"
         if args.max_minutes is not None:

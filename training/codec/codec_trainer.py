@@ -31,6 +31,7 @@ from speech_tokenizers.training.codec.reconstruction_losses import WaveformPair,
 from speech_tokenizers.training.codec.training_data import TrainingData
 from speech_tokenizers.training.codec.validation import validate
 from speech_tokenizers.training.common.checkpoints import Checkpoints, WeightAverage, stopping_on_signals
+from speech_tokenizers.training.common.hub_pushes import HubPushes
 from speech_tokenizers.training.common.optimization import (
     OptimizerArguments,
     detached,
@@ -132,6 +133,7 @@ class CodecTrainer:
         }
         self.checkpoints = Checkpoints(self.accelerator, args, parts)
         self.stopped_by = 0
+        self.pushes: HubPushes | None = None  # from the beginning of `train` on
         self._synchronize = True
 
     @property
@@ -253,6 +255,7 @@ class CodecTrainer:
         self.data.prepare_objectives(self.unwrapped_model)
         self._resume(resume_from_checkpoint)
         keep_codec_run(self, resume_from_checkpoint)
+        self.pushes = HubPushes(self.args)
         self.reports.start(self.step)
         if self.adversary.is_too_late:
             self.reports.warn("the run ends before `adversarial.start_step`; its discriminators never act.")
@@ -425,7 +428,7 @@ class CodecTrainer:
         """All that `resume_from_checkpoint` needs, in `checkpoint-<step>`; beside it the codec, for `load`."""
         shared = {**self.run.state_dict(), **self.adversary.state_dict()}
         own = {"window": self.run.window.state_dict()}
-        return self.checkpoints.save(self.step, shared, own, partial(_save_beside, self))
+        return _push_saved(self, self.checkpoints.save(self.step, shared, own, partial(_save_beside, self)))
 
     def _left_out(self, shared: Mapping[str, Any]) -> Collection[str]:
         # Discriminators that have not learnt anything yet may be exchanged for others.
@@ -448,6 +451,16 @@ def _publish_here(trainer: CodecTrainer, method: str, *args: Any, **options: Any
         getattr(trainer.unwrapped_model, method)(*args, **options)
     if trainer.feature_extractor is not None:
         getattr(trainer.feature_extractor, method)(*args, **options)
+
+
+def _push_saved(trainer: CodecTrainer, checkpoint: Path) -> Path:
+    if trainer.pushes is None or not (checkpoint / "config.json").is_file():
+        return checkpoint  # there are no codes yet
+    if trainer.accelerator.is_main_process:
+        with trainer.weight_average.applied_to(trainer.unwrapped_model):
+            trainer.pushes.at_save(trainer.unwrapped_model, trainer.feature_extractor, trainer.step, checkpoint)
+    trainer.accelerator.wait_for_everyone()
+    return checkpoint
 
 
 def _save_beside(trainer: CodecTrainer, folder: Path) -> None:

@@ -39,6 +39,12 @@ MAY_CHANGE = frozenset(
         *("min_rank", "min_active_share", "min_variance_share", "min_live_share", "grace_steps", "window_steps"),
     }
 )
+_PUSHING = frozenset(
+    {
+        *("push_to_hub", "hub_strategy", "hub_token", "hub_private_repo", "hub_revision", "hub_always_push"),
+        *("hub_licence", "hub_with_code"),
+    }
+)
 # Those that may change too, which is worth a word: how long.
 LENGTHS = frozenset({"max_steps", "max_minutes"})
 # Fields of a configuration that say who wrote it.
@@ -197,6 +203,8 @@ def _as_dict(args: Any) -> dict[str, Any]:
     if isinstance(args, dict):
         return args
     settings: dict[str, Any] = dataclasses.asdict(args)
+    # Where the model is pushed decides nothing of the run, and a token must not be written down.
+    settings = {name: value for name, value in settings.items() if name not in _PUSHING}
     trainer = getattr(args, "trainer", None)
     return settings if trainer is None else {"trainer": trainer, **settings}
 

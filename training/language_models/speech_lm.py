@@ -30,6 +30,7 @@ from speech_tokenizers.processing.speech_rows import read_speech_rows
 from speech_tokenizers.processing.unit_bpe import UnitBPE
 from speech_tokenizers.processing.whole_files import whole_folder, write_whole
 from speech_tokenizers.training.common.checkpoint_faults import file_fault
+from speech_tokenizers.training.common.hub_pushes import HubPushes, HubSettings, PushCallback
 from speech_tokenizers.training.common.processes import process_state
 from speech_tokenizers.training.common.recipe_files import check_names, check_not_negative, check_positive, load_recipe
 from speech_tokenizers.training.common.recipe_trainer import (
@@ -125,7 +126,7 @@ class LatentArguments:
 
 
 @dataclasses.dataclass(kw_only=True)
-class SpeechLMArguments(RunArguments, ScheduleArguments):
+class SpeechLMArguments(HubSettings, RunArguments, ScheduleArguments):
     """
     A training of a speech language model. The learning rate rises to its peak and falls as a cosine.
 
@@ -209,7 +210,7 @@ class SpeechLMArguments(RunArguments, ScheduleArguments):
 
     def __post_init__(self):
         ScheduleArguments.__post_init__(self)
-        RunArguments.__post_init__(self)
+        HubSettings.__post_init__(self)
         check_positive(self, "batch_positions", "eval_steps", *(["batch_seconds"] if self.batch_seconds else []))
         check_not_negative(self, "text_loss_weight", "audio_loss_weight")
         definitions = recipe_definitions(self.new_tasks)
@@ -534,6 +535,9 @@ def _train(
     curves += [f"held_out_{main}_loss"] if held_out is not None else []
     if rank is not None and math.isfinite(rank):
         print(f"effective rank of the latents: {rank:.1f} of {config.latent_dim}", file=sys.stderr)
+    pushes = HubPushes(args)
+    if args.lora is None:  # an adapter is pushed once it is merged
+        trainer.add_callback(PushCallback(pushes, trainer, processor))
     train_until_done(trainer, output, curves)
     if not trainer.is_world_process_zero():
         return
@@ -557,6 +561,7 @@ def _train(
         model.save_pretrained(final)
         processor.save_pretrained(final)
     write_whole(output / "results.json", json.dumps(results, indent=2))
+    pushes.finish(output / "final")
 
 
 def results_table(results: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from speech_tokenizers.processing.feature_extraction_dc_spin import DCSpinFeatur
 from speech_tokenizers.processing.speaker_perturbation import SpeakerPerturbation
 from speech_tokenizers.processing.whole_files import whole_folder
 from speech_tokenizers.training.common.data import check_shortest, decode_part
+from speech_tokenizers.training.common.hub_pushes import HubPushes, HubSettings, PushCallback
 from speech_tokenizers.training.common.processes import process_state
 from speech_tokenizers.training.common.recipe_files import check_names, check_positive, load_recipe
 from speech_tokenizers.training.common.recipe_trainer import (
@@ -62,7 +63,7 @@ class PerturbationArguments:
 
 
 @dataclass(kw_only=True)
-class DCSpinTrainingArguments(ScheduledRecipeArguments):
+class DCSpinTrainingArguments(HubSettings, ScheduledRecipeArguments):
     """
     A training of units. The defaults are those of Spin's code. The folder gets `checkpoints`, `training_log.jsonl`,
     `loss_curves.png` and, as `final`, the model.
@@ -232,6 +233,7 @@ def train_dc_spin(args: DCSpinTrainingArguments) -> Path:
     model = build_model(args)
     perturbation = SpeakerPerturbation(**dataclasses.asdict(args.perturbation), sampling_rate=model.sampling_rate)
     RunRecord(output, args, inputs).check()  # before hours of speech are decoded for nothing
+    pushes = HubPushes(args)
     recordings = decode_part(args.data, "train", model.sampling_rate, args.cache_dir)
     claim_output(args, inputs)
     too_short = shorter_than(recordings, args.data.min_seconds * model.sampling_rate, "the training")
@@ -244,6 +246,7 @@ def train_dc_spin(args: DCSpinTrainingArguments) -> Path:
         processing_class=feature_extractor,  # saved with each checkpoint
     )
     curves = [f"{codebook}_{name}" for codebook in ("primary", "auxiliary") for name in _MEASURES[:3]]
+    trainer.add_callback(PushCallback(pushes, trainer, feature_extractor))
     train_until_done(trainer, output, ["loss", *curves])
     processes = process_state()
     if processes.is_main_process:
@@ -252,6 +255,7 @@ def train_dc_spin(args: DCSpinTrainingArguments) -> Path:
         with whole_folder(final) as folder:  # where it exists, the training is finished
             model.eval().save_pretrained(folder)
             feature_extractor.save_pretrained(folder)
+    pushes.finish(final)
     processes.wait_for_everyone()
     return final
 

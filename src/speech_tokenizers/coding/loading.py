@@ -16,7 +16,7 @@ DEFAULT_UNITS = "dc-spin-small-16khz"
 # The distribution of the checkpoints that the wheel does not embed.
 _OTHERS = "speech-tokenizers-checkpoints"
 # Arguments of `from_pretrained` that say where a model is, and which of them find a repository.
-_PLACE = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")
+PLACE = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")
 _REPOSITORY = ("revision", "token", "cache_dir", "local_files_only")
 
 
@@ -128,16 +128,23 @@ def load_config(checkpoint: str, **place: Any) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, AutoConfig
 
-    from speech_tokenizers.modeling.checked_loading import ModelFilesError, quiet_report, read_fields
+    from speech_tokenizers.coding.foreign_settings import read_settings, refuse_untrusted_code
+    from speech_tokenizers.modeling.checked_loading import ModelFilesError, quiet_report
 
     path = _file(checkpoint, "config.json", place)
-    if isinstance(path, Path):
-        fields = read_fields(path)
-        kind = fields.get("model_type")
-        if "auto_map" not in fields and (not isinstance(kind, str) or kind not in CONFIG_MAPPING):
+    # Left to itself, transformers asks whether to run code, and takes the "y" of any input, such as a text to say.
+    place["trust_remote_code"] = bool(place.get("trust_remote_code"))
+    fields = read_settings(checkpoint, "config.json", place, trusted=place["trust_remote_code"])
+    if fields is None:
+        raise ModelFilesError(path, "is missing; name the folder or repository of a saved model.")
+    kind = fields.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        if "auto_map" not in fields:
             raise ModelFilesError(
                 path, f"`model_type` is {kind!r}, which neither this package nor the installed transformers has."
             )
+        if not place["trust_remote_code"]:
+            refuse_untrusted_code(checkpoint, fields, "config.json")
     try:
         with quiet_report():
             config = AutoConfig.from_pretrained(checkpoint, **place)
@@ -175,9 +182,11 @@ def load(name_or_path: str | Path | None = None, dtype: Any = None, **kwargs: An
     """
     from transformers import AutoModel
 
+    from speech_tokenizers.coding.foreign_settings import refuse_adapter
     from speech_tokenizers.modeling.checked_loading import check_tensors, quiet_report
 
-    place = {name: kwargs[name] for name in _PLACE if name in kwargs}
+    kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
+    place = {name: kwargs[name] for name in PLACE if name in kwargs}
     checkpoint = find_checkpoint(name_or_path, **place)
     config = load_config(checkpoint, **place)
     if config.model_type == "speech_tokenizers_speech_lm":
@@ -186,13 +195,22 @@ def load(name_or_path: str | Path | None = None, dtype: Any = None, **kwargs: An
     feature_extractor = _load_feature_extractor(checkpoint, config, place)
     dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype
     kwargs.pop("torch_dtype", None)
-    with quiet_report():
-        model, info = AutoModel.from_pretrained(
-            checkpoint,
-            dtype=_known_dtype(dtype),
-            output_loading_info=True,
-            **{"use_safetensors": True, **kwargs},
-        )
+    refuse_adapter(checkpoint, place)
+    try:
+        with quiet_report():
+            model, info = AutoModel.from_pretrained(
+                checkpoint,
+                dtype=_known_dtype(dtype),
+                output_loading_info=True,
+                **{"use_safetensors": True, **kwargs},
+            )
+    except OSError as error:
+        if Path(checkpoint).is_dir():
+            raise
+        raise OSError(
+            f"{checkpoint}: the weights, model.safetensors, are not there or cannot be fetched; pickled weights could"
+            f" run code, and are never read. ({' '.join(str(error).split())})"
+        ) from error
     if not hasattr(model, "lies_on_one_device"):
         # A codec of transformers; ours have looked at themselves.
         check_tensors(model, info, str(_file(checkpoint, "model.safetensors", place)), strict=False)
@@ -216,17 +234,17 @@ def _check_architecture(checkpoint: str, config: Any, place: dict[str, Any]) -> 
 def _load_feature_extractor(checkpoint: str, config: Any, place: dict[str, Any]) -> Any:
     from transformers import FEATURE_EXTRACTOR_MAPPING, AutoFeatureExtractor
 
-    from speech_tokenizers.modeling.checked_loading import ModelFilesError, read_fields
+    from speech_tokenizers.coding.foreign_settings import read_settings
+    from speech_tokenizers.modeling.checked_loading import ModelFilesError
     from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
 
     path = _file(checkpoint, "preprocessor_config.json", place)
-    if isinstance(path, Path):
-        if not path.is_file():
-            raise ValueError(
-                f"{checkpoint} has no preprocessor_config.json: it is a model without a feature extractor, such as a"
-                " vocoder alone. Load it by `AutoModel.from_pretrained`, or save its feature extractor beside it."
-            )
-        read_fields(path)
+    fields = read_settings(checkpoint, "preprocessor_config.json", place, trusted=place["trust_remote_code"])
+    if fields is None:
+        raise ValueError(
+            f"{checkpoint} has no preprocessor_config.json: it is a model without a feature extractor, such as a"
+            " vocoder alone. Load it by `AutoModel.from_pretrained`, or save its feature extractor beside it."
+        )
     try:
         feature_extractor = AutoFeatureExtractor.from_pretrained(checkpoint, **place)
     except (TypeError, AttributeError, LookupError) as error:

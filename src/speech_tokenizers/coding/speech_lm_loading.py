@@ -4,10 +4,13 @@
 from pathlib import Path
 from typing import Any
 
-from speech_tokenizers.coding.loading import find_checkpoint, load, load_config
+from speech_tokenizers.coding.foreign_settings import read_settings, refuse_adapter
+from speech_tokenizers.coding.loading import PLACE, find_checkpoint, load, load_config
 
 
 SPEECH_LM = "speech_tokenizers_speech_lm"
+# Beside config.json, the files that are read when a speech language model and its processor are loaded.
+_SETTINGS = ("processor_config.json", "tokenizer_config.json", "generation_config.json", "preprocessor_config.json")
 DEFAULT_VOICE = "tts-slt-delay-16khz"
 DEFAULT_LISTENER = "understanding-small-16khz"
 
@@ -55,15 +58,27 @@ def _without_codec(name_or_path: str | Path, **kwargs: Any) -> tuple[Any, Any, s
     from speech_tokenizers.modeling.modeling_speech_lm import SpeechLMForConditionalGeneration
     from speech_tokenizers.modeling.processing_speech_lm import SpeechLMProcessor
 
-    checkpoint = find_checkpoint(name_or_path)
-    config = load_config(checkpoint)
+    place = {name: kwargs[name] for name in PLACE if name in kwargs}
+    checkpoint = find_checkpoint(name_or_path, **place)
+    config = load_config(checkpoint, **place)
     if config.model_type != SPEECH_LM:
         raise ValueError(
             f"{name_or_path} is a model of type {config.model_type!r}, not a speech language model, which `train`"
             " makes with a recipe of the trainer `speech_lm`."
         )
-    model = SpeechLMForConditionalGeneration.from_pretrained(checkpoint, **kwargs).eval()
-    return model, SpeechLMProcessor.from_pretrained(checkpoint), checkpoint
+    place.pop("trust_remote_code", None)
+    refuse_adapter(checkpoint, place)
+    for file in _SETTINGS:
+        read_settings(checkpoint, file, place)
+    kwargs.pop("trust_remote_code", None)  # these classes are installed: nothing of the repository is run
+    try:
+        model = SpeechLMForConditionalGeneration.from_pretrained(checkpoint, **kwargs).eval()
+        processor = SpeechLMProcessor.from_pretrained(checkpoint, trust_remote_code=False, **place)
+    except (TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise ValueError(
+            f"{checkpoint} cannot be loaded, since a file of it is damaged: {' '.join(str(error).split())}"
+        ) from error
+    return model, processor, checkpoint
 
 
 def _codec(config: Any, folder: Path) -> Any:
@@ -91,7 +106,7 @@ def load_any_causal_lm(name_or_path: str | Path) -> tuple[Any, Any]:
     checkpoint = find_checkpoint(name_or_path)
     if load_config(checkpoint).model_type == SPEECH_LM:
         return load_speech_lm(checkpoint)
-    return AutoModelForCausalLM.from_pretrained(checkpoint).eval(), None
+    return AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=False).eval(), None
 
 
 __all__ = ["load_any_causal_lm", "load_speech_lm", "load_speech_lm_without_codec"]

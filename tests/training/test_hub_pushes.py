@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trainings push while they run and in the end, as transformers' `Trainer` does; what fails stops no training."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from safetensors.torch import load
+
+from helpers.fake_hub import FakeHub
+from helpers.online import run_online
+from helpers.tiny_speaking_lm import LEXICON, tiny_codec, tiny_row
+from speech_tokenizers.modeling.pronunciations import PronunciationLexicon
+from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
+from speech_tokenizers.processing.speech_row_format import RowsFacts
+from speech_tokenizers.processing.speech_rows import SpeechRowsWriter
+from speech_tokenizers.training.common.hub_pushes import HubSettings
+from speech_tokenizers.training.common.recipe_files import build_section
+
+
+CPU = {"ACCELERATE_USE_CPU": "true"}
+TOKEN = "hf_test"
+
+
+def titles_of(hub):
+    """Titles of the commits, in their order."""
+    return [json.loads(body.splitlines()[0])["value"]["summary"] for body in hub.bodies]
+
+
+@pytest.fixture
+def hub():
+    """A Hub that keeps the first line of each commit."""
+    with FakeHub(large_from=10_000) as hub:
+        hub.bodies = []
+        commit = hub.server.RequestHandlerClass.commit
+
+        def kept(handler, repo_id, revision, body):
+            hub.bodies.append(body)
+            return commit(handler, repo_id, revision, body)
+
+        hub.server.RequestHandlerClass.commit = kept
+        yield hub
+
+
+def test_a_codec_is_pushed_at_saves_and_in_the_end(recipe_file, hub, tmp_path):
+    path = recipe_file(save_steps=2, eval_steps=3, data={"eval": str(tmp_path / "audio-of-nobody")})
+    recipe = yaml.safe_load(path.read_text())
+    recipe["data"]["eval"] = recipe["data"]["train"]
+    path.write_text(yaml.safe_dump(recipe))
+    settings = ["push_to_hub=true", "hub_model_id=user/trained", "hub_private_repo=true", f"hub_token={TOKEN}"]
+    settings += ["hub_strategy=checkpoint", "hub_licence=mit", "hub_always_push=true"]
+    (trained, info) = run_online(
+        hub, tmp_path, [["train", path, *settings], ["info", "user/trained"]], **CPU, HF_TOKEN=TOKEN
+    )
+    assert trained.code == 0, trained
+    assert f"pushed: {hub.endpoint}/user/trained" in trained.err
+    assert "user/trained" in hub.private
+    steps = [f"Training in progress, step {step}" for step in (2, 4, 6)]
+    expected = [title for step in steps for title in (step, f"{step}, checkpoint")]
+    assert titles_of(hub) == [*expected, "End of training"]
+    files = hub.files("user/trained")
+    assert {"config.json", "modeling_rvq_codec.py", "preprocessor_config.json", "README.md"} < files.keys()
+    run = tmp_path / "run"
+    # The finished model, with its averaged weights, and the last checkpoint alone.
+    final, pushed = load((run / "final" / "model.safetensors").read_bytes()), load(files["model.safetensors"])
+    assert final.keys() == pushed.keys()
+    assert all((final[name] == pushed[name]).all() for name in final)
+    last = {name.removeprefix("last-checkpoint/") for name in files if name.startswith("last-checkpoint/")}
+    assert last == {path.relative_to(run / "checkpoint-00000006").as_posix() for path in walk(run, "*-00000006")}
+    card = ModelCard(files["README.md"].decode())
+    assert (card.data.license, card.data.language, card.data.eval_results) == ("mit", None, None)
+    entries = [json.loads(line) for line in (run / "training_log.jsonl").read_text().splitlines()]
+    measured = [entry["eval_mel"] for entry in entries if "eval_mel" in entry]
+    assert f"| 6 | {measured[-1]:.4g} |" in card.text
+    assert 'AutoModel.from_pretrained("user/trained", trust_remote_code=True)' in card.text
+    # Neither the data nor the token nor a place of this machine is told.
+    for name, content in files.items():
+        if name.startswith("last-checkpoint/"):
+            continue
+        for secret in (TOKEN, str(tmp_path), recipe["data"]["train"]):
+            assert secret.encode() not in content, (name, secret)
+    for path in run.rglob("*"):
+        assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
+    assert not list(run.glob(".push-*"))
+    assert info.code == 0, info
+    assert "2 of 16 entries" in info.out
+
+
+def walk(run, pattern):
+    (folder,) = run.glob(pattern)
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_uploads_that_fail_stop_no_training_and_tell_what_to_do(recipe_file, hub, tmp_path):
+    path = recipe_file(save_steps=2)
+
+    def full(handler) -> bool:
+        if handler.command == "POST" and "/preupload/" in handler.path:
+            handler.refuse("QuotaExceeded", 403)
+            return True
+        return False
+
+    hub.before = full
+    settings = ["push_to_hub=true", "hub_model_id=user/trained"]
+    (trained,) = run_online(hub, tmp_path, [["train", path, *settings]], **CPU)
+    assert trained.code == 0, trained
+    assert "warning: step 2 was not pushed: the Hub refuses (403)" in trained.err
+    assert "The training goes on." in trained.err
+    final = tmp_path / "run" / "final"
+    assert f"`speech-tokenizers push {final} user/trained` pushes it." in trained.err
+    assert (final / "model.safetensors").is_file()
+    hub.before = lambda handler: False
+    words = f"push {final} user/trained --licence mit --no-samples".split()
+    (pushed,) = run_online(hub, tmp_path, [words], **CPU)
+    assert pushed.code == 0, pushed
+    assert "model.safetensors" in hub.files("user/trained")
+
+
+def test_who_may_not_push_is_told_before_the_training(recipe_file, hub, tmp_path):
+    settings = ["push_to_hub=true", "hub_model_id=user/trained", "hub_token=hf_reader"]
+    (trained,) = run_online(hub, tmp_path, [["train", recipe_file(), *settings]], **CPU)
+    assert trained.code == 2
+    assert "your token may not write to user/trained" in trained.err
+    assert not (tmp_path / "run" / "training_log.jsonl").exists()
+
+
+def test_a_speech_language_model_is_pushed_with_its_processor(hub, tmp_path):
+    codec = tiny_codec()
+    codec.save_pretrained(tmp_path / "codec")
+    RVQCodecFeatureExtractor(sampling_rate=codec.sampling_rate).save_pretrained(tmp_path / "codec")
+    own = ("codec", "codec_fingerprint", "encoder_fingerprint", "num_quantizers", "num_frames")
+    rows = [tiny_row(text, at, num_frames=12 + at, codec=codec) for at, text in enumerate(["hi tim", "die", "lime"])]
+    plain = [
+        {name: value for name, value in row.items() if name not in own}
+        | {"audio_codes": np.array(row["audio_codes"]).reshape(row["num_quantizers"], -1)}
+        for row in rows
+    ]
+    with SpeechRowsWriter(tmp_path / "rows", RowsFacts.of_codec(codec, str(tmp_path / "codec"))) as writer:
+        writer.write(0, plain, [row["id"] for row in rows])
+        writer.finish(1)
+    PronunciationLexicon(LEXICON).save(tmp_path / "lexicon.txt.gz")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    recipe = {
+        "trainer": "speech_lm",
+        "output_dir": str(tmp_path / "run"),
+        "codec": str(tmp_path / "codec"),
+        "data": {"train": str(tmp_path / "rows"), "pronunciations": str(tmp_path / "lexicon.txt.gz")},
+        "text_alignment": "phone",
+        "language_model": {"model_type": "llama", "max_position_embeddings": 256, **sizes},
+        **{"batch_positions": 160, "max_steps": 4, "learning_rate": 1e-2, "warmup_steps": 1, "logging_steps": 1},
+        "save_steps": 2,
+        **{"push_to_hub": True, "hub_model_id": "user/voice", "hub_strategy": "every_save", "hub_always_push": True},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    say = ["say", "hi", "--model", "user/voice", "--codec", "codec", "-o", "said.wav"]
+    (trained, checked, said) = run_online(
+        hub, tmp_path, [["train", tmp_path / "recipe.yaml"], ["check-repo", "user/voice"], say], **CPU
+    )
+    assert trained.code == 0, trained
+    steps = [f"Training in progress, step {step}" for step in (2, 4)]
+    assert titles_of(hub) == [*steps, "End of training"]
+    files = hub.files("user/voice")
+    assert {"processor_config.json", "tokenizer.json", "pronunciations.txt.gz", "modeling_speech_lm.py"} < files.keys()
+    assert checked.code == 0, checked
+    assert said.code in (0, 1), said  # 1: what was said had no end
+    assert (tmp_path / "said.wav").stat().st_size > 44
+    for name in ("config.json", "processor_config.json", "README.md"):
+        assert str(tmp_path).encode() not in files[name]
+    assert "## Training" in files["README.md"].decode()
+    assert "What its training measured stands below" in files["README.md"].decode()
+
+
+def test_a_wrong_strategy_is_refused():
+    with pytest.raises(ValueError, match="`hub_strategy` must be one of end, every_save, checkpoint, all_checkpoints"):
+        build_section(HubSettings, {"hub_strategy": "always"}, "")
