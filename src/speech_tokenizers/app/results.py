@@ -127,8 +127,8 @@ class Results:
         return cards.group(
             cards.heading(
                 "Listen",
-                "STOI estimates how much of the speech is understood; the recording has 1. Units keep what is said more"
-                " than how the speaker sounds.",
+                "STOI estimates how much of the speech is understood; the recording has 1. Units keep what is said"
+                " more than how the speaker sounds.",
             ),
             cards.cards(parts),
         )
