@@ -195,7 +195,7 @@ def test_what_cannot_be_heard_gets_a_sentence_of_help(open_page, tmp_path, talk)
         assert told in out.inner_text(), name
     page = open_page()
     page.locator("#st-recording input[type=file]").set_input_files(str(tmp_path / "notes.txt"))
-    page.get_by_text("Invalid file type", exact=False).first.wait_for()
+    page.get_by_text("notes.txt is no audio file. Upload one, such as WAV, FLAC, MP3 or Ogg.").first.wait_for()
     # The page goes on.
     upload(page, talk)
     run(page, "codec").locator(".st-card").first.wait_for()

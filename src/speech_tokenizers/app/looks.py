@@ -96,5 +96,12 @@ SCRIPT = """<script>
       player.play();
     }
   });
+  // Gradio refuses what is no audio before it is sent, with a list of all types; a sentence says it better.
+  new MutationObserver(() => {
+    for (const toast of document.querySelectorAll('.toast-message-text, .toast-text')) {
+      const name = toast.textContent.match(/^\\s*Invalid file type: (.*)\\. Only audio/)?.[1];
+      if (name) toast.textContent = `${name} is no audio file. Upload one, such as WAV, FLAC, MP3 or Ogg.`;
+    }
+  }).observe(document.documentElement, { childList: true, subtree: true });
 })();
 </script>"""

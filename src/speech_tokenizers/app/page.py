@@ -57,6 +57,7 @@ def build_page(shelf: ModelShelf, files: PageFiles) -> Any:
             recording = gr.Audio(
                 sources=["upload", "microphone"],
                 type="filepath",
+                interactive=True,
                 label=f"Your recording, up to {MAX_SECONDS:g} s",
                 elem_id="st-recording",
                 buttons=[],

@@ -34,7 +34,7 @@ def read_recording(path: str | os.PathLike[str] | None, sampling_rate: int) -> n
         AudioFileError: If the file cannot be read as audio.
     """
     if path is None:
-        raise PageError("There is no recording yet. Record or upload one at the top, or take the example.")
+        raise PageError("There is no recording yet. Record one at the top, upload an audio file, or take the example.")
     with AudioReader(path, sampling_rate, name=Path(path).name) as reader:
         # By the header, so that hours of audio are refused before they are read.
         if reader.seconds > MAX_SECONDS:

@@ -12,10 +12,12 @@ from speech_tokenizers.processing.whole_files import check_folder_is_writable, w
 _APP = '''# SPDX-License-Identifier: Apache-2.0
 """The page of speech-tokenizers; `speech-tokenizers app --write-space` wrote this file."""
 
+import contextlib
 import os
 
 from speech_tokenizers.app.models import load_models
 from speech_tokenizers.app.page import serve
+from speech_tokenizers.commands.interruption import interruptions
 
 
 # Checkpoints to offer; None offers all that are installed.
@@ -23,7 +25,9 @@ MODELS = {models}
 
 # A Space is reached from outside, any other machine only by itself.
 host = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1")
-serve(load_models(MODELS), host, int(os.environ.get("GRADIO_SERVER_PORT", "7860")))
+# A signal ends the page as it ends a command: its files go.
+with contextlib.suppress(KeyboardInterrupt), interruptions():
+    serve(load_models(MODELS), host, int(os.environ.get("GRADIO_SERVER_PORT", "7860")))
 '''
 
 _REQUIREMENTS = """\
