@@ -20,7 +20,8 @@ class FakeHub:
 
     Attributes:
         endpoint: Address to give as `HF_ENDPOINT`.
-        repositories: Branches of each repository; a branch is a list of commits, a commit its files by path.
+        repositories: Branches of each repository; a branch is a list of commits, a commit its files by path. The name
+            of a dataset begins with `datasets/`.
         private: Repositories that only those with a token see.
         tokens: What the holder of a token may do: `"write"` or `"read"`.
         stored: Content of large files by SHA-256.
@@ -122,6 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
         with self.hub.lock:
+            if parts[:2] == ["api", "datasets"] and parts[4] == "paths-info":
+                return self.tell_of(f"datasets/{parts[2]}/{parts[3]}", parts[5], body)
             if parts[0] == "api" and parts[:2] not in (["api", "repos"], ["api", "models"]):
                 return self.answer({})  # the validation of a card
             if self.allowed != "write":
@@ -144,6 +147,11 @@ class _Handler(BaseHTTPRequestHandler):
             if action == "preupload":
                 return self.answer({"files": [self.mode_of(file) for file in json.loads(body)["files"]]})
             self.commit(repo_id, revision, body)
+
+    def tell_of(self, repo_id: str, revision: str, body: bytes):
+        paths = parse_qs(body.decode()).get("paths") or json.loads(body)["paths"]
+        files = self.hub.files(repo_id, revision)
+        return self.answer([self.listed(path, files[path]) for path in paths if path in files])
 
     def create(self, request: dict):
         repo_id = "/".join(filter(None, (request.get("organization") or "user", request["name"])))
@@ -195,12 +203,18 @@ class _Handler(BaseHTTPRequestHandler):
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
         if parts == ["api", "whoami-v2"]:
             return self.answer({"name": "user", "orgs": []}) if self.allowed else self.refuse("Unauthorized", 401)
-        api = parts[:2] == ["api", "models"]
-        repo_id = "/".join(parts[2:4] if api else parts[:2])
+        api = parts[:2] in (["api", "models"], ["api", "datasets"])
+        if parts[:2] == ["api", "models"]:
+            parts = parts[2:]
+        elif api:
+            parts = parts[1:]
+        # The name of a repository of a dataset begins with `datasets/`.
+        length = 3 if parts[0] == "datasets" else 2
+        repo_id = "/".join(parts[:length])
         with self.hub.lock:
             if self.is_hidden(repo_id):
                 return self.refuse("RepoNotFound", 404 if self.allowed else 401)
-            self.answer_from(repo_id, parts[4:] if api else parts[2:], api)
+            self.answer_from(repo_id, parts[length:], api)
 
     def answer_from(self, repo_id: str, rest: list[str], api: bool):
         if rest[1:3] == ["refs", "pr"]:
@@ -215,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
             entries = [(path, content) for path, content in files.items() if path.startswith(inside)]
             if inside and not entries:
                 return self.answer({"error": inside}, 404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
-            return self.answer([self.listed(path, content) for path, content in entries])
+            return self.answer(self.tree(entries, inside))
         if api:
             siblings = [{"rfilename": path} for path in files]
             facts = {"siblings": siblings, "tags": [], "private": repo_id in self.hub.private}
@@ -231,6 +245,22 @@ class _Handler(BaseHTTPRequestHandler):
             places = f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"
             return self.answer(part, 206, ETag=etag, X_Repo_Commit=commit, Content_Range=places)
         return self.answer(content, ETag=etag, X_Repo_Commit=commit)
+
+    def tree(self, entries: list[tuple[str, bytes]], inside: str) -> list[dict]:
+        # Files and folders, all of them if it is asked for.
+        is_deep = (parse_qs(urlsplit(self.path).query).get("recursive") or ["false"])[0].lower() == "true"
+        listed, folders = [], {}
+        for path, content in entries:
+            parts = path[len(inside) :].split("/")
+            for depth in range(1, len(parts)):
+                folders.setdefault(inside + "/".join(parts[:depth]), depth)
+            if is_deep or len(parts) == 1:
+                listed.append(self.listed(path, content))
+        return listed + [
+            {"type": "directory", "path": path, "size": 0, "oid": hashlib.sha1(path.encode()).hexdigest()}
+            for path, depth in folders.items()
+            if is_deep or depth == 1
+        ]
 
     def listed(self, path: str, content: bytes) -> dict:
         entry = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
