@@ -363,7 +363,7 @@ def _read_info(folder: Path, has_shards: bool) -> dict[str, Any]:
         if has_shards:
             raise SpeechRowsError(
                 folder,
-                f"has no {INFO_NAME}, so its writing has not ended; start the same `encode-rows` again, which goes on"
+                f"has no {INFO_NAME}, so its writing has not ended; start the same command again, which goes on"
                 " where it stopped.",
             )
         raise SpeechRowsError(folder, f"holds no rows; write them by {encoding_command()}")

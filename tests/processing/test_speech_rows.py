@@ -195,7 +195,7 @@ def test_a_folder_whose_writing_has_not_ended_is_refused(tmp_path):
         writer.write(0, [row(0), row(1)], ["a", "b"])
         with pytest.raises(SpeechRowsError, match=r"rows-00001\.parquet: was not written"):
             writer.finish(2)
-    with pytest.raises(SpeechRowsError, match="its writing has not ended; start the same `encode-rows` again"):
+    with pytest.raises(SpeechRowsError, match="its writing has not ended; start the same command again"):
         read_speech_rows(tmp_path)
 
 

@@ -322,11 +322,14 @@ def _is_mended(coding: RowCoding, block: "datasets.Dataset", shard: "WrittenShar
 
 def _without_path(row: dict[str, Any], recording: Any) -> dict[str, Any]:
     # Reasons stand in shards, whose bytes must not depend on where the corpus lies.
-    audio = recording.get("audio") if isinstance(recording, dict) else recording
-    path = audio.get("path") if isinstance(audio, dict) else audio
-    if "reason" not in row or not isinstance(path, str | os.PathLike):
+    if "reason" not in row or not isinstance(recording, dict):
         return row
-    return {**row, "reason": row["reason"].removeprefix(f"{os.fspath(path)}: ")}
+    audio = recording.get("audio")
+    reason = row["reason"]
+    for path in (audio.get("path") if isinstance(audio, dict) else audio, recording.get("file_name")):
+        if isinstance(path, str):
+            reason = reason.removeprefix(f"{path}: ")
+    return {**row, "reason": reason}
 
 
 def row_fingerprint(recording: str, fields: Any) -> str:

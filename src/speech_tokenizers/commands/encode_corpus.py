@@ -119,9 +119,9 @@ def run(args: argparse.Namespace) -> int:
         return _told(args, plan, 0, 0.0)
     job = submit_to_slurm(step, plan, options)
     say(
-        f"encode-corpus: {len(undone)} of {plan.num_tasks} shards were given to Slurm as job {job}, by"
+        f"encode-corpus: Slurm has {len(undone)} of {plan.num_tasks} shards to do, as job {job}, by"
         f" {plan.folder}/datatrove/launch_script.slurm. The last one completes {args.output}; the same command tells"
-        " how far it is, and gives what failed to Slurm again."
+        " how far it is, and gives what is left to Slurm again once the job has ended."
     )
     return 0
 

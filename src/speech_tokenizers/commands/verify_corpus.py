@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if not 0.0 < args.least_agreement <= 1.0:
         raise UsageError(f"--least-agreement must be above 0 and at most 1, but is {args.least_agreement:g}.")
     facts = read_rows_facts(args.rows)  # which checks that the folder is whole
-    plan = CorpusPlan.read(args.plan or plan_folder(args.rows))
+    plan = CorpusPlan.read(args.plan or plan_folder(args.rows), args.rows)
     faults = []
     for number in tqdm(range(plan.num_tasks), desc="files", unit="shard", disable=args.quiet or None):
         faults += plan.faults(number)
@@ -60,22 +60,26 @@ def run(args: argparse.Namespace) -> int:
         say(f"verify-corpus: {len(faults)} of the files of {plan.num_tasks} shards are not as they were written")
         return 1
     step = CorpusStep(str(plan.folder), args.model or facts.codec, args.device, args.batch_seconds)
-    verified, failed = [], 0
+    verified, failed, num_set_aside = [], 0, 0
     total = min(args.sample, plan.num_recordings)
     with tqdm(total=total, desc="recordings", unit="file", disable=args.quiet or None) as bar:
         for row in verify_corpus(plan, step, args.sample, args.seed):
             raise_lost_interruption()
             bar.update()
+            if row.is_set_aside:
+                num_set_aside += 1
+                continue
             verified.append(row)
             if row.reason is not None or row.agreement < args.least_agreement:
                 failed += 1
                 say(f"failed: {row.name}: {row.reason or f'{100 * row.agreement:.3f} % of its frames are the same'}")
     if not verified:
-        say("verify-corpus: none of the sample could be read, as when it was encoded; raise --sample")
+        say(f"verify-corpus: all {num_set_aside} recordings of the sample were set aside; raise --sample")
         return 1
     mean = statistics.fmean(row.agreement for row in verified)
     say(
         f"verify-corpus: {plan.num_tasks} shards hold what was written; of {len(verified)} recordings that were"
         f" encoded again, {len(verified) - failed} agree, {100 * mean:.4f} % of frames on average"
+        + (f"; {num_set_aside} more were set aside, and would be so again" if num_set_aside else "")
     )
     return int(failed > 0)

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A corpus that is encoded by tasks, in any order and number, is the one that one call gives."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from speech_tokenizers.coding.corpus import engines
 from speech_tokenizers.coding.corpus.engines import run_here
@@ -164,6 +167,7 @@ def test_verification_finds_what_was_changed(request_of, encoded, corpus, tiny_c
     folder, plan = encoded(corpus)
     step = CorpusStep(str(plan.folder), str(tiny_checkpoint), "cpu")
     assert [row.agreement for row in verify_corpus(plan, step, sample=8)] == [1.0] * 8
+    assert [row.name for row in verify_corpus(plan, step, sample=8) if row.is_set_aside] == ["4.wav"]
     soundfile.write(corpus / "3.wav", np.random.default_rng(99).normal(0, 0.1, 4000), 16000)
     (corpus / "5.wav").unlink()
     found = {row.name: row for row in verify_corpus(plan, step, sample=8)}
@@ -175,6 +179,41 @@ def test_verification_finds_what_was_changed(request_of, encoded, corpus, tiny_c
     content[100] ^= 1
     (folder / "rows-00000.parquet").write_bytes(content)
     assert "holds other bytes" in plan.faults(0)[0]
+
+
+def test_rows_and_plan_can_be_moved_and_the_copy_is_what_is_verified(encoded, corpus, tmp_path):
+    folder, plan = encoded(corpus)
+    (tmp_path / "moved").mkdir()
+    shutil.copytree(folder, tmp_path / "moved" / "rows")
+    shutil.copytree(plan.folder, tmp_path / "moved" / "rows.plan")
+    content = bytearray((tmp_path / "moved" / "rows" / "rows-00000.parquet").read_bytes())
+    content[100] ^= 1
+    (tmp_path / "moved" / "rows" / "rows-00000.parquet").write_bytes(content)
+    moved = CorpusPlan.read(tmp_path / "moved" / "rows.plan", tmp_path / "moved" / "rows")
+    shutil.rmtree(folder)
+    assert [bool(moved.faults(number)) for number in range(moved.num_tasks)] == [True, False, False]
+
+
+@pytest.mark.parametrize("kind", ["codes", "latents"])
+def test_threads_change_no_bit(request_of, corpus, tmp_path, kind):
+    for threads in (1, 2):
+        request, step = request_of(corpus, f"threads-{threads}", kind=kind)
+        step = dataclasses.replace(step, torch_threads=threads)
+        before = torch.get_num_threads()
+        try:
+            with prepared_corpus(request, step) as (plan, _):
+                run_here(step, plan)
+        finally:
+            torch.set_num_threads(before)
+    assert contents(tmp_path / "threads-1") == contents(tmp_path / "threads-2")
+
+
+def test_overwriting_leaves_no_tar_of_before(request_of, encoded, corpus, tmp_path):
+    encoded(corpus, webdataset=str(tmp_path / "tars"), rows_per_shard=2)
+    request, step = request_of(corpus, webdataset=str(tmp_path / "tars"), rows_per_shard=4)
+    with prepared_corpus(request, step, overwrite=True) as (plan, _):
+        run_here(step, plan)
+    assert sorted(path.name for path in (tmp_path / "tars").iterdir()) == ["rows-00000.tar", "rows-00001.tar"]
 
 
 def test_tars_of_webdataset_hold_the_rows(encoded, corpus, tmp_path):

@@ -115,8 +115,41 @@ def test_of_a_tar_that_is_cut_the_whole_members_are_found_and_the_rest_is_told(a
     (as_tars / "0.tar").write_bytes(content[: len(content) // 2])
     recordings = plan_of(find_corpus(str(as_tars / "0.tar")), tmp_path).recordings(0)
     assert 1 < len(recordings) < 6
-    assert "is no whole tar" in recordings[-1].fault
+    assert "the tar is not whole" in recordings[-1].fault
     assert all(recording.fault is None for recording in recordings[:-1])
+
+
+def test_a_name_in_a_tar_may_have_full_stops_and_what_is_said_of_it_may_be_broken(corpus, tmp_path):
+    said = {
+        "v1.0.0.wav": b'{"text": "a"}',
+        "b.en.wav": b'{"text": "b"}',
+        "c.wav": b'{"text": NaN1}',
+        "d.wav": b'{"text": "d"}',
+    }
+    with tarfile.open(tmp_path / "dots.tar", "w") as tar:
+        for name, content in said.items():
+            tar.add(corpus / "0.wav", name)
+            (tmp_path / "beside").write_bytes(content)
+            stem = name.removesuffix(".wav")
+            tar.add(tmp_path / "beside", f"{'b' if stem == 'b.en' else stem}.json")
+    recordings = plan_of(find_corpus(str(tmp_path / "dots.tar")), tmp_path).recordings(0)
+    assert [recording.fields["text"] for recording in recordings] == ["a", "b", None, "d"]
+    assert [recording.fault is None for recording in recordings] == [True, True, False, True]
+    assert "c.json beside it cannot be read" in recordings[2].fault
+
+
+def test_a_plan_does_not_depend_on_how_a_tar_is_named(as_tars, tmp_path, monkeypatch):
+    content = (as_tars / "0.tar").read_bytes()
+    (as_tars / "0.tar").write_bytes(content[: len(content) // 2])
+    first = plan_of(find_corpus(str(as_tars)), tmp_path).said
+    monkeypatch.chdir(tmp_path)
+    assert plan_of(find_corpus("tars"), tmp_path).said == first
+
+
+def test_audio_files_beside_tars_are_told(as_tars, corpus, capsys):
+    (as_tars / "loose.wav").write_bytes((corpus / "0.wav").read_bytes())
+    find_corpus(str(as_tars))
+    assert "1 audio files are left out" in capsys.readouterr().err
 
 
 def test_a_compressed_tar_is_refused_with_a_remedy(corpus, tmp_path):

@@ -10,6 +10,7 @@ import _thread
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from speech_tokenizers.coding.corpus.plan import CorpusPlan
 from speech_tokenizers.coding.corpus.step import CorpusStep, finish_if_done
+from speech_tokenizers.processing.whole_files import write_whole
 
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 ENGINES = ("local", "slurm", "ray")
 # Seconds between two looks at how many tasks are done.
 _GLANCE = 0.5
+# Where the number of Slurm's job is kept.
+_JOB = "slurm_job"
 
 
 def run_here(step: CorpusStep, plan: CorpusPlan, on_recording: Callable[[], object] | None = None) -> None:
@@ -94,12 +98,15 @@ def submit_to_slurm(step: CorpusStep, plan: CorpusPlan, options: Mapping[str, An
             `cpus_per_task`, `gpus_per_task`, `tasks_per_job`, `env_command`.
 
     Returns:
-        `str`: Number of the job; `None` if there was nothing to do.
+        `str`: Number of the job; `None` if there was nothing to do. Where an earlier job still waits or runs, nothing
+            is submitted, and its number is given.
 
     Raises:
         MissingPackageError: If datatrove is not installed.
         ValueError: If an option is missing or unknown, or this machine has no `sbatch`.
     """
+    if (job := _running_job(plan)) is not None:
+        return job
     if shutil.which("sbatch") is None:
         raise ValueError("this machine has no `sbatch`; start the command where jobs of Slurm are submitted.")
     _require_datatrove()
@@ -122,7 +129,20 @@ def submit_to_slurm(step: CorpusStep, plan: CorpusPlan, options: Mapping[str, An
         ) from error
     _agree(executor, plan)
     executor.run()
-    return None if executor.job_id in (None, -1) else str(executor.job_id)
+    if executor.job_id in (None, -1):
+        return None
+    write_whole(plan.folder / _JOB, str(executor.job_id))
+    return str(executor.job_id)
+
+
+def _running_job(plan: CorpusPlan) -> str | None:
+    # The job that has the tasks, if Slurm still knows it as waiting or running.
+    path = plan.folder / _JOB
+    if not path.is_file() or shutil.which("squeue") is None:
+        return None
+    job = path.read_text(encoding="utf-8")
+    asked = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True, check=False)
+    return job if asked.returncode == 0 and asked.stdout.strip() else None
 
 
 def run_on_ray(step: CorpusStep, plan: CorpusPlan, num_workers: int, options: Mapping[str, Any]) -> None:

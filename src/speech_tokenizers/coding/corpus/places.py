@@ -80,7 +80,7 @@ def _in_tars(recordings: Sequence[PlannedRecording], positions: Sequence[int]) -
                     raise OSError(f"ends after {len(content)} of {place.size} bytes")
                 yield position, _row(recordings[position], {"bytes": content, "path": None})
             except OSError as error:
-                yield position, {"reason": f"{place.path}: cannot be read ({error}); copy it anew."}
+                yield position, {"reason": f"cannot be read from its tar ({error}); copy it anew."}
     finally:
         if stream is not None:
             stream.close()
@@ -97,11 +97,11 @@ def _in_parquet(
         for row, audio in _audio_of_rows(path, column, at_row):
             position = at_row.pop(row)
             if isinstance(audio, Exception):
-                yield position, {"reason": f"{path}: cannot be read ({audio}); copy it anew."}
+                yield position, {"reason": f"cannot be read from its file ({audio}); copy it anew."}
             else:
                 yield position, _row(recordings[position], audio)
         for row, position in at_row.items():
-            yield position, {"reason": f"{path}: has no row {row} any more; start anew with --overwrite."}
+            yield position, {"reason": f"its file has no row {row} any more; start anew with --overwrite."}
 
 
 def _audio_of_rows(path: str, column: str, wanted: Any) -> Iterator[tuple[int, Any]]:

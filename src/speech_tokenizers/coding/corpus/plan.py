@@ -59,14 +59,21 @@ class CorpusPlan:
     Args:
         folder (`Path`): Its folder.
         said (`dict`): What `plan.json` holds.
+        output (`Path`, *optional*): Folder of the rows, where it is not the one that the plan names, since both were
+            moved.
     """
 
     folder: Path
     said: Mapping[str, Any]
+    output: Path | None = None
 
     @classmethod
-    def read(cls, folder: str | os.PathLike[str]) -> "CorpusPlan":
+    def read(cls, folder: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> "CorpusPlan":
         """
+        Args:
+            folder (`str` or `Path`): Folder of the plan.
+            output (`str` or `Path`, *optional*): Folder of the rows. Defaults to the one that the plan names.
+
         Raises:
             CorpusPlanError: If there is none, or it is of another version.
         """
@@ -79,7 +86,7 @@ class CorpusPlan:
             raise CorpusPlanError(f"{folder}: holds no plan; start `encode-corpus` with the corpus first.") from None
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise CorpusPlanError(f"{path}: is no plan of `encode-corpus`; remove the folder.") from error
-        return cls(Path(folder), said)
+        return cls(Path(folder), said, None if output is None else Path(os.path.abspath(output)))
 
     @property
     def num_tasks(self) -> int:
@@ -101,7 +108,10 @@ class CorpusPlan:
 
         others = pyarrow.ipc.read_schema(pyarrow.py_buffer(bytes.fromhex(self.said["columns"])))
         return SpeechRowShards(
-            Path(self.said["output"]), facts_in(self.said["facts"]), self.said["rows_per_shard"], list(others)
+            self.output or Path(self.said["output"]),
+            facts_in(self.said["facts"]),
+            self.said["rows_per_shard"],
+            list(others),
         )
 
     def recordings(self, number: int) -> list[PlannedRecording]:
@@ -143,7 +153,7 @@ class CorpusPlan:
         except (FileNotFoundError, json.JSONDecodeError):
             return None
         for name, (size, _) in said["files"].items():
-            path = Path(name)
+            path = self.shards.folder / name
             if not path.is_file() or path.stat().st_size != size:
                 return None
         return said["shard"]
@@ -152,15 +162,23 @@ class CorpusPlan:
         """Say that a task is done; see [`CorpusPlan.done`]."""
         from speech_tokenizers.processing.whole_files import write_whole
 
-        known = {str(path): (path.stat().st_size, _sha256(path)) for path in files}
+        # Rows may be moved together with the plan; tars of WebDataset are elsewhere.
+        known = {
+            path.name if path.parent == self.shards.folder else str(path): (path.stat().st_size, _sha256(path))
+            for path in files
+        }
         write_whole(self.done_path(number), json.dumps({"shard": shard, "files": known}, ensure_ascii=False))
-        (self.folder / "running" / f"{number:05d}").unlink(missing_ok=True)
+        self.mark_stopped(number)
 
     def mark_running(self, number: int) -> None:
         """Say that this process does a task, until [`CorpusPlan.mark_done`]."""
         folder = self.folder / "running"
         folder.mkdir(exist_ok=True)
         (folder / f"{number:05d}").write_text(f"{os.getpid()} {socket.gethostname()}", encoding="utf-8")
+
+    def mark_stopped(self, number: int) -> None:
+        """Say that this process does a task no more, though it is not done."""
+        (self.folder / "running" / f"{number:05d}").unlink(missing_ok=True)
 
     def forget_running(self) -> None:
         """Forget which tasks were being done, by processes that are gone."""
@@ -176,7 +194,7 @@ class CorpusPlan:
                     os.kill(int(pid), 0)
             except ProcessLookupError:
                 found.append(int(path.name))
-            except (FileNotFoundError, ValueError):  # it is done by now, or was just begun
+            except (FileNotFoundError, ValueError, PermissionError):  # done by now, just begun, or of somebody else
                 continue
         return found
 
@@ -188,10 +206,11 @@ class CorpusPlan:
             return [f"the shard {number} is not done; start the same `encode-corpus` again"]
         found = []
         for name, (_, digest) in files.items():
-            if not Path(name).is_file():
-                found.append(f"{name}: is missing; start the same `encode-corpus` again, which makes it")
-            elif _sha256(Path(name)) != digest:
-                found.append(f"{name}: holds other bytes than were written; remove it and start the same again")
+            path = self.shards.folder / name
+            if not path.is_file():
+                found.append(f"{path}: is missing; start the same `encode-corpus` again, which makes it")
+            elif _sha256(path) != digest:
+                found.append(f"{path}: holds other bytes than were written; remove it and start the same again")
         return found
 
     def num_done(self) -> int:
@@ -329,6 +348,7 @@ def continue_plan(folder: Path, new: CorpusPlan) -> CorpusPlan:
             raise
         os.replace(new.folder, folder)
         return CorpusPlan(folder, new.said)
+    old = CorpusPlan(folder, old.said, Path(new.said["output"]))
     shutil.rmtree(new.folder)
     if difference := _difference(old.said, new.said):
         raise CorpusPlanError(
@@ -350,7 +370,7 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     for name in ("rows_per_shard", "kind"):
         if old[name] != new[name]:
             return f"with {name}={old[name]!r} instead of {new[name]!r}"
-    if old != new:
+    if {**old, "output": None} != {**new, "output": None}:
         return "of other files, texts, times or columns; the recordings or their metadata have changed since"
     return None
 

@@ -95,9 +95,9 @@ def prepared_corpus(
     ) as writer:
         if overwrite:
             shutil.rmtree(folder, ignore_errors=True)
-        new = write_plan(
-            folder.with_name(f".{folder.name}.new"), source, fields, writer.shards, _options(step.webdataset)
-        )
+            for tar in Path(step.webdataset).glob("rows-*.tar") if step.webdataset is not None else ():
+                tar.unlink()
+        new = write_plan(folder.with_name(f".{folder.name}.new"), source, fields, writer.shards, _options(step))
         plan = continue_plan(folder, new)
         writer.check_number_of_shards(plan.num_tasks)
         for number in range(plan.num_tasks) if retry_set_aside else ():
@@ -114,8 +114,9 @@ def num_shards_there(plan: CorpusPlan, numbers: Sequence[int]) -> int:
     return sum((plan.shards.folder / _shard_name(number)).exists() for number in numbers)
 
 
-def _options(webdataset: str | None) -> dict[str, Any]:
-    return {"webdataset": None if webdataset is None else os.path.abspath(webdataset)}
+def _options(step: CorpusStep) -> dict[str, Any]:
+    webdataset = None if step.webdataset is None else os.path.abspath(step.webdataset)
+    return {"webdataset": webdataset, "batch_seconds": step.batch_seconds}
 
 
 def _shard_name(number: int) -> str:

@@ -7,6 +7,7 @@ recordings is read, and where their audio lies; no audio is read.
 import glob
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,7 @@ def find_corpus(
     source = Path(data)
     if tars := _local_tars(data):
         found = _tar_source(tars, os.path.commonpath([os.path.dirname(os.path.abspath(tar)) for tar in tars]))
+        _tell_unread(source)
     elif files := _local_parquet(source, audio_column):
         found = _parquet_source(files, audio_column, data)
     elif source.exists():
@@ -303,6 +305,23 @@ def _local_tars(data: str) -> list[str]:
     return tars
 
 
+def _tell_unread(folder: Path) -> None:
+    # Audio files beside tars, which nobody expects to be left out.
+    from speech_tokenizers.processing.audio_files import AudioFileError, find_audio_files
+
+    if not folder.is_dir():
+        return
+    try:
+        names = find_audio_files([folder])
+    except AudioFileError:
+        return
+    print(
+        f"{folder}: {len(names)} audio files are left out, such as {names[0]}, since there are tars; name another"
+        " folder for these",
+        file=sys.stderr,
+    )
+
+
 def _tar_source(tars: Sequence[str], root: str | None) -> CorpusSource:
     import datasets
 
@@ -319,7 +338,7 @@ def _tar_source(tars: Sequence[str], root: str | None) -> CorpusSource:
             name, number = f"{shown}/{sample.name}", 2
             while name in names:
                 name, number = f"{shown}/{sample.name} ({number})", number + 1
-                faults[len(rows)] = f"{tar}: holds {sample.name!r} twice; rename one of them."
+                faults[len(rows)] = f"the tar holds {sample.name!r} twice; rename one of them."
             if sample.fault is not None:
                 faults[len(rows)] = sample.fault
             names.add(name)
@@ -349,32 +368,38 @@ def _samples_in(tar: str) -> Iterator[_Sample]:
 
     from speech_tokenizers.processing.audio_files import AUDIO_SUFFIXES
 
-    audio: dict[str, _Sample] = {}
     known: dict[str, dict[str, Any]] = {}
+    broken: dict[str, str] = {}
     order: list[_Sample] = []
     try:
         with open_place(tar) as stream, tarfile.open(fileobj=stream, mode="r:") as opened:
             for member in opened:
-                folder, _, base = member.name.rpartition("/")
-                stem, _, ending = base.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                suffix = f".{ending.lower()}"
-                if not member.isfile() or base.startswith("."):
+                key, suffix = os.path.splitext(member.name)
+                suffix = suffix.lower()
+                if not member.isfile() or member.name.rpartition("/")[-1].startswith("."):
                     continue
                 if suffix in AUDIO_SUFFIXES:
-                    sample = _Sample(member.name, {}, member.offset_data, member.size)
-                    audio.setdefault(key, sample)
-                    order.append(sample)
+                    order.append(_Sample(member.name, {}, member.offset_data, member.size))
                 elif suffix in (".json", ".txt"):
                     file = opened.extractfile(member)
                     assert file is not None
-                    known.setdefault(key, {}).update(_fields_of(file.read(), suffix))
+                    content = file.read()
+                    try:
+                        known.setdefault(key, {}).update(_fields_of(content, suffix))
+                    except ValueError as error:
+                        broken[key] = (
+                            f"{os.path.basename(member.name)} beside it cannot be read ({error}); correct it."
+                        )
                 # `tarfile` remembers all members, of which a large tar has very many.
                 opened.members.clear()  # type: ignore[attr-defined]
-    except (tarfile.TarError, OSError, ValueError) as error:
-        order.append(_Sample("(the rest)", {}, fault=f"{tar}: is no whole tar ({error}); copy it anew."))
-    for key, sample in audio.items():
-        sample.fields = known.get(key, {})
+    except (tarfile.TarError, OSError) as error:
+        order.append(_Sample("(the rest)", {}, fault=f"the tar is not whole ({error}); copy it anew."))
+    for sample in order:
+        # WebDataset's own names end at the first full stop, those of others at the last.
+        folder, slash, base = sample.name.rpartition("/")
+        for key in (f"{folder}{slash}{base.partition('.')[0]}", os.path.splitext(sample.name)[0]):
+            sample.fields = {**sample.fields, **known.get(key, {})}
+            sample.fault = sample.fault or broken.get(key)
     yield from order
 
 

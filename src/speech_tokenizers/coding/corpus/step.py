@@ -31,7 +31,8 @@ class CorpusStep:
             GPUs, `"cuda"` is one for each worker in turn.
         batch_seconds (`float`, *optional*, defaults to 60.0): Length of the audio in a batch, in seconds.
         decoding_threads (`int`, *optional*, defaults to 2): Threads of a worker that decode audio.
-        torch_threads (`int`, *optional*): Threads of a worker that compute. Defaults to torch's own choice.
+        torch_threads (`int`, *optional*): Threads of a worker that compute codes. Defaults to torch's own choice.
+            Latents are computed by one thread, for the same bits whatever the number of workers.
         webdataset (`str`, *optional*): Folder for tars of WebDataset, which are written beside the rows.
     """
 
@@ -79,9 +80,16 @@ class CorpusStep:
             SpeechRowsError: If the shard that is there was made otherwise.
             OSError: If it cannot be written.
         """
+        plan.mark_running(number)
+        try:
+            return self._run(plan, number, on_recording)
+        except BaseException:
+            plan.mark_stopped(number)
+            raise
+
+    def _run(self, plan: CorpusPlan, number: int, on_recording: Callable[[], object] | None) -> dict[str, Any]:
         from speech_tokenizers.processing.speech_row_format import shard_name
 
-        plan.mark_running(number)
         shard = plan.shards.folder / shard_name(number)
         recordings = plan.recordings(number)
         rows: list[dict[str, Any]] = [
@@ -98,10 +106,14 @@ class CorpusStep:
         files = [shard] if said["num_rows"] else []
         if not files:
             shard.unlink(missing_ok=True)
-        if self.webdataset is not None and files:
+        if self.webdataset is not None:
             from speech_tokenizers.coding.corpus.webdataset import write_tar
 
-            files.append(write_tar(shard, Path(self.webdataset) / shard.with_suffix(".tar").name))
+            tar = Path(self.webdataset) / shard.with_suffix(".tar").name
+            if files:
+                files.append(write_tar(shard, tar))
+            else:
+                tar.unlink(missing_ok=True)
         plan.mark_done(number, said, files)
         return said
 
@@ -114,11 +126,13 @@ class CorpusStep:
         """
         from speech_tokenizers.coding.row_coding import RowCoding
 
-        if self.torch_threads is not None:
+        facts = plan.shards.facts
+        # The last bits of a latent depend on how many threads compute it, so that this must not follow the workers.
+        threads = 1 if facts.kind == "latents" else self.torch_threads
+        if threads is not None:
             import torch
 
-            torch.set_num_threads(self.torch_threads)
-        facts = plan.shards.facts
+            torch.set_num_threads(threads)
         model, feature_extractor = loaded_model(self.model, worker_device(self.device))
         coding = RowCoding(
             model,

@@ -21,11 +21,13 @@ class VerifiedRow:
         agreement (`float`): Share of frames that are the same: equal codes, or latents that are equal to 1e-3 of the
             largest of the recording. 0 if it cannot be compared.
         reason (`str`, *optional*): Why it cannot be compared.
+        is_set_aside (`bool`): Whether it was set aside, and would be so again; there is nothing to compare then.
     """
 
     name: str
     agreement: float
     reason: str | None = None
+    is_set_aside: bool = False
 
 
 def verify_corpus(plan: CorpusPlan, step: CorpusStep, sample: int = 100, seed: int = 0) -> Iterator[VerifiedRow]:
@@ -55,6 +57,7 @@ def verify_corpus(plan: CorpusPlan, step: CorpusStep, sample: int = 100, seed: i
         positions = [index - number * size for index in chosen if index // size == number]
         wanted = [recordings[position] for position in positions]
         stored = _stored(plan, number, positions)
+        yield from (VerifiedRow(at.fields["id"], 1.0, is_set_aside=True) for at in wanted if at.fault is not None)
         for group in read_groups(plan, wanted):
             readable = [(at, row) for at, row in group if "reason" not in row]
             yield from (
@@ -89,7 +92,7 @@ def _compared(name: str, now: dict[str, Any], stored: dict[str, Any] | None, pla
 
     if "reason" in now or stored is None:
         if "reason" in now and stored is None:
-            return VerifiedRow(name, 1.0)  # it was set aside, and would be so again
+            return VerifiedRow(name, 1.0, is_set_aside=True)
         reason = f"cannot be read any more: {now['reason']}" if "reason" in now else "was set aside, but can be read"
         return VerifiedRow(name, 0.0, reason)
     if stored["id"] != name:
