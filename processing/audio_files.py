@@ -191,7 +191,7 @@ class AudioReader:
                 self._file = self._decoder(part)
             for block in self._decoded_blocks(part, num_read):
                 num_read += len(block)
-                if self.mono:
+                if self.mono and block.shape[1] > 1:
                     block = block.mean(axis=1, keepdims=True)
                 self._check_samples(block)
                 yield block

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=("local", "slurm", "ray"),
         default="local",
-        help="where the work is done: processes of this machine, a Slurm cluster, or Ray; default: local",
+        help="place of the work: processes of this machine, a Slurm cluster, or Ray; default: local",
     )
     parser.add_argument(
         "--workers",

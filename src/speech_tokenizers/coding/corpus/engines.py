@@ -6,14 +6,14 @@ datatrove counts a task as a rank, and remembers which ranks are complete. The p
 that its memory is made to agree with the plan before each start.
 """
 
-import _thread
+import contextlib
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from speech_tokenizers.coding.corpus.plan import CorpusPlan
@@ -66,24 +66,19 @@ def run_workers(
         RuntimeError: If a process was killed, as for lack of memory.
     """
     _require_datatrove()
-    from speech_tokenizers.coding.corpus.quiet_executor import QuietExecutor
+    from concurrent.futures.process import BrokenProcessPool
 
-    executor = QuietExecutor(
-        [step], tasks=plan.num_tasks, workers=num_workers, logging_dir=_logs(plan), start_method="spawn"
-    )
+    from speech_tokenizers.coding.corpus.pool_executor import PoolExecutor
+
+    executor = PoolExecutor([step], tasks=plan.num_tasks, workers=num_workers, logging_dir=_logs(plan))
     _agree(executor, plan)
-    plan.forget_running()
-    with _Watch(plan, on_shard) as watch:
+    with _watching(plan, on_shard):
         try:
             executor.run()
-        except KeyboardInterrupt:
-            if not watch.lost:
-                raise
-    if watch.lost:
-        raise RuntimeError(
-            f"the process of shard {watch.lost[0]} was killed, perhaps for lack of memory; start the same command"
-            " again, with fewer --workers."
-        )
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a process was killed, perhaps for lack of memory; start the same command again, with fewer --workers."
+            ) from error
     finish_if_done(plan)
 
 
@@ -205,36 +200,26 @@ def _agree(executor: "PipelineExecutor", plan: CorpusPlan) -> None:
             executor.logging_dir.rm(f"completions/{number:05d}")
 
 
-class _Watch:
-    # Tells how many tasks are done, as long as the block lasts. A pool of processes waits forever for one that was
-    # killed, so the main thread is interrupted then.
+@contextlib.contextmanager
+def _watching(plan: CorpusPlan, on_shard: Callable[[int], object] | None) -> Iterator[None]:
+    # Tells how many tasks are done, as long as the block lasts.
+    if on_shard is None:
+        yield
+        return
+    ended = threading.Event()
 
-    def __init__(self, plan: CorpusPlan, on_shard: Callable[[int], object] | None):
-        self.plan, self.on_shard = plan, on_shard
-        self.lost: list[int] = []
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
+    def watch() -> None:
+        while not ended.wait(_GLANCE):
+            on_shard(plan.num_done())
 
-    def _watch(self) -> None:
-        while not self.ended.wait(_GLANCE):
-            self._tell()
-            if lost := self.plan.lost():
-                self.lost = lost
-                _thread.interrupt_main()
-                return
-
-    def _tell(self) -> None:
-        if self.on_shard is not None:
-            self.on_shard(self.plan.num_done())
-
-    def __enter__(self) -> "_Watch":
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ended.set()
-        self.thread.join()
-        self._tell()
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        on_shard(plan.num_done())
 
 
 __all__ = ["ENGINES", "num_cores", "run_here", "run_on_ray", "run_workers", "submit_to_slurm"]

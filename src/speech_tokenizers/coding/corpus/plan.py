@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -168,35 +167,6 @@ class CorpusPlan:
             for path in files
         }
         write_whole(self.done_path(number), json.dumps({"shard": shard, "files": known}, ensure_ascii=False))
-        self.mark_stopped(number)
-
-    def mark_running(self, number: int) -> None:
-        """Say that this process does a task, until [`CorpusPlan.mark_done`]."""
-        folder = self.folder / "running"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{number:05d}").write_text(f"{os.getpid()} {socket.gethostname()}", encoding="utf-8")
-
-    def mark_stopped(self, number: int) -> None:
-        """Say that this process does a task no more, though it is not done."""
-        (self.folder / "running" / f"{number:05d}").unlink(missing_ok=True)
-
-    def forget_running(self) -> None:
-        """Forget which tasks were being done, by processes that are gone."""
-        shutil.rmtree(self.folder / "running", ignore_errors=True)
-
-    def lost(self) -> list[int]:
-        """Tasks that a process of this machine began and that is gone."""
-        found = []
-        for path in sorted((self.folder / "running").glob("*")):
-            try:
-                pid, host = path.read_text(encoding="utf-8").split(" ", 1)
-                if host == socket.gethostname() and self.done(int(path.name)) is None:
-                    os.kill(int(pid), 0)
-            except ProcessLookupError:
-                found.append(int(path.name))
-            except (FileNotFoundError, ValueError, PermissionError):  # done by now, just begun, or of somebody else
-                continue
-        return found
 
     def faults(self, number: int) -> list[str]:
         """What is wrong with the files of a task: those that are missing, or hold other bytes than were written."""

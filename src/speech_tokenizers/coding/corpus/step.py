@@ -80,14 +80,6 @@ class CorpusStep:
             SpeechRowsError: If the shard that is there was made otherwise.
             OSError: If it cannot be written.
         """
-        plan.mark_running(number)
-        try:
-            return self._run(plan, number, on_recording)
-        except BaseException:
-            plan.mark_stopped(number)
-            raise
-
-    def _run(self, plan: CorpusPlan, number: int, on_recording: Callable[[], object] | None) -> dict[str, Any]:
         from speech_tokenizers.processing.speech_row_format import shard_name
 
         shard = plan.shards.folder / shard_name(number)
