@@ -323,7 +323,7 @@ def read_hub(path: str, split: str, audio_column: str, streaming: bool) -> Any:
     ):
         raise ValueError(f"{path}: there is no such file or folder; check the spelling.")
     try:
-        _ask_hub(path)
+        ask_hub(path)
         recordings = datasets.load_dataset(path, split=split, streaming=streaming)
     except (OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
@@ -338,8 +338,16 @@ def read_hub(path: str, split: str, audio_column: str, streaming: bool) -> Any:
     return stream_as_read(recordings, None)
 
 
-def _ask_hub(name: str) -> None:
-    # An error, at once, where the Hub has no such dataset, or is not reached and there is no copy of it here.
+def ask_hub(name: str) -> None:
+    """
+    Ask the Hub for a dataset, so that an error comes at once.
+
+    Args:
+        name (`str`): Id of the dataset.
+
+    Raises:
+        OSError: If the Hub has no such dataset, or is not reached and there is no copy of it here.
+    """
     if is_offline_mode():
         return  # then `datasets` does not wait either
     try:

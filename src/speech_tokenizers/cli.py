@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from speech_tokenizers import __version__
-from speech_tokenizers.commands.frame import one_line, say
+from speech_tokenizers.commands.frame import environment, one_line, say
 from speech_tokenizers.commands.interruption import interruptions
 from speech_tokenizers.processing.optional_packages import MissingPackageError
 
@@ -94,17 +94,8 @@ def _loudness(quiet: bool, verbose: bool) -> Iterator[None]:
     elif verbose:
         variables = {"TRANSFORMERS_VERBOSITY": "info"}
         logging.basicConfig(level=logging.INFO)
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        with warnings.catch_warnings(action="ignore") if quiet else contextlib.nullcontext():
-            yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with environment(**variables), warnings.catch_warnings(action="ignore") if quiet else contextlib.nullcontext():
+        yield
 
 
 def _open_closed_streams() -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -233,3 +234,14 @@ def test_others_load_what_was_pushed_online_and_from_the_cache(pushed, hub, mode
         spoken = vocoder.decode(torch.arange(8)[None, None] % 4, num_samples=2560).audio_values
     assert torch.allclose(spoken, found["spoken"], atol=1e-5)
     assert found["said"].shape[-1] > 0
+
+
+def test_a_hub_that_cannot_be_reached_is_told_in_a_sentence(tiny_checkpoint, tmp_path):
+    with socket.socket() as closed, FakeHub() as hub:
+        closed.bind(("127.0.0.1", 0))  # nobody listens there
+        nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        words = ["push", tiny_checkpoint, "user/codec", "--no-samples", "--licence", "mit"]
+        (ran,) = run_online(hub, tmp_path, [words], HF_ENDPOINT=nowhere)
+    assert ran.code == 2
+    assert "the Hub cannot be reached" in ran.err
+    assert "Traceback" not in ran.err

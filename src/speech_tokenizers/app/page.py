@@ -2,7 +2,6 @@
 """The page itself, in Gradio, and the server of it."""
 
 import contextlib
-import os
 import shutil
 import socket
 import threading
@@ -16,6 +15,7 @@ from speech_tokenizers.app.page_files import PageFiles
 from speech_tokenizers.app.recordings import MAX_SECONDS
 from speech_tokenizers.app.results import Results
 from speech_tokenizers.app.speech import MAX_CHARACTERS
+from speech_tokenizers.commands.frame import environment
 from speech_tokenizers.processing.optional_packages import require_package
 
 
@@ -149,7 +149,7 @@ def served(shelf: ModelShelf, host: str = "127.0.0.1", port: int | None = None) 
         ValueError: If the port is taken, or the address is none of this machine.
     """
     check_gradio()
-    with PageFiles() as files, _environment(GRADIO_TEMP_DIR=str(files.uploads), GRADIO_ANALYTICS_ENABLED="False"):
+    with PageFiles() as files, environment(GRADIO_TEMP_DIR=str(files.uploads), GRADIO_ANALYTICS_ENABLED="False"):
         import gradio as gr
 
         page = build_page(shelf, files)
@@ -220,17 +220,3 @@ def _free_port(host: str, port: int | None) -> int:
         f"`port` {port if port is not None else f'{_FIRST_PORT} to {_LAST_PORT}'} cannot be used at {host} ({reason});"
         " choose another, or 0 for any that is free."
     )
-
-
-@contextlib.contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

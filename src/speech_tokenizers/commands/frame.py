@@ -2,7 +2,9 @@
 """What the commands share: errors of usage, models that can be run, and words for the user."""
 
 import contextlib
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,21 @@ def load_model(name: str | None, device: str | None) -> tuple[Any, Any]:
             f"{name} is a {type(model).__name__}, which has no units; `speech-tokenizers fit-units` finds those of a"
             " speech encoder."
         ) from error
+
+
+@contextlib.contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Variables of the environment, as long as the block lasts."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def check_output_folder(path: Path) -> None:

@@ -55,7 +55,7 @@ def told_plainly(repo_id: str) -> Iterator[None]:
         raise UploadError(f"the Hub refuses: {_one_line(error)}; {again}.") from error
     except Exception as error:
         # The client's own errors of the network differ among its versions; none of ours are of these modules.
-        if type(error).__module__.split(".")[0] in ("httpx", "httpcore", "requests", "urllib3") or isinstance(
+        if type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")) or isinstance(
             error, ConnectionError | TimeoutError
         ):
             raise UploadError(f"the Hub cannot be reached ({_one_line(error)}); {again}.") from error

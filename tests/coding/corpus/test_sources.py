@@ -11,6 +11,7 @@ from speech_tokenizers.coding.corpus.places import read_groups
 from speech_tokenizers.coding.corpus.plan import write_plan
 from speech_tokenizers.coding.corpus.sources import find_corpus
 from speech_tokenizers.coding.row_coding import RowFields
+from speech_tokenizers.processing import recording_tables
 from speech_tokenizers.processing.recording_fingerprint import recording_fingerprint
 from speech_tokenizers.processing.speech_row_format import RowsFacts
 from speech_tokenizers.processing.speech_row_shards import SpeechRowShards
@@ -169,6 +170,7 @@ def test_a_dataset_of_the_hub_is_read_by_its_files(as_parquet, tmp_path, monkeyp
     # `datasets` finds the files of a repository as it finds those of a folder.
     really = datasets.load_dataset_builder
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, config: really(str(as_parquet)))
+    monkeypatch.setattr(recording_tables, "ask_hub", lambda name: None)
     source = find_corpus("namespace/name")
     assert source.kind == "parquet"
     assert [text for text, content in contents(source, tmp_path)[0] if content] == [str(n) for n in range(8)]

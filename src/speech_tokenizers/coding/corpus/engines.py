@@ -24,7 +24,6 @@ from speech_tokenizers.processing.whole_files import write_whole
 if TYPE_CHECKING:
     from datatrove.executor.base import PipelineExecutor
 
-ENGINES = ("local", "slurm", "ray")
 # Seconds between two looks at how many tasks are done.
 _GLANCE = 0.5
 # Where the number of Slurm's job is kept.
@@ -222,4 +221,4 @@ def _watching(plan: CorpusPlan, on_shard: Callable[[int], object] | None) -> Ite
         on_shard(plan.num_done())
 
 
-__all__ = ["ENGINES", "num_cores", "run_here", "run_on_ray", "run_workers", "submit_to_slurm"]
+__all__ = ["num_cores", "run_here", "run_on_ray", "run_workers", "submit_to_slurm"]

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow
 
-# How the audio of a corpus is found; see [`Place`].
-KINDS = ("files", "tar", "parquet", "rows")
 _INDEX = "place_in_corpus"
 
 
@@ -420,10 +418,13 @@ def _fields_of(content: bytes, suffix: str) -> dict[str, Any]:
 def _hub_source(data: str, split: str, audio_column: str, config: str | None) -> CorpusSource:
     import datasets
 
+    from speech_tokenizers.processing.recording_tables import ask_hub
+
     parent = Path(data).parent
     if data.startswith((".", "~", "/")) or data.count("/") > 1 or (str(parent) != "." and parent.is_dir()):
         raise ValueError(f"{data}: there is no such file or folder; check the spelling.")
     try:
+        ask_hub(data)
         builder = datasets.load_dataset_builder(data, config)
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
@@ -470,4 +471,4 @@ def file_mark(path: str) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-__all__ = ["KINDS", "CorpusSource", "Place", "file_mark", "find_corpus", "open_place"]
+__all__ = ["CorpusSource", "Place", "file_mark", "find_corpus", "open_place"]
