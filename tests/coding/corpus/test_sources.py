@@ -78,6 +78,20 @@ def test_rows_can_be_chosen_by_columns(as_parquet, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("form", ["corpus", "as_parquet", "as_tars"])
+def test_a_split_and_a_configuration_are_never_ignored(request, tmp_path, form):
+    data = str(request.getfixturevalue(form))
+    if form == "corpus":
+        assert len(find_corpus(data, split="eval").recordings) == 2
+        with pytest.raises(ValueError, match="say the same"):
+            find_corpus(data, {"split": ["eval"]}, split="eval")
+    else:
+        with pytest.raises(ValueError, match="has no column 'split' to filter by"):
+            find_corpus(data, split="eval")
+    with pytest.raises(ValueError, match="is for datasets of the Hub"):
+        find_corpus(data, config="en")
+
+
 def test_row_groups_that_are_not_wanted_are_not_read(as_parquet, tmp_path, monkeypatch):
     source = find_corpus(str(as_parquet), {"take": ["4"]})
     read = []

@@ -78,24 +78,35 @@ def find_corpus(
             of them; a tar of WebDataset, a folder of them or a pattern (`"shards/*.tar"`); a folder that
             `save_to_disk` wrote; or a dataset's id on the Hub, of which only what is asked for is read.
         filter_by (`dict`, *optional*), file_list (`str`, *optional*): See [`load_recordings`].
-        split (`str`, *optional*): Split of a dataset that is saved or on the Hub. Defaults to `"train"`.
+        split (`str`, *optional*): Split of a dataset that is saved or on the Hub, `"train"` by default; of others the
+            rows whose column `split` is that.
         audio_column (`str`, *optional*, defaults to `"audio"`): Column of audio.
         config (`str`, *optional*): Configuration of a dataset on the Hub, such as a language.
 
     Raises:
-        ValueError: If nothing is found, or a table cannot be read; see [`load_recordings`].
+        ValueError: If nothing is found, a table cannot be read (see [`load_recordings`]), or `config` is given for what
+            is not on the Hub.
     """
-    source = Path(data)
-    if tars := _local_tars(data):
+    from speech_tokenizers.processing.metadata_folders import is_saved_dataset
+
+    source, chosen = Path(data), dict(filter_by or {})
+    tars = _local_tars(data)
+    if config is not None and (tars or source.exists()):
+        raise ValueError(f"`config` {config!r} is for datasets of the Hub, but {data} is here; leave it out.")
+    if split is not None and (tars or source.exists()) and not is_saved_dataset(source):
+        if "split" in chosen:
+            raise ValueError("`split` and a filter by `split` say the same; leave one out.")
+        chosen["split"] = [split]
+    if tars:
         found = _tar_source(tars, os.path.commonpath([os.path.dirname(os.path.abspath(tar)) for tar in tars]))
         _tell_unread(source)
     elif files := _local_parquet(source, audio_column):
         found = _parquet_source(files, audio_column, data)
     elif source.exists():
-        return _loaded_source(data, filter_by, file_list, split, audio_column)
+        return _loaded_source(data, chosen, file_list, split, audio_column)
     else:
         found = _hub_source(data, split or "train", audio_column, config)
-    return _kept(found, dict(filter_by or {}), file_list, data)
+    return _kept(found, chosen, file_list, data)
 
 
 def _kept(source: CorpusSource, filter_by: dict[str, Any], file_list: str | None, data: str) -> CorpusSource:
@@ -126,7 +137,7 @@ def _kept(source: CorpusSource, filter_by: dict[str, Any], file_list: str | None
 
 def _loaded_source(
     data: str,
-    filter_by: Mapping[str, Any] | None,
+    chosen: dict[str, Any],
     file_list: str | None,
     split: str | None,
     audio_column: str,
@@ -135,13 +146,7 @@ def _loaded_source(
     from speech_tokenizers.processing.metadata_folders import is_saved_dataset
     from speech_tokenizers.processing.recordings import load_recordings
 
-    chosen, options = dict(filter_by or {}), {}
-    if split is not None and is_saved_dataset(Path(data)):
-        options["split"] = split
-    elif split is not None:
-        if "split" in chosen:
-            raise ValueError("`split` and a filter by `split` say the same; leave one out.")
-        chosen["split"] = [split]
+    options = {"split": split} if split is not None and is_saved_dataset(Path(data)) else {}
     loading: dict[str, Any] = {
         "path": os.path.abspath(data),
         "filter_by": chosen,
