@@ -84,8 +84,8 @@ def find_corpus(
         config (`str`, *optional*): Configuration of a dataset on the Hub, such as a language.
 
     Raises:
-        ValueError: If nothing is found, a table cannot be read (see [`load_recordings`]), or `config` is given for what
-            is not on the Hub.
+        ValueError: If nothing is found, a table cannot be read (see [`load_recordings`]), or `config` is given for
+            what is not on the Hub.
     """
     from speech_tokenizers.processing.metadata_folders import is_saved_dataset
 
