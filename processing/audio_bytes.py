@@ -155,6 +155,19 @@ class PiecedFile(io.RawIOBase):
         return filled
 
 
+def is_whole(source: ByteSource, pieces: Iterable[bytes | range]) -> bool:
+    """Whether pieces, joined, are all bytes of a file as they stand there."""
+    position = 0
+    for piece in pieces:
+        if isinstance(piece, range):
+            if len(piece) and piece.start != position:
+                return False
+        elif source.read(position, len(piece)) != piece:
+            return False
+        position += len(piece)
+    return position == source.size
+
+
 def is_unknown_size(size: int) -> bool:
     """Whether a size in a header is one that a writer puts there for "not known yet", other than 0."""
     return size in _BELOW_2_TO_31 or any(0 < top - size <= _CLOSE for top in (1 << 32, 1 << 63, 1 << 64)) or size < 0
@@ -178,4 +191,5 @@ __all__ = [
     "PiecedFile",
     "check_not_cut",
     "is_unknown_size",
+    "is_whole",
 ]

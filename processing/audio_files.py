@@ -8,15 +8,16 @@ import os
 import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
 import soxr
 
-from .audio_bytes import AudioFileError, AudioPart, ByteSource, DamagedAudio, PiecedFile
+from .audio_bytes import AudioFileError, AudioPart, ByteSource, DamagedAudio, PiecedFile, is_whole
 from .audio_parts import audio_parts
 from .file_search import find_files
 from .remembering_stream import RememberingStream
@@ -80,7 +81,24 @@ def load_audio(source: AudioSource, sampling_rate: float, mono: bool = True, nam
         ValueError: If `sampling_rate` is no positive whole number.
     """
     with AudioReader(source, sampling_rate, mono=mono, name=name) as reader:
-        return np.concatenate(list(reader), axis=-1)
+        return reader.read()
+
+
+@dataclass(frozen=True)
+class AudioLayout:
+    """
+    What a first look at a file finds. A reader that gets it opens the file again without such a look.
+
+    Args:
+        parts (tuple of [`AudioPart`]): The recordings in the file.
+        num_frames (`int`): Samples a channel.
+        stamp (tuple of `int`): Size, and the time of the last change of a file that has a name. A file with another
+            stamp is looked at anew.
+    """
+
+    parts: tuple[AudioPart, ...]
+    num_frames: int
+    stamp: tuple[int, int]
 
 
 class AudioReader:
@@ -98,6 +116,7 @@ class AudioReader:
         mono (`bool`, *optional*, defaults to `True`): Whether to average the channels. Blocks are `(num_samples,)`, or
             else `(num_channels, num_samples)`.
         name (`str`, *optional*): Name of the audio in errors. Defaults to the path, where there is one.
+        layout ([`AudioLayout`], *optional*): The `layout` of an earlier reader of the same file.
 
     Raises:
         AudioFileError: If the file cannot be opened (here) or turns out to be damaged (while iterating).
@@ -111,6 +130,7 @@ class AudioReader:
         block_seconds: float = 10.0,
         mono: bool = True,
         name: str | None = None,
+        layout: AudioLayout | None = None,
     ):
         self.sampling_rate = whole_sampling_rate(sampling_rate)
         if not block_seconds > 0:
@@ -122,7 +142,9 @@ class AudioReader:
         self._stream, self._owns_stream = self._opened(source)
         try:
             self._source = ByteSource(self._stream)
-            self._parts = self._found_parts()
+            stamp = self._stamp()
+            known = layout if layout is not None and layout.stamp == stamp else None
+            self._parts = self._found_parts() if known is None else known.parts
             self._file = self._decoder(self._parts[0])
         except BaseException:
             self._close_stream()
@@ -130,10 +152,11 @@ class AudioReader:
         self.file_sampling_rate: int = self._file.samplerate
         self.num_channels: int = self._file.channels
         try:
-            self._num_frames = self._count_frames()
+            self._num_frames = self._count_frames() if known is None else known.num_frames
         except BaseException:
             self.close()
             raise
+        self.layout = AudioLayout(self._parts, self._num_frames, stamp)
 
     @property
     def seconds(self) -> float:
@@ -179,6 +202,11 @@ class AudioReader:
             if len(block):
                 yield self._to_output(block)
 
+    def read(self) -> np.ndarray:
+        """All blocks, joined: `(num_samples,)`, or `(num_channels, num_samples)` if `mono` is false."""
+        blocks = list(self)
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=-1)
+
     def _to_output(self, block: np.ndarray) -> np.ndarray:
         return block[:, 0] if self.mono else np.ascontiguousarray(block.T)
 
@@ -219,7 +247,7 @@ class AudioReader:
             )
 
     def _check_samples(self, block: np.ndarray) -> None:
-        peak = np.abs(block).max()
+        peak = max(block.max(), -block.min())  # NaN if there is one
         if not np.isfinite(peak):
             raise AudioFileError(self.path, "contains NaN or infinite samples; export it anew as 16-bit PCM.")
         if peak > _LOUDEST_PLAUSIBLE:
@@ -253,23 +281,23 @@ class AudioReader:
             raise AudioFileError(self.path, "is a folder; name an audio file.")
         raise AudioFileError(self.path, "is a pipe or a device; save the audio to a file, and name that.")
 
-    def _found_parts(self) -> list[AudioPart]:
+    def _stamp(self) -> tuple[int, int]:
+        changed = 0 if self._native_path is None else os.fstat(self._stream.fileno()).st_mtime_ns
+        return self._source.size, changed
+
+    def _found_parts(self) -> tuple[AudioPart, ...]:
         if not self._source.size:
             raise AudioFileError(self.path, "is empty (0 bytes).")
         try:
-            return audio_parts(self._source)
+            return tuple(audio_parts(self._source))
         except DamagedAudio as error:
             raise AudioFileError(self.path, str(error)) from error
         except OSError as error:
             raise AudioFileError(self.path, f"cannot be read ({error.strerror}).") from error
 
     def _decoder(self, part: AudioPart) -> soundfile.SoundFile:
-        pieces: str | bytes | os.PathLike[str] | PiecedFile = PiecedFile(self._source, part.pieces)
-        if self._native_path is not None and part.pieces == (range(self._source.size),) and not part.is_known:
-            # libsndfile knows some formats by their suffix alone. soundfile encodes no name that is not UTF-8.
-            pieces = os.fsencode(self._native_path) if os.name == "posix" else self._native_path
         try:
-            file = soundfile.SoundFile(pieces)
+            file = soundfile.SoundFile(self._readable(part), closefd=False)
         except (soundfile.SoundFileError, TypeError) as error:
             # TypeError: soundfile takes the suffix `.raw` for headerless audio and asks for its rate.
             raise AudioFileError(
@@ -281,6 +309,22 @@ class AudioReader:
                 stacklevel=2,
             )
         return file
+
+    def _readable(self, part: AudioPart) -> Any:
+        # What soundfile reads a part from; as it is where nothing is corrected, which is quicker than piece by piece.
+        is_posix = os.name == "posix"
+        if not self._owns_stream or not is_whole(self._source, part.pieces):
+            return PiecedFile(self._source, part.pieces)
+        if self._native_path is None:
+            self._stream.seek(0)
+            return self._stream
+        if not part.is_known:
+            # libsndfile knows some formats by their suffix alone. soundfile encodes no name that is not UTF-8.
+            return os.fsencode(self._native_path) if is_posix else self._native_path
+        if not is_posix:
+            return PiecedFile(self._source, part.pieces)
+        os.lseek(self._stream.fileno(), 0, os.SEEK_SET)
+        return self._stream.fileno()
 
     def _count_frames(self) -> int:
         # Over all parts, which must be alike.
@@ -446,6 +490,7 @@ def _reason(error: BaseException) -> str:
 __all__ = [
     "AUDIO_SUFFIXES",
     "AudioFileError",
+    "AudioLayout",
     "AudioReader",
     "AudioSource",
     "AudioWriter",

@@ -231,7 +231,7 @@ def test_audio_is_decoded_ahead_by_other_threads(units_model, speech, monkeypatc
         return read(reader)
 
     monkeypatch.setattr(AudioReader, "__iter__", watched_read)
-    files = sorted(speech.rglob("[0-9].wav"))
+    files = 4 * sorted(speech.rglob("[0-9].wav"))
     results = encode_recordings(model, feature_extractor, files, batch_seconds=2.3, in_order=False)
     assert next(results).reason is None
     assert len(decoded) > 1

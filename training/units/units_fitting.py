@@ -431,7 +431,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--filter", **kept, help="rows of RECORDINGS to use")
     parser.add_argument("--fit-seconds", type=float, default=None, help="audio to use, drawn at random; default: all")
     parser.add_argument("--max-seconds", type=float, default=20.0, help="longer recordings are cut (default: 20)")
-    add_batch_seconds_argument(parser)
+    add_batch_seconds_argument(parser, default=60.0)
     parser.add_argument("--max-epochs", type=float, default=100, help="most epochs of k-means (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn (default: 0)")
     parser.add_argument("--cache-dir", type=Path, default=None, help="keeps audio and frames; default: in FOLDER")

@@ -45,20 +45,20 @@ def count(text: str) -> int:
     return number
 
 
-def add_batch_seconds_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--batch-seconds`, which [`check_batch_seconds`] checks."""
+def add_batch_seconds_argument(parser: argparse.ArgumentParser, default: float | None = None) -> None:
+    """Add `--batch-seconds`, which [`check_batch_seconds`] checks; without a default, [`encode_recordings`] has one."""
     parser.add_argument(
         "--batch-seconds",
         metavar="S",
         type=float,
-        default=60.0,
-        help="audio in a batch, with its padding, in seconds (default: 60)",
+        default=default,
+        help=f"audio in a batch, with its padding, in seconds (default: {default or '30 on a CPU, 60 elsewhere'})",
     )
 
 
-def check_batch_seconds(seconds: float) -> None:
+def check_batch_seconds(seconds: float | None) -> None:
     """Raises `ValueError` if `--batch-seconds` is not positive and finite."""
-    if not (math.isfinite(seconds) and seconds > 0):
+    if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(f"--batch-seconds must be positive and finite, but is {seconds:g}.")
 
 

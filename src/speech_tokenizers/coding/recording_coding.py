@@ -2,11 +2,13 @@
 """Many recordings to codes, in batches of about equal length, or to latents."""
 
 import collections
+import contextlib
+import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 
@@ -15,10 +17,12 @@ if TYPE_CHECKING:
     import torch
 
 
-# Decoded and padded before the encoder asks for them.
-_BATCHES_AHEAD = 2
+# Pieces of a long recording that are decoded before the encoder asks for them.
+_BLOCKS_AHEAD = 2
 # Latents of recordings up to this length are those of the whole recording, bit for bit.
 _WHOLE_SECONDS = 60
+# Larger batches leave the caches of a core.
+_CPU_BATCH_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def encode_recordings(
     model: Any,
     feature_extractor: Any,
     recordings: Sequence[Any],
-    batch_seconds: float = 60.0,
+    batch_seconds: float | None = None,
     deduplicate: bool = False,
     with_latents: bool = False,
     in_order: bool = True,
@@ -69,7 +73,9 @@ def encode_recordings(
 
     Recordings of about equal length go together, the longest first. Recordings longer than a batch, or of units than
     `longest_exact_stream`, are read in blocks and encoded by [`SpeechCodec.encode_stream`]. The codes do not depend on
-    `batch_seconds`. Memory holds some batches, and the codes that wait for their turn.
+    `batch_seconds`. On a CPU each core encodes a batch of its own ([`EncodingThreads`]), so that they do not depend on
+    the number of cores either. Memory holds a batch for each core and some more, and the codes that wait for their
+    turn.
 
     Latents are numbers, the last bits of which would depend on the other recordings of a batch. So with
     `kind="latents"` each recording is encoded alone, and gives what `encode` gives it. Longer ones than a minute go
@@ -81,14 +87,15 @@ def encode_recordings(
         feature_extractor: The model's feature extractor.
         recordings (sequence): Paths; waveforms (`np.ndarray` of shape `(num_samples,)`) at the model's rate; or rows
             with undecoded `audio`, such as the dataset that [`load_recordings`] returns.
-        batch_seconds (`float`, *optional*, defaults to 60.0): Length of the audio in a batch, with its padding, in
-            seconds. Of codes alone.
+        batch_seconds (`float`, *optional*): Length of the audio in a batch, with its padding, in seconds. Of codes
+            alone. Defaults to 30 on a CPU, where larger batches are slower, and 60 elsewhere; a recording of up to
+            60 seconds is a batch, then.
         deduplicate (`bool`, *optional*, defaults to `False`): Whether to merge runs of equal frames.
         with_latents (`bool`, *optional*, defaults to `False`): Whether to give the frames that were coded as well.
             Recordings that need windows fail then.
         in_order (`bool`, *optional*, defaults to `True`): Whether to give the results in the order of `recordings`;
             else they are given as they come.
-        num_threads (`int`, *optional*, defaults to 2): Number of threads that decode audio.
+        num_threads (`int`, *optional*, defaults to 2): Number of threads that read and decode audio.
         kind (`str`, *optional*, defaults to `"codes"`): What to give: `"codes"`, or `"latents"` in their place.
 
     Returns:
@@ -99,11 +106,20 @@ def encode_recordings(
         ValueError: If `batch_seconds` is not positive, the model gives nothing of that kind, or latents are to be
             de-duplicated.
     """
-    if batch_seconds <= 0:
+    if batch_seconds is not None and batch_seconds <= 0:
         raise ValueError(f"`batch_seconds` must be positive, but got {batch_seconds}.")
     coding = _Coding(model, feature_extractor, recordings, deduplicate, with_latents, kind)
-    results = coding.run(int(batch_seconds * feature_extractor.sampling_rate), num_threads)
+    results = coding.run(batch_seconds, num_threads)
     return _in_order(results) if in_order else results
+
+
+@dataclass
+class _Batch:
+    # Waveforms that go through the model together, and others that need windows, or were not read yet.
+    waveforms: "dict[int, np.ndarray]" = field(default_factory=dict)
+    inputs: Any = None
+    windows: "dict[int, np.ndarray | None]" = field(default_factory=dict)
+    failed: list[EncodedRecording] = field(default_factory=list)
 
 
 class _Coding:
@@ -127,13 +143,17 @@ class _Coding:
         self.deduplicate = deduplicate
         self.with_latents = with_latents
         self.sampling_rate: int = feature_extractor.sampling_rate
+        self.layouts: dict[int, Any] = {}
 
-    def run(self, samples_per_batch: int, num_threads: int) -> Iterator[EncodedRecording]:
+    def run(self, batch_seconds: float | None, num_threads: int) -> Iterator[EncodedRecording]:
+        from speech_tokenizers.coding.encoding_threads import EncodingThreads, map_ahead
         from speech_tokenizers.processing.packing import pack_by_length
 
-        with ThreadPoolExecutor(num_threads) as pool:
+        default = _CPU_BATCH_SECONDS if self.model.device.type == "cpu" else _WHOLE_SECONDS
+        samples_per_batch = int((batch_seconds or default) * self.sampling_rate)
+        with ThreadPoolExecutor(num_threads) as readers, EncodingThreads(self.model) as encoders:
             lengths = [0] * len(self.recordings)
-            for index, length in enumerate(pool.map(self._num_samples, range(len(lengths)))):
+            for index, length in enumerate(readers.map(self._num_samples, range(len(lengths)))):
                 if isinstance(length, Exception):
                     yield self._failed(index, length)
                 elif length == 0:
@@ -145,30 +165,21 @@ class _Coding:
             # Units near the edge of a window differ from those of the whole recording, so that the size of a batch
             # does not decide which recordings go through windows; other models do not mind.
             exact = self.model.longest_exact_stream
-            self.limit = samples_per_batch if exact is None else exact
+            self.limit = int((batch_seconds or _WHOLE_SECONDS) * self.sampling_rate) if exact is None else exact
             if self.kind == "latents" and exact is None:
                 can_stream = "latents" in self.model.decodable_kinds
                 self.limit = _WHOLE_SECONDS * self.sampling_rate if can_stream else sys.maxsize
-            for index in longest_first:
-                if lengths[index] > self.limit:
-                    yield self._encode_in_windows(index)
-
-            short = [index for index in longest_first if lengths[index] <= self.limit]
+            long = [index for index in longest_first if lengths[index] > self.limit]
+            short = longest_first[len(long) :]
             packed = pack_by_length(lengths, short, samples_per_batch)
             if self.kind == "latents":
                 packed = [[index] for index in short]
-            batches = (self._read_batch(batch, pool) for batch in packed)
-            # The results of a batch are fetched when the next one is under way, lest a GPU waits for us.
-            pending: list[tuple[dict[int, np.ndarray], Any]] = []
-            for waveforms, inputs, failed in _ahead(batches):
-                yield from failed
-                for index in [index for index, samples in waveforms.items() if len(samples) > self.limit]:
-                    # Its header has announced less.
-                    yield self._encode_in_windows(index, waveforms.pop(index))
-                    inputs = None
-                previous, pending = pending, self._forward(waveforms, inputs)
-                yield from self._results(previous)
-            yield from self._results(pending)
+            read = map_ahead(self._read_batch, packed, readers, num_threads)
+            work = itertools.chain((_Batch(windows={index: None}) for index in long), read)
+            # The results of a batch are fetched when others are under way, lest a GPU waits for us.
+            for coded, outputs in encoders.map(self._encode_batch, work):
+                yield from coded
+                yield from self._results(outputs)
 
     def _num_samples(self, index: int) -> "int | Exception":
         # By the header, before anything is decoded.
@@ -177,6 +188,7 @@ class _Coding:
                 samples = self._read(index)
                 return samples if isinstance(samples, Exception) else len(samples)
             with reader:
+                self.layouts[index] = reader.layout
                 return reader.expected_num_samples
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             return error
@@ -192,37 +204,45 @@ class _Coding:
         if not isinstance(audio, str | os.PathLike | bytes):
             return None
         is_named = isinstance(audio, bytes) and isinstance(recording, dict)
-        return AudioReader(audio, self.sampling_rate, name=self._name(index) if is_named else None)
+        name = self._name(index) if is_named else None
+        return AudioReader(audio, self.sampling_rate, name=name, layout=self.layouts.get(index))
 
     def _read(self, index: int) -> "np.ndarray | Exception":
-        import numpy as np
-
         from speech_tokenizers.processing.recordings import decode_recording
 
         recording = self.recordings[index]
         try:
             if (reader := self._reader(index)) is not None:
                 with reader:
-                    return np.concatenate(list(reader))
+                    return reader.read()
             return decode_recording(recording, self.sampling_rate) if isinstance(recording, dict) else recording
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             return error
 
-    def _read_batch(
-        self, batch: list[int], pool: ThreadPoolExecutor
-    ) -> "tuple[dict[int, np.ndarray], Any, list[EncodedRecording]]":
-        found = dict(zip(batch, pool.map(self._read, batch), strict=True))
-        failed = [self._failed(index, error) for index, error in found.items() if isinstance(error, Exception)]
-        waveforms = {index: samples for index, samples in found.items() if not isinstance(samples, Exception)}
-        try:
-            return waveforms, self._pad(waveforms) if waveforms else None, failed
-        except (ValueError, RuntimeError, MemoryError):
-            return waveforms, None, failed  # `_forward` finds out which one it was
+    def _read_batch(self, indices: list[int]) -> "_Batch":
+        batch = _Batch()
+        for index in indices:
+            samples = self._read(index)
+            if isinstance(samples, Exception):
+                batch.failed.append(self._failed(index, samples))
+            elif len(samples) > self.limit:  # its header has announced less
+                batch.windows[index] = samples
+            else:
+                batch.waveforms[index] = samples
+        # `_forward` finds out which recording it is that cannot be padded.
+        with contextlib.suppress(ValueError, RuntimeError, MemoryError):
+            batch.inputs = self._pad(batch.waveforms) if batch.waveforms else None
+        return batch
+
+    def _encode_batch(self, model: Any, batch: "_Batch") -> "tuple[list[EncodedRecording], list[tuple[dict, Any]]]":
+        # What is done already, and waveforms with the output of the model.
+        in_windows = [self._encode_in_windows(model, index, samples) for index, samples in batch.windows.items()]
+        return batch.failed + in_windows, self._forward(model, batch.waveforms, batch.inputs)
 
     def _pad(self, waveforms: "dict[int, np.ndarray]") -> Any:
         return self.model.batch_features(list(waveforms.values()), self.feature_extractor)
 
-    def _forward(self, waveforms: "dict[int, np.ndarray]", inputs: Any = None) -> "list[tuple[dict, Any]]":
+    def _forward(self, model: Any, waveforms: "dict[int, np.ndarray]", inputs: Any) -> "list[tuple[dict, Any]]":
         # Waveforms with the output of the model. If a batch is refused, each recording is tried alone.
         import torch
 
@@ -231,12 +251,12 @@ class _Coding:
         try:
             inputs = self._pad(waveforms) if inputs is None else inputs
             with torch.no_grad():
-                on_device = {name: value.to(self.model.device) for name, value in inputs.items()}
-                return [(waveforms, self.model.encode(**on_device))]
+                on_device = {name: value.to(model.device) for name, value in inputs.items()}
+                return [(waveforms, model.encode(**on_device))]
         except (ValueError, RuntimeError, MemoryError) as error:
             if len(waveforms) == 1:
                 return [(waveforms, error)]
-        return [part for index, samples in waveforms.items() for part in self._forward({index: samples})]
+        return [part for index, samples in waveforms.items() for part in self._forward(model, {index: samples}, None)]
 
     def _results(self, pending: "list[tuple[dict[int, np.ndarray], Any]]") -> Iterator[EncodedRecording]:
         for waveforms, outputs in pending:
@@ -247,10 +267,10 @@ class _Coding:
             if self.kind == "latents":
                 yield from self._latents(waveforms, outputs.latents.float().cpu(), masks)
                 continue
-            codes = outputs.audio_codes.cpu()
+            codes, real = outputs.audio_codes.cpu().numpy(), masks.numpy()
             for row, (index, samples) in enumerate(waveforms.items()):
                 latents = outputs.latents[row].cpu()[masks[row]] if self.with_latents else None
-                yield self._encoded(index, len(samples), codes[row][:, masks[row]], latents)
+                yield self._encoded(index, len(samples), codes[row][:, real[row]], latents)
 
     def _latents(
         self, waveforms: "dict[int, np.ndarray]", latents: "torch.Tensor", masks: "torch.Tensor"
@@ -262,7 +282,7 @@ class _Coding:
             else:
                 yield self._encoded(index, len(samples), None, latents[row][masks[row]])
 
-    def _encode_in_windows(self, index: int, samples: "np.ndarray | None" = None) -> EncodedRecording:
+    def _encode_in_windows(self, model: Any, index: int, samples: "np.ndarray | None") -> EncodedRecording:
         import torch
 
         from speech_tokenizers.coding.file_coding import encode_blocks
@@ -288,21 +308,21 @@ class _Coding:
                 yield torch.from_numpy(block)
 
         try:
-            tokens = list(encode_blocks(self.model, _ahead(chunks()), kind=self.kind))
+            tokens = list(encode_blocks(model, _ahead(chunks()), kind=self.kind))
         except (ValueError, RuntimeError, MemoryError) as error:
             return self._failed(index, error)
         if self.kind == "latents":
             return self._encoded(index, num_samples, None, torch.cat(tokens).float())
-        return self._encoded(index, num_samples, torch.cat(tokens, dim=-1), None)
+        return self._encoded(index, num_samples, torch.cat(tokens, dim=-1).numpy(), None)
 
     def _encoded(
-        self, index: int, num_samples: int, audio_codes: "torch.Tensor | None", latents: "torch.Tensor | None"
+        self, index: int, num_samples: int, audio_codes: "np.ndarray | None", latents: "torch.Tensor | None"
     ) -> EncodedRecording:
         from speech_tokenizers.processing.unit_sequences import deduplicate
 
         if audio_codes is None:
             return EncodedRecording(index, self._name(index), num_samples, latents=latents)
-        codes, durations = audio_codes.numpy(), None
+        codes, durations = audio_codes, None
         if self.deduplicate:
             codes, durations = deduplicate(codes)
         return EncodedRecording(index, self._name(index), num_samples, codes, durations, latents)
@@ -327,7 +347,7 @@ def _ahead(items: Iterator[Any]) -> Iterator[Any]:
     # The same items, made by another thread before they are asked for.
     end = object()
     with ThreadPoolExecutor(1) as pool:
-        waiting = collections.deque(pool.submit(next, items, end) for _ in range(_BATCHES_AHEAD))
+        waiting = collections.deque(pool.submit(next, items, end) for _ in range(_BLOCKS_AHEAD))
         try:
             while (item := waiting.popleft().result()) is not end:
                 waiting.append(pool.submit(next, items, end))

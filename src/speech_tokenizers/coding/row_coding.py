@@ -143,7 +143,7 @@ class RowCoding:
         codec_name (`str`): Name of the model, by which it is found again.
         fields ([`RowFields`], *optional*): What is known of the recordings, for whole datasets of them.
         num_quantizers (`int`, *optional*): Number of first codebooks to keep. Defaults to all.
-        batch_seconds (`float`, *optional*, defaults to 60.0): See [`encode_recordings`].
+        batch_seconds (`float`, *optional*): See [`encode_recordings`].
         kind (`str`, *optional*): What the rows hold: `"codes"`, or `"latents"` for continuous tokens, a codec's frames
             before quantization or an encoder's features. Defaults to the model's `kind`.
         deduplicate (`bool`, *optional*, defaults to `False`): Whether to merge runs of equal frames.
@@ -159,7 +159,7 @@ class RowCoding:
     codec_name: str
     fields: RowFields | None = None
     num_quantizers: int | None = None
-    batch_seconds: float = 60.0
+    batch_seconds: float | None = None
     kind: str | None = None
     deduplicate: bool = False
     num_threads: int = 2

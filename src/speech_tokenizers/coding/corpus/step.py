@@ -29,17 +29,17 @@ class CorpusStep:
         model (`str`): Name, folder or Hub id of the model.
         device (`str`, *optional*): Device. Defaults to a GPU if there is one, else the CPU. Where there are several
             GPUs, `"cuda"` is one for each worker in turn.
-        batch_seconds (`float`, *optional*, defaults to 60.0): Length of the audio in a batch, in seconds.
-        decoding_threads (`int`, *optional*, defaults to 2): Threads of a worker that decode audio.
-        torch_threads (`int`, *optional*): Threads of a worker that compute codes. Defaults to torch's own choice.
-            Latents are computed by one thread, for the same bits whatever the number of workers.
+        batch_seconds (`float`, *optional*): Length of the audio in a batch, in seconds; see [`encode_recordings`].
+        decoding_threads (`int`, *optional*, defaults to 2): Threads of a worker that read and decode audio.
+        torch_threads (`int`, *optional*): Threads of a worker that encode on a CPU, each a batch of its own. Defaults
+            to torch's own choice.
         webdataset (`str`, *optional*): Folder for tars of WebDataset, which are written beside the rows.
     """
 
     plan: str
     model: str
     device: str | None = None
-    batch_seconds: float = 60.0
+    batch_seconds: float | None = None
     decoding_threads: int = 2
     torch_threads: int | None = None
     webdataset: str | None = None
@@ -119,12 +119,10 @@ class CorpusStep:
         from speech_tokenizers.coding.row_coding import RowCoding
 
         facts = plan.shards.facts
-        # The last bits of a latent depend on how many threads compute it, so that this must not follow the workers.
-        threads = 1 if facts.kind == "latents" else self.torch_threads
-        if threads is not None:
+        if self.torch_threads is not None:
             import torch
 
-            torch.set_num_threads(threads)
+            torch.set_num_threads(self.torch_threads)
         model, feature_extractor = loaded_model(self.model, worker_device(self.device))
         coding = RowCoding(
             model,
