@@ -28,6 +28,22 @@ from .metadata_folders import METADATA_NAMES, parquet_columns, read_folder_metad
 _PATIENCE = 5.0
 
 
+def check_column_is_read(audio_column: str, path: str | os.PathLike[str]) -> None:
+    """
+    Args:
+        audio_column (`str`): Column of audio that was asked for.
+        path (`str` or `Path`): Recordings that lie in files of their own.
+
+    Raises:
+        ValueError: If it is not the usual one: there are no columns of audio, and another choice would do nothing.
+    """
+    if audio_column != "audio":
+        raise ValueError(
+            f"the audio column {audio_column!r} is for tables that hold audio, but the recordings of {path} are files"
+            " of their own; leave it out."
+        )
+
+
 def read_folder(folder: Path, audio_column: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
     """
     The recordings of a folder: those that its metadata name, else those of its Parquet files, else its audio files.
@@ -41,6 +57,8 @@ def read_folder(folder: Path, audio_column: str, streaming: bool) -> datasets.Da
             f"{saved}: not read, since it is a dataset that `save_to_disk` wrote within {folder}; name it by itself",
             file=sys.stderr,
         )
+    if not tables.parquet or tables.metadata:
+        check_column_is_read(audio_column, folder)
     if tables.metadata:
         recordings = from_metadata(read_folder_metadata(folder, tables.metadata), folder)
         if tables.parquet:

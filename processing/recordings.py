@@ -28,6 +28,7 @@ from .column_texts import holds_one_value, text_as_bytes, text_of
 from .metadata_files import URL_ADVICE, as_text, chosen_names, probably_meant, read_metadata, read_names
 from .metadata_folders import is_saved_dataset, tables_in
 from .recording_tables import (
+    check_column_is_read,
     check_names_differ,
     from_metadata,
     read_folder,
@@ -85,6 +86,7 @@ def load_recordings(
         if isinstance(recordings, datasets.IterableDataset):
             parquet_files = tables_in(source, audio_column).parquet
     elif source.is_file() and source.suffix.lower() in (".jsonl", ".csv"):
+        check_column_is_read(audio_column, source)
         recordings = from_metadata(read_metadata(source), source.parent)
     elif source.is_file() and source.suffix.lower() == ".parquet":
         parquet_files = [source]

@@ -18,7 +18,9 @@ from speech_tokenizers.coding.recording_coding import encode_recordings
 from speech_tokenizers.modeling.configuration_kmeans_units import KMeansUnitsConfig
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.modeling.windowed_encoding import WindowedEncoder
+from speech_tokenizers.processing import audio_files
 from speech_tokenizers.processing.audio_files import AudioReader, load_audio
+from speech_tokenizers.processing.audio_parts import audio_parts
 from speech_tokenizers.processing.feature_extraction_kmeans_units import KMeansUnitsFeatureExtractor
 from speech_tokenizers.processing.recordings import load_recordings
 from speech_tokenizers.processing.unit_bpe import train_unit_bpe
@@ -238,6 +240,39 @@ def test_audio_is_decoded_ahead_by_other_threads(units_model, speech, monkeypatc
     assert threading.main_thread() not in decoded
     results.close()  # what is not wanted any more is not decoded
     assert len(decoded) < len(files)
+
+
+def test_the_number_of_cores_changes_no_bit_and_is_the_same_afterwards(units_model, tiny_checkpoint, waveforms):
+    # Encoders of transformers keep notes in their modules while they run, which two threads would mix up.
+    before = torch.get_num_threads()
+    for model, feature_extractor in (units_model, load(tiny_checkpoint)):
+        found = {}
+        for num_cores in (1, 4):
+            torch.set_num_threads(num_cores)
+            try:
+                results = list(encode_recordings(model, feature_extractor, 8 * waveforms, 2.3, with_latents=True))
+                assert torch.get_num_threads() == num_cores
+            finally:
+                torch.set_num_threads(before)
+            assert {result.reason for result in results} == {None}
+            found[num_cores] = results
+        for one, other in zip(found[1], found[4], strict=True):
+            np.testing.assert_array_equal(one.audio_codes, other.audio_codes)
+            assert torch.equal(one.latents, other.latents)
+
+
+def test_a_file_is_looked_through_once(units_model, speech, monkeypatch):
+    looked = []
+
+    def watched(source):
+        looked.append(source.size)
+        return audio_parts(source)
+
+    monkeypatch.setattr(audio_files, "audio_parts", watched)
+    files = sorted(speech.rglob("[0-9].wav"))
+    results = list(encode_recordings(*units_model, files, batch_seconds=1.0))
+    assert {result.reason for result in results} == {None}
+    assert len(looked) == len(files)
 
 
 def test_no_recordings_give_no_results_and_seconds_must_be_positive(units_model):

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import io
 import os
 import pickle
 
@@ -7,6 +8,7 @@ import pytest
 import soundfile
 
 from speech_tokenizers import AudioFileError, AudioReader, AudioWriter, find_audio_files, load_audio
+from speech_tokenizers.processing.audio_bytes import ByteSource, is_whole
 from speech_tokenizers.processing.audio_files import AUDIO_SUFFIXES, find_files
 
 
@@ -182,3 +184,26 @@ def test_a_name_that_looks_like_a_glob_but_exists_is_a_file(tmp_path, write_audi
 def test_a_pattern_without_a_match_is_refused(tmp_path, pattern, reason):
     with pytest.raises(AudioFileError, match=reason):
         find_audio_files(tmp_path / pattern)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
+def test_what_an_earlier_look_found_holds_as_long_as_the_file_is_the_same(tmp_path, write_audio, suffix):
+    path = write_audio(tmp_path / f"a{suffix}", 2.0)
+    with AudioReader(path, 16000) as reader:
+        layout = reader.layout
+    with AudioReader(path, 16000, layout=layout) as reader:
+        np.testing.assert_array_equal(reader.read(), load_audio(path, 16000))
+        assert reader.layout == layout
+    other = write_audio(tmp_path / f"b{suffix}", 3.0)
+    path.write_bytes(other.read_bytes())
+    with AudioReader(path, 16000, layout=layout) as reader:
+        np.testing.assert_array_equal(reader.read(), load_audio(other, 16000))
+        assert reader.layout != layout
+
+
+def test_a_file_is_read_as_it_is_only_where_nothing_is_corrected():
+    source = ByteSource(io.BytesIO(b"0123456789"))
+    assert is_whole(source, (b"01", range(2, 10), b""))
+    assert is_whole(source, (range(0, 4), b"45", range(6, 10)))
+    for pieces in ((b"0x", range(2, 10)), (range(0, 9),), (range(1, 10),), (range(0, 4), range(5, 10)), (b"01",)):
+        assert not is_whole(source, pieces)

@@ -189,6 +189,17 @@ def test_metadata_of_parquet_are_read(folder):
     assert load_recordings(str(folder))["file_name"][:] == ["split/train/a.wav"]
 
 
+def test_a_column_of_audio_that_nothing_would_read_is_refused(folder):
+    refused = "column 'sound' is for tables that hold audio"
+    with pytest.raises(ValueError, match=refused):
+        load_recordings(str(folder), audio_column="sound")
+    write_row(folder / "metadata.jsonl", "hello", "split/train/a.wav")
+    for where in (folder, folder / "metadata.jsonl"):
+        with pytest.raises(ValueError, match=refused):
+            load_recordings(str(where), audio_column="sound")
+    assert load_recordings(str(folder))["text"][:] == ["hello"]
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [

@@ -46,7 +46,7 @@ def count(text: str) -> int:
 
 
 def add_batch_seconds_argument(parser: argparse.ArgumentParser, default: float | None = None) -> None:
-    """Add `--batch-seconds`, which [`check_batch_seconds`] checks; without a default, [`encode_recordings`] has one."""
+    """Add `--batch-seconds`, which [`check_batch_seconds`] checks. [`encode_recordings`] has a default of its own."""
     parser.add_argument(
         "--batch-seconds",
         metavar="S",

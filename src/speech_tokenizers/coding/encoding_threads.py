@@ -101,7 +101,7 @@ def _copies(model: Any, number: int) -> list[Any]:
 
 
 class _SingleThreads:
-    # Remembers how many threads torch has outside, as long as any [`EncodingThreads`] are there: torch keeps one number
+    # Remembers how many threads torch has outside, as long as any `EncodingThreads` are there: torch keeps one number
     # for threads that begin and for its matrix products.
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -125,6 +125,11 @@ def test_a_name_that_a_tar_holds_twice_is_set_aside(corpus, tmp_path):
     assert "twice" in recordings[1].fault
 
 
+def test_a_column_of_audio_is_not_asked_of_tars(as_tars):
+    with pytest.raises(ValueError, match="column 'sound' is for tables that hold audio"):
+        find_corpus(str(as_tars), audio_column="sound")
+
+
 def test_of_a_tar_that_is_cut_the_whole_members_are_found_and_the_rest_is_told(as_tars, tmp_path):
     content = (as_tars / "0.tar").read_bytes()
     (as_tars / "0.tar").write_bytes(content[: len(content) // 2])

@@ -88,6 +88,7 @@ def find_corpus(
             what is not on the Hub.
     """
     from speech_tokenizers.processing.metadata_folders import is_saved_dataset
+    from speech_tokenizers.processing.recording_tables import check_column_is_read
 
     source, chosen = Path(data), dict(filter_by or {})
     tars = _local_tars(data)
@@ -98,6 +99,7 @@ def find_corpus(
             raise ValueError("`split` and a filter by `split` say the same; leave one out.")
         chosen["split"] = [split]
     if tars:
+        check_column_is_read(audio_column, data)
         found = _tar_source(tars, os.path.commonpath([os.path.dirname(os.path.abspath(tar)) for tar in tars]))
         _tell_unread(source)
     elif files := _local_parquet(source, audio_column):
