@@ -12,7 +12,7 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 	.modeling.unit_streaming .modeling.speech_lm_unit_coding .modeling.hub_export \
 	.processing.audio_files .processing.code_files .processing.latent_files .processing.feature_extraction_rvq_codec \
 	.processing.feature_extraction_dm_codec \
-	.coding.recording_coding .commands.units_bpe .commands.units_add_f0 .modeling.configuration_units .modeling.unit_model \
+	.coding.recording_coding .coding.encoding_threads .commands.units_bpe .commands.units_add_f0 .modeling.configuration_units .modeling.unit_model \
 	.modeling.configuration_kmeans_units .modeling.modeling_kmeans_units .modeling.configuration_unit_vocoder \
 	.modeling.modeling_unit_vocoder .modeling.windowed_encoding .modeling.padding_invariance \
 	.modeling.configuration_hubert_masked_prediction .modeling.modeling_hubert_masked_prediction \

@@ -225,7 +225,7 @@ class RVQCodecFeatureExtractor(SequenceFeatureExtractor):
         if pad_to_multiple_of is not None and strategy == PaddingStrategy.DO_NOT_PAD and not truncation:
             logger.warning("`pad_to_multiple_of` does nothing with `padding=False`.")
         masks = [np.ones(len(row), np.int32) for row in waveforms["input_values"]]
-        columns = {**waveforms, "padding_mask": masks}
+        columns: dict[str, Any] = {**waveforms, "padding_mask": masks}
         if truncation:
             columns = {name: [row[:limit] for row in rows] for name, rows in columns.items()}
         lengths = [len(row) for row in columns["padding_mask"]]

@@ -12,6 +12,8 @@ from transformers import HubertModel, Wav2Vec2FeatureExtractor
 
 from helpers.tiny_models import tiny_hubert
 from speech_tokenizers.cli import main
+from speech_tokenizers.coding import file_coding
+from speech_tokenizers.coding.encoding_threads import EncodingThreads
 from speech_tokenizers.coding.file_coding import encode_file
 from speech_tokenizers.coding.loading import load
 from speech_tokenizers.coding.recording_coding import encode_recordings
@@ -131,6 +133,38 @@ def test_what_is_longer_than_a_batch_goes_through_windows(checkpoint, request, s
         assert "raise `batch_seconds`" in result.reason
     else:
         assert len(result.latents) == result.audio_codes.shape[1]
+
+
+def test_a_long_recording_is_not_finished_once_nobody_wants_it(tiny_checkpoint, tmp_path, monkeypatch):
+    begun, ended, numbers = threading.Event(), threading.Event(), []
+    stream, leave = file_coding.encode_blocks, EncodingThreads.__exit__
+
+    def watched(model, blocks, **options):
+        def counted():
+            for number, block in enumerate(blocks):
+                if number > 20:
+                    begun.set()
+                    assert ended.wait(timeout=60)
+                numbers.append(number)
+                yield block
+
+        return stream(model, counted(), **options)
+
+    def left(threads, *error):
+        ended.set()
+        return leave(threads, *error)
+
+    monkeypatch.setattr(file_coding, "encode_blocks", watched)
+    monkeypatch.setattr(EncodingThreads, "__exit__", left)
+    files = [tmp_path / "200.wav", tmp_path / "900.wav"]
+    for file in files:
+        soundfile.write(file, np.zeros(int(file.stem) * 16000, np.int16), 16000)
+    monkeypatch.setattr(AudioReader, "expected_num_samples", property(lambda reader: 32000 + (reader.seconds < 500)))
+    results = encode_recordings(*load(tiny_checkpoint), files, batch_seconds=1.0, in_order=False)
+    assert next(results).num_samples == 200 * 16000
+    assert begun.wait(timeout=60)
+    results.close()
+    assert max(numbers) < 40
 
 
 def test_a_long_recording_is_that_of_the_windowed_encoder(units_model):

@@ -37,13 +37,16 @@ class EncodingThreads:
         self._models: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for each in models:
             self._models.put(each)
-        self._pool = ThreadPoolExecutor(
-            self.num_threads, initializer=torch.set_num_threads if self._is_shared else None, initargs=(1,)
-        )
+        self._pool = ThreadPoolExecutor(self.num_threads, initializer=self._begin)
 
     def map(self, function: Callable[[Any, Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         """Results of `function(model, item)`, in the order of the items, of which some are under way ahead of time."""
         return map_ahead(lambda item: self._call(function, item), items, self._pool, self.num_threads + 1)
+
+    def _begin(self) -> None:
+        # In each thread.
+        if self._is_shared:
+            torch.set_num_threads(1)
 
     def _call(self, function: Callable[[Any, Any], Any], item: Any) -> Any:
         model = self._models.get()

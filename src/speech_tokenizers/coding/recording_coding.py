@@ -144,6 +144,7 @@ class _Coding:
         self.with_latents = with_latents
         self.sampling_rate: int = feature_extractor.sampling_rate
         self.layouts: dict[int, Any] = {}
+        self.has_ended = False  # or is not wanted any more
 
     def run(self, batch_seconds: float | None, num_threads: int) -> Iterator[EncodedRecording]:
         from speech_tokenizers.coding.encoding_threads import EncodingThreads, map_ahead
@@ -177,9 +178,12 @@ class _Coding:
             read = map_ahead(self._read_batch, packed, readers, num_threads)
             work = itertools.chain((_Batch(windows={index: None}) for index in long), read)
             # The results of a batch are fetched when others are under way, lest a GPU waits for us.
-            for coded, outputs in encoders.map(self._encode_batch, work):
-                yield from coded
-                yield from self._results(outputs)
+            try:
+                for coded, outputs in encoders.map(self._encode_batch, work):
+                    yield from coded
+                    yield from self._results(outputs)
+            finally:
+                self.has_ended = True
 
     def _num_samples(self, index: int) -> "int | Exception":
         # By the header, before anything is decoded.
@@ -297,15 +301,20 @@ class _Coding:
 
         def chunks() -> "Iterator[torch.Tensor]":
             nonlocal num_samples
-            blocks = self._reader(index) if samples is None else None
-            if blocks is None:
-                found = self._read(index) if samples is None else samples
-                if isinstance(found, Exception):
-                    raise found
-                blocks = [found]
-            for block in blocks:
-                num_samples += len(block)
-                yield torch.from_numpy(block)
+            with contextlib.ExitStack() as stack:
+                blocks = self._reader(index) if samples is None else None
+                if blocks is None:
+                    found = self._read(index) if samples is None else samples
+                    if isinstance(found, Exception):
+                        raise found
+                    blocks = [found]
+                else:
+                    stack.enter_context(blocks)
+                for block in blocks:
+                    if self.has_ended:  # lest one waits for hours of audio
+                        raise RuntimeError("was not finished.")
+                    num_samples += len(block)
+                    yield torch.from_numpy(block)
 
         try:
             tokens = list(encode_blocks(model, _ahead(chunks()), kind=self.kind))
