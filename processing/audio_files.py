@@ -92,13 +92,13 @@ class AudioLayout:
     Args:
         parts (tuple of [`AudioPart`]): The recordings in the file.
         num_frames (`int`): Samples a channel.
-        stamp (tuple of `int`): Size, and the time of the last change of a file that has a name. A file with another
-            stamp is looked at anew.
+        stamp (tuple of `int`): Size of the file, and when it was changed if it has a name. A file with another stamp
+            is looked at anew.
     """
 
     parts: tuple[AudioPart, ...]
     num_frames: int
-    stamp: tuple[int, int]
+    stamp: tuple[int, ...]
 
 
 class AudioReader:
@@ -281,9 +281,11 @@ class AudioReader:
             raise AudioFileError(self.path, "is a folder; name an audio file.")
         raise AudioFileError(self.path, "is a pipe or a device; save the audio to a file, and name that.")
 
-    def _stamp(self) -> tuple[int, int]:
-        changed = 0 if self._native_path is None else os.fstat(self._stream.fileno()).st_mtime_ns
-        return self._source.size, changed
+    def _stamp(self) -> tuple[int, ...]:
+        if self._native_path is None:
+            return (self._source.size,)
+        known = os.fstat(self._stream.fileno())
+        return self._source.size, known.st_mtime_ns, known.st_ctime_ns, known.st_ino
 
     def _found_parts(self) -> tuple[AudioPart, ...]:
         if not self._source.size:

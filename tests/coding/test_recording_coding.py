@@ -156,6 +156,7 @@ def test_a_long_recording_is_not_finished_once_nobody_wants_it(tiny_checkpoint, 
 
     monkeypatch.setattr(file_coding, "encode_blocks", watched)
     monkeypatch.setattr(EncodingThreads, "__exit__", left)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     files = [tmp_path / "20.wav", tmp_path / "500.wav"]
     for file in files:
         soundfile.write(file, np.zeros(int(file.stem) * 16000, np.int16), 16000)

@@ -3,11 +3,11 @@
 
 import collections
 import copy
-import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from queue import SimpleQueue
+from types import FunctionType, TracebackType
 from typing import Any
 
 import torch
@@ -19,8 +19,10 @@ class EncodingThreads:
 
     On a CPU there are as many as torch would use for one call, and each computes by itself: they need not wait for
     each other at every layer, and what they find does not depend on their number. Each has the model's weights, but
-    modules of its own, since encoders keep notes in their modules while they run. Of a model that cannot be copied,
-    and on a GPU, there is one thread.
+    modules of its own, since encoders keep notes in their modules while they run. The caller's autocast holds in them.
+    Threads of others that begin meanwhile have one thread of torch each, too.
+
+    On a GPU, with one core, and for a model that cannot be copied so, the caller's thread does the work.
 
     Args:
         model: Model in evaluation mode.
@@ -30,28 +32,59 @@ class EncodingThreads:
     """
 
     def __init__(self, model: Any):
-        self._is_shared = model.device.type == "cpu"
-        wanted = _single_threads.enter() if self._is_shared else 1
-        models = _copies(model, wanted)
+        self._torch_threads = _torch_threads
+        kind = model.device.type
+        models = _copies(model, self._torch_threads.outside() if kind == "cpu" else 1)
         self.num_threads = len(models)
-        self._models: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._model = model
+        self._pool: ThreadPoolExecutor | None = None
+        if self.num_threads == 1:
+            return
+        self._models: SimpleQueue[Any] = SimpleQueue()
         for each in models:
             self._models.put(each)
-        self._pool = ThreadPoolExecutor(self.num_threads, initializer=self._begin)
+        self._autocast = {
+            "device_type": kind,
+            "enabled": torch.is_autocast_enabled(kind),
+            "dtype": torch.get_autocast_dtype(kind),
+            "cache_enabled": torch.is_autocast_cache_enabled(),
+        }
+        self._torch_threads.enter()
+        self._pool = ThreadPoolExecutor(self.num_threads, initializer=_use_one_thread)
 
     def map(self, function: Callable[[Any, Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        """Results of `function(model, item)`, in the order of the items, of which some are under way ahead of time."""
-        return map_ahead(lambda item: self._call(function, item), items, self._pool, self.num_threads + 1)
+        """Results of `function(model, item)` as they come. One for each thread is under way before it is asked for."""
+        if self._pool is None:
+            yield from self._one_behind(function, items)
+            return
+        waiting: set[Future[Any]] = set()
+        try:
+            for item in items:
+                waiting.add(self._pool.submit(self._call, function, item))
+                while len(waiting) > self.num_threads:
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        finally:
+            for future in waiting:
+                future.cancel()
 
-    def _begin(self) -> None:
-        # In each thread.
-        if self._is_shared:
-            torch.set_num_threads(1)
+    def _one_behind(self, function: Callable[[Any, Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        # A result is given once the next one is under way, lest a GPU waits until it was fetched.
+        results: collections.deque[Any] = collections.deque()
+        for item in items:
+            results.append(function(self._model, item))
+            if len(results) > 1:
+                yield results.popleft()
+        yield from results
 
     def _call(self, function: Callable[[Any, Any], Any], item: Any) -> Any:
         model = self._models.get()
         try:
-            return function(model, item)
+            with torch.autocast(**self._autocast):
+                return function(model, item)
         finally:
             self._models.put(model)
 
@@ -61,9 +94,9 @@ class EncodingThreads:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        if self._is_shared:
-            _single_threads.leave()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._torch_threads.leave()
 
 
 def map_ahead(
@@ -92,31 +125,50 @@ def map_ahead(
 
 
 def _copies(model: Any, number: int) -> list[Any]:
-    # The model, and copies of its modules with the same tensors.
-    models = [model]
-    modules = [part for part in (model, getattr(model, "model", None)) if isinstance(part, torch.nn.Module)]
-    shared = {id(tensor): tensor for part in modules for tensor in (*part.parameters(), *part.buffers())}
-    try:
-        models += [copy.deepcopy(model, dict(shared)) for _ in range(number - 1)]
-    except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError):
+    # The model, and copies of its modules with the same tensors; the model alone where these would not be equal to it.
+    parts = [part for part in (model, getattr(model, "model", None)) if isinstance(part, torch.nn.Module)]
+    modules = [module for part in parts for module in part.modules()]
+    if number == 1 or any(map(_is_changed, modules)) or _is_changed(model):
         return [model]
-    return models
+    shared = {id(tensor): tensor for part in parts for tensor in (*part.parameters(), *part.buffers())}
+    try:
+        return [model, *(copy.deepcopy(model, dict(shared)) for _ in range(number - 1))]
+    except Exception:  # noqa: BLE001 - whatever it is, the model itself is there
+        return [model]
 
 
-class _SingleThreads:
-    # Remembers how many threads torch has outside, as long as any `EncodingThreads` are there: torch keeps one number
-    # for threads that begin and for its matrix products.
+def _is_changed(module: Any) -> bool:
+    # Whether functions were put in place of methods, or a hook holds variables of its own: a copy would call them for
+    # the original. Or whether the module was compiled, which a copy is not.
+    held = vars(module)
+    hooks = [hook for value in held.values() if isinstance(value, dict) for hook in value.values()]
+    return held.get("_compiled_call_impl") is not None or any(
+        isinstance(function, FunctionType) and function.__closure__ is not None
+        for function in (*held.values(), *hooks)
+    )
+
+
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+class _TorchThreads:
+    # Remembers torch's number of threads as long as any `EncodingThreads` are there. A thread that sets its own number
+    # sets that of all threads that begin after it.
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._num_users = 0
         self._num_outside = 1
 
-    def enter(self) -> int:
+    def outside(self) -> int:
+        with self._lock:
+            return self._num_outside if self._num_users else torch.get_num_threads()
+
+    def enter(self) -> None:
         with self._lock:
             if not self._num_users:
                 self._num_outside = torch.get_num_threads()
             self._num_users += 1
-            return self._num_outside
 
     def leave(self) -> None:
         with self._lock:
@@ -125,7 +177,7 @@ class _SingleThreads:
                 torch.set_num_threads(self._num_outside)
 
 
-_single_threads = _SingleThreads()
+_torch_threads = _TorchThreads()
 
 
 __all__ = ["EncodingThreads", "map_ahead"]

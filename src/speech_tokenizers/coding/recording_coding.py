@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Pieces of a long recording that are decoded before the encoder asks for them.
 _BLOCKS_AHEAD = 2
-# Latents of recordings up to this length are those of the whole recording, bit for bit.
+# Latents of recordings up to this length are those of the whole recording.
 _WHOLE_SECONDS = 60
 # Larger batches leave the caches of a core.
 _CPU_BATCH_SECONDS = 30
@@ -78,7 +78,8 @@ def encode_recordings(
     turn.
 
     Latents are numbers, the last bits of which would depend on the other recordings of a batch. So with
-    `kind="latents"` each recording is encoded alone, and gives what `encode` gives it. Longer ones than a minute go
+    `kind="latents"` each recording is encoded alone, and gives what `encode` gives it, on a CPU what `encode` gives
+    it on one core. Longer ones than a minute go
     through a stream where `decode` takes the latents, up to rounding. Units longer than `longest_exact_stream` have no
     latents, and fail.
 
@@ -177,7 +178,6 @@ class _Coding:
                 packed = [[index] for index in short]
             read = map_ahead(self._read_batch, packed, readers, num_threads)
             work = itertools.chain((_Batch(windows={index: None}) for index in long), read)
-            # The results of a batch are fetched when others are under way, lest a GPU waits for us.
             try:
                 for coded, outputs in encoders.map(self._encode_batch, work):
                     yield from coded
@@ -209,7 +209,7 @@ class _Coding:
             return None
         is_named = isinstance(audio, bytes) and isinstance(recording, dict)
         name = self._name(index) if is_named else None
-        return AudioReader(audio, self.sampling_rate, name=name, layout=self.layouts.get(index))
+        return AudioReader(audio, self.sampling_rate, name=name, layout=self.layouts.pop(index, None))
 
     def _read(self, index: int) -> "np.ndarray | Exception":
         from speech_tokenizers.processing.recordings import decode_recording
