@@ -8,9 +8,11 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load
+from transformers import HubertModel, Wav2Vec2FeatureExtractor
 
 from helpers.fake_hub import FakeHub
 from helpers.online import run_online
+from helpers.tiny_models import tiny_hubert
 from helpers.tiny_speaking_lm import LEXICON, tiny_codec, tiny_row
 from speech_tokenizers.modeling.pronunciations import PronunciationLexicon
 from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFeatureExtractor
@@ -124,6 +126,45 @@ def test_who_may_not_push_is_told_before_the_training(recipe_file, hub, tmp_path
     assert trained.code == 2
     assert "your token may not write to user/trained" in trained.err
     assert not (tmp_path / "run" / "training_log.jsonl").exists()
+
+
+def test_units_are_pushed_at_saves_and_in_the_end(hub, audio_folder, tmp_path):
+    encoder = tiny_hubert(num_hidden_layers=2, conv_dim=(8,) * 7)
+    HubertModel(encoder).save_pretrained(tmp_path / "encoder")
+    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(tmp_path / "encoder")
+    sizes = {"projection_dim": 8, "primary_codebook_size": 6, "auxiliary_codebook_size": 10}
+    recipe = {
+        "trainer": "dc_spin",
+        "output_dir": str(tmp_path / "run"),
+        "model": {"encoder": str(tmp_path / "encoder"), "encoder_layer": 1, "trainable_layers": 1, **sizes},
+        "data": {"train": str(audio_folder), "min_seconds": 0.2, "max_seconds": 0.4},
+        **{"batch_seconds": 1.2, "max_steps": 4, "learning_rate": 1e-2, "warmup_steps": 2, "logging_steps": 1},
+        "save_steps": 2,
+        **{"push_to_hub": True, "hub_model_id": "user/units", "hub_strategy": "every_save", "hub_always_push": True},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    check = ["check-repo", "user/units", "--load"]
+    (trained, checked) = run_online(hub, tmp_path, [["train", tmp_path / "recipe.yaml"], check], **CPU)
+    assert trained.code == 0, trained
+    assert "warning" not in trained.err
+    assert titles_of(hub) == [*(f"Training in progress, step {step}" for step in (2, 4)), "End of training"]
+    assert checked.code == 0, checked
+    # What each save pushed is the model of its checkpoint; in the end, it is the finished one.
+    commits = hub.repositories["user/units"]["main"][1:]
+    weights = [load(files["model.safetensors"]) for files in commits]
+    places = ["checkpoints/checkpoint-2", "checkpoints/checkpoint-4", "final"]
+    for pushed, place in zip(weights, places, strict=True):
+        saved = load((tmp_path / "run" / place / "model.safetensors").read_bytes())
+        assert saved.keys() == pushed.keys()
+        assert all((saved[name] == pushed[name]).all() for name in saved), place
+    for files in commits:
+        assert {"config.json", "modeling_dc_spin.py", "preprocessor_config.json", "README.md"} < files.keys()
+        for name, content in files.items():
+            assert str(tmp_path).encode() not in content, name
+    card = commits[-1]["README.md"].decode()
+    assert "| 4 |" in card
+    assert 'AutoModel.from_pretrained("user/units", trust_remote_code=True)' in card
+    assert not list((tmp_path / "run").glob(".push-*"))
 
 
 def test_a_speech_language_model_is_pushed_with_its_processor(hub, tmp_path):
