@@ -8,14 +8,14 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load
-from transformers import HubertModel, Wav2Vec2FeatureExtractor
+from transformers import HubertModel, TrainingArguments, Wav2Vec2FeatureExtractor
 
 from helpers.fake_hub import FakeHub
 from helpers.online import online, run_online, run_program_online
 from helpers.strangers import run_without_this_package
 from helpers.tiny_codecs import make_dc_spin
 from helpers.tiny_models import tiny_hubert
-from helpers.tiny_speaking_lm import LEXICON, tiny_codec, tiny_row
+from helpers.tiny_speaking_lm import LEXICON, tiny_codec, tiny_row, tiny_speech_lm
 from speech_tokenizers import CSTConfig, CSTFeatureExtractor, CSTModel, DCSpinFeatureExtractor
 from speech_tokenizers.cli import main
 from speech_tokenizers.modeling.pronunciations import PronunciationLexicon
@@ -23,6 +23,7 @@ from speech_tokenizers.processing.feature_extraction_rvq_codec import RVQCodecFe
 from speech_tokenizers.processing.speech_row_format import RowsFacts
 from speech_tokenizers.processing.speech_rows import SpeechRowsWriter
 from speech_tokenizers.training.common.hub_pushes import HubSettings
+from speech_tokenizers.training.common.hub_trainer import HubTrainer
 from speech_tokenizers.training.common.recipe_files import build_section
 
 
@@ -288,6 +289,12 @@ def test_a_trainer_of_transformers_pushes_code_and_card(hub, tmp_path):
     run_without_this_package(LOAD, tmp_path, **online(hub, tmp_path))
 
 
+def test_a_speech_language_model_without_its_processor_is_refused(tmp_path):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, push_to_hub=True, hub_model_id="user/voice")
+    with pytest.raises(ValueError, match="`processing_class` is None, but a speech language model is pushed with"):
+        HubTrainer(tiny_speech_lm()[0], args)
+
+
 def test_each_head_of_a_latent_language_model_has_a_repository(hub, audio_folder, tmp_path):
     sizes = {"network_hidden_size": 8, "encoder_hidden_size": 8, "decoder_hidden_size": 8}
     layers = {"encoder_num_layers": 1, "decoder_num_layers": 1, "latent_stride": 1}
@@ -303,7 +310,13 @@ def test_each_head_of_a_latent_language_model_has_a_repository(hub, audio_folder
         "model": str(tmp_path / "cst"),
         "data": {**data, "max_eval_recordings": 2},
         "heads": {"mse": {}, "gaussian": {}},
-        "language_model": {"model_type": "llama", "vocab_size": 1, "bos_token_id": 0, "eos_token_id": 0, **transformer},
+        "language_model": {
+            "model_type": "llama",
+            "vocab_size": 1,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            **transformer,
+        },
         "continuations": {"count": 1, "prompt_seconds": 0.1, "seconds": 0.1},
         **{"num_draws": 2, "batch_seconds": 0.9, "max_steps": 4, "save_steps": 2, "logging_steps": 1},
         **{"push_to_hub": True, "hub_model_id": "user/lm", "hub_always_push": True},

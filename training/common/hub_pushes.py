@@ -70,7 +70,9 @@ class HubSettings:
         given = {name: getattr(args, name) for name in names}
         given |= {name: value for name, value in differing.items() if value is not None}
         # transformers has an enumeration of strategies.
-        return HubSettings(**(given | {"hub_strategy": getattr(given["hub_strategy"], "value", given["hub_strategy"])}))
+        return HubSettings(
+            **(given | {"hub_strategy": getattr(given["hub_strategy"], "value", given["hub_strategy"])})
+        )
 
 
 class HubPushes:
@@ -126,8 +128,8 @@ class HubPushes:
             return
         strategy = self.args.hub_strategy
         title = f"Training in progress, step {step}"
+        place = self._new_place()
         try:
-            place = self._new_place()
             self._stage(model, preprocessor, place / "model")
             uploads: list[tuple[Path, str | None]] = [(place / "model", None)]
             if strategy in ("checkpoint", "all_checkpoints"):
@@ -136,12 +138,11 @@ class HubPushes:
                 uploads.append(
                     (place / "checkpoint", "last-checkpoint" if strategy == "checkpoint" else checkpoint.name)
                 )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training is worth more
+            shutil.rmtree(place, ignore_errors=True)
             self._tell(f"step {step} was not pushed", error)
             return
-        self._running = self._thread.submit(
-            self._upload_saved, place, uploads, title, f"step {step} was not pushed"
-        )
+        self._running = self._thread.submit(self._upload_saved, place, uploads, title, f"step {step} was not pushed")
 
     def finish(self, final: Path) -> str | None:
         """

@@ -51,7 +51,7 @@ class HubTrainer(Trainer):
             token (`str`), private (`bool`), *optional*: Default to `args.hub_token` and `args.hub_private_repo`.
 
         Raises:
-            UploadError: If it can be neither found nor created.
+            ValueError: If it can be neither found nor created, or a speech language model has no processor.
         """
         self._pushes = self._new_pushes(hub_token=token, hub_private_repo=private)
         if self._pushes.repo_id is not None:
@@ -88,7 +88,7 @@ class HubTrainer(Trainer):
             self._finish_current_push()
             if self._pushes is None or any(value is not None for value in differing.values()):
                 self._pushes = self._new_pushes(**differing)
-                self.hub_model_id = self._pushes.repo_id
+                self.hub_model_id = str(self._pushes.repo_id)
             pushed = self._pushes.push(
                 self._model_to_push(), self.processing_class, commit_message or "End of training"
             )
@@ -96,6 +96,11 @@ class HubTrainer(Trainer):
         return pushed.result() if pushed is not None and blocking else pushed
 
     def _new_pushes(self, **differing: Any) -> HubPushes:
+        if hasattr(self.model, "generate_speech") and self.processing_class is None:
+            raise ValueError(
+                "`processing_class` is None, but a speech language model is pushed with its processor; give it as"
+                " `processing_class=processor`."
+            )
         given = {name: value for name, value in differing.items() if value is not None}
         settings = HubSettings.of(self.args, push_to_hub=True, **(self._told_on_hub | given))
         return HubPushes(settings, self.args.output_dir, Path(self._run_folder.name))

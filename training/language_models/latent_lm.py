@@ -92,7 +92,8 @@ class LatentLMArguments(HubSettings, ScheduledRecipeArguments):
         input_noise_std, stop_loss_weight, stop_pos_weight (`float`): See [`LatentLMConfig`].
         continuations ([`ContinuationArguments`]): Speech to listen to in the end.
         num_draws (`int`): Draws of each frame for the held-out score.
-        kwargs: See [`ScheduledRecipeArguments`] and [`HubSettings`]. `max_steps` are those of each head; the seed is that of draws, too.
+        kwargs: See [`ScheduledRecipeArguments`] and [`HubSettings`]. `max_steps` are those of each head; the seed is
+            that of draws, too.
     """
 
     trainer: ClassVar[str] = "latent_lm"
