@@ -408,22 +408,14 @@ class CodecTrainer:
         self.accelerator.wait_for_everyone()
         return folder
 
-    def push_to_hub(
-        self,
-        repo_id: str | None = None,
-        *,
-        commit_message: str = "Upload codec",
-        private: bool | None = None,
-        revision: str | None = None,
-        token: str | None = None,
-    ) -> None:
+    def push_to_hub(self, repo_id: str | None = None, commit_message: str = "Upload codec", **options: Any) -> None:
         """
         Push the codec, as `save_model` would save it, with its feature extractor, its code and its card.
 
         Args:
             repo_id (`str`, *optional*): Repository on the Hub; created if absent. Defaults to `args.hub_model_id`.
             commit_message (`str`): Title of the commit.
-            private (`bool`), revision (`str`), token (`str`), *optional*: Default to the settings of [`HubSettings`].
+            options: `private`, `revision` and `token`, which default to the settings of [`HubSettings`].
 
         Raises:
             ValueError: If there is no `repo_id`, the codebooks have not started, or the Hub refuses.
@@ -433,15 +425,7 @@ class CodecTrainer:
             raise ValueError("`push_to_hub` needs `repo_id`, here or as `hub_model_id` in the recipe.")
         self.latent_schedule.check_started(self.unwrapped_model)
         if self.accelerator.is_main_process:
-            settings = HubSettings.of(
-                self.args,
-                push_to_hub=True,
-                hub_model_id=repo_id,
-                hub_private_repo=private,
-                hub_revision=revision,
-                hub_token=token,
-            )
-            _push_now(self, settings, commit_message)
+            _push_now(self, repo_id, commit_message, **options)
         self.accelerator.wait_for_everyone()
 
     def save_checkpoint(self) -> Path:
@@ -473,9 +457,19 @@ def _save_here(trainer: CodecTrainer, folder: Path) -> None:
         trainer.feature_extractor.save_pretrained(folder)
 
 
-def _push_now(trainer: CodecTrainer, settings: HubSettings, title: str) -> None:
+def _push_now(
+    trainer: CodecTrainer,
+    repo_id: str,
+    title: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> None:
     if trainer.pushes is not None:
         trainer.pushes.wait()  # else what it pushes would come last
+    given = {"hub_private_repo": private, "hub_revision": revision, "hub_token": token}
+    settings = HubSettings.of(trainer.args, push_to_hub=True, hub_model_id=repo_id, **given)
     pushes = HubPushes(settings, trainer.output_dir)
     with trainer.weight_average.applied_to(trainer.unwrapped_model):
         pushed = pushes.push(trainer.unwrapped_model, trainer.feature_extractor, title)
