@@ -402,30 +402,26 @@ class CodecTrainer:
             ValueError: If its codebooks have not started.
         """
         folder = self.output_dir / "final" if output_dir is None else Path(output_dir)
-        self.latent_schedule.check_started(self.unwrapped_model)
-        if self.accelerator.is_main_process:
-            _save_here(self, folder)
-        self.accelerator.wait_for_everyone()
+        self._publish(_save_here, folder)
         return folder
 
-    def push_to_hub(self, repo_id: str | None = None, commit_message: str = "Upload codec", **options: Any) -> None:
+    def push_to_hub(self, repo_id: str | None = None, **options: Any) -> None:
         """
         Push the codec, as `save_model` would save it, with its feature extractor, its code and its card.
 
         Args:
             repo_id (`str`, *optional*): Repository on the Hub; created if absent. Defaults to `args.hub_model_id`.
-            commit_message (`str`): Title of the commit.
-            options: `private`, `revision` and `token`, which default to the settings of [`HubSettings`].
+            options: `commit_message`; and `private`, `revision` and `token`, which default to those of `args`.
 
         Raises:
             ValueError: If there is no `repo_id`, the codebooks have not started, or the Hub refuses.
         """
-        repo_id = repo_id or self.args.hub_model_id
-        if repo_id is None:
-            raise ValueError("`push_to_hub` needs `repo_id`, here or as `hub_model_id` in the recipe.")
+        self._publish(_push_now, _repo_id(self, repo_id), **options)
+
+    def _publish(self, how: Callable[..., None], *args: Any, **options: Any) -> None:
         self.latent_schedule.check_started(self.unwrapped_model)
         if self.accelerator.is_main_process:
-            _push_now(self, repo_id, commit_message, **options)
+            how(self, *args, **options)
         self.accelerator.wait_for_everyone()
 
     def save_checkpoint(self) -> Path:
@@ -457,11 +453,18 @@ def _save_here(trainer: CodecTrainer, folder: Path) -> None:
         trainer.feature_extractor.save_pretrained(folder)
 
 
+def _repo_id(trainer: CodecTrainer, repo_id: str | None) -> str:
+    repo_id = repo_id or trainer.args.hub_model_id
+    if repo_id is None:
+        raise ValueError("`push_to_hub` needs `repo_id`, here or as `hub_model_id` in the recipe.")
+    return repo_id
+
+
 def _push_now(
     trainer: CodecTrainer,
     repo_id: str,
-    title: str,
     *,
+    commit_message: str = "Upload codec",
     private: bool | None = None,
     revision: str | None = None,
     token: str | None = None,
@@ -472,7 +475,7 @@ def _push_now(
     settings = HubSettings.of(trainer.args, push_to_hub=True, hub_model_id=repo_id, **given)
     pushes = HubPushes(settings, trainer.output_dir)
     with trainer.weight_average.applied_to(trainer.unwrapped_model):
-        pushed = pushes.push(trainer.unwrapped_model, trainer.feature_extractor, title)
+        pushed = pushes.push(trainer.unwrapped_model, trainer.feature_extractor, commit_message)
     pushed.result()
 
 
