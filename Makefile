@@ -54,7 +54,7 @@ TYPED := $(addprefix -m speech_tokenizers,"" .auto_registration .conversion.spee
 	.training.studies.tone_study.study \
 	.sharing.repository_files .sharing.findings .sharing.file_checks .sharing.code_checks .sharing.model_checks .sharing.card_checks \
 	.sharing.repository_check .sharing.sound_examples .sharing.staging .sharing.uploading .sharing.training_card .sharing.load_check \
-	.commands.push .commands.check_repo .coding.foreign_settings .training.common.hub_pushes \
+	.commands.push .commands.check_repo .coding.foreign_settings .training.common.hub_pushes .training.common.hub_trainer \
 	.modeling.pitch_frames .modeling.f0_codebook .training.units.f0_fitting \
 	.app.recordings .app.models .app.speech .app.pictures .app.page_files .app.cards .app.results .app.page .app.space .app.command)
 # On a few shared cores, tiny models are faster on one thread than on several that wait for each other.

@@ -162,7 +162,7 @@ def loss_table(entries: list[dict[str, Any]], num_rows: int = 8) -> dict[str, An
     entries = evaluated or entries
     if not entries:
         return None
-    wanted = ("eval_mel", "eval_waveform", "eval_stoi", "eval_pesq")
+    wanted = ("eval_loss", "eval_mel", "eval_waveform", "eval_stoi", "eval_pesq")
     wanted += ("loss", "mel", "waveform", "commitment", "discriminator")
     wanted += ("semantic_distillation", "contextual_distillation", "kl", "latent_ctc", "reconstruction_ctc")
     wanted += ("latent_rank", "active_dimensions")

@@ -48,6 +48,19 @@ def online(hub: FakeHub, folder: Path, **environment: str) -> dict[str, str]:
     return {name: value for name, value in found.items() if value != ""}
 
 
+def run_program_online(hub: FakeHub, folder: Path, program: str, *arguments, **environment: str) -> Ran:
+    """Run a program in a process of its own, in `folder`."""
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)],
+        cwd=folder,
+        env=online(hub, folder, **environment),
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    return Ran(process.returncode, process.stdout, process.stderr)
+
+
 def run_online(hub: FakeHub, folder: Path, commands: list[list], **environment: str) -> list[Ran]:
     """Run commands of the command line one after the other, in one process, in `folder`."""
     words = json.dumps([[str(word) for word in command] for command in commands])

@@ -31,7 +31,7 @@ from speech_tokenizers.training.codec.reconstruction_losses import WaveformPair,
 from speech_tokenizers.training.codec.training_data import TrainingData
 from speech_tokenizers.training.codec.validation import validate
 from speech_tokenizers.training.common.checkpoints import Checkpoints, WeightAverage, stopping_on_signals
-from speech_tokenizers.training.common.hub_pushes import HubPushes
+from speech_tokenizers.training.common.hub_pushes import HubPushes, HubSettings
 from speech_tokenizers.training.common.optimization import (
     OptimizerArguments,
     detached,
@@ -255,7 +255,7 @@ class CodecTrainer:
         self.data.prepare_objectives(self.unwrapped_model)
         self._resume(resume_from_checkpoint)
         keep_codec_run(self, resume_from_checkpoint)
-        self.pushes = HubPushes(self.args)
+        self.pushes = HubPushes(self.args, self.output_dir)
         self.reports.start(self.step)
         if self.adversary.is_too_late:
             self.reports.warn("the run ends before `adversarial.start_step`; its discriminators never act.")
@@ -402,26 +402,26 @@ class CodecTrainer:
             ValueError: If its codebooks have not started.
         """
         folder = self.output_dir / "final" if output_dir is None else Path(output_dir)
-        self._publish("save_pretrained", folder)
+        self._publish(_save_here, folder)
         return folder
 
-    def push_to_hub(self, repo_id: str | None = None, **options) -> None:
+    def push_to_hub(self, repo_id: str | None = None, **options: Any) -> None:
         """
-        Upload the codec, as `save_model` would save it, and its feature extractor.
+        Push the codec, as `save_model` would save it, with its feature extractor, its code and its card.
 
         Args:
-            repo_id (`str`, *optional*): Repository on the Hub. Defaults to `args.hub_model_id`.
-            options: Arguments of transformers' `push_to_hub` (`private`, `token`, `commit_message`, ...).
-        """
-        repo_id = repo_id or self.args.hub_model_id
-        if repo_id is None:
-            raise ValueError("`push_to_hub` needs `repo_id`, here or as `hub_model_id` in the recipe.")
-        self._publish("push_to_hub", repo_id, **options)
+            repo_id (`str`, *optional*): Repository on the Hub; created if absent. Defaults to `args.hub_model_id`.
+            options: `commit_message`; and `private`, `revision` and `token`, which default to those of `args`.
 
-    def _publish(self, method: str, *args: Any, **options: Any) -> None:
+        Raises:
+            ValueError: If there is no `repo_id`, the codebooks have not started, or the Hub refuses.
+        """
+        self._publish(_push_now, _repo_id(self, repo_id), **options)
+
+    def _publish(self, how: Callable[..., None], *args: Any, **options: Any) -> None:
         self.latent_schedule.check_started(self.unwrapped_model)
         if self.accelerator.is_main_process:
-            _publish_here(self, method, *args, **options)
+            how(self, *args, **options)
         self.accelerator.wait_for_everyone()
 
     def save_checkpoint(self) -> Path:
@@ -446,11 +446,37 @@ class CodecTrainer:
             self.run.window.load_state_dict(own["window"], self.accelerator.device)
 
 
-def _publish_here(trainer: CodecTrainer, method: str, *args: Any, **options: Any) -> None:
+def _save_here(trainer: CodecTrainer, folder: Path) -> None:
     with trainer.weight_average.applied_to(trainer.unwrapped_model):
-        getattr(trainer.unwrapped_model, method)(*args, **options)
+        trainer.unwrapped_model.save_pretrained(folder)
     if trainer.feature_extractor is not None:
-        getattr(trainer.feature_extractor, method)(*args, **options)
+        trainer.feature_extractor.save_pretrained(folder)
+
+
+def _repo_id(trainer: CodecTrainer, repo_id: str | None) -> str:
+    repo_id = repo_id or trainer.args.hub_model_id
+    if repo_id is None:
+        raise ValueError("`push_to_hub` needs `repo_id`, here or as `hub_model_id` in the recipe.")
+    return repo_id
+
+
+def _push_now(
+    trainer: CodecTrainer,
+    repo_id: str,
+    *,
+    commit_message: str = "Upload codec",
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> None:
+    if trainer.pushes is not None:
+        trainer.pushes.wait()  # else what it pushes would come last
+    given = {"hub_private_repo": private, "hub_revision": revision, "hub_token": token}
+    settings = HubSettings.of(trainer.args, push_to_hub=True, hub_model_id=repo_id, **given)
+    pushes = HubPushes(settings, trainer.output_dir)
+    with trainer.weight_average.applied_to(trainer.unwrapped_model):
+        pushed = pushes.push(trainer.unwrapped_model, trainer.feature_extractor, commit_message)
+    pushed.result()
 
 
 def _push_saved(trainer: CodecTrainer, checkpoint: Path) -> Path:
@@ -468,4 +494,4 @@ def _save_beside(trainer: CodecTrainer, folder: Path) -> None:
         trainer.latent_schedule.check_started(trainer.unwrapped_model)
     except ValueError:
         return  # there are no codes yet
-    _publish_here(trainer, "save_pretrained", folder)
+    _save_here(trainer, folder)

@@ -5,11 +5,12 @@ import os
 import shutil
 import sys
 import tempfile
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import CommitInfo
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -56,13 +57,32 @@ class HubSettings:
         if (parent := getattr(super(), "__post_init__", None)) is not None:
             parent()
 
+    @classmethod
+    def of(cls, args: Any, **differing: Any) -> "HubSettings":
+        """
+        The settings that a training has among others, or that `TrainingArguments` have.
+
+        Args:
+            args: The settings of the training.
+            differing: Settings that shall differ; those that are `None` do not.
+        """
+        names = [field.name for field in fields(HubSettings) if hasattr(args, field.name)]
+        given = {name: getattr(args, name) for name in names}
+        given |= {name: value for name, value in differing.items() if value is not None}
+        # transformers has an enumeration of strategies.
+        return HubSettings(
+            **(given | {"hub_strategy": getattr(given["hub_strategy"], "value", given["hub_strategy"])})
+        )
+
 
 class HubPushes:
     """
-    The pushes of one training. What fails is told, and stops no training.
+    The pushes of one training. What fails at a save or in `finish` is told, and stops no training.
 
     Args:
-        args ([`HubSettings`]): Settings, with `output_dir`.
+        args ([`HubSettings`]): Settings.
+        folder (`str` or `Path`): Folder of the training.
+        run_folder (`Path`, *optional*): Folder of the training's log and recipe, for the card. Defaults to `folder`.
 
     Attributes:
         repo_id (`str`, *optional*): Repository; `None` in processes that do not push.
@@ -71,11 +91,11 @@ class HubPushes:
         UploadError: If the repository can be neither found nor created: nothing was trained yet.
     """
 
-    def __init__(self, args: Any):
-        self.args, self.folder = args, Path(args.output_dir)
+    def __init__(self, args: HubSettings, folder: str | os.PathLike, run_folder: Path | None = None):
+        self.args, self.folder = args, Path(folder)
+        self.run_folder = run_folder or self.folder
         self.repo_id: str | None = None
         self._running: Future | None = None
-        self._failed: list[str] = []
         if not (args.push_to_hub and process_state().is_main_process):
             return
         from huggingface_hub import HfApi
@@ -87,6 +107,13 @@ class HubPushes:
         name = args.hub_model_id or self.folder.resolve().name
         self.repo_id = prepare_repository(self._api, name, private=args.hub_private_repo, revision=args.hub_revision)
 
+    @property
+    def is_due(self) -> bool:
+        """Whether a save is pushed at this moment."""
+        if self.repo_id is None or self.args.hub_strategy == "end":
+            return False
+        return self._running is None or self._running.done() or self.args.hub_always_push
+
     def at_save(self, model: Any, preprocessor: Any, step: int, checkpoint: Path) -> None:
         """
         Push a model in the background, as the strategy says.
@@ -97,15 +124,12 @@ class HubPushes:
             step (`int`): Steps so far.
             checkpoint (`Path`): The checkpoint that was saved.
         """
+        if not self.is_due:
+            return
         strategy = self.args.hub_strategy
-        if self.repo_id is None or strategy == "end":
-            return
-        if self._running is not None and not self._running.done() and not self.args.hub_always_push:
-            return
         title = f"Training in progress, step {step}"
+        place = self._new_place()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            place = Path(tempfile.mkdtemp(prefix=".push-", dir=self.folder))
             self._stage(model, preprocessor, place / "model")
             uploads: list[tuple[Path, str | None]] = [(place / "model", None)]
             if strategy in ("checkpoint", "all_checkpoints"):
@@ -114,10 +138,11 @@ class HubPushes:
                 uploads.append(
                     (place / "checkpoint", "last-checkpoint" if strategy == "checkpoint" else checkpoint.name)
                 )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training is worth more
+            shutil.rmtree(place, ignore_errors=True)
             self._tell(f"step {step} was not pushed", error)
             return
-        self._running = self._thread.submit(self._upload, place, uploads, title, f"step {step} was not pushed")
+        self._running = self._thread.submit(self._upload_saved, place, uploads, title, f"step {step} was not pushed")
 
     def finish(self, final: Path) -> str | None:
         """
@@ -133,29 +158,53 @@ class HubPushes:
             return None
         from speech_tokenizers.sharing.staging import load_shared
 
-        if self._running is not None:
-            self._running.result()
-        before = len(self._failed)
-        place = Path(tempfile.mkdtemp(prefix=".push-", dir=self.folder))
         try:
             shared = load_shared(str(final))
             shared.model.name_or_path = ""  # it has no other origin than this training
-            self._stage(shared.model, shared.preprocessor, place / "model")
-        except (OSError, ValueError) as error:
-            shutil.rmtree(place, ignore_errors=True)
-            self._tell("the finished model was not pushed", error)
-        else:
-            uploads: list[tuple[Path, str | None]] = [(place / "model", None)]
-            told = "the finished model was not pushed"
-            self._thread.submit(self._upload, place, uploads, "End of training", told).result()
-        self._thread.shutdown()
-        if len(self._failed) > before:
+            self.push(shared.model, shared.preprocessor).result()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training is worth more
             command = f"speech-tokenizers push {final} {self.repo_id}"
-            sentence = f"{self._failed[-1]} It is in {final}; `{command}` pushes it."
+            reason = _reason(error).rstrip(".")
+            sentence = f"The finished model was not pushed: {reason}. It is in {final}; `{command}` pushes it."
         else:
             sentence = f"pushed: {self._api.endpoint}/{self.repo_id}"
+        self._thread.shutdown()
         tqdm.write(sentence, file=sys.stderr)
         return sentence
+
+    def push(self, model: Any, preprocessor: Any, title: str = "End of training") -> Future:
+        """
+        Push a model, whatever the strategy is, once the push before it has ended.
+
+        Args:
+            model (`PreTrainedModel`): The model. It may change once this returns.
+            preprocessor: Its feature extractor or processor; `None` if it has none.
+            title (`str`, *optional*, defaults to `"End of training"`): Title of the commit.
+
+        Returns:
+            `Future`: Of the `CommitInfo`; its `result()` raises `UploadError` if the Hub refuses.
+
+        Raises:
+            ValueError: If the code or the card cannot be made, or the repository would have errors.
+        """
+        self.wait()
+        place = self._new_place()
+        try:
+            self._stage(model, preprocessor, place / "model")
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        self._running = self._thread.submit(self._upload, place, [(place / "model", None)], title)
+        return self._running
+
+    def wait(self) -> None:
+        """Wait until the push before has ended, well or not."""
+        if self._running is not None:
+            wait([self._running])
+
+    def _new_place(self) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=".push-", dir=self.folder))
 
     def _stage(self, model: Any, preprocessor: Any, folder: Path) -> None:
         from speech_tokenizers.modeling.hub_export import use_section, with_use
@@ -169,13 +218,19 @@ class HubPushes:
         shared, with_code = Shared(model, preprocessor, None), self.args.hub_with_code
         with codec_named(shared):
             stage(shared, folder, repo_id, with_code=with_code, licence=self.args.hub_licence)
-            text = training_card(model, folder, repo_id, self.folder, self.args.hub_licence)
+            text = training_card(model, folder, repo_id, self.run_folder, self.args.hub_licence)
             use = use_section(model, preprocessor, repo_id) if with_code else plain_use_section(shared, repo_id)
         (folder / "README.md").write_text(with_use(text, use), encoding="utf-8")
         if errors := errors_of(check_repository(FolderFiles(folder, repo_id))):
             raise ValueError("; ".join(map(str, errors)))
 
-    def _upload(self, place: Path, uploads: list[tuple[Path, str | None]], title: str, told: str) -> None:
+    def _upload_saved(self, place: Path, uploads: list[tuple[Path, str | None]], title: str, told: str) -> None:
+        try:
+            self._upload(place, uploads, title)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training is worth more
+            self._tell(told, error)
+
+    def _upload(self, place: Path, uploads: list[tuple[Path, str | None]], title: str) -> CommitInfo:
         from speech_tokenizers.sharing.uploading import upload
 
         try:
@@ -185,16 +240,13 @@ class HubPushes:
                     # Nothing of an older checkpoint stays under this name.
                     options |= {"path_in_repo": path_in_repo, "delete_patterns": "*"}
                 message = title if path_in_repo is None else f"{title}, checkpoint"
-                upload(self._api, folder, str(self.repo_id), message, **options)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the training is worth more
-            self._tell(told, error)
+                commit = upload(self._api, folder, str(self.repo_id), message, **options)
+            return commit
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
     def _tell(self, what: str, error: Exception) -> None:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        self._failed.append(f"{what[0].upper()}{what[1:]}: {reason.rstrip('.')}.")
-        tqdm.write(f"warning: {what}: {reason} The training goes on.", file=sys.stderr)
+        tqdm.write(f"warning: {what}: {_reason(error)} The training goes on.", file=sys.stderr)
 
 
 class PushCallback(TrainerCallback):
@@ -216,6 +268,10 @@ class PushCallback(TrainerCallback):
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             self.pushes.at_save(model, self.preprocessor, state.global_step, checkpoint)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _link_or_copy(source: str, target: str) -> str:

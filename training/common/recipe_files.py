@@ -37,6 +37,13 @@ def load_recipe(path_or_name: str, overrides: Sequence[str], section: type) -> A
         raise ValueError(
             f"`{path_or_name}` is a recipe for the trainer `{named}`, but one for `{section.trainer}` is needed here."
         )
+    known = {field.name for field in dataclasses.fields(section)}
+    pushing = [key for key in recipe if key == "push_to_hub" or str(key).startswith("hub_")]
+    if pushing and "push_to_hub" not in known:
+        raise ValueError(
+            f"`{pushing[0]}`: trainings of `{section.trainer}` push nothing; leave it out. A result that is a model of"
+            " transformers is pushed by its own `push_to_hub`, any other by `speech-tokenizers push`."
+        )
     return build_section(section, recipe, "")
 
 

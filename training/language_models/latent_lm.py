@@ -26,6 +26,7 @@ from speech_tokenizers.modeling.modeling_latent_lm import LatentLanguageModel
 from speech_tokenizers.processing.whole_files import whole_folder, write_whole
 from speech_tokenizers.training.common.checkpoint_faults import file_fault
 from speech_tokenizers.training.common.data import EvaluatedRecordingsArguments, decode_part
+from speech_tokenizers.training.common.hub_pushes import HubPushes, HubSettings, PushCallback
 from speech_tokenizers.training.common.processes import process_state
 from speech_tokenizers.training.common.recipe_files import check_not_negative, check_positive, load_recipe
 from speech_tokenizers.training.common.recipe_trainer import (
@@ -74,12 +75,13 @@ class ContinuationArguments:
 
 
 @dataclass(kw_only=True)
-class LatentLMArguments(ScheduledRecipeArguments):
+class LatentLMArguments(HubSettings, ScheduledRecipeArguments):
     """
     A training of a language model on continuous tokens. The learning rate rises to its peak and falls as a cosine.
 
     The folder gets one for each head, with `final`, `results.json`, `training_log.jsonl` and `continuations`, and the
-    table of all, `results.md`.
+    table of all, `results.md`. On the Hub, each of several heads has a repository of its own, `hub_model_id` with the
+    head's name.
 
     Args:
         model (`str`): Name, folder or Hub id of the model whose `latents` are the tokens: continuous tokens, or a
@@ -90,7 +92,8 @@ class LatentLMArguments(ScheduledRecipeArguments):
         input_noise_std, stop_loss_weight, stop_pos_weight (`float`): See [`LatentLMConfig`].
         continuations ([`ContinuationArguments`]): Speech to listen to in the end.
         num_draws (`int`): Draws of each frame for the held-out score.
-        kwargs: See [`ScheduledRecipeArguments`]. `max_steps` are those of each head; the seed is that of draws, too.
+        kwargs: See [`ScheduledRecipeArguments`] and [`HubSettings`]. `max_steps` are those of each head; the seed is
+            that of draws, too.
     """
 
     trainer: ClassVar[str] = "latent_lm"
@@ -230,13 +233,17 @@ def train_all(args: LatentLMArguments) -> dict[str, dict[str, float]]:
     # Heads are compared, so that what is settled for one is for all.
     finished = ("",) if any((output / name / "results.json").is_file() for name in args.heads) else ()
     RunRecord(output, args, inputs, finished).check()  # before hours of speech are decoded for nothing
+    pushes = {
+        name: HubPushes(_hub_settings(args, name), output / name)
+        for name in args.heads
+        if not (output / name / "results.json").is_file()
+    }
     codec = load(args.model)[0]
     train, held_out = cached_latents(codec, args)
     claim_output(args, inputs, finished)
     for name in args.heads:
-        folder = output / name
-        if not (folder / "results.json").is_file():
-            train_head(name, args, codec, train, held_out, folder)
+        if name in pushes:
+            train_head(name, args, codec, train, held_out, output / name, pushes[name])
         processes.wait_for_everyone()
     for name in args.heads:
         if (fault := file_fault(output / name / "results.json")) is not None:
@@ -245,6 +252,11 @@ def train_all(args: LatentLMArguments) -> dict[str, dict[str, float]]:
     if processes.is_main_process:
         (output / "results.md").write_text(results_table(results) + "\n", encoding="utf-8")
     return results
+
+
+def _hub_settings(args: LatentLMArguments, head: str) -> HubSettings:
+    repo_id = args.hub_model_id or Path(args.output_dir).resolve().name
+    return HubSettings.of(args, hub_model_id=repo_id if len(args.heads) == 1 else f"{repo_id}-{head}")
 
 
 def cached_latents(codec: Any, args: LatentLMArguments) -> tuple[PseudoLabels, list[tuple[str, np.ndarray, bool]]]:
@@ -304,6 +316,7 @@ def train_head(
     train: PseudoLabels,
     held_out: list[tuple[str, np.ndarray, bool]],
     folder: Path,
+    pushes: HubPushes,
 ) -> None:
     """
     Train with one head from the newest checkpoint in `folder/checkpoints`, or from the beginning; measure, and write
@@ -315,6 +328,7 @@ def train_head(
         codec (`PreTrainedModel`): Model that gave the latents.
         train ([`PseudoLabels`]), held_out (`list`): See [`cached_latents`].
         folder (`Path`): Gets everything; `results.json` is written last.
+        pushes ([`HubPushes`]): The pushes of this head.
     """
     dataset = LatentDataset(train, args.data.min_seconds, args.data.max_seconds, args.seed)
     model = new_model(name, args, train[0].shape[-1])
@@ -325,6 +339,7 @@ def train_head(
         batch_length=round(args.batch_seconds * train.label_rate),
         train_dataset=dataset,
     )
+    trainer.add_callback(PushCallback(pushes, trainer, None))
     train_until_done(trainer, folder, ["loss", "prediction_loss", "stop_loss"])
     if not trainer.is_world_process_zero():
         return
@@ -352,6 +367,7 @@ def train_head(
     results |= generation_milliseconds(model.cpu())
     results["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     write_whole(folder / "results.json", json.dumps(results, indent=2))
+    pushes.finish(folder / "final")
 
 
 def results_table(results: dict[str, dict[str, float]]) -> str:

@@ -535,7 +535,7 @@ def _train(
     curves += [f"held_out_{main}_loss"] if held_out is not None else []
     if rank is not None and math.isfinite(rank):
         print(f"effective rank of the latents: {rank:.1f} of {config.latent_dim}", file=sys.stderr)
-    pushes = HubPushes(args)
+    pushes = HubPushes(args, output)
     if args.lora is None:  # an adapter is pushed once it is merged
         trainer.add_callback(PushCallback(pushes, trainer, processor))
     train_until_done(trainer, output, curves)

@@ -62,6 +62,12 @@ class CTCFinetuningArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must be a finite number, but got {value}.")
         if self.eval_steps is not None and not 0 < self.eval_steps < math.inf:
             raise ValueError(f"`eval_steps` must be positive, but got {self.eval_steps}.")
+        if self.push_to_hub or self.hub_token is not None:
+            # transformers would push the whole folder, with the decoded recordings; and a token would be written down.
+            raise ValueError(
+                "`push_to_hub` and `hub_token`: a fine-tuning by CTC pushes nothing, since its folder holds the"
+                " recordings, too; leave them out, and push the model and its processor by their own `push_to_hub`."
+            )
         check_not_negative(self, "warmup_steps", "hold_steps", "freeze_encoder_steps", "weight_decay", "max_grad_norm")
         super().__post_init__()
         self.label_names = ["labels"]

@@ -233,7 +233,7 @@ def train_dc_spin(args: DCSpinTrainingArguments) -> Path:
     model = build_model(args)
     perturbation = SpeakerPerturbation(**dataclasses.asdict(args.perturbation), sampling_rate=model.sampling_rate)
     RunRecord(output, args, inputs).check()  # before hours of speech are decoded for nothing
-    pushes = HubPushes(args)
+    pushes = HubPushes(args, output)
     recordings = decode_part(args.data, "train", model.sampling_rate, args.cache_dir)
     claim_output(args, inputs)
     too_short = shorter_than(recordings, args.data.min_seconds * model.sampling_rate, "the training")

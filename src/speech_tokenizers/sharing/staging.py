@@ -146,6 +146,9 @@ def _stage(
         for name in (CONFIG, PREPROCESSOR, PROCESSOR):
             _drop_auto_maps(folder / name)
         _write_plain_card(shared, folder, repo_id, own, licence)
+    config = folder / CONFIG
+    fields = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(_without_places(fields), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if shared.folder is not None:
         if own is not None and card is None:
             # As they are stored: loading may have widened them. That they are the same is known by now.
@@ -155,6 +158,17 @@ def _stage(
                 shutil.copyfile(shared.folder / name, folder / name)
     if licence is not None and own is not None:
         _set_licence(folder / _CARD, licence)
+
+
+def _without_places(fields: Any) -> Any:
+    # Without the folders of this machine that parts of a model, such as its encoder, came from.
+    if isinstance(fields, list):
+        return [_without_places(value) for value in fields]
+    if not isinstance(fields, dict):
+        return fields
+    place = Path(str(fields.get("_name_or_path") or ""))
+    left_out = "_name_or_path" if place.is_absolute() or place.is_dir() else None
+    return {name: _without_places(value) for name, value in fields.items() if name != left_out}
 
 
 def _drop_auto_maps(path: Path) -> None:
