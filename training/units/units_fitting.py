@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from speech_tokenizers.coding.command_options import add_batch_seconds_argument, check_batch_seconds
+from speech_tokenizers.coding.recording_coding import default_batch_seconds
 from speech_tokenizers.modeling.model_names import find_model
 from speech_tokenizers.modeling.modeling_kmeans_units import KMeansUnitsModel
 from speech_tokenizers.modeling.padding_invariance import frame_mask
@@ -431,7 +432,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--filter", **kept, help="rows of RECORDINGS to use")
     parser.add_argument("--fit-seconds", type=float, default=None, help="audio to use, drawn at random; default: all")
     parser.add_argument("--max-seconds", type=float, default=20.0, help="longer recordings are cut (default: 20)")
-    add_batch_seconds_argument(parser, default=60.0)
+    add_batch_seconds_argument(parser)
     parser.add_argument("--max-epochs", type=float, default=100, help="most epochs of k-means (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn (default: 0)")
     parser.add_argument("--cache-dir", type=Path, default=None, help="keeps audio and frames; default: in FOLDER")
@@ -510,7 +511,7 @@ def _fit_all(args: argparse.Namespace) -> None:
                 args.codebook_size,
                 args.fit_seconds,
                 args.max_seconds,
-                args.batch_seconds,
+                args.batch_seconds or default_batch_seconds(accelerator.device),
                 args.seed,
                 accelerator,
                 plan,

@@ -45,14 +45,14 @@ def count(text: str) -> int:
     return number
 
 
-def add_batch_seconds_argument(parser: argparse.ArgumentParser, default: float | None = None) -> None:
-    """Add `--batch-seconds`, which [`check_batch_seconds`] checks. [`encode_recordings`] has a default of its own."""
+def add_batch_seconds_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--batch-seconds`, which [`check_batch_seconds`] checks. Its default is [`default_batch_seconds`]."""
     parser.add_argument(
         "--batch-seconds",
         metavar="S",
         type=float,
-        default=default,
-        help=f"audio in a batch, with its padding, in seconds (default: {default or '30 on a CPU, 60 elsewhere'})",
+        default=None,
+        help="audio in a batch, with its padding, in seconds (default: 30 on a CPU, 60 elsewhere)",
     )
 
 

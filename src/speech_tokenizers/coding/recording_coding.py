@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 _BLOCKS_AHEAD = 2
 # Latents of recordings up to this length are those of the whole recording.
 _WHOLE_SECONDS = 60
-# Larger batches leave the caches of a core.
-_CPU_BATCH_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -114,6 +112,11 @@ def encode_recordings(
     return _in_order(results) if in_order else results
 
 
+def default_batch_seconds(device: "torch.device") -> float:
+    """Length of the audio in a batch, in seconds: on a CPU, larger batches leave the caches of a core."""
+    return 30.0 if device.type == "cpu" else 60.0
+
+
 @dataclass
 class _Batch:
     # Waveforms that go through the model together, and others that need windows, or were not read yet.
@@ -151,8 +154,8 @@ class _Coding:
         from speech_tokenizers.coding.encoding_threads import EncodingThreads, map_ahead
         from speech_tokenizers.processing.packing import pack_by_length
 
-        default = _CPU_BATCH_SECONDS if self.model.device.type == "cpu" else _WHOLE_SECONDS
-        samples_per_batch = int((batch_seconds or default) * self.sampling_rate)
+        seconds = batch_seconds or default_batch_seconds(self.model.device)
+        samples_per_batch = int(seconds * self.sampling_rate)
         with ThreadPoolExecutor(num_threads) as readers, EncodingThreads(self.model) as encoders:
             lengths = [0] * len(self.recordings)
             for index, length in enumerate(readers.map(self._num_samples, range(len(lengths)))):
