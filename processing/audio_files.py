@@ -8,7 +8,6 @@ import os
 import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -84,21 +83,25 @@ def load_audio(source: AudioSource, sampling_rate: float, mono: bool = True, nam
         return reader.read()
 
 
-@dataclass(frozen=True)
-class AudioLayout:
+def announced_num_samples(source: str | os.PathLike[str] | bytes, sampling_rate: float) -> int | None:
     """
-    What a first look at a file finds. A reader that gets it opens the file again without such a look.
+    Length that a file announces, by a quick look that finds no fault: for what has to be sorted before it is read.
 
     Args:
-        parts (tuple of [`AudioPart`]): The recordings in the file.
-        num_frames (`int`): Samples a channel.
-        stamp (tuple of `int`): Size of the file, and when it was changed if it has a name. A file with another stamp
-            is looked at anew.
-    """
+        source (`str`, `Path` or `bytes`): Path of a file, or its content.
+        sampling_rate (`int`): Sampling rate at which samples are counted, in Hz.
 
-    parts: tuple[AudioPart, ...]
-    num_frames: int
-    stamp: tuple[int, ...]
+    Returns:
+        `int`: Number of samples; `None` if the file announces no length, or cannot be read so.
+    """
+    if not isinstance(source, bytes) and not os.path.isfile(source):
+        return None  # a pipe or a device may never answer
+    try:
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else _native_name(source)) as file:
+            known = 0 < file.frames < 1 << 62 and file.samplerate in PLAUSIBLE_RATES
+            return round(file.frames * sampling_rate / file.samplerate) if known else None
+    except (soundfile.SoundFileError, TypeError, OSError):
+        return None
 
 
 class AudioReader:
@@ -116,7 +119,6 @@ class AudioReader:
         mono (`bool`, *optional*, defaults to `True`): Whether to average the channels. Blocks are `(num_samples,)`, or
             else `(num_channels, num_samples)`.
         name (`str`, *optional*): Name of the audio in errors. Defaults to the path, where there is one.
-        layout ([`AudioLayout`], *optional*): The `layout` of an earlier reader of the same file.
 
     Raises:
         AudioFileError: If the file cannot be opened (here) or turns out to be damaged (while iterating).
@@ -130,7 +132,6 @@ class AudioReader:
         block_seconds: float = 10.0,
         mono: bool = True,
         name: str | None = None,
-        layout: AudioLayout | None = None,
     ):
         self.sampling_rate = whole_sampling_rate(sampling_rate)
         if not block_seconds > 0:
@@ -142,9 +143,7 @@ class AudioReader:
         self._stream, self._owns_stream = self._opened(source)
         try:
             self._source = ByteSource(self._stream)
-            stamp = self._stamp()
-            known = layout if layout is not None and layout.stamp == stamp else None
-            self._parts = self._found_parts() if known is None else known.parts
+            self._parts = self._found_parts()
             self._file = self._decoder(self._parts[0])
         except BaseException:
             self._close_stream()
@@ -152,11 +151,10 @@ class AudioReader:
         self.file_sampling_rate: int = self._file.samplerate
         self.num_channels: int = self._file.channels
         try:
-            self._num_frames = self._count_frames() if known is None else known.num_frames
+            self._num_frames = self._count_frames()
         except BaseException:
             self.close()
             raise
-        self.layout = AudioLayout(self._parts, self._num_frames, stamp)
 
     @property
     def seconds(self) -> float:
@@ -281,17 +279,11 @@ class AudioReader:
             raise AudioFileError(self.path, "is a folder; name an audio file.")
         raise AudioFileError(self.path, "is a pipe or a device; save the audio to a file, and name that.")
 
-    def _stamp(self) -> tuple[int, ...]:
-        if self._native_path is None:
-            return (self._source.size,)
-        known = os.fstat(self._stream.fileno())
-        return self._source.size, known.st_mtime_ns, known.st_ctime_ns, known.st_ino
-
-    def _found_parts(self) -> tuple[AudioPart, ...]:
+    def _found_parts(self) -> list[AudioPart]:
         if not self._source.size:
             raise AudioFileError(self.path, "is empty (0 bytes).")
         try:
-            return tuple(audio_parts(self._source))
+            return audio_parts(self._source)
         except DamagedAudio as error:
             raise AudioFileError(self.path, str(error)) from error
         except OSError as error:
@@ -314,16 +306,14 @@ class AudioReader:
 
     def _readable(self, part: AudioPart) -> Any:
         # What soundfile reads a part from; as it is where nothing is corrected, which is quicker than piece by piece.
-        is_posix = os.name == "posix"
         if not self._owns_stream or not is_whole(self._source, part.pieces):
             return PiecedFile(self._source, part.pieces)
         if self._native_path is None:
             self._stream.seek(0)
             return self._stream
         if not part.is_known:
-            # libsndfile knows some formats by their suffix alone. soundfile encodes no name that is not UTF-8.
-            return os.fsencode(self._native_path) if is_posix else self._native_path
-        if not is_posix:
+            return _native_name(self._native_path)  # libsndfile knows some formats by their suffix alone
+        if os.name != "posix":
             return PiecedFile(self._source, part.pieces)
         os.lseek(self._stream.fileno(), 0, os.SEEK_SET)
         return self._stream.fileno()
@@ -478,6 +468,11 @@ def _name_of(source: AudioSource) -> str:
     return name if isinstance(name, str) else "audio in memory"
 
 
+def _native_name(path: str | os.PathLike[str]) -> Any:
+    # soundfile encodes no name that is not UTF-8.
+    return os.fsencode(path) if os.name == "posix" else path
+
+
 def _num_frames(file: soundfile.SoundFile, part: AudioPart) -> int:
     # libsndfile says 2^63 - 1 where it does not know.
     announced = file.frames if file.frames < 1 << 62 else 0
@@ -492,10 +487,10 @@ def _reason(error: BaseException) -> str:
 __all__ = [
     "AUDIO_SUFFIXES",
     "AudioFileError",
-    "AudioLayout",
     "AudioReader",
     "AudioSource",
     "AudioWriter",
+    "announced_num_samples",
     "find_audio_files",
     "find_files",
     "load_audio",

@@ -200,6 +200,27 @@ def test_a_header_that_announces_less_changes_no_units(units_model, tmp_path, mo
     assert result.num_samples == expected.num_samples
 
 
+def test_headers_that_announce_too_little_make_no_larger_batch(tiny_checkpoint, tmp_path, monkeypatch):
+    model, feature_extractor = load(tiny_checkpoint)
+    files = [tmp_path / f"{number}.wav" for number in range(4)]
+    for number, file in enumerate(files):
+        soundfile.write(file, np.random.default_rng(number).normal(0, 0.1, 8000 * (number + 1)), 16000)
+    expected = [alone(model, load_audio(file, 16000)) for file in files]
+    monkeypatch.setattr(audio_files, "announced_num_samples", lambda *_: 4000)
+    shapes, encode = [], type(model).encode
+    monkeypatch.setattr(
+        type(model), "encode", lambda *args, **kwargs: shapes.append(kwargs) or encode(*args, **kwargs)
+    )
+    results = list(encode_recordings(model, feature_extractor, files, batch_seconds=2.0))
+    for result, codes in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(result.audio_codes, codes)
+    assert sorted(tuple(shape["input_values"].shape) for shape in shapes) == [
+        (1, 1, 24000),
+        (1, 1, 32000),
+        (2, 1, 16000),
+    ]
+
+
 def test_a_recording_that_the_model_cannot_run_costs_that_recording_alone(units_model, waveforms, monkeypatch):
     model, feature_extractor = units_model
     encode = model.encode

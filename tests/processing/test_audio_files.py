@@ -9,7 +9,7 @@ import soundfile
 
 from speech_tokenizers import AudioFileError, AudioReader, AudioWriter, find_audio_files, load_audio
 from speech_tokenizers.processing.audio_bytes import ByteSource, is_whole
-from speech_tokenizers.processing.audio_files import AUDIO_SUFFIXES, find_files
+from speech_tokenizers.processing.audio_files import AUDIO_SUFFIXES, announced_num_samples, find_files
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
@@ -186,19 +186,22 @@ def test_a_pattern_without_a_match_is_refused(tmp_path, pattern, reason):
         find_audio_files(tmp_path / pattern)
 
 
-@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
-def test_what_an_earlier_look_found_holds_as_long_as_the_file_is_the_same(tmp_path, write_audio, suffix):
-    path = write_audio(tmp_path / f"a{suffix}", 2.0)
-    with AudioReader(path, 16000) as reader:
-        layout = reader.layout
-    with AudioReader(path, 16000, layout=layout) as reader:
-        np.testing.assert_array_equal(reader.read(), load_audio(path, 16000))
-        assert reader.layout == layout
-    other = write_audio(tmp_path / f"b{suffix}", 3.0)
-    path.write_bytes(other.read_bytes())
-    with AudioReader(path, 16000, layout=layout) as reader:
-        np.testing.assert_array_equal(reader.read(), load_audio(other, 16000))
-        assert reader.layout != layout
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3"])
+def test_a_quick_look_tells_the_length_and_finds_no_fault(tmp_path, write_audio, suffix):
+    path = write_audio(tmp_path / f"a{suffix}", 2.0, 48000)
+    assert abs(announced_num_samples(path, 16000) - 32000) <= 1
+    assert announced_num_samples(path.read_bytes(), 16000) == announced_num_samples(str(path), 16000)
+    (tmp_path / "text.wav").write_text("none")
+    (tmp_path / "empty.raw").write_bytes(b"")
+    for name in ("text.wav", "empty.raw", "missing.wav", "."):
+        assert announced_num_samples(tmp_path / name, 16000) is None
+    assert announced_num_samples(b"none", 16000) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_quick_look_waits_for_no_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    assert announced_num_samples(tmp_path / "pipe.wav", 16000) is None
 
 
 def test_a_file_is_read_as_it_is_only_where_nothing_is_corrected():

@@ -119,9 +119,9 @@ def default_batch_seconds(device: "torch.device") -> float:
 
 @dataclass
 class _Batch:
-    # Waveforms that go through the model together, and others that need windows, or were not read yet.
-    waveforms: "dict[int, np.ndarray]" = field(default_factory=dict)
-    inputs: Any = None
+    # Waveforms that go through the model together, with its inputs; mostly one such part. Others need windows, and may
+    # not be read yet.
+    parts: "list[tuple[dict[int, np.ndarray], Any]]" = field(default_factory=list)
     windows: "dict[int, np.ndarray | None]" = field(default_factory=dict)
     failed: list[EncodedRecording] = field(default_factory=list)
 
@@ -147,7 +147,6 @@ class _Coding:
         self.deduplicate = deduplicate
         self.with_latents = with_latents
         self.sampling_rate: int = feature_extractor.sampling_rate
-        self.layouts: dict[int, Any] = {}
         self.has_ended = False  # or is not wanted any more
 
     def run(self, batch_seconds: float | None, num_threads: int) -> Iterator[EncodedRecording]:
@@ -155,7 +154,14 @@ class _Coding:
         from speech_tokenizers.processing.packing import pack_by_length
 
         seconds = batch_seconds or default_batch_seconds(self.model.device)
-        samples_per_batch = int(seconds * self.sampling_rate)
+        self.samples_per_batch = int(seconds * self.sampling_rate)
+        # Units near the edge of a window differ from those of the whole recording, so that the size of a batch
+        # does not decide which recordings go through windows; other models do not mind.
+        exact = self.model.longest_exact_stream
+        self.limit = int((batch_seconds or _WHOLE_SECONDS) * self.sampling_rate) if exact is None else exact
+        if self.kind == "latents" and exact is None:
+            can_stream = "latents" in self.model.decodable_kinds
+            self.limit = _WHOLE_SECONDS * self.sampling_rate if can_stream else sys.maxsize
         with ThreadPoolExecutor(num_threads) as readers, EncodingThreads(self.model) as encoders:
             lengths = [0] * len(self.recordings)
             for index, length in enumerate(readers.map(self._num_samples, range(len(lengths)))):
@@ -167,16 +173,9 @@ class _Coding:
                     lengths[index] = length
             readable = [index for index, length in enumerate(lengths) if length]
             longest_first = sorted(readable, key=lambda index: -lengths[index])
-            # Units near the edge of a window differ from those of the whole recording, so that the size of a batch
-            # does not decide which recordings go through windows; other models do not mind.
-            exact = self.model.longest_exact_stream
-            self.limit = int((batch_seconds or _WHOLE_SECONDS) * self.sampling_rate) if exact is None else exact
-            if self.kind == "latents" and exact is None:
-                can_stream = "latents" in self.model.decodable_kinds
-                self.limit = _WHOLE_SECONDS * self.sampling_rate if can_stream else sys.maxsize
             long = [index for index in longest_first if lengths[index] > self.limit]
             short = longest_first[len(long) :]
-            packed = pack_by_length(lengths, short, samples_per_batch)
+            packed = pack_by_length(lengths, short, self.samples_per_batch)
             if self.kind == "latents":
                 packed = [[index] for index in short]
             read = map_ahead(self._read_batch, packed, readers, num_threads)
@@ -189,13 +188,18 @@ class _Coding:
                 self.has_ended = True
 
     def _num_samples(self, index: int) -> "int | Exception":
-        # By the header, before anything is decoded.
+        from speech_tokenizers.processing.audio_files import announced_num_samples
+
+        # By the header, before anything is decoded. What it says is checked where it decides.
+        audio = self._audio(index)
+        quick = announced_num_samples(audio, self.sampling_rate) if isinstance(audio, str | os.PathLike | bytes) else 0
+        if quick and quick <= self.limit:
+            return quick
         try:
             if (reader := self._reader(index)) is None:
                 samples = self._read(index)
                 return samples if isinstance(samples, Exception) else len(samples)
             with reader:
-                self.layouts[index] = reader.layout
                 return reader.expected_num_samples
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             return error
@@ -204,15 +208,19 @@ class _Coding:
         # Of a file or its bytes; `None` for samples.
         from speech_tokenizers.processing.audio_files import AudioReader
 
+        audio = self._audio(index)
+        if not isinstance(audio, str | os.PathLike | bytes):
+            return None
+        is_named = isinstance(audio, bytes) and isinstance(self.recordings[index], dict)
+        return AudioReader(audio, self.sampling_rate, name=self._name(index) if is_named else None)
+
+    def _audio(self, index: int) -> Any:
+        # A path, bytes or samples.
         recording = self.recordings[index]
         audio = recording["audio"] if isinstance(recording, dict) else recording
         if isinstance(audio, dict) and audio.get("array") is None:
-            audio = audio.get("path") if audio.get("bytes") is None else audio["bytes"]
-        if not isinstance(audio, str | os.PathLike | bytes):
-            return None
-        is_named = isinstance(audio, bytes) and isinstance(recording, dict)
-        name = self._name(index) if is_named else None
-        return AudioReader(audio, self.sampling_rate, name=name, layout=self.layouts.pop(index, None))
+            return audio.get("path") if audio.get("bytes") is None else audio["bytes"]
+        return audio
 
     def _read(self, index: int) -> "np.ndarray | Exception":
         from speech_tokenizers.processing.recordings import decode_recording
@@ -227,7 +235,9 @@ class _Coding:
             return error
 
     def _read_batch(self, indices: list[int]) -> "_Batch":
-        batch = _Batch()
+        from speech_tokenizers.processing.packing import pack_by_length
+
+        batch, waveforms = _Batch(), {}
         for index in indices:
             samples = self._read(index)
             if isinstance(samples, Exception):
@@ -235,16 +245,23 @@ class _Coding:
             elif len(samples) > self.limit:  # its header has announced less
                 batch.windows[index] = samples
             else:
-                batch.waveforms[index] = samples
-        # `_forward` finds out which recording it is that cannot be padded.
-        with contextlib.suppress(ValueError, RuntimeError, MemoryError):
-            batch.inputs = self._pad(batch.waveforms) if batch.waveforms else None
+                waveforms[index] = samples
+        # Headers may have announced too little for all of them to go together.
+        lengths = {index: len(samples) for index, samples in waveforms.items()}
+        longest_first = sorted(lengths, key=lambda index: -lengths[index])
+        for together in pack_by_length(lengths, longest_first, self.samples_per_batch):
+            part, inputs = {index: waveforms[index] for index in together}, None
+            # `_forward` finds out which recording it is that cannot be padded.
+            with contextlib.suppress(ValueError, RuntimeError, MemoryError):
+                inputs = self._pad(part)
+            batch.parts.append((part, inputs))
         return batch
 
     def _encode_batch(self, model: Any, batch: "_Batch") -> "tuple[list[EncodedRecording], list[tuple[dict, Any]]]":
         # What is done already, and waveforms with the output of the model.
         in_windows = [self._encode_in_windows(model, index, samples) for index, samples in batch.windows.items()]
-        return batch.failed + in_windows, self._forward(model, batch.waveforms, batch.inputs)
+        outputs = [output for part, inputs in batch.parts for output in self._forward(model, part, inputs)]
+        return batch.failed + in_windows, outputs
 
     def _pad(self, waveforms: "dict[int, np.ndarray]") -> Any:
         return self.model.batch_features(list(waveforms.values()), self.feature_extractor)
