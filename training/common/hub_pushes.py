@@ -128,8 +128,9 @@ class HubPushes:
             return
         strategy = self.args.hub_strategy
         title = f"Training in progress, step {step}"
-        place = self._new_place()
+        place = None
         try:
+            place = self._new_place()
             self._stage(model, preprocessor, place / "model")
             uploads: list[tuple[Path, str | None]] = [(place / "model", None)]
             if strategy in ("checkpoint", "all_checkpoints"):
@@ -139,7 +140,8 @@ class HubPushes:
                     (place / "checkpoint", "last-checkpoint" if strategy == "checkpoint" else checkpoint.name)
                 )
         except Exception as error:  # noqa: BLE001 - whatever it is, the training is worth more
-            shutil.rmtree(place, ignore_errors=True)
+            if place is not None:
+                shutil.rmtree(place, ignore_errors=True)
             self._tell(f"step {step} was not pushed", error)
             return
         self._running = self._thread.submit(self._upload_saved, place, uploads, title, f"step {step} was not pushed")
