@@ -39,8 +39,9 @@ def random_units(num_layers: int = NUM_LAYERS, codebook_size: int = CODEBOOK_SIZ
         )
     units = units.to_empty(device="cpu")
     units.encoder.load_state_dict(encoder.state_dict())
-    width = units.quantizer.features_mean.shape
-    units.set_statistics(torch.zeros(width), torch.ones(width))  # as yet they are what the memory held before
+    shape = units.quantizer.features_mean.shape
+    # `to_empty` leaves what the memory held before, which may be NaN.
+    units.set_statistics(torch.zeros(shape), torch.ones(shape))
     units.set_centroids(torch.randn(units.centroids.shape, generator=torch.Generator().manual_seed(0)))
     return encoder, units.eval()
 

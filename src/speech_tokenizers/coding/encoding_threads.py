@@ -20,9 +20,9 @@ class EncodingThreads:
     On a CPU there are as many as torch would use for one call, and each computes by itself: they need not wait for
     each other at every layer, and what they find does not depend on their number. Each has the model's weights, but
     modules of its own, since encoders keep notes in their modules while they run. The caller's autocast holds in them.
-    Threads of others that begin meanwhile have one thread of torch each, too.
+    Other threads of the process that begin meanwhile also compute by themselves.
 
-    On a GPU, with one core, and for a model that cannot be copied so, the caller's thread does the work.
+    On a GPU, where torch has one thread, and where a copy of the model would differ, the caller works by itself.
 
     Args:
         model: Model in evaluation mode.
@@ -53,7 +53,7 @@ class EncodingThreads:
         self._pool = ThreadPoolExecutor(self.num_threads, initializer=_use_one_thread)
 
     def map(self, function: Callable[[Any, Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        """Results of `function(model, item)` as they come. One for each thread is under way before it is asked for."""
+        """Results of `function(model, item)`, in the order in which they are done. Each thread is one ahead."""
         if self._pool is None:
             yield from self._one_behind(function, items)
             return

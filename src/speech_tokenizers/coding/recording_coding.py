@@ -76,10 +76,9 @@ def encode_recordings(
     turn.
 
     Latents are numbers, the last bits of which would depend on the other recordings of a batch. So with
-    `kind="latents"` each recording is encoded alone, and gives what `encode` gives it, on a CPU what `encode` gives
-    it on one core. Longer ones than a minute go
-    through a stream where `decode` takes the latents, up to rounding. Units longer than `longest_exact_stream` have no
-    latents, and fail.
+    `kind="latents"` each recording is encoded alone: it gets what `encode` gives it, on a CPU with one thread of torch.
+    Recordings longer than a minute go through a stream where `decode` takes the latents, and get the same up to
+    rounding. Units longer than `longest_exact_stream` have no latents, and fail.
 
     Args:
         model: A [`SpeechCodec`] or a codec of transformers, in evaluation mode.
@@ -87,8 +86,8 @@ def encode_recordings(
         recordings (sequence): Paths; waveforms (`np.ndarray` of shape `(num_samples,)`) at the model's rate; or rows
             with undecoded `audio`, such as the dataset that [`load_recordings`] returns.
         batch_seconds (`float`, *optional*): Length of the audio in a batch, with its padding, in seconds. Of codes
-            alone. Defaults to 30 on a CPU, where larger batches are slower, and 60 elsewhere; a recording of up to
-            60 seconds is a batch, then.
+            alone. Defaults to 30 on a CPU, where larger batches are slower, and to 60 elsewhere. By default, only
+            recordings longer than 60 seconds count as longer than a batch.
         deduplicate (`bool`, *optional*, defaults to `False`): Whether to merge runs of equal frames.
         with_latents (`bool`, *optional*, defaults to `False`): Whether to give the frames that were coded as well.
             Recordings that need windows fail then.
