@@ -76,7 +76,7 @@ def encode_recordings(
     turn.
 
     Latents are numbers, the last bits of which would depend on the other recordings of a batch. So with
-    `kind="latents"` each recording is encoded alone: it gets what `encode` gives it, on a CPU with one thread of torch.
+    `kind="latents"` each recording is encoded alone. It gets what `encode` gives it, on a CPU with one thread.
     Recordings longer than a minute go through a stream where `decode` takes the latents, and get the same up to
     rounding. Units longer than `longest_exact_stream` have no latents, and fail.
 
