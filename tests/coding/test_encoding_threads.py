@@ -29,14 +29,6 @@ class Remembering(torch.nn.Module):
 barrier = threading.Barrier(2)
 
 
-@pytest.fixture
-def two_cores():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_threads_share_weights_and_no_notes(two_cores):
     model = Remembering()
     with EncodingThreads(model) as threads:

@@ -135,7 +135,7 @@ def test_what_is_longer_than_a_batch_goes_through_windows(checkpoint, request, s
         assert len(result.latents) == result.audio_codes.shape[1]
 
 
-def test_a_long_recording_is_not_finished_once_nobody_wants_it(tiny_checkpoint, tmp_path, monkeypatch):
+def test_a_long_recording_is_not_finished_once_nobody_wants_it(two_cores, tiny_checkpoint, tmp_path, monkeypatch):
     begun, ended, numbers = threading.Event(), threading.Event(), []
     stream, leave = file_coding.encode_blocks, EncodingThreads.__exit__
 
@@ -156,7 +156,6 @@ def test_a_long_recording_is_not_finished_once_nobody_wants_it(tiny_checkpoint, 
 
     monkeypatch.setattr(file_coding, "encode_blocks", watched)
     monkeypatch.setattr(EncodingThreads, "__exit__", left)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     files = [tmp_path / "20.wav", tmp_path / "500.wav"]
     for file in files:
         soundfile.write(file, np.zeros(int(file.stem) * 16000, np.int16), 16000)

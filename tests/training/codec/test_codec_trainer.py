@@ -106,7 +106,10 @@ def test_discriminators_cost_nothing_before_their_start_and_then_both_sides_lear
     assert min(calls) == 3
     log = logged_losses(trainer.output_dir)
     assert ["adversarial" in entry for entry in log] == [False] * 3 + [True] * 3
-    after = dict(trainer.adversary.discriminator.named_parameters())
+    # Within its margins, the hinge loss pulls recorded and decoded audio equally far apart. So the gradient of some
+    # biases is 0 but for rounding, which depends on the number of threads.
+    after = {name: value for name, value in trainer.adversary.discriminator.named_parameters() if ".weight" in name}
+    assert len(after) > 10
     assert [name for name, value in after.items() if torch.equal(value, before[name])] == []
     # Frozen only while the codec learns.
     assert all(parameter.requires_grad for parameter in trainer.adversary.discriminator.parameters())
